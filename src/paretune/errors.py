@@ -1,0 +1,68 @@
+"""Errors a user can cause and mend. Each message: what came, what was expected, what to do."""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class ParetuneError(Exception):
+    """Base of every error this package raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class WiringError(ParetuneError, ValueError):
+    """A recipe's parts do not fit together; raised before any model is loaded."""
+
+    exit_code = 2
+
+
+class ConfigError(ParetuneError, ValueError):
+    """A recipe file or an override is wrong; the message holds one line for each mistake of the file."""
+
+    exit_code = 2
+
+
+class DataError(ParetuneError, ValueError):
+    """A record does not have the form its reader needs; one line for each bad row."""
+
+    exit_code = 2
+
+
+class MissingExtra(ParetuneError, ImportError):
+    """An optional part of the package is not installed."""
+
+    exit_code = 3
+
+
+class ResourceError(ParetuneError, RuntimeError):
+    """The machine lacks something: memory, disk, a lock another process holds."""
+
+    exit_code = 3
+
+
+class TrainingGuard(ParetuneError, ArithmeticError):
+    """Training met a NaN, an infinity or a collapse and stopped before it reached the weights."""
+
+    exit_code = 4
+
+
+class Stopped(ParetuneError):
+    """A signal asked the run to stop, and a good checkpoint was written first."""
+
+    exit_code = 75
+
+
+def complaint(
+    file: object, line: int | None, col: int | None, key: str, wrong: str, *, meant: str = "", fix: str = ""
+) -> str:
+    """One line of the form `file:line:col: key: what is wrong; did you mean "..."; fix: ...`."""
+    place = ":".join(str(part) for part in (file, line, col) if part is not None)
+    tail = (f'; did you mean "{meant}"?' if meant else "") + (f"; fix: {fix}" if fix else "")
+    return f"{place}: {key}: {wrong}{tail}" if key else f"{place}: {wrong}{tail}"
+
+
+def joined(complaints: Iterable[str], most: int = 20) -> str:
+    """All complaints, one a line, at most `most` of them and a count of the rest."""
+    lines = list(complaints)
+    rest = len(lines) - most
+    return "\n".join([*lines[:most], *([f"... and {rest} more"] if rest > 0 else [])])
