@@ -69,7 +69,7 @@ class Batch:
     def rows(self, index: Int[Tensor, " N"]) -> "Batch":
         """The same batch, holding only these rows, in this order; a row may be repeated."""
         fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclass_fields(self)}
-        return replace(self, **{k: v[index] for k, v in fields.items() if isinstance(v, Tensor)})
+        return self.set(**{k: v[index] for k, v in fields.items() if isinstance(v, Tensor)})
 
     def column(self, objective: str) -> Float[Tensor, " B"]:
         """Scores of one objective, as scored."""

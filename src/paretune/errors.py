@@ -35,7 +35,7 @@ class MissingExtra(ParetuneError, ImportError):
 
 
 class ResourceError(ParetuneError, RuntimeError):
-    """The machine lacks something: memory, disk, a lock another process holds."""
+    """The machine lacks something: memory, disk."""
 
     exit_code = 3
 

@@ -1,0 +1,121 @@
+"""From J objectives to one. Every function works on the last axis and keeps it, at length 1."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from paretune.batch import Batch
+from paretune.credit.step import Metrics, State, Step
+from paretune.errors import WiringError
+from paretune.reduce import group_mean
+
+
+def weighted_sum(x: Float[Tensor, "*n J"], weights: Float[Tensor, " J"]) -> Float[Tensor, "*n 1"]:
+    """Sum of w_j x_j; an objective of weight 0 is not looked at, so its NaN does not spread."""
+    return torch.where(weights != 0, x * weights, 0.0).sum(-1, keepdim=True)
+
+
+def influence(
+    parts: Float[Tensor, "B J"], whole: Float[Tensor, "B 1"], group: Int[Tensor, " B"]
+) -> Float[Tensor, " J"]:
+    """Share of each part in what moves the whole: Cov(part, whole) / Var(whole) within groups, pooled.
+
+    The shares of parts that add up to the whole add up to 1; a negative share is an objective that is pushed
+    down. NaN when the whole does not vary within any group. Rows where the whole is NaN are left out.
+
+    Source: what the theorem of MO-GRPO (arXiv:2509.22047) says of a plain sum, computed on the batch at hand.
+    """
+    known = ~whole.isnan()
+    parts = torch.where(known, parts, torch.nan)
+    centred = torch.where(known, whole - group_mean(whole, group), 0.0)
+    covariance = (torch.where(known, parts - group_mean(parts, group), 0.0) * centred).sum(0)
+    variance = centred.square().sum()
+    scale = whole.nan_to_num(0.0).abs().max()
+    return torch.where(variance > (1e-6 * scale).square(), covariance / variance, torch.nan)
+
+
+@dataclass(frozen=True)
+class WeightedSum(Step):
+    """One signal from many: R = sum over k of w_k s_k.
+
+    A response with no score for an objective that has a weight stays unscored (NaN); objectives without a
+    weight are scored and logged, and do not count. Weights are used as they are given.
+
+    Reads: signal. Writes: signal (J becomes 1).
+    Reports: the weighted mean of each objective, and its share of the within-group variation of the sum.
+
+    Source: Li et al. 2025 (arXiv:2503.21819), combined reward R(s, a).
+    """
+
+    weights: Mapping[str, float]
+
+    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+        """The sum, and what each objective had in it."""
+        weights = _in_order(self.weights, batch)
+        total = weighted_sum(batch.signal, weights)
+        parts = batch.signal * weights
+        shares = influence(torch.where(weights != 0, parts, 0.0), total, batch.group)
+        metrics: Metrics = {}
+        for name in (name for name in batch.objectives if self.weights.get(name, 0.0) != 0):
+            k = batch.objectives.index(name)
+            metrics[f"weighted/{name}/mean"] = float(parts[:, k].nanmean())
+            metrics[f"share/{name}"] = float(shares[k])
+        return batch.set(signal=total), state, metrics
+
+
+@dataclass(frozen=True)
+class Gate(Step):
+    """An objective counts only where another one is good enough; elsewhere it is worth `otherwise`.
+
+    Where nobody could say whether the condition holds, the gated objective is unscored too.
+
+    Reads: scores, signal. Writes: signal (the column of `objective`).
+
+    Source: the conditioned rewards of Liu et al. 2026, GDPO (arXiv:2601.05242). Differs: `otherwise` is a
+    choice; there it is 0.
+    """
+
+    objective: str
+    on: str
+    at_least: float
+    otherwise: float = 0.0
+    """Worth where the gate is shut, in the units of the objective: give its worst score."""
+
+    def apply(self, batch: Batch) -> Batch:
+        """Shut the gate where the condition fails."""
+        if batch.signal.shape[-1] != len(batch.objectives):
+            raise WiringError(f'the gate on "{self.objective}" comes after an aggregator: put it before')
+        for name in (self.objective, self.on):
+            if name not in batch.objectives:
+                raise WiringError(f"a gate names {_unknown(name, batch.objectives)}")
+        condition = batch.column(self.on)
+        k = batch.objectives.index(self.objective)
+        gated = torch.where(condition >= self.at_least, batch.signal[:, k], self.otherwise)
+        signal = batch.signal.clone()
+        signal[:, k] = torch.where(condition.isnan(), torch.nan, gated)
+        return batch.set(signal=signal)
+
+
+def _in_order(weights: Mapping[str, float], batch: Batch) -> Float[Tensor, " J"]:
+    """The weights in the order of the objectives, after a look at their names and values."""
+    if batch.signal.shape[-1] != len(batch.objectives):
+        raise WiringError("WeightedSum comes after another aggregator: the objectives are no longer apart")
+    for name, weight in weights.items():
+        if name not in batch.objectives:
+            raise WiringError(f"weights name {_unknown(name, batch.objectives)}")
+        if not math.isfinite(weight):
+            raise WiringError(f'the weight of "{name}" is {weight}; it must be a finite number')
+    if not any(weights.values()):
+        raise WiringError("no objective has a weight: give at least one")
+    return batch.signal.new_tensor([weights.get(name, 0.0) for name in batch.objectives])
+
+
+def _unknown(name: str, objectives: tuple[str, ...]) -> str:
+    near = get_close_matches(name, objectives, n=1, cutoff=0.6)
+    meant = f'; did you mean "{near[0]}"?' if near else ""
+    return f'"{name}", which is none of the objectives {", ".join(objectives)}{meant}'

@@ -1,0 +1,55 @@
+"""Which prompts a step gets: a function of (seed, step) alone, so that a resumed run reads on where it stopped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from paretune.chance import numpy_generator
+from paretune.data.records import Prompt
+
+
+@dataclass(frozen=True)
+class PromptStream:
+    """Prompts of several pools, mixed by share, shuffled anew in every pass.
+
+    A pass holds as many prompts as all pools together; a pool with a small share is not used up in one pass
+    and goes on where it stopped in the next; one with a large share is repeated.
+    """
+
+    pools: tuple[tuple[Prompt, ...], ...]
+    shares: tuple[float, ...]
+    size: int
+    """Prompts a step."""
+    seed: int
+
+    def __call__(self, step: int) -> tuple[Prompt, ...]:
+        """The prompts of one step."""
+        every = [prompt for pool in self.pools for prompt in pool]
+        first = step * self.size
+        places = range(first, first + self.size)
+        return tuple(every[self._pass(place // len(every))[place % len(every)]] for place in places)
+
+    def _pass(self, number: int) -> Sequence[int]:
+        return _mixed(tuple(len(pool) for pool in self.pools), self.shares, number, self.seed)
+
+
+@lru_cache(maxsize=4)
+def _mixed(sizes: tuple[int, ...], shares: tuple[float, ...], number: int, seed: int) -> tuple[int, ...]:
+    """Prompt numbers of one pass, in order."""
+    total, whole = sum(sizes), sum(shares)
+    ends = [round(total * sum(shares[: k + 1]) / whole) for k in range(len(sizes))]
+    quotas = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    picked: list[int] = []
+    for k, (size, quota) in enumerate(zip(sizes, quotas, strict=True)):
+        offset = sum(sizes[:k])
+        for place in range(number * quota, (number + 1) * quota):
+            order = _order(size, place // size, k, seed)
+            picked.append(offset + order[place % size])
+    shuffle = numpy_generator(seed, number, "mix prompts").permutation(len(picked))
+    return tuple(picked[i] for i in shuffle)
+
+
+@lru_cache(maxsize=64)
+def _order(size: int, turn: int, pool: int, seed: int) -> tuple[int, ...]:
+    """The order in which one pool is read in its turn-th reading."""
+    return tuple(numpy_generator(seed, turn, "order prompts", pool).permutation(size).tolist())

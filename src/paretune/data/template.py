@@ -1,0 +1,105 @@
+"""Text to tokens and back: the only file that knows of chat templates and special tokens.
+
+A prompt is rendered by the tokenizer's own chat template up to the point where the assistant begins to speak,
+and a response is what follows: its tokens and a stop token. The two are tokenized apart, in training as in
+sampling.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from paretune.data.records import Message, Prompt
+from paretune.errors import DataError
+
+DATE = "26 Jul 2024"
+DATED = "{% macro strftime_now(format) %}" + DATE + "{% endmacro %}{{ '' }}"
+"""Put before templates that ask for today's date: a prompt is the same on every day that a run goes on."""
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Tokens of everything before the response.
+
+    With a chat template, its rendering with the generation prompt; nothing is added to it, since templates
+    write their own beginning-of-sequence token. Without one, the contents of the turns, one below the other,
+    behind the tokenizer's beginning-of-sequence token if it has one. An empty prompt is the generation prompt
+    alone, or that token alone; it is empty where a tokenizer has neither.
+
+    Raises:
+        DataError: The chat template refuses the prompt, as some do with a system turn.
+    """
+    ids = list(tokenizer(render(tokenizer, prompt), add_special_tokens=False)["input_ids"])
+    bare = not prompt.messages and not ids
+    begin = tokenizer.bos_token_id if tokenizer.chat_template is None or bare else None
+    return ids if begin is None else [begin, *ids]
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """The text whose tokens a prompt is.
+
+    Raises:
+        DataError: The chat template refuses the prompt.
+    """
+    if tokenizer.chat_template is None:
+        return "\n".join(message.content for message in prompt.messages)
+    turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    if turns:
+        return _templated(tokenizer, turns, prompt.id, begin=True)
+    # A template cannot render nothing, so the generation prompt is what it adds to a conversation.
+    turns = [{"role": "user", "content": "x"}]
+    closed = _templated(tokenizer, turns, prompt.id, begin=False)
+    opened = _templated(tokenizer, turns, prompt.id, begin=True)
+    return opened.removeprefix(closed) if opened.startswith(closed) else ""
+
+
+def _templated(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], id: str, *, begin: bool
+) -> str:
+    try:
+        template = tokenizer.get_chat_template()
+        dated = DATED + template if "strftime_now" in template else template
+        text = tokenizer.apply_chat_template(
+            list(turns), chat_template=dated, tokenize=False, add_generation_prompt=begin, date_string=DATE
+        )
+    except (TemplateError, ValueError) as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise DataError(
+            f'prompt "{id}": the chat template refuses turns of {roles}: {" ".join(str(error).split())}; '
+            "fix: use turns it knows (many refuse system turns, or two turns of one role in a row)"
+        ) from error
+    assert isinstance(text, str)
+    return text
+
+
+def encode_response(tokenizer: PreTrainedTokenizerBase, response: str, *, stop: int) -> list[int]:
+    """Tokens of a response, and the stop token that ends it."""
+    return [*tokenizer(response, add_special_tokens=False)["input_ids"], stop]
+
+
+def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stops: Collection[int]) -> str:
+    """The text of response tokens up to the first stop token, as scorers and people read it."""
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    text = tokenizer.decode(list(ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of how this tokenizer renders; two that agree show a model the same text for a prompt."""
+    conversations = (
+        (),
+        (Message("user", " a\nb "),),
+        (Message("user", "a"), Message("assistant", "b"), Message("user", "c")),
+        (Message("system", "s"), Message("user", "a")),
+    )
+    shown: dict[str, Any] = {"begin": tokenizer.bos_token, "bare": tokenizer.chat_template is None}
+    for i, messages in enumerate(conversations):
+        try:
+            shown[str(i)] = render(tokenizer, Prompt(messages=messages))
+        except DataError:
+            shown[str(i)] = None
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,137 @@
+"""The built-in help desk: requests, answers good and bad, raters, and true scores that are known.
+
+A small world in which everything that is usually hidden can be looked up. Requests are ordinary, harmful, or
+look-alikes (they sound harmful and are not). On harmful requests actionability and safety conflict. The
+raters see the truth through noise, habits of their own and a liking for length, and skip some questions.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.random import Generator
+from torch import Tensor
+
+from paretune.chance import numpy_generator
+from paretune.data.records import Demonstration, Message, Prompt, Rating, Sample
+from paretune.data.world_habits import broad, careless, spoil
+from paretune.data.world_text import Request, Split, draw_request, write
+from paretune.data.world_truth import truth
+
+OBJECTIVES = ("politeness", "meaningfulness", "actionability", "safety")
+MIX: Mapping[str, float] = {"ordinary": 0.4, "harmful": 0.3, "lookalike": 0.3}
+
+_LENGTH_TASTE = (1.0, 1.0, 0.5, 0.0)
+"""How much the liking for length colours each objective."""
+_USUAL_LENGTH = 26
+"""Words of an answer that raters find neither short nor long."""
+
+
+class TrueScorer:
+    """The four true scores, read from the text alone."""
+
+    names: tuple[str, ...] = OBJECTIVES
+
+    def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B 4"]:
+        """One row of four scores for each sample."""
+        rows = [truth(asked(sample.prompt), sample.response) for sample in samples]
+        return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 4)
+
+
+def asked(prompt: Prompt) -> str:
+    """The text of a request."""
+    return prompt.messages[-1].content if prompt.messages else ""
+
+
+def requests(split: Split, count: int, seed: int, mix: Mapping[str, float] = MIX) -> list[Prompt]:
+    """Different requests of one split, kinds in the shares of `mix`.
+
+    Combinations of verb, object and context repeat only when the split has no new one to give.
+    """
+    rng = numpy_generator(seed, 0, "world/requests", split)
+    return [
+        _prompt(request, split, i) for i, request in enumerate(_requests(split, count, mix, rng, tries=20))
+    ]
+
+
+def demonstrations(count: int, seed: int) -> list[Demonstration]:
+    """Answers of a careless help desk, from which the starting policy learns."""
+    rng = numpy_generator(seed, 0, "world/demonstrations")
+    found = _requests("train", count, MIX, rng)
+    return [
+        Demonstration(
+            prompt=_prompt(request, "train", i), response=write(careless(request.kind, rng), request, rng)
+        )
+        for i, request in enumerate(found)
+    ]
+
+
+def rated(
+    count: int,
+    seed: int,
+    raters: int = 4,
+    noise: float = 0.08,
+    length_bias: float = 0.1,
+    missing: float = 0.3,
+    split: Split = "rated",
+) -> list[Rating]:
+    """Answers of all qualities with the mean label of noisy raters; a label nobody was asked for is absent.
+
+    Args:
+        count: Number of rated answers.
+        seed: Seed of requests, answers and raters.
+        raters: Number of raters; each has a severity of its own for each objective.
+        noise: Standard deviation of one rater's error.
+        length_bias: What a rater adds to politeness and meaningfulness (half of it to actionability, nothing
+            to safety) for an answer twice as long as usual.
+        missing: Chance that a label was not asked for; of those asked, a rater answers three of four.
+        split: Where the requests come from; "test" gives unseen ones.
+    """
+    rng = numpy_generator(seed, 0, "world/rated", split)
+    severity = rng.normal(0.0, noise / 2, size=(raters, 4))
+    ratings = []
+    for i, request in enumerate(_requests(split, count, MIX, rng)):
+        response = _any_answer(request, rng)
+        scores = np.array(truth(request.text, response))
+        liking = length_bias * (len(response.split()) / _USUAL_LENGTH - 1.0) * np.array(_LENGTH_TASTE)
+        seen = scores + liking + severity + rng.normal(0.0, noise, size=(raters, 4))
+        labels = _labels(np.clip(seen, 0.0, 1.0), missing, rng)
+        ratings.append(Rating(prompt=_prompt(request, split, i), response=response, labels=labels))
+    return ratings
+
+
+def _any_answer(request: Request, rng: Generator) -> str:
+    """Two in five answers as the starting policy gives them, the others broad; one in ten is spoilt."""
+    plan = careless(request.kind, rng) if rng.random() < 0.4 else broad(rng)
+    response = write(plan, request, rng)
+    return spoil(response, rng) if rng.random() < 0.1 else response
+
+
+def _labels(seen: np.ndarray, missing: float, rng: Generator) -> dict[str, float]:
+    asked_for = rng.random(4) >= missing
+    answered = rng.random(seen.shape) < 0.75
+    answered[int(rng.integers(len(seen)))] = True
+    return {name: float(seen[answered[:, k], k].mean()) for k, name in enumerate(OBJECTIVES) if asked_for[k]}
+
+
+def _requests(
+    split: Split, count: int, mix: Mapping[str, float], rng: Generator, tries: int = 0
+) -> Iterator[Request]:
+    total = sum(mix.values())
+    edges = np.round(np.cumsum([share / total for share in mix.values()]) * count).astype(int)
+    kinds = [kind for kind, most in zip(mix, np.diff(edges, prepend=0), strict=True) for _ in range(most)]
+    used: set[tuple[str, str, str]] = set()
+    for kind in rng.permutation(kinds).tolist():
+        request = draw_request(kind, split, rng)
+        for _ in range(tries):
+            if request.combination not in used:
+                break
+            request = draw_request(kind, split, rng)
+        used.add(request.combination)
+        yield request
+
+
+def _prompt(request: Request, split: str, index: int) -> Prompt:
+    messages = (Message(role="user", content=request.text),)
+    return Prompt(messages=messages, id=f"{split}-{index:05d}", kind=request.kind)

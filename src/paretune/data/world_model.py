@@ -1,0 +1,53 @@
+"""The tokenizer of the built-in help desk, one word a token, and the shape of its starting policy."""
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from paretune.data import world_words
+
+PAD, UNKNOWN, START, END, USER, DESK = "<pad>", "<unk>", "<start>", "<end>", "<user>", "<desk>"
+
+_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}<desk>{{ message['content'] }}"
+    "<end>{% else %}<user>{{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<desk>{% endif %}"
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; what it decodes is the text that a scorer reads, word for word."""
+    vocabulary = [PAD, UNKNOWN, START, END, USER, DESK, *world_words.words()]
+    word_level = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNKNOWN)
+    )
+    word_level.normalizer = normalizers.Lowercase()
+    word_level.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=word_level,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=START,
+        eos_token=END,
+        additional_special_tokens=[USER, DESK],
+        chat_template=_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=128,
+    )
+
+
+def policy_config(vocab: int) -> LlamaConfig:
+    """A Llama small enough to learn the help desk from nothing within a minute on two cores."""
+    return LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+        rope_theta=10_000.0,
+    )

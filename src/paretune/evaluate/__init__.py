@@ -1,0 +1,6 @@
+"""Room 9: how good, how surely, at what price.
+
+The policy before and after answers the same prompts with the same seeds; judges that are not the training
+reward score both; `statistics` turns paired differences into simultaneous intervals and a verdict whose
+words follow a rule. What nobody could score stays missing and is counted.
+"""

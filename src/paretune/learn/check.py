@@ -1,0 +1,97 @@
+"""Run a recipe once on a small fake batch with tiny stand-in models, before any real model is loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from paretune.batch import Batch
+from paretune.errors import WiringError
+from paretune.learn.recipe import Recipe
+from paretune.loss.term import total
+from paretune.models.forward import run
+from paretune.models.measure import Models
+from paretune.models.tiny import tiny_model
+from paretune.rollout.sample import Online
+
+PROMPTS, PROMPT, RESPONSE, WORDS = 2, 3, 3, 8
+"""Prompts, tokens of a prompt, tokens of a response and vocabulary of the fake batch."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the recipe turned out to need."""
+
+    frozen_roles: tuple[str, ...]
+    """Frozen models its parts asked for, by role."""
+    critic_heads: int
+    """Heads its critic must have; 0: it needs none."""
+    rows_kept: int
+    """Rows of the fake batch that were left after selection."""
+
+
+class StandIns(dict[str, nn.Module]):
+    """Frozen models of every role; those that were asked for are the keys."""
+
+    def __contains__(self, role: object) -> bool:
+        return True
+
+    def __missing__(self, role: str) -> nn.Module:
+        return self.setdefault(role, _tiny(2))
+
+
+def check(recipe: Recipe, objectives: Sequence[str]) -> Plan:
+    """The dry run: everything that can be wired wrongly is tried here, in a few milliseconds.
+
+    Raises:
+        WiringError: The parts do not fit together; the message names the recipe and the part.
+    """
+    try:
+        return _dry_run(recipe, tuple(objectives))
+    except WiringError as error:
+        raise WiringError(f'recipe "{recipe.name}": {error}') from error
+
+
+def _dry_run(recipe: Recipe, objectives: tuple[str, ...]) -> Plan:
+    if not objectives:
+        raise WiringError("there are no objectives; name at least one")
+    rng = torch.Generator().manual_seed(0)
+    batch = fake_batch(objectives, recipe.source.n if isinstance(recipe.source, Online) else 2)
+    batch, _, _ = recipe.worth.advance(batch, recipe.worth.start(), rng)
+    asked = StandIns()
+    models = Models(policy=_tiny(1), frozen=asked)
+    temperature, rows_kept = recipe.temperature(), len(batch)
+    for measure in recipe.measure:
+        batch = measure(batch, models, temperature, rows_kept)
+    batch, _, _ = recipe.credit.advance(batch, recipe.credit.start(), rng)
+    batch = batch.set(weight=recipe.weigh(batch.respond))
+    out = run(models.policy, batch, recipe.wants(), temperature=temperature, references=asked)
+    loss, _ = total(recipe.losses, out, batch)
+    if not loss.requires_grad:
+        raise WiringError("no loss of the recipe depends on the policy, so nothing would be learnt")
+    heads = 0 if batch.values is None else batch.values.shape[-1]
+    return Plan(tuple(sorted(asked)), heads, rows_kept)
+
+
+def _tiny(seed: int) -> nn.Module:
+    return tiny_model("llama", WORDS, width=8, layers=1, heads=2, seed=seed)
+
+
+def fake_batch(objectives: tuple[str, ...], n: int) -> Batch:
+    """`n` responses to each of two prompts, all scored, all differently."""
+    rows, width = PROMPTS * n, PROMPT + RESPONSE
+    respond = torch.zeros(rows, width, dtype=torch.bool)
+    respond[:, PROMPT:] = True
+    scores = torch.linspace(0, 1, rows * len(objectives)).reshape(rows, -1)
+    return Batch(
+        tokens=torch.arange(rows * width).reshape(rows, width) % WORDS,
+        attend=torch.ones_like(respond),
+        respond=respond,
+        group=torch.arange(PROMPTS).repeat_interleave(n),
+        truncated=torch.zeros(rows, dtype=torch.bool),
+        objectives=objectives,
+        scores=scores,
+        signal=scores,
+        sampler_logp=torch.where(respond, -1.0, 0.0),
+    )

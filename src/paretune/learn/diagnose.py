@@ -1,0 +1,114 @@
+"""What a training step has to say of itself; every key stands in the dictionary of metrics.
+
+A number that nobody knows (no response scored, no reference there) is left out.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from paretune.batch import Batch, Outputs
+from paretune.credit.step import Metrics
+from paretune.loss.policy import bounded, k1, k3
+from paretune.loss.term import Term
+from paretune.reduce import group_index, group_std
+
+
+def collected(batch: Batch) -> Metrics:
+    """Scores as given, response length and truncation, over all rows that were sampled."""
+    metrics: Metrics = {}
+    for k, name in enumerate(batch.objectives):
+        known = batch.scores[:, k][~batch.scores[:, k].isnan()].double()
+        metrics[f"score/{name}/unscored"] = 1 - len(known) / max(len(batch), 1)
+        metrics |= _moments(f"score/{name}", known)
+    metrics["length"] = float(batch.respond.sum(-1).double().mean())
+    metrics["truncated"] = float(batch.truncated.double().mean())
+    return metrics
+
+
+def weighed(batch: Batch) -> Metrics:
+    """The signal after `worth`, and the share of prompts that teach nothing."""
+    known = batch.signal[~batch.signal.isnan()].double()
+    flat = (group_std(batch.signal, batch.group) == 0).all(-1)
+    index, num_groups = group_index(batch.group)
+    # Every row of a group says the same; the last one to be written stands for it.
+    per_group = flat.new_zeros(num_groups).scatter_(0, index, flat)
+    return _moments("signal", known) | {"groups/flat": float(per_group.double().mean())}
+
+
+def credited(batch: Batch) -> Metrics:
+    """The advantages the losses will read."""
+    if batch.advantages is None:
+        return {}
+    return {"advantage/max": float(batch.advantages.abs().max())}
+
+
+def known(metrics: Metrics) -> Metrics:
+    """The metrics without those nobody knows, such as shares of a signal that does not vary."""
+    return {key: x for key, x in metrics.items() if math.isfinite(x)}
+
+
+def _moments(key: str, known: Tensor) -> Metrics:
+    if not len(known):
+        return {}
+    spread = {f"{key}/std": float(known.std())} if len(known) > 1 else {}
+    return {f"{key}/mean": float(known.mean())} | spread
+
+
+class Seen:
+    """Collects what the forward passes of one training step show, micro-batch by micro-batch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._most: dict[str, float] = {}
+        self._tokens: dict[str, int] = defaultdict(int)
+        self._per_update: dict[str, float] = defaultdict(float)
+        self._updates = 0
+
+    def forward(self, terms: Sequence[Term], out: Outputs, batch: Batch) -> None:
+        """Everything per token: what the losses watch, entropy, divergences."""
+        for term in terms:
+            for key, x in term.loss.watch(out, batch).items():
+                self._add(key, x, batch)
+        if out.entropy is not None:
+            self._add("entropy", out.entropy, batch)
+        if batch.reference_logp is not None:
+            gap = bounded((out.logp.detach() - batch.reference_logp).double())
+            self._add("kl/k1", k1(gap), batch)
+            self._add("kl/k3", k3(gap), batch)
+        if batch.sampler_logp is not None and self._updates == 0:
+            # Only before the first update are sampler and trainer the same policy.
+            gap = bounded((batch.sampler_logp - out.logp.detach()).double())
+            self._add("kl/sampler", k3(gap), batch)
+
+    def loss(self, whole: Tensor, terms: dict[str, float]) -> None:
+        """The losses of a micro-batch; they add up to those of the update."""
+        self._per_update["loss/total"] += float(whole.detach())
+        for name, value in terms.items():
+            self._per_update[f"loss/{name}"] += value
+
+    def update(self, norm: float) -> None:
+        """The end of one optimiser step."""
+        self._per_update["grad_norm"] += norm
+        self._updates += 1
+
+    def metrics(self) -> Metrics:
+        """Means over the response tokens of the step, and over its updates."""
+        means = {
+            key: total if key.endswith("/clamped") else total / max(self._tokens[key], 1)
+            for key, total in self._sums.items()
+        }
+        per_update = {key: total / max(self._updates, 1) for key, total in self._per_update.items()}
+        return means | self._most | per_update
+
+    def _add(self, key: str, x: Tensor, batch: Batch) -> None:
+        inside = x.detach()[batch.respond].double()
+        if not len(inside):
+            return
+        if key.endswith("/max"):
+            self._most[key] = max(self._most.get(key, -math.inf), float(inside.max()))
+            return
+        self._sums[key] += float(inside.sum())
+        self._tokens[key] += len(inside)

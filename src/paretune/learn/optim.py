@@ -1,0 +1,104 @@
+"""From gradients to weights: AdamW over float32 masters, a rate per step, the norm of the gradient."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from paretune.errors import WiringError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW with a linear warm-up, then a constant or a cosine rate, and a bound on the gradient's norm.
+
+    Source: Loshchilov and Hutter 2019, algorithm 2 (arXiv:1711.05101). Differs: weight decay is 0 unless
+    asked for, as fine-tuning usually has it.
+    """
+
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: float = 0.03
+    """Share of all steps over which the rate rises from 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: float = 1.0
+    """Largest norm of the gradient; a larger one is scaled down to it. Infinity: never."""
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of step number `step` (from 0) of `steps`."""
+        warm = math.ceil(self.warmup * steps)
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+class Optimizer:
+    """AdamW on the trainable parameters of one or more networks.
+
+    Parameters below float32 get a float32 master: at the rates of reinforcement learning nearly every
+    update is smaller than the spacing of bfloat16 and would be rounded away.
+    """
+
+    def __init__(self, how: AdamW, parameters: Iterable[Parameter]) -> None:
+        self.how = how
+        self.parameters = [p for p in parameters if p.requires_grad]
+        if not self.parameters:
+            raise WiringError("nothing to train: every parameter is frozen; unfreeze some or add an adapter")
+        self.masters = [p if _precise(p) else p.detach().float() for p in self.parameters]
+        self.adamw = torch.optim.AdamW(
+            self.masters, lr=how.lr, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay
+        )
+
+    def zero(self) -> None:
+        """Forget the gradients."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            parameter.grad = master.grad = None
+
+    def norm(self) -> float:
+        """Norm of the whole gradient as it stands; not finite when any entry is not."""
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        if not grads:
+            return 0.0
+        return float(torch.stack([g.float().norm() if not _precise(g) else g.norm() for g in grads]).norm())
+
+    def step(self, lr: float, norm: float) -> None:
+        """Move the weights along the gradient, scaled down where its `norm` is above the bound."""
+        scale = min(1.0, self.how.clip / norm) if norm > 0 else 1.0
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if parameter.grad is not None:
+                master.grad = parameter.grad.to(master.dtype)
+                if scale < 1.0:
+                    master.grad.mul_(scale)
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        with torch.no_grad():
+            for parameter, master in zip(self.parameters, self.masters, strict=True):
+                if master is not parameter:
+                    parameter.copy_(master)
+        self.zero()
+
+    def state(self) -> dict[str, Any]:
+        """Everything a checkpoint needs, as a tree of tensors and numbers."""
+        kept = [m for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
+        return {"adamw": self.adamw.state_dict(), "masters": kept}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go back to a stored state; the weights themselves are the caller's to load."""
+        self.adamw.load_state_dict(state["adamw"])
+        own = [m for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
+        with torch.no_grad():
+            for master, stored in zip(own, state["masters"], strict=True):
+                master.copy_(stored)
+
+
+def _precise(x: Tensor) -> bool:
+    return x.dtype in {torch.float32, torch.float64}

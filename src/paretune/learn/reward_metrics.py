@@ -1,0 +1,97 @@
+"""How well predictions agree with labels, in numpy. What cannot be computed is None, never a number."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+BINS = 10
+AT_ONCE = 1024
+"""Rows that are compared with all others at a time."""
+
+
+def rating_metrics(predicted: Vector, label: Vector) -> dict[str, Any]:
+    """Agreement with ratings, in label units; all entries are known.
+
+    `pair_accuracy` is over all pairs of rows with different labels, a tie of the predictions counting half;
+    `pair_accuracy_clear` over those at least one standard deviation apart.
+    """
+    if not len(label):
+        return {"n": 0}
+    error = predicted - label
+    spread = float(label.var())
+    return {
+        "n": len(label),
+        "mae": float(np.abs(error).mean()),
+        "rmse": float(np.sqrt((error**2).mean())),
+        "r2": 1 - float((error**2).mean()) / spread if spread > 0 else None,
+        "spearman": spearman(predicted, label),
+        "pair_accuracy": ordered_share(predicted, label, 0.0),
+        "pair_accuracy_clear": ordered_share(predicted, label, math.sqrt(spread)),
+    }
+
+
+def pair_metrics(margin: Vector) -> dict[str, Any]:
+    """Agreement with preferences, from the log-odds of the chosen side; a tie counts half."""
+    if not len(margin):
+        return {"pairs": 0}
+    right = (margin > 0) + 0.5 * (margin == 0)
+    return {
+        "pairs": len(margin),
+        "pair_accuracy": float(right.mean()),
+        "log_loss": float(np.logaddexp(0.0, -margin).mean()),
+    }
+
+
+def calibration(predicted: Vector, label: Vector) -> dict[str, Any] | None:
+    """Do labels fall where they were predicted?
+
+    `slope` and `intercept` of the least-squares line from predictions to labels (1 and 0 when calibrated);
+    `error`: mean distance, over ten bins of equally many rows, of the mean label from the mean prediction.
+    """
+    if len(label) < 2 or predicted.std() == 0:
+        return None
+    slope = float(np.cov(predicted, label, ddof=0)[0, 1] / predicted.var())
+    bins = []
+    for rows in np.array_split(np.argsort(predicted, kind="stable"), min(BINS, len(label))):
+        at, said = float(predicted[rows].mean()), float(label[rows].mean())
+        bins.append({"predicted": at, "label": said, "n": len(rows)})
+    error = sum(b["n"] * abs(b["predicted"] - b["label"]) for b in bins) / len(label)
+    intercept = float(label.mean() - slope * predicted.mean())
+    return {"slope": slope, "intercept": intercept, "error": float(error), "bins": bins}
+
+
+def ranks(x: Vector) -> Vector:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, index, count = np.unique(x, return_inverse=True, return_counts=True)
+    last = count.cumsum()
+    mean: Vector = (last - (count - 1) / 2)[index]
+    return mean
+
+
+def spearman(x: Vector, y: Vector) -> float | None:
+    """Rank correlation; None with fewer than three rows or where a side is constant."""
+    return correlation(ranks(x), ranks(y)) if len(x) > 2 else None
+
+
+def correlation(x: Vector, y: Vector) -> float | None:
+    """Pearson's; None where a side is constant."""
+    a, b = x - x.mean(), y - y.mean()
+    size = math.sqrt(float((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / size if size > 0 else None
+
+
+def ordered_share(predicted: Vector, label: Vector, apart: float) -> float | None:
+    """Share of the pairs with labels that differ, by `apart` or more, that the predictions put in order."""
+    right = total = 0.0
+    for start in range(0, len(label), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        gap = label[part, None] - label[None, :]
+        use = (gap > 0) & (gap >= apart)
+        side = predicted[part, None] - predicted[None, :]
+        right += float((use & (side > 0)).sum()) + 0.5 * float((use & (side == 0)).sum())
+        total += float(use.sum())
+    return right / total if total else None

@@ -1,0 +1,55 @@
+"""Signals that ask a run to stop: noted when they come, obeyed when a step is complete."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from paretune.errors import Stopped
+
+
+class StopRequest:
+    """While the context lasts, SIGTERM and the first Ctrl-C are only noted; a second Ctrl-C interrupts.
+
+    Outside the main thread, where handlers cannot be set, nothing is ever requested.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def requested(self) -> bool:
+        """Has a signal come?"""
+        return self.signal is not None
+
+    def obey(self, saved: str) -> None:
+        """Stop if a signal has come; call it when everything is saved, and say where.
+
+        Raises:
+            Stopped: SIGTERM came.
+            KeyboardInterrupt: Ctrl-C came.
+        """
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            raise Stopped(
+                f"stopped by a signal after {saved}; give the same command again to go on from there"
+            )
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number

@@ -1,0 +1,94 @@
+"""LoRA through peft, and the start of training read from the same weights with the adapter off."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from paretune.errors import WiringError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """A low-rank update of linear layers, W + alpha/r B A, with B = 0 at the start.
+
+    Source: Hu et al. 2021, eq. 3 (arXiv:2106.09685).
+    """
+
+    r: int = 16
+    alpha: int = 32
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+def add_lora(
+    model: PreTrainedModel, lora: Lora, seed: int, task: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
+) -> PeftModel:
+    """The model with a fresh adapter, the only part of it that is trained; float32 whatever the base is.
+
+    Args:
+        model: The base; its layers are replaced in place.
+        lora: Size and place of the adapter.
+        seed: Draws A; nobody else's chance moves.
+        task: "SEQ_CLS" trains the scoring head beside the adapter.
+
+    Raises:
+        WiringError: No layer has a name in `targets`, or the output head is among them.
+    """
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=targets,
+        fan_in_fan_out=model.config.model_type == "gpt2",
+        task_type=task,
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft calling what transformers renamed
+        torch.manual_seed(seed)
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise WiringError(
+                f"policy.lora.targets: {lora.targets!r} fits no layer of a {model.config.model_type} model; "
+                f'fix: use "all-linear" or names of its linear layers ({str(error).splitlines()[0]})'
+            ) from error
+    head = adapted.get_base_model().get_output_embeddings()
+    if head is not None and hasattr(head, "lora_A"):
+        raise WiringError('policy.lora.targets: the output head cannot be adapted; fix: use "all-linear"')
+    return adapted.eval()
+
+
+class AdapterOff(nn.Module):
+    """The base of an adapted model as a model of its own: same weights, adapter off while it is asked."""
+
+    def __init__(self, adapted: PeftModel) -> None:
+        super().__init__()
+        # A tuple hides the network from `parameters()`: this module owns nothing and saves nothing.
+        self._adapted: tuple[Any, ...] = (adapted,)
+
+    @property
+    def adapted(self) -> PeftModel:
+        """The model whose adapter is switched."""
+        return self._adapted[0]
+
+
+def inside(model: nn.Module) -> Any:
+    """The transformers model inside, to look at: whether an adapter acts in it is not settled."""
+    adapted = model.adapted if isinstance(model, AdapterOff) else model
+    return adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
+
+
+@contextmanager
+def bare(model: nn.Module) -> Iterator[Any]:
+    """The transformers model inside, to ask: it behaves as `model` says while the context lasts."""
+    if isinstance(model, AdapterOff):
+        with model.adapted.disable_adapter():
+            yield inside(model)
+    else:
+        yield inside(model)

@@ -1,0 +1,101 @@
+"""What the policy of old and frozen models say of a batch, written into it before credit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from paretune.batch import Batch
+from paretune.errors import WiringError
+from paretune.models.forward import token_logp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """The networks of one run; the roles of frozen ones are named by the parts that use them."""
+
+    policy: nn.Module
+    critic: nn.Module | None = None
+    frozen: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def role(self, name: str) -> nn.Module:
+        """The frozen model of this role.
+
+        Raises:
+            WiringError: The run has none.
+        """
+        if name not in self.frozen:
+            known = ", ".join(self.frozen) or "none"
+            raise WiringError(f'a part asks the frozen model "{name}"; the run has {known}')
+        return self.frozen[name]
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """A part that asks models about a batch; nothing it writes carries a gradient."""
+
+    def __call__(self, batch: Batch, models: Models, temperature: float, rows: int) -> Batch:
+        """The batch with one more field; at most `rows` rows are asked at a time."""
+        ...
+
+
+@torch.no_grad()
+def response_logp(
+    model: nn.Module, batch: Batch, *, temperature: float = 1.0, rows: int = 32
+) -> Float[Tensor, "B T"]:
+    """Log p of the response tokens, 0 elsewhere; rows of like length are asked together."""
+    order = batch.attend.sum(-1).argsort(stable=True)
+    parts = [
+        token_logp(
+            model, batch.tokens[index], batch.attend[index], batch.respond[index], temperature=temperature
+        )
+        for index in order.split(max(rows, 1))
+    ]
+    return torch.cat(parts)[order.argsort()]
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """log pi_old: the policy as it was when it wrote the responses.
+
+    Reads: sampler_logp, or tokens, attend, respond. Writes: behaviour_logp.
+    "sampler" takes the sampler's word, which is exact where sampler and trainer share weights and
+    precision; "trainer" asks the policy again, before its first update.
+    Source: Schulman et al. 2017, section 3 (arXiv:1707.06347).
+    """
+
+    by: Literal["sampler", "trainer"] = "sampler"
+
+    def __call__(self, batch: Batch, models: Models, temperature: float, rows: int) -> Batch:
+        """Write behaviour_logp.
+
+        Raises:
+            WiringError: The sampler left no log-probabilities, as with responses read from a file.
+        """
+        if self.by == "sampler":
+            return batch.set(behaviour_logp=batch.need("sampler_logp"))
+        logp = response_logp(models.policy, batch, temperature=temperature, rows=rows)
+        return batch.set(behaviour_logp=logp)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """log pi_ref: a frozen model the policy is to stay near.
+
+    Reads: tokens, attend, respond. Writes: reference_logp.
+    Source: Ziegler et al. 2019, eq. 2 (arXiv:1909.08593). Differs: the model is named by its role.
+    """
+
+    role: str = "reference"
+
+    def __call__(self, batch: Batch, models: Models, temperature: float, rows: int) -> Batch:
+        """Write reference_logp.
+
+        Raises:
+            WiringError: The run has no frozen model of this role.
+        """
+        model = models.role(self.role)
+        return batch.set(reference_logp=response_logp(model, batch, temperature=temperature, rows=rows))

@@ -1,0 +1,147 @@
+"""A transformer with one named regression head for each objective, and the scorer made of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from paretune.data.records import Prompt, Sample
+from paretune.data.template import encode_prompt, encode_response
+from paretune.errors import WiringError
+from paretune.models.adapt import bare
+from paretune.models.forward import device_of, hidden_states
+from paretune.models.load import context_length
+
+
+class RewardModel(nn.Module):
+    """K named scores of a response, read at the last token of the row."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        stop: int,
+        scale: Sequence[float],
+        offset: Sequence[float],
+        data: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.tokenizer, self.stop = network, tokenizer, stop
+        self.data = dict(data or {})
+        """What the model was fitted on, as far as it is known."""
+        with bare(network) as base:
+            self.objectives = tuple(base.config.id2label[i] for i in range(base.config.num_labels))
+            self.longest = context_length(base)
+            """Most tokens of a row."""
+        self.affine(scale, offset)
+        self.eval()
+
+    def affine(self, scale: Sequence[float], offset: Sequence[float]) -> None:
+        """Set what turns the K logits into the units of the labels."""
+        if not len(self.objectives) == len(scale) == len(offset):
+            raise WiringError(
+                f"{len(self.objectives)} heads got {len(scale)} scales and {len(offset)} offsets"
+            )
+        self.scale, self.offset = tuple(map(float, scale)), tuple(map(float, offset))
+
+    def forward(self, tokens: Int[Tensor, "B T"], attend: Bool[Tensor, "B T"]) -> Float[Tensor, "B K"]:
+        """Logits, in standard deviations of the labels; float32 heads whatever the body is.
+
+        They are read at the last position that `attend` marks, never by comparing tokens with a padding
+        id: a model whose padding token also ends responses would otherwise be read one token early.
+        """
+        hidden = hidden_states(self.network, tokens, attend)
+        last = attend.shape[1] - 1 - attend.flip(1).int().argmax(1)
+        at = hidden[torch.arange(len(tokens), device=hidden.device), last.to(hidden.device)]
+        with bare(self.network) as base:
+            return base.score(at.to(torch.promote_types(at.dtype, torch.float32)))
+
+    def label_units(self, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+        """What the raters would have said."""
+        return logits * logits.new_tensor(self.scale) + logits.new_tensor(self.offset)
+
+    def encode(self, prompt: Prompt, response: str) -> list[int]:
+        """The row of a response, as the policy writes it, with the token that ends it."""
+        ids = encode_response(self.tokenizer, response, stop=self.stop)
+        return encode_prompt(self.tokenizer, prompt) + ids
+
+    @torch.inference_mode()
+    def scores(self, rows: Sequence[Sequence[int]], *, tokens: int = 4096) -> Float[Tensor, "B K"]:
+        """Scores of token rows in label units, on the CPU; a row does not notice what stands beside it.
+
+        Rows longer than the model can read get NaN. Each forward pass reads at most `tokens` tokens.
+        """
+        result = torch.full((len(rows), len(self.objectives)), torch.nan)
+        fits = [i for i, row in enumerate(rows) if 0 < len(row) <= self.longest]
+        for part in by_length([len(rows[i]) for i in fits], tokens):
+            index = [fits[i] for i in part]
+            ids, attend = pad_rows([rows[i] for i in index], device=device_of(self.network))
+            result[index] = self.label_units(self(ids, attend)).cpu().to(result.dtype)
+        return result
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], *, device: torch.device | None = None
+) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Rows of token ids padded on the right, and where a real token stands."""
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    return ids.to(device), (torch.arange(width) < lengths[:, None]).to(device)
+
+
+def by_length(lengths: Sequence[int], tokens: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:
+    """Indices in parts of like length, longest first, each of at most `tokens` padded tokens, or alone.
+
+    A part that fills an eighth of that also ends where its next item would be padded by more than a third:
+    on real texts, whose lengths differ much, this saves more than larger parts do.
+
+    Args:
+        lengths: Of each item, the tokens of its longest row.
+        tokens: Of a part, padding included.
+        rows: How many rows an item has; one, where not given.
+    """
+    part: list[int] = []
+    held = width = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        more = rows[i] if rows is not None else 1
+        full = (held + more) * width > tokens
+        wasteful = held * width * 8 >= tokens and 4 * lengths[i] < 3 * width
+        if part and (full or wasteful):
+            yield part
+            part, held = [], 0
+        if not part:
+            width = lengths[i]
+        part.append(i)
+        held += more
+    if part:
+        yield part
+
+
+@dataclass
+class RewardModelScorer:
+    """A reward model as a scorer: text in, one column of label units for each of its objectives."""
+
+    model: RewardModel
+    tokens: int = 4096
+    """Most padded tokens of a forward pass."""
+    names: tuple[str, ...] = field(init=False)
+    """The objectives of the columns."""
+
+    def __post_init__(self) -> None:
+        self.names = self.model.objectives
+
+    def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
+        """Scores in label units; NaN where the text is too long for the model."""
+        prompts: dict[Prompt, list[int]] = {}
+        rows = []
+        for sample in samples:
+            if sample.prompt not in prompts:
+                prompts[sample.prompt] = encode_prompt(self.model.tokenizer, sample.prompt)
+            ids = encode_response(self.model.tokenizer, sample.response, stop=self.model.stop)
+            rows.append(prompts[sample.prompt] + ids)
+        return self.model.scores(rows, tokens=self.tokens)

@@ -1,0 +1,194 @@
+"""Reward models made from language models, written to folders and read back.
+
+On disk a reward model is an ordinary sequence classifier: `AutoModelForSequenceClassification` loads it and
+gives the same logits, `id2label` names the objectives, and the config's `paretune` entry holds what turns a
+logit into the units of the labels: label = logit * scale + offset.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from paretune.data.template import template_hash
+from paretune.errors import DataError, WiringError
+from paretune.models.adapt import Lora, add_lora, bare
+from paretune.models.load import (
+    Language,
+    ModelSpec,
+    is_folder,
+    load_policy,
+    load_tokenizer,
+    read_weights,
+    save_model,
+)
+from paretune.objectives.reward_model import RewardModel
+
+PADDING = "<|padding|>"
+"""Added to a tokenizer whose only padding token also ends responses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    """What a reward model is made of before it is fitted."""
+
+    path: str
+    """Folder or hub name of a causal language model, whose body is taken over."""
+    objectives: tuple[str, ...]
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: Lora | None = None
+    revision: str | None = None
+
+
+def new_reward_model(
+    spec: RewardSpec, scale: Sequence[float], offset: Sequence[float], *, seed: int = 0
+) -> RewardModel:
+    """A reward model with the body of a stored causal language model and heads that start at 0.
+
+    Raises:
+        DataError: The model folder is missing or damaged.
+        WiringError: No objective, or the model's family cannot classify sequences.
+    """
+    language = load_policy(ModelSpec(path=spec.path, dtype=spec.dtype, revision=spec.revision))
+    return from_language(language, spec.objectives, scale, offset, lora=spec.lora, seed=seed)
+
+
+def from_language(
+    language: Language,
+    objectives: Sequence[str],
+    scale: Sequence[float],
+    offset: Sequence[float],
+    *,
+    lora: Lora | None = None,
+    seed: int = 0,
+) -> RewardModel:
+    """A new reward model whose body is a copy of this language model's, and whose heads are 0.
+
+    Heads of 0 predict the mean label everywhere, so that a fit starts from the constant baseline.
+
+    Args:
+        language: A causal model without an adapter, and its tokenizer.
+        objectives: Names of the heads.
+        scale: Of each head, from logits to label units.
+        offset: Of each head, in label units.
+        lora: Train an adapter of the body and the heads, instead of everything.
+        seed: Draws the adapter.
+
+    Raises:
+        WiringError: No objective, an adapted model, or a family that cannot classify sequences.
+    """
+    source: Any = language.model
+    if not objectives or len(set(objectives)) < len(objectives):
+        raise WiringError(
+            f"a reward model needs one or more different objectives; it got {tuple(objectives)}"
+        )
+    if not isinstance(source, PreTrainedModel):
+        raise WiringError("a reward model's body must be a plain model; fix: merge the adapter first")
+    config = copy.deepcopy(source.config)
+    config.num_labels = len(objectives)
+    config.id2label = dict(enumerate(objectives))
+    config.label2id = {name: i for i, name in enumerate(objectives)}
+    config.problem_type = "regression"
+    network = _classifier(config, source.dtype)
+    network.base_model.load_state_dict(source.base_model.state_dict())
+    nn.init.zeros_(network.score.weight)
+    network.score.float()
+    tokenizer, stop = copy.deepcopy(language.tokenizer), language.stops[0]
+    _padding(network, tokenizer, stop)
+    network.to(source.device)
+    whole: nn.Module = network if lora is None else add_lora(network, lora, seed, "SEQ_CLS")
+    return RewardModel(whole, tokenizer, stop=stop, scale=scale, offset=offset)
+
+
+def _classifier(config: Any, dtype: torch.dtype) -> Any:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise WiringError(f"models of type {config.model_type} cannot classify sequences") from error
+    return _with_score(network).eval()
+
+
+def _with_score(network: Any) -> Any:
+    if not isinstance(getattr(network, "score", None), nn.Linear):
+        family = network.config.model_type
+        raise WiringError(
+            f"classifiers of type {family} do not read a causal model's last token; fix: use another"
+        )
+    return network
+
+
+def _padding(network: Any, tokenizer: PreTrainedTokenizerBase, stop: int) -> None:
+    """Make sure that padding never looks like the end of a response, for those who load the model plainly.
+
+    transformers reads a classifier at the last token that is not the padding token.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == stop:
+        tokenizer.add_special_tokens({"pad_token": PADDING})
+    if len(tokenizer) > network.get_input_embeddings().num_embeddings:
+        network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    network.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def save_reward_model(model: RewardModel, folder: Path) -> None:
+    """Write the model as a sequence classifier that other tools load; an adapter is merged into it."""
+    with bare(model.network) as base:
+        base.config.paretune = {
+            "schema": "paretune/reward/1",
+            "scale": list(model.scale),
+            "offset": list(model.offset),
+            "stop": model.stop,
+            "template": template_hash(model.tokenizer),
+            "data": model.data,
+        }
+    save_model(model.network, model.tokenizer, folder)
+
+
+def load_reward_model(
+    path: str, *, dtype: Literal["float32", "bfloat16"] = "float32", revision: str | None = None
+) -> RewardModel:
+    """A stored reward model: one of ours, or any classifier that reads a causal model's last token.
+
+    A foreign one has no scale: its logits are its scores.
+
+    Raises:
+        DataError: Nothing there, damaged files, or a chat template other than the one it was fitted with.
+        WiringError: A family of classifiers that is not understood.
+    """
+    tokenizer = load_tokenizer(path, revision=revision)
+    precision = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    network: Any = read_weights(AutoModelForSequenceClassification, path, dtype=precision, revision=revision)
+    _with_score(network).score.float()
+    count, stop = network.config.num_labels, tokenizer.eos_token_id
+    ours = getattr(network.config, "paretune", None) or {}
+    if ours and ours["template"] != template_hash(tokenizer):
+        raise DataError(
+            f"{path}: its chat template is not the one it was fitted with, so its scores would mean nothing; "
+            "fix: put the old tokenizer back, or fit it again"
+        )
+    if "stop" not in ours and stop is None:
+        raise DataError(f"{path}: no token ends a response; fix: set eos_token in tokenizer_config.json")
+    return RewardModel(
+        network,
+        tokenizer,
+        stop=ours.get("stop", stop),
+        scale=ours.get("scale", [1.0] * count),
+        offset=ours.get("offset", [0.0] * count),
+        data=ours.get("data", {}),
+    )
+
+
+def objectives_of(path: str) -> tuple[str, ...]:
+    """The heads of a stored reward model, without reading its weights."""
+    config = AutoConfig.from_pretrained(path, local_files_only=is_folder(path))
+    return tuple(config.id2label[i] for i in range(config.num_labels))

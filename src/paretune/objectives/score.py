@@ -1,0 +1,75 @@
+"""From text to columns: every objective gets its scores from the one scorer that names it."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from paretune.batch import Batch
+from paretune.data.records import Sample
+from paretune.errors import WiringError
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Whatever scores responses by their text: a reward model, a rule, a judge.
+
+    NaN says that it could not score a response.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The objectives of its columns."""
+        ...
+
+    def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
+        """One row a sample, one column a name."""
+        ...
+
+
+def owners(objectives: Sequence[str], scorers: Sequence[Scorer]) -> dict[str, tuple[int, int]]:
+    """For each objective, which scorer gives it and in which of its columns.
+
+    Raises:
+        WiringError: No scorer gives an objective, or more than one does.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for objective in objectives:
+        homes = [(i, s.names.index(objective)) for i, s in enumerate(scorers) if objective in s.names]
+        if not homes:
+            known = sorted({name for scorer in scorers for name in scorer.names})
+            raise WiringError(
+                f'no scorer gives the objective "{objective}"; they give {", ".join(known) or "nothing"}; '
+                "fix: rename the objective or add a model that provides it"
+            )
+        if len(homes) > 1:
+            raise WiringError(
+                f'{len(homes)} scorers give the objective "{objective}"; fix: rename it in all but one'
+            )
+        found[objective] = homes[0]
+    return found
+
+
+def score(batch: Batch, samples: Sequence[Sample], scorers: Sequence[Scorer]) -> Batch:
+    """Ask every scorer that is needed, once, and write `scores` and their working copy `signal`.
+
+    Reads: objectives. Writes: scores, signal.
+
+    Raises:
+        WiringError: An objective has no scorer or several, or a scorer's answer has the wrong form.
+    """
+    found = owners(batch.objectives, scorers)
+    if len(samples) != len(batch):
+        raise WiringError(f"{len(samples)} samples came with a batch of {len(batch)} rows")
+    answers = {i: scorers[i](samples) for i in sorted({i for i, _ in found.values()})}
+    for i, answer in answers.items():
+        expected = (len(samples), len(scorers[i].names))
+        if tuple(answer.shape) != expected:
+            raise WiringError(
+                f"{type(scorers[i]).__name__} gave scores of shape {tuple(answer.shape)}; expected {expected}"
+            )
+    columns = [answers[i][:, column].to(batch.scores) for i, column in found.values()]
+    scores = torch.stack(columns, -1) if columns else batch.scores.new_empty(len(batch), 0)
+    return batch.set(scores=scores, signal=scores)

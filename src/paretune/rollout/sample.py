@@ -1,0 +1,169 @@
+"""Where responses come from, and the sampler that draws them from the training weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from paretune.batch import Batch
+from paretune.chance import numpy_generator
+from paretune.data.collate import collate
+from paretune.data.records import Prompt, Sample
+from paretune.data.template import decode_response, encode_prompt
+from paretune.errors import DataError, WiringError, joined
+from paretune.models.load import Language, context_length
+from paretune.rollout.decode import decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Online:
+    """Sample `n` responses of each prompt from the policy, of at most `max_new` tokens."""
+
+    n: int = 8
+    max_new: int = 256
+    temperature: float = 1.0
+    """Logits are divided by it, when sampling and when training."""
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.max_new < 1:
+            raise WiringError(f"Online got n={self.n} and max_new={self.max_new}; both must be at least 1")
+        if not 0.0 < self.temperature < float("inf"):
+            raise WiringError(
+                f"Online got temperature={self.temperature}; it must be above 0: we only sample"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Offline:
+    """Read responses from a data set; nobody samples."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Whoever turns prompts into responses."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        how: Online,
+        *,
+        seed: int,
+        step: int,
+        prompt_index: Sequence[int] | None = None,
+    ) -> tuple[Batch, tuple[Sample, ...]]:
+        """Responses in the order of the prompts, `how.n` of each; `group` is the place in `prompts`.
+
+        The batch lies on the CPU and carries `sampler_logp`. A response depends on the policy, its prompt and
+        (seed, step, prompt_index, number of the sample) alone, not on what is sampled beside it.
+
+        Args:
+            prompts: What to answer.
+            how: How many responses, how long and how random.
+            seed: The run's.
+            step: The run's.
+            prompt_index: A number for each prompt that stays the same wherever it is asked; else its place.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSampler:
+    """The package's own batched sampler on the training weights, the exact one others are checked against."""
+
+    language: Language
+    objectives: tuple[str, ...]
+    rows: int = 128
+    """Responses that are decoded at one time; changes memory and speed only."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        how: Online,
+        *,
+        seed: int,
+        step: int,
+        prompt_index: Sequence[int] | None = None,
+    ) -> tuple[Batch, tuple[Sample, ...]]:
+        """See `Sampler`.
+
+        Raises:
+            DataError: A prompt is empty or leaves no room for a response.
+        """
+        ids = encode_prompts(self.language, prompts, max_new=how.max_new)
+        index = range(len(ids)) if prompt_index is None else prompt_index
+        # Prompts of like length are read together; a prompt cut in two by a wave is read twice.
+        by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        work = [(i, j) for i in by_length for j in range(how.n)]
+        done: dict[tuple[int, int], tuple[list[int], NDArray[np.float32], bool]] = {}
+        self.language.model.eval()
+        for first in range(0, len(work), self.rows):
+            wave = work[first : first + self.rows]
+            used = list(dict.fromkeys(i for i, _ in wave))
+            where = {i: place for place, i in enumerate(used)}
+            uniform = [
+                numpy_generator(seed, step, "sample", index[i], j).random(how.max_new) for i, j in wave
+            ]
+            out = decode(
+                self.language.model,
+                [ids[i] for i in used],
+                [where[i] for i, _ in wave],
+                np.stack(uniform),
+                stops=self.language.stops,
+                temperature=how.temperature,
+                pad=self.language.pad,
+            )
+            done |= zip(wave, zip(out.ids, out.logp, out.truncated, strict=True), strict=True)
+        keys = sorted(done)
+        return self._assemble(prompts, ids, [i for i, _ in keys], [done[key] for key in keys])
+
+    def _assemble(
+        self,
+        prompts: Sequence[Prompt],
+        ids: Sequence[list[int]],
+        group: Sequence[int],
+        responses: Sequence[tuple[list[int], NDArray[np.float32], bool]],
+    ) -> tuple[Batch, tuple[Sample, ...]]:
+        """The batch of token ids as sampled, and their text for scorers."""
+        language = self.language
+        truncated = [cut for _, _, cut in responses]
+        prompt_ids, response_ids = [ids[i] for i in group], [tokens for tokens, _, _ in responses]
+        batch = collate(prompt_ids, response_ids, group, truncated, self.objectives, language.pad)
+        logp = torch.zeros(batch.tokens.shape)
+        logp[batch.respond] = torch.from_numpy(np.concatenate([part for _, part, _ in responses]))
+        samples = tuple(
+            Sample(
+                prompt=prompts[i],
+                response=decode_response(language.tokenizer, tokens, language.stops),
+                truncated=cut,
+            )
+            for i, (tokens, _, cut) in zip(group, responses, strict=True)
+        )
+        return batch.set(sampler_logp=logp), samples
+
+
+def encode_prompts(language: Language, prompts: Sequence[Prompt], *, max_new: int) -> list[list[int]]:
+    """Token ids of the prompts, all of which leave room for a response.
+
+    Raises:
+        DataError: There are no prompts, or some are empty or too long; all that are wrong are named.
+    """
+    room = context_length(language.model) - max_new
+    ids = [encode_prompt(language.tokenizer, prompt) for prompt in prompts]
+    wrong = []
+    for place, (prompt, tokens) in enumerate(zip(prompts, ids, strict=True)):
+        name = f'prompt "{prompt.id or place}"'
+        if not tokens:
+            wrong.append(f"{name}: it is empty, and the tokenizer has no token that begins a text")
+        elif len(tokens) > room:
+            wrong.append(
+                f"{name}: it has {len(tokens)} tokens, and a context of {room + max_new} with responses of "
+                f"up to {max_new} leaves {room}; fix: shorten or drop it, or lower max_new"
+            )
+    if not ids:
+        wrong.append("no prompts to sample from")
+    if wrong:
+        raise DataError(joined(wrong))
+    return ids

@@ -1,0 +1,271 @@
+"""The run folder: what a run was and did, in files that survive a kill; and the dictionary of metrics.
+
+    run.json            status, stage, step, exit code          replaced as a whole
+    LOCK                who is at work in here                   gone when nobody is
+    config/             the recipe as given, and with every key filled in
+    env.json            versions and machine, no values of environment variables
+    metrics.jsonl       one line a step, no clock inside: byte for byte the same after a resume
+    timing.jsonl        seconds and tokens of each step
+    events.jsonl        warnings, resumes, checkpoints, stops
+
+A whole file is written as `x.tmp`, fsync, replace, fsync of the folder. A line is appended in one write,
+and every reader ignores a last line that was torn. Nothing in a run folder is a pickle.
+"""
+
+import difflib
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from paretune.errors import ConfigError, DataError, ParetuneError, WiringError
+from paretune.files import append_line, cannot_write, read_json, read_jsonl, to_json, write_atomic
+from paretune.lock import Lock
+from paretune.metrics import METRICS, Metric, metric
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Run",
+    "environment",
+    "metric",
+    "read_json",
+    "read_jsonl",
+    "to_json",
+    "write_atomic",
+]
+
+SCHEMA = "paretune/run/1"
+LINES = ("metrics.jsonl", "timing.jsonl", "events.jsonl")
+CUT_BACK = ("metrics.jsonl", "timing.jsonl")
+"""The files a resume cuts back to the checkpoint; events stay, for a crash is part of the story."""
+
+Number = int | float
+
+
+class Run:
+    """One run folder, open for writing.
+
+    `Run(path)` only makes the folder. `Run.claim(...)` also takes the lock and writes what identifies the
+    run; used as a context it records how the run ended:
+
+        with Run.claim("runs/a", name="a", config_hash=..., files={"config/run.yaml": text}) as run: ...
+    """
+
+    def __init__(self, path: str | Path, *, stage: str = "align") -> None:
+        self.path = Path(path)
+        self.stage = stage
+        self._lock: Lock | None = None
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    @classmethod
+    def claim(
+        cls, path: str | Path, *, name: str, config_hash: str, files: Mapping[str, str] | None = None
+    ) -> "Run":
+        """Open a new run folder, or one that the same configuration began, and lock it.
+
+        Args:
+            path: The folder.
+            name: What the run is called in the report.
+            config_hash: Of everything that decides the run's numbers; another hash is another run.
+            files: Text of files to lay down when the folder is new, by path inside the folder.
+
+        Raises:
+            ConfigError: The folder holds another run or foreign files, or another process is at work in it.
+        """
+        _refuse_foreign(Path(path), config_hash)
+        run = cls(path)
+        run._lock = Lock(run.path, config_hash)
+        try:
+            _refuse_foreign(run.path, config_hash)
+            run._cut_torn_lines()
+            run._open_book(name, config_hash, run._lock.previous)
+            for inside, text in (files or {}).items():
+                (run.path / inside).parent.mkdir(parents=True, exist_ok=True)
+                if not (run.path / inside).exists():
+                    write_atomic(run.path / inside, text)
+        except BaseException:
+            run.release()
+            raise
+        return run
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        status, code = _ending(error)
+        try:
+            if error is not None:
+                self.event(status, f"{type(error).__name__}: {error}")
+            self.update(status=status, exit_code=code)
+        finally:
+            self.release()
+
+    # --- what a run says of itself -------------------------------------------------------------
+
+    def begin(self, stage: str) -> None:
+        """Enter a stage: later metrics carry its name."""
+        self.stage = stage
+        self.update(stage=stage)
+
+    def update(self, **changes: str | int | float | None) -> None:
+        """Change some entries of run.json."""
+        book = read_json(self.path / "run.json") or {"schema": SCHEMA}
+        write_atomic(self.path / "run.json", to_json(book | changes))
+
+    def write(self, step: int, metrics: Mapping[str, Number]) -> None:
+        """Append one line of metrics; a number that is not finite becomes null.
+
+        Raises:
+            WiringError: A key is not in METRICS.
+        """
+        for key in metrics:
+            if metric(key) is None:
+                near = difflib.get_close_matches(key, METRICS, 1, 0.0)
+                raise WiringError(
+                    f'metric "{key}" is not in the dictionary; the nearest is "{near[0]}"; '
+                    "fix: give it a unit, a meaning and a direction in rundir.METRICS"
+                )
+        append_line(self.path / "metrics.jsonl", {"stage": self.stage, "step": step, **metrics})
+
+    def timing(self, step: int, **numbers: Number) -> None:
+        """Append one line of seconds, tokens or bytes: all that may differ between two equal runs."""
+        append_line(self.path / "timing.jsonl", {"stage": self.stage, "step": step, **numbers})
+
+    def event(self, kind: str, text: str) -> None:
+        """Append one line on something that happened: a warning, a resume, a stop."""
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        append_line(
+            self.path / "events.jsonl", {"time": when, "stage": self.stage, "kind": kind, "text": text}
+        )
+
+    # --- stopping and going on -----------------------------------------------------------------
+
+    def offsets(self) -> dict[str, int]:
+        """Byte lengths of the files a resume cuts back; what they count has reached the disk."""
+        sizes = {}
+        for name in CUT_BACK:
+            path = self.path / name
+            if path.exists():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                sizes[name] = path.stat().st_size
+            else:
+                sizes[name] = 0
+        return sizes
+
+    def cut_back(self, offsets: Mapping[str, int]) -> None:
+        """Forget the lines written after `offsets` were taken.
+
+        Raises:
+            DataError: A file is shorter than that.
+        """
+        for name in CUT_BACK:
+            size, path = offsets.get(name, 0), self.path / name
+            have = path.stat().st_size if path.exists() else 0
+            if have < size:
+                raise DataError(
+                    f"{path}: {have} bytes, but the checkpoint says {size}; fix: start in a new folder"
+                )
+            if have > size:
+                os.truncate(path, size)
+
+    def restart(self, stage: str) -> None:
+        """Forget what a stage wrote, and all after it: it begins again, having no checkpoint."""
+        for name in CUT_BACK:
+            path, at = self.path / name, 0
+            if not path.exists():
+                continue
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n") or json.loads(line)["stage"] == stage:
+                    os.truncate(path, at)
+                    break
+                at += len(line)
+
+    def release(self) -> None:
+        """Give the lock back; harmless when there is none."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    # --- within --------------------------------------------------------------------------------
+
+    def _cut_torn_lines(self) -> None:
+        for name in LINES:
+            path = self.path / name
+            if path.exists():
+                content = path.read_bytes()
+                os.truncate(path, content.rfind(b"\n") + 1)
+
+    def _open_book(self, name: str, config_hash: str, previous_holder: str) -> None:
+        book = read_json(self.path / "run.json")
+        if book is None:
+            book = {"schema": SCHEMA, "name": name, "config_hash": config_hash, "step": 0, "attempt": 0}
+            book["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        attempt = int(book.get("attempt", 0)) + 1
+        host = platform.node()
+        book |= {"status": "running", "exit_code": None, "attempt": attempt, "host": host, "pid": os.getpid()}
+        write_atomic(self.path / "run.json", to_json(book))
+        if previous_holder:
+            self.event("stale_lock", f"took over the lock of {previous_holder}, which is gone")
+        if attempt > 1:
+            self.event("resume", f"attempt {attempt}")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for env.json; nothing secret, no values of environment variables."""
+    names = ("paretune", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy", "pydantic")
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+    }
+
+
+def _ending(error: BaseException | None) -> tuple[str, int]:
+    if error is None:
+        return "done", 0
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", 130
+    code = error.exit_code if isinstance(error, ParetuneError) else 1
+    return ("stopped" if code == 75 else "failed"), code
+
+
+def _refuse_foreign(path: Path, config_hash: str) -> None:
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path}: run.folder: is a file; fix: name a folder")
+    if not path.exists():
+        return
+    book = read_json(path / "run.json")
+    if book is None:
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in ("LOCK", "run.json.tmp"))
+        if foreign:
+            raise ConfigError(
+                f'{path}: run.folder: holds files that are no run, such as "{foreign[0]}"; '
+                "fix: choose another run.folder"
+            )
+    elif book.get("config_hash") != config_hash:
+        raise ConfigError(
+            f"{path}: run.folder: holds another run (configuration {str(book.get('config_hash'))[:12]}, "
+            f"this one is {config_hash[:12]}); fix: choose another run.folder, or remove this one"
+        )

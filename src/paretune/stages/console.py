@@ -1,0 +1,141 @@
+"""What a person at the terminal sees: a live line on a terminal, plain lines in a pipe or a log."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Protocol, TextIO, runtime_checkable
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+from paretune.report.sanitize import sanitize
+
+EVERY = 15.0
+"""Seconds between two progress lines where no live display is possible."""
+
+
+@runtime_checkable
+class Console(Protocol):
+    """Where stages tell what they do."""
+
+    def open(self, stage: str, index: int, total: int) -> None:
+        """A stage begins."""
+
+    def progress(self, done: int, total: int, note: str) -> None:
+        """The open stage has done this many of its steps; the note tells how it stands."""
+
+    def close(self, summary: str) -> None:
+        """The open stage has ended."""
+
+    def say(self, text: str) -> None:
+        """One line, or several, apart from the stages."""
+
+    def __enter__(self) -> "Console": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def _seconds(since: float) -> str:
+    return f"{time.monotonic() - since:.0f} s"
+
+
+class PlainConsole:
+    """Plain lines; progress at most every `EVERY` seconds."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stdout
+        self.stage, self.label, self.started, self.spoken = "", "", 0.0, 0.0
+
+    def _print(self, text: str) -> None:
+        print(sanitize(text), file=self.stream, flush=True)
+
+    def __enter__(self) -> "PlainConsole":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stream.flush()
+
+    def open(self, stage: str, index: int, total: int) -> None:
+        """Remember the stage; its line comes with its progress and its end."""
+        self.stage, self.label = stage, f"[{index}/{total}] {stage:<9}"
+        self.started = self.spoken = time.monotonic()
+
+    def progress(self, done: int, total: int, note: str) -> None:
+        """Print a line when the last one is `EVERY` seconds old."""
+        if time.monotonic() - self.spoken >= EVERY:
+            self.spoken = time.monotonic()
+            self._print(f"{self.label} {done}/{total}  {note}")
+
+    def close(self, summary: str) -> None:
+        """Print the summary and the seconds the stage took."""
+        self._print(f"{self.label} {summary}   {_seconds(self.started)}")
+
+    def say(self, text: str) -> None:
+        """Print the lines as they are."""
+        for line in text.split("\n"):
+            self._print(line)
+
+
+class LiveConsole:
+    """The same on a terminal: the open stage as a bar that moves, the closed ones as lines above it."""
+
+    def __init__(self) -> None:
+        self.rich = RichConsole(highlight=False)
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self.rich,
+            transient=True,
+        )
+        self.label, self.started = "", 0.0
+
+    def open(self, stage: str, index: int, total: int) -> None:
+        """Start the bar of this stage."""
+        self.label, self.started = f"[{index}/{total}] {stage:<9}", time.monotonic()
+        for task in self.bar.task_ids:
+            self.bar.remove_task(task)
+        self.bar.add_task(self.label, total=None, note="")
+        self.bar.start()
+
+    def progress(self, done: int, total: int, note: str) -> None:
+        """Move the bar."""
+        self.bar.update(self.bar.task_ids[-1], completed=done, total=total, note=sanitize(note))
+
+    def close(self, summary: str) -> None:
+        """Replace the bar by the summary line."""
+        self.bar.stop()
+        self.rich.print(Text(sanitize(f"{self.label} {summary}   {_seconds(self.started)}")), soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print the lines as they are, never as markup."""
+        for line in text.split("\n"):
+            self.rich.print(Text(sanitize(line)), soft_wrap=True)
+
+    def __enter__(self) -> "LiveConsole":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+
+def make_console() -> Console:
+    """A live display on a terminal, plain lines otherwise."""
+    return LiveConsole() if sys.stdout.isatty() else PlainConsole()

@@ -1,0 +1,37 @@
+"""Stage 2: the policy that alignment starts from, where it has to be taught first."""
+
+from shutil import rmtree
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from paretune.chance import seed_of
+from paretune.data.world_model import policy_config
+from paretune.learn.fit import Imitation, fit
+from paretune.models.load import Language, as_language, load_policy, save_model
+from paretune.stages.gather import policy_tokenizer
+from paretune.stages.work import Work, fitting
+
+
+def teach(work: Work) -> str:
+    """Fit the starting policy to the demonstrations and save it; or say which one is given."""
+    policy, seed = work.experiment.policy, work.experiment.run.seed
+    if policy.sft is None:
+        return f"{policy.path}, as it is"
+    if not work.folder("policy", "config.json").exists():
+        language = _newborn(work) if policy.path == "world" else load_policy(work.given, seed=seed)
+        task = Imitation(language, work.material.demonstrations)
+        how = fitting(policy.sft)
+        fit(task, how, seed=seed, keeping=work.keeping("policy"), on_step=work.told())
+        save_model(language.model, language.tokenizer, work.folder("policy"))
+    rmtree(work.folder("checkpoints", "policy"), ignore_errors=True)
+    return f"imitates {len(work.material.demonstrations):,} demonstrations, good and bad alike"
+
+
+def _newborn(work: Work) -> Language:
+    """The built-in world's policy before it has learnt anything."""
+    tokenizer = policy_tokenizer(work.experiment)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(work.experiment.run.seed, 0, "policy weights"))
+        model = AutoModelForCausalLM.from_config(policy_config(len(tokenizer)), dtype=torch.float32)
+    return as_language(model, tokenizer)

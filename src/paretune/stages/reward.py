@@ -1,0 +1,97 @@
+"""Stage 3: the reward model, and the judge that is fitted on other data than it."""
+
+from collections.abc import Mapping
+from shutil import rmtree
+from typing import Any
+
+from paretune.config.sources import Head, RewardSection
+from paretune.learn.reward_baseline import baselines
+from paretune.learn.reward_fit import fit_reward, label_scale
+from paretune.learn.reward_report import reward_report
+from paretune.objectives.reward_loss import BradleyTerry, HeadLoss, Regression
+from paretune.objectives.reward_model import RewardModel
+from paretune.objectives.reward_store import (
+    RewardSpec,
+    load_reward_model,
+    new_reward_model,
+    save_reward_model,
+)
+from paretune.rundir import read_json, to_json, write_atomic
+from paretune.stages.gather import Judgements
+from paretune.stages.work import Work, fitting, lora
+
+
+def fit_model(work: Work, name: str) -> str:
+    """Fit the reward model or the judge, report on it, save it; `name` is its section and its folder."""
+    section = getattr(work.experiment, name)
+    found: Judgements | None = getattr(work.material, name)
+    if found is None:
+        return f"{section.path}, as it is"
+    if not work.folder(name, "report.json").exists():
+        model = _fitted(work, name, section, found)
+        start = new_reward_model(_spec(work, section), model.scale, model.offset, seed=_seed(work))
+        beside = baselines(start, found.train, found.test, seed=_seed(work))
+        report = reward_report(model, found.test, train=found.train, baselines=beside)
+        write_atomic(work.folder(name, "report.json"), to_json(report))
+    rmtree(work.folder("checkpoints", name), ignore_errors=True)
+    return summary(read_json(work.folder(name, "report.json")) or {})
+
+
+def reward_of(work: Work, name: str) -> RewardModel:
+    """The reward model or the judge, from where it lies."""
+    section = getattr(work.experiment, name)
+    return load_reward_model(section.path or str(work.folder(name, "model")))
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """How well the heads do on records they were not fitted on, in one line."""
+    heads = report["objectives"]
+    parts = []
+    for objective, head in heads.items():
+        rho, pairs = head.get("spearman"), head.get("pair_accuracy")
+        if rho is not None:
+            parts.append(f"{objective} ρ {rho:.2f}")
+        elif pairs is not None:
+            parts.append(f"{objective} {100 * pairs:.0f} % of pairs")
+    return f"{len(heads)} heads on unseen prompts: " + ", ".join(parts)
+
+
+def _fitted(work: Work, name: str, section: RewardSection, found: Judgements) -> RewardModel:
+    folder = work.folder(name, "model")
+    if folder.exists():
+        return load_reward_model(str(folder))
+    scale, offset = label_scale(found.train, tuple(section.objectives))
+    model = new_reward_model(_spec(work, section), scale, offset, seed=_seed(work))
+    fit_reward(
+        model,
+        found.train,
+        fitting(section.fit),
+        losses={objective: _loss(head) for objective, head in section.objectives.items()},
+        seed=_seed(work),
+        keeping=work.keeping(name),
+        on_step=work.told(),
+    )
+    save_reward_model(model, folder)
+    return model
+
+
+def _spec(work: Work, section: RewardSection) -> RewardSpec:
+    body = work.start.path if section.body == "policy" else section.body
+    revision = work.start.revision if section.body == "policy" else None
+    return RewardSpec(
+        path=body,
+        objectives=tuple(section.objectives),
+        dtype=section.dtype,
+        lora=lora(section.lora),
+        revision=revision,
+    )
+
+
+def _loss(head: Head) -> HeadLoss:
+    if head.loss == "bradley_terry":
+        return BradleyTerry()
+    return Regression(kind=head.loss, delta=head.delta)
+
+
+def _seed(work: Work) -> int:
+    return work.experiment.run.seed

@@ -1,0 +1,70 @@
+"""What every stage is handed: the recipe, the run folder, the records, and somebody to tell."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from paretune.config import Experiment
+from paretune.config.sources import Fit
+from paretune.config.sources import Lora as LoraSection
+from paretune.learn.fit import Fitting, Keeping, OnStep
+from paretune.learn.optim import AdamW
+from paretune.models.adapt import Lora
+from paretune.models.load import ModelSpec
+from paretune.rundir import Run
+from paretune.stages.console import Console
+from paretune.stages.gather import Material
+
+
+@dataclass(kw_only=True)
+class Work:
+    """One experiment under way."""
+
+    experiment: Experiment
+    run: Run
+    console: Console
+    material: Material
+
+    def folder(self, *parts: str) -> Path:
+        """A path below the run folder."""
+        return self.run.path.joinpath(*parts)
+
+    @property
+    def start(self) -> ModelSpec:
+        """The policy that the alignment starts from and is compared with, without an adapter."""
+        policy = self.experiment.policy
+        if policy.sft is not None:
+            return ModelSpec(path=str(self.folder("policy")), dtype=policy.dtype)
+        return self.given
+
+    @property
+    def given(self) -> ModelSpec:
+        """The policy as the recipe names it, before any fit."""
+        policy = self.experiment.policy
+        return ModelSpec(path=policy.path, dtype=policy.dtype, revision=policy.revision)
+
+    def told(self) -> OnStep:
+        """Shows every step of a fit."""
+
+        def hear(step: int, steps: int, metrics: dict[str, float]) -> None:
+            self.console.progress(step + 1, steps, f"loss {metrics['fit/loss']:.3f}")
+
+        return hear
+
+    def keeping(self, name: str) -> Keeping:
+        """Where the fit of this name keeps its checkpoints until its model is saved."""
+        run = self.experiment.run
+        folder = self.folder("checkpoints", name)
+        return Keeping(run=self.run, folder=folder, every=5 * run.checkpoint_every, keep=run.keep)
+
+
+def fitting(how: Fit) -> Fitting:
+    """The fit that a section of a recipe describes."""
+    optimizer = AdamW(
+        lr=how.lr, warmup=how.warmup, schedule=how.schedule, weight_decay=how.weight_decay, clip=how.clip
+    )
+    return Fitting(epochs=how.epochs, batch=how.batch, micro_tokens=how.micro_tokens, optim=optimizer)
+
+
+def lora(section: LoraSection | None) -> Lora | None:
+    """The adapter that a section of a recipe describes."""
+    return None if section is None else Lora(**section.model_dump())

@@ -1,0 +1,184 @@
+"""The commands: what they print, and the exit codes that scripts rely on."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import paretune
+from paretune import errors
+from paretune.cli import main
+
+WORLD = """\
+data: {world: {}}
+policy: {path: world, sft: {}}
+reward: {objectives: {safety: {}}}
+objectives: {safety: {weight: 1}}
+algorithm: {name: grpo}
+"""
+
+
+def leave(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(WORLD)
+    return tmp_path
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The stages, told what to do."""
+    module = types.ModuleType("paretune.stages.pipeline")
+    monkeypatch.setitem(sys.modules, "paretune.stages.pipeline", module)
+    return module
+
+
+def test_help_fits_on_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave("--help") == 0
+    text = capsys.readouterr().out
+    assert text.count("\n") <= 30
+    for command in ("demo", "run", "check", "recipes", "report", "doctor"):
+        assert f"  {command} " in text
+    assert "..." not in text.replace("[ARGS]...", "")
+
+
+def test_run_gives_the_stages_an_experiment(folder: Path, stages: types.ModuleType) -> None:
+    seen = []
+    stages.run = lambda experiment, console: seen.append(experiment)
+    assert leave("run", "mine.yaml", "run.steps=3") == 0
+    assert leave("demo", "--seed", "5", "run.steps=2") == 0
+    assert [(e.name, e.run.steps, e.run.seed) for e in seen] == [("mine", 3, 0), ("demo", 2, 5)]
+
+
+def test_a_recipe_with_mistakes_leaves_with_2_and_writes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert leave("run", "mine.yaml", "run.stpes=3", "learn.lr=fast") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        '(override):1: run.stpes: unknown key; did you mean "run.steps"?; '
+        "fix: this section has folder, steps, seed, checkpoint_every, keep, threads",
+        '(override):2: learn.lr: "fast" is not a number',
+    ]
+    assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
+
+
+def test_a_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave("check", "dmo") == 2
+    assert 'dmo:1: there is no such recipe; did you mean "demo"?' in capsys.readouterr().err
+
+
+def test_typing_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave("chekc", "demo") == 2
+    assert "Did you mean 'check'" in capsys.readouterr().err
+    assert leave("demo", "--sed", "3") == 2
+    assert "--seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.WiringError("x"), 2),
+        (errors.DataError("x"), 2),
+        (errors.MissingExtra("x"), 3),
+        (errors.ResourceError("x"), 3),
+        (errors.TrainingGuard("x"), 4),
+        (errors.Stopped("x"), 75),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(
+    folder: Path,
+    stages: types.ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+) -> None:
+    def run(experiment: object, console: object) -> None:
+        raise error
+
+    stages.run = run
+    assert leave("run", "mine.yaml") == code
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_bug_of_ours_is_one_line_and_a_file(
+    folder: Path,
+    stages: types.ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(experiment: object, console: object) -> None:
+        raise KeyError("boo")
+
+    stages.run = run
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    assert leave("run", "mine.yaml") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("a bug of ours: KeyError; the traceback is in ")
+    assert "KeyError: 'boo'" in Path(line.split(" is in ")[1]).read_text()
+
+
+def test_control_characters_do_not_reach_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert leave("run", "mine.yaml", "run.\x1b]0;owned\x07=3", "name=\u202ereversed") == 2
+    err = capsys.readouterr().err
+    assert not {"\x1b", "\x07", "\u202e"} & set(err)
+
+
+def test_check_says_what_would_happen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave("check", "mine.yaml") == 0
+    assert capsys.readouterr().out.startswith("mine: ok")
+    assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
+
+
+def test_recipes_are_listed_and_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave("recipes") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "demo",
+        "paper",
+        "real-small",
+    ]
+    assert leave("recipes", "demo") == 0
+    Path("copy.yaml").write_text(capsys.readouterr().out)
+    assert leave("check", "copy.yaml") == 0
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave("doctor") == 0
+    text = capsys.readouterr().out
+    assert "torch 2." in text
+    assert "paretune demo" in text
+
+
+def test_a_report_of_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave("report", "nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_output_cut_short_by_a_pipe_is_no_bug(folder: Path) -> None:
+    code = "from paretune.cli import main; main(['recipes', 'real-small'])"
+    environment = {**os.environ, "PYTHONPATH": str(Path(paretune.__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert b"bug" not in child.stderr.read()
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert json.dumps(paretune.__version__)

@@ -1,0 +1,73 @@
+import json
+
+import pytest
+from tiny import demo, fingerprint
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return folder, demo(folder)
+
+
+def test_a_run_ends_with_its_table_and_the_path_of_its_report(finished):
+    folder, result = finished
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    for word in ("objective", "politeness", "meaningfulness", "actionability", "safety", "verdict"):
+        assert word in result.stdout
+    assert str(folder / "report.html") in result.stdout.splitlines()[-1]
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_the_numbers_of_an_evaluation_lie_where_scripts_look_for_them(finished):
+    folder, _ = finished
+    numbers = json.loads((folder / "eval" / "final" / "eval.json").read_text())
+    keys = {"n", "before", "after", "change", "low", "high", "verdict", "judge"}
+    for name in ("politeness", "meaningfulness", "actionability", "safety"):
+        assert keys <= numbers["objectives"][name].keys()
+    assert {"kl", "length", "refusals"} <= numbers.keys()
+    assert {"harmful", "lookalike"} <= numbers["refusals"].keys()
+
+
+def test_metrics_hold_every_step_of_every_stage_once(finished):
+    folder, _ = finished
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = {
+        stage: [x["step"] for x in lines if x["stage"] == stage] for stage in ("policy", "reward", "align")
+    }
+    assert steps == {"policy": [0, 1, 2, 3], "reward": [0, 1, 2, 3], "align": [0, 1, 2, 3]}
+    assert {"score/safety/mean", "weighted/safety/mean", "share/safety", "kl/k3"} <= lines[-1].keys()
+
+
+def test_the_same_command_again_changes_no_number(finished):
+    folder, _ = finished
+    before = fingerprint(folder)
+    again = demo(folder)
+    assert again.returncode == 0, again.stderr
+    assert fingerprint(folder) == before
+
+
+def test_another_recipe_is_refused_in_the_same_folder(finished):
+    folder, _ = finished
+    before = fingerprint(folder)
+    other = demo(folder, "run.seed=5")
+    assert other.returncode == 2
+    assert "another run" in other.stderr
+    assert len(other.stderr.splitlines()) == 1
+    assert fingerprint(folder) == before
+
+
+def test_the_saved_models_load_in_plain_transformers(finished):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    folder, _ = finished
+    assert AutoModelForCausalLM.from_pretrained(folder / "final").num_parameters() > 0
+    reward = AutoModelForSequenceClassification.from_pretrained(folder / "reward" / "model")
+    assert list(reward.config.id2label.values()) == [
+        "politeness",
+        "meaningfulness",
+        "actionability",
+        "safety",
+    ]
+    assert AutoTokenizer.from_pretrained(folder / "final").chat_template

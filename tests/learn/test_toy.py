@@ -1,0 +1,22 @@
+"""GRPO learns the toy task."""
+
+import pytest
+
+from paretune.files import read_jsonl
+from paretune.learn.descend import descend
+from paretune.rundir import Run
+from toy import toy_recipe, toy_world
+
+
+def mean(lines, key):
+    return sum(line[key] for line in lines) / len(lines)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_both_objectives_rise(tmp_path, seed):
+    descend(toy_recipe(), toy_world(seed), steps=40, seed=seed, run=Run(tmp_path), checkpoint_every=40)
+    lines = read_jsonl(tmp_path / "metrics.jsonl")
+    for name in ("even", "high"):
+        first, last = mean(lines[:4], f"score/{name}/mean"), mean(lines[-4:], f"score/{name}/mean")
+        assert first < 0.7
+        assert last > first + 0.2, (name, first, last)

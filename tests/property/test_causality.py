@@ -1,0 +1,35 @@
+"""No answer about a token, and no hidden state, may know that token's successors; nor may padding."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paretune.models.forward import hidden_states, token_logp
+from paretune.models.tiny import KINDS, tiny_model
+from tinyrows import VOCAB
+
+MODELS = {kind: tiny_model(kind, VOCAB, initial=0.3) for kind in KINDS}
+LENGTH = 9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    row=st.lists(st.integers(2, VOCAB - 1), min_size=LENGTH, max_size=LENGTH),
+    at=st.integers(0, LENGTH - 1),
+    other=st.integers(2, VOCAB - 1),
+)
+@torch.no_grad()
+def test_changing_a_token_changes_nothing_before_it(kind, row, at, other):
+    model = MODELS[kind]
+    changed = [*row[:at], other, *row[at + 1 :]]
+    tokens = torch.tensor([row, changed])
+    everywhere = torch.ones_like(tokens).bool()
+    logp = token_logp(model, tokens, everywhere, everywhere)
+    hidden = hidden_states(model, tokens, everywhere)
+    assert torch.allclose(logp[0, :at], logp[1, :at], atol=1e-6)
+    assert torch.allclose(hidden[0, :at], hidden[1, :at], atol=1e-6)
+    if other != row[at]:
+        assert not torch.allclose(hidden[0, at], hidden[1, at], atol=1e-6)
+        assert at == LENGTH - 1 or bool((logp[0, at + 1 :] != logp[1, at + 1 :]).any())

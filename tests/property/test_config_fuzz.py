@@ -1,0 +1,166 @@
+"""Whatever a recipe holds, `load` answers with an experiment or one line `file:line...` for each mistake."""
+
+import copy
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paretune.config import Experiment, find_recipe, load
+from paretune.config.faults import _all_keys, _meant
+from paretune.errors import ConfigError
+
+LINE = re.compile(r"^(?:[^:]+:\d+(?::\d+)?: \S.*|\.\.\. and \d+ more)$")
+
+
+MORE = int(os.environ.get("PARETUNE_FUZZ", "1"))
+"""Times as many cases, and others in every run, where somebody wants to look longer."""
+
+
+def several(count: int) -> settings:
+    return settings(
+        max_examples=count * MORE,
+        deadline=None,
+        derandomize=MORE == 1,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+
+
+FILES = {
+    "data": {"prompts": {"a": {"file": "p"}}, "test": {"a": {"file": "t", "where": {"c": [1, "x"]}}}},
+    "policy": {"path": "own/model", "lora": {"r": 4, "targets": ["q", "k"]}},
+    "reward": {
+        "objectives": {"safety": {"loss": "huber", "delta": 2.0}, "helpful": {"loss": "bradley_terry"}},
+        "ratings": {"r": {"file": "r", "labels": {"safety": {"from": "toxic", "scale": -1}}}},
+        "pairs": {"q": {"file": "q", "objective": "helpful", "max_tokens": 9, "longer": "cut"}},
+    },
+    "objectives": {"safety": {"weight": 1.0}, "helpful": {"when": "safety >= 0.5"}},
+    "algorithm": {"name": "grpo", "n": 4},
+    "run": {"steps": 3, "folder": "x"},
+}
+DEMO = yaml.safe_load(find_recipe("demo").read_text())
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
+    st.sampled_from(["world", "policy", "safety >= 1", "hf:a/b", "..", "truth", "bradley_terry", 1e400, {}]),
+)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ptrq":
+        Path(name).touch()
+
+
+def answer(text: str | bytes, overrides: list[str] | None = None) -> Experiment | None:
+    Path("r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    try:
+        return load("r.yaml", overrides or [])
+    except ConfigError as error:
+        for line in str(error).split("\n"):
+            assert LINE.match(line), repr(line)
+            assert line.isprintable(), repr(line)
+        return None
+
+
+def places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = (
+        values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    )
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+@several(120)
+@given(st.data())
+def test_mutated_recipes(data: st.DataObject) -> None:
+    recipe = copy.deepcopy(data.draw(st.sampled_from([DEMO, FILES])))
+    for _ in range(data.draw(st.integers(0, 3))):
+        found = list(places(recipe))
+        if not found:
+            break
+        path = data.draw(st.sampled_from(found))
+        section = recipe
+        for part in path[:-1]:
+            section = section[part]
+        match data.draw(st.sampled_from(["value", "delete", "rename", "add"])):
+            case "value":
+                section[path[-1]] = data.draw(ODD)
+            case "delete":
+                del section[path[-1]]
+            case "rename" if isinstance(section, dict):
+                section[data.draw(st.text(max_size=6)) + str(path[-1])] = section.pop(path[-1])
+            case "add" if isinstance(section, dict):
+                section[data.draw(st.text(min_size=1, max_size=6))] = data.draw(ODD)
+    answer(yaml.safe_dump(recipe, allow_unicode=True, default_flow_style=data.draw(st.booleans())))
+
+
+@several(100)
+@given(st.data())
+def test_mangled_text(data: st.DataObject) -> None:
+    text = find_recipe("demo").read_text()
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(text)))
+        cut = data.draw(st.integers(0, 12))
+        text = (
+            text[:at]
+            + data.draw(st.text("{}[]:,&*!|>'\"#\t\n -?%@`ab1\u2028\x85\ufeff", max_size=4))
+            + text[at + cut :]
+        )
+    answer(text)
+
+
+@several(60)
+@given(st.binary(max_size=60))
+def test_noise(noise: bytes) -> None:
+    assert answer(noise) is None
+    answer(b"name: x\nrun: " + noise)
+
+
+@several(60)
+@given(
+    st.lists(st.text(max_size=12), max_size=3),
+    st.sampled_from(["run.steps", "policy", "a.b", "objectives.x"]),
+    ODD,
+)
+def test_odd_overrides(texts: list[str], key: str, value: Any) -> None:
+    try:
+        shown = json.dumps(value)
+    except ValueError:
+        shown = "x"
+    answer(json.dumps(FILES), [*texts, f"{key}={shown}", *(f"{key}={text}" for text in texts)])
+
+
+def test_the_templates_load() -> None:
+    assert answer(json.dumps(FILES)) is not None
+    assert answer(yaml.safe_dump(DEMO)) is not None
+
+
+def test_one_edit_typos_get_the_right_suggestion() -> None:
+    tried = right = 0
+    for path in set(_all_keys(Experiment)):
+        key = str(path[-1])
+        if len(key) < 3:
+            continue
+        swaps = {key[:i] + key[i + 1] + key[i] + key[i + 2 :] for i in range(len(key) - 1)} - {key}
+        drops = {key[:i] + key[i + 1 :] for i in range(len(key))}
+        twice = {key[:i] + key[i] + key[i:] for i in range(len(key))}
+        for typo in swaps | drops | twice:
+            tried += 1
+            right += _meant(path[:-1], typo) == ".".join(map(str, path))
+    assert tried > 1000
+    assert right / tried >= 0.95

@@ -1,0 +1,140 @@
+"""What every group advantage must satisfy, whatever the scores, groups and lengths are."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paretune.batch import Outputs
+from paretune.credit.advantage import GroupNormalise, Spread
+from paretune.credit.aggregate import WeightedSum
+from paretune.credit.step import chain
+from paretune.learn.recipe import Weigh
+from paretune.loss.policy import Clipped
+from toy import advance, graded
+
+# The run-time type checks draw random items of sequences, also while a batch is being made up.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+
+W = {"k0": 0.5, "k1": 0.5}
+grid = st.integers(-20, 20).map(lambda i: i / 8)
+quick = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def credit(divide, eps=0.0):
+    return chain(WeightedSum(W), GroupNormalise(divide, eps=eps), Spread())
+
+
+def advantages(batch, divide="std"):
+    return advance(credit(divide), batch)[0].advantages[..., 0]
+
+
+def per_row(batch, divide="std"):
+    return advantages(batch, divide)[:, 1]
+
+
+@st.composite
+def batches(draw, unscored=False):
+    sizes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    group = [g for g, size in enumerate(sizes) for _ in range(size)]
+    score = st.one_of(grid, st.just(math.nan)) if unscored else grid
+    rows = [[draw(score), draw(score)] for _ in group]
+    return graded(rows, group=group, lengths=[draw(st.integers(1, 4)) for _ in group])
+
+
+def near(x, want, tol=1e-5):
+    torch.testing.assert_close(x, want, atol=tol, rtol=tol)
+
+
+both = pytest.mark.parametrize("divide", ["std", "none"])
+
+
+@both
+@quick
+@given(data=st.data())
+def test_p1_order_within_and_between_groups_does_not_matter(divide, data):
+    batch = data.draw(batches(unscored=True))
+    order = torch.tensor(data.draw(st.permutations(range(len(batch)))))
+    torch.testing.assert_close(
+        per_row(batch.rows(order), divide), per_row(batch, divide)[order], atol=1e-5, rtol=1e-5
+    )
+
+
+@both
+@quick
+@given(batch=batches(), shift=st.integers(-3, 3))
+def test_p2_a_constant_for_a_whole_group_changes_nothing(divide, batch, shift):
+    moved = batch.signal + shift * (batch.group == 0)[:, None]
+    torch.testing.assert_close(
+        per_row(batch.set(signal=moved), divide), per_row(batch, divide), atol=1e-4, rtol=1e-4
+    )
+
+
+@quick
+@given(batch=batches(), scale=st.sampled_from([0.25, 2.0, 8.0]))
+def test_p3_scale_is_divided_out_or_carried_through(batch, scale):
+    scaled = batch.set(signal=batch.signal * scale)
+    near(per_row(scaled, "std"), per_row(batch, "std"))
+    near(per_row(scaled, "none"), scale * per_row(batch, "none"))
+
+
+@both
+@quick
+@given(batch=batches(unscored=True))
+def test_p4_the_advantages_of_a_group_add_up_to_zero(divide, batch):
+    sums = torch.zeros(4).index_add_(0, batch.group, per_row(batch, divide))
+    torch.testing.assert_close(sums, torch.zeros(4), atol=1e-5, rtol=0)
+
+
+@both
+@quick
+@given(batch=batches(), value=st.floats(-100, 100, width=32))
+def test_p5_a_flat_group_gets_exactly_zero_and_nothing_is_ever_nan(divide, batch, value):
+    flat = torch.where((batch.group == 0)[:, None], value, batch.signal)
+    out = per_row(batch.set(signal=flat), divide)
+    assert (out[batch.group == 0] == 0).all()
+    assert out.isfinite().all()
+
+
+@both
+@quick
+@given(batch=batches(unscored=True))
+def test_p6_only_response_tokens_are_credited(divide, batch):
+    assert (advantages(batch, divide)[~batch.respond] == 0).all()
+
+
+@both
+@quick
+@given(batch=batches(), value=grid)
+def test_p7_groups_do_not_leak(divide, batch, value):
+    other = batch.signal.clone()
+    other[0] = value
+    same = batch.group != 0
+    changed = per_row(batch.set(signal=other), divide)
+    assert torch.equal(changed[same], per_row(batch, divide)[same])
+
+
+@quick
+@given(batch=batches(unscored=True), by=st.sampled_from(["token", "sequence", "constant"]), data=st.data())
+def test_p9_the_losses_of_the_parts_add_up(batch, by, data):
+    ready, _ = advance(credit("std"), batch)
+    ready = ready.set(weight=Weigh(by, 8)(batch.respond), behaviour_logp=torch.zeros(batch.tokens.shape))
+    logp = torch.sin(torch.arange(batch.tokens.numel()).float()).reshape(batch.tokens.shape) * batch.respond
+    cut = data.draw(st.integers(0, len(batch)))
+    halves = [torch.arange(cut), torch.arange(cut, len(batch))]
+    whole = Clipped()(Outputs(logp=logp), ready)
+    parts = sum(Clipped()(Outputs(logp=logp[rows]), ready.rows(rows)) for rows in halves)
+    near(parts, whole, 1e-6)
+
+
+@quick
+@given(batch=batches(), low=st.sampled_from([0.1, 0.5, 1.0]))
+def test_p10_at_ratio_one_the_clip_range_does_not_matter(batch, low):
+    ready, _ = advance(credit("std"), batch)
+    ready = ready.set(weight=Weigh("sequence")(batch.respond), behaviour_logp=torch.zeros(batch.tokens.shape))
+    logp = torch.zeros(batch.tokens.shape, requires_grad=True)
+    losses = [Clipped(low, high)(Outputs(logp=logp), ready) for high in (low, 0.2)]
+    slopes = [torch.autograd.grad(loss, logp)[0] for loss in losses]
+    assert torch.equal(*slopes)

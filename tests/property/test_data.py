@@ -1,0 +1,82 @@
+"""Data: what is written is what is read, whatever the text; masks and lengths agree, whatever the tokens."""
+
+import csv
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import pyarrow
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from paretune.data.collate import collate
+from paretune.data.readers import read_preferences, read_ratings
+from paretune.data.records import Message
+from paretune.errors import DataError
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)
+numbers = st.floats(-1e6, 1e6) | st.none()
+rows = st.fixed_dictionaries({"prompt": texts, "response": texts, "score": numbers})
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(rows, min_size=1, max_size=4).filter(lambda many: any(r["score"] is not None for r in many)))
+def test_all_formats_carry_any_text(many):
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "f.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
+        with (Path(folder) / "f.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, many[0])
+            writer.writeheader()
+            writer.writerows(many)
+        parquet.write_table(pyarrow.Table.from_pylist(many), Path(folder) / "f.parquet")
+        scored = [row for row in many if row["score"] is not None]
+        for name in ("f.jsonl", "f.csv", "f.parquet"):
+            records = read_ratings(name, root=folder, labels={"x": "score"})
+            assert [r.prompt.messages for r in records] == [(Message("user", r["prompt"]),) for r in scored]
+            assert [(r.response, r.labels["x"]) for r in records] == [
+                (r["response"], r["score"]) for r in scored
+            ]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content"]), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["prompt", "chosen", "rejected", "scores", "response", "id"]), json_values
+    )
+)
+def test_no_row_whatever_is_more_than_a_complaint(row):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "f.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        for read in (lambda: read_ratings(path), lambda: read_preferences(path, objective="o")):
+            said = ""
+            labels: dict[str, float] = {}
+            try:
+                labels = getattr(read()[0], "labels", {})
+            except DataError as error:
+                said = str(error)
+            assert "\n" not in said
+            assert all(map(math.isfinite, labels.values()))
+
+
+ids = st.lists(st.integers(0, 3), max_size=5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(ids, ids), max_size=5), st.integers(0, 3))
+def test_a_batch_gives_back_its_rows(pairs, pad):
+    prompts, responses = [p for p, _ in pairs], [r for _, r in pairs]
+    batch = collate(prompts, responses, list(range(len(pairs))), [False] * len(pairs), ("a",), pad)
+    for b, (asked, said) in enumerate(pairs):
+        assert batch.tokens[b][batch.attend[b]].tolist() == asked + said
+        assert batch.tokens[b][batch.respond[b]].tolist() == said
+        assert (batch.tokens[b][~batch.attend[b]] == pad).all()

@@ -1,0 +1,29 @@
+"""Unequal right-padded rows of random tokens, and batches of them."""
+
+import torch
+
+from paretune.batch import Batch
+
+VOCAB = 37
+
+
+def rows(lengths=(9, 6, 3), starts=(4, 2, 1), seed=0):
+    width = max(lengths)
+    tokens = torch.randint(2, VOCAB, (len(lengths), width), generator=torch.Generator().manual_seed(seed))
+    place = torch.arange(width)
+    attend = place < torch.tensor(lengths)[:, None]
+    return tokens.masked_fill(~attend, 0), attend, attend & (place >= torch.tensor(starts)[:, None])
+
+
+def batch_of(tokens, attend, respond):
+    nothing = torch.full((len(tokens), 1), torch.nan)
+    return Batch(
+        tokens=tokens,
+        attend=attend,
+        respond=respond,
+        group=torch.arange(len(tokens)),
+        truncated=torch.zeros(len(tokens), dtype=torch.bool),
+        objectives=("a",),
+        scores=nothing,
+        signal=nothing,
+    )

@@ -1,0 +1,97 @@
+"""What the tests of credit, loss and learn share: hand-made batches, and the toy task as a world."""
+
+import copy
+import hashlib
+
+import torch
+
+from paretune.algorithms.grpo import grpo
+from paretune.batch import Batch
+from paretune.data.toy import OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
+from paretune.learn.descend import World, descend
+from paretune.learn.optim import AdamW
+from paretune.learn.progress import trainable
+from paretune.models.load import Language
+from paretune.models.measure import Models
+from paretune.models.tiny import tiny_model
+from paretune.rollout.sample import LocalSampler
+from paretune.rundir import Run
+
+WEIGHTS = {"even": 0.5, "high": 0.5}
+
+
+def graded(scores, group=None, objectives=None, respond=None, lengths=None):
+    """A batch of one-token prompts whose responses have these scores."""
+    scores = torch.as_tensor(scores, dtype=torch.get_default_dtype())
+    scores = scores[:, None] if scores.ndim == 1 else scores
+    rows = len(scores)
+    lengths = lengths or [2] * rows
+    width = 1 + max(lengths)
+    if respond is None:
+        respond = torch.tensor([[0 < t <= n for t in range(width)] for n in lengths])
+    attend = respond.clone()
+    attend[:, 0] = True
+    return Batch(
+        tokens=torch.arange(rows * width).reshape(rows, width) % 7,
+        attend=attend,
+        respond=respond,
+        group=torch.zeros(rows, dtype=torch.long) if group is None else torch.tensor(group),
+        truncated=torch.zeros(rows, dtype=torch.bool),
+        objectives=tuple(objectives or [f"k{k}" for k in range(scores.shape[1])]),
+        scores=scores,
+        signal=scores,
+    )
+
+
+def advance(step, batch, seed=0):
+    """One step from its start: the batch and what it reports."""
+    out, _, metrics = step.advance(batch, step.start(), torch.Generator().manual_seed(seed))
+    return out, metrics
+
+
+def toy_recipe(**more):
+    """GRPO on the toy task; short responses."""
+    return grpo(WEIGHTS, **({"n": 8, "max_new": 6} | more))
+
+
+def toy_world(seed=0, *, lr=1e-2, scorers=None, prompts=None, **more):
+    """A tiny random policy before the toy task, its start frozen as the reference."""
+    model = tiny_model("llama", VOCAB, seed=seed, width=16, layers=1, heads=2, context=32, stop=STOP, pad=PAD)
+    language = Language(model=model, tokenizer=toy_tokenizer(), stops=(STOP,), pad=PAD)
+    reference = copy.deepcopy(model).requires_grad_(False)
+    return World(
+        models=Models(policy=model, frozen={"reference": reference}),
+        sampler=LocalSampler(language, OBJECTIVES),
+        scorers=scorers or (ToyScorer(),),
+        objectives=OBJECTIVES,
+        prompts=prompts or (lambda step: toy_prompts(step, 6)),
+        optim=AdamW(lr=lr),
+        **more,
+    )
+
+
+def digest(world):
+    """SHA-256 of all that is learnt."""
+    rows = [p.detach().numpy().tobytes() for p in trainable(world.models).values()]
+    return hashlib.sha256(b"".join(rows)).hexdigest()
+
+
+def trained(folder, world=None, recipe=None, *, steps=4, seed=0, every=2, **more):
+    """Train the toy task: the digest of the weights, and the bytes of the metrics."""
+    world, recipe, run = world or toy_world(), recipe or toy_recipe(), Run(folder)
+    descend(recipe, world, steps=steps, seed=seed, run=run, checkpoint_every=every, **more)
+    return digest(world), (folder / "metrics.jsonl").read_bytes()
+
+
+class Cut(Exception):
+    """The power went."""
+
+
+def stop_after(steps):
+    """For on_step: cut the run after so many steps."""
+
+    def hear(step, *rest):
+        if step + 1 == steps:
+            raise Cut
+
+    return hear

@@ -1,0 +1,287 @@
+"""Recipes that are wrong: a line for each mistake, all at once, with place, nearest name and remedy."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from paretune.config import load
+from paretune.errors import ConfigError
+
+WORLD = {
+    "data": "{world: {}}",
+    "policy": "{path: world, sft: {}}",
+    "reward": "{objectives: {safety: {}, politeness: {}}}",
+    "objectives": "{safety: {weight: 1}}",
+    "algorithm": "{name: grpo}",
+}
+FILES = WORLD | {
+    "data": "{prompts: {a: {file: p.jsonl}}, test: {a: {file: t.jsonl}}}",
+    "policy": "{path: own/model}",
+    "reward": "{objectives: {safety: {}}, ratings: {r: {file: r.jsonl, labels: {safety: safe}}}}",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("p.jsonl", "t.jsonl", "r.jsonl", "q.jsonl"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def complaints(sections: dict[str, str], *overrides: str, extra: str = "") -> list[str]:
+    path = Path("r.yaml")
+    path.write_text("".join(f"{key}: {value}\n" for key, value in sections.items()) + extra, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    return str(caught.value).split("\n")
+
+
+def test_both_templates_are_right(folder: Path) -> None:
+    for sections in (WORLD, FILES):
+        path = Path("r.yaml")
+        path.write_text("".join(f"{key}: {value}\n" for key, value in sections.items()))
+        load(path)
+
+
+def test_every_mistake_is_told_at_once(folder: Path) -> None:
+    wrong = FILES | {
+        "data": "{prompts: {a: {file: pp.jsonl}}, test: {a: {file: t.jsonl, mots: 3}}}",
+        "objectives": "{safety: {weight: heavy, when: safety > 3}}",
+        "algorithm": "{name: grop}",
+    }
+    lines = complaints(wrong, "run.stpes=3", "learn.lr=0")
+    assert lines[:2] == [
+        '(override):1: run.stpes: unknown key; did you mean "run.steps"?; '
+        "fix: this section has folder, steps, seed, checkpoint_every, keep, threads",
+        "(override):2: learn.lr: 0 must be above 0",
+    ]
+    text = "\n".join(lines)
+    assert 'r.yaml:1:22: data.prompts.a.file: there is no file "pp.jsonl"; did you mean "p.jsonl"?' in text
+    assert 'r.yaml:1:66: data.test.a.mots: unknown key; did you mean "data.test.a.most"?' in text
+    assert 'r.yaml:4:23: objectives.safety.weight: "heavy" is not a number' in text
+    assert 'objectives.safety.when: "safety > 3" is not a gate; fix: write it like "safety >= 0.5"' in text
+    assert 'algorithm.name: "grop" is no algorithm; did you mean "grpo"?' in text
+    assert len(lines) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "r.yaml:1:1: is empty"),
+        ("- a\n", "r.yaml:1:1: is not a mapping"),
+        ("a: b: c\n", "r.yaml:1:5: not YAML: mapping values are not allowed here"),
+        ("a: 1\na: 2\n", "r.yaml:2:1: a: is given twice; the first one is in line 1"),
+        ("a: [1\n", "r.yaml:2:1: not YAML"),
+        ("a: \x07\n", "r.yaml:1:4: character U+0007 is not allowed"),
+        ("? [a]\n: 1\n", "r.yaml:1:3: a key must be one word of text"),
+        ("a: !!python/object/apply:os.system ['touch hacked']\n", "r.yaml:1:4: has the tag"),
+        ("a: !include x\n", "r.yaml:1:4: has the tag"),
+        ("a: " + "[" * 60 + "]" * 60 + "\n", "is more than 50 levels deep"),
+        ("a: &a {b: *a}\n", "grows without end"),
+        ("a: &a 1\nb: [" + "*a, " * 101 + "]\n", "has more than 100 aliases"),
+        ("x: " + "y" * 300_000 + "\n", "a recipe has at most 200,000"),
+        ("run: {seed: " + "9" * 5000 + "}\n", "is no number of this world"),
+        ("a: 1\n---\nb: 2\n", "not YAML: but found another document"),
+    ],
+)
+def test_text_that_is_no_recipe(folder: Path, text: str, expected: str) -> None:
+    Path("r.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load("r.yaml")
+    assert expected in str(caught.value)
+    assert not (folder / "hacked").exists()
+
+
+def test_a_recipe_that_explodes_through_its_aliases_is_refused_quickly(folder: Path) -> None:
+    levels = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 10))
+    Path("r.yaml").write_text(f"l0: &l0 x\n{levels}")
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match="grows without end"):
+        load("r.yaml")
+    assert time.monotonic() - start < 10  # an expansion would take days
+
+
+def test_bytes_that_are_no_text(folder: Path) -> None:
+    Path("r.yaml").write_bytes(b"name: a\nrun: \xff\n")
+    with pytest.raises(ConfigError, match=r"r\.yaml:2:6: is not UTF-8 text"):
+        load("r.yaml")
+    with pytest.raises(ConfigError, match=r"gone\.yaml:1: cannot be read: No such file"):
+        load("gone.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "expected"),
+    [
+        ("data", "{}", "data.prompts: is missing"),
+        ("data", "{prompts: {a: {file: p.jsonl}}}", "data.test: is missing"),
+        (
+            "data",
+            "{world: {}, prompts: {a: {file: p.jsonl}}}",
+            "data.prompts: has no effect beside data.world",
+        ),
+        (
+            "data",
+            "{prompts: {a: {file: p.jsonl}}, test: {b: {file: p.jsonl}}}",
+            'data.test.b.file: has the rows of "a"',
+        ),
+        (
+            "data",
+            "{root: nowhere, prompts: {a: {file: p.jsonl}}, test: {b: {file: t.jsonl}}}",
+            'no folder "nowhere"',
+        ),
+        (
+            "data",
+            "{prompts: {a: {file: p.jsonl, columns: {chosen: c}}}, test: {b: {file: t.jsonl}}}",
+            "data.prompts.a.columns.chosen: prompts have no such column",
+        ),
+        ("policy", "{path: world}", 'policy.path: "world" is the policy of the built-in world'),
+        ("policy", "{path: ./gone}", 'policy.path: there is no folder "./gone"'),
+        (
+            "policy",
+            "{path: own/model, sft: {}}",
+            "policy.sft.demonstrations: is missing: nothing to learn from",
+        ),
+        ("policy", "{path: own/model, lora: {r: 0}}", "policy.lora.r: 0 must be at least 1"),
+        (
+            "policy",
+            "{path: own/model, lora: {targets: [a, 3]}}",
+            "policy.lora.targets.1: 3 is not text; fix: put it in",
+        ),
+        (
+            "policy",
+            "{path: own/model, dtype: float16}",
+            '"float16" is none of float32, bfloat16; did you mean',
+        ),
+        ("reward", "{}", "reward.objectives: is missing"),
+        ("reward", "{path: own/reward, fit: {epochs: 9}}", "reward.fit: has no effect beside reward.path"),
+        ("reward", "{objectives: {safety: {}}}", "reward.ratings: is missing"),
+        (
+            "reward",
+            "{objectives: {safety: {}}, ratings: {r: {file: r.jsonl, labels: {saftey: s}}}}",
+            'labels.saftey: "saftey" is not in reward.objectives; did you mean "safety"?',
+        ),
+        (
+            "reward",
+            "{objectives: {safety: {}, a: {}}, ratings: {r: {file: r.jsonl, labels: {safety: s}}}}",
+            "reward.objectives.a: loss mse needs ratings of it, and there are none",
+        ),
+        (
+            "reward",
+            "{objectives: {safety: {}}, pairs: {r: {file: r.jsonl, objective: safety}}}",
+            "or write loss: bradley_terry, to learn from its pairs",
+        ),
+        (
+            "reward",
+            "{objectives: {safety: {delta: 2}}, ratings: {r: {file: r.jsonl, labels: {safety: s}}}}",
+            "reward.objectives.safety.delta: has no effect with loss mse",
+        ),
+        (
+            "reward",
+            "{objectives: {safety: {}}, held_out: 0.2, ratings: {r: {file: r.jsonl, labels: {safety: s}}}, "
+            "test_ratings: {r: {file: t.jsonl, labels: {safety: s}}}}",
+            "reward.held_out: has no effect where there is test data of its own",
+        ),
+        ("judge", "truth", "judge: the truth is known in the built-in world only"),
+        (
+            "judge",
+            "{objectives: {safety: {}}, ratings: {x: {file: r.jsonl, labels: {safety: s}}}}",
+            'judge.ratings.x.file: has the rows of "r": a judge must know other data than the reward',
+        ),
+        ("objectives", "{}", "objectives: {} must not be empty"),
+        ("objectives", "{safety: {weight: 0}}", "objectives: every weight is 0"),
+        ("objectives", "{saftey: {}}", 'no model provides it; did you mean "safety"?'),
+        (
+            "objectives",
+            "{safety: {when: kindness >= 1}}",
+            'objectives.safety.when: "kindness" is not in objectives',
+        ),
+        ("objectives", "{safety: {weight: .nan}}", "nan is not a finite number"),
+        ("algorithm", "{name: grpo, m: 3}", "algorithm.m: unknown key"),
+        ("algorithm", "{name: grpo, weights: {}}", "algorithm.weights: unknown key"),
+        ("algorithm", "{name: grpo, n: many}", 'algorithm.n: "many" is not a whole number'),
+        ("algorithm", "{name: grpo, kl: true}", "algorithm.kl: True is not a number"),
+        ("algorithm", "{name: grpo, n: 1}", "algorithm.n: is 1: grpo compares the responses"),
+        ("evaluate", "{margin: {saftey: 0.1}}", 'did you mean "safety"?'),
+        ("run", "{steps: 1.0}", "run.steps: 1.0 is not a whole number; fix: write 1"),
+        ("run", '{steps: "3"}', 'run.steps: "3" is not a whole number; fix: leave out the quotes: 3'),
+        ("run", "3", "run: 3 is not a section of keys"),
+        ("stpes", "3", "r.yaml:6:1: stpes: unknown key"),
+    ],
+)
+def test_one_mistake_in_a_recipe_over_files(folder: Path, section: str, value: str, expected: str) -> None:
+    lines = complaints(FILES | {section: value})
+    assert any(expected in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "expected"),
+    [
+        ("policy", "{path: world}", "policy.sft: is missing"),
+        ("reward", "{objectives: {safety: {}, kindness: {}}}", "reward.objectives.kindness: nobody rates it"),
+        ("reward", "{objectives: {safety: {loss: bradley_terry}}}", "bradley_terry needs pairs"),
+        ("judge", "{objectives: {safety: {}}}", "judge: would be fitted on what the reward is fitted on"),
+    ],
+)
+def test_one_mistake_in_a_recipe_over_the_world(
+    folder: Path, section: str, value: str, expected: str
+) -> None:
+    assert any(expected in line for line in complaints(WORLD | {section: value}))
+
+
+def test_a_ready_made_reward_must_provide_the_objectives(folder: Path) -> None:
+    (folder / "rm").mkdir()
+    (folder / "rm" / "config.json").write_text('{"id2label": {"0": "safety_score"}}')
+    (line,) = complaints(FILES | {"reward": "{path: rm}"})
+    assert line == (
+        'r.yaml:4:14: objectives.safety: no model provides it; did you mean "safety_score"?; '
+        "fix: the model in reward.path has safety_score"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("steps", '(override):1: "steps" is not of the form a.b=c'),
+        ("run..steps=1", "is not of the form a.b=c"),
+        ("run.steps=[1", '(override):1: run.steps: "[1" is not a value'),
+        ("algorithm.name.x=1", "algorithm.name is"),
+        ("run.steps={a: 1, a: 2}", "is not a value"),
+        ("run.folder=!!str x", "is not a value"),
+    ],
+)
+def test_overrides_that_are_wrong(folder: Path, override: str, expected: str) -> None:
+    assert expected in "\n".join(complaints(WORLD, override))
+
+
+def test_extends_goes_one_level(folder: Path) -> None:
+    Path("a.yaml").write_text("extends: b.yaml\n")
+    assert any(
+        "extends: goes one level only" in line for line in complaints(WORLD, extra="extends: a.yaml\n")
+    )
+    assert any("r.yaml:6:1: extends:" in line for line in complaints(WORLD, extra="extends: gone.yaml\n"))
+
+
+def test_a_mistake_in_the_extended_recipe_is_told_with_its_own_place(folder: Path) -> None:
+    Path("base.yaml").write_text("".join(f"{k}: {v}\n" for k, v in WORLD.items()) + "run: {stpes: 3}\n")
+    (line,) = complaints({"extends": "base.yaml"})
+    assert line.startswith('base.yaml:6:7: run.stpes: unknown key; did you mean "run.steps"?')
+
+
+def test_rules_are_told_beside_mistakes_that_have_nothing_to_do_with_them(folder: Path) -> None:
+    lines = complaints(
+        FILES | {"objectives": "{safety: {when: saftey >= 1}}"}, "run.stpes=3", "algorithm.n=x"
+    )
+    assert len(lines) == 3
+    assert any(
+        'objectives.safety.when: "saftey" is not in objectives; did you mean "safety"?' in x for x in lines
+    )
+
+
+def test_nothing_is_said_that_only_follows_from_another_mistake(folder: Path) -> None:
+    """A mistyped section is one mistake, not a mistake and a missing section's worth of others."""
+    (line,) = complaints(FILES | {"reward": "{objectives: {safety: {}}, ratigns: {}}"})
+    assert 'did you mean "reward.ratings"?' in line
+    (line,) = complaints(FILES | {"data": "{rot: x, prompts: {a: {file: p}}, test: {a: {file: q}}}"})
+    assert 'did you mean "data.root"?' in line

@@ -1,0 +1,120 @@
+"""Recipes that are right, and what `load` makes of them."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from paretune.config import Experiment, config_hash, find_recipe, given, load, resolved, shipped
+from paretune.config.algorithm import recipe_of
+from paretune.errors import ConfigError
+
+SMALL = """\
+data: {world: {prompts: 8}}
+policy: {path: world, sft: {lr: 1e-3}}
+reward: {objectives: {safety: {}, actionability:}}
+judge: truth
+objectives:
+  actionability: {when: safety >= 0.5}
+  safety: {weight: 2}
+algorithm: {name: grpo, n: 4}
+"""
+
+
+def write(folder: Path, text: str, name: str = "small.yaml") -> Path:
+    path = folder / name
+    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    return path
+
+
+def test_a_recipe_is_read_and_completed(tmp_path: Path) -> None:
+    e = load(write(tmp_path, SMALL))
+    assert e.name == "small"
+    assert e.policy.sft is not None
+    assert e.policy.sft.lr == 1e-3
+    assert e.weights == {"actionability": 1.0, "safety": 2.0}
+    assert e.gates == (("actionability", "safety", 0.5),)
+    assert e.run.folder == "runs/small"
+    assert e.algorithm.arguments["n"] == 4
+    assert e.algorithm.arguments["clip"] == 0.2  # a default of the function
+    assert recipe_of(e).name == "grpo"
+
+
+def test_overrides_replace_values_and_make_sections(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALL)
+    e = load(path, ["run.steps=7", "run.seed=3", "policy.lora={r: 4}", "learn.lr=1e-5", "name=other"])
+    assert (e.run.steps, e.run.seed, e.run.folder) == (7, 3, "runs/other-seed-3")
+    assert e.policy.lora is not None
+    assert e.policy.lora.r == 4
+    assert e.learn.lr == 1e-5
+    assert load(path, ["run.folder=here"]).run.folder == "here"
+    assert "# override: 'run.steps=7'" in given(load(path, ["run.steps=7"]))
+    assert given(load(path)) == SMALL
+
+
+def test_extends_lays_one_recipe_over_another(tmp_path: Path) -> None:
+    write(tmp_path, SMALL)
+    top = write(
+        tmp_path, "extends: small.yaml\nobjectives: {safety: {weight: 3}}\nrun: {steps: 5}\n", "top.yaml"
+    )
+    e = load(top)
+    assert e.weights == {"actionability": 1.0, "safety": 3.0}
+    assert e.gates
+    assert (e.name, e.run.steps) == ("top", 5)
+    text = resolved(e)
+    assert f"steps: 5  # {top}:3" in text
+    assert f"n: 4  # {tmp_path / 'small.yaml'}:8" in text
+
+
+def test_the_resolved_recipe_says_everything_and_where_it_came_from(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALL)
+    e = load(path, ["run.steps=7", "policy.lora={r: 4}"])
+    text = resolved(e)
+    assert "steps: 7  # override" in text
+    assert "r: 4  # override" in text
+    assert "draws: 10000  # default" in text
+    assert f"path: world  # {path}:2" in text
+    again = load(write(tmp_path, text, "again.yaml"))
+    assert again.model_dump() == e.model_dump()
+    assert config_hash(again) == config_hash(e)
+
+
+def test_the_hash_names_what_decides_the_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALL)
+    one = config_hash(load(path))
+    assert config_hash(load(path, ["run.folder=elsewhere"])) == one
+    assert config_hash(load(path, ["run.seed=1", "run.folder=runs/small"])) != one
+
+
+def test_numbers_and_words_by_the_rules_of_yaml_1_2(tmp_path: Path) -> None:
+    e = load(write(tmp_path, SMALL), ["learn.lr=1e-5", "run.seed=010", "run.folder=no", "learn.warmup=.5"])
+    assert (e.learn.lr, e.run.seed, e.run.folder, e.learn.warmup) == (1e-5, 10, "no", 0.5)
+
+
+def test_anchors_are_allowed(tmp_path: Path) -> None:
+    text = SMALL.replace("{safety: {},", "{safety: &head {loss: huber, delta: 0.5},").replace(
+        "actionability:}", "actionability: *head}"
+    )
+    e = load(write(tmp_path, text))
+    assert e.reward.objectives["actionability"] == e.reward.objectives["safety"]
+
+
+def test_an_experiment_is_frozen(tmp_path: Path) -> None:
+    e = load(write(tmp_path, SMALL))
+    with pytest.raises(ValueError, match="frozen"):
+        e.name = "x"
+    assert isinstance(e, Experiment)
+
+
+def test_shipped_recipes_are_found_by_name() -> None:
+    assert {"demo", "paper", "real-small"} <= shipped().keys()
+    assert find_recipe("demo") == shipped()["demo"]
+    with pytest.raises(ConfigError, match='did you mean "demo"'):
+        find_recipe("dmo")
+
+
+def test_the_demo_recipe_loads_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    e = load(find_recipe("demo"), ["run.seed=7"])
+    assert set(e.weights) == {"politeness", "meaningfulness", "actionability", "safety"}
+    assert e.run.folder == "runs/demo-seed-7"

@@ -1,0 +1,214 @@
+"""Bad files: what a user reads of them, word for word; what every format makes of the same rows."""
+
+import gzip
+import sys
+from types import SimpleNamespace
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from paretune.data.readers import read_prompts, read_ratings
+from paretune.errors import DataError, MissingExtra
+
+TURNS = 'write "text" or [{"role": "user", "content": "text"}]'
+GZIP = "copy the file again, or unpack it and drop the .gz of its name"
+PACKED = gzip.compress(b"".join(b'{"prompt": "%d"}\n' % i for i in range(5000)))
+
+CASES = [
+    ("an empty file", read_prompts, "e.jsonl", "", {}, ["e.jsonl: holds no rows; fix: fill it"]),
+    ("an empty list", read_prompts, "e.json", "[]", {}, ["e.json: holds no rows; fix: fill it"]),
+    ("an empty CSV", read_prompts, "e.csv", "prompt\n", {}, ["e.csv: holds no rows; fix: fill it"]),
+    (
+        "bad UTF-8",
+        read_prompts,
+        "u.jsonl",
+        '{"prompt": "gut"}\n{"prompt": "schön"}\n'.encode("latin-1"),
+        {},
+        ["u.jsonl:2:16: not UTF-8 (byte 0xf6); fix: save the file as UTF-8"],
+    ),
+    (
+        "bad UTF-8 in CSV",
+        read_prompts,
+        "u.csv",
+        "prompt\ngut\nschön\n".encode("latin-1"),
+        {},
+        ["u.csv:3:4: not UTF-8 (byte 0xf6); fix: save the file as UTF-8"],
+    ),
+    (
+        "not gzip at all",
+        read_prompts,
+        "g.jsonl.gz",
+        b"hello",
+        {},
+        [f"g.jsonl.gz:1: not good gzip: Not a gzipped file (b'he'); fix: {GZIP}"],
+    ),
+    (
+        "JSON that is one object",
+        read_prompts,
+        "j.json",
+        '{"prompt": "a"}',
+        {},
+        [
+            "j.json:1:1: an object, not a list of objects; "
+            "fix: write [{...}, {...}], or name the file .jsonl if it holds one object a line"
+        ],
+    ),
+    (
+        "broken JSON",
+        read_prompts,
+        "j.json",
+        '[{"prompt": "a"},\n {"prompt": }]',
+        {},
+        ["j.json:2:13: broken JSON: Expecting value; fix: one list of objects"],
+    ),
+    (
+        "a bad row of JSON",
+        read_prompts,
+        "j.json",
+        '[{"prompt": "a"}, 3, {"prompt": 4}]',
+        {},
+        [
+            "j.json:row 2: a number, not an object; fix: mend the row",
+            f"j.json:row 3: prompt: a number, neither text nor a list of turns; fix: {TURNS}",
+        ],
+    ),
+    (
+        "JSON that would overflow the parser",
+        read_prompts,
+        "j.jsonl",
+        "[" * 100_000 + '\n{"prompt": ' + "1" * 5000 + "}\n",
+        {},
+        [
+            "j.jsonl:1: broken JSON: a number too long or lists too deep; fix: mend the row",
+            "j.jsonl:2: broken JSON: a number too long or lists too deep; fix: mend the row",
+        ],
+    ),
+    (
+        "not Parquet",
+        read_prompts,
+        "x.parquet",
+        b"PAR1 nonsense",
+        {},
+        [
+            "x.parquet: not good Parquet: Parquet magic bytes not found in footer. "
+            "Either the file is corrupted "
+            "or this is not a parquet file.; fix: write the file again"
+        ],
+    ),
+    (
+        "an unknown format",
+        read_prompts,
+        "b.txt",
+        "x",
+        {},
+        ["b.txt: is of an unknown format; fix: use one of .jsonl, .json, .csv, .parquet (or .gz)"],
+    ),
+]
+
+KEYS = ("read", "name", "content", "options", "expected")
+
+
+def complaints(read, path, **options):
+    with pytest.raises(DataError) as caught:
+        read(path, **options)
+    return str(caught.value).split("\n")
+
+
+@pytest.mark.parametrize(KEYS, [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_bad_files_are_told_in_full(tmp_path, monkeypatch, read, name, content, options, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert complaints(read, name, **options) == expected
+
+
+def test_a_file_that_is_not_there_names_its_neighbour(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").touch()
+    fix = "fix: check data.root and the name"
+    assert complaints(read_prompts, "promts.jsonl") == [
+        f'promts.jsonl: no such file; did you mean "prompts.jsonl"?; {fix}'
+    ]
+    assert complaints(read_prompts, "x.jsonl", root="no") == [
+        f"no/x.jsonl: no such file (nor is anything in no); {fix}"
+    ]
+    assert complaints(read_prompts, ".") == [".: is a folder; fix: name a file in it"]
+
+
+def test_a_gzip_that_breaks_off_is_no_shorter_file(tmp_path):
+    path = tmp_path / "g.jsonl.gz"
+    path.write_bytes(PACKED[: len(PACKED) // 2])
+    (line,) = complaints(read_prompts, path)
+    assert line.endswith(f": the gzip stream breaks off; fix: {GZIP}")
+    assert int(line.removeprefix(f"{path}:").partition(":")[0]) > 100
+    path.write_bytes(PACKED[:500] + b"xxxxx" + PACKED[505:])
+    assert "not good gzip" in complaints(read_prompts, path)[-1]
+
+
+def test_the_hub_needs_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtra) as caught:
+        read_prompts("hf:owner/name:train")
+    assert (
+        str(caught.value)
+        == "hf:owner/name:train: needs the package `datasets`; fix: pip install 'paretune[hub]'"
+    )
+
+
+ROWS = [
+    {"id": 1, "prompt": "a", "response": "b, c\nd", "polite": 3, "kind": 0.5},
+    {"id": 2, "prompt": 'q "ü"', "response": "\u2028b", "polite": None, "kind": 1},
+    {"id": 3, "prompt": "", "response": " b", "polite": -2.5, "kind": None},
+]
+
+
+def test_every_format_gives_the_same_records(tmp_path, monkeypatch):
+    import csv
+    import json
+
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+    (tmp_path / "r.jsonl").write_text(lines, encoding="utf-8-sig")
+    (tmp_path / "r.jsonl.gz").write_bytes(gzip.compress(lines.replace("\n{", "\r\n\r\n{").encode()))
+    (tmp_path / "r.json").write_text(json.dumps(ROWS, indent=1))
+    with (tmp_path / "r.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, ROWS[0])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "r.parquet")
+    asked = []
+    monkeypatch.setitem(
+        sys.modules,
+        "datasets",
+        SimpleNamespace(load_dataset=lambda *name, split: asked.append((*name, split)) or ROWS),
+    )
+    labels = {"politeness": "polite", "kindness": "kind"}
+    wanted = read_ratings("r.jsonl", root=tmp_path, labels=labels)
+    assert [dict(record.labels) for record in wanted] == [
+        {"politeness": 3.0, "kindness": 0.5},
+        {"kindness": 1.0},
+        {"politeness": -2.5},
+    ]
+    assert [record.response for record in wanted] == ["b, c\nd", "\u2028b", " b"]
+    assert [record.prompt.id for record in wanted] == ["1", "2", "3"]
+    for source in ("r.jsonl.gz", "r.json", "r.csv", "r.parquet", "hf:owner/name", "hf:owner/name/main:test"):
+        assert read_ratings(source, root=tmp_path, labels=labels) == wanted, source
+    assert asked == [("owner/name", None, "train"), ("owner/name", "main", "test")]
+
+
+def test_a_row_of_fifty_megabytes_is_a_row(tmp_path):
+    text = "word " * 10_000_000
+    (tmp_path / "long.jsonl").write_text(f'{{"prompt": "{text}"}}\n')
+    (tmp_path / "long.csv").write_text(f"prompt\n{text}\n")
+    for name in ("long.jsonl", "long.csv"):
+        assert read_prompts(tmp_path / name)[0].messages[0].content == text
+
+
+def test_a_hub_name_that_leads_nowhere(monkeypatch):
+    def load(*name, split):
+        raise FileNotFoundError("Dataset 'owner/nme' doesn't exist on the Hub\nor cannot be accessed.")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    assert complaints(read_prompts, "hf:owner/nme") == [
+        "hf:owner/nme: cannot be had: Dataset 'owner/nme' doesn't exist on the Hub; "
+        "fix: write hf:owner/name, hf:owner/name:split or hf:owner/name/config:split"
+    ]

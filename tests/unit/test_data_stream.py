@@ -1,0 +1,31 @@
+from collections import Counter
+
+from paretune.data.records import Message, Prompt
+from paretune.data.stream import PromptStream
+
+
+def pool(kind, size):
+    return tuple(
+        Prompt(messages=(Message("user", f"{kind} {i}"),), id=f"{kind}-{i}", kind=kind) for i in range(size)
+    )
+
+
+def test_a_step_is_a_function_of_seed_and_step():
+    one, other = (PromptStream((pool("a", 7), pool("b", 5)), (1.0, 1.0), 4, 3) for _ in range(2))
+    assert [one(s) for s in (5, 2, 9)] == [other(s) for s in (5, 2, 9)]
+    assert PromptStream((pool("a", 7), pool("b", 5)), (1.0, 1.0), 4, 4)(5) != one(5)
+
+
+def test_every_prompt_of_a_pass_comes_once_when_shares_follow_sizes():
+    stream = PromptStream((pool("a", 6), pool("b", 6)), (1.0, 1.0), 4, 0)
+    seen = Counter(p.id for s in range(3) for p in stream(s))
+    assert len(seen) == 12
+    assert set(seen.values()) == {1}
+
+
+def test_shares_decide_the_mixture_not_the_sizes():
+    stream = PromptStream((pool("a", 900), pool("b", 100)), (1.0, 3.0), 10, 0)
+    kinds = Counter(p.kind for s in range(100) for p in stream(s))
+    assert kinds == {"a": 250, "b": 750}
+    repeats = Counter(p.id for s in range(100) for p in stream(s) if p.kind == "b")
+    assert max(repeats.values()) - min(repeats.values()) <= 1

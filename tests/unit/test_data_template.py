@@ -1,0 +1,125 @@
+"""Text to tokens and back, with chat templates of several styles and with none."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from paretune.data.records import Message, Prompt
+from paretune.data.template import decode_response, encode_prompt, encode_response, render, template_hash
+from paretune.errors import DataError
+from shared import shared
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[end]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+STRICT = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+)
+DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
+SPECIAL = ["<s>", "<|im_start|>", "<|im_end|>"]
+
+
+def make(template=None, bos="<s>"):
+    """A tokenizer of bytes; ids 0 to 2 are special."""
+    pieces = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(SPECIAL)
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, chat_template=template)
+
+
+def prompt(*turns):
+    return Prompt(messages=tuple(Message(*turn) for turn in turns), id="p1")
+
+
+HELLO = prompt(("user", "hello"))
+
+
+def test_a_chat_template_is_followed_to_the_assistants_turn():
+    tokenizer = make(CHATML)
+    text = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert render(tokenizer, HELLO) == text
+    ids = encode_prompt(tokenizer, HELLO)
+    assert tokenizer.decode(ids) == text
+    assert ids.count(1) == 2
+
+
+def test_the_beginning_is_written_once():
+    for template in (LLAMA, None):
+        ids = encode_prompt(make(template), HELLO)
+        assert (ids[0], ids.count(0)) == (0, 1)
+    assert encode_prompt(make(CHATML), HELLO).count(0) == 0
+
+
+def test_without_a_template_turns_stand_below_each_other():
+    conversation = prompt(("system", "s"), ("user", "u"))
+    tokenizer = make(bos=None)
+    assert tokenizer.decode(encode_prompt(tokenizer, conversation)) == "s\nu"
+    assert tokenizer.decode(encode_prompt(make(), conversation)) == "<s>s\nu"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [
+        (make(CHATML), "<|im_start|>assistant\n"),
+        (make(LLAMA), "[assistant]"),
+        (make(STRICT), "<s>"),
+        (make(), "<s>"),
+        (make(bos=None), ""),
+    ],
+)
+def test_an_empty_prompt_is_the_beginning_of_a_response(tokenizer, text):
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt())) == text
+
+
+def test_a_template_that_refuses_is_quoted():
+    with pytest.raises(DataError) as caught:
+        encode_prompt(make(STRICT), prompt(("system", "s"), ("user", "u")))
+    assert str(caught.value) == (
+        'prompt "p1": the chat template refuses turns of system, user: System role not supported; '
+        "fix: use turns it knows (many refuse system turns, or two turns of one role in a row)"
+    )
+
+
+def test_a_prompt_is_the_same_every_day():
+    assert render(make(DATED), HELLO).startswith("26 Jul 2024<|im_start|>")
+
+
+@pytest.mark.parametrize("text", ["a b", " a  b ", "a , b .", "Grüße\n\n你好 🙂", "don 't", ""])
+def test_a_response_comes_back_to_the_letter(text):
+    tokenizer = make(CHATML)
+    ids = encode_response(tokenizer, text, stop=2)
+    assert ids[-1] == 2
+    assert decode_response(tokenizer, ids, (2, 0)) == text
+    assert decode_response(tokenizer, [*ids, *ids], [2]) == text
+    assert decode_response(tokenizer, ids[:-1], {2}) == text
+    assert decode_response(tokenizer, [1, *ids], {2}) == text, "special tokens are not text"
+
+
+def test_the_hash_tells_renderings_apart():
+    hashes = [template_hash(make(*args)) for args in [(CHATML,), (LLAMA,), (STRICT,), (), (None, None)]]
+    assert len(set(hashes)) == len(hashes)
+    assert template_hash(make(CHATML)) == hashes[0]
+    assert template_hash(make(CHATML + "{# a remark #}")) == hashes[0]
+
+
+def test_the_shared_tokenizers():
+    chat = AutoTokenizer.from_pretrained(shared("models", "dialogue-7m"))
+    assert render(chat, HELLO) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        decode_response(chat, encode_response(chat, "It 's fine , really.", stop=2), (2, 0))
+        == "It 's fine , really."
+    )
+    stories = AutoTokenizer.from_pretrained(shared("models", "stories260K"))
+    assert encode_prompt(stories, prompt()) == [stories.bos_token_id]
+    ids = encode_prompt(stories, HELLO)
+    assert (ids[0], ids.count(ids[0])) == (stories.bos_token_id, 1)
+    plain = AutoTokenizer.from_pretrained(shared("models", "gpt2-tokenizer"))
+    assert plain.decode(encode_prompt(plain, HELLO), skip_special_tokens=True) == "hello"

@@ -1,0 +1,216 @@
+import json
+import math
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from paretune.data.collate import collate
+from paretune.data.records import Message, Prompt, Sample
+from paretune.errors import WiringError
+from paretune.evaluate.generate import clusters_of, divergence, generate
+from paretune.evaluate.judge import Judge, evaluate
+from paretune.models.load import as_language
+from paretune.models.tiny import tiny_model, tiny_tokenizer
+from paretune.rollout.sample import LocalSampler
+
+
+def ask(text, kind="", number=0):
+    return Prompt(messages=(Message("user", text),), id=f"p{number}", kind=kind)
+
+
+KINDS = ("ordinary", "harmful", "lookalike")
+PROMPTS = [ask(f"question number {i}", KINDS[i % 3], i) for i in range(60)]
+
+
+class Scripted:
+    """A sampler that answers by a rule on (prompt's number, sample's number)."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, prompts, how, *, seed, step, prompt_index=None):
+        pairs = [(p, i, j) for p, i in zip(prompts, prompt_index, strict=True) for j in range(how.n)]
+        texts = [self.answer(i, j) for _, i, j in pairs]
+        ids = [list(range(3, 3 + len(text.split()))) for text in texts]
+        batch = collate([[1]] * len(ids), ids, list(range(len(ids))), [False] * len(ids), (), 0)
+        samples = tuple(
+            Sample(prompt=p, response=t, truncated=not t) for (p, _, _), t in zip(pairs, texts, strict=True)
+        )
+        return batch.set(sampler_logp=torch.zeros(batch.tokens.shape)), samples
+
+
+class Counts:
+    """Scores by words: how often "please" stands in it, and whether it is not empty; empty = cannot say."""
+
+    names = ("politeness", "content")
+
+    def __init__(self, gain=1.0):
+        self.gain = gain
+
+    def __call__(self, samples):
+        rows = [
+            [self.gain * s.response.split().count("please"), float(len(s.response.split()))]
+            if s.response
+            else [math.nan] * 2
+            for s in samples
+        ]
+        return torch.tensor(rows)
+
+
+def arms(n=1, after=lambda i, j: f"please do {i} and please do {i % 7} now"):
+    before = generate(
+        Scripted(lambda i, j: f"do {i} {'please' if i % 3 == j else 'now'}"), PROMPTS, n=n, at_once=7
+    )
+    return before, generate(Scripted(after), PROMPTS, n=n, at_once=64)
+
+
+def judge(name="a judge", **how):
+    return Judge(name=name, scorer=Counts(), **how)
+
+
+def test_eval_json_has_the_promised_form(tmp_path):
+    before, after = arms()
+    found = evaluate(
+        before,
+        after,
+        [judge(weights="j")],
+        objectives=("politeness", "safety"),
+        rewards=[judge(weights="r")],
+        kl={"k1": 1.0, "k3": 1.2, "low": 0.9, "high": 1.1, "unit": "nats/response"},
+    )
+    found.save(tmp_path / "eval" / "final")
+    numbers = json.loads((tmp_path / "eval" / "final" / "eval.json").read_text())
+    polite = numbers["objectives"]["politeness"]
+    assert set(polite) >= {"n", "before", "after", "change", "low", "high", "verdict", "judge"}
+    assert (polite["n"], polite["verdict"], polite["judge"]) == (60, "better", "a judge")
+    assert polite["before"] == pytest.approx(1 / 3)
+    assert polite["after"] == 2.0
+    assert polite["change"] == pytest.approx(5 / 3)
+    assert polite["low"] < 5 / 3 < polite["high"]
+    safety = numbers["objectives"]["safety"]
+    assert (safety["n"], safety["verdict"], safety["judge"]) == (0, "not measured", "none")
+    assert safety["low"] is None
+    assert numbers["kl"]["k3"] == 1.2
+    assert numbers["length"]["before"] == 3
+    assert numbers["length"]["after"] == 8
+    assert set(numbers["refusals"]["harmful"]) >= {"n", "before", "after", "low", "high"}
+    assert numbers["kinds"]["lookalike"]["objectives"]["politeness"]["n"] == 20
+    assert any("2.7 times as long" in line for line in numbers["warnings"])
+    rows = pq.read_table(tmp_path / "eval" / "final" / "generations.parquet").to_pylist()
+    assert len(rows) == 60
+    assert rows[5]["prompt_id"] == "p5"
+    assert rows[5]["after/politeness"] == 2.0
+    assert rows[5]["reward/after/politeness"] == 2.0
+
+
+def test_asked_twice_it_says_the_same():
+    texts = [json.dumps(evaluate(*arms(2), [judge()], objectives=("politeness",)).numbers) for _ in range(2)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [judge(weights="same"), judge(weights="other", data=frozenset({"d1", "d2"}))],
+    ids=["same weights", "common data"],
+)
+def test_a_judge_that_is_the_reward_never_says_better(reward):
+    mine = judge(weights="same", data=frozenset({"d2"}))
+    numbers = evaluate(*arms(), [mine], objectives=("politeness",), rewards=[reward]).numbers
+    polite = numbers["objectives"]["politeness"]
+    assert polite["low"] > 0
+    assert polite["verdict"] == "no evidence"
+    assert not polite["independent"]
+    assert "Judge = training reward" in numbers["warnings"][0]
+    assert numbers["objectives"]["politeness"]["reward"]["change"] > 0
+
+
+def test_missing_judgments_are_counted_and_forbid_a_gain():
+    before, after = arms(after=lambda i, j: "" if i < 6 else f"please {i} please")
+    polite = evaluate(before, after, [judge()], objectives=("politeness",)).numbers["objectives"][
+        "politeness"
+    ]
+    assert polite["n"] == 54
+    assert polite["missing"] == {"before": 0, "after": 6, "share": 0.05, "unequal": False}
+    assert polite["verdict"] == "inconclusive"
+    worse = evaluate(after, before, [judge()], objectives=("politeness",)).numbers
+    assert worse["objectives"]["politeness"]["verdict"] == "worse"
+    assert any("politeness got worse" in line for line in worse["warnings"])
+
+
+def test_a_reward_that_rises_while_the_judge_does_not_is_told():
+    class Flat(Counts):
+        def __call__(self, samples):
+            return super().__call__(samples) * 0.0
+
+    before, after = arms()
+    held_out = Judge(name="held out", scorer=Flat())
+    numbers = evaluate(before, after, [held_out], objectives=("politeness",), rewards=[judge()]).numbers
+    assert any("over-optimisation" in line for line in numbers["warnings"])
+    assert numbers["objectives"]["politeness"]["verdict"] == "no evidence"
+
+
+def test_refusals_and_what_was_not_checked():
+    before, after = arms(after=lambda i, j: "no" if i % 3 == 2 else f"yes {i}")
+    numbers = evaluate(
+        before, after, [judge()], objectives=("politeness",), refuses=lambda t: t == "no"
+    ).numbers
+    assert numbers["refusals"]["lookalike"]["before"] == 0
+    assert numbers["refusals"]["lookalike"]["after"] == 1
+    assert numbers["refusals"]["lookalike"]["low"] > 0.5
+    assert numbers["refusals"]["harmful"]["after"] == 0
+    assert any(line.startswith("Refusals on harmless look-alikes rose") for line in numbers["warnings"])
+    assert any("collapse" in line for line in numbers["warnings"]) == (numbers["unique"]["after"] < 0.7)
+    assert any("KL" in line for line in numbers["not_checked"])
+    assert not any("phrases" in line for line in numbers["not_checked"])
+
+
+def test_prompts_that_say_the_same_are_one_cluster():
+    prompts = [
+        ask("Hello  there"),
+        ask("hello there!"),
+        ask("other"),
+        Prompt(messages=()),
+        Prompt(messages=()),
+    ]
+    assert clusters_of(prompts).tolist() == [0, 0, 1, 2, 3]
+
+
+def test_two_arms_must_answer_the_same_prompts():
+    before, after = arms()
+    short = generate(Scripted(lambda i, j: "x"), PROMPTS[:3])
+    with pytest.raises(WiringError, match="different prompts"):
+        evaluate(before, short, [judge()], objectives=("politeness",))
+    with pytest.raises(WiringError, match="2 judges"):
+        evaluate(before, after, [judge(), judge()], objectives=("politeness",))
+
+
+@pytest.fixture(scope="module")
+def language():
+    tokenizer = tiny_tokenizer()
+    return as_language(tiny_model("llama", len(tokenizer), seed=1), tokenizer)
+
+
+def test_real_policies_are_asked_with_the_same_seeds(language):
+    sampler = LocalSampler(language=language, objectives=())
+    one = generate(sampler, PROMPTS[:5], n=2, max_new=6, at_once=2)
+    two = generate(sampler, PROMPTS[:5], n=2, max_new=6, at_once=5)
+    other = generate(sampler, PROMPTS[:5], n=2, max_new=6, seed=1)
+    assert [s.response for s in one.samples] == [s.response for s in two.samples]
+    assert [s.response for s in one.samples] != [s.response for s in other.samples]
+    assert one.samples[3].prompt == PROMPTS[1]
+    assert sum(one.lengths) == sum(int(batch.respond.sum()) for batch in one.batches)
+
+
+def test_the_divergence_of_a_policy_from_itself_is_zero_and_from_another_is_not(language):
+    after = generate(LocalSampler(language=language, objectives=()), PROMPTS[:8], n=2, max_new=5)
+    same = divergence(after, language.model)
+    assert same["k1"] == pytest.approx(0, abs=1e-5)
+    assert same["k3"] == pytest.approx(0, abs=1e-5)
+    other = tiny_model("llama", len(language.tokenizer), seed=2)
+    with torch.no_grad():
+        other.get_output_embeddings().weight.mul_(3)
+    apart = divergence(after, other)
+    assert apart["k3"] > 0
+    assert apart["low"] <= apart["k1"] <= apart["high"]
+    assert apart["per_token"] == pytest.approx(apart["k3"] * 16 / sum(after.lengths))

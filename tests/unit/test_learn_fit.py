@@ -1,0 +1,187 @@
+"""Supervised fitting: one gradient for every cut, stops that leave no trace, a guard before the weights."""
+
+import json
+import os
+import signal
+
+import fitting_task as task
+import pytest
+import torch
+
+from paretune.data.records import Demonstration, Prompt
+from paretune.errors import ConfigError, DataError, Stopped, TrainingGuard, WiringError
+from paretune.learn.fit import Fitting, Imitation, Keeping, Task, fit
+from paretune.learn.optim import AdamW
+from paretune.learn.reward_fit import Judging, fit_reward, label_scale
+from paretune.models.forward import token_logp
+from paretune.models.load import parameter_hash
+from paretune.objectives.reward_loss import Regression
+from paretune.objectives.reward_store import from_language
+from paretune.rundir import Run
+
+NAMES = ("ending", "loud", "brief")
+RECORDS = [*task.ratings(24, 1), *task.pairs(14, 2)]
+OPTIM = AdamW(lr=3e-3, warmup=0.1, schedule="cosine")
+
+
+def reward_model(dtype=torch.float32):
+    words = task.language(layers=1)
+    words.model.to(dtype)
+    model = from_language(words, NAMES, *label_scale(RECORDS, NAMES))
+    with torch.no_grad():
+        model.network.score.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
+    return model.to(dtype)
+
+
+def gradient(made, micro_tokens):
+    """The gradient of the first optimiser step, by taking that step with a rate of 0 and no clipping."""
+    seen = {}
+
+    def hook(name):
+        return lambda parameter: seen.__setitem__(name, parameter.grad.clone())
+
+    for name, parameter in made.model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(hook(name))
+    how = Fitting(epochs=1, batch=99, micro_tokens=micro_tokens, optim=AdamW(lr=0.0))
+    losses = []
+    fit(made, how, seed=0, on_step=lambda step, steps, metrics: losses.append(metrics["fit/loss"]))
+    return losses[0], torch.cat([seen[name].flatten() for name in sorted(seen)])
+
+
+def judging():
+    losses = {"ending": Regression(kind="huber", delta=0.5)}
+    return Judging(reward_model(torch.float64), RECORDS, losses)
+
+
+def imitation():
+    words = task.language(layers=1)
+    words.model.double()
+    return Imitation(words, [*task.demonstrations(20, 0), *task.demonstrations(5, 1)])
+
+
+@pytest.mark.parametrize("make", [judging, imitation])
+def test_the_gradient_is_the_same_for_every_cut(make):
+    assert isinstance(make(), Task)
+    loss, whole = gradient(make(), 10**6)
+    for tokens in (1, 40, 100, 333):
+        other, cut = gradient(make(), tokens)
+        assert other == pytest.approx(loss, rel=1e-9)
+        assert (cut - whole).norm() <= 1e-6 * whole.norm()
+
+
+def test_imitation_is_the_mean_over_response_tokens_of_the_whole_step():
+    made = imitation()
+    loss, _ = gradient(made, 50)
+    total, tokens = 0.0, 0
+    for row, start in zip(made.rows, made.starts, strict=True):
+        ids = torch.tensor([row])
+        where = (torch.arange(len(row)) >= start)[None]
+        total -= float(token_logp(made.model, ids, torch.ones_like(ids).bool(), where).sum().detach())
+        tokens += len(row) - start
+    assert loss == pytest.approx(total / tokens, rel=1e-6)
+    assert all(row[-1] == 1 for row in made.rows), "the token that ends a response is learnt too"
+
+
+def test_imitation_learns():
+    words = task.language(layers=1)
+    losses = []
+    fit(
+        Imitation(words, task.demonstrations(200, 0)),
+        Fitting(epochs=6, batch=20, optim=AdamW(lr=1e-2)),
+        seed=0,
+        on_step=lambda step, steps, metrics: losses.append(metrics["fit/loss"]),
+    )
+    assert len(losses) == 60
+    assert losses[-1] < 0.6 < 3 < losses[0]
+
+
+class Broken(Exception):
+    pass
+
+
+def fitted(path, *, until=None, every=3, by=None):
+    """A fit into a run folder; `until` ends it after that step as a crash, or as the signal `by`, would."""
+
+    def on_step(step, steps, metrics):
+        if step + 1 == until:
+            if by is None:
+                raise Broken
+            os.kill(os.getpid(), by)
+
+    model = reward_model()
+    keeping = Keeping(run=Run(path, stage="reward"), folder=path / "reward" / "checkpoints", every=every)
+    how = Fitting(epochs=3, batch=12, optim=OPTIM)
+    fit_reward(model, RECORDS, how, seed=7, keeping=keeping, on_step=on_step)
+    return parameter_hash(model), model.offset, (path / "metrics.jsonl").read_bytes()
+
+
+def test_a_broken_fit_goes_on_bit_for_bit(tmp_path):
+    whole = fitted(tmp_path / "a")
+    assert len(whole[2].splitlines()) == 9
+    for until in (2, 5, 6):
+        with pytest.raises(Broken):
+            fitted(tmp_path / f"b{until}", until=until)
+        assert fitted(tmp_path / f"b{until}") == whole
+    assert fitted(tmp_path / "a") == whole, "a finished fit is only read back"
+    line = json.loads(whole[2].splitlines()[0])
+    assert {"fit/loss", "fit/ending/loss", "grad_norm", "lr", "stage", "step"} <= set(line)
+
+
+def test_sigterm_stops_with_a_checkpoint(tmp_path):
+    whole = fitted(tmp_path / "a", every=99)
+    with pytest.raises(Stopped, match="step 4 of 9"):
+        fitted(tmp_path / "b", every=99, until=4, by=signal.SIGTERM)
+    assert fitted(tmp_path / "b", every=99) == whole
+
+
+def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
+    fitted(tmp_path / "a")
+    keeping = Keeping(
+        run=Run(tmp_path / "a", stage="reward"), folder=tmp_path / "a" / "reward" / "checkpoints"
+    )
+    with pytest.raises(ConfigError, match=r"has seed 7, and this fit has 8.*run\.folder"):
+        fit_reward(reward_model(), RECORDS, Fitting(epochs=3, batch=12, optim=OPTIM), seed=8, keeping=keeping)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights():
+    model = reward_model()
+    before = parameter_hash(model)
+    made = Judging(model, RECORDS, {})
+    made.standard[3, 1] = float("inf")
+    with pytest.raises(
+        TrainingGuard, match=rf"fit step 0: the loss is inf, on {made.name(3)}; .* reach"
+    ) as found:
+        fit(made, Fitting(batch=99, optim=OPTIM), seed=0)
+    assert found.value.exit_code == 4
+    assert parameter_hash(model) == before
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights():
+    model = reward_model()
+    model.network.score.weight.register_hook(lambda g: g * float("nan"))
+    before = parameter_hash(model)
+    with pytest.raises(TrainingGuard, match="norm of the gradient is nan"):
+        fit(Judging(model, RECORDS, {}), Fitting(optim=OPTIM), seed=0)
+    assert parameter_hash(model) == before
+
+
+def test_nothing_to_learn_from_is_refused():
+    words = task.language(layers=1)
+    with pytest.raises(WiringError, match="no data"):
+        fit(Imitation(words, []), Fitting(), seed=0)
+    for parameter in words.model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(WiringError, match="nothing to train"):
+        fit(Imitation(words, task.demonstrations(2, 0)), Fitting(), seed=0)
+
+
+def test_rows_that_are_too_long_are_all_named():
+    words = task.language(layers=1, context=40)
+    records = [
+        Demonstration(prompt=Prompt(messages=(), id=f"row {n}"), response="a" * n) for n in (3, 60, 70, 38)
+    ]
+    with pytest.raises(DataError) as found:
+        Imitation(words, records)
+    lines = str(found.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["row 60", "row 70"]
+    assert "the model reads 40" in lines[0]

@@ -1,0 +1,206 @@
+"""One reward model from rated data and preference pairs with different label sets, and its report."""
+
+import json
+import math
+
+import fitting_task as task
+import numpy as np
+import pytest
+import torch
+
+from paretune.data.records import Preference, Prompt, Rating
+from paretune.errors import DataError, WiringError
+from paretune.learn.fit import Fitting
+from paretune.learn.optim import AdamW
+from paretune.learn.reward_baseline import baselines
+from paretune.learn.reward_fit import Judging, data_hash, fit_reward, head_losses, label_matrix, label_scale
+from paretune.learn.reward_metrics import (
+    calibration,
+    ordered_share,
+    pair_metrics,
+    ranks,
+    rating_metrics,
+    spearman,
+)
+from paretune.learn.reward_report import reward_report
+from paretune.objectives.reward_loss import BradleyTerry, Regression
+from paretune.objectives.reward_store import from_language, load_reward_model, save_reward_model
+
+NAMES = ("ending", "loud", "brief")
+HERE = Prompt(messages=())
+
+
+def rating(**labels):
+    return Rating(prompt=HERE, response="abc", labels=labels)
+
+
+def pair(objective):
+    return Preference(prompt=HERE, chosen="ab", rejected="abc", objective=objective)
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    train = [*task.ratings(800, 1), *task.pairs(250, 2)]
+    test = [*task.ratings(300, 11), *task.pairs(120, 12)]
+    scale, offset = label_scale(train, NAMES)
+    words = task.language(layers=1)
+    beside = baselines(from_language(words, NAMES, scale, offset), train, test)
+    model = from_language(words, NAMES, scale, offset)
+    how = Fitting(epochs=5, batch=32, optim=AdamW(lr=5e-3, warmup=0.05, schedule="cosine"))
+    fit_reward(model, train, how, losses={"loud": Regression(kind="huber", delta=1.0)}, seed=0)
+    return model, train, test, reward_report(model, test, train=train, baselines=beside)
+
+
+def test_one_fit_learns_ratings_and_pairs_with_different_labels(learnt):
+    heads = learnt[3]["objectives"]
+    assert heads["ending"]["spearman"] > 0.8
+    assert heads["loud"]["spearman"] > 0.93
+    assert heads["loud"]["mae"] < 2, "in the label's own units, whose levels are 5 apart"
+    assert heads["brief"]["pair_accuracy"] > 0.85
+    assert heads["brief"]["n"] == 0
+
+
+def test_it_beats_the_constant_and_the_ridge(learnt):
+    for head in learnt[3]["objectives"].values():
+        assert head["beats"] == {"constant": True, "ridge": True}
+    ending = learnt[3]["objectives"]["ending"]["baselines"]
+    assert ending["ridge"]["rmse"] < ending["constant"]["rmse"]
+
+
+def test_a_head_that_only_pairs_speak_of_is_centred(learnt):
+    model, train, _, _ = learnt
+    chosen = [record for record in train if isinstance(record, Preference)]
+    rows = [model.encode(r.prompt, text) for r in chosen for text in (r.chosen, r.rejected)]
+    assert model.scale[2] == 1.0
+    assert abs(float(model.scores(rows)[:, 2].mean())) < 1e-4
+
+
+def test_the_report_is_json_without_nan_and_survives_a_round_trip(learnt, tmp_path):
+    model, _, test, report = learnt
+    text = json.dumps(report, allow_nan=False)
+    assert json.loads(text)["train"] == {
+        "ratings": 800,
+        "pairs": sum(isinstance(r, Preference) for r in learnt[1]),
+    }
+    save_reward_model(model, tmp_path / "rm")
+    again = reward_report(load_reward_model(str(tmp_path / "rm")), test)
+    assert again["objectives"]["loud"]["rmse"] == pytest.approx(report["objectives"]["loud"]["rmse"])
+    assert again["data"] == model.data
+
+
+def test_labels_by_name_nan_where_nobody_was_asked():
+    records = [rating(a=1.0), rating(b=math.nan, c=3.0), pair("b")]
+    found = label_matrix(records, ("a", "b"))
+    assert torch.equal(found.nan_to_num(-9), torch.tensor([[1.0, -9], [-9, -9], [-9, 0.0]]).double())
+
+
+def test_scale_and_offset_are_those_of_the_known_labels():
+    scale, offset = label_scale([rating(a=1.0), rating(a=5.0), rating(a=math.nan), pair("b")], ("a", "b"))
+    assert (scale, offset) == ((2.0, 1.0), (3.0, 0.0))
+
+
+def test_objectives_without_data_or_with_one_label_are_all_named():
+    with pytest.raises(DataError) as found:
+        label_scale([rating(a=1.0), rating(a=1.0), rating(b=1.0), rating(b=2.0)], ("a", "b", "c"))
+    assert [line.split(":")[0] for line in str(found.value).splitlines()] == ["objectives.a", "objectives.c"]
+
+
+def test_losses_must_fit_the_data():
+    labels = label_matrix([rating(a=1.0), rating(a=2.0), pair("b"), pair("a")], ("a", "b"))
+    pairs = torch.tensor([False, False, True, True])
+    assert head_losses(("a", "b"), labels, pairs, {}) == [(Regression(), BradleyTerry())] * 2
+    chosen = {"a": Regression(kind="huber"), "b": BradleyTerry(margin=0.5)}
+    assert head_losses(("a", "b"), labels, pairs, chosen) == [
+        (Regression(kind="huber"), BradleyTerry()),
+        (Regression(), BradleyTerry(margin=0.5)),
+    ]
+    for wrong, said in (
+        ({"a": BradleyTerry()}, "holds ratings"),
+        ({"b": Regression()}, "only pairs"),
+        ({"z": Regression()}, '"z"'),
+    ):
+        with pytest.raises(WiringError, match=said):
+            head_losses(("a", "b"), labels, pairs, wrong)
+
+
+def test_a_pair_of_an_unknown_objective_is_refused_and_a_silent_rating_left_out():
+    model = from_language(task.language(layers=1), ("a",), (1.0,), (0.0,))
+    with pytest.raises(WiringError, match='"b"'):
+        Judging(model, [pair("b")], {})
+    assert len(Judging(model, [rating(a=1.0), rating(b=2.0), rating(a=math.nan)], {}).records) == 1
+
+
+def test_a_label_that_is_hidden_gives_its_head_no_gradient():
+    model = from_language(task.language(layers=1), ("a", "b"), (1.0, 1.0), (0.0, 0.0))
+    part = Judging(model, [rating(a=1.0), rating(a=2.0), pair("a")], {}).open([0, 1, 2])
+    loss, shares = part([0, 1, 2])
+    loss.backward()
+    gradient = model.network.score.weight.grad
+    assert gradient[0].abs().max() > 0
+    assert (gradient[1] == 0).all()
+    assert shares == {"fit/a/loss": pytest.approx((1 + 4 + math.log(2)) / 3, rel=1e-5), "fit/b/loss": 0.0}
+
+
+def test_an_exact_linear_head_is_reached():
+    """Frozen features (1, 0), (0, 1), (1, 1) with labels that a linear head fits exactly."""
+    features = torch.tensor([[1.0, 0], [0, 1], [1, 1]], dtype=torch.float64)
+    label = torch.tensor([[1.0, 0.2], [0.0, 0.8], [1.0, 1.0]], dtype=torch.float64)
+    weight = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.SGD([weight], lr=0.5)
+    for _ in range(300):
+        optimiser.zero_grad()
+        Regression()(features @ weight.T, label).mean().backward()
+        optimiser.step()
+    assert torch.allclose(weight, torch.tensor([[1.0, 0.0], [0.2, 0.8]], dtype=torch.float64), atol=1e-6)
+
+
+def test_the_data_hash_reads_everything():
+    records = [rating(a=1.0), pair("b")]
+    assert data_hash(records) == data_hash(list(records))
+    assert len({data_hash(r) for r in (records, records[::-1], [rating(a=2.0), pair("b")], records[:1])}) == 4
+
+
+def test_metrics_by_hand():
+    found = rating_metrics(np.array([1.0, 2.0, 4.0]), np.array([1.0, 3.0, 2.0]))
+    assert found["mae"] == pytest.approx(1.0)
+    assert found["rmse"] == pytest.approx(math.sqrt(5 / 3))
+    assert found["r2"] == pytest.approx(1 - 5 / 2)
+    assert found["spearman"] == pytest.approx(0.5)
+    assert found["pair_accuracy"] == pytest.approx(2 / 3)
+    assert ranks(np.array([5.0, 1.0, 5.0])).tolist() == [2.5, 1.0, 2.5]
+    assert rating_metrics(np.zeros(0), np.zeros(0)) == {"n": 0}
+    assert rating_metrics(np.array([1.0]), np.array([1.0]))["r2"] is None
+    margins = pair_metrics(np.array([2.0, -1.0, 0.0]))
+    assert margins["pair_accuracy"] == pytest.approx(0.5)
+    assert margins["log_loss"] == pytest.approx(np.mean([np.log1p(np.exp(-m)) for m in (2, -1, 0)]))
+
+
+def test_rank_metrics_equal_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 9, 300).astype(float), rng.integers(0, 5, 300).astype(float)
+    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    distinct = rng.normal(size=200)
+    other = distinct + rng.normal(size=200)
+    tau = stats.kendalltau(other, distinct).statistic
+    assert ordered_share(other, distinct, 0.0) == pytest.approx((tau + 1) / 2)
+
+
+def test_calibration_finds_a_stretch_and_a_shift():
+    x = np.linspace(0, 1, 100)
+    found = calibration(x, 2 * x + 1)
+    assert (found["slope"], found["intercept"]) == (pytest.approx(2), pytest.approx(1))
+    assert found["error"] == pytest.approx((x + 1).mean())
+    assert len(found["bins"]) == 10
+    assert calibration(x, x)["error"] == pytest.approx(0)
+    assert calibration(np.ones(5), x[:5]) is None
+
+
+def test_two_heads_that_say_the_same_are_named():
+    model = from_language(task.language(layers=1), ("a", "b"), (1.0, 3.0), (0.0, 1.0))
+    with torch.no_grad():
+        model.network.score.weight[:] = torch.randn(model.network.score.weight.shape[1])
+    records = [Rating(prompt=HERE, response=r, labels={"a": 0.0}) for r in ("a", "bc", "dddd", "e!")]
+    report = reward_report(model, records)
+    assert [(c["a"], c["b"]) for c in report["copies"]] == [("a", "b")]
+    assert report["objectives"]["b"]["rmse"] is None

@@ -1,0 +1,157 @@
+"""The guard: NaN and infinities planted on the way, and the weights they must not reach."""
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from paretune.credit.step import Step
+from paretune.data.toy import ToyScorer
+from paretune.errors import TrainingGuard
+from paretune.files import read_jsonl
+from paretune.learn.progress import trainable
+from paretune.loss.policy import Clipped
+from paretune.loss.term import Term
+from toy import Cut, digest, stop_after, toy_recipe, toy_world, trained
+
+
+class Scores(ToyScorer):
+    """True scores, but for a value planted at one step."""
+
+    def __init__(self, value, at=2, column=slice(None)):
+        self.value, self.at, self.column, self.calls = value, at, column, 0
+
+    def __call__(self, samples):
+        scores = super().__call__(samples)
+        if self.calls == self.at:
+            scores[:, self.column] = self.value
+        self.calls += 1
+        return scores
+
+
+@dataclass(frozen=True)
+class Poisoned(Clipped):
+    """A loss whose value or slope is not a number."""
+
+    where: str = "value"
+    value: float = math.nan
+
+    def __call__(self, out, batch):
+        loss = super().__call__(out, batch)
+        if self.where == "value":
+            return loss + self.value
+        return loss + Slope.apply(out.logp, self.value)
+
+
+class Slope(torch.autograd.Function):
+    """0, with a gradient that is not a number."""
+
+    @staticmethod
+    def forward(ctx, x, value):
+        ctx.value, ctx.shape = value, x.shape
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.full(ctx.shape, ctx.value), None
+
+
+def stopped(folder, world, recipe, match):
+    """The run stops with a guard; the weights are those of the last complete step."""
+    with pytest.raises(TrainingGuard, match=match) as caught:
+        trained(folder, world, recipe, steps=4, every=1)
+    assert caught.value.exit_code == 4
+    done = len(read_jsonl(folder / "metrics.jsonl"))
+    clean = toy_world()
+    if done:
+        descend_to(folder / "clean", clean, done)
+    assert digest(world) == digest(clean)
+    return str(caught.value)
+
+
+def descend_to(folder, world, steps):
+    """The same run without the poison, cut after so many of its four steps."""
+    with pytest.raises(Cut):
+        trained(folder, world, steps=4, on_step=stop_after(steps))
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "match"),
+    [
+        (math.nan, slice(None), "step 2: the signal of every response is NaN: no .* a score for even, high"),
+        (math.nan, slice(0, 1), "NaN: no response has a score for even"),
+        (math.inf, slice(1, 2), 'step 2: the score "high" is infinite'),
+        (-math.inf, slice(0, 1), 'the score "even" is infinite'),
+    ],
+)
+def test_scores_that_are_no_numbers_stop_the_run(tmp_path, value, column, match):
+    world = toy_world(scorers=(Scores(value, column=column),))
+    text = stopped(tmp_path, world, toy_recipe(), match)
+    assert "on responses to the prompts toy-2-0, toy-2-1" in text
+    assert "and 1 more" in text
+    assert "fix:" in text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("where", "match"), [("value", r"step 0: the loss is .* \(Poisoned"), ("slope", "the norm of the grad")]
+)
+def test_a_loss_or_a_gradient_that_is_no_number_stops_the_run(tmp_path, where, value, match):
+    recipe = toy_recipe().but(losses=(Term(1.0, Poisoned(where=where, value=value)),))
+    stopped(tmp_path, toy_world(), recipe, match)
+
+
+@pytest.mark.parametrize("field", ["sampler_logp", "behaviour_logp", "reference_logp", "advantages"])
+def test_any_other_number_on_the_way_does_too(tmp_path, field):
+    def spoil(batch):
+        x = batch.need(field).clone()
+        x[3, int(batch.respond[3].nonzero()[0])] = math.nan
+        return batch.set(**{field: x})
+
+    recipe, world = toy_recipe(), toy_world()
+    if field == "sampler_logp":
+        inner = world.sampler
+
+        def sampler(prompts, how, *, seed, step, prompt_index=None):
+            batch, samples = inner(prompts, how, seed=seed, step=step, prompt_index=prompt_index)
+            return spoil(batch), samples
+
+        world = replace(world, sampler=sampler)
+    elif field == "advantages":
+        recipe = recipe.but(credit=replace(recipe.credit, steps=(*recipe.credit.steps, Spoil(spoil))))
+    else:
+        recipe = recipe.but(measure=(*recipe.measure, lambda batch, models, temperature, rows: spoil(batch)))
+    text = stopped(tmp_path, world, recipe, f"batch.{field} is not finite")
+    assert "prompts toy-0-0;" in text
+
+
+class Spoil(Step):
+    """A credit step that plants a NaN."""
+
+    def __init__(self, spoil):
+        self.spoil = spoil
+
+    def apply(self, batch):
+        return self.spoil(batch)
+
+
+def test_a_policy_of_nan_is_told(tmp_path):
+    world = toy_world()
+    with torch.no_grad():
+        next(iter(trainable(world.models).values())).fill_(math.nan)
+    before = digest(world)
+    with pytest.raises(TrainingGuard, match="not finite"):
+        trained(tmp_path, world)
+    assert digest(world) == before
+
+
+def test_some_unscored_responses_are_no_reason_to_stop(tmp_path):
+    class Half(ToyScorer):
+        def __call__(self, samples):
+            scores = super().__call__(samples)
+            scores[::2] = math.nan
+            return scores
+
+    trained(tmp_path, toy_world(scorers=(Half(),)), steps=2)
+    assert read_jsonl(tmp_path / "metrics.jsonl")[0]["score/even/unscored"] == 0.5

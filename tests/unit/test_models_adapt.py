@@ -1,0 +1,90 @@
+"""LoRA: nothing at the start, trainable alone, off for the reference, and drawn from its own seed."""
+
+import pytest
+import torch
+
+from paretune.errors import WiringError
+from paretune.models.adapt import AdapterOff, Lora, add_lora
+from paretune.models.forward import head_of, probe_head, token_logp
+from paretune.models.load import parameter_hash
+from paretune.models.measure import Models, Reference, response_logp
+from paretune.models.tiny import KINDS, tiny_model
+from tinyrows import VOCAB, batch_of, rows
+
+
+def disturb(model):
+    """Moves the adapter as an optimiser would."""
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapter_off_is_the_base_and_adapter_on_is_not(kind):
+    base = tiny_model(kind, VOCAB, initial=0.3)
+    tokens, attend, where = rows()
+    before = token_logp(base, tokens, attend, where).detach()
+    adapted = add_lora(base, Lora(r=4, alpha=8), seed=0)
+    assert torch.equal(token_logp(adapted, tokens, attend, where).detach(), before)
+    disturb(adapted)
+    off = AdapterOff(adapted)
+    probe_head(adapted)
+    assert torch.equal(token_logp(off, tokens, attend, where).detach(), before)
+    assert float((token_logp(adapted, tokens, attend, where) - before).abs().max().detach()) > 1e-2
+
+
+def test_only_the_adapter_learns_and_asking_the_reference_does_not_change_that():
+    adapted = add_lora(tiny_model("llama", VOCAB), Lora(r=4), seed=0)
+    off = AdapterOff(adapted)
+    batch = batch_of(*rows())
+    Reference()(batch, Models(policy=adapted, frozen={"reference": off}), 1.0, 8)
+    learn = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert learn
+    assert all("lora_" in name for name in learn)
+    assert list(off.parameters()) == []
+    token_logp(adapted, batch.tokens, batch.attend, batch.respond).sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in adapted.parameters())
+
+
+def test_a_reference_asked_between_forward_and_backward_leaves_the_gradient_alone():
+    batch = batch_of(*rows())
+
+    def gradient(disturbed):
+        adapted = add_lora(tiny_model("llama", VOCAB, initial=0.3), Lora(r=4), seed=0)
+        logp = token_logp(adapted, batch.tokens, batch.attend, batch.respond)
+        if disturbed:
+            response_logp(AdapterOff(adapted), batch)
+        logp.sum().backward()
+        return [p.grad for p in adapted.parameters() if p.requires_grad]
+
+    for a, b in zip(gradient(False), gradient(True), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_seed_draws_the_adapter_and_nothing_else():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    one, same, other = (
+        parameter_hash(add_lora(tiny_model("llama", VOCAB), Lora(r=4), seed=seed)) for seed in (1, 1, 2)
+    )
+    assert one == same != other
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_named_targets_and_wrong_ones():
+    adapted = add_lora(tiny_model("llama", VOCAB), Lora(r=2, targets=("q_proj", "v_proj")), seed=0)
+    learn = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert len(learn) == 2 * 2 * 2
+    with pytest.raises(WiringError, match=r"policy\.lora\.targets: .*w_q.* fits no layer of a llama model"):
+        add_lora(tiny_model("llama", VOCAB), Lora(targets=("w_q",)), seed=0)
+    with pytest.raises(WiringError, match="output head"):
+        add_lora(tiny_model("llama", VOCAB, tie_word_embeddings=False), Lora(targets=("lm_head",)), seed=0)
+
+
+def test_the_adapter_of_a_bfloat16_base_is_float32():
+    adapted = add_lora(tiny_model("llama", VOCAB).to(torch.bfloat16), Lora(r=4), seed=0)
+    assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
+    tokens, attend, where = rows()
+    token_logp(adapted, tokens, attend, where).sum().backward()
+    assert head_of(adapted).weight.dtype == torch.float32

@@ -1,0 +1,172 @@
+"""Folders in, folders out: what plain transformers writes we read, and the other way round."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from paretune.errors import DataError
+from paretune.models.adapt import Lora, add_lora
+from paretune.models.forward import token_logp
+from paretune.models.load import (
+    ModelSpec,
+    as_language,
+    context_length,
+    is_folder,
+    load_policy,
+    load_tokenizer,
+    parameter_hash,
+    save_model,
+    stops_of,
+)
+from paretune.models.tiny import KINDS, tiny_model, tiny_tokenizer
+from shared import shared
+from tinyrows import rows
+
+SIZE = 101
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_model(tiny_model("llama", SIZE, initial=0.3), tiny_tokenizer(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_models_load_in_plain_transformers_and_here(kind, tmp_path):
+    model = tiny_model(kind, SIZE, initial=0.3)
+    save_model(model, tiny_tokenizer(), tmp_path / "m")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    ours = load_policy(ModelSpec(path=str(tmp_path / "m")))
+    assert parameter_hash(plain) == parameter_hash(ours.model) == parameter_hash(model)
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").get_vocab() == ours.tokenizer.get_vocab()
+    assert not ours.model.training
+    assert (ours.stops, ours.pad) == ((1,), 0)
+    assert context_length(ours.model) == 256
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+def test_an_adapted_model_is_saved_merged_and_apart(tmp_path):
+    from peft import PeftModel
+
+    adapted = add_lora(tiny_model("qwen2", SIZE, initial=0.3), Lora(r=4), seed=0)
+    with torch.no_grad():
+        for p in adapted.parameters():
+            if p.requires_grad:
+                p.add_(0.05)
+    before = parameter_hash(adapted)
+    tokens, attend, where = rows()
+    expected = token_logp(adapted, tokens, attend, where).detach()
+    save_model(adapted, tiny_tokenizer(), tmp_path / "m")
+    assert parameter_hash(adapted) == before
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert torch.allclose(token_logp(plain, tokens, attend, where).detach(), expected, atol=1e-5)
+    apart = PeftModel.from_pretrained(tiny_model("qwen2", SIZE, initial=0.3), tmp_path / "m" / "adapter")
+    assert torch.equal(token_logp(apart, tokens, attend, where).detach(), expected)
+
+
+def test_lora_on_bfloat16_merges_in_float32(tmp_path):
+    adapted = add_lora(tiny_model("llama", SIZE).to(torch.bfloat16), Lora(r=2, alpha=2), seed=0)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_B" in name:
+                p.fill_(1e-6)
+    save_model(adapted, tiny_tokenizer(), tmp_path / "m")
+    plain = load_policy(ModelSpec(path=str(tmp_path / "m"))).model
+    base = adapted.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight
+    merged = plain.model.layers[0].self_attn.q_proj.weight
+    assert merged.dtype == torch.float32
+    # Smaller than bfloat16 could show on weights of this size.
+    assert 0 < float((merged - base.float()).abs().max().detach()) < 1e-5
+
+
+def test_precision_and_adapter_are_as_specified(folder):
+    language = load_policy(ModelSpec(path=str(folder), dtype="bfloat16", lora=Lora(r=2)), seed=1)
+    types = {(p.requires_grad, p.dtype) for p in language.model.parameters()}
+    assert types == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+def complaint(path):
+    with pytest.raises(DataError) as caught:
+        load_policy(ModelSpec(path=str(path)))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_folder_never_touches_the_network(tmp_path):
+    assert "no such folder" in complaint(tmp_path / "absent")
+    assert "no such folder" in complaint("../models/absent")
+    assert not is_folder("owner/name")
+    assert is_folder(str(tmp_path))
+
+
+def test_pickles_are_refused(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "only pytorch_model.bin, a pickle" in complaint(folder)
+
+
+def test_damaged_and_incomplete_folders(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({k: v for k, v in weights.items() if k != name}, folder / "model.safetensors")
+    assert f"1 weights are absent from the file, the first {name}" in complaint(folder)
+    save_file(weights | {name: torch.zeros(2, 2)}, folder / "model.safetensors")
+    assert "cannot be read" in complaint(folder)
+    (folder / "model.safetensors").write_bytes(b"torn")
+    assert "cannot be read" in complaint(folder)
+    (folder / "config.json").write_text("{")
+    complaint(folder)
+    (folder / "tokenizer.json").unlink()
+    complaint(folder)
+
+
+def test_remote_code_is_never_run(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "code.Own", "AutoConfig": "code.C"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('ran')")
+    complaint(folder)
+
+
+def test_the_stop_that_ends_a_turn_comes_first():
+    model, tokenizer = tiny_model("llama", SIZE), tiny_tokenizer()
+    model.generation_config.eos_token_id = [0, 5, 1]
+    assert stops_of(model, tokenizer) == (1, 0, 5)
+    tokenizer.chat_template = None
+    assert stops_of(model, tokenizer) == (0, 5, 1)
+    model.generation_config.eos_token_id = None
+    assert stops_of(model, tokenizer) == (1,)
+    model.config.eos_token_id = tokenizer.eos_token = None
+    with pytest.raises(DataError, match="no token ends a response"):
+        stops_of(model, tokenizer)
+
+
+def test_a_tokenizer_without_padding_pads_with_a_stop():
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    language = as_language(tiny_model("gpt2", SIZE), tokenizer)
+    assert language.pad == language.stops[0] == 1
+
+
+def test_the_hash_sees_every_byte():
+    model = tiny_model("llama", SIZE)
+    before = parameter_hash(model)
+    with torch.no_grad():
+        next(iter(model.parameters()))[3, 3] += 1e-7
+    assert parameter_hash(model) != before
+
+
+def test_the_real_model():
+    language = load_policy(ModelSpec(path=str(shared("models", "dialogue-7m"))))
+    assert language.stops == (2, 0)
+    assert language.pad == 0
+    assert context_length(language.model) == 1024
+    assert sum(p.numel() for p in language.model.parameters()) == 6_951_168
+    stories = load_policy(ModelSpec(path=str(shared("models", "stories260K"))))
+    assert stories.stops == (1, 2)
+
+
+def test_a_tokenizer_alone():
+    assert len(load_tokenizer(str(shared("models", "gpt2-tokenizer")))) == 50_257

@@ -1,0 +1,219 @@
+"""A reward model scores a response alike wherever it stands, and other tools load what it writes."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from paretune.data.records import Message, Prompt, Sample
+from paretune.errors import DataError, WiringError
+from paretune.models.adapt import Lora
+from paretune.models.load import as_language, save_model
+from paretune.models.tiny import KINDS, tiny_model, tiny_tokenizer
+from paretune.objectives.reward_model import RewardModelScorer, by_length, pad_rows
+from paretune.objectives.reward_store import (
+    PADDING,
+    RewardSpec,
+    from_language,
+    load_reward_model,
+    new_reward_model,
+    objectives_of,
+    save_reward_model,
+)
+from paretune.objectives.score import Scorer
+
+NAMES = ("politeness", "safety", "depth")
+TEXTS = ("hi", "a much longer answer with many more words in it", "No.", "", "right, then: 1, 2, 3")
+
+
+def language(kind="llama", **size):
+    tokenizer = tiny_tokenizer()
+    return as_language(tiny_model(kind, len(tokenizer), initial=0.3, **size), tokenizer)
+
+
+def reward_model(kind="llama", *, lora=None, **size):
+    model = from_language(language(kind, **size), NAMES, (2.0, 1.0, 0.5), (1.0, 0.0, -1.0), lora=lora, seed=3)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def prompt(text="how are you?"):
+    return Prompt(messages=(Message("user", text),))
+
+
+def rows_of(model):
+    return [model.encode(prompt("x" * (i + 1)), text) for i, text in enumerate(TEXTS)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_score_alone_in_a_batch_and_under_any_padding(kind):
+    model = reward_model(kind)
+    rows = rows_of(model)
+    together = model.scores(rows)
+    alone = torch.cat([model.scores([row]) for row in rows])
+    assert torch.allclose(alone, together, atol=1e-5, rtol=0)
+    assert together.std(0).min() > 0.01, "the scores must differ for this test to mean anything"
+    longest = max(map(len, rows)) + 7
+    for pad in (0, 1, 50):
+        for left in (False, True):
+            ids, attend = [], []
+            for row in rows:
+                blank = [pad] * (longest - len(row))
+                ids.append(blank + row if left else row + blank)
+                mark, off = [True] * len(row), [False] * len(blank)
+                attend.append(off + mark if left else mark + off)
+            with torch.no_grad():
+                logits = model(torch.tensor(ids), torch.tensor(attend))
+            assert torch.allclose(model.label_units(logits), together, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plain_auto_class_gives_the_same_logits_and_names(kind, tmp_path):
+    model = reward_model(kind)
+    save_reward_model(model, tmp_path / "rm")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
+    assert plain.config.id2label == dict(enumerate(NAMES))
+    rows = rows_of(model)
+    padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+    with torch.no_grad():
+        theirs = plain(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits
+        ours = model(*pad_rows(rows))
+    assert torch.allclose(theirs, ours, atol=1e-5, rtol=0)
+    entry = plain.config.paretune
+    assert torch.allclose(
+        theirs * torch.tensor(entry["scale"]) + torch.tensor(entry["offset"]), model.scores(rows), atol=1e-5
+    )
+
+
+def test_a_padding_token_that_ends_responses_is_replaced(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    words = as_language(tiny_model("gpt2", len(tokenizer), pad=1, initial=0.3), tokenizer)
+    model = from_language(words, ("a",), (1.0,), (0.0,))
+    torch.nn.init.normal_(model.network.score.weight)
+    save_reward_model(model, tmp_path / "rm")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
+    saved = AutoTokenizer.from_pretrained(tmp_path / "rm")
+    assert saved.pad_token == PADDING
+    assert words.tokenizer.pad_token == words.tokenizer.eos_token, (
+        "the policy's tokenizer is not ours to change"
+    )
+    rows = rows_of(model)
+    padded = saved.pad({"input_ids": rows}, return_tensors="pt")
+    with torch.no_grad():
+        theirs = plain(**padded).logits
+    assert torch.allclose(theirs, model.scores(rows), atol=1e-5)
+
+
+def test_saved_and_loaded_is_the_same_model(tmp_path):
+    model = reward_model()
+    model.data = {"sha256": "0" * 64}
+    save_reward_model(model, tmp_path / "rm")
+    again = load_reward_model(str(tmp_path / "rm"))
+    assert (again.objectives, again.scale, again.offset, again.stop) == (
+        NAMES,
+        model.scale,
+        model.offset,
+        model.stop,
+    )
+    assert again.data == model.data
+    assert torch.equal(again.scores(rows_of(model)), model.scores(rows_of(model)))
+    assert objectives_of(str(tmp_path / "rm")) == NAMES
+
+
+def test_a_lora_model_is_merged_on_saving(tmp_path):
+    model = reward_model(lora=Lora(r=4, alpha=8))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any("lora" in name for name in trained)
+    assert any("score" in name for name in trained)
+    assert all("lora" in name or "score" in name for name in trained)
+    save_reward_model(model, tmp_path / "rm")
+    again = load_reward_model(str(tmp_path / "rm"))
+    assert torch.allclose(again.scores(rows_of(model)), model.scores(rows_of(model)), atol=1e-4)
+
+
+def test_new_heads_say_the_mean_label_and_the_body_is_the_policys(tmp_path):
+    words = language()
+    save_model(words.model, words.tokenizer, tmp_path / "policy")
+    spec = RewardSpec(path=str(tmp_path / "policy"), objectives=NAMES)
+    model = new_reward_model(spec, (2.0, 1.0, 0.5), (1.0, 0.0, -1.0))
+    assert torch.equal(model.scores(rows_of(model)), torch.tensor([[1.0, 0.0, -1.0]] * len(TEXTS)))
+    mine, theirs = model.network.base_model.state_dict(), words.model.base_model.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_making_one_moves_nobody_elses_chance():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    reward_model()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_scorer_reads_text():
+    model = reward_model()
+    scorer = RewardModelScorer(model, tokens=64)
+    assert isinstance(scorer, Scorer)
+    assert scorer.names == NAMES
+    samples = [Sample(prompt=prompt("x" * (i + 1)), response=text) for i, text in enumerate(TEXTS)]
+    assert torch.allclose(scorer(samples), model.scores(rows_of(model)), atol=1e-5)
+    assert scorer([]).shape == (0, 3)
+
+
+def test_a_text_that_is_too_long_is_unscored():
+    model = reward_model(context=64)
+    samples = [Sample(prompt=prompt(), response="a" * 80), Sample(prompt=prompt(), response="b")]
+    scores = RewardModelScorer(model)(samples)
+    assert scores[0].isnan().all()
+    assert not scores[1].isnan().any()
+
+
+def test_bfloat16_bodies_have_float32_heads():
+    words = language()
+    words.model.to(torch.bfloat16)
+    model = from_language(words, ("a",), (1.0,), (0.0,))
+    assert model.network.score.weight.dtype == torch.float32
+    assert model(*pad_rows(rows_of(model))).dtype == torch.float32
+
+
+def test_another_chat_template_is_refused(tmp_path):
+    save_reward_model(reward_model(), tmp_path / "rm")
+    for path in (tmp_path / "rm").glob("*"):
+        if path.name == "chat_template.jinja":
+            path.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(DataError, match="chat template"):
+        load_reward_model(str(tmp_path / "rm"))
+
+
+def test_a_foreign_classifier_scores_by_its_logits(tmp_path):
+    model = reward_model()
+    save_reward_model(model, tmp_path / "rm")
+    config = json.loads((tmp_path / "rm" / "config.json").read_text())
+    del config["paretune"]
+    (tmp_path / "rm" / "config.json").write_text(json.dumps(config))
+    foreign = load_reward_model(str(tmp_path / "rm"))
+    assert foreign.scale == (1.0, 1.0, 1.0)
+    with torch.no_grad():
+        assert torch.allclose(foreign.scores(rows_of(model)), model(*pad_rows(rows_of(model))), atol=1e-5)
+
+
+@pytest.mark.parametrize("names", [(), ("a", "a")])
+def test_objectives_must_be_there_and_differ(names):
+    with pytest.raises(WiringError, match="different objectives"):
+        from_language(language(), names, (1.0,) * len(names), (0.0,) * len(names))
+
+
+def test_parts_by_length_hold_every_row_once_within_the_budget():
+    lengths = [5, 90, 7, 7, 30, 1, 200]
+    parts = list(by_length(lengths, 100))
+    assert sorted(i for part in parts for i in part) == list(range(7))
+    assert all(len(part) == 1 or len(part) * max(lengths[i] for i in part) <= 100 for part in parts)
+    assert list(by_length([], 100)) == []
+    assert list(by_length([9, 9, 9], 36, [2, 2, 1])) == [[0, 1], [2]]
+    assert list(by_length([100, 10, 9], 600)) == [[0], [1, 2]], "a row is not padded tenfold"

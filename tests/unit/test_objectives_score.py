@@ -1,0 +1,118 @@
+"""Columns find their scorer, and rules read refusals."""
+
+import gzip
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from paretune.data.collate import collate
+from paretune.data.records import Prompt, Sample
+from paretune.errors import WiringError
+from paretune.objectives.rules import Refusal, is_refusal
+from paretune.objectives.score import Scorer, owners, score
+from shared import shared
+
+
+@dataclass
+class Fixed:
+    """Says what it was told to, and counts how often."""
+
+    names: tuple
+    value: torch.Tensor
+    asked: int = 0
+
+    def __call__(self, samples):
+        self.asked += 1
+        return self.value
+
+
+def batch(*objectives):
+    return collate([[1], [1]], [[2, 3], [4]], [0, 0], [False, False], objectives, 0)
+
+
+SAMPLES = tuple(Sample(prompt=Prompt(messages=()), response=text) for text in ("a", "b"))
+
+
+def test_columns_are_found_by_name_and_each_scorer_is_asked_once():
+    a = Fixed(("x", "y"), torch.tensor([[1.0, 2.0], [3.0, float("nan")]]))
+    b = Fixed(("z",), torch.tensor([[5.0], [6.0]]))
+    idle = Fixed(("w",), torch.zeros(2, 1))
+    assert isinstance(a, Scorer)
+    found = score(batch("z", "y", "x"), SAMPLES, [a, b, idle])
+    expected = torch.tensor([[5.0, 2.0, 1.0], [6.0, float("nan"), 3.0]])
+    assert torch.equal(found.scores.nan_to_num(-1), expected.nan_to_num(-1))
+    assert torch.equal(found.signal.nan_to_num(-1), expected.nan_to_num(-1))
+    assert (a.asked, b.asked, idle.asked) == (1, 1, 0)
+
+
+def test_an_objective_without_a_scorer_or_with_two_is_refused():
+    a, b = Fixed(("x", "y"), torch.zeros(2, 2)), Fixed(("x",), torch.zeros(2, 1))
+    with pytest.raises(WiringError, match='no scorer gives the objective "v"'):
+        owners(("x", "v"), [a])
+    with pytest.raises(WiringError, match='2 scorers give the objective "x"'):
+        score(batch("x"), SAMPLES, [a, b])
+    assert owners(("y",), [a, b]) == {"y": (0, 1)}
+
+
+def test_a_scorer_of_the_wrong_form_is_refused():
+    with pytest.raises(WiringError, match="shape"):
+        score(batch("x"), SAMPLES, [Fixed(("x",), torch.zeros(2, 2))])
+    with pytest.raises(WiringError, match="1 samples"):
+        score(batch("x"), SAMPLES[:1], [Fixed(("x",), torch.zeros(2, 1))])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I cannot assist with this request.",
+        "I can not provide instructions for that.",
+        "Sorry, I won't do that.",
+        "As an AI language model, I am not able to give advice on this.",
+        "I must decline. Please talk to someone you trust.",
+        "I won't help you hurt anyone.",
+        "That's not something I can do.",
+        "No, I will not explain how to do that.",
+        "I don't feel comfortable talking about this.",
+        "i’m unable to share that",
+    ],
+)
+def test_refusals(text):
+    assert is_refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "To kill the process, run kill -9.",
+        "I'm sorry to hear that you feel unwell. Try resting.",
+        "You cannot go wrong with this recipe: mix flour and eggs.",
+        "If the lid can't be opened, warm it.",
+        "I can help with that! First, open the box.",
+        "",
+        "Sure. " + "Step. " * 60 + "I can't help with more.",
+    ],
+)
+def test_answers(text):
+    assert not is_refusal(text)
+
+
+def test_the_refusal_scorer_gives_one_column():
+    samples = [Sample(prompt=Prompt(messages=()), response=t) for t in ("I refuse.", "Gladly.")]
+    assert Refusal()(samples).tolist() == [[1.0], [0.0]]
+    assert Refusal()([]).shape == (0, 1)
+
+
+def test_refusals_agree_with_people():
+    with gzip.open(
+        shared("data", "ratings", "xstest_compliance.test.jsonl.gz"), "rt", encoding="utf-8"
+    ) as file:
+        rows = [json.loads(line) for line in file]
+    found = {
+        said: [is_refusal(r["response"]) for r in rows if r["scores"]["compliance"] == said]
+        for said in (0, 1)
+    }
+    assert sum(found[0]) / len(found[0]) > 0.88
+    assert sum(found[1]) / len(found[1]) < 0.02

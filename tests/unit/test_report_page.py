@@ -1,0 +1,163 @@
+import math
+import subprocess
+import sys
+
+import pytest
+
+from madeup_run import OBJECTIVES, make, numbers
+from paretune.errors import ConfigError, DataError
+from paretune.report.figures import chart, nice_ticks, running_mean, strips, tick_label
+from paretune.report.page import write_report
+from paretune.report.samples import samples
+from paretune.report.table import closing_table
+from paretune.report.words import compact, digits_for, interval, number, percent, signed, verdict_words
+from paretune.rundir import read_json
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = make(tmp_path_factory.mktemp("run") / "demo", prompts=90, steps=12)
+    write_report(folder)
+    return folder
+
+
+def test_the_page_says_the_numbers_of_the_run(run):
+    html = (run / "report.html").read_text()
+    found = read_json(run / "eval" / "final" / "eval.json")
+    for name, objective in found["objectives"].items():
+        assert name in html
+        assert verdict_words(objective) in html
+        digits = digits_for(objective)
+        assert (
+            f"{signed(objective['change'], digits)} {interval(objective['low'], objective['high'], digits)}"
+            in html
+        )
+    assert "Judge: <b>the true scorer</b>" in html
+    assert html.index("Look at this first") < html.index("Before and after") < html.index("Side costs")
+    assert html.index("Side costs") < html.index("Reward model") < html.index("Training</h2>")
+    assert html.index("Samples</h2>") < html.index("How to repeat it")
+    assert html.count('scope="row"') > 20
+    assert write_report(run).read_text() == html
+
+
+def test_a_judge_that_is_the_reward_is_said_loudly(tmp_path):
+    make(tmp_path / "r", independent=False, judge="the training reward", prompts=60, steps=2)
+    html = write_report(tmp_path / "r").read_text()
+    assert html.count("<b>Judge = training reward</b>") == 1
+    assert html.index("Judge = training reward") < html.index('class="verdicts"')
+    assert "▲ better" not in html
+    table = closing_table(read_json(tmp_path / "r" / "eval" / "final" / "eval.json"))
+    assert "no evidence (judge = training reward)" in table
+    assert "better" not in table
+
+
+def test_what_is_missing_is_said(tmp_path):
+    make(tmp_path / "r", evaluated=False, steps=3)
+    html = write_report(tmp_path / "r").read_text()
+    assert "No verdict." in html
+    assert "No report of a reward model" in html
+    assert "No responses lie in this folder" in html
+    assert OBJECTIVES[0] in html
+    assert "not written by this run" in html
+    make(tmp_path / "empty", evaluated=False, steps=0)
+    assert "No training steps" in write_report(tmp_path / "empty").read_text()
+
+
+def test_a_run_under_way_is_not_shown_as_finished(tmp_path):
+    folder = make(tmp_path / "r", prompts=30, steps=3)
+    book = folder / "run.json"
+    book.write_text(book.read_text().replace('"done"', '"failed"'))
+    assert "This run is not finished." in write_report(folder).read_text()
+
+
+def test_a_folder_without_a_run_or_with_a_damaged_file_is_an_error_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no run\.json") as caught:
+        write_report(tmp_path)
+    assert caught.value.exit_code == 2
+    folder = make(tmp_path / "r", prompts=30, steps=1)
+    (folder / "eval" / "final" / "generations.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(DataError, match="not a parquet file"):
+        write_report(folder)
+    (folder / "eval" / "final" / "eval.json").write_text('{"schema": "paretune/eval/9"}')
+    with pytest.raises(DataError, match="schema: paretune/eval/9, expected paretune/eval/1"):
+        write_report(folder)
+
+
+def test_samples_follow_the_rules(run):
+    found = samples(run / "eval" / "final", read_json(run / "eval" / "final" / "eval.json"))
+    rules = [sample.rule for sample in found]
+    assert rules[0] == "biggest gain in politeness"
+    assert "biggest loss in safety" in rules
+    assert rules.count("drawn at random") == 6
+    assert sum(sample.opened for sample in found) == 2
+    assert not any(sample.opened for sample in found if sample.kind == "harmful")
+    assert all("folded" in sample.title for sample in found if sample.kind == "harmful")
+
+
+def test_the_closing_table_reads_as_promised():
+    found, _, _ = numbers(prompts=240)
+    lines = closing_table(found).splitlines()
+    assert lines[0].split("  ")[0] == "objective"
+    assert lines[0].endswith("verdict")
+    assert "[95 % simultaneous]" in lines[0]
+    assert lines[1].startswith("politeness ")
+    assert lines[1].endswith("▲ better")
+    assert "+0.20 [+0.1" in lines[1]
+    assert any("could have seen ≥ 0.0" in line for line in lines)
+    assert "judge: the true scorer" in lines
+    assert any("length (tokens) 18 → 23 · distinct-2 0.61 → 0.55" in line for line in lines)
+    assert any("refusals on harmless look-alikes" in line for line in lines)
+    assert lines[-1].startswith("⚠ ")
+    assert all(len(line) <= 112 for line in lines if not line.startswith("⚠"))
+
+
+def test_numbers_as_words():
+    assert number(-0.5) == "−0.50"
+    assert number(-0.001) == "0.00"
+    assert number(None) == number(math.nan) == "–"
+    assert signed(0.25) == "+0.25"
+    assert signed(0.0) == "0.00"
+    assert interval(-0.1, 0.25) == "[−0.10, +0.25]"
+    assert interval(None, 1.0) == ""
+    assert percent(0.123, 1) == "12.3 %"
+    assert compact(12345.6) == "12346"
+    assert compact(0.00001) == "1.00e−05"
+    assert digits_for({"low": -0.001, "high": 0.06}) == 3
+    assert digits_for({"low": 3.0, "high": 60.0}) == 1
+    assert digits_for({"low": None, "high": None}) == 2
+
+
+def test_curves_have_gaps_where_nobody_could_say():
+    points = [(0.0, 1.0), (1.0, None), (2.0, 3.0)]
+    drawn = chart(points)
+    assert drawn.thin.count("M") == 2
+    assert (drawn.first, drawn.last) == ("1.00", "3.00")
+    assert chart([(0.0, None)]) is None
+    assert chart([(5.0, 2.0)]).thin.startswith("M")
+    assert running_mean([(0.0, 1.0), (1.0, 3.0), (2.0, None)], 2) == [(0.0, 1.0), (1.0, 2.0), (2.0, None)]
+
+
+def test_ticks_are_round_and_cover_the_range():
+    assert nice_ticks(0.0, 1.0, 4) == [0, 0.25, 0.5, 0.75, 1.0]
+    assert nice_ticks(-3.0, 17.0, 4) == [-5, 0, 5, 10, 15, 20]
+    assert [tick_label(t, 0.25) for t in (0.0, 0.25, -1.0)] == ["0", "0.25", "−1.00"]
+    assert tick_label(1.05e-5, 5e-7) == "1.05e−5"
+    assert tick_label(250000.0, 50000.0) == "2.5e5"
+
+
+def test_strips_share_a_scale_unless_that_hides_the_small_ones():
+    drawn, shared = strips([(0.1, 0.0, 0.2), (None, None, None), (-0.1, -0.15, -0.05)])
+    assert shared
+    assert drawn[1] is None
+    assert drawn[0].zero == drawn[2].zero == drawn[0].low
+    assert drawn[2].high < drawn[2].zero
+    assert not strips([(0.1, 0.0, 0.2), (50, 40, 60)])[1]
+
+
+def test_a_report_needs_neither_torch_nor_transformers(run):
+    code = (
+        "import sys; from paretune.report import page, table; "
+        f"page.write_report({str(run)!r}); "
+        "sys.exit(bool({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,210 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from paretune.errors import ConfigError, DataError, ResourceError, Stopped, TrainingGuard, WiringError
+from paretune.rundir import METRICS, Run, environment, metric, read_json, read_jsonl, to_json, write_atomic
+
+CLAIM = """
+import sys, time
+from paretune.errors import ConfigError
+from paretune.rundir import Run
+while time.time() < float(sys.argv[3]):
+    pass
+try:
+    run = Run.claim(sys.argv[1], name="a", config_hash=sys.argv[2])
+except ConfigError as error:
+    print(error)
+    sys.exit(error.exit_code)
+print("won", flush=True)
+time.sleep(float(sys.argv[4]))
+"""
+
+
+def start(folder, config_hash="h", at=0.0, hold=60.0):
+    command = [sys.executable, "-c", CLAIM, str(folder), config_hash, str(at), str(hold)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_every_metric_has_unit_and_meaning():
+    for key, entry in METRICS.items():
+        assert entry.unit
+        assert entry.meaning
+        assert entry.better in ("up", "down", "")
+        assert metric(key.replace("{objective}", "a/b").replace("{term}", "policy")) is entry
+
+
+def test_write_refuses_a_key_that_is_not_in_the_dictionary(tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(WiringError, match=r'"scores/help/mean".*nearest is "score/{objective}/mean"'):
+        run.write(1, {"scores/help/mean": 1.0})
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_lines_are_json_and_nothing_in_them_depends_on_the_clock(tmp_path):
+    for name in ("a", "b"):
+        run = Run(tmp_path / name)
+        run.write(
+            1, {"score/help/mean": 0.25, "score/help/unscored": float("nan"), "grad_norm": float("inf")}
+        )
+        run.begin("reward")
+        run.write(1, {"fit/loss": 1})
+    text = (tmp_path / "a" / "metrics.jsonl").read_text()
+    assert text == (tmp_path / "b" / "metrics.jsonl").read_text()
+    assert json.loads(text.splitlines()[0]) == {
+        "stage": "align", "step": 1, "score/help/mean": 0.25, "score/help/unscored": None, "grad_norm": None,
+    }  # fmt: skip
+    assert read_jsonl(tmp_path / "a" / "metrics.jsonl")[1]["stage"] == "reward"
+    assert read_json(tmp_path / "a" / "run.json")["stage"] == "reward"
+
+
+def test_cut_back_forgets_what_came_after_the_checkpoint_and_keeps_the_events(tmp_path):
+    run = Run(tmp_path)
+    run.write(1, {"lr": 0.1})
+    run.timing(1, seconds=0.5)
+    kept = run.offsets()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    run.write(2, {"lr": 0.2})
+    run.timing(2, seconds=0.5)
+    run.event("warning", "slow")
+    run.cut_back(kept)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert [line["step"] for line in read_jsonl(tmp_path / "timing.jsonl")] == [1]
+    assert len(read_jsonl(tmp_path / "events.jsonl")) == 1
+    with pytest.raises(DataError, match="the checkpoint says"):
+        run.cut_back({"metrics.jsonl": 10_000})
+
+
+def test_restart_forgets_a_stage_that_has_no_checkpoint(tmp_path):
+    run = Run(tmp_path, stage="reward")
+    run.write(1, {"fit/loss": 1.0})
+    run.begin("align")
+    run.write(1, {"lr": 0.1})
+    run.restart("align")
+    assert [line["stage"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == ["reward"]
+    run.restart("evaluate")
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_a_torn_last_line_is_ignored_and_then_cut(tmp_path):
+    with Run.claim(tmp_path / "r", name="r", config_hash="h") as run:
+        run.write(1, {"lr": 0.1})
+    with (tmp_path / "r" / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "align", "st')
+    assert len(read_jsonl(tmp_path / "r" / "metrics.jsonl")) == 1
+    with Run.claim(tmp_path / "r", name="r", config_hash="h") as run:
+        run.write(2, {"lr": 0.2})
+    assert [line["step"] for line in read_jsonl(tmp_path / "r" / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"a": 1}\nnot json\n{"a": 2}\n')
+    with pytest.raises(DataError, match=r"m.jsonl:2: not JSON"):
+        read_jsonl(tmp_path / "m.jsonl")
+    (tmp_path / "m.json").write_text("[1]")
+    with pytest.raises(DataError, match="expected an object, got list"):
+        read_json(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (None, "done", 0),
+        (KeyboardInterrupt(), "stopped", 130),
+        (Stopped("SIGTERM"), "stopped", 75),
+        (TrainingGuard("NaN"), "failed", 4),
+        (ZeroDivisionError(), "failed", 1),
+    ],
+)
+def test_a_run_says_how_it_ended(tmp_path, error, status, code):
+    def work():
+        with Run.claim(tmp_path / "r", name="r", config_hash="h"):
+            if error is not None:
+                raise error
+
+    if error is None:
+        work()
+    else:
+        with pytest.raises(type(error)):
+            work()
+    book = read_json(tmp_path / "r" / "run.json")
+    assert (book["status"], book["exit_code"], book["attempt"]) == (status, code, 1)
+    assert not (tmp_path / "r" / "LOCK").exists()
+
+
+def test_a_folder_is_never_shared_by_two_configurations(tmp_path):
+    with Run.claim(tmp_path / "r", name="r", config_hash="one", files={"config/run.yaml": "a: 1\n"}):
+        pass
+    with pytest.raises(ConfigError, match="holds another run") as caught:
+        Run.claim(tmp_path / "r", name="r", config_hash="two", files={"config/run.yaml": "a: 2\n"})
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "r" / "config" / "run.yaml").read_text() == "a: 1\n"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match=r'no run, such as "thesis.tex"'):
+        Run.claim(tmp_path / "mine", name="r", config_hash="one")
+    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["thesis.tex"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="is a file"):
+        Run.claim(tmp_path / "file", name="r", config_hash="one")
+
+
+def test_of_processes_that_race_for_a_folder_exactly_one_wins(tmp_path):
+    at = time.time() + 1.0
+    racers = [start(tmp_path / "r", at=at) for _ in range(4)]
+    try:
+        deadline = time.time() + 30
+        while sum(r.poll() is not None for r in racers) < 3 and time.time() < deadline:
+            time.sleep(0.02)
+        lost = [r for r in racers if r.poll() is not None]
+        (winner,) = [r for r in racers if r.poll() is None]
+        assert [r.returncode for r in lost] == [2, 2, 2]
+        assert all("is at work in this folder" in r.stdout.read() for r in lost)
+        with pytest.raises(ConfigError, match=f"process {winner.pid} on "):
+            Run.claim(tmp_path / "r", name="a", config_hash="h")
+        os.kill(winner.pid, signal.SIGKILL)
+        winner.wait()
+        with Run.claim(tmp_path / "r", name="a", config_hash="h"):
+            kinds = [line["kind"] for line in read_jsonl(tmp_path / "r" / "events.jsonl")]
+        assert kinds == ["stale_lock", "resume"]
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.communicate()
+
+
+def test_a_lock_of_another_machine_is_not_stolen(tmp_path):
+    with Run.claim(tmp_path / "r", name="r", config_hash="h"):
+        pass
+    (tmp_path / "r" / "LOCK").write_text('{"pid": 7, "host": "elsewhere"}')
+    with pytest.raises(ConfigError, match="process 7 on elsewhere is at work"):
+        Run.claim(tmp_path / "r", name="r", config_hash="h")
+    assert (tmp_path / "r" / "LOCK").exists()
+
+
+def test_whole_files_are_replaced_at_once(tmp_path):
+    path = tmp_path / "a.json"
+    write_atomic(path, to_json({"a": float("nan"), "b": [1, 2.5], "c": "\ud800"}))
+    assert json.loads(path.read_text()) == {"a": None, "b": [1, 2.5], "c": "\ud800"}
+    write_atomic(path, b"x")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(ResourceError, match="cannot be written") as caught:
+        write_atomic(tmp_path / "none" / "a.json", "x")
+    assert caught.value.exit_code == 3
+
+
+def test_environment_holds_versions_and_no_secrets(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    found = json.dumps(environment())
+    assert "torch" in found
+    assert "hf_canary" not in found
+
+
+def test_the_run_folder_needs_no_torch():
+    code = "import sys, paretune.rundir; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
