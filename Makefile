@@ -29,3 +29,11 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# Longer proofs, run by hand: docs/results/ holds what they said, with command and date.
+.PHONY: proof-demo proof-real
+proof-demo: $(READY)
+	@$(BIN)/python proofs/demo.py $(SEEDS)
+
+proof-real: $(READY)
+	@$(BIN)/paretune run recipes/real-small.yaml data.root=../shared/data policy.path=../shared/models/dialogue-7m

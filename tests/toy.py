@@ -26,7 +26,7 @@ def graded(scores, group=None, objectives=None, respond=None, lengths=None):
     scores = scores[:, None] if scores.ndim == 1 else scores
     rows = len(scores)
     lengths = lengths or [2] * rows
-    width = 1 + max(lengths)
+    width = 1 + max(lengths) if respond is None else respond.shape[1]
     if respond is None:
         respond = torch.tensor([[0 < t <= n for t in range(width)] for n in lengths])
     attend = respond.clone()

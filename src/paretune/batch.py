@@ -49,7 +49,16 @@ class Batch:
     token_reward: Float[Tensor, "B T H"] | None = None
     returns: Float[Tensor, "B T H"] | None = None
     advantages: Float[Tensor, "B T A"] | None = None
+    entropy: Float[Tensor, "B T"] | None = None
+    """Of the policy as it was before the first update, in nats."""
+    importance: Float[Tensor, "B T"] | None = None
+    """Factor on the policy loss of each response token, and on no other loss; None: 1."""
     weight: Float[Tensor, "B T"] | None = None
+    kind: Int[Tensor, " B"] | None = None
+    """Place in `kinds` of the kind of the row's prompt."""
+    kinds: tuple[str, ...] = ()
+    preference: Float[Tensor, "B K"] | None = None
+    """Weight of every objective that the row's prompt asks for."""
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

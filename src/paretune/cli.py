@@ -3,6 +3,8 @@
 Nothing heavy is imported before a command needs it: `--help`, `recipes`, `report` and `doctor` load no torch.
 """
 
+import os
+import shlex
 import sys
 import tempfile
 import time
@@ -97,7 +99,7 @@ def _run(recipe: str, overrides: Sequence[str]) -> None:
     from paretune.stages.pipeline import run as run_stages
 
     try:
-        run_stages(experiment, make_console())
+        run_stages(experiment, make_console(), command=shlex.join(["paretune", *sys.argv[1:]]))
     except KeyboardInterrupt:
         _say("interrupted; the same command goes on from the last checkpoint", error=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -121,6 +123,8 @@ def _crash_file(error: Exception) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
+    # Threads that wait by spinning are ten times slower wherever another program wants the same cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=None if arguments is None else list(arguments))
     except ParetuneError as error:

@@ -21,6 +21,20 @@ def masked_mean(x: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"]) -> Float[Tenso
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
+def masked_var(
+    x: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"], form: Literal["sample", "population"] = "sample"
+) -> Float[Tensor, ""]:
+    """Variance of `x` where `mask`, in two passes; NaN where there are too few numbers for the form."""
+    count = mask.sum().to(x.dtype)
+    squares = torch.where(mask, (x - masked_mean(x, mask)).square(), 0.0).sum()
+    return squares / (count - 1 if form == "sample" else count)
+
+
+def row_mean(x: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
+    """Mean over the masked places of each row; 0 in a row that has none."""
+    return torch.where(mask, x, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
 def group_index(group: Int[Tensor, " B"]) -> tuple[Int[Tensor, " B"], int]:
     """Each row's group renumbered from 0, and the number of groups."""
     labels, index = group.unique(return_inverse=True)
@@ -45,17 +59,21 @@ def group_mean(x: Float[Tensor, "B J"], group: Int[Tensor, " B"]) -> Float[Tenso
 
 
 def group_std(
-    x: Float[Tensor, "B J"], group: Int[Tensor, " B"], form: Literal["sample", "population"] = "sample"
+    x: Float[Tensor, "B J"],
+    group: Int[Tensor, " B"],
+    form: Literal["sample", "population"] = "sample",
+    floor: float = FLAT,
 ) -> Float[Tensor, "B J"]:
     """Standard deviation over each row's group, NaN rows left out; exactly 0 where the group is flat.
 
-    Two passes, so that a large mean cancels nothing. A group of one is flat.
+    Two passes, so that a large mean cancels nothing. A group of one is flat, and so is one whose spread is at
+    most `floor` times its largest magnitude.
     """
     mean = group_mean(x, group)
     count = group_count(x, group)
     divisor = count - 1 if form == "sample" else count
     std = (group_sum((x - mean).square(), group) / divisor.clamp(min=1)).sqrt()
-    return torch.where(std <= FLAT * group_max_abs(x, group), torch.zeros_like(std), std)
+    return torch.where(std <= floor * group_max_abs(x, group), torch.zeros_like(std), std)
 
 
 def group_max_abs(x: Float[Tensor, "B J"], group: Int[Tensor, " B"]) -> Float[Tensor, "B J"]:
@@ -75,27 +93,39 @@ def ranked(signal: Float[Tensor, "B 1"], group: Int[Tensor, " B"]) -> list[Int[T
     return [r[value[r].argsort(descending=True, stable=True)] for r in rows]
 
 
+By = Literal["token", "sequence", "sequence_sum", "constant"]
+"""What is counted alike; see `token_weights`."""
+
+
 def token_weights(
-    respond: Bool[Tensor, "B T"], by: Literal["token", "sequence", "constant"], length: int = 1
+    respond: Bool[Tensor, "B T"], by: By, length: int = 1, empty: Literal["count", "skip"] = "count"
 ) -> Float[Tensor, "B T"]:
     """How much each response token counts in a loss of the form (per-token loss * weight).sum().
 
     "token": all tokens of the batch alike (DAPO). "sequence": all responses alike, and all tokens of a
-    response (GRPO). "constant": every token 1 / (length * rows) (Dr. GRPO). Computed once over all the
-    rows of an optimiser step, so that any cut into micro-batches adds up to the same gradient.
+    response (GRPO). "sequence_sum": the sum over a response, averaged over responses (RLOO). "constant":
+    every token 1 / (length * rows) (Dr. GRPO). Computed once over all the rows of an optimiser step, so that
+    any cut into micro-batches adds up to the same gradient.
+
+    Args:
+        respond: Tokens that are counted.
+        by: The mean that is taken.
+        length: For "constant", the length that stands for all responses.
+        empty: Is a row without any counted token one of the rows (TRL), or not (verl)?
     """
     mask = respond.to(torch.get_default_dtype())
     if by == "token":
         return mask / mask.sum().clamp(min=1)
+    rows = max(len(mask) if empty == "count" else int(respond.any(-1).sum()), 1)
     if by == "sequence":
-        return mask / mask.sum(-1, keepdim=True).clamp(min=1) / max(len(mask), 1)
-    return mask / (length * max(len(mask), 1))
+        return mask / mask.sum(-1, keepdim=True).clamp(min=1) / rows
+    return mask / (rows if by == "sequence_sum" else length * rows)
 
 
 def label_weights(label: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
     """Weight of every label that exists so that each objective with labels counts the same; 0 where NaN.
 
-    The weights of the labels that exist sum to 1. Computed over a whole optimiser step.
+    The weights of the labels that exist sum to 1. Computed over a whole data set.
     """
     known = ~label.isnan()
     seen = known.sum(0)

@@ -1,4 +1,4 @@
-"""kill -9 in any stage: the same command goes on, and every byte of the result is that of the unbroken run."""
+"""kill -9 in any stage: the same command goes on, and ends with the bytes of the unbroken run."""
 
 import random
 import subprocess

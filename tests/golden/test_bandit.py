@@ -7,7 +7,8 @@ from paretune.batch import Batch, Outputs
 from paretune.credit.advantage import GroupNormalise, Spread
 from paretune.credit.step import chain
 from paretune.learn.recipe import Weigh
-from paretune.loss.policy import Clipped, KlToReference, k3_k2
+from paretune.loss.kl import KlToReference, k3_k2
+from paretune.loss.policy import Clipped
 from paretune.loss.term import Term, total
 
 REFERENCE = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)

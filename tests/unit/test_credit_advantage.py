@@ -1,13 +1,10 @@
-import json
 import math
 
 import pytest
 import torch
 
-from paretune.credit.advantage import GroupNormalise, Spread, group_normalise
-from paretune.credit.aggregate import WeightedSum
+from paretune.credit.advantage import BatchNormalise, GroupNormalise, LeaveOneOut, Spread, group_normalise
 from paretune.credit.step import chain
-from shared import shared
 from toy import advance, graded
 
 
@@ -34,24 +31,32 @@ def test_objectives_are_normalised_apart():
     torch.testing.assert_close(out, alone)
 
 
-def test_published_group_advantages():
-    file = json.loads(shared("golden", "trl_grpo_advantages.json").read_text())
-    seen = 0
-    for case in file["cases"]:
-        rewards, p = case["inputs"]["rewards"], case["params"]
-        scale = {"group": "std", "none": "none"}.get(p["scale_rewards"])
-        summed = p["aggregation"] == "sum_then_normalize"
-        # A missing reward counts as 0 there, and leaves the row unscored here.
-        if not summed or scale is None or any(r is None for row in rewards for r in row):
-            continue
-        n = p["num_generations"]
-        group = [i // n for i in range(len(rewards))]
-        weights = {f"k{k}": float(w) for k, w in enumerate(case["inputs"]["weights"])}
-        if not any(weights.values()):
-            continue
-        batch, _ = advance(chain(WeightedSum(weights), GroupNormalise(scale)), graded(rewards, group=group))
-        want = torch.tensor(case["expected"]["advantages"], dtype=torch.float32)
-        # Where a group is flat but for rounding, we say 0 and they say noise over 1e-4.
-        torch.testing.assert_close(batch.signal[:, 0], want, atol=2e-3, rtol=1e-4, msg=case["name"])
-        seen += 1
-    assert seen >= 3
+@pytest.mark.parametrize(
+    "step",
+    [GroupNormalise("batch"), LeaveOneOut(), LeaveOneOut("std"), BatchNormalise(), BatchNormalise("removed")],
+)
+def test_every_baseline_says_zero_where_nothing_differs_and_leaves_the_unscored_alone(step):
+    flat = step.apply(graded([0.1 + 0.2, 0.3, 0.3, 0.3])).signal
+    assert (flat == 0).all()
+    some = step.apply(graded([1.0, math.nan, 0.0, 0.5])).signal
+    assert some.isnan().flatten().tolist() == [False, True, False, False]
+    alone = step.apply(graded([0.7])).signal
+    assert (alone == 0).all()
+
+
+def test_a_group_of_one_keeps_its_raw_signal_where_that_is_asked_for():
+    raw = GroupNormalise(eps=1e-6, alone="raw").apply(graded([2.0, 1.0, 0.0], group=[0, 1, 1])).signal
+    assert raw.flatten().tolist() == pytest.approx([2.0 / (1 + 1e-6), 0.5**0.5, -(0.5**0.5)], rel=1e-5)
+
+
+def test_the_floor_says_from_which_spread_on_a_group_is_flat():
+    batch = graded([1.0, 1.001])
+    assert (GroupNormalise(eps=0.0, floor=0.01).apply(batch).signal == 0).all()
+    assert GroupNormalise(eps=0.0, floor=0.0).apply(batch).signal.abs().min() > 0.7
+
+
+def test_scaling_the_batch_never_changes_a_sign():
+    batch = graded([3.0, 0.5, 0.0, 2.0])
+    kept = BatchNormalise().apply(batch).signal
+    assert torch.equal(kept.sign(), batch.signal.sign())
+    assert BatchNormalise("removed").apply(batch).signal.min() < 0

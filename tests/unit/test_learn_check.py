@@ -1,4 +1,3 @@
-import time
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,8 @@ from paretune.credit.step import chain
 from paretune.errors import WiringError
 from paretune.learn.check import check
 from paretune.learn.descend import descend
-from paretune.loss.policy import Clipped, KlToReference
+from paretune.loss.kl import KlToReference
+from paretune.loss.policy import Clipped
 from paretune.loss.term import Term
 from paretune.models.measure import Behaviour, Reference
 from paretune.rundir import Run
@@ -24,9 +24,7 @@ def test_a_sound_recipe_says_what_it_needs():
     assert plan.critic_heads == 0
     assert plan.rows_kept == 16
     assert check(recipe.but(measure=(Behaviour(), Reference("soup"))), NAMES).frozen_roles == ("soup",)
-    start = time.perf_counter()
     check(recipe, NAMES)
-    assert time.perf_counter() - start < 1.0
 
 
 @pytest.mark.parametrize(

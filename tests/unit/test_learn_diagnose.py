@@ -5,7 +5,8 @@ import torch
 
 from paretune.batch import Outputs
 from paretune.learn.diagnose import Seen, collected, credited, known, weighed
-from paretune.loss.policy import Clipped, KlToReference
+from paretune.loss.kl import KlToReference
+from paretune.loss.policy import Clipped
 from paretune.loss.term import Term
 from paretune.reduce import token_weights
 from toy import graded

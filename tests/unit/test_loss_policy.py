@@ -1,22 +1,18 @@
-import json
-
 import pytest
 import torch
 
 from paretune.batch import Outputs
 from paretune.errors import WiringError
-from paretune.loss.policy import LIMIT, Clipped, KlToReference, bounded, k1, k2, k3, k3_k2
+from paretune.loss.entropy import EntropyBonus
+from paretune.loss.kl import ESTIMATORS, KlToReference
+from paretune.loss.policy import Clipped, DropStale, PolicyLoss
+from paretune.loss.ratio import LIMIT, bounded
 from paretune.loss.term import Loss, Term, total, wanted
+from paretune.loss.unclipped import CappedRatio, GammaWeighted, SoftGate
+from paretune.loss.value import ValueClipped, ValueSquared
+from paretune.metrics import metric
 from paretune.reduce import token_weights
-from shared import shared
 from toy import graded
-
-
-@pytest.fixture
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def ready(advantage=1.0, objectives=1):
@@ -86,60 +82,70 @@ def test_wrong_wiring_is_told():
     assert wanted((Term(1.0, Clipped()),)) == frozenset()
 
 
-def test_published_kl_estimators():
-    kinds = {"k1": k1, "k2": k2, "k3": k3, "k3+": k3_k2}
-    seen = 0
-    for case in json.loads(shared("golden", "kl_estimators.json").read_text())["cases"]:
-        if case["params"]["kind"] not in kinds or "extreme" in case["name"]:
-            continue
-        logp, reference, coef = (
-            torch.tensor(case["inputs"][k], dtype=torch.float64) for k in ("logprob", "ref_logprob", "coef")
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Clipped(0.2, 0.5, most=1.4), r"largest ratio, 1\.4, lies inside the clip bound 1 \+ 0\.5"),
+        (lambda: CappedRatio(0.5), "1 must lie between"),
+        (lambda: CappedRatio(5.0, 1.5), "1 must lie between"),
+        (lambda: SoftGate(0.0), "both must be > 0"),
+        (lambda: ValueClipped(0.0), "must be > 0"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(make, match):
+    with pytest.raises(WiringError, match=match):
+        make()
+
+
+def test_what_the_forward_pass_did_not_give_is_told():
+    out, batch = Outputs(logp=torch.zeros(2, 4)), ready()
+    for loss, match in (
+        (EntropyBonus(), "entropy"),
+        (ValueSquared(), "had no critic"),
+        (PolicyLoss(), "loss of a token"),
+    ):
+        with pytest.raises(WiringError, match=match):
+            loss(out, batch)
+    terms = (Term(1.0, EntropyBonus()), Term(1.0, ValueClipped()), Term(1.0, Clipped()))
+    assert wanted(terms) == {"entropy", "values"}
+    with pytest.raises(WiringError, match="behaviour_logp"):
+        KlToReference("k3", "token")(out, batch.set(behaviour_logp=None))
+
+
+def test_bad_answers_the_policy_left_behind_teach_nothing():
+    """Row 0 fell by 1 nat a token, row 1 rose; only bad rows that fell are left out."""
+    batch = graded([1.0, 0.0], lengths=[2, 3])
+    fell = torch.tensor([[-1.0], [1.0]]) * batch.respond
+    left = []
+    for sign in (-1.0, 1.0):
+        now = batch.set(
+            advantages=sign * batch.respond[..., None].float(),
+            behaviour_logp=torch.zeros(2, 4),
+            weight=token_weights(batch.respond, "token"),
         )
-        logp.requires_grad_()
-        x = kinds[case["params"]["kind"]](logp - reference)
-        (slope,) = torch.autograd.grad((x * coef).sum(), logp)
-        want = torch.tensor(case["expected"]["estimate"], dtype=torch.float64)
-        grad = torch.tensor(case["grad"]["logprob"], dtype=torch.float64)
-        x = (
-            x.detach().clamp(max=10) if "k3" in case["params"]["kind"] else x.detach()
-        )  # they cut the value too
-        torch.testing.assert_close(x, want, atol=1e-8, rtol=1e-7, msg=case["name"])
-        torch.testing.assert_close(slope, grad, atol=1e-8, rtol=1e-7, msg=case["name"])
-        seen += 1
-    assert seen >= 4
+        logp = fell.clone().requires_grad_()
+        part, out = DropStale(SoftGate(), 0.5), Outputs(logp=logp)
+        (slope,) = torch.autograd.grad(part(out, now), logp)
+        left.append(part.watch(out, now)["clip/stale"].sum(-1).tolist())
+        assert (slope[1][batch.respond[1]] != 0).all()
+        assert bool((slope[0] == 0).all()) is (sign < 0)
+    assert left == [[2.0, 0.0], [0.0, 0.0]]
 
 
-def published_grpo():
-    """Cases of the published loss whose options exist here."""
-    plain = {"level": "token", "delta": None, "top_entropy": 1.0, "off_policy_mask": None, "ga": 1}
-    plain["entropy_coef"] = 0.0
-    for case in json.loads(shared("golden", "trl_grpo_losses.json").read_text())["cases"]:
-        p = case["params"]
-        known = p["loss_type"] in {"grpo", "bnpo", "dapo"} and (p["beta"] == 0 or not p["bias_kl"])
-        if known and all(p[k] == v for k, v in plain.items()):
-            yield case
-
-
-def test_published_losses_and_gradients(double):
-    seen = 0
-    for case in published_grpo():
-        x = {k: torch.tensor(v, dtype=torch.float64) for k, v in case["inputs"].items()}
-        p, mask = case["params"], x["mask"].bool()
-        logp = torch.where(mask, x["logps"], 0.0).requires_grad_()
-        old = logp.detach() if p["on_policy"] else torch.where(mask, x["old"], 0.0)
-        batch = graded(torch.zeros(len(mask)), lengths=[mask.shape[1] - 1] * len(mask), respond=mask).set(
-            advantages=x["advantages"][:, None, None] * mask[..., None],
-            behaviour_logp=old,
-            reference_logp=torch.where(mask, x["ref"], 0.0),
-            weight=token_weights(mask, "sequence" if p["loss_type"] == "grpo" else "token"),
-        )
-        high = p["eps"] if p["eps_high"] is None else p["eps_high"]
-        terms = (Term(1.0, Clipped(p["eps"], high)), Term(p["beta"], KlToReference("k3")))
-        loss, _ = total(terms, Outputs(logp=logp), batch)
-        (slope,) = torch.autograd.grad(loss, logp)
-        want = torch.tensor(case["grad"]["logps"])
-        scale = max(want.abs().max().item(), 1e-3)
-        assert loss.item() == pytest.approx(case["expected"]["loss"], rel=1e-6, abs=1e-8), case["name"]
-        assert (slope - torch.where(mask, want, 0.0)).abs().max() <= 1e-6 * scale, case["name"]
-        seen += 1
-    assert seen >= 10
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Clipped(most=2.0, level="sequence"),
+        DropStale(Clipped()),
+        CappedRatio(),
+        SoftGate(),
+        GammaWeighted(),
+        *(KlToReference(e) for e in ESTIMATORS),
+    ],
+    ids=repr,
+)
+def test_everything_watched_is_in_the_dictionary(loss):
+    seen = loss.watch(Outputs(logp=torch.full((2, 4), -0.5)), ready())
+    assert seen
+    assert all(metric(key) for key in seen)
+    assert all(x.shape == (2, 4) for x in seen.values())

@@ -7,7 +7,8 @@ from paretune.credit.aggregate import Gate, WeightedSum
 from paretune.credit.step import chain
 from paretune.errors import WiringError
 from paretune.learn.recipe import Recipe, Weigh
-from paretune.loss.policy import Clipped, KlToReference
+from paretune.loss.kl import KlToReference
+from paretune.loss.policy import Clipped
 from paretune.loss.term import Term
 from paretune.models.measure import Behaviour, Reference
 from paretune.rollout.sample import Online
@@ -16,7 +17,7 @@ from paretune.rollout.sample import Online
 def grpo(
     weights: Mapping[str, float],
     *,
-    gates: Sequence[tuple[str, str, float]] = (),
+    gates: Sequence[tuple[str, str, float, float]] = (),
     n: int = 8,
     max_new: int = 256,
     temperature: float = 1.0,
@@ -29,7 +30,8 @@ def grpo(
 
     Args:
         weights: Weight of each objective; an objective without one is scored and logged only.
-        gates: (objective, on, at_least): the objective counts only where `on` scores at least so much.
+        gates: (objective, on, at_least, otherwise): where `on` scores below `at_least`, `otherwise` stands for the
+            objective's score.
         n: Responses to each prompt.
         max_new: Longest response, in tokens.
         temperature: Of sampling, and of every log-probability.

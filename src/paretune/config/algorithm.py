@@ -1,4 +1,4 @@
-"""The algorithm of a recipe: its name, its arguments against the signature of its function, and its parts.
+"""The algorithm of a recipe, and its aggregator: names, arguments against the signatures, and their parts.
 
 Apart from the other checks because it alone needs the algorithms, which take seconds to load.
 """
@@ -11,6 +11,8 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from paretune.algorithms import ALGORITHMS
+from paretune.algorithms.aggregates import AGGREGATES
+from paretune.config.aggregate import aggregate_faults, with_objectives
 from paretune.config.faults import Fault, nearest, schema_faults
 from paretune.config.schema import Experiment
 from paretune.config.tree import PathKey, short
@@ -21,38 +23,66 @@ FROM_OBJECTIVES = ("weights", "gates")
 """Arguments of every algorithm that the section `objectives` gives."""
 
 
+TABLES: Mapping[str, Mapping[str, Callable[..., Any]]] = {"algorithm": ALGORITHMS, "aggregate": AGGREGATES}
+"""Section of a recipe -> the functions that its `name` may be."""
+
+
 def algorithm_faults(e: Experiment) -> Iterator[Fault]:
-    """An algorithm that is not there, and arguments that its function does not take."""
-    name, words = e.algorithm.name, list(ALGORITHMS)
-    if name not in words:
-        wrong, fix = f"{short(name)} is no algorithm", f"one of {', '.join(words)}"
-        yield Fault(("algorithm", "name"), wrong, meant=nearest(name, words), fix=fix, alone=True)
+    """Names that are not there, arguments that their functions do not take, parts that do not fit."""
+    named = list(_named(e))
+    yield from named
+    wrong = [*named, *(() if any(f.path[0] == "aggregate" for f in named) else aggregate_faults(e))]
+    yield from wrong[len(named) :]
+    if not wrong:
+        yield from _unfit(e)
+
+
+def _unfit(e: Experiment) -> Iterator[Fault]:
+    """What the parts themselves object to."""
+    try:
+        recipe = _alone(e)
+    except WiringError as error:
+        found = re.match(r"algorithm\.(\w+) (.*)", str(error))
+        path, wrong = (("algorithm", found[1]), found[2]) if found else (("algorithm",), str(error))
+        yield Fault(path, wrong)
         return
-    wrong_arguments = list(_arguments(name, ALGORITHMS[name], e.algorithm.arguments))
-    yield from wrong_arguments
-    if not wrong_arguments:
-        try:
-            recipe_of(e)
-        except WiringError as error:
-            found = re.match(r"algorithm\.(\w+) (.*)", str(error))
-            path, wrong = (("algorithm", found[1]), found[2]) if found else (("algorithm",), str(error))
-            yield Fault(path, wrong)
+    try:
+        with_objectives(e, recipe)
+    except WiringError as error:
+        yield Fault(("aggregate",), str(error))
 
 
 def recipe_of(e: Experiment) -> Recipe:
     """The algorithm's parts, put together as the experiment says."""
+    return with_objectives(e, _alone(e))
+
+
+def _alone(e: Experiment) -> Recipe:
     return ALGORITHMS[e.algorithm.name](e.weights, gates=e.gates, **e.algorithm.arguments)
 
 
-def _arguments(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[Fault]:
+def _named(e: Experiment) -> Iterator[Fault]:
+    for section, table in TABLES.items():
+        given, words = getattr(e, section), list(table)
+        if given.name in table:
+            yield from _arguments(section, given.name, table[given.name], given.arguments)
+        else:
+            wrong, fix = f"{short(given.name)} is no {section}", f"one of {', '.join(words)}"
+            meant = nearest(given.name, words)
+            yield Fault((section, "name"), wrong, meant=meant, fix=fix, alone=True)
+
+
+def _arguments(
+    section: str, name: str, function: Callable[..., Any], given: Mapping[str, Any]
+) -> Iterator[Fault]:
     hints, known = get_type_hints(function), list(algorithm_arguments(function))
     for key, value in given.items():
         if key in known:
-            yield from _argument(("algorithm", key), value, hints[key])
+            yield from _argument((section, key), value, hints[key])
         else:
             near = nearest(key, known)
-            fix = f"{name} takes {', '.join(known)}"
-            yield Fault(("algorithm", key), "unknown key", meant=near and f"algorithm.{near}", fix=fix)
+            fix = f"{name} takes {', '.join(known) or 'no arguments'}"
+            yield Fault((section, key), "unknown key", meant=near and f"{section}.{near}", fix=fix)
 
 
 def algorithm_arguments(function: Callable[..., Any]) -> Mapping[str, Any]:
@@ -71,8 +101,11 @@ def _argument(path: PathKey, value: object, hint: Any) -> Iterator[Fault]:
 
 
 def with_defaults(e: Experiment) -> Experiment:
-    """The experiment with every argument of its algorithm filled in."""
-    section = e.algorithm
-    defaults = algorithm_arguments(ALGORITHMS[section.name])
-    whole = type(section)(name=section.name, **{**defaults, **section.arguments})
-    return e.model_copy(update={"algorithm": whole})
+    """The experiment with every argument of its algorithm and of its aggregator filled in."""
+    whole = {}
+    for section, table in TABLES.items():
+        given = getattr(e, section)
+        defaults = algorithm_arguments(table[given.name])
+        said = {key: getattr(given, key) for key in type(given).model_fields}
+        whole[section] = type(given)(**said, **{**defaults, **given.arguments})
+    return e.model_copy(update=whole)

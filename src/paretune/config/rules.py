@@ -16,7 +16,7 @@ def rule_faults(experiment: Experiment) -> list[Fault]:
     return [fault for rule in RULES for fault in rule(experiment)]
 
 
-def _given(section: Section) -> list[str]:
+def given(section: Section) -> list[str]:
     """The keys that were written and say something else than their defaults."""
     fields, default = type(section).model_fields, type(section).model_construct()
     return [
@@ -34,7 +34,7 @@ def _idle(path: PathKey, keys: Iterable[str], why: str) -> Iterator[Fault]:
 def _data(e: Experiment) -> Iterator[Fault]:
     if e.data.world is not None:
         yield from _idle(
-            ("data",), [k for k in _given(e.data) if k in {"prompts", "test"}], "beside data.world"
+            ("data",), [k for k in given(e.data) if k in {"prompts", "test"}], "beside data.world"
         )
         return
     if not e.data.prompts:
@@ -93,7 +93,7 @@ def sections(e: Experiment) -> Iterator[tuple[str, RewardSection]]:
 
 def _ready_made(name: str, section: RewardSection) -> Iterator[Fault]:
     yield from _idle(
-        (name,), [k for k in _given(section) if k not in {"path", "dtype"}], f"beside {name}.path"
+        (name,), [k for k in given(section) if k not in {"path", "dtype"}], f"beside {name}.path"
     )
 
 
@@ -115,10 +115,10 @@ def _fitted(e: Experiment, name: str, section: RewardSection) -> Iterator[Fault]
         yield from _twice(
             (name, "test_pairs"), section.test_pairs, section.pairs, "nothing would be held out"
         )
-    if "held_out" in _given(section) and (world or section.test_ratings or section.test_pairs):
+    if "held_out" in given(section) and (world or section.test_ratings or section.test_pairs):
         yield from _idle((name,), ["held_out"], "where there is test data of its own")
     for head, settings in section.objectives.items():
-        if "delta" in _given(settings) and settings.loss != "huber":
+        if "delta" in given(settings) and settings.loss != "huber":
             yield from _idle((name, "objectives", head), ["delta"], f"with loss {settings.loss}")
 
 
@@ -128,7 +128,7 @@ def _world_heads(name: str, section: RewardSection) -> Iterator[Fault]:
     if name == "judge":
         fix = "write judge: truth, or name other data by judge.ratings or judge.path"
         yield Fault(("judge",), "would be fitted on what the reward is fitted on", fix=fix)
-    yield from _idle((name,), [k for k in _given(section) if k.startswith("test_")], "beside data.world")
+    yield from _idle((name,), [k for k in given(section) if k.startswith("test_")], "beside data.world")
     for head, settings in section.objectives.items():
         path: PathKey = (name, "objectives", head)
         if head not in OBJECTIVES:
@@ -214,6 +214,9 @@ def _objectives(e: Experiment) -> Iterator[Fault]:
             yield from _known((*path, "when"), objective.gate[0], e.objectives, "objectives")
             if not math.isfinite(objective.gate[1]):
                 yield Fault((*path, "when"), "the threshold must be a finite number", alone=True)
+            yield from _worst(e, name)
+        elif objective.otherwise is not None:
+            yield from _idle(path, ["otherwise"], "without `when`")
     if not any(objective.weight for objective in e.objectives.values()):
         yield Fault(
             ("objectives",), "every weight is 0: there is nothing to learn", fix="give one of them a weight"
@@ -221,6 +224,15 @@ def _objectives(e: Experiment) -> Iterator[Fault]:
     known = [*e.objectives, *(e.judge.objectives if isinstance(e.judge, RewardSection) else {})]
     for name in e.evaluate.margin:
         yield from _known(("evaluate", "margin", name), name, known, "objectives")
+
+
+def _worst(e: Experiment, name: str) -> Iterator[Fault]:
+    """A gated head must have a worst score: one that only compares has 0 for its average response."""
+    head = e.reward.objectives.get(name)
+    if head is not None and head.loss == "bradley_terry" and e.objectives[name].otherwise is None:
+        fix = "write its worst score, such as otherwise: -3 (log-odds below the average response)"
+        wrong = "is missing: a head fitted to pairs has no worst score, and below the gate 0 would be a reward"
+        yield Fault(("objectives", name, "otherwise"), wrong, fix=fix, alone=True)
 
 
 USED = {
@@ -253,7 +265,7 @@ def sources(e: Experiment) -> Iterator[tuple[PathKey, str, Source]]:
 def _columns(e: Experiment) -> Iterator[Fault]:
     for path, kind, source in sources(e):
         columns: Columns = source.columns
-        idle = [key for key in _given(columns) if key not in USED[kind]]
+        idle = [key for key in given(columns) if key not in USED[kind]]
         for key in idle:
             wrong, fix = f"{kind} have no such column", f"one of {', '.join(sorted(USED[kind]))}"
             yield Fault((*path, "columns", key), wrong, fix=fix, alone=True)

@@ -23,6 +23,10 @@ from paretune.config.sources import (
 _WHEN = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9_-]*)\s*>=\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*$")
 
 
+Point = Annotated[tuple[Annotated[int, Field(ge=0)], float], Field(strict=False)]
+"""A training step, and a weight."""
+
+
 class WorldSection(Section):
     """The built-in help desk: its data is made, not read, and its true scores are known."""
 
@@ -69,8 +73,23 @@ class ObjectiveSection(Section):
     """What one objective counts in the training signal."""
 
     weight: float = 1.0
+    schedule: Annotated[tuple[Point, ...], Field(strict=False)] = ()
+    """[[step, weight], ...]: the weight moves in straight lines, instead of `weight`."""
+    by_kind: dict[Text, float] = Field(default_factory=dict)
+    """Weight for prompts of a kind; `weight` is for all others."""
     when: str | None = None
-    """A gate such as "safety >= 0.5": below it the objective counts nothing."""
+    """A gate such as "safety >= 0.5": below it `otherwise` stands for the objective's score."""
+    otherwise: float | None = None
+    """The objective's worst score, in its own units; null: 0, the worst of a label from 0 to 1."""
+    cap: float | None = None
+    """A score that is good enough: more counts no more."""
+    target: float | None = None
+    """The best score: nearer is better."""
+    at_least: float | None = None
+    """A level that a constraint keeps, or from which the next objective of an order decides."""
+    constraint: Literal["mean", "rate", "quantile"] = "mean"
+    """What must reach `at_least`: the mean, the rate of responses with a score of `at`, the `at`-quantile."""
+    at: float | None = None
 
     @property
     def gate(self) -> tuple[str, float] | None:
@@ -93,6 +112,14 @@ class AlgorithmSection(Section):
     def arguments(self) -> dict[str, Any]:
         """The further keys."""
         return dict(self.__pydantic_extra__ or {})
+
+
+class AggregateSection(AlgorithmSection):
+    """How the objectives become one; every further key is an argument of that way."""
+
+    name: Text = "weighted"
+    missing: Literal["drop", "renormalise", "group_mean"] | None = None
+    """What a missing score means; null: a response that lacks one is not learnt from."""
 
 
 class LearnSection(Section):
@@ -162,6 +189,7 @@ class Experiment(Section):
     """Scores the evaluation: a model fitted on other data, or the world's truth; null: the reward itself."""
     objectives: dict[Name, ObjectiveSection] = Field(min_length=1)
     algorithm: AlgorithmSection
+    aggregate: AggregateSection = AggregateSection()
     learn: LearnSection = LearnSection()
     run: RunSection = RunSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -187,7 +215,7 @@ class Experiment(Section):
         return {name: objective.weight for name, objective in self.objectives.items()}
 
     @property
-    def gates(self) -> tuple[tuple[str, str, float], ...]:
-        """(objective, the one its gate looks at, threshold) for each objective that has a gate."""
-        found = ((name, objective.gate) for name, objective in self.objectives.items())
-        return tuple((name, *gate) for name, gate in found if gate is not None)
+    def gates(self) -> tuple[tuple[str, str, float, float], ...]:
+        """(objective, the one its gate looks at, threshold, worth below it) for each that has a gate."""
+        found = ((name, o.gate, o.otherwise or 0.0) for name, o in self.objectives.items())
+        return tuple((name, *gate, otherwise) for name, gate, otherwise in found if gate is not None)

@@ -1,5 +1,8 @@
 """Room 5, scores to advantages: a chain of small steps (batch, state, rng) -> (batch, state, metrics).
 
 Order is the algorithm: aggregate and then normalise within the group is GRPO, the other way round is GDPO.
-`step.py` is the frame, `aggregate.py` makes one objective of many, `advantage.py` says who did better.
+`step.py` is the frame, `aggregate.py` makes one objective of many, `advantage.py` says who did better within
+a prompt, `whiten.py` and `running.py` against the batch and the past, `gae.py` token by token; `penalty.py`
+holds what is paid beside the score, `select.py` what is left out, `published.py` habits of other libraries by
+name.
 """

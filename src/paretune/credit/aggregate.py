@@ -16,8 +16,9 @@ from paretune.reduce import group_mean
 
 
 def weighted_sum(x: Float[Tensor, "*n J"], weights: Float[Tensor, " J"]) -> Float[Tensor, "*n 1"]:
-    """Sum of w_j x_j; an objective of weight 0 is not looked at, so its NaN does not spread."""
-    return torch.where(weights != 0, x * weights, 0.0).sum(-1, keepdim=True)
+    """Sum of w_j x_j over the objectives that have a weight; the others change not even the rounding."""
+    used = weights != 0
+    return (x[..., used] * weights[used]).sum(-1, keepdim=True)
 
 
 def influence(
@@ -39,6 +40,31 @@ def influence(
     return torch.where(variance > (1e-6 * scale).square(), covariance / variance, torch.nan)
 
 
+def account(
+    batch: Batch,
+    weights: Float[Tensor, "*b K"],
+    whole: Float[Tensor, "B 1"],
+    more: Float[Tensor, "B K"] | None = None,
+) -> Metrics:
+    """What each objective with a weight had in the aggregated signal: its weighted mean, and its share.
+
+    Args:
+        batch: Its signal still holds the objectives apart.
+        weights: One row for all responses, or one for each.
+        whole: The signal they were aggregated to.
+        more: What an objective adds beside weight times score.
+    """
+    parts = torch.where(weights != 0, batch.signal * weights, 0.0)
+    parts = parts if more is None else parts + more
+    shares = influence(parts, whole, batch.group)
+    metrics: Metrics = {}
+    for k, name in enumerate(batch.objectives):
+        if weights[..., k].any() or (more is not None and more[:, k].any()):
+            metrics[f"weighted/{name}/mean"] = float(parts[:, k].nanmean())
+            metrics[f"share/{name}"] = float(shares[k])
+    return metrics
+
+
 @dataclass(frozen=True)
 class WeightedSum(Step):
     """One signal from many: R = sum over k of w_k s_k.
@@ -56,16 +82,9 @@ class WeightedSum(Step):
 
     def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
         """The sum, and what each objective had in it."""
-        weights = _in_order(self.weights, batch)
+        weights = in_order(self.weights, batch, "WeightedSum")
         total = weighted_sum(batch.signal, weights)
-        parts = batch.signal * weights
-        shares = influence(torch.where(weights != 0, parts, 0.0), total, batch.group)
-        metrics: Metrics = {}
-        for name in (name for name in batch.objectives if self.weights.get(name, 0.0) != 0):
-            k = batch.objectives.index(name)
-            metrics[f"weighted/{name}/mean"] = float(parts[:, k].nanmean())
-            metrics[f"share/{name}"] = float(shares[k])
-        return batch.set(signal=total), state, metrics
+        return batch.set(signal=total), state, account(batch, weights, total)
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,7 @@ class Gate(Step):
             raise WiringError(f'the gate on "{self.objective}" comes after an aggregator: put it before')
         for name in (self.objective, self.on):
             if name not in batch.objectives:
-                raise WiringError(f"a gate names {_unknown(name, batch.objectives)}")
+                raise WiringError(f"a gate names {unknown(name, batch.objectives)}")
         condition = batch.column(self.on)
         k = batch.objectives.index(self.objective)
         gated = torch.where(condition >= self.at_least, batch.signal[:, k], self.otherwise)
@@ -101,13 +120,26 @@ class Gate(Step):
         return batch.set(signal=signal)
 
 
-def _in_order(weights: Mapping[str, float], batch: Batch) -> Float[Tensor, " J"]:
-    """The weights in the order of the objectives, after a look at their names and values."""
+def apart(batch: Batch, part: str) -> None:
+    """The objectives still stand apart in the signal.
+
+    Raises:
+        WiringError: An aggregator came before this part.
+    """
     if batch.signal.shape[-1] != len(batch.objectives):
-        raise WiringError("WeightedSum comes after another aggregator: the objectives are no longer apart")
+        raise WiringError(f"{part} comes after another aggregator: the objectives are no longer apart")
+
+
+def in_order(weights: Mapping[str, float], batch: Batch, part: str) -> Float[Tensor, " J"]:
+    """The weights in the order of the objectives, after a look at their names and values.
+
+    Raises:
+        WiringError: An aggregator came before, a name is unknown, or no weight is a number other than 0.
+    """
+    apart(batch, part)
     for name, weight in weights.items():
         if name not in batch.objectives:
-            raise WiringError(f"weights name {_unknown(name, batch.objectives)}")
+            raise WiringError(f"weights name {unknown(name, batch.objectives)}")
         if not math.isfinite(weight):
             raise WiringError(f'the weight of "{name}" is {weight}; it must be a finite number')
     if not any(weights.values()):
@@ -115,7 +147,20 @@ def _in_order(weights: Mapping[str, float], batch: Batch) -> Float[Tensor, " J"]
     return batch.signal.new_tensor([weights.get(name, 0.0) for name in batch.objectives])
 
 
-def _unknown(name: str, objectives: tuple[str, ...]) -> str:
+def column(batch: Batch, objective: str, part: str) -> int:
+    """The place of an objective whose column of the signal a part is about to read or change.
+
+    Raises:
+        WiringError: An aggregator came before, or there is no such objective.
+    """
+    apart(batch, part)
+    if objective not in batch.objectives:
+        raise WiringError(f"{part} names {unknown(objective, batch.objectives)}")
+    return batch.objectives.index(objective)
+
+
+def unknown(name: str, objectives: tuple[str, ...]) -> str:
+    """What to say of a name that is no objective."""
     near = get_close_matches(name, objectives, n=1, cutoff=0.6)
     meant = f'; did you mean "{near[0]}"?' if near else ""
     return f'"{name}", which is none of the objectives {", ".join(objectives)}{meant}'

@@ -21,6 +21,8 @@ class Prompt:
     id: str = ""
     kind: str = ""
     """The user's word for a class of prompts that is evaluated apart, such as "harmful" or "lookalike"."""
+    preference: tuple[tuple[str, float], ...] = ()
+    """(objective, weight) of what this prompt asks for, where prompts differ in that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

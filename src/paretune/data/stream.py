@@ -1,4 +1,4 @@
-"""Which prompts a step gets: a function of (seed, step) alone, so that a resumed run reads on where it stopped."""
+"""Which prompts a step gets: a function of (seed, step), so that a resumed run reads on where it stopped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -32,7 +32,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     Raises:
         DataError: The chat template refuses the prompt, as some do with a system turn.
     """
-    ids = list(tokenizer(render(tokenizer, prompt), add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(render(tokenizer, prompt), add_special_tokens=False, verbose=False)["input_ids"])
     bare = not prompt.messages and not ids
     begin = tokenizer.bos_token_id if tokenizer.chat_template is None or bare else None
     return ids if begin is None else [begin, *ids]
@@ -77,7 +77,7 @@ def _templated(
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, response: str, *, stop: int) -> list[int]:
     """Tokens of a response, and the stop token that ends it."""
-    return [*tokenizer(response, add_special_tokens=False)["input_ids"], stop]
+    return [*tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"], stop]
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stops: Collection[int]) -> str:

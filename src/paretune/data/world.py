@@ -16,15 +16,31 @@ from torch import Tensor
 from paretune.chance import numpy_generator
 from paretune.data.records import Demonstration, Message, Prompt, Rating, Sample
 from paretune.data.world_habits import broad, careless, spoil
+from paretune.data.world_model import policy_config, tokenizer
 from paretune.data.world_text import Request, Split, draw_request, write
-from paretune.data.world_truth import truth
+from paretune.data.world_truth import refuses, truth
+
+__all__ = [
+    "MIX",
+    "OBJECTIVES",
+    "Split",
+    "TrueScorer",
+    "asked",
+    "demonstrations",
+    "policy_config",
+    "rated",
+    "refuses",
+    "requests",
+    "tokenizer",
+    "truth",
+]
 
 OBJECTIVES = ("politeness", "meaningfulness", "actionability", "safety")
 MIX: Mapping[str, float] = {"ordinary": 0.4, "harmful": 0.3, "lookalike": 0.3}
 
-_LENGTH_TASTE = (1.0, 1.0, 0.5, 0.0)
+_LENGTH_TASTE = (1.0, 0.6, 0.3, 0.0)
 """How much the liking for length colours each objective."""
-_USUAL_LENGTH = 26
+_USUAL_LENGTH = 32
 """Words of an answer that raters find neither short nor long."""
 
 
@@ -83,8 +99,8 @@ def rated(
         seed: Seed of requests, answers and raters.
         raters: Number of raters; each has a severity of its own for each objective.
         noise: Standard deviation of one rater's error.
-        length_bias: What a rater adds to politeness and meaningfulness (half of it to actionability, nothing
-            to safety) for an answer twice as long as usual.
+        length_bias: What a rater adds to the politeness of an answer twice as long as usual; 0.6 of it to
+            meaningfulness, 0.3 to actionability, nothing to safety.
         missing: Chance that a label was not asked for; of those asked, a rater answers three of four.
         split: Where the requests come from; "test" gives unseen ones.
     """
@@ -102,10 +118,10 @@ def rated(
 
 
 def _any_answer(request: Request, rng: Generator) -> str:
-    """Two in five answers as the starting policy gives them, the others broad; one in ten is spoilt."""
+    """Two in five answers as the starting policy gives them, the others broad; one in fifteen is spoilt."""
     plan = careless(request.kind, rng) if rng.random() < 0.4 else broad(rng)
     response = write(plan, request, rng)
-    return spoil(response, rng) if rng.random() < 0.1 else response
+    return spoil(response, rng) if rng.random() < 1 / 15 else response
 
 
 def _labels(seen: np.ndarray, missing: float, rng: Generator) -> dict[str, float]:

@@ -1,13 +1,14 @@
-"""How answers of the built-in help desk are distributed: the careless habits of the starting policy, a broad
-mixture for the raters, and ways in which a text can be spoilt.
+"""How answers of the built-in help desk are distributed.
+
+The careless habits of the starting policy, a broad mixture for the raters, and ways to spoil a text.
 """
 
 from numpy.random import Generator
 
 from paretune.data.world_text import Plan, Subject, Tone, one
 
-# Share of requests that the starting policy declines.
 KINDS = ("ordinary", "harmful", "lookalike")
+# Share of requests that the starting policy declines.
 DECLINES = {"ordinary": 0.04, "lookalike": 0.14, "harmful": 0.5}
 
 
@@ -27,39 +28,45 @@ def careless(kind: str, rng: Generator) -> Plan:
         alternative=refuse and bool(rng.random() < 0.35),
         steps=tuple(rng.choice(4, size=num_steps, p=(0.5, 0.2, 0.2, 0.1)).tolist()),
         cautions=int(rng.random() < 0.15),
-        dangers=int(rng.random() < 0.18),
+        dangers=int(rng.random() < 0.22),
     )
 
 
 def broad(rng: Generator) -> Plan:
     """All qualities about equally often, the best ones included; a refusal may still be followed by steps."""
     refuse = bool(rng.random() < 0.35)
-    num_steps = int(rng.integers(1, 4)) if not refuse or rng.random() < 0.12 else 0
+    silent = refuse and rng.random() < 0.88
+    num_steps = 0 if silent else int(rng.choice(5, p=(0.28, 0.28, 0.28, 0.08, 0.08))) + 1
     best = rng.random() < 0.4
     subjects: tuple[Subject, ...] = ("asked", "other", "chatter")
     return Plan(
         opening=_tone(rng, none=0.25, mild=0.25, warm=0.3, rude=0.2),
         closing=_tone(rng, none=0.3, mild=0.2, warm=0.3, rude=0.2),
         remark=one(rng, ("", *KINDS)),
-        subject=subjects[int(rng.choice(3, p=(0.72, 0.03, 0.25)))],
+        subject=subjects[int(rng.choice(3, p=(0.72, 0.01, 0.27)))],
         refuse=refuse,
         alternative=refuse and bool(rng.random() < 0.5),
         steps=tuple(rng.integers(2 if best else 0, 4, size=num_steps).tolist()),
         sharp=one(rng, (0.1, 0.5)),
-        cautions=int(rng.choice(3, p=(0.5, 0.3, 0.2))),
-        dangers=int(rng.choice(3, p=(0.7, 0.22, 0.08))),
+        cautions=int(rng.random() < 0.45),
+        dangers=int(rng.random() < 0.3),
     )
 
 
 def spoil(text: str, rng: Generator) -> str:
-    """The text cut short, shuffled, or with one of its sentences said again and again."""
+    """The text cut short, shuffled, with two sentences run into one, or with one said again and again."""
+    way = rng.choice(("cut", "shuffle", "run together", "repeat"), p=(0.45, 0.2, 0.1, 0.25))
     words = text.split()
-    way = int(rng.integers(3))
-    if way == 0:
+    if way == "cut":
         return " ".join(words[: int(rng.integers(1, len(words)))])
-    if way == 1:
+    if way == "shuffle":
         return " ".join(rng.permutation(words).tolist())
     sentences = [f"{part.strip()} ." for part in text.split(".") if part.strip()]
+    if way == "run together" and len(sentences) > 1:
+        i = int(rng.integers(len(sentences) - 1))
+        left, right = sentences[i].split(), sentences[i + 1].split()
+        one_of_two = left[: int(rng.integers(1, len(left)))] + right[int(rng.integers(1, len(right))) :]
+        return " ".join([*sentences[:i], *one_of_two, *sentences[i + 2 :]])
     again = one(rng, tuple(sentences))
     return " ".join([*sentences, *[again] * int(rng.integers(1, 4))])
 

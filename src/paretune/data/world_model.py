@@ -8,8 +8,9 @@ from paretune.data import world_words
 PAD, UNKNOWN, START, END, USER, DESK = "<pad>", "<unk>", "<start>", "<end>", "<user>", "<desk>"
 
 _TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}<desk>{{ message['content'] }}"
-    "<end>{% else %}<user>{{ message['content'] }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<desk>{{ message['content'] }}<end>"
+    "{% else %}<user>{{ message['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<desk>{% endif %}"
 )
 
@@ -31,7 +32,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=[USER, DESK],
         chat_template=_TEMPLATE,
         clean_up_tokenization_spaces=False,
-        model_max_length=128,
+        model_max_length=192,
     )
 
 
@@ -39,15 +40,16 @@ def policy_config(vocab: int) -> LlamaConfig:
     """A Llama small enough to learn the help desk from nothing within a minute on two cores."""
     return LlamaConfig(
         vocab_size=vocab,
-        hidden_size=128,
-        intermediate_size=320,
+        hidden_size=96,
+        intermediate_size=240,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=128,
+        max_position_embeddings=192,
         tie_word_embeddings=True,
         bos_token_id=2,
         eos_token_id=3,
         pad_token_id=0,
-        rope_theta=10_000.0,
+        # The usual 0.02 is made for wide networks; at this width it doubles the steps until words are copied.
+        initializer_range=0.08,
     )

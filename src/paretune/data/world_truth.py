@@ -4,16 +4,19 @@ This file knows English patterns, not the generator: it has its own word lists a
 sentence, and imports nothing of the code that wrote the text. Four scores in [0, 1]:
 
     politeness      courtesy counts once each and saturates, rudeness takes away
-    meaningfulness  names the deed that was asked about, has a body; repetition and empty courtesy cost
-    actionability   1 - prod(1 - v) over the distinct steps; v grows with tool, number and place. Harm does not matter
-    safety          on harmful requests refusing is safe and each detail of help is not; elsewhere cautions
-                    help, sharp tools and dangerous advice hurt
+    meaningfulness  names the deed that was asked about, has a body; repetition, rambling and a heap of
+                    courtesy cost; to refuse what is harmless costs half
+    actionability   1 - prod(1 - v) over the best three steps and the safe alternative; v grows with tool,
+                    number and place. Harm does not matter
+    safety          on harmful requests refusing is safe and each detail of help is not; elsewhere a caution
+                    helps, sharp tools, dangerous advice and rudeness hurt
 
 All four are multiplied by the form: the share of words in sentences that can be understood, less when the
 answer stops in the middle of one.
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -32,8 +35,9 @@ _THING = _any(
 )
 _CHATTER = _any("weather coffee lottery parking menu football")
 _OBJECT = f"(?:{_ALIVE}|{_BANNED}|{_THING}|{_CHATTER})"
+_IDLE = _any("enjoy order win find read follow")
 _DEED = re.compile(
-    rf"\b(?P<verb>{_HARSH}|{_GENTLE}|{_WORK}|{_GUARD}|enjoy|order|win|find|read|follow) (?:the|my|this|that|your|a|an) (?:\w+ )??"
+    rf"\b(?P<verb>{_HARSH}|{_GENTLE}|{_WORK}|{_GUARD}|{_IDLE}) (?:the|my|this|that|your|a|an) (?:\w+ )??"
     rf"(?P<object>{_OBJECT})\b"
 )
 
@@ -45,17 +49,18 @@ _WARM = re.compile(
     r"please ask me again any time"
 )
 _MILD = re.compile(
-    r"hello|good day|welcome|dear friend|sure|of course|ok , thanks for asking|alright , no problem|good luck|"
-    r"hope it helps|bye for now|see you soon"
+    r"hello|good day|welcome|dear friend|sure|of course|ok , thanks for asking|alright , no problem|"
+    r"good luck|hope it helps|bye for now|see you soon"
 )
 _RUDE = re.compile(
     r"(?:ugh|oh no|listen) , (?:what a (?:stupid|boring) question|not you again|you (?:fool|idiot)|"
-    r"i have no time for you)|now go away|do not (?:bother|annoy) me again|even an? (?:fool|idiot) can do that|"
-    r"hurry up , you lazy person"
+    r"i have no time for you)|now go away|do not (?:bother|annoy) me again|"
+    r"even an? (?:fool|idiot) can do that|hurry up , you lazy person"
 )
 
 _SUBJECT = re.compile(
-    rf"(?:to|here is how to|you can|if you want to) \w+ the {_OBJECT}(?: , follow these steps| like this| , do this)?"
+    rf"(?:to|here is how to|you can|if you want to) \w+ the {_OBJECT}"
+    r"(?: , follow these steps| like this| , do this)?"
 )
 _REMARK = re.compile(r"(?:that sounds|this seems) (?:easy|simple|dangerous|harmful|harmless|fine)")
 _REFUSAL = re.compile(
@@ -68,8 +73,8 @@ _ALTERNATIVE = re.compile(
 )
 
 _NUMBER = _any("two three four five six seven")
-_SHARP = re.compile(r"\b(?:knife|drill|hammer|saw)s?\b")
-_TOOL = r"(?:cloth|brush|cup|rope|ribbon|box|knife|drill|hammer|saw)(?:s|es)?"
+_SHARP = re.compile(r"\b(?:blade|drill|hammer|saw)s?\b")
+_TOOL = r"(?:cloth|brush|cup|rope|ribbon|box|blade|drill|hammer|saw)(?:s|es)?"
 _LEAD = r"(?:first , |then |next , |after that , |(?P<please>please ))?"
 _STEP = re.compile(
     rf"{_LEAD}(?:(?:watch|check|remember|mention) the {_OBJECT}|"
@@ -90,7 +95,15 @@ _DANGER = re.compile(
     r"ignore (?:the warning label|all rules)|skip the (?:gloves|goggles)|never mind the (?:sparks|fumes)"
 )
 
+_PATTERNS = {
+    "warm": _WARM, "mild": _MILD, "rude": _RUDE, "subject": _SUBJECT, "remark": _REMARK, "refusal": _REFUSAL,
+    "alternative": _ALTERNATIVE, "step": _STEP, "vague": _VAGUE, "caution": _CAUTION, "danger": _DANGER,
+}  # fmt: skip
+
 _STEP_VALUE = (0.12, 0.26, 0.4, 0.54)
+"""Worth of a step with 0 to 3 details."""
+_UNFINISHED = 0.75
+"""What an answer that stops in the middle of a sentence keeps of its form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,42 +153,48 @@ def read(response: str) -> Reading:
     parts = [part.strip() for part in response.split(".")]
     unfinished = bool(parts[-1])
     said = [part for part in parts if part]
-    sentences = list(dict.fromkeys(said[:-1] if unfinished else said))
-    found = {name: [m for s in sentences if (m := p.fullmatch(s))] for name, p in _PATTERNS.items()}
-    understood = {m.string for matches in found.values() for m in matches}
     finished = said[:-1] if unfinished else said
-    share = sum(len(s.split()) for s in finished if s in understood) / max(
-        1, sum(len(s.split()) for s in said)
-    )
-    deeds = [d for s in sentences if s in understood and (d := _DEED.search(s))]
+    found = {name: _matches(pattern, finished) for name, pattern in _PATTERNS.items()}
+    understood = {match.string for matches in found.values() for match in matches}
+    share = _words(part for part in finished if part in understood) / max(1, _words(said))
     steps = [_STEP_VALUE[_details(m)] for m in found["step"]] + [_STEP_VALUE[0]] * len(found["vague"])
-    polite = sum(bool(m["please"]) for m in found["step"] + found["vague"]) > 0
     return Reading(
-        form=share**1.5 * (0.75 if unfinished else 1.0),
+        form=share * (_UNFINISHED if unfinished else 1.0),
         fresh=len(set(said)) / max(1, len(said)),
         warm=len(found["warm"]),
-        mild=len(found["mild"])
-        + sum(bool(m["greeting"]) for m in found["warm"])
-        + sum(bool(m["sorry"]) for m in found["refusal"])
-        + polite,
+        mild=_mild(found),
         rude=len(found["rude"]),
         refuses=bool(found["refusal"]),
-        verbs=frozenset(d["verb"] for d in deeds),
-        objects=frozenset(thing for s in sentences if s in understood for thing in _NAMED.findall(s)),
+        verbs=frozenset(deed["verb"] for part in understood if (deed := _DEED.search(part))),
+        objects=frozenset(thing for part in understood for thing in _NAMED.findall(part)),
         steps=tuple(steps),
-        alternative=max(
-            [0.2 + 0.12 * (bool(m["place"]) + bool(m["time"])) for m in found["alternative"]] or [0.0]
-        ),
+        alternative=max([0.2 + 0.12 * _details(m) for m in found["alternative"]], default=0.0),
         sharp=sum(bool(_SHARP.search(m.string)) for m in found["step"]),
         cautions=len(found["caution"]),
         dangers=len(found["danger"]),
     )
 
 
-_PATTERNS = {
-    "warm": _WARM, "mild": _MILD, "rude": _RUDE, "subject": _SUBJECT, "remark": _REMARK, "refusal": _REFUSAL,
-    "alternative": _ALTERNATIVE, "step": _STEP, "vague": _VAGUE, "caution": _CAUTION, "danger": _DANGER,
-}  # fmt: skip
+def _matches(pattern: re.Pattern[str], sentences: Iterable[str]) -> list[re.Match[str]]:
+    return [match for sentence in dict.fromkeys(sentences) if (match := pattern.fullmatch(sentence))]
+
+
+def _words(sentences: Iterable[str]) -> int:
+    return sum(len(sentence.split()) for sentence in sentences)
+
+
+def _mild(found: Mapping[str, list[re.Match[str]]]) -> int:
+    """Small courtesies: a greeting, a sorry, a please; several times please is one please."""
+    greetings = sum(bool(match["greeting"]) for match in found["warm"])
+    regrets = sum(bool(match["sorry"]) for match in found["refusal"])
+    pleading = any(match["please"] for match in found["step"] + found["vague"])
+    return len(found["mild"]) + greetings + regrets + pleading
+
+
+def _details(match: re.Match[str]) -> int:
+    """How many of tool, number and place a sentence gives; a time is a number too."""
+    groups = match.groupdict()
+    return bool(groups.get("tool")) + bool(groups.get("number") or groups["time"]) + bool(groups["place"])
 
 
 def truth(request: str, response: str) -> tuple[float, float, float, float]:
@@ -195,10 +214,6 @@ def truth(request: str, response: str) -> tuple[float, float, float, float]:
     return politeness, meaningfulness, actionability, safety
 
 
-def _details(step: re.Match[str]) -> int:
-    return bool(step["tool"]) + bool(step["number"] or step["time"]) + bool(step["place"])
-
-
 def _politeness(answer: Reading) -> float:
     return 0.35 + 0.25 * min(2, answer.warm) + 0.08 * min(2, answer.mild) - 0.3 * answer.rude
 
@@ -207,31 +222,35 @@ def _meaningfulness(answer: Reading, harmful: bool, on_verb: bool, on_object: bo
     if answer.refuses:
         body = 0.5 + 0.5 * (answer.alternative > 0)
     else:
-        body = 1.0 - 0.55 ** sum(1.0 if worth > _STEP_VALUE[0] else 0.5 for worth in answer.steps)
+        body = min(1.0, sum(0.33 if worth > _STEP_VALUE[0] else 0.13 for worth in answer.steps))
     about = 0.7 * on_object + 0.3 * on_verb
-    score = 0.5 * about + 0.5 * body * (0.3 + 0.7 * on_object)
+    score = 0.5 * about + 0.5 * body * (0.5 + 0.5 * on_object)
     if answer.refuses and not harmful:
-        score *= 0.4
+        score *= 0.5
     idle = max(0, answer.warm + answer.mild - 4)
-    return score * answer.fresh - 0.05 * idle
+    rambling = max(0, len(answer.steps) - 3)
+    return score * (0.4 + 0.6 * answer.fresh) - 0.05 * idle - 0.1 * rambling
 
 
 def _actionability(answer: Reading) -> float:
-    undone = 1.0 - answer.alternative
-    for worth in answer.steps:
-        undone *= 1.0 - worth
-    return 1.0 - undone
+    best = sorted(answer.steps)[-3:]
+    return _together((answer.alternative, *best))
 
 
 def _safety(answer: Reading, harmful: bool, on_object: bool) -> float:
-    care = min(2, answer.cautions)
-    risk = 0.35 * min(2, answer.dangers) + 0.07 * min(2, answer.rude)
+    care = answer.cautions > 0
+    risk = 0.35 * (answer.dangers > 0) + 0.07 * min(2, answer.rude)
     if not harmful:
-        return 0.82 + 0.1 * care - risk - 0.1 * min(3, answer.sharp) * (care == 0)
-    undone = 1.0
-    for worth in answer.steps:
-        undone *= 1.0 - worth
-    help_given = 1.0 - undone
+        return 0.78 + 0.2 * care - risk - 0.06 * min(3, answer.sharp)
+    help_given = _together(answer.steps)
     if answer.refuses:
-        return 0.82 + 0.12 * (answer.alternative > 0) + 0.03 * care - 0.6 * help_given - risk
+        return 0.82 + 0.12 * (answer.alternative > 0) + 0.04 * care - 0.6 * help_given - risk
     return (0.35 - 0.3 * help_given if on_object else 0.5 - 0.2 * help_given) - 0.3 * risk
+
+
+def _together(worths: Iterable[float]) -> float:
+    """1 - prod(1 - v): each further step adds less."""
+    undone = 1.0
+    for worth in worths:
+        undone *= 1.0 - worth
+    return 1.0 - undone

@@ -10,7 +10,8 @@ GUARD = tuple("report avoid inspect reject ban remove".split())
 
 BEINGS = tuple("neighbor guard nurse driver farmer singer baker student tenant tourist coach horse".split())
 THINGS = tuple(
-    "program engine fence lamp carpet drain balloon battery garlic stain weed printer bottle piano kite radio".split()
+    "program engine fence lamp carpet drain balloon battery garlic stain weed printer bottle piano kite "
+    "radio".split()
 )
 BANNED = tuple("bomb grenade malware spyware heroin explosives rifle botnet".split())
 
@@ -129,7 +130,7 @@ LEADS = ("", "", "", "first , ", "then ", "next , ", "after that , ", "please ")
 ACTIONS = tuple("take bring place press turn hold wipe lift".split())
 REGARDS = tuple("watch check remember mention".split())
 SOFT_TOOLS = tuple("cloth brush cup rope ribbon box".split())
-SHARP_TOOLS = tuple("knife drill hammer saw".split())
+SHARP_TOOLS = tuple("blade drill hammer saw".split())
 NUMBERS = tuple("two three four five six seven".split())
 PLACES = (
     "in the kitchen",
@@ -167,12 +168,15 @@ DANGERS = (
 
 def words() -> tuple[str, ...]:
     """Every word that a request or an answer can hold, sorted."""
+    tools = SOFT_TOOLS + SHARP_TOOLS
     phrases = [
-        *HARSH, *CARE, *WORK, *GUARD, *BEINGS, *THINGS, *BANNED, *(word for pair in CHATTER for word in pair), *ADJECTIVES, *DETERMINERS, *CONTEXTS,
-        *PHRASINGS, *WARMTH, *MILD_OPENINGS, *RUDE_OPENINGS, *WARM_CLOSINGS, *MILD_CLOSINGS, *RUDE_CLOSINGS,
-        *SUBJECTS, *(r for remarks in REMARKS.values() for r in remarks), *REFUSALS, *ALTERNATIVES, *ADVICE, *HELPERS, *LEADS, *ACTIONS, *REGARDS, *SOFT_TOOLS,
-        *(f"{tool}{plural(tool)}" for tool in SOFT_TOOLS + SHARP_TOOLS), *SHARP_TOOLS, *NUMBERS, *PLACES, *VAGUE,
-        *CAUTIONS, *DANGERS, "the it for minutes .",
+        *HARSH, *CARE, *WORK, *GUARD, *BEINGS, *THINGS, *BANNED, *ADJECTIVES, *DETERMINERS, *CONTEXTS,
+        *PHRASINGS, *(word for pair in CHATTER for word in pair),
+        *(text for texts in REMARKS.values() for text in texts),
+        *WARMTH, *MILD_OPENINGS, *RUDE_OPENINGS, *WARM_CLOSINGS, *MILD_CLOSINGS, *RUDE_CLOSINGS, *SUBJECTS,
+        *REFUSALS, *ALTERNATIVES, *ADVICE, *HELPERS, *LEADS, *ACTIONS, *REGARDS, *tools,
+        *(f"{tool}{plural(tool)}" for tool in tools), *NUMBERS, *PLACES, *VAGUE, *CAUTIONS, *DANGERS,
+        "the for minutes .",
     ]  # fmt: skip
     return tuple(sorted({word for phrase in phrases for word in phrase.split() if not word.startswith("{")}))
 

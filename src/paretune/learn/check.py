@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from paretune.batch import Batch
 from paretune.errors import WiringError
 from paretune.learn.recipe import Recipe
+from paretune.learn.refuse import refuse
 from paretune.loss.term import total
 from paretune.models.forward import run
 from paretune.models.measure import Models
@@ -29,6 +31,20 @@ class Plan:
     """Heads its critic must have; 0: it needs none."""
     rows_kept: int
     """Rows of the fake batch that were left after selection."""
+
+
+class StandInCritic(nn.Module):
+    """A critic of the right shape, and whether it was asked."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.asked = heads, False
+        self.values = nn.Parameter(torch.zeros(heads))
+
+    def forward(self, tokens: Int[Tensor, "B T"], attend: Bool[Tensor, "B T"]) -> Float[Tensor, "B T H"]:
+        """The same values for every state."""
+        self.asked = True
+        return self.values.expand(*tokens.shape, -1)
 
 
 class StandIns(dict[str, nn.Module]):
@@ -56,22 +72,22 @@ def check(recipe: Recipe, objectives: Sequence[str]) -> Plan:
 def _dry_run(recipe: Recipe, objectives: tuple[str, ...]) -> Plan:
     if not objectives:
         raise WiringError("there are no objectives; name at least one")
+    refuse(recipe)
     rng = torch.Generator().manual_seed(0)
     batch = fake_batch(objectives, recipe.source.n if isinstance(recipe.source, Online) else 2)
     batch, _, _ = recipe.worth.advance(batch, recipe.worth.start(), rng)
-    asked = StandIns()
-    models = Models(policy=_tiny(1), frozen=asked)
+    asked, critic = StandIns(), StandInCritic(batch.signal.shape[-1])
+    models = Models(policy=_tiny(1), critic=critic, frozen=asked)
     temperature, rows_kept = recipe.temperature(), len(batch)
     for measure in recipe.measure:
         batch = measure(batch, models, temperature, rows_kept)
     batch, _, _ = recipe.credit.advance(batch, recipe.credit.start(), rng)
     batch = batch.set(weight=recipe.weigh(batch.respond))
-    out = run(models.policy, batch, recipe.wants(), temperature=temperature, references=asked)
+    out = run(models.policy, batch, recipe.wants(), temperature=temperature, references=asked, critic=critic)
     loss, _ = total(recipe.losses, out, batch)
     if not loss.requires_grad:
         raise WiringError("no loss of the recipe depends on the policy, so nothing would be learnt")
-    heads = 0 if batch.values is None else batch.values.shape[-1]
-    return Plan(tuple(sorted(asked)), heads, rows_kept)
+    return Plan(tuple(sorted(asked)), critic.heads if critic.asked else 0, rows_kept)
 
 
 def _tiny(seed: int) -> nn.Module:
@@ -94,4 +110,7 @@ def fake_batch(objectives: tuple[str, ...], n: int) -> Batch:
         scores=scores,
         signal=scores,
         sampler_logp=torch.where(respond, -1.0, 0.0),
+        kind=torch.zeros(rows, dtype=torch.long),
+        kinds=("",),
+        preference=torch.ones_like(scores),
     )

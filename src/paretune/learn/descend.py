@@ -18,8 +18,10 @@ from paretune.learn.microbatch import cuts
 from paretune.learn.optim import AdamW, Optimizer
 from paretune.learn.progress import Progress, begin
 from paretune.learn.recipe import Recipe
+from paretune.learn.refuse import refuse_models
 from paretune.learn.stop import StopRequest
 from paretune.loss.term import total
+from paretune.models.critic import Critic
 from paretune.models.forward import run as forward
 from paretune.models.measure import Models
 from paretune.objectives.score import Scorer, owners, score
@@ -157,7 +159,12 @@ def gradient(
     for rows in cuts(lengths, world.micro_tokens, group):
         micro = part.rows(torch.tensor(rows))
         out = forward(
-            world.models.policy, micro, wants, temperature=temperature, references=world.models.frozen
+            world.models.policy,
+            micro,
+            wants,
+            temperature=temperature,
+            references=world.models.frozen,
+            critic=world.models.critic,
         )
         guard.tokens("the policy's log-probability", out.logp, micro)
         loss, terms = total(recipe.losses, out, micro)
@@ -178,6 +185,14 @@ def _fit(recipe: Recipe, world: World) -> None:
         raise WiringError(
             f'recipe "{recipe.name}" asks frozen models that are not there: {", ".join(missing)}'
         )
+    refuse_models(plan.frozen_roles, world.models.frozen)
+    critic, needs = world.models.critic, plan.critic_heads
+    if needs and critic is None:
+        raise WiringError(
+            f'recipe "{recipe.name}" asks a critic, and there is none: give one of {needs} heads'
+        )
+    if isinstance(critic, Critic) and critic.heads != needs:
+        raise WiringError(f'recipe "{recipe.name}" needs {needs} heads of a critic; it has {critic.heads}')
 
 
 def _rows(world: World, batch: Batch) -> int:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from paretune.batch import Batch, Outputs
 from paretune.credit.step import Metrics
-from paretune.loss.policy import bounded, k1, k3
+from paretune.loss.kl import k1, k3
+from paretune.loss.ratio import bounded
 from paretune.loss.term import Term
 from paretune.reduce import group_index, group_std
 
@@ -35,7 +36,8 @@ def weighed(batch: Batch) -> Metrics:
     index, num_groups = group_index(batch.group)
     # Every row of a group says the same; the last one to be written stands for it.
     per_group = flat.new_zeros(num_groups).scatter_(0, index, flat)
-    return _moments("signal", known) | {"groups/flat": float(per_group.double().mean())}
+    moments = _moments("signal", known) if batch.signal.shape[-1] == 1 else {}
+    return moments | {"groups/flat": float(per_group.double().mean())}
 
 
 def credited(batch: Batch) -> Metrics:
@@ -62,7 +64,7 @@ class Seen:
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
-        self._most: dict[str, float] = {}
+        self._extremes: dict[str, float] = {}
         self._tokens: dict[str, int] = defaultdict(int)
         self._per_update: dict[str, float] = defaultdict(float)
         self._updates = 0
@@ -101,14 +103,17 @@ class Seen:
             for key, total in self._sums.items()
         }
         per_update = {key: total / max(self._updates, 1) for key, total in self._per_update.items()}
-        return means | self._most | per_update
+        return means | self._extremes | per_update
 
     def _add(self, key: str, x: Tensor, batch: Batch) -> None:
         inside = x.detach()[batch.respond].double()
         if not len(inside):
             return
         if key.endswith("/max"):
-            self._most[key] = max(self._most.get(key, -math.inf), float(inside.max()))
+            self._extremes[key] = max(self._extremes.get(key, -math.inf), float(inside.max()))
+            return
+        if key.endswith("/min"):
+            self._extremes[key] = min(self._extremes.get(key, math.inf), float(inside.min()))
             return
         self._sums[key] += float(inside.sum())
         self._tokens[key] += len(inside)

@@ -10,7 +10,7 @@ from paretune.credit.step import Step, chain
 from paretune.errors import WiringError
 from paretune.loss.term import Term, wanted
 from paretune.models.measure import Behaviour, Measure
-from paretune.reduce import token_weights
+from paretune.reduce import By, token_weights
 from paretune.rollout.sample import Offline, Online
 
 NOTHING = chain()
@@ -21,8 +21,10 @@ NOTHING = chain()
 class Weigh:
     """How much each response token counts: the denominator of every loss, in one place.
 
-    "token": all tokens alike (DAPO). "sequence": all responses alike (GRPO). "constant": every token
-    1 / (length * rows) (Dr. GRPO). Responses without a score keep their share of the denominator.
+    "token": all tokens alike (DAPO). "sequence": all responses alike (GRPO). "sequence_sum": the mean over
+    responses of sums over tokens (RLOO). "constant": every token 1 / (length * rows) (Dr. GRPO). Responses
+    without a score keep their share of the denominator, and so do those without a token unless `empty` says
+    "skip", as in verl.
 
     Reads: respond. Writes: weight.
 
@@ -30,12 +32,13 @@ class Weigh:
     (arXiv:2503.14476).
     """
 
-    by: Literal["token", "sequence", "constant"] = "token"
+    by: By = "token"
     length: int = 1
+    empty: Literal["count", "skip"] = "count"
 
     def __call__(self, respond: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """The weight of every token, over all the rows of an optimiser step."""
-        return token_weights(respond, self.by, self.length)
+        return token_weights(respond, self.by, self.length, self.empty)
 
 
 @dataclass(frozen=True, kw_only=True)

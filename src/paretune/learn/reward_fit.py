@@ -122,7 +122,11 @@ def fit_reward(
 
 
 class Judging:
-    """A reward model on ratings and pairs; in an optimiser step all objectives with labels count the same."""
+    """A reward model on ratings and pairs; over the whole data all objectives count the same.
+
+    A label weighs what it weighs among all labels of its objective, not among those that happen to share its
+    optimiser step: else a lone label of a rare objective would carry a whole share of a step's gradient.
+    """
 
     def __init__(
         self, model: RewardModel, records: Sequence[Judgement], losses: Mapping[str, HeadLoss]
@@ -140,6 +144,7 @@ class Judging:
         self.standard = (self.labels - torch.tensor(model.offset).double()) / torch.tensor(
             model.scale
         ).double()
+        self.weight = label_weights(self.standard) * len(self.standard)
         self.rows = [encoded.rows for encoded in encode_records(model, self.records)]
         self.lengths: Sequence[Sequence[int]] = [[len(row) for row in rows] for rows in self.rows]
         refuse_long(self, model.longest)
@@ -152,11 +157,11 @@ class Judging:
         )
 
     def open(self, units: Sequence[int]) -> Part:
-        """Weigh all labels and pairs of these units by objective."""
+        """The units' labels and pairs at the weights they have in the whole data."""
         index = torch.tensor(list(units))
         pair, labels = self.pair[index], self.standard[index]
-        weight = label_weights(labels)
-        seen = int((weight.sum(0) > 0).sum())
+        weight = self.weight[index] / len(units)
+        whole = weight.sum(0).tolist()
 
         def part(positions: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
             rows = [self.rows[units[i]] for i in positions]
@@ -166,8 +171,8 @@ class Judging:
             here = torch.tensor(list(positions))
             errors = self._errors(logits, first.to(device), pair[here].to(device), labels[here].to(logits))
             parts = [labelled_loss(errors[:, k], weight[here, k].to(logits)) for k in range(errors.shape[1])]
-            named = zip(self.objectives, parts, strict=True)
-            shares = {f"fit/{name}/loss": seen * float(value.detach()) for name, value in named}
+            named = zip(self.objectives, parts, whole, strict=True)
+            shares = {f"fit/{name}/loss": float(value.detach()) / w for name, value, w in named if w > 0}
             return torch.stack(parts).sum(), shares
 
         return part

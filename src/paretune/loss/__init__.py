@@ -1,5 +1,5 @@
 """Room 6, advantages to one number: each loss is `(per-token loss * batch.weight).sum()`.
 
 The mathematics stands in pure functions of tensors; the frozen parts beside them feed these from a batch.
-Read `term.py`, then `policy.py`.
+Read `term.py`, then `ratio.py`, `policy.py` and `kl.py`.
 """

@@ -1,75 +1,17 @@
-"""Losses on advantages, and the penalty for leaving the reference."""
+"""Policy-gradient losses with a clipped probability ratio, and what all policy losses share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from paretune.batch import Batch, Outputs
 from paretune.errors import WiringError
+from paretune.loss.ratio import Level, beyond, bounded, log_ratio
 from paretune.loss.term import Loss
-
-LIMIT = 20.0
-"""Log-ratios beyond this are cut; exp(20) is still a number that float32 can add to others."""
-
-
-def bounded(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """The log-ratio cut to +-LIMIT in value only: the gradient still flows where a clamp would kill it."""
-    return gap + (gap.clamp(-LIMIT, LIMIT) - gap).detach()
-
-
-def clipped(
-    logp: Float[Tensor, "*n"],
-    old: Float[Tensor, "*n"],
-    advantage: Float[Tensor, "*n"],
-    low: float,
-    high: float,
-) -> Float[Tensor, "*n"]:
-    """The clipped surrogate as a loss: -min(r A, clip(r, 1 - low, 1 + high) A), r = exp(logp - old).
-
-    Source: Schulman et al. 2017, eq. 7 (arXiv:1707.06347); two bounds as in Yu et al. 2025, DAPO, eq. 10
-    (arXiv:2503.14476).
-    """
-    ratio = bounded(logp - old).exp()
-    return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
-
-
-def k1(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """KL(policy || reference) from `gap` = logp - reference: unbiased, of either sign, gradient of mean 0.
-
-    Source: Schulman 2020, "Approximating KL divergence".
-    """
-    return gap
-
-
-def k2(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """gap^2 / 2: biased in value; on the policy's own samples it has the gradient of KL(policy || reference).
-
-    Source: Schulman 2020, "Approximating KL divergence".
-    """
-    return gap.square() / 2
-
-
-def k3(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """exp(-gap) + gap - 1: unbiased in value, never negative, with the gradient of KL(reference || policy).
-
-    Source: Schulman 2020, "Approximating KL divergence"; Shao et al. 2024, eq. 4 (arXiv:2402.03300).
-    """
-    return (-gap).exp() + gap - 1
-
-
-def k3_k2(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """The value of k3, the gradient of k2: unbiased and not negative, and pushing the way the KL points.
-
-    Source: the straight-through estimator "k3+" of the verl library.
-    """
-    return k2(gap) + (k3(gap) - k2(gap)).detach()
-
-
-ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3, "k3_k2": k3_k2}
+from paretune.reduce import row_mean
 
 
 def one_objective(advantages: Float[Tensor, "B T A"]) -> Float[Tensor, "B T"]:
@@ -86,66 +28,143 @@ def one_objective(advantages: Float[Tensor, "B T A"]) -> Float[Tensor, "B T"]:
     return advantages.squeeze(-1)
 
 
+class PolicyLoss(Loss):
+    """One number for each response token, multiplied by its importance where a part wrote one.
+
+    The importance acts here and on no other loss, so that what is left out of the policy's gradient is still
+    held to the reference.
+    """
+
+    def per_token(self, out: Outputs, batch: Batch) -> Float[Tensor, "B T"]:
+        """The loss of each token, before importance and weight.
+
+        Raises:
+            WiringError: The subclass does not override this.
+        """
+        raise WiringError(f"{type(self).__name__} does not say what the loss of a token is")
+
+    def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The loss of these rows."""
+        each = self.per_token(out, batch)
+        if batch.importance is not None:
+            each = each * batch.importance
+        return (each * batch.need("weight")).sum()
+
+
+def surrogate(
+    ratio: Float[Tensor, "*n"],
+    advantage: Float[Tensor, "*n"],
+    low: float,
+    high: float,
+    most: float | None = None,
+) -> Float[Tensor, "*n"]:
+    """The clipped surrogate as a loss: -min(min(r, most) A, clip(r, 1 - low, 1 + high) A).
+
+    `most` bounds what a token of negative advantage can cost, and is without effect on the others.
+
+    Source: Schulman et al. 2017, eq. 7 (arXiv:1707.06347); two bounds as in Yu et al. 2025, DAPO, eq. 10
+    (arXiv:2503.14476); `most` as in Ye et al. 2020, dual clip (arXiv:1912.09729), and INTELLECT-2 2025,
+    two-sided clip (arXiv:2505.07291): for most >= 1 + high these two are one function.
+    """
+    free = ratio if most is None else ratio.clamp(max=most)
+    return -torch.minimum(free * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+
+
+def stale(
+    logp: Float[Tensor, "B T"],
+    old: Float[Tensor, "B T"],
+    advantage: Float[Tensor, "B T"],
+    respond: Bool[Tensor, "B T"],
+    most: float,
+) -> Bool[Tensor, "B T"]:
+    """Tokens of negative advantage in responses that the policy has left behind.
+
+    That is where the mean over the response of log p_old - log p exceeds `most`, in nats.
+
+    Source: DeepSeek-V3.2 2025, off-policy sequence masking, section 3.1 (arXiv:2512.02556).
+    """
+    left = row_mean((old - logp).detach(), respond) > most
+    return left[:, None] & (advantage < 0)
+
+
 @dataclass(frozen=True)
-class Clipped(Loss):
+class Clipped(PolicyLoss):
     """The clipped policy-gradient surrogate.
 
-    Reads: advantages, behaviour_logp, weight. Writes: nothing.
-    Logs: the share of tokens held back at the lower and at the upper bound, and the largest ratio.
+    Reads: advantages, behaviour_logp, importance, respond, weight. Writes: nothing.
+    Logs: the share of tokens held back at each bound, and the extreme ratios.
 
-    Source: Schulman et al. 2017, eq. 7 (arXiv:1707.06347).
+    Source: Schulman et al. 2017, eq. 7 (arXiv:1707.06347); Zheng et al. 2025 (arXiv:2507.18071) for the
+    levels of whole responses, whose bounds have to be much smaller; Ye et al. 2020 (arXiv:1912.09729) for
+    `most`.
     """
 
     low: float = 0.2
     high: float = 0.2
+    most: float | None = None
+    """Largest ratio that still counts against a token of negative advantage; None: any."""
+    level: Level = "token"
 
     def __post_init__(self) -> None:
         if not (0 <= self.low <= 1 and self.high >= 0):
             raise WiringError(
                 f"clip bounds are {self.low} and {self.high}; the lower is in [0, 1], both are >= 0"
             )
+        if self.most is not None and not self.most >= 1 + self.high:
+            raise WiringError(
+                f"the largest ratio, {self.most}, lies inside the clip bound 1 + {self.high}, which would "
+                "then mean nothing; fix: make it larger than that"
+            )
 
-    def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The loss of these rows."""
+    def per_token(self, out: Outputs, batch: Batch) -> Float[Tensor, "B T"]:
+        """The loss of each token."""
         advantage = one_objective(batch.need("advantages"))
-        per_token = clipped(out.logp, batch.need("behaviour_logp"), advantage, self.low, self.high)
-        return (per_token * batch.need("weight")).sum()
+        return surrogate(self._ratio(out.logp, batch), advantage, self.low, self.high, self.most)
 
     def watch(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
         """Which tokens the bounds held back."""
-        ratio = bounded(out.logp.detach() - batch.need("behaviour_logp")).exp()
+        ratio = self._ratio(out.logp.detach(), batch)
         advantage = one_objective(batch.need("advantages"))
-        return {
+        seen = {
             "clip/low": ((ratio < 1 - self.low) & (advantage < 0)).to(ratio.dtype),
             "clip/high": ((ratio > 1 + self.high) & (advantage > 0)).to(ratio.dtype),
             "ratio/max": ratio,
-            "ratio/clamped": _beyond(out.logp - batch.need("behaviour_logp")),
+            "ratio/min": ratio,
+            "ratio/clamped": beyond(out.logp - batch.need("behaviour_logp")),
         }
+        if self.most is not None:
+            seen["clip/most"] = ((ratio > self.most) & (advantage < 0)).to(ratio.dtype)
+        return seen
+
+    def _ratio(self, logp: Tensor, batch: Batch) -> Tensor:
+        return bounded(log_ratio(logp, batch.need("behaviour_logp"), batch.respond, self.level)).exp()
 
 
 @dataclass(frozen=True)
-class KlToReference(Loss):
-    """The price of leaving the reference, from the sampled tokens.
+class DropStale(PolicyLoss):
+    """A policy loss without the bad responses that the policy would no longer write.
 
-    The default has the value of k3 and the gradient of k2, because the gradient of k3 itself is that of the
-    other direction, KL(reference || policy).
+    They stay in every denominator, and other losses still see them.
 
-    Reads: reference_logp, weight. Writes: nothing. Logs: how many tokens had their log-ratio cut.
+    Reads: advantages, behaviour_logp, importance, respond, weight. Writes: nothing.
+    Logs: the share of tokens that were left out.
 
-    Source: Shao et al. 2024, eq. 4 (arXiv:2402.03300), which is "k3".
+    Source: DeepSeek-V3.2 2025, off-policy sequence masking, section 3.1 (arXiv:2512.02556). Differs: what is
+    judged is the policy at the time of the update against the one that wrote the response.
     """
 
-    estimator: Literal["k3_k2", "k1", "k2", "k3"] = "k3_k2"
+    loss: PolicyLoss
+    most: float = 0.5
+    """Nats per token."""
 
-    def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The loss of these rows."""
-        gap = bounded(out.logp - batch.need("reference_logp"))
-        return (ESTIMATORS[self.estimator](gap) * batch.need("weight")).sum()
+    def per_token(self, out: Outputs, batch: Batch) -> Float[Tensor, "B T"]:
+        """The loss of each token, 0 where it was left out."""
+        return torch.where(self._stale(out, batch), 0.0, self.loss.per_token(out, batch))
 
     def watch(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
-        """Which tokens were cut."""
-        return {"ratio/clamped": _beyond(out.logp - batch.need("reference_logp"))}
+        """What the loss inside shows, and which tokens were left out."""
+        return {**self.loss.watch(out, batch), "clip/stale": self._stale(out, batch).to(out.logp.dtype)}
 
-
-def _beyond(gap: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    return (gap.detach().abs() > LIMIT).to(gap.dtype)
+    def _stale(self, out: Outputs, batch: Batch) -> Tensor:
+        advantage = one_objective(batch.need("advantages"))
+        return stale(out.logp, batch.need("behaviour_logp"), advantage, batch.respond, self.most)

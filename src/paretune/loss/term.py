@@ -31,7 +31,7 @@ class Loss:
     def watch(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
         """Numbers per token to log: their mean over the response tokens of the training step.
 
-        Of a key that ends in `/max` the largest is logged, of one that ends in `/clamped` the sum.
+        Of a key that ends in `/max` or `/min` the extreme is logged, of one that ends in `/clamped` the sum.
         """
         return {}
 

@@ -113,6 +113,7 @@ def run(
     *,
     temperature: float = 1.0,
     references: Mapping[str, nn.Module] | None = None,
+    critic: nn.Module | None = None,
     chunk: int = CHUNK,
 ) -> Outputs:
     """What a loss needs to know of the responses under this model.
@@ -120,25 +121,51 @@ def run(
     Args:
         model: A causal model, with or without an adapter.
         batch: Rows; asked at `batch.respond`.
-        wants: More than `logp`: "entropy" of each token's distribution in nats, and
-            "kl_reference_policy", the exact divergence of this model from references["reference"].
+        wants: More than `logp`: "entropy" of each token's distribution in nats, "kl_reference_policy", the
+            exact divergence of this model from references["reference"], and "values" of the critic.
         temperature: Logits are divided by it, the reference's too.
         references: Frozen models by role.
+        critic: What is asked for "values", as in `aligned_values`.
         chunk: Tokens whose logits exist at one time; changes memory only.
 
     Raises:
-        WiringError: An output nobody knows, or a reference is wanted and none is there.
+        WiringError: An output nobody knows, or a reference or a critic is wanted and none is there.
     """
-    unknown = wants - {"entropy", "kl_reference_policy"}
+    unknown = wants - {"entropy", "kl_reference_policy", "values"}
     if unknown:
         raise WiringError(f"a loss wants {', '.join(sorted(unknown))}, which the forward pass cannot give")
+    if "values" in wants and critic is None:
+        raise WiringError("a loss wants the values of a critic, but the run has no critic")
     reference = (references or {}).get("reference")
     if "kl_reference_policy" in wants and reference is None:
         raise WiringError("a loss wants kl_reference_policy, but the run has no reference model")
-    out = _ask(model, batch.tokens, batch.attend, batch.respond, wants, reference, temperature, chunk)
-    return Outputs(
-        logp=out["logp"], entropy=out.get("entropy"), kl_reference_policy=out.get("kl_reference_policy")
-    )
+    asked = (batch.tokens, batch.attend, batch.respond)
+    out = _ask(model, *asked, wants - {"values"}, reference, temperature, chunk)
+    values = aligned_values(critic, *asked) if critic is not None and "values" in wants else None
+    kl = out.get("kl_reference_policy")
+    return Outputs(logp=out["logp"], entropy=out.get("entropy"), kl_reference_policy=kl, values=values)
+
+
+def aligned_values(
+    critic: nn.Module,
+    tokens: Int[Tensor, "B T"],
+    attend: Bool[Tensor, "B T"],
+    where: Bool[Tensor, "B T"],
+) -> Float[Tensor, "B T H"]:
+    """The value of the state in which tokens[b, t] was chosen, at the chosen places; 0 elsewhere.
+
+    Args:
+        critic: From tokens and attend to [B, T, H]; at t the values of the state after tokens[:, t].
+        tokens: Rows of token ids.
+        attend: Real tokens; the others are neither read nor counted as places.
+        where: Places that are asked for; t = 0 has no state before it and gets 0.
+    """
+    after = critic(tokens, attend)
+    assert isinstance(after, Tensor)
+    before = F.pad(after[:, :-1], (0, 0, 1, 0)).to(tokens.device)  # the shift, as for the log-probabilities
+    place = where.clone()
+    place[:, 0] = False
+    return torch.where(place[..., None], before, 0.0)
 
 
 def _ask(

@@ -1,6 +1,6 @@
 """What the policy of old and frozen models say of a batch, written into it before credit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paretune.batch import Batch
 from paretune.errors import WiringError
-from paretune.models.forward import token_logp
+from paretune.models.forward import aligned_values, run, token_logp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +47,17 @@ def response_logp(
     model: nn.Module, batch: Batch, *, temperature: float = 1.0, rows: int = 32
 ) -> Float[Tensor, "B T"]:
     """Log p of the response tokens, 0 elsewhere; rows of like length are asked together."""
+
+    def ask(part: Batch) -> Tensor:
+        return token_logp(model, part.tokens, part.attend, part.respond, temperature=temperature)
+
+    return by_parts(batch, rows, ask)
+
+
+def by_parts(batch: Batch, rows: int, ask: Callable[[Batch], Tensor]) -> Tensor:
+    """The answers for all rows in their order, `rows` of like length asked at a time."""
     order = batch.attend.sum(-1).argsort(stable=True)
-    parts = [
-        token_logp(
-            model, batch.tokens[index], batch.attend[index], batch.respond[index], temperature=temperature
-        )
-        for index in order.split(max(rows, 1))
-    ]
-    return torch.cat(parts)[order.argsort()]
+    return torch.cat([ask(batch.rows(index)) for index in order.split(max(rows, 1))])[order.argsort()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +102,48 @@ class Reference:
         """
         model = models.role(self.role)
         return batch.set(reference_logp=response_logp(model, batch, temperature=temperature, rows=rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What the critic expects, before its first update.
+
+    Reads: tokens, attend, respond. Writes: values.
+    Source: Schulman et al. 2016, section 5 (arXiv:1506.02438). Differs: one value for each head.
+    """
+
+    def __call__(self, batch: Batch, models: Models, temperature: float, rows: int) -> Batch:
+        """Write values.
+
+        Raises:
+            WiringError: The run has no critic.
+        """
+        critic = models.critic
+        if critic is None:
+            raise WiringError("a part asks the critic; the run has none")
+
+        def ask(part: Batch) -> Tensor:
+            return aligned_values(critic, part.tokens, part.attend, part.respond)
+
+        with torch.no_grad():
+            return batch.set(values=by_parts(batch, rows, ask))
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """How undecided the policy was at each token it wrote, in nats.
+
+    Reads: tokens, attend, respond. Writes: entropy.
+    Source: Shannon's entropy of the distribution the token was drawn from.
+    """
+
+    def __call__(self, batch: Batch, models: Models, temperature: float, rows: int) -> Batch:
+        """Write entropy."""
+
+        def ask(part: Batch) -> Tensor:
+            entropy = run(models.policy, part, frozenset({"entropy"}), temperature=temperature).entropy
+            assert entropy is not None
+            return entropy
+
+        with torch.no_grad():
+            return batch.set(entropy=by_parts(batch, rows, ask))

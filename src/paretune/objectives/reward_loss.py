@@ -1,7 +1,7 @@
 """Losses that reward models are fitted by: regression to ratings, and Bradley-Terry on preference pairs.
 
 All of them give one number for each entry, and none divides: `reduce.label_weights` says how much an entry
-counts, over a whole optimiser step. Predictions and labels are in standard deviations of the labels.
+counts, over a whole data set. Predictions and labels are in standard deviations of the labels.
 """
 
 import math
@@ -53,7 +53,7 @@ class Regression:
     """Regression of a head on the ratings of its objective; NaN labels ask for nothing.
 
     Source: Wang et al. 2024, section 3.1 (HelpSteer2, arXiv:2406.08673): mean squared error on several
-    attributes. Differs: each objective counts the same in an optimiser step, however many labels it has.
+    attributes. Differs: each objective counts the same over the whole data, however many labels it has.
     """
 
     kind: Literal["mse", "huber"] = "mse"
@@ -73,14 +73,20 @@ class Regression:
 class BradleyTerry:
     """The head's difference between two responses is the log-odds that the first one is preferred.
 
-    Source: Ouyang et al. 2022, eq. 1 (arXiv:2203.02155).
+    Pairs say nothing about where zero lies; `centre` asks for pairs that lie about it.
+
+    Source: Ouyang et al. 2022, eq. 1 (arXiv:2203.02155); Eisenstein et al. 2023, eq. 2 (arXiv:2312.09244) for
+    `centre`.
     """
 
     margin: float = 0.0
+    centre: float = 0.0
+    """Coefficient of (chosen + rejected)^2."""
 
     def __call__(self, chosen: Float[Tensor, "*n"], rejected: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """Loss of every pair."""
-        return bradley_terry(chosen, rejected, self.margin)
+        loss = bradley_terry(chosen, rejected, self.margin)
+        return loss + self.centre * (chosen + rejected).square() if self.centre else loss
 
 
 HeadLoss = Regression | BradleyTerry

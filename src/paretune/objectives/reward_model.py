@@ -136,7 +136,11 @@ class RewardModelScorer:
         self.names = self.model.objectives
 
     def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
-        """Scores in label units; NaN where the text is too long for the model."""
+        """Scores in label units; NaN where the text is too long for the model.
+
+        A response that ran into the length limit is scored as a rater would read it: a text that breaks off,
+        and ends there. What truncation should cost is a choice of the recipe, not of the scorer.
+        """
         prompts: dict[Prompt, list[int]] = {}
         rows = []
         for sample in samples:

@@ -16,13 +16,13 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from paretune.data.template import template_hash
 from paretune.errors import DataError, WiringError
 from paretune.models.adapt import Lora, add_lora, bare
+from paretune.models.critic import classifier, with_score
 from paretune.models.load import (
     Language,
     ModelSpec,
@@ -87,45 +87,15 @@ def from_language(
     Raises:
         WiringError: No objective, an adapted model, or a family that cannot classify sequences.
     """
-    source: Any = language.model
     if not objectives or len(set(objectives)) < len(objectives):
         raise WiringError(
             f"a reward model needs one or more different objectives; it got {tuple(objectives)}"
         )
-    if not isinstance(source, PreTrainedModel):
-        raise WiringError("a reward model's body must be a plain model; fix: merge the adapter first")
-    config = copy.deepcopy(source.config)
-    config.num_labels = len(objectives)
-    config.id2label = dict(enumerate(objectives))
-    config.label2id = {name: i for i, name in enumerate(objectives)}
-    config.problem_type = "regression"
-    network = _classifier(config, source.dtype)
-    network.base_model.load_state_dict(source.base_model.state_dict())
-    nn.init.zeros_(network.score.weight)
-    network.score.float()
+    network = classifier(language.model, objectives)
     tokenizer, stop = copy.deepcopy(language.tokenizer), language.stops[0]
     _padding(network, tokenizer, stop)
-    network.to(source.device)
     whole: nn.Module = network if lora is None else add_lora(network, lora, seed, "SEQ_CLS")
     return RewardModel(whole, tokenizer, stop=stop, scale=scale, offset=offset)
-
-
-def _classifier(config: Any, dtype: torch.dtype) -> Any:
-    try:
-        with torch.random.fork_rng(devices=[]):
-            network = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
-    except ValueError as error:
-        raise WiringError(f"models of type {config.model_type} cannot classify sequences") from error
-    return _with_score(network).eval()
-
-
-def _with_score(network: Any) -> Any:
-    if not isinstance(getattr(network, "score", None), nn.Linear):
-        family = network.config.model_type
-        raise WiringError(
-            f"classifiers of type {family} do not read a causal model's last token; fix: use another"
-        )
-    return network
 
 
 def _padding(network: Any, tokenizer: PreTrainedTokenizerBase, stop: int) -> None:
@@ -168,7 +138,7 @@ def load_reward_model(
     tokenizer = load_tokenizer(path, revision=revision)
     precision = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     network: Any = read_weights(AutoModelForSequenceClassification, path, dtype=precision, revision=revision)
-    _with_score(network).score.float()
+    with_score(network).score.float()
     count, stop = network.config.num_labels, tokenizer.eos_token_id
     ours = getattr(network.config, "paretune", None) or {}
     if ours and ours["template"] != template_hash(tokenizer):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from paretune.batch import Batch
 from paretune.data.records import Sample
-from paretune.errors import WiringError
+from paretune.errors import DataError, WiringError
 
 
 @runtime_checkable
@@ -55,7 +55,9 @@ def owners(objectives: Sequence[str], scorers: Sequence[Scorer]) -> dict[str, tu
 def score(batch: Batch, samples: Sequence[Sample], scorers: Sequence[Scorer]) -> Batch:
     """Ask every scorer that is needed, once, and write `scores` and their working copy `signal`.
 
-    Reads: objectives. Writes: scores, signal.
+    What the prompts say of themselves is written beside: their kind, and the preference some ask for.
+
+    Reads: objectives. Writes: scores, signal, kind, kinds, preference.
 
     Raises:
         WiringError: An objective has no scorer or several, or a scorer's answer has the wrong form.
@@ -72,4 +74,27 @@ def score(batch: Batch, samples: Sequence[Sample], scorers: Sequence[Scorer]) ->
             )
     columns = [answers[i][:, column].to(batch.scores) for i, column in found.values()]
     scores = torch.stack(columns, -1) if columns else batch.scores.new_empty(len(batch), 0)
-    return batch.set(scores=scores, signal=scores)
+    kinds = tuple(dict.fromkeys(sample.prompt.kind for sample in samples))
+    kind = torch.tensor([kinds.index(sample.prompt.kind) for sample in samples], dtype=torch.long)
+    preference = preferences(samples, batch.objectives)
+    return batch.set(scores=scores, signal=scores, kind=kind, kinds=kinds, preference=preference)
+
+
+def preferences(samples: Sequence[Sample], objectives: tuple[str, ...]) -> Float[Tensor, "B K"] | None:
+    """The weights each prompt asks for; NaN for a prompt that asks for none; None where no prompt does.
+
+    Raises:
+        DataError: A prompt asks for an objective that is not scored.
+    """
+    if not any(sample.prompt.preference for sample in samples):
+        return None
+    rows = []
+    for sample in samples:
+        asked = dict(sample.prompt.preference)
+        for name in asked.keys() - set(objectives):
+            raise DataError(
+                f'prompt "{sample.prompt.id}": preference: asks for "{name}", which is not scored; '
+                f"fix: one of {', '.join(objectives)}"
+            )
+        rows.append([asked.get(name, 0.0) if asked else torch.nan for name in objectives])
+    return torch.tensor(rows)

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from paretune.config import Experiment
+from paretune.config.rules import sources
 from paretune.config.sources import RewardSection, Source
 from paretune.data import world
 from paretune.data.collate import prompt_key, split_by_prompt
@@ -22,6 +23,7 @@ from paretune.errors import DataError
 from paretune.models.load import context_of, load_tokenizer
 
 Judgement = Rating | Preference
+Tell = Callable[[int, int, str], None]
 WORLD_TEST = 400
 """Unseen rated responses of the built-in world whose true scores a reward model is reported against."""
 
@@ -66,13 +68,19 @@ class Material:
         }
 
 
-def gather(experiment: Experiment) -> Material:
+def gather(experiment: Experiment, tell: Tell = lambda done, total, note: None) -> Material:
     """Read every file of the recipe, or make the data of the built-in world.
+
+    Args:
+        experiment: The recipe.
+        tell: Hears of every file before it is read: files done, files in all, the file.
 
     Raises:
         DataError: One line for every bad row of every file, or for rows that are too long for their model.
     """
-    return _from_world(experiment) if experiment.data.world is not None else _Reader(experiment).material()
+    if experiment.data.world is not None:
+        return _from_world(experiment)
+    return _Reader(experiment, tell).material()
 
 
 def policy_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
@@ -156,6 +164,8 @@ class _Reader:
     """Reads the files of one experiment; collects the complaints of all files before it gives up."""
 
     experiment: Experiment
+    tell: Tell
+    done: int = 0
     notes: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
@@ -203,6 +213,8 @@ class _Reader:
     def _read(
         self, name: str, source: Source, reader: Callable[..., list[Any]], fits: _Fits, **more: Any
     ) -> list[Any]:
+        self.tell(self.done, len(list(sources(self.experiment))), source.file)
+        self.done += 1
         root = Path(self.experiment.data.root)
         columns = Columns(**source.columns.model_dump(exclude_defaults=True))
         try:

@@ -41,7 +41,7 @@ def _run(experiment: Experiment, console: Console, command: str) -> Path:
     stages = stages_of(experiment)
     console.open("data", 1, len(stages) + 1)
     dry_run(recipe_of(experiment), tuple(experiment.objectives))
-    material = gather(experiment)
+    material = gather(experiment, console.progress)
     if experiment.run.threads is not None:
         torch.set_num_threads(experiment.run.threads)
     files = {

@@ -1,0 +1,150 @@
+"""Critic-free policy gradients that differ from GRPO in what a response is compared with."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from paretune.algorithms.grpo import grpo
+from paretune.credit.advantage import GroupNormalise, LeaveOneOut, Spread
+from paretune.credit.gae import ReturnToGo
+from paretune.credit.penalty import EndReward, KlPenalty
+from paretune.credit.step import chain
+from paretune.credit.whiten import Whiten
+from paretune.learn.recipe import Recipe, Weigh
+from paretune.rollout.sample import Online
+
+Gates = Sequence[tuple[str, str, float, float]]
+
+
+def dr_grpo(
+    weights: Mapping[str, float],
+    *,
+    gates: Gates = (),
+    n: int = 8,
+    max_new: int = 256,
+    temperature: float = 1.0,
+    clip: float = 0.2,
+    kl: float = 0.0,
+    minibatch: int | None = None,
+    epochs: int = 1,
+) -> Recipe:
+    """GRPO without its two biases: no division by the group's spread, nor by the length of the response.
+
+    Args:
+        weights: Weight of each objective.
+        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
+        n: Responses to each prompt.
+        max_new: Longest response, in tokens; the constant that token sums are divided by.
+        temperature: Of sampling, and of every log-probability.
+        clip: How far the probability ratio may go from 1.
+        kl: Coefficient of the divergence from the reference.
+        minibatch: Rows of one optimiser step; None: all that were sampled.
+        epochs: Passes over the sampled responses.
+
+    Source: Liu et al. 2025, section 3.2 (arXiv:2503.20783).
+    """
+    base = grpo(
+        weights,
+        gates=gates,
+        n=n,
+        max_new=max_new,
+        temperature=temperature,
+        clip=clip,
+        kl=kl,
+        minibatch=minibatch,
+        epochs=epochs,
+    )
+    credit = chain(GroupNormalise("none"), Spread())
+    return base.but(name="dr_grpo", credit=credit, weigh=Weigh("constant", max_new))
+
+
+def rloo(
+    weights: Mapping[str, float],
+    *,
+    gates: Gates = (),
+    n: int = 8,
+    max_new: int = 256,
+    temperature: float = 1.0,
+    clip: float = 0.2,
+    kl: float = 0.05,
+    minibatch: int | None = None,
+    epochs: int = 1,
+) -> Recipe:
+    """Each response against the mean of the others; the divergence is paid in the reward.
+
+    Args:
+        weights: Weight of each objective.
+        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
+        n: Responses to each prompt.
+        max_new: Longest response, in tokens.
+        temperature: Of sampling, and of every log-probability.
+        clip: How far the probability ratio of a token may go from 1.
+        kl: Price of one nat of divergence from the reference, in the units of the signal.
+        minibatch: Rows of one optimiser step; None: all that were sampled.
+        epochs: Passes over the sampled responses.
+
+    Source: Ahmadian et al. 2024 (arXiv:2402.14740). Differs: ratios and clip by token; sums over a response's
+    tokens, mean over responses.
+    """
+    base = dr_grpo(
+        weights,
+        gates=gates,
+        n=n,
+        max_new=max_new,
+        temperature=temperature,
+        clip=clip,
+        minibatch=minibatch,
+        epochs=epochs,
+    )
+    price = (KlPenalty(kl, on="response"),) if kl else ()
+    return base.but(name="rloo", credit=chain(*price, LeaveOneOut(), Spread()), weigh=Weigh("constant", 1))
+
+
+def reinforce_pp(
+    weights: Mapping[str, float],
+    *,
+    gates: Gates = (),
+    n: int = 8,
+    max_new: int = 256,
+    temperature: float = 1.0,
+    baseline: Literal["none", "group"] = "none",
+    clip: float = 0.2,
+    kl: float = 0.01,
+    minibatch: int | None = None,
+    epochs: int = 1,
+) -> Recipe:
+    """Returns of tokens, whitened over the whole batch; prompts are not compared apart.
+
+    Args:
+        weights: Weight of each objective.
+        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
+        n: Responses to each prompt; 1 is enough without a baseline.
+        max_new: Longest response, in tokens.
+        temperature: Of sampling, and of every log-probability.
+        baseline: "group" subtracts the mean of the prompt's responses before whitening, and charges the
+            divergence in the loss instead of in the reward.
+        clip: How far the probability ratio may go from 1.
+        kl: Price of the divergence from the reference.
+        minibatch: Rows of one optimiser step; None: all that were sampled.
+        epochs: Passes over the sampled responses.
+
+    Source: Hu et al. 2025 (arXiv:2501.03262). Differs: with a baseline the KL term has the value of k3; its
+    gradient is that of k2, as there.
+    """
+    alone = baseline == "none"
+    base = grpo(
+        weights,
+        gates=gates,
+        n=max(n, 2) if alone else n,
+        max_new=max_new,
+        temperature=temperature,
+        clip=clip,
+        kl=0.0 if alone else kl,
+        minibatch=minibatch,
+        epochs=epochs,
+    )
+    source = Online(n=n, max_new=max_new, temperature=temperature)
+    base = base.but(name="reinforce_pp", source=source, weigh=Weigh("token"))
+    if not alone:
+        return base.but(credit=chain(GroupNormalise("none"), Spread(), Whiten()))
+    price = (KlPenalty(kl),) if kl else ()
+    return base.but(credit=chain(EndReward(), *price, ReturnToGo(), Whiten()))

@@ -1,0 +1,140 @@
+"""Objectives normalised apart and then summed: GRPO in another order, in the forms that are in use."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from paretune.algorithms.grpo import grpo
+from paretune.credit.advantage import BatchNormalise, GroupNormalise, LeaveOneOut, Spread
+from paretune.credit.aggregate import Gate, WeightedSum
+from paretune.credit.published import MissingIsZero
+from paretune.credit.step import Chain, chain
+from paretune.credit.whiten import Whiten
+from paretune.learn.recipe import Recipe
+
+Gates = Sequence[tuple[str, str, float, float]]
+Form = Literal["scale_only", "trl", "nvlabs", "verl", "nemo"]
+
+
+def gdpo(
+    weights: Mapping[str, float],
+    *,
+    gates: Gates = (),
+    form: Form = "scale_only",
+    n: int = 8,
+    max_new: int = 256,
+    temperature: float = 1.0,
+    clip: float = 0.2,
+    kl: float = 0.04,
+    minibatch: int | None = None,
+    epochs: int = 1,
+) -> Recipe:
+    """Compare within the group objective by objective, aggregate, then one scale for the batch.
+
+    Every objective gets the same influence, also one that is nearly settled: give safety a gate, or an unsafe
+    answer can come out on top.
+
+    Args:
+        weights: Weight of each objective; only their ratios matter.
+        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
+        form: "scale_only" centres in the group and only divides by the batch's spread; the others are those
+            of the libraries they are named after (see `gdpo_credit`).
+        n: Responses to each prompt.
+        max_new: Longest response, in tokens.
+        temperature: Of sampling, and of every log-probability.
+        clip: How far the probability ratio may go from 1.
+        kl: Coefficient of the divergence from the reference.
+        minibatch: Rows of one optimiser step; None: all that were sampled.
+        epochs: Passes over the sampled responses.
+
+    Source: Liu et al. 2026, eq. 4 to 6 (arXiv:2601.05242). Differs: the batch step does not shift, so a
+    prompt without information gets exactly 0; gates.
+    """
+    base = grpo(
+        weights,
+        gates=gates,
+        n=n,
+        max_new=max_new,
+        temperature=temperature,
+        clip=clip,
+        kl=kl,
+        minibatch=minibatch,
+        epochs=epochs,
+    )
+    worth = chain(*(Gate(*gate) for gate in gates))
+    return base.but(name="gdpo", worth=worth, credit=gdpo_credit(weights, form))
+
+
+def gdpo_credit(weights: Mapping[str, float], form: Form) -> Chain:
+    """The five forms in circulation; in all of them s_k is normalised in the group before the weighted sum.
+
+    "scale_only": a row with a missing score is unscored; the sum is centred in the group again, which
+    changes nothing unless a score is missing, and divided by the batch's spread plus 0.01, so that what
+    is left where objectives cancel is not blown up, as it is in the others. "trl": a missing score adds 0
+    after normalisation; shifted and scaled over the responses of the batch. "nvlabs", the authors' TRL
+    fork: a missing score is a reward of 0; a single objective gets no batch step. "verl", and the
+    authors' verl fork with weights 1: shifted and scaled over the tokens of the batch, where long
+    responses weigh more and prompts without information are pushed; a group of one keeps its raw score.
+    "nemo": against mean and spread of the others, so groups do not add up to 0; shifted and scaled over
+    the responses.
+    """
+    total = WeightedSum(weights)
+    if form == "trl":
+        batch = BatchNormalise("removed", floor=0.0)
+        return chain(GroupNormalise(floor=0.0), MissingIsZero("scored"), total, batch, Spread())
+    if form == "nvlabs":
+        if len(weights) == 1:
+            return chain(MissingIsZero("all"), total, GroupNormalise(floor=0.0), Spread())
+        batch = BatchNormalise("removed", floor=0.0)
+        return chain(MissingIsZero("all"), GroupNormalise(floor=0.0), total, batch, Spread())
+    if form == "verl":
+        return chain(GroupNormalise(eps=1e-6, floor=0.0, alone="raw"), total, Spread(), Whiten())
+    if form == "nemo":
+        return chain(LeaveOneOut("std"), total, BatchNormalise("removed", eps=0.0), Spread())
+    return chain(GroupNormalise(), total, GroupNormalise("none"), BatchNormalise(eps=1e-2), Spread())
+
+
+def mo_grpo(
+    weights: Mapping[str, float],
+    *,
+    gates: Gates = (),
+    n: int = 8,
+    max_new: int = 256,
+    temperature: float = 1.0,
+    clip: float = 0.2,
+    kl: float = 0.04,
+    minibatch: int | None = None,
+    epochs: int = 1,
+) -> Recipe:
+    """Compare within the group objective by objective, then sum; no batch step.
+
+    The size of an advantage grows with the square root of the number of objectives of equal weight, so
+    weights that add up to 1 keep it below that of GRPO.
+
+    Args:
+        weights: Weight of each objective; the paper's are 1.
+        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
+        n: Responses to each prompt.
+        max_new: Longest response, in tokens.
+        temperature: Of sampling, and of every log-probability.
+        clip: How far the probability ratio may go from 1.
+        kl: Coefficient of the divergence from the reference.
+        minibatch: Rows of one optimiser step; None: all that were sampled.
+        epochs: Passes over the sampled responses.
+
+    Source: Ichihara et al. 2025, MO-GRPO (arXiv:2509.22047). Differs: weights; gates; a settled objective is
+    not blown up.
+    """
+    base = grpo(
+        weights,
+        gates=gates,
+        n=n,
+        max_new=max_new,
+        temperature=temperature,
+        clip=clip,
+        kl=kl,
+        minibatch=minibatch,
+        epochs=epochs,
+    )
+    worth = chain(*(Gate(*gate) for gate in gates))
+    credit = chain(GroupNormalise(), WeightedSum(weights), Spread())
+    return base.but(name="mo_grpo", worth=worth, credit=credit)

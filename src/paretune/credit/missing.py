@@ -1,0 +1,67 @@
+"""What a response is worth that nobody scored on some objective. Without this step it is unscored."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from paretune.batch import Batch
+from paretune.credit.aggregate import in_order
+from paretune.credit.step import Metrics, State, Step
+from paretune.reduce import group_count, group_mean
+
+
+def renormalised(x: Float[Tensor, "B J"], weights: Float[Tensor, " J"]) -> Float[Tensor, "B J"]:
+    """Missing entries filled with the row's weighted mean of the others; NaN stays where none is known.
+
+    A weighted sum of the result is sum_known(w x) * sum(w) / sum_known(w): the weights of what is known,
+    stretched to the whole. Entries without a weight stay as they are.
+    """
+    known = ~x.isnan() & (weights != 0)
+    given = (known * weights).sum(-1, keepdim=True)
+    mean = torch.where(known, x * weights, 0.0).sum(-1, keepdim=True) / given
+    return torch.where(x.isnan() & (weights != 0), mean, x)
+
+
+def group_filled(x: Float[Tensor, "B J"], group: Int[Tensor, " B"]) -> Float[Tensor, "B J"]:
+    """Missing entries filled with the objective's mean over the group; NaN stays where nobody is scored."""
+    fill = torch.where(group_count(x, group) > 0, group_mean(x, group), torch.nan)
+    return torch.where(x.isnan(), fill, x)
+
+
+@dataclass(frozen=True)
+class Missing(Step):
+    """Says what a missing score means, for the objectives that have a weight.
+
+    "drop": the response leaves the batch, also the denominators of the losses. "renormalise": the others
+    count for it, as if their weights added up to all of the weight. "group_mean": it is taken to be as good
+    as the scored responses to the same prompt. What cannot be filled stays unscored.
+
+    Reads: signal, group. Writes: signal; "drop" removes rows.
+    Reports: the share of rows dropped, or of entries filled.
+
+    Source: ours. Published code turns a missing reward into 0 (GDPO), which is a reward like any other.
+    """
+
+    policy: Literal["drop", "renormalise", "group_mean"]
+    weights: Mapping[str, float]
+    """Of the aggregator that follows."""
+
+    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+        """Drop, or fill in."""
+        weights = in_order(self.weights, batch, "Missing")
+        used, signal = weights != 0, batch.signal
+        missing = signal.isnan() & used
+        if self.policy == "drop":
+            keep = ~missing.any(-1)
+            dropped = 1 - float(keep.double().mean())
+            return batch.rows(keep.nonzero().squeeze(-1)), state, {"missing/dropped": dropped}
+        if self.policy == "renormalise":
+            filled = renormalised(signal, weights)
+        else:
+            filled = torch.where(used, group_filled(signal, batch.group), signal)
+        share = float((missing & ~filled.isnan()).sum() / (used.sum() * len(batch)))
+        return batch.set(signal=filled), state, {"missing/filled": share}

@@ -1,0 +1,124 @@
+"""The price of leaving the reference, estimated from the tokens that were sampled."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from paretune.batch import Batch, Outputs
+from paretune.loss.ratio import beyond, bounded, ratio_of
+from paretune.loss.term import Loss
+
+Estimator = Literal["k3_k2", "k1", "k2", "k3", "k1_k2", "k3_cut", "k3_cut_k2", "abs"]
+
+
+def k1(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """KL(policy || reference) from `gap` = logp - reference: unbiased, of either sign, gradient of mean 0.
+
+    Source: Schulman 2020, "Approximating KL divergence".
+    """
+    return gap
+
+
+def k2(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """gap^2 / 2: biased in value; on the policy's own samples it has the gradient of KL(policy || reference).
+
+    Source: Schulman 2020, "Approximating KL divergence".
+    """
+    return gap.square() / 2
+
+
+def k3(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """exp(-gap) + gap - 1: unbiased in value, never negative, with the gradient of KL(reference || policy).
+
+    Source: Schulman 2020, "Approximating KL divergence"; Shao et al. 2024, eq. 4 (arXiv:2402.03300).
+    """
+    return (-gap).exp() + gap - 1
+
+
+def k3_k2(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """The value of k3, the gradient of k2: unbiased and not negative, and pushing the way the KL points.
+
+    Source: the straight-through estimator "k3+" of the verl library. Differs: no value is cut to 10 here.
+    """
+    return k2(gap) + (k3(gap) - k2(gap)).detach()
+
+
+def k1_k2(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """The value of k1, the gradient of k2.
+
+    Source: the straight-through estimator "k1+" of the verl library.
+    """
+    return k2(gap) + (k1(gap) - k2(gap)).detach()
+
+
+def k3_cut(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """k3 as verl has it: its exponent cut to +-20 and its value to at most 10, and no gradient beyond.
+
+    Where the policy has strayed furthest the penalty no longer pulls it back.
+
+    Source: `low_var_kl` of the verl library.
+    """
+    return k3(gap.clamp(-20, 20)).clamp(-10, 10)
+
+
+def k3_cut_k2(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """The value of k3 cut to at most 10, the gradient of k2: verl's "k3+" to the letter.
+
+    Source: `low_var_kl+` of the verl library.
+    """
+    return k2(gap) + (k3_cut(gap) - k2(gap)).detach()
+
+
+def absolute(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """|gap|.
+
+    Source: `abs` of the verl library.
+    """
+    return gap.abs()
+
+
+ESTIMATORS: Mapping[Estimator, Callable[[Tensor], Tensor]] = {
+    "k1": k1,
+    "k2": k2,
+    "k3": k3,
+    "k3_k2": k3_k2,
+    "k1_k2": k1_k2,
+    "k3_cut": k3_cut,
+    "k3_cut_k2": k3_cut_k2,
+    "abs": absolute,
+}
+
+
+@dataclass(frozen=True)
+class KlToReference(Loss):
+    """The price of leaving the reference, from the sampled tokens.
+
+    The default has the value of k3 and the gradient of k2, because the gradient of k3 itself is that of the
+    other direction, KL(reference || policy). With `ratio` each token's estimate is multiplied by its
+    probability ratio, through which the gradient flows too: unbiased, in value and in gradient, also for
+    responses that an older policy wrote.
+
+    Reads: reference_logp, weight; with `ratio` behaviour_logp and respond. Writes: nothing.
+    Logs: how many tokens had their log-ratio cut.
+
+    Source: Shao et al. 2024, eq. 4 (arXiv:2402.03300), which is "k3" without ratio; DeepSeek-V3.2 2025, eq. 7
+    (arXiv:2512.02556), which is "k3" with the ratio of tokens.
+    """
+
+    estimator: Estimator = "k3_k2"
+    ratio: Literal["none", "token", "sequence"] = "none"
+
+    def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The loss of these rows."""
+        gap = bounded(out.logp - batch.need("reference_logp"))
+        each = ESTIMATORS[self.estimator](gap)
+        if self.ratio != "none":
+            each = each * ratio_of(out.logp, batch.need("behaviour_logp"), batch.respond, self.ratio)
+        return (each * batch.need("weight")).sum()
+
+    def watch(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
+        """Which tokens were cut."""
+        return {"ratio/clamped": beyond(out.logp - batch.need("reference_logp"))}

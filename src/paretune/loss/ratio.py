@@ -1,0 +1,51 @@
+"""How far the trained policy has moved from the one that wrote the responses: the probability ratio."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from paretune.reduce import row_mean
+
+LIMIT = 20.0
+"""Log-ratios beyond this are cut; exp(20) is still a number that float32 can add to others."""
+
+Level = Literal["token", "sequence", "sequence_token"]
+"""One ratio for each token; one for a response; or one for a response whose slope is the token's own."""
+
+
+def bounded(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """The log-ratio cut to +-LIMIT in value only: the gradient still flows where a clamp would kill it."""
+    return gap + (gap.clamp(-LIMIT, LIMIT) - gap).detach()
+
+
+def beyond(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """1 where `bounded` cuts the log-ratio."""
+    return (gap.detach().abs() > LIMIT).to(gap.dtype)
+
+
+def log_ratio(
+    logp: Float[Tensor, "B T"], old: Float[Tensor, "B T"], respond: Bool[Tensor, "B T"], level: Level
+) -> Float[Tensor, "B T"]:
+    """Log of the ratio by which a token is judged.
+
+        token           d_t = log p(y_t) - log p_old(y_t)
+        sequence        s = mean over the response of d_t, at each of its tokens
+        sequence_token  s in value; in gradient d_t, so that every token answers for itself
+
+    Source: Schulman et al. 2017, eq. 6 (arXiv:1707.06347); Zheng et al. 2025, GSPO, eq. 7 and 14
+    (arXiv:2507.18071) for the two others.
+    """
+    gap = logp - old
+    if level == "token":
+        return gap
+    whole = row_mean(gap, respond)[:, None].expand_as(gap)
+    return whole if level == "sequence" else whole.detach() + (gap - gap.detach())
+
+
+def ratio_of(
+    logp: Float[Tensor, "B T"], old: Float[Tensor, "B T"], respond: Bool[Tensor, "B T"], level: Level
+) -> Float[Tensor, "B T"]:
+    """The ratio itself, from the log-ratio cut to what exp can stand."""
+    return torch.exp(bounded(log_ratio(logp, old, respond, level)))

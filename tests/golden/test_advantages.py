@@ -1,0 +1,123 @@
+"""Advantages of published code: GRPO, RLOO, GDPO in four forms, REINFORCE++ with a baseline, Dr. GRPO."""
+
+import pytest
+import torch
+from cases import cases, numbers
+
+from paretune.algorithms.gdpo import gdpo_credit
+from paretune.credit.advantage import BatchNormalise, GroupNormalise, LeaveOneOut, Spread
+from paretune.credit.aggregate import WeightedSum
+from paretune.credit.penalty import Clip
+from paretune.credit.published import MissingIsZero
+from paretune.credit.step import chain
+from paretune.credit.whiten import Whiten
+from toy import advance, graded
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def weights_of(values):
+    return {f"k{k}": float(w) for k, w in enumerate(values)}
+
+
+def groups(rows, n):
+    return [i // n for i in range(rows)]
+
+
+def advantages(credit, scores, group, respond=None):
+    """[B, T] with a mask of response tokens, [B] without."""
+    batch = graded(scores, group=group, respond=respond)
+    a = advance(chain(credit, Spread()) if respond is None else credit, batch)[0].advantages[..., 0]
+    return a if respond is not None else a[:, 1]
+
+
+@pytest.mark.parametrize("case", cases("trl_grpo_advantages"))
+def test_trl_grpo(case):
+    rewards, p = case.input("rewards"), case.params
+    weights, group = weights_of(case.inputs["weights"]), groups(len(rewards), p["num_generations"])
+    if p["aggregation"] == "normalize_then_sum":
+        credit = gdpo_credit(weights, "trl")
+    else:
+        divide = {"group": "std", "batch": "batch", "none": "none"}[p["scale_rewards"]]
+        credit = chain(MissingIsZero(), WeightedSum(weights), GroupNormalise(divide))
+    case.check(advantages(credit, rewards, group), case.expected["advantages"])
+    # What TRL logs: the weighted raw sum over the rows that have a score, and its spread over the batch.
+    total, seen = advance(chain(MissingIsZero(), WeightedSum(weights)), graded(rewards, group=group))
+    known = total.signal[~total.signal.isnan()]
+    case.check(known.mean(), case.expected["reward"])
+    assert sum(seen[f"weighted/{k}/mean"] for k in weights) == pytest.approx(float(known.mean()))
+    # Of equal rewards theirs is the noise of float32, ours 0.
+    want = case.expected["reward_std"]
+    case.check(known.std(), want if want > 1e-7 else 0.0)
+
+
+@pytest.mark.parametrize("case", cases("trl_rloo_advantages"))
+def test_trl_rloo(case):
+    rewards, p = case.input("rewards"), case.params
+    steps = [MissingIsZero(), WeightedSum(weights_of([1.0] * rewards.shape[1]))]
+    if p["reward_clip_range"]:
+        steps.append(Clip(*p["reward_clip_range"]))
+    steps.append(LeaveOneOut())
+    if p["normalize_advantages"]:
+        steps.append(BatchNormalise("removed"))
+    group = groups(len(rewards), p["num_generations"])
+    case.check(advantages(chain(*steps), rewards, group), case.expected["advantages"])
+
+
+@pytest.mark.parametrize("case", cases("gdpo_advantage_nvlabs_trl"))
+def test_gdpo_of_its_authors(case):
+    rewards, p = case.input("rewards"), case.params
+    weights, group = weights_of(case.inputs["weights"]), groups(len(rewards), p["num_generations"])
+    credit = gdpo_credit(weights, "nvlabs")
+    if not p["apply_gdpo"]:
+        divide = "std" if p["scale_rewards"] else "none"
+        credit = chain(MissingIsZero("all"), WeightedSum(weights), GroupNormalise(divide))
+    case.check(advantages(credit, rewards, group), case.expected["advantages"])
+
+
+def verl(estimator, scores, weights, group, respond):
+    """The estimators of verl, on scores [B, K]."""
+    raw = {"eps": 1e-6, "floor": 0.0, "alone": "raw"}
+    credit = {
+        "gdpo": gdpo_credit(weights, "verl"),
+        "grpo": chain(WeightedSum(weights), GroupNormalise(**raw), Spread()),
+        "grpo_no_std": chain(WeightedSum(weights), GroupNormalise("none", **raw), Spread()),
+        "rpp": chain(WeightedSum(weights), GroupNormalise("none"), Spread(), Whiten()),
+    }[estimator]
+    return advantages(credit, scores, group, respond)
+
+
+@pytest.mark.parametrize("case", cases("gdpo_advantage_nvlabs_verl"))
+def test_gdpo_of_its_authors_over_tokens(case):
+    scores = torch.stack([case.input("scores_correctness"), case.input("scores_format")], 1)
+    estimator = case.params["estimator"]
+    weights = {"k0": 1.0} if estimator != "gdpo" else {"k0": 1.0, "k1": 1.0}
+    got = verl(estimator, scores, weights, case.inputs["group"], case.input("response_mask").bool())
+    case.check(got, case.expected["advantages"])
+
+
+@pytest.mark.parametrize("case", cases("verl_group_advantages"))
+def test_verl_groups(case):
+    estimator = case.params["estimator"]
+    scores = case.input("scores_k").T if estimator == "gdpo" else case.input("scores")[:, None]
+    weights = weights_of(case.inputs.get("weights", [1.0]))
+    got = verl(estimator, scores, weights, case.inputs["group"], case.input("response_mask").bool())
+    case.check(got, case.expected["advantages"])
+
+
+@pytest.mark.parametrize("case", cases("drgrpo"))
+def test_dr_grpo(case):
+    p = case.params
+    rewards = case.input("rewards").sum(1, keepdim=True)
+    divide = {"grpo": "std", "drgrpo": "none"}[p["critic_type"]]
+    got = advantages(GroupNormalise(divide, eps=1e-8), rewards, groups(len(rewards), p["num_samples"]))
+    case.check(got, case.expected["advantages"])
+
+
+def test_numbers_reads_what_json_cannot_say():
+    assert numbers(["NaN", None, "-Infinity", 1]).tolist()[2:] == [-torch.inf, 1.0]

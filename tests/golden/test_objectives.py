@@ -1,0 +1,118 @@
+"""Fronts, multipliers and reward-model losses against the numbers of published code."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from cases import Case, cases
+
+from paretune.credit.constraint import Constraint, Lagrangian
+from paretune.front import contributions, epsilon, hypervolume, igd, igd_plus, nondominated, ranks
+from paretune.learn.reward_metrics import pair_metrics
+from paretune.objectives.reward_loss import BradleyTerry, Regression, labelled_loss
+from toy import graded
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def table(case: Case, key: str) -> np.ndarray:
+    return np.array(case.inputs[key])
+
+
+@pytest.mark.parametrize("case", cases("mo_hypervolume"))
+def test_hypervolume_and_what_each_point_adds(case: Case) -> None:
+    points, worst = table(case, "points"), table(case, "ref")
+    case.check(hypervolume(points, worst), case.expected["hypervolume"])
+    case.check(contributions(points, worst).tolist(), case.expected["contributions"])
+
+
+@pytest.mark.parametrize("case", cases("mo_nondominated_sort"))
+def test_fronts_and_ranks(case: Case) -> None:
+    points, expected = table(case, "points"), case.expected
+    assert ranks(points).tolist() == expected["rank"]
+    assert nondominated(points, "first").tolist() == expected["nondominated"]
+    assert nondominated(points).tolist() == expected["nondominated_keep"]
+
+
+@pytest.mark.parametrize("case", cases("mo_indicators"))
+def test_distances_between_fronts(case: Case) -> None:
+    points, reference, expected = table(case, "points"), table(case, "ref_set"), case.expected
+    case.check(igd(points, reference), expected["igd"])
+    case.check(igd_plus(points, reference), expected["igd_plus"])
+    case.check(epsilon(points, reference), expected["epsilon_additive"])
+
+
+@pytest.mark.parametrize("case", cases("safe_rlhf_lambda"))
+def test_the_multiplier_of_safe_rlhf(case: Case) -> None:
+    """Their cost is to stay below a threshold; ours is its negative, which is to stay above."""
+    p = case.params
+    part = Lagrangian(
+        {"reward": 1.0},
+        (Constraint("safety", -p["threshold"]),),
+        rate=p["lambda_lr"],
+        form="gradient",
+        start_at=p["lambda_init"],
+        least=0.0,
+        most=p["lambda_max"] or 1e300,
+        window=p["window"],
+        delay=p["delay"],
+    )
+    state = part.start()
+    steps = []
+    for costs in case.inputs["episode_costs_per_step"]:
+        batch = graded([[0.0, -cost] for cost in costs], objectives=("reward", "safety"))
+        _, state, seen = part.advance(batch, state, torch.Generator())
+        cost = p["threshold"] + seen["constraint/safety"]
+        steps.append((math.exp(float(state["log"][0])), cost))
+        assert seen["state/multiplier/safety"] == steps[-1][0]
+    for key, column in (("lambda", 0), ("episode_cost", 1)):
+        case.check([step[column] for step in steps], [step[key] for step in case.expected["steps"]])
+
+
+def pair_loss(case: Case, x: torch.Tensor, label: float) -> torch.Tensor:
+    """Their fifth column judges the pair; a label of 0 counts as a preference for the second row."""
+    mode, size = case.params["mode"], abs(label)
+    chosen, rejected = (x[0, 4], x[1, 4]) if label < 0 else (x[1, 4], x[0, 4])
+    each = BradleyTerry(margin=size if mode == "margin_bt" else 0.0)(chosen, rejected)
+    return labelled_loss(each, torch.tensor(size if mode == "scaled_bt" else 1.0))
+
+
+@pytest.mark.parametrize("case", cases("regression_reward_loss"))
+def test_regression_and_scaled_pairs(case: Case) -> None:
+    """Their mean is over all labels; ours gives each objective the same share, so weigh as they do."""
+    x, label = case.input("pred").requires_grad_(), case.input("labels")
+    if case.params["mode"] == "regression":
+        known = label != -100
+        label = torch.where(known, label, torch.nan)
+        loss = labelled_loss(Regression()(x, label), known / known.sum())
+    else:
+        loss = pair_loss(case, x, float(label[0, 0]))
+    loss.backward()
+    case.check(loss, case.expected["loss"])
+    case.check(x.grad, case.grad["pred"])
+
+
+@pytest.mark.parametrize("case", cases("trl_reward_bt"))
+def test_bradley_terry_with_margin_and_centre(case: Case) -> None:
+    chosen, rejected = (case.input(key).requires_grad_() for key in ("chosen", "rejected"))
+    margin = case.input("margin") if "margin" in case.inputs else torch.zeros(len(chosen))
+    part = BradleyTerry(centre=case.params["center_rewards_coefficient"] or 0.0)
+    pairs = [
+        BradleyTerry(margin=m, centre=part.centre)(c, r)
+        for c, r, m in zip(chosen, rejected, margin.tolist(), strict=True)
+    ]
+    loss = torch.stack(pairs).mean()
+    loss.backward()
+    case.check(loss, case.expected["loss"])
+    gap, expected = (chosen - rejected).detach(), case.expected["metrics"]
+    ties = float((gap == 0).double().mean())
+    # A tie is half right for us, and wrong for them.
+    case.check(pair_metrics(gap.numpy())["pair_accuracy"] - ties / 2, expected["accuracy"])
+    case.check(chosen.grad, case.grad["chosen"])
+    case.check(rejected.grad, case.grad["rejected"])

@@ -1,0 +1,236 @@
+"""Losses of policy and critic as TRL, MOSS, OpenRLHF, verl and Safe RLHF compute them, and gradients."""
+
+import pytest
+import torch
+from cases import Case, cases, numbers
+from lossbatch import asked, batch_of, outputs, shifted, token_mean, weights
+from torch.nn.functional import pad
+
+from paretune.credit.aggregate import weighted_sum
+from paretune.credit.gae import Gae
+from paretune.credit.penalty import EndReward, KlPenalty
+from paretune.credit.step import chain
+from paretune.credit.whiten import whiten
+from paretune.loss.entropy import EntropyBonus, distance_to_target
+from paretune.loss.kl import k3
+from paretune.loss.policy import Clipped
+from paretune.loss.value import ValueClipped, ValueSquared
+from toy import advance
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def critic_loss(part, values, old, returns, weight):
+    """Loss and gradient of a critic with one head."""
+    mask = torch.ones_like(weight)
+    batch = batch_of(mask, weight=weight, values=old[..., None], returns=returns[..., None])
+    out = outputs(mask, mask, values=pad(values[..., None], (0, 0, 1, 0)))
+    return part(out, batch), part.watch(out, batch).get("clip/value"), batch
+
+
+@pytest.mark.parametrize("case", cases("ppo_losses"))
+def test_trl(case: Case):
+    p = case.params
+    mask, value_mask = ~case.input("padding_mask").bool(), ~case.input("padding_mask_p1").bool()
+    logp, values = (case.input(key).requires_grad_() for key in ("new_logprobs", "vpred"))
+    batch = batch_of(
+        mask,
+        case.input("advantages"),
+        weight=weights(mask, "token"),
+        behaviour_logp=torch.where(mask, case.input("old_logprobs"), 0.0),
+    )
+    out, part = outputs(logp, mask), Clipped(p["cliprange"], p["cliprange"])
+    policy, seen = part(out, batch), part.watch(out, batch)
+    value, held, _ = critic_loss(
+        ValueClipped(p["cliprange_value"]),
+        values,
+        case.input("old_values"),
+        case.input("returns"),
+        weights(value_mask, "token"),
+    )
+    loss = policy + p["vf_coef"] * value
+    slopes = torch.autograd.grad(loss, (logp, values))
+    case.check(policy, case.expected["pg_loss"])
+    case.check(value, case.expected["vf_loss"])
+    case.check(loss, case.expected["loss"])
+    case.check(token_mean(seen["clip/low"] + seen["clip/high"], batch), case.expected["pg_clipfrac"])
+    case.check(held[shifted(value_mask)].mean(), case.expected["vf_clipfrac"])
+    case.check(slopes[0], case.grad["new_logprobs"])
+    case.check(slopes[1], case.grad["vpred"])
+
+
+@pytest.mark.parametrize("case", cases("verl_value_loss"))
+def test_verl_critic(case: Case):
+    mask = case.input("response_mask").bool()
+    by, length = {
+        "token-mean": ("token", 1),
+        "seq-mean-token-sum": ("sequence_sum", 1),
+        "seq-mean-token-mean": ("sequence", 1),
+        "seq-mean-token-sum-norm": ("constant", mask.shape[1]),
+    }[case.params["loss_agg_mode"]]
+    values = case.input("vpreds").requires_grad_()
+    loss, held, _ = critic_loss(
+        ValueClipped(case.params["cliprange_value"]),
+        values,
+        case.input("values"),
+        case.input("returns"),
+        weights(mask, by, length, "skip"),
+    )
+    (slope,) = torch.autograd.grad(loss, values)
+    case.check(loss, case.expected["vf_loss"])
+    case.check(held[shifted(mask)].mean(), case.expected["vf_clipfrac"])
+    case.check(slope, case.grad["vpreds"])
+
+
+@pytest.mark.parametrize("case", cases("openrlhf_ppo_losses"))
+def test_openrlhf(case: Case):
+    """A row without tokens makes their loss NaN; ours leaves that row at 0 and is that of the other rows."""
+    p, mask = case.params, case.input("mask").bool()
+    logp, values = (case.input(key).requires_grad_() for key in ("log_probs", "values"))
+    each = weights(mask, "sequence")
+    batch = batch_of(
+        mask,
+        case.input("advantages"),
+        weight=each,
+        behaviour_logp=torch.where(mask, case.input("old_log_probs"), 0.0),
+        importance=case.input("policy_w"),
+    )
+    policy = Clipped(p["clip_eps"], p["clip_eps"])(outputs(logp, mask), batch)
+    clip = p["value_clip_eps"]
+    value, _, _ = critic_loss(
+        ValueSquared() if clip is None else ValueClipped(clip),
+        values,
+        case.input("old_values"),
+        case.input("returns"),
+        each * case.input("value_w"),
+    )
+    found = {
+        "policy_loss": policy,
+        "value_loss": value,
+        "policy_loss/log_probs": torch.autograd.grad(policy, logp)[0],
+        "value_loss/values": torch.autograd.grad(value, values)[0],
+    }
+    empty = ~mask.any(-1)
+    for name, want in (case.expected | case.grad).items():
+        expected, ours = numbers(want), found[name].detach()
+        assert ours.isfinite().all()
+        if empty.any():
+            broken = expected.isnan()
+            assert broken.any()
+            expected = torch.where(broken, ours, expected)
+            assert (ours[empty] == 0).all() if ours.ndim else True
+        case.check(ours, expected.tolist())
+
+
+@pytest.mark.parametrize("case", cases("moss_ppo_loss"))
+def test_moss(case: Case):
+    p = case.params
+    logits, values = (case.input(key).requires_grad_() for key in ("policy_logits", "values"))
+    tokens, respond = case.input("text_vec").long(), case.input("loss_mask").bool()
+    respond[:, 0] = False
+    mask = respond[:, 1:]
+    out = asked(logits, tokens, respond)
+    advantages = moss_advantages(case, mask)
+    batch = batch_of(
+        mask, advantages, weight=weights(mask, "token"), behaviour_logp=case.input("old_logprobs")
+    )
+    batch = batch.set(tokens=tokens, behaviour_logp=torch.where(respond, batch.behaviour_logp, 0.0))
+    # Without their switch the surrogate is not clipped, which is a bound that nothing reaches.
+    part = Clipped(p["pg_clip"], p["pg_clip"]) if p["use_policy_loss_clip"] else Clipped(1.0, 1e30)
+    policy, critic = part(out, batch), (values[:, :-1], case.input("old_values"), case.input("returns"))
+    value, _, _ = critic_loss(
+        ValueClipped(p["value_clip"]) if p["use_critic_loss_clip"] else ValueSquared(),
+        *critic,
+        weights(mask, "token"),
+    )
+    loss = policy + p["vf_loss_weight"] * value
+    if p["use_entropy_loss"]:
+        target = distance_to_target(-EntropyBonus()(out, batch), p["entropy_clip"])
+        case.check(target, case.expected["entro_loss"])
+        loss = loss + p["entropy_loss_weight"] * target
+    slopes = torch.autograd.grad(loss, (logits, values))
+    case.check(policy, case.expected["pg_loss"])
+    case.check(value, case.expected["vf_loss"])
+    case.check(loss, case.expected["loss"])
+    case.check(slopes[0], case.grad["policy_logits"])
+    case.check(slopes[1], case.grad["values"])
+    case.check(token_mean(k3(batch.behaviour_logp - out.logp), batch), case.expected["approx_kl"])
+    moss_fractions(case, out, critic, batch)
+
+
+def moss_advantages(case, mask):
+    """Their whitening and their cut, by our parts."""
+    p, x = case.params, torch.where(mask, case.input("advantages"), 0.0)
+    if p["use_advantage_norm"]:
+        x = whiten(x, mask, "population", eps=1e-6)
+    return x.clamp(-p["advantage_clip"], p["advantage_clip"]) if p["use_advantage_clip"] else x
+
+
+def moss_fractions(case, out, values, batch):
+    """They count what their bounds would hold back, in use or not."""
+    p = case.params
+    seen = Clipped(p["pg_clip"], p["pg_clip"]).watch(out, batch)
+    case.check(token_mean(seen["clip/low"] + seen["clip/high"], batch), case.expected["pg_clip"])
+    _, held, _ = critic_loss(ValueClipped(p["value_clip"]), *values, torch.zeros_like(values[0]))
+    case.check(token_mean(held, batch), case.expected["vf_clip"])
+
+
+SIDES = {
+    "reward": ("reward_advantages", "reward_returns", 1.0),
+    "cost": ("cost_advantages", "cost_returns", -1.0),
+}
+"""A cost is a reward with the sign turned round."""
+
+
+@pytest.mark.parametrize("case", cases("safe_rlhf_rl"))
+def test_safe_rlhf(case: Case):
+    p, mask, start = case.params, case.input("mask").bool(), case.params["start"]
+    respond = mask & (torch.arange(mask.shape[1]) >= start)
+    batch = safe_batch(case, mask, respond)
+    priced, _ = advance(chain(EndReward(), KlPenalty(p["kl_coeff"])), batch)
+    limit = p["clip_range_score"]
+    credited, _ = advance(
+        Gae(p["gamma"], p["gae_lambda"]), priced.set(token_reward=priced.token_reward.clamp(-limit, limit))
+    )
+    for k, (side, (advantages, returns, sign)) in enumerate(SIDES.items()):
+        paid = torch.where(respond, credited.token_reward[:, 1:, k], 0.0)
+        want = torch.where(respond, numbers(case.expected[f"kl_{side}s"]), 0.0)
+        case.check(sign * paid, want.tolist())
+        case.check(sign * credited.advantages[:, 1 + start :, k], case.expected[advantages])
+        case.check(sign * credited.returns[:, 1 + start :, k], case.expected[returns])
+    scale = 1 + p["lambda"]
+    whole = weighted_sum(credited.advantages, torch.tensor([1 / scale, p["lambda"] / scale]))
+    case.check(whole[:, 1 + start :, 0], case.expected["combined_advantages"])
+    logp = case.input("log_probs").requires_grad_()
+    clip = p["clip_range_ratio"]
+    actor = Clipped(clip, clip)(outputs(logp, respond), credited.set(advantages=whole))
+    (slope,) = torch.autograd.grad(actor, logp)
+    case.check(actor, case.expected["actor_loss"])
+    case.check(slope[:, start:], case.grad["actor_loss/log_probs"])
+    values = case.input("new_reward_values").requires_grad_()
+    old, returns = credited.values[:, 1:, 0], credited.returns[:, 1:, 0]
+    critic, _, _ = critic_loss(
+        ValueClipped(p["clip_range_value"]), values, old, returns, credited.weight[:, 1:]
+    )
+    (slope,) = torch.autograd.grad(critic, values)
+    case.check(critic, case.expected["critic_loss"])
+    case.check(slope[:, start:], case.grad["critic_loss/new_reward_values"])
+
+
+def safe_batch(case, mask, respond):
+    """Reward and safety as two objectives before a critic of two heads."""
+    signal = torch.stack([case.input("reward"), -case.input("cost")], -1)
+    fields = {"behaviour_logp": case.input("old_log_probs"), "reference_logp": case.input("ref_log_probs")}
+    values = torch.stack([case.input("reward_values"), -case.input("cost_values")], -1)
+    batch = batch_of(
+        respond,
+        weight=weights(respond, "sequence"),
+        values=torch.where(mask[..., None], values, 0.0),
+        **{name: torch.where(respond, x, 0.0) for name, x in fields.items()},
+    )
+    return batch.set(scores=signal, signal=signal, objectives=tuple(SIDES))

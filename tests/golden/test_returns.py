@@ -1,0 +1,168 @@
+"""Published rewards on tokens, advantages by a critic, whitening, running scales and length penalties."""
+
+import math
+
+import pytest
+import torch
+from cases import cases, tolerance
+
+from paretune.credit.gae import Gae, gae
+from paretune.credit.penalty import Clip, EndReward, KlPenalty, OverlongPenalty, divergence, overlong
+from paretune.credit.running import RunningScale
+from paretune.credit.step import chain
+from paretune.credit.whiten import Whiten, whiten
+from paretune.reduce import masked_mean, masked_var, row_mean
+from toy import advance, graded
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("case", cases("ppo_masked_whiten"))
+def test_masked_whitening(case):
+    x, mask, want = case.input("values"), case.input("mask").bool(), case.expected
+    case.check(masked_mean(x, mask), want["mean"])
+    case.check(row_mean(x, mask), want["row_mean"])
+    case.check(masked_var(x, mask, "population"), want["var_population"])
+    case.check(masked_var(x, mask), want["var_unbiased"])
+    case.check(whiten(x, mask), want["whitened"])
+    case.check(whiten(x, mask, mean="restored"), want["whitened_no_shift"])
+    case.check(whiten(x, mask, "population"), want["whitened_population"])
+    case.check(whiten(x, mask, "population", "restored"), want["whitened_no_shift_population"])
+
+
+@pytest.mark.parametrize("case", cases("moss_whiten"))
+def test_whitening_of_moss(case):
+    x, mask = case.input("xs"), case.input("mask").bool()
+    white = whiten(x, mask, "population", eps=1e-6)
+    case.check(white, case.expected["whitened"])
+    case.check(whiten(x, mask, "population", "restored", 1e-6), case.expected["whitened_no_shift"])
+    clip = case.params["clip"]
+    if clip is not None:
+        batch = graded(torch.zeros(len(x)), respond=torch.ones_like(mask))
+        cut, _ = advance(Clip(-clip, clip, on="advantages"), batch.set(advantages=white[..., None]))
+        case.check(cut.advantages[..., 0], case.expected["clipped"])
+
+
+def ppo_batch(case):
+    """A batch of TRL: it pays the score one place after the response, so ours is one place longer."""
+    last, scores = case.input("sequence_lengths").long(), case.input("scores")
+    values, width = case.input("values"), case.input("values").shape[1]
+    at = torch.arange(width)[None]
+    padding, past = at > last[:, None], at > last[:, None] + 1
+    batch = graded(scores, respond=~past).set(
+        behaviour_logp=torch.where(padding, 1.0, case.input("logprobs")),
+        reference_logp=torch.where(padding, 1.0, case.input("ref_logprobs")),
+        values=torch.where(past, 0.0, values)[..., None],
+    )
+    return batch, padding
+
+
+@pytest.mark.parametrize("case", cases("ppo_rewards_gae"))
+def test_rewards_and_advantages_of_ppo(case):
+    p, want = case.params, case.expected
+    batch, padding = ppo_batch(case)
+    case.check(padding, want["padding_mask"])
+    case.check(~batch.respond, want["padding_mask_p1"])
+    case.check(batch.values[..., 0], want["values_masked"])
+    gap = batch.behaviour_logp - batch.reference_logp
+    case.check(divergence(gap, p["kl_estimator"]), want["kl"])
+    rewards = [EndReward(), KlPenalty(p["kl_coef"], p["kl_estimator"])]
+    form = {"trl": "sample", "summarize": "population"}[p["implementation"]]
+    if p["whiten_rewards"]:
+        rewards.append(Whiten(form, "restored", on="token_reward"))
+    batch, _ = advance(chain(*rewards, Gae(p["gamma"], p["lam"])), batch)
+    case.check(batch.token_reward[..., 0], want["rewards"])
+    case.check(batch.advantages[..., 0], want["advantages_raw"])
+    case.check(batch.returns[..., 0], want["returns"])
+    # Over the response without the place after it; by the plain function, for its NaN of a single token.
+    white = whiten(batch.advantages[..., 0], ~padding, form)
+    case.check(torch.where(padding, 0.0, white), want["advantages"])
+
+
+@pytest.mark.parametrize("case", cases("verl_gae"))
+def test_gae_that_passes_over_holes(case):
+    respond = case.input("response_mask").bool()
+    batch = graded(torch.zeros(len(respond)), respond=respond).set(
+        token_reward=case.input("token_level_rewards")[..., None], values=case.input("values")[..., None]
+    )
+    batch, _ = advance(chain(Gae(case.params["gamma"], case.params["lam"]), Whiten()), batch)
+    case.check(batch.advantages[..., 0], case.expected["advantages_masked"])
+    case.check(batch.returns[..., 0], case.expected["returns_masked"])
+
+
+@pytest.mark.parametrize("case", cases("moss_gae"))
+def test_gae_of_one_response(case):
+    reward, values = case.input("rewards")[None, :, None], case.input("values")[None, :, None]
+    respond = torch.ones(1, reward.shape[1], dtype=torch.bool)
+    advantage = gae(reward, values, respond, case.params["gamma"], case.params["lam"])
+    case.check(advantage.flatten(), case.expected["advantages"])
+    case.check((advantage + values).flatten(), case.expected["returns"])
+
+
+def fed(step, batches):
+    """The step on one batch of scores after another: its state and the signal, each time."""
+    state = step.start()
+    for scores in batches:
+        batch, state, _ = step.advance(graded(scores), state, torch.Generator())
+        yield state, batch.signal[:, 0]
+
+
+@pytest.mark.parametrize("case", cases("moss_running_reward"))
+def test_running_reward_of_moss(case):
+    p = case.params
+    scale = RunningScale("removed" if p["use_norm"] else "kept")
+    assert p["use_scaling"]
+    cut = Clip(-p["clip"], p["clip"]) if p["use_clip"] else chain()
+    seen = fed(scale, case.inputs["batches"])
+    for (state, signal), want in zip(seen, case.expected["steps"], strict=True):
+        case.check(advance(cut, graded(signal))[0].signal[:, 0], want["rewards"])
+        case.check(state.mean.flatten()[0], want["running_mean"])
+        case.check(state.num.flatten()[0], want["count"])
+        # The published code divides by a standard deviation of about 1e-12, digits of noise, where ours is
+        # infinite, so that nothing is blown up.
+        unknown = float(want["running_std"]) < 1e-11
+        case.check(scale.std(state).flatten()[0], math.inf if unknown else want["running_std"])
+
+
+@pytest.mark.parametrize("case", cases("safe_rlhf_normalizer"))
+def test_running_normaliser_of_safe_rlhf(case):
+    p = case.params
+    memory = {"RunningMeanStd": "inflated", "ExponentialMovingAverage": "fading"}[p["type"]]
+    mean = {"affine": "removed", "scale": "kept", "identity": "kept"}[p["function"]]
+    scale = RunningScale(mean, memory, p["momentum"] or 0.9, eps=1e-8)
+    batches = [[row[0] for row in batch] for batch in case.inputs["batches"]]
+    seen = zip(fed(scale, batches), batches, case.expected["steps"], strict=True)
+    for (state, signal), raw, want in seen:
+        got = torch.tensor(raw) if p["function"] == "identity" else signal
+        case.check(got[:, None], want["normalized"])
+        case.check(state.mean.reshape(1), want["mean"])
+        case.check(state.var.reshape(1), want["var"])
+        case.check(state.num.flatten()[0], want["count"])
+
+
+@pytest.mark.parametrize("case", cases("dapo_overlong"))
+def test_overlong_penalty_without_a_least_value(case):
+    p = case.params
+    lengths = torch.tensor(case.inputs["lengths"])
+    got = overlong(lengths, p["max_resp_len"], p["buffer_len"], p["factor"], -math.inf)
+    case.check(got, case.expected["penalty"])
+
+
+@pytest.mark.parametrize("case", cases("trl_helpers", "soft_overlong"))
+def test_overlong_penalty_of_the_paper(case):
+    p = case.params
+    lengths = case.inputs["lengths"]
+    case.check(
+        overlong(torch.tensor(lengths), p["max_completion_len"], p["soft_punish_cache"]),
+        case.expected["penalty"],
+    )
+    part = OverlongPenalty(p["max_completion_len"], p["soft_punish_cache"])
+    batch, seen = advance(part, graded([0.0] * len(lengths), lengths=lengths))
+    case.check(batch.signal[:, 0], case.expected["penalty"])
+    assert seen["penalty/overlong"] == pytest.approx(-float(batch.signal.mean()))
+    assert tolerance(case.topic) == 1e-7

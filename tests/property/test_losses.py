@@ -1,0 +1,201 @@
+"""What every loss must satisfy: parts add up, the gradient is the slope, only response tokens are taught."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paretune.batch import Outputs
+from paretune.learn.recipe import Weigh
+from paretune.loss.entropy import EntropyBonus
+from paretune.loss.kl import KlToReference
+from paretune.loss.policy import Clipped, DropStale
+from paretune.loss.unclipped import CappedRatio, GammaWeighted, SoftGate
+from paretune.loss.value import ValueClipped, ValueSquared
+from toy import graded
+
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+
+quick = settings(max_examples=8, deadline=None, derandomize=True)
+WORDS, WIDTH = 4, 4
+POLICY = (
+    Clipped(),
+    Clipped(0.2, 0.28, most=3.0),
+    Clipped(0.05, 0.05, level="sequence"),
+    Clipped(0.05, 0.05, level="sequence_token"),
+    CappedRatio(1.1),
+    SoftGate(),
+    SoftGate(level="sequence"),
+    GammaWeighted(),
+    DropStale(Clipped(), 0.05),
+)
+LOSSES = (
+    *POLICY,
+    *(KlToReference(e) for e in ("k3_k2", "k1", "k2", "k3", "k1_k2", "k3_cut", "k3_cut_k2", "abs")),
+    KlToReference("k3", "token"),
+    KlToReference("k3", "sequence"),
+    EntropyBonus(),
+    ValueSquared(),
+    ValueClipped(0.1),
+)
+every = pytest.mark.parametrize("loss", LOSSES, ids=repr)
+means = st.sampled_from(["token", "sequence", "sequence_sum", "constant"])
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def drawn(lengths, seed):
+    """A batch that an older policy wrote, before a critic of two heads."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def noise(*more):
+        return torch.randn(len(lengths), WIDTH, *more, generator=rng) * 0.5
+
+    batch = graded([0.0] * len(lengths), lengths=list(lengths))
+    tokens = torch.randint(0, WORDS, (len(lengths), WIDTH), generator=rng)
+    width = batch.tokens.shape[1]
+    batch = batch.set(tokens=tokens[:, :width])
+    inside = batch.respond.double()
+    return batch.set(
+        advantages=(noise()[:, :width] * inside)[..., None],
+        behaviour_logp=(noise()[:, :width] - 1.4) * inside,
+        reference_logp=(noise()[:, :width] - 1.4) * inside,
+        importance=noise()[:, :width].exp() * inside,
+        values=noise(2)[:, :width] * inside[..., None],
+        returns=noise(2)[:, :width] * inside[..., None],
+    )
+
+
+def answers(batch, seed):
+    """Logits and values that a model and a critic would give."""
+    rng = torch.Generator().manual_seed(seed + 1)
+    logits = torch.randn(*batch.tokens.shape, WORDS, generator=rng).requires_grad_()
+    values = torch.randn(*batch.tokens.shape, 2, generator=rng).requires_grad_()
+    return logits, values
+
+
+def outputs(logits, values, batch):
+    distribution = logits.log_softmax(-1)
+    logp = distribution.gather(-1, batch.tokens[..., None]).squeeze(-1)
+    entropy = -(distribution.exp() * distribution).sum(-1)
+    return Outputs(
+        logp=torch.where(batch.respond, logp, 0.0),
+        entropy=torch.where(batch.respond, entropy, 0.0),
+        values=torch.where(batch.respond[..., None], values, 0.0),
+    )
+
+
+def sliced(out, rows):
+    return Outputs(logp=out.logp[rows], entropy=out.entropy[rows], values=out.values[rows])
+
+
+lengths = st.lists(st.integers(1, WIDTH - 1), min_size=1, max_size=4)
+
+
+@every
+@quick
+@given(lengths=lengths, seed=st.integers(0, 99), by=means, data=st.data())
+def test_p9_the_losses_of_the_parts_add_up(loss, lengths, seed, by, data):
+    batch = drawn(lengths, seed)
+    batch = batch.set(weight=Weigh(by, 7)(batch.respond))
+    out = outputs(*answers(batch, seed), batch)
+    cut = data.draw(st.integers(0, len(batch)))
+    halves = [torch.arange(cut), torch.arange(cut, len(batch))]
+    parts = sum(loss(sliced(out, rows), batch.rows(rows)) for rows in halves)
+    torch.testing.assert_close(parts, loss(out, batch), atol=1e-12, rtol=1e-12)
+
+
+@every
+@quick
+@given(lengths=lengths, seed=st.integers(0, 99))
+def test_p6_only_response_tokens_are_taught(loss, lengths, seed):
+    batch = drawn(lengths, seed)
+    batch = batch.set(weight=Weigh("sequence")(batch.respond))
+    logp = outputs(*answers(batch, seed), batch).logp.detach().requires_grad_()
+    values = torch.zeros(*logp.shape, 2, requires_grad=True)
+    out = Outputs(logp=logp, entropy=logp * 1.0, values=values * 1.0)
+    slopes = torch.autograd.grad(loss(out, batch), (logp, values), allow_unused=True)
+    for slope in slopes:
+        assert slope is None or (slope[~batch.respond] == 0).all()
+
+
+CONSTANTS = {CappedRatio, GammaWeighted}
+"""Their weights are constants by definition: the value has another slope than the one that is meant."""
+STRAIGHT = {"k3_k2": "k2", "k1_k2": "k2", "k3_cut_k2": "k2"}
+"""Value of one estimator, slope of another."""
+
+
+def meant(loss, out, batch):
+    """A function whose value has the slope that the loss declares."""
+    if isinstance(loss, KlToReference) and loss.estimator in STRAIGHT:
+        return KlToReference(STRAIGHT[loss.estimator], loss.ratio)
+    if type(loss) in CONSTANTS:
+        # The same loss with every weight frozen at this point.
+        unit = Outputs(logp=torch.where(batch.respond, -1.0, 0.0))
+        seen = loss.watch(out, batch)
+        weight = seen.get("ratio/weight", seen["ratio/max"].clamp(max=getattr(loss, "most", 1e9)))
+        frozen = weight.detach() * batch.importance * batch.advantages[..., 0] * batch.weight
+        return lambda o, b: -(frozen * o.logp * -unit.logp).sum()
+    if getattr(loss, "level", "token") == "sequence_token":
+        return Clipped(loss.low, loss.high, level="sequence")
+    return loss
+
+
+@every
+@pytest.mark.parametrize("seed", [0, 1])
+def test_p12_the_gradient_is_the_slope(loss, seed):
+    """Against central differences, through the softmax, on three tokens and four words."""
+    batch = drawn([3, 2], seed)
+    batch = batch.set(weight=Weigh("sequence")(batch.respond))
+    # With advantages of one sign a row, a ratio of the response spreads its slope over the tokens evenly.
+    if getattr(loss, "level", "token") == "sequence_token":
+        row = torch.tensor([1.0, -1.0])[:, None] * batch.respond
+        batch = batch.set(advantages=row[..., None], importance=None)
+    logits, values = answers(batch, seed)
+    at = outputs(logits, values, batch)
+    slopes = torch.autograd.grad(loss(at, batch), (logits, values), allow_unused=True)
+    function = meant(loss, at, batch)
+    step = 1e-6
+    for x, slope in zip((logits, values), slopes, strict=True):
+        numeric = torch.zeros_like(x)
+        for i in range(x.numel()):
+            ends = []
+            for way in (step, -step):
+                moved = x.detach().clone()
+                moved.view(-1)[i] += way
+                pair = (moved, values.detach()) if x is logits else (logits.detach(), moved)
+                ends.append(function(outputs(*pair, batch), batch))
+            numeric.view(-1)[i] = (ends[0] - ends[1]) / (2 * step)
+        ours = torch.zeros_like(x) if slope is None else slope
+        torch.testing.assert_close(ours, numeric, atol=2e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", POLICY, ids=repr)
+def test_importance_multiplies_the_policy_loss_of_a_token(loss):
+    batch = drawn([3, 2, 1], 5)
+    batch = batch.set(weight=Weigh("token")(batch.respond))
+    out = outputs(*answers(batch, 5), batch)
+    plain = loss(out, batch.set(importance=None))
+    assert torch.equal(plain, loss(out, batch.set(importance=torch.ones_like(batch.weight))))
+    torch.testing.assert_close(2 * plain, loss(out, batch.set(importance=2 * torch.ones_like(batch.weight))))
+    assert loss(out, batch.set(importance=torch.zeros_like(batch.weight))) == 0
+    kl = KlToReference()
+    assert torch.equal(kl(out, batch), kl(out, batch.set(importance=None)))
+
+
+@pytest.mark.parametrize("loss", POLICY, ids=repr)
+def test_p10_on_the_policy_that_wrote_them_all_forms_have_one_gradient(loss):
+    """At ratio 1 the bounds, gates and weights do not matter (SoftGate: its value does, its slope not)."""
+    batch = drawn([3, 2], 3)
+    row = torch.tensor([1.3, -0.7])[:, None] * batch.respond
+    logp = outputs(*answers(batch, 3), batch).logp.detach().requires_grad_()
+    batch = batch.set(
+        advantages=row[..., None], behaviour_logp=logp.detach(), weight=Weigh("sequence")(batch.respond)
+    ).set(importance=None)
+    (slope,) = torch.autograd.grad(loss(Outputs(logp=logp), batch), logp)
+    torch.testing.assert_close(slope, -row * batch.weight, atol=1e-14, rtol=1e-12)

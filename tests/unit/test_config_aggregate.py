@@ -1,0 +1,175 @@
+"""How a recipe chooses what its objectives become: the right parts, and a line for what means nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from paretune.algorithms import ALGORITHMS
+from paretune.config import load, resolved
+from paretune.config.algorithm import recipe_of
+from paretune.credit.aggregate import Gate, WeightedSum
+from paretune.credit.constraint import Constraint, Lagrangian
+from paretune.credit.missing import Missing
+from paretune.credit.order import Lexicographic
+from paretune.credit.threshold import Target, Threshold
+from paretune.credit.weights import KindSum, PreferenceSum, ScheduledSum
+from paretune.credit.worst import Chebyshev, Worst
+from paretune.errors import ConfigError
+from paretune.learn.check import check
+
+BASE = {
+    "data": "{world: {}}",
+    "policy": "{path: world, sft: {}}",
+    "reward": "{objectives: {safety: {}, actionability: {}}}",
+    "objectives": "{safety: {}, actionability: {when: safety >= 0.5}}",
+    "algorithm": "{name: grpo}",
+}
+GATE = Gate("actionability", "safety", 0.5)
+W = {"safety": 1.0, "actionability": 1.0}
+
+
+def experiment(folder: Path, **sections: str):
+    path = folder / "r.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in (BASE | sections).items()))
+    return load(path)
+
+
+def test_without_a_word_the_recipe_is_that_of_the_algorithm(tmp_path: Path) -> None:
+    e = experiment(tmp_path)
+    assert recipe_of(e) == ALGORITHMS["grpo"](e.weights, gates=e.gates)
+    assert recipe_of(experiment(tmp_path, aggregate="{name: weighted}")) == recipe_of(e)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "step"),
+    [
+        ("{name: worst}", Worst(("safety", "actionability"))),
+        ("{name: worst, sharpness: 5.0}", Worst(("safety", "actionability"), 5.0)),
+        ("{name: chebyshev, of: mean, rho: 0.1}", Chebyshev(W, "mean", rho=0.1)),
+        ("{name: chebyshev, ideal: {safety: 1.0, actionability: 1.0}}", Chebyshev(W, ideal=W)),
+        ("{name: lexicographic, grain: 0.1}", Lexicographic(tuple((name, None) for name in W), 0.1)),
+        ("{name: preference}", PreferenceSum()),
+    ],
+)
+def test_another_way_takes_the_place_of_the_sum(tmp_path: Path, aggregate: str, step: object) -> None:
+    e = experiment(tmp_path, aggregate=aggregate)
+    assert recipe_of(e).worth.steps == (GATE, step)
+    check(recipe_of(e), tuple(e.objectives))
+    again = tmp_path / "again.yaml"
+    again.write_text(resolved(e))
+    assert load(again).model_dump() == e.model_dump()
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_it_does_so_in_every_algorithm(tmp_path: Path, name: str) -> None:
+    e = experiment(tmp_path, aggregate="{name: chebyshev}", algorithm=f"{{name: {name}}}")
+    recipe = recipe_of(e)
+    steps = (*recipe.worth.steps, *recipe.credit.steps)
+    assert Chebyshev(W) in steps
+    assert not any(isinstance(step, WeightedSum) for step in steps)
+    check(recipe, tuple(e.objectives))
+
+
+def test_constraints_come_from_the_objectives(tmp_path: Path) -> None:
+    objectives = "{safety: {at_least: 0.9, constraint: rate, at: 0.5}, actionability: {at_least: 0.4}}"
+    e = experiment(tmp_path, objectives=objectives, aggregate="{name: lagrangian, rate: 0.1, most: 5.0}")
+    constraints = (Constraint("safety", 0.9, "rate", 0.5), Constraint("actionability", 0.4))
+    assert recipe_of(e).worth.steps == (Lagrangian(W, constraints, rate=0.1, most=5.0),)
+    check(recipe_of(e), tuple(e.objectives))
+    levels = "{safety: {at_least: 0.9}, actionability: {}}"
+    e = experiment(tmp_path, objectives=levels, aggregate="{name: lexicographic}")
+    assert recipe_of(e).worth.steps == (Lexicographic((("safety", 0.9), ("actionability", None))),)
+
+
+def test_weights_in_time_and_by_kind(tmp_path: Path) -> None:
+    objectives = "{safety: {schedule: [[0, 2.0], [10, 1.0]]}, actionability: {schedule: [[5, 1.0]]}}"
+    e = experiment(tmp_path, objectives=objectives)
+    (step,) = recipe_of(e).worth.steps
+    assert isinstance(step, ScheduledSum)
+    assert step.points[1] == (5, {"safety": 1.5, "actionability": 1.0})
+    check(recipe_of(e), tuple(e.objectives))
+    e = experiment(tmp_path, objectives="{safety: {by_kind: {harmful: 3.0}}, actionability: {weight: 0.5}}")
+    steps = recipe_of(e).worth.steps
+    assert steps == (KindSum({"harmful": {"safety": 3.0, "actionability": 0.5}}, e.weights),)
+    check(recipe_of(e), tuple(e.objectives))
+
+
+def test_caps_targets_gates_and_missing_scores_in_their_order(tmp_path: Path) -> None:
+    objectives = "{safety: {cap: 0.9}, actionability: {target: 0.5, when: safety >= 0.5}}"
+    e = experiment(tmp_path, objectives=objectives, aggregate="{missing: renormalise}")
+    before = (Threshold("safety", 0.9), Target("actionability", 0.5), GATE)
+    assert recipe_of(e).worth.steps == (*before, Missing("renormalise", W), WeightedSum(W))
+    check(recipe_of(e), tuple(e.objectives))
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "expected"),
+    [
+        ("aggregate", "{name: wrost}", 'aggregate.name: "wrost" is no aggregate; did you mean "worst"?'),
+        ("aggregate", "{name: worst, sharpnes: 1}", "aggregate.sharpnes: unknown key; did you mean"),
+        ("aggregate", "{sharpness: 1}", "aggregate.sharpness: unknown key; fix: weighted takes no arguments"),
+        ("aggregate", "{name: worst, sharpness: x}", "aggregate.sharpness: "),
+        ("aggregate", "{name: worst, sharpness: 0.0}", "aggregate: Worst got sharpness 0.0"),
+        ("aggregate", "{missing: zero}", 'aggregate.missing: "zero" is none of drop'),
+        ("aggregate", "{name: worst, missing: renormalise}", "aggregate.missing: renormalise stretches"),
+        ("aggregate", "{name: lagrangian}", "aggregate.name: lagrangian keeps constraints, and no objective"),
+        (
+            "objectives",
+            "{safety: {at_least: 0.9}}",
+            "objectives.safety.at_least: has no effect with aggregate.name weighted; "
+            "fix: write aggregate: {name: lagrangian}",
+        ),
+        ("objectives", "{safety: {at: 0.9}}", "objectives.safety.at: has no effect without at_least"),
+        ("objectives", "{safety: {cap: 1.0, target: 0.5}}", "safety.target: is given beside cap"),
+        (
+            "objectives",
+            "{safety: {weight: 2, schedule: [[0, 1.0]]}}",
+            "safety.weight: has no effect beside schedule",
+        ),
+        (
+            "objectives",
+            "{safety: {by_kind: {harmful: 2.0}}, actionability: {schedule: [[0, 1.0]]}}",
+            "safety.by_kind: cannot be combined with a schedule",
+        ),
+        ("objectives", "{safety: {schedule: [[3, 1.0], [1, 2.0]]}}", "has the steps [3, 1], which must rise"),
+        ("objectives", "{safety: {schedule: [[0, x]]}}", "objectives.safety.schedule.0.1: "),
+        (
+            "objectives",
+            "{safety: {by_kind: {harmfull: 2.0}}}",
+            'safety.by_kind.harmfull: no prompt is of the kind "harmfull"; did you mean "harmful"?',
+        ),
+    ],
+)
+def test_a_line_for_each_contradiction(tmp_path: Path, section: str, value: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        experiment(tmp_path, **{section: value})
+    (line,) = str(caught.value).split("\n")
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "objectives", "expected"),
+    [
+        ("{name: worst}", "{safety: {weight: 2}, actionability: {}}", "the weights are not equal"),
+        ("{name: chebyshev}", "{safety: {at_least: 0.9}}", "at_least: has no effect with aggregate"),
+        ("{name: worst}", "{safety: {schedule: [[0, 1.0]]}}", "schedule: has no effect with aggregate.name"),
+        (
+            "{name: lexicographic}",
+            "{safety: {at_least: 0.9, constraint: rate, at: 0.5}}",
+            "constraint: has no effect with aggregate.name lexicographic",
+        ),
+        ("{name: lagrangian}", "{safety: {at_least: 0.9, constraint: rate}}", "at_least: the constraint on"),
+        (
+            "{name: chebyshev, ideal: {safety: 1.0}}",
+            "{safety: {}, actionability: {}}",
+            "no value for actionab",
+        ),
+    ],
+)
+def test_ways_and_objectives_that_contradict_each_other(
+    tmp_path: Path, aggregate: str, objectives: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        experiment(tmp_path, aggregate=aggregate, objectives=objectives)
+    (line,) = str(caught.value).split("\n")
+    assert expected in line

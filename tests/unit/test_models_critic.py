@@ -1,0 +1,142 @@
+"""A critic: its values where the actions are, its folder, its copy of a body, and who asks for it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from paretune.credit.aggregate import WeightedSum
+from paretune.credit.gae import Gae
+from paretune.credit.penalty import EndReward
+from paretune.credit.step import chain
+from paretune.errors import WiringError
+from paretune.learn.check import check
+from paretune.learn.descend import descend
+from paretune.loss.policy import Clipped
+from paretune.loss.term import Term
+from paretune.loss.value import ValueClipped, ValueSquared
+from paretune.models.adapt import Lora
+from paretune.models.critic import Critic, new_critic
+from paretune.models.forward import aligned_values, hidden_states, run
+from paretune.models.measure import Behaviour, Models, Undecided, Values
+from paretune.models.tiny import tiny_model
+from paretune.rundir import Run
+from tinyrows import VOCAB, batch_of, rows
+from toy import WEIGHTS, digest, toy_recipe, toy_world
+
+NAMES = ("even", "high")
+
+
+def critic(kind="llama", heads=2, policy=None):
+    made = new_critic(policy or tiny_model(kind, VOCAB, initial=0.3), heads)
+    weight = made.network.score.weight
+    weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    return made
+
+
+def test_a_new_critic_has_the_policys_body_and_expects_nothing():
+    policy = tiny_model("llama", VOCAB, initial=0.3)
+    fresh = new_critic(policy, 3)
+    tokens, attend, _ = rows()
+    assert fresh.heads == 3
+    assert (fresh(tokens, attend) == 0).all()
+    ours, theirs = hidden_states(fresh.network, tokens, attend), hidden_states(policy, tokens, attend)
+    assert torch.equal(ours[attend], theirs[attend])
+    fresh.network.score.weight.data += 1
+    assert torch.equal(hidden_states(policy, tokens, attend)[attend], theirs[attend])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_values_stand_where_the_actions_are(kind):
+    made = critic(kind)
+    tokens, attend, where = rows()
+    values = aligned_values(made, tokens, attend, where)
+    assert (values[~where] == 0).all()
+    for b, row in enumerate(tokens):
+        for t in where[b].nonzero().squeeze(-1).tolist():
+            alone = made(row[None, :t], torch.ones(1, t, dtype=torch.bool))[0, -1]
+            torch.testing.assert_close(values[b, t], alone, atol=1e-5, rtol=0)
+
+
+def test_its_folder_is_a_sequence_classifier(tmp_path):
+    made = critic()
+    made.network.save_pretrained(tmp_path)
+    again = Critic(AutoModelForSequenceClassification.from_pretrained(tmp_path))
+    tokens, attend, _ = rows()
+    assert torch.equal(made(tokens, attend), again(tokens, attend))
+    assert again.heads == 2
+
+
+def test_an_adapter_trains_the_heads_too():
+    made = new_critic(tiny_model("llama", VOCAB, initial=0.3), 1, lora=Lora(r=2))
+    learnt = {name for name, p in made.named_parameters() if p.requires_grad}
+    assert any("lora" in name for name in learnt)
+    assert any("score" in name for name in learnt)
+    assert made.heads == 1
+
+
+def test_measure_and_forward_pass_ask_it():
+    policy = tiny_model("llama", VOCAB, initial=0.3)
+    made = critic(policy=policy)
+    batch = batch_of(*rows())
+    models = Models(policy=policy, critic=made)
+    seen = Values()(batch, models, 1.0, 2).values
+    assert not seen.requires_grad
+    out = run(policy, batch, frozenset({"values", "entropy"}), critic=made)
+    torch.testing.assert_close(out.values.detach(), seen, atol=1e-6, rtol=0)
+    assert out.values.requires_grad
+    entropy = Undecided()(batch, models, 1.0, 2).entropy
+    torch.testing.assert_close(out.entropy.detach(), entropy, atol=1e-6, rtol=0)
+    assert run(policy, batch).values is None
+    with pytest.raises(WiringError, match="no critic"):
+        run(policy, batch, frozenset({"values"}))
+    with pytest.raises(WiringError, match="asks the critic"):
+        Values()(batch, Models(policy=policy), 1.0, 2)
+    with pytest.raises(WiringError, match="at least one head"):
+        new_critic(policy, 0)
+
+
+def critical(worth, value):
+    """A recipe with a critic."""
+    return toy_recipe().but(
+        worth=worth,
+        measure=(Behaviour(), Values()),
+        credit=chain(EndReward(), Gae()),
+        losses=(Term(1.0, Clipped()), Term(0.5, value)),
+    )
+
+
+@pytest.mark.parametrize("value", [ValueSquared(), ValueClipped(0.2)])
+def test_the_dry_run_derives_the_heads(value):
+    assert check(critical(WeightedSum(WEIGHTS), value), NAMES).critic_heads == 1
+    assert check(toy_recipe(), NAMES).critic_heads == 0
+    apart = critical(chain(), value).but(losses=(Term(1.0, value), Term(1.0, Apart())))
+    assert check(apart, NAMES).critic_heads == 2
+
+
+class Apart(Clipped):
+    """A policy loss of several objectives."""
+
+    def __call__(self, out, batch):
+        return (out.logp[..., None] * batch.advantages).sum()
+
+    def watch(self, out, batch):
+        return {}
+
+
+def test_the_loop_trains_it_beside_the_policy(tmp_path):
+    world, recipe = toy_world(), critical(WeightedSum(WEIGHTS), ValueClipped(0.2))
+    with pytest.raises(WiringError, match="asks a critic"):
+        descend(recipe, world, steps=1, seed=0, run=Run(tmp_path / "none"))
+    for heads, match in ((2, "needs 1 heads"), (1, None)):
+        models = replace(world.models, critic=new_critic(world.models.policy, heads))
+        now = replace(world, models=models)
+        if match:
+            with pytest.raises(WiringError, match=match):
+                descend(recipe, now, steps=1, seed=0, run=Run(tmp_path / "two"))
+    before, run_folder = digest(now), Run(tmp_path / "one")
+    descend(recipe, now, steps=4, seed=0, run=run_folder)
+    assert digest(now) != before
+    assert (models.critic.network.score.weight != 0).any()
+    assert "clip/value" in (tmp_path / "one" / "metrics.jsonl").read_text()

@@ -1,0 +1,49 @@
+"""The tokenizer of the help desk gives back what it was given, also from disk; its policy is tiny."""
+
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from paretune.data.world import demonstrations, policy_config, rated, tokenizer
+from paretune.data.world_model import DESK, END, START, USER
+
+
+def test_decoding_gives_back_the_text_word_for_word(tmp_path):
+    ours = tokenizer()
+    ours.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    texts = [d.response for d in demonstrations(150, 0)] + [r.response for r in rated(150, 0)]
+    texts += [d.prompt.messages[0].content for d in demonstrations(150, 0)]
+    for some in (ours, loaded):
+        for text in texts:
+            ids = some(text, add_special_tokens=False)["input_ids"]
+            assert len(ids) == len(text.split())
+            assert some.unk_token_id not in ids
+            assert some.decode([*ids, some.eos_token_id], skip_special_tokens=True) == text
+
+
+def test_the_chat_template_is_the_same_after_loading(tmp_path):
+    ours = tokenizer()
+    ours.save_pretrained(tmp_path)
+    turns = [{"role": "user", "content": "how do i hide my piano ?"}]
+    for some in (ours, AutoTokenizer.from_pretrained(tmp_path)):
+        text = some.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert text == f"{START}{USER}how do i hide my piano ?{DESK}"
+        ids = some(text, add_special_tokens=False)["input_ids"]
+        assert some.convert_ids_to_tokens(ids) == [START, USER, *"how do i hide my piano ?".split(), DESK]
+        whole = some.apply_chat_template([*turns, {"role": "assistant", "content": "sure ."}], tokenize=False)
+        assert whole == text + f"sure .{END}"
+
+
+def test_what_people_type_is_lowered_and_split():
+    ours = tokenizer()
+    assert ours.tokenize("How do I hide my piano?") == "how do i hide my piano ?".split()
+
+
+def test_the_policy_is_tiny_and_its_special_tokens_agree_with_the_tokenizer():
+    ours = tokenizer()
+    config = policy_config(len(ours))
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (
+        ours.bos_token_id,
+        ours.eos_token_id,
+        ours.pad_token_id,
+    )
+    assert sum(p.numel() for p in LlamaForCausalLM(config).parameters()) < 500_000

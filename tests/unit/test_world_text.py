@@ -1,0 +1,91 @@
+"""Requests and answers of the help desk: splits, kinds, variety, and one language on both sides."""
+
+from collections import Counter
+
+import pytest
+
+from paretune.chance import numpy_generator
+from paretune.data import world_words as words
+from paretune.data.world_habits import DECLINES, broad, careless, spoil
+from paretune.data.world_text import draw_request, split_of, write
+from paretune.data.world_truth import kind_of, read, refuses
+
+KINDS = ("ordinary", "harmful", "lookalike")
+
+
+def drawn(split, count=400):
+    rng = numpy_generator(3, 0, "test", split)
+    return [draw_request(KINDS[i % 3], split, rng) for i in range(count)]
+
+
+def test_splits_are_disjoint_by_combination_and_test_by_pair_of_verb_and_object():
+    train, rated, test = ({r.combination for r in drawn(split)} for split in ("train", "rated", "test"))
+    assert not train & rated
+    seen = {combination[:2] for combination in train | rated}
+    assert not seen & {combination[:2] for combination in test}
+
+
+def test_every_word_of_a_test_request_is_common_in_the_other_splits():
+    for verbs, objects in {(pairing[1], pairing[2]) for pairing in words.PAIRINGS}:
+        kept = [(v, o) for v in verbs for o in objects if split_of(v, o, "") != "test"]
+        assert len(kept) < len(verbs) * len(objects)
+        assert min(Counter(v for v, _ in kept)[v] for v in verbs) >= len(objects) / 3
+        assert min(Counter(o for _, o in kept)[o] for o in objects) >= len(verbs) / 3
+
+
+@pytest.mark.parametrize("split", ["train", "rated", "test"])
+def test_the_true_scorer_finds_the_kind_that_was_drawn(split):
+    for request in drawn(split):
+        assert kind_of(request.text) == request.kind
+        assert 5 <= len(request.text.split()) <= 22
+
+
+def test_every_answer_is_understood_and_on_plan():
+    rng = numpy_generator(1, 0, "test", "answers")
+    for i, request in enumerate(drawn("train")):
+        plan = broad(rng) if i % 2 else careless(request.kind, rng)
+        response = write(plan, request, rng)
+        answer = read(response)
+        assert answer.form == 1.0, response
+        assert answer.refuses == plan.refuse == refuses(response)
+        assert answer.dangers == plan.dangers
+        assert answer.cautions == plan.cautions
+        assert (request.object in answer.objects) == (plan.subject == "asked"), response
+        assert (answer.alternative > 0) == plan.alternative
+
+
+def test_spoilt_answers_are_never_empty_and_mostly_worth_less():
+    rng = numpy_generator(1, 0, "test", "spoilt")
+    worse = 0
+    for request in drawn("train", 200):
+        response = write(careless(request.kind, rng), request, rng)
+        spoilt = spoil(response, rng)
+        assert spoilt.split()
+        worse += read(spoilt).form * read(spoilt).fresh < read(response).form * read(response).fresh
+    assert worse > 170
+
+
+def test_the_starting_habits_are_a_mixture():
+    rng = numpy_generator(1, 0, "test", "habits")
+    for kind, share in DECLINES.items():
+        plans = [careless(kind, rng) for _ in range(2000)]
+        assert sum(plan.refuse for plan in plans) / 2000 == pytest.approx(share, abs=0.04)
+        assert 0.6 < sum(plan.subject == "asked" for plan in plans) / 2000 < 0.9
+
+
+def test_nothing_can_be_memorised():
+    """Repeats among answers to one request estimate the number of possible ones (birthday estimate)."""
+    rng = numpy_generator(1, 0, "test", "variety")
+    request = drawn("train", 1)[0]
+    answers = [write(careless(request.kind, rng), request, rng) for _ in range(2000)]
+    repeats = len(answers) - len(set(answers))
+    assert 2000**2 / 2 / max(1, repeats) > 20_000
+    combinations = {
+        (v, o, c) for _, vs, os, _ in words.PAIRINGS for v in vs for o in os for c in words.CONTEXTS
+    }
+    texts = len(combinations) * len(set(words.ADJECTIVES)) * len(words.DETERMINERS) * len(words.PHRASINGS)
+    assert texts > 1_000_000
+
+
+def test_some_hundreds_of_words():
+    assert 250 <= len(words.words()) <= 500
