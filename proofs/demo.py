@@ -1,8 +1,8 @@
 """What the demo promises, held to it on several seeds: `make proof-demo [SEEDS="0 1 2"]`.
 
-For every seed: under five minutes; all four true objectives better, with the simultaneous 95 % interval above 0;
-refusals of look-alikes up by no more than five points; every head of the reward model at a rank correlation of at
-least 0.9 with the truth on unseen requests.
+For every seed: under five minutes; all four true objectives better, the simultaneous 95 % interval above 0;
+refusals of look-alikes up by no more than five points; every head of the reward model at a rank correlation
+of at least 0.9 with the truth on unseen requests.
 """
 
 import json
@@ -23,7 +23,10 @@ def main(seeds: list[str]) -> int:
         begin = time.monotonic()
         program = str(Path(sys.executable).with_name("paretune"))
         result = subprocess.run(
-            [program, "demo", "--seed", seed, f"run.folder={folder}"], capture_output=True, text=True, check=False
+            [program, "demo", "--seed", seed, f"run.folder={folder}"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         seconds = time.monotonic() - begin
         if result.returncode:
@@ -55,8 +58,12 @@ def row(
     """One seed, readable."""
     lines = [f"seed {seed}: {seconds:.0f} s"]
     for name, o in numbers["objectives"].items():
-        change = f"{o['before']:.2f} -> {o['after']:.2f}, {o['change']:+.2f} [{o['low']:+.2f}, {o['high']:+.2f}]"
-        lines.append(f"  {name:<15} {change}  {o['verdict']}  head rho {report['objectives'][name]['spearman']:.3f}")
+        change = (
+            f"{o['before']:.2f} -> {o['after']:.2f}, {o['change']:+.2f} [{o['low']:+.2f}, {o['high']:+.2f}]"
+        )
+        lines.append(
+            f"  {name:<15} {change}  {o['verdict']}  head rho {report['objectives'][name]['spearman']:.3f}"
+        )
     for kind, rate in numbers["refusals"].items():
         lines.append(f"  refusals of {kind:<9} {100 * rate['before']:.0f} % -> {100 * rate['after']:.0f} %")
     lines.append(f"  KL {numbers['kl']['k3']:.2f} nats a response")

@@ -92,13 +92,13 @@ def doctor() -> None:
 
 
 def _run(recipe: str, overrides: Sequence[str]) -> None:
-    from paretune.config import find_recipe, load
-
-    experiment = load(find_recipe(recipe), overrides)
-    from paretune.stages.console import make_console
-    from paretune.stages.pipeline import run as run_stages
-
     try:
+        from paretune.config import find_recipe, load
+
+        experiment = load(find_recipe(recipe), overrides)
+        from paretune.stages.console import make_console
+        from paretune.stages.pipeline import run as run_stages
+
         run_stages(experiment, make_console(), command=shlex.join(["paretune", *sys.argv[1:]]))
     except KeyboardInterrupt:
         _say("interrupted; the same command goes on from the last checkpoint", error=True)

@@ -57,6 +57,9 @@ METRICS: dict[str, Metric] = {
     "kl/sampler": Metric(
         "nats/token", "k3 between the sampler's own log-probabilities and the trainer's", "down"
     ),
+    "sampler/apart/max": Metric(
+        "probability", "largest difference between what sampler and trainer give a response token", "down"
+    ),
     "truncated": Metric("share", "responses that ran into the length limit", "down"),
     "length": Metric("tokens", "mean response length, the stop token included"),
     "grad_norm": Metric("norm", "norm of the gradient before clipping"),

@@ -42,6 +42,7 @@ __all__ = [
 
 SCHEMA = "paretune/run/1"
 LINES = ("metrics.jsonl", "timing.jsonl", "events.jsonl")
+MANIFEST = "data/manifest.json"
 CUT_BACK = ("metrics.jsonl", "timing.jsonl")
 """The files a resume cuts back to the checkpoint; events stay, for a crash is part of the story."""
 
@@ -68,7 +69,13 @@ class Run:
 
     @classmethod
     def claim(
-        cls, path: str | Path, *, name: str, config_hash: str, files: Mapping[str, str] | None = None
+        cls,
+        path: str | Path,
+        *,
+        name: str,
+        config_hash: str,
+        files: Mapping[str, str] | None = None,
+        made_from: Mapping[str, Any] | None = None,
     ) -> "Run":
         """Open a new run folder, or one that the same configuration began, and lock it.
 
@@ -77,18 +84,22 @@ class Run:
             name: What the run is called in the report.
             config_hash: Of everything that decides the run's numbers; another hash is another run.
             files: Text of files to lay down when the folder is new, by path inside the folder.
+            made_from: What data/manifest.json says, and has said since the run began; `left_out` may differ.
 
         Raises:
-            ConfigError: The folder holds another run or foreign files, or another process is at work in it.
+            ConfigError: The folder holds another run or foreign files, another process is at work in it, or
+                it was begun with other data.
         """
         _refuse_foreign(Path(path), config_hash)
         run = cls(path)
         run._lock = Lock(run.path, config_hash)
         try:
             _refuse_foreign(run.path, config_hash)
+            _refuse_changed(run.path, made_from or {})
             run._cut_torn_lines()
             run._open_book(name, config_hash, run._lock.previous)
-            for inside, text in (files or {}).items():
+            laid = {**(files or {}), **({MANIFEST: to_json(made_from)} if made_from is not None else {})}
+            for inside, text in laid.items():
                 (run.path / inside).parent.mkdir(parents=True, exist_ok=True)
                 if not (run.path / inside).exists():
                     write_atomic(run.path / inside, text)
@@ -269,3 +280,27 @@ def _refuse_foreign(path: Path, config_hash: str) -> None:
             f"{path}: run.folder: holds another run (configuration {str(book.get('config_hash'))[:12]}, "
             f"this one is {config_hash[:12]}); fix: choose another run.folder, or remove this one"
         )
+
+
+def _refuse_changed(path: Path, made_from: Mapping[str, Any]) -> None:
+    """Going on with other data or models would mix two runs in one set of numbers."""
+    before, now = read_json(path / MANIFEST), json.loads(to_json(made_from))
+    changed = [
+        f"{key}: {name}" if name else key
+        for key in sorted((before or {}).keys() | now.keys())
+        for name in _differing((before or {}).get(key), now.get(key))
+        if key != "left_out"
+    ]
+    if before is not None and now and changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ConfigError(
+            f"{path}: run.folder: the data changed since this run began ({', '.join(changed[:3])}{more}); "
+            "fix: put it back, or choose another run.folder"
+        )
+
+
+def _differing(before: Any, now: Any) -> list[str]:
+    """Names of the entries that differ; "" where the whole does."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    return [] if before == now else [""]

@@ -50,6 +50,8 @@ def test_light_commands_load_no_torch(arguments: list[str]) -> None:
     )
 
 
-@pytest.mark.parametrize("module", ["rundir", "config", "report.page", "report.table", "front", "evaluate.statistics"])
+@pytest.mark.parametrize(
+    "module", ["rundir", "config", "report.page", "report.table", "front", "evaluate.statistics"]
+)
 def test_what_a_report_needs_loads_no_torch(module: str) -> None:
     assert not loaded_by(f"import paretune.{module}")

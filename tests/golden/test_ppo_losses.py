@@ -11,8 +11,8 @@ from paretune.credit.gae import Gae
 from paretune.credit.penalty import EndReward, KlPenalty
 from paretune.credit.step import chain
 from paretune.credit.whiten import whiten
+from paretune.divergence import k3
 from paretune.loss.entropy import EntropyBonus, distance_to_target
-from paretune.loss.kl import k3
 from paretune.loss.policy import Clipped
 from paretune.loss.value import ValueClipped, ValueSquared
 from toy import advance

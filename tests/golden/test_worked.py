@@ -9,7 +9,8 @@ from paretune.batch import Outputs
 from paretune.credit.advantage import GroupNormalise, Spread, group_normalise
 from paretune.credit.aggregate import Gate, WeightedSum, influence, weighted_sum
 from paretune.credit.step import chain
-from paretune.loss.kl import KlToReference, k1, k2, k3, k3_k2
+from paretune.divergence import k1, k2, k3
+from paretune.loss.kl import KlToReference, k3_k2
 from paretune.loss.policy import Clipped
 from paretune.loss.policy import surrogate as clipped
 from paretune.loss.term import Term, total

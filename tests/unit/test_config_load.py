@@ -83,6 +83,7 @@ def test_the_hash_names_what_decides_the_numbers(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL)
     one = config_hash(load(path))
     assert config_hash(load(path, ["run.folder=elsewhere"])) == one
+    assert config_hash(load(path, ["run.device=cuda"])) == one
     assert config_hash(load(path, ["run.seed=1", "run.folder=runs/small"])) != one
 
 

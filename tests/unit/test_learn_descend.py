@@ -7,7 +7,7 @@ import torch
 
 from paretune.data.toy import PAD, STOP, toy_tokenizer
 from paretune.errors import ConfigError, Stopped, WiringError
-from paretune.files import read_jsonl
+from paretune.files import read_json, read_jsonl
 from paretune.learn.descend import collect, gradient
 from paretune.learn.diagnose import Seen
 from paretune.learn.guard import Guard
@@ -18,6 +18,7 @@ from paretune.models.adapt import AdapterOff, Lora, add_lora
 from paretune.models.load import Language
 from paretune.models.measure import Models
 from paretune.rollout.sample import LocalSampler, Offline
+from paretune.rundir import Run
 from toy import Cut, stop_after, toy_recipe, toy_world, trained
 
 
@@ -192,3 +193,19 @@ def test_an_adapter_is_trained_and_stored_alone(tmp_path):
 def test_stored_responses_are_told_at_the_door(tmp_path):
     with pytest.raises(WiringError, match="reads stored responses"):
         trained(tmp_path, recipe=toy_recipe().but(source=Offline()))
+
+
+def test_run_json_tells_the_step_that_is_gone_on_from(tmp_path):
+    with pytest.raises(Cut):
+        trained(tmp_path, steps=5, on_step=stop_after(4))
+    newest = load_latest(tmp_path / "checkpoints", print).step
+    Run(tmp_path).update(step=99)
+    seen = []
+
+    def hear(step, *rest):
+        seen.append((step, read_json(tmp_path / "run.json")["step"]))
+        raise Cut
+
+    with pytest.raises(Cut):
+        trained(tmp_path, steps=5, on_step=hear)
+    assert seen == [(newest, newest)]

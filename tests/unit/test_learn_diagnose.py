@@ -69,3 +69,16 @@ def test_tokens_are_averaged_over_micro_batches_and_updates():
 
 def test_what_nobody_knows_is_left_out():
     assert known({"a": 1.0, "b": math.nan, "c": math.inf}) == {"a": 1.0}
+
+
+def test_the_gap_of_sampler_and_trainer_is_the_largest_of_the_first_update():
+    batch = graded([1.0, 0.0], lengths=[1, 3])
+    logp = torch.tensor([0.5, 0.25]).log()[:, None] * batch.respond
+    batch = batch.set(sampler_logp=logp)
+    seen = Seen()
+    wrong = torch.where(batch.respond, torch.tensor([0.45, 0.32]).log()[:, None], torch.tensor(-9.0))
+    for rows in (torch.tensor([1]), torch.tensor([0])):
+        seen.forward((), Outputs(logp=wrong[rows]), batch.rows(rows))
+    seen.update(1.0)
+    seen.forward((), Outputs(logp=-9 * batch.respond.float()), batch)
+    assert seen.metrics()["sampler/apart/max"] == pytest.approx(0.07)

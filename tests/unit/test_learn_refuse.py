@@ -28,6 +28,7 @@ from toy import WEIGHTS, toy_recipe
 SUM = WeightedSum(WEIGHTS)
 GROUP = GroupNormalise()
 PLAIN = (Term(1.0, Clipped()),)
+CHARGED = Term(0.04, KlToReference())
 GUIDED = HypervolumeGuided(("even", "high"))
 APART = Lagrangian(WEIGHTS, (Constraint("high", 0.5),), on="advantages")
 
@@ -40,13 +41,13 @@ def credit(*steps, **more):
     ("recipe", "names"),
     [
         (
-            credit(KlPenalty(0.1, on="response"), GROUP, Spread(), losses=(*PLAIN, Term(0.04, KlToReference()))),
+            credit(KlPenalty(0.1, on="response"), GROUP, Spread(), losses=(*PLAIN, CHARGED)),
             (r"KlPenalty\(0.1\)", "KlToReference with the coefficient 0.04"),
         ),
         (credit(EndReward(), GROUP, Spread()), ("EndReward pays on tokens", "Spread gives every token")),
         (credit(KlPenalty(0.1), GROUP, Spread()), ("KlPenalty pays on tokens", "Spread gives every token")),
         (credit(EndReward(), ReturnToGo(), GROUP, Spread()), ("Spread overwrites", "ReturnToGo")),
-        (credit(RunningScale(), GROUP, Spread()), ("RunningScale has no effect before GroupNormalise", "Clip")),
+        (credit(RunningScale(), GROUP, Spread()), ("RunningScale has no effect before Group", "Clip")),
         (credit(RunningScale(), LeaveOneOut("std"), Spread()), ("RunningScale", "LeaveOneOut")),
         (credit(GroupNormalise("none"), GROUP, Spread()), ("GroupNormalise has no effect",)),
         (credit(GUIDED, GROUP, Spread()), ("HypervolumeGuided has no effect before GroupNormalise",)),

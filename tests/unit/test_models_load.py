@@ -1,19 +1,22 @@
 """Folders in, folders out: what plain transformers writes we read, and the other way round."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from paretune.errors import DataError
+from paretune.errors import DataError, ResourceError
 from paretune.models.adapt import Lora, add_lora
 from paretune.models.forward import token_logp
 from paretune.models.load import (
     ModelSpec,
     as_language,
     context_length,
+    device_named,
     is_folder,
     load_policy,
     load_tokenizer,
@@ -170,3 +173,59 @@ def test_the_real_model():
 
 def test_a_tokenizer_alone():
     assert len(load_tokenizer(str(shared("models", "gpt2-tokenizer")))) == 50_257
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_on_its_base_is_the_policy_that_was_trained(dtype, tmp_path):
+    save_model(tiny_model("llama", SIZE, initial=0.3), tiny_tokenizer(), tmp_path / "base")
+    adapted = load_policy(ModelSpec(path=str(tmp_path / "base"), dtype=dtype, lora=Lora(r=4))).model
+    with torch.no_grad():
+        for p in adapted.parameters():
+            if p.requires_grad:
+                p.add_(0.1)
+    save_model(adapted, tiny_tokenizer(), tmp_path / "m")
+    adapter = str(tmp_path / "m" / "adapter")
+    again = load_policy(ModelSpec(path=str(tmp_path / "base"), dtype=dtype, adapter=adapter)).model
+    tokens = torch.arange(20)[None] % SIZE
+    attend = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        one, two = (token_logp(model, tokens, attend, attend) for model in (adapted, again))
+    assert torch.equal(one, two)
+    assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_an_adapter_that_is_not_there(folder):
+    with pytest.raises(DataError, match="no adapter_model"):
+        load_policy(ModelSpec(path=str(folder), adapter=str(folder)))
+
+
+def test_every_byte_has_reached_the_disk_before_the_folder_gets_its_name(tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(handle):
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    draft = tmp_path / "m.tmp"
+    for _ in range(2):
+        synced.clear()
+        save_model(add_lora(tiny_model("llama", SIZE), Lora(r=2), seed=0), tiny_tokenizer(), tmp_path / "m")
+        names = [path.relative_to(tmp_path / "m") for path in (tmp_path / "m").rglob("*")]
+        assert len(names) > 5
+        assert {draft / name for name in names} <= set(synced)
+        assert synced[-2:] == [draft, tmp_path]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_named("auto") == device_named("cpu") == torch.device("cpu")
+    with pytest.raises(ResourceError, match=r"run\.device: cuda"):
+        device_named("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_named("auto") == torch.device("cuda")
+
+
+def test_a_policy_is_put_on_its_device(folder):
+    assert load_policy(ModelSpec(path=str(folder), device="meta")).model.device.type == "meta"

@@ -217,3 +217,23 @@ def test_parts_by_length_hold_every_row_once_within_the_budget():
     assert list(by_length([], 100)) == []
     assert list(by_length([9, 9, 9], 36, [2, 2, 1])) == [[0, 1], [2]]
     assert list(by_length([100, 10, 9], 600)) == [[0], [1, 2]], "a row is not padded tenfold"
+
+
+def test_the_new_padding_row_is_zero_and_moves_nobodys_chance():
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    words = as_language(tiny_model("gpt2", len(tokenizer), pad=1, initial=0.3), tokenizer)
+    before = torch.random.get_rng_state()
+    model = from_language(words, ("a",), (1.0,), (0.0,))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    weight = model.network.get_input_embeddings().weight
+    assert len(weight) == len(tokenizer) + 1
+    assert not weight[-1].any()
+    assert weight[:-1].any(-1).all()
+
+
+def test_a_reward_model_is_read_in_its_precision_and_put_on_its_device(tmp_path):
+    save_reward_model(reward_model(), tmp_path / "rm")
+    stored = load_reward_model(str(tmp_path / "rm"), dtype="bfloat16", device="meta")
+    assert {p.device.type for p in stored.parameters()} == {"meta"}
+    assert stored.network.base_model.embed_tokens.weight.dtype is torch.bfloat16

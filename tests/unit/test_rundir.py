@@ -208,3 +208,21 @@ def test_environment_holds_versions_and_no_secrets(monkeypatch):
 def test_the_run_folder_needs_no_torch():
     code = "import sys, paretune.rundir; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_run_goes_on_from_the_data_it_began_with(tmp_path):
+    made = {"prompts": {"a": 3}, "sha256": {"f": "1", "g": "2"}, "left_out": ["one row"], "test": 5}
+    claim = {"name": "a", "config_hash": "h"}
+    with Run.claim(tmp_path / "r", **claim, made_from=made):
+        pass
+    assert read_json(tmp_path / "r" / "data" / "manifest.json") == made
+    with Run.claim(tmp_path / "r", **claim, made_from=made | {"left_out": ["in other words"]}):
+        pass
+    book = (tmp_path / "r" / "run.json").read_text()
+    changed = made | {"sha256": {"f": "1", "g": "3", "h": "4"}, "test": 6}
+    with pytest.raises(
+        ConfigError, match=r"data changed .* \(sha256: g, sha256: h, test\); fix: put it back"
+    ):
+        Run.claim(tmp_path / "r", **claim, made_from=changed)
+    assert (tmp_path / "r" / "run.json").read_text() == book
+    assert not (tmp_path / "r" / "LOCK").exists()

@@ -30,8 +30,7 @@ def grpo(
 
     Args:
         weights: Weight of each objective; an objective without one is scored and logged only.
-        gates: (objective, on, at_least, otherwise): where `on` scores below `at_least`, `otherwise` stands for the
-            objective's score.
+        gates: (objective, on, at_least, otherwise): below `at_least` of `on`, the score is `otherwise`.
         n: Responses to each prompt.
         max_new: Longest response, in tokens.
         temperature: Of sampling, and of every log-probability.

@@ -6,7 +6,7 @@ What a recipe says is read, never run.
 
 from paretune.config.load import config_hash, given, load
 from paretune.config.recipes import find_recipe, shipped, summary
-from paretune.config.resolved import resolved
+from paretune.config.resolved import resolved, written_at
 from paretune.config.schema import Experiment
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "resolved",
     "shipped",
     "summary",
+    "written_at",
 ]

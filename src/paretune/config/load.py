@@ -14,6 +14,7 @@ from paretune.config.faults import Fault, schema_faults
 from paretune.config.outside import file_faults, model_faults
 from paretune.config.rules import rule_faults
 from paretune.config.schema import Experiment
+from paretune.config.sources import at_home
 from paretune.config.tree import Mark, PathKey, Tree, dotted, parse, parse_value, read_text, short
 from paretune.errors import ConfigError, complaint, joined
 
@@ -43,9 +44,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def config_hash(experiment: Experiment) -> str:
-    """Names everything that decides a run's numbers; the folder it lies in does not."""
+    """Names everything that decides a run's numbers; the folder it lies in and the device do not."""
     values = experiment.model_dump(by_alias=True, mode="json")
-    del values["run"]["folder"]
+    del values["run"]["folder"], values["run"]["device"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -69,7 +70,7 @@ def _read(path: Path) -> tuple[Tree, str]:
             complaint(mark.file, mark.line, mark.col, "extends", f"{short(extends)} is not a file name")
         )
         return tree, text
-    base_path = path.parent / extends
+    base_path = path.parent / at_home(extends)
     base_text, unreadable = read_text(base_path, str(base_path))
     base = parse(base_text, str(base_path)) if not unreadable else Tree(marks={(): Mark(str(base_path), 1)})
     if unreadable:

@@ -16,7 +16,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def file_faults(e: Experiment) -> Iterator[Fault]:
     """Data files that are not there."""
-    root = Path(e.data.root).expanduser()
+    root = Path(e.data.root)
     if any(not source.file.startswith(HUB) for _, _, source in sources(e)) and not root.is_dir():
         fix = "name a folder, relative to the one you are in"
         yield Fault(("data", "root"), f"there is no folder {short(e.data.root)}", fix=fix, alone=True)
@@ -41,14 +41,14 @@ def model_faults(e: Experiment) -> Iterator[Fault]:
     for name, section in sections(e):
         if section.path is not None:
             yield from _model((name, "path"), section.path)
-            yield from _labels(e, name, Path(section.path).expanduser())
+            yield from _labels(e, name, Path(section.path))
         elif section.body != "policy":
             yield from _model((name, "body"), section.body)
 
 
 def is_hub_name(name: str) -> bool:
     """Whether the name of a model is meant for the hub: owner/name, and no such folder here."""
-    path = Path(name).expanduser()
+    path = Path(name)
     return bool(_HUB_NAME.fullmatch(name)) and not path.exists() and not path.parent.exists()
 
 
@@ -56,7 +56,7 @@ def _model(path: PathKey, name: str) -> Iterator[Fault]:
     if is_hub_name(name):
         return
     fix = "name a folder with config.json, or a hub name like owner/model"
-    folder = Path(name).expanduser()
+    folder = Path(name)
     if not folder.is_dir():
         beside = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         yield Fault(

@@ -27,6 +27,14 @@ def _section(
             yield f"{indent}{_plain(key)}: {_plain(value)}  # {_origin(here, origins)}"
 
 
+def written_at(experiment: Experiment, path: PathKey) -> str:
+    """The place of a value, as `file:line`, or else of the nearest section around it."""
+    origins = experiment._origins
+    near = next((path[:end] for end in range(len(path), -1, -1) if path[:end] in origins), None)
+    found = experiment.name if near is None else origins[near]
+    return "(override)" if found == "override" else found
+
+
 def _origin(path: PathKey, origins: Mapping[PathKey, str]) -> str:
     """Where the value was written; a value inside an overridden section came with it."""
     if path in origins:

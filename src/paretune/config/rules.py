@@ -36,7 +36,12 @@ def _data(e: Experiment) -> Iterator[Fault]:
         yield from _idle(
             ("data",), [k for k in given(e.data) if k in {"prompts", "test"}], "beside data.world"
         )
+        yield from _unmade(e, given(e.data.world))
         return
+    for name, source in e.data.test.items():
+        if "share" in given(source):
+            fix = "leave it out; `most` takes fewer prompts"
+            yield Fault(("data", "test", name, "share"), "has no effect: every test prompt is used", fix=fix)
     if not e.data.prompts:
         yield Fault(("data", "prompts"), "is missing", fix="name files of prompts, or write data.world: {}")
     if not e.data.test:
@@ -46,6 +51,17 @@ def _data(e: Experiment) -> Iterator[Fault]:
     yield from _twice(
         ("data", "test"), e.data.test, e.data.prompts, "the policy would be tried on what it learnt"
     )
+
+
+def _unmade(e: Experiment, said: list[str]) -> Iterator[Fault]:
+    """What is said of the built-in world's records where the recipe has records of its own, or needs none."""
+    if e.policy.sft is None or e.policy.sft.demonstrations:
+        why = "without policy.sft" if e.policy.sft is None else "beside policy.sft.demonstrations"
+        yield from _idle(("data", "world"), [k for k in said if k == "demonstrations"], why)
+    own = next((key for key in ("path", "ratings", "pairs") if getattr(e.reward, key)), None)
+    if own is not None:
+        raters = {"rated", "raters", "noise", "length_bias", "missing"}
+        yield from _idle(("data", "world"), [k for k in said if k in raters], f"beside reward.{own}")
 
 
 def _twice(
@@ -231,7 +247,9 @@ def _worst(e: Experiment, name: str) -> Iterator[Fault]:
     head = e.reward.objectives.get(name)
     if head is not None and head.loss == "bradley_terry" and e.objectives[name].otherwise is None:
         fix = "write its worst score, such as otherwise: -3 (log-odds below the average response)"
-        wrong = "is missing: a head fitted to pairs has no worst score, and below the gate 0 would be a reward"
+        wrong = (
+            "is missing: a head fitted to pairs has no worst score, and below the gate 0 would be a reward"
+        )
         yield Fault(("objectives", name, "otherwise"), wrong, fix=fix, alone=True)
 
 

@@ -11,6 +11,7 @@ from paretune.config.sources import (
     Dtype,
     Lora,
     Name,
+    Place,
     Positive,
     PromptSource,
     RewardSection,
@@ -48,7 +49,7 @@ class WorldSection(Section):
 class DataSection(Section):
     """Where prompts come from: files, or the built-in world."""
 
-    root: Text = "."
+    root: Place = "."
     """The folder that every `file` lies below."""
     world: WorldSection | None = None
     prompts: dict[Name, PromptSource] = Field(default_factory=dict)
@@ -60,7 +61,7 @@ class DataSection(Section):
 class PolicySection(Section):
     """The language model to be aligned."""
 
-    path: Text
+    path: Place
     """A folder, a hub name, or "world": a small one trained from scratch in the built-in world."""
     revision: Text | None = None
     """Branch, tag or commit of a hub name."""
@@ -140,7 +141,7 @@ class LearnSection(Section):
 class RunSection(Section):
     """Where a run lies and how long it is."""
 
-    folder: Text = "runs/run"
+    folder: Place = "runs/run"
     """Left out: runs/NAME, and runs/NAME-seed-N for a seed other than 0."""
     steps: Count = 60
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -149,6 +150,8 @@ class RunSection(Section):
     """Checkpoints to keep."""
     threads: Count | None = None
     """CPU threads; null: as many as torch takes by itself."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the models are put; auto: on the first CUDA device, where there is one."""
 
 
 class EvaluateSection(Section):

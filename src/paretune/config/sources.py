@@ -1,8 +1,9 @@
 """The sections of a recipe that name data: prompts, ratings, pairs, demonstrations; and reward models."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -10,6 +11,18 @@ Dtype = Literal["float32", "bfloat16"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def at_home(path: str) -> str:
+    """The path with a leading ~ written out; as it is where nobody's home is meant."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except (RuntimeError, ValueError):
+        return path
+
+
+Place = Annotated[Text, AfterValidator(at_home)]
+"""A file, a folder, or the name of something on a hub."""
 
 
 def _listed(value: Any) -> Any:
@@ -51,7 +64,7 @@ class Columns(Section):
 class Source(Section):
     """One file of records, or of a part of its rows."""
 
-    file: Text
+    file: Place
     """Below `data.root`; or `hf:owner/name[:split]`, a data set of the Hugging Face hub."""
     where: dict[str, Values] = {}
     """Column -> the value, or the values, that rows must have to be taken."""
@@ -153,9 +166,9 @@ class Head(Section):
 class RewardSection(Section):
     """A reward model: a ready-made one (`path`), or one to be fitted."""
 
-    path: Text | None = None
+    path: Place | None = None
     """Folder or hub name of a fitted model with one named label per objective."""
-    body: Text = "policy"
+    body: Place = "policy"
     """"policy": start from the starting policy's weights; else a folder or hub name."""
     dtype: Dtype = "float32"
     lora: Lora | None = None

@@ -120,7 +120,7 @@ class CorrelationTarget(Step):
         raised = torch.zeros(len(base), dtype=torch.float64) if state["raised"] is None else state["raised"]
         weights = base * raised.exp().to(base)
         total = weighted_sum(batch.signal, weights)
-        now, old = correlation(batch.signal, total, batch.group).double(), state["correlation"]
+        now, old = self._correlation(batch, base, total), state["correlation"]
         if old is not None:
             moved = self.memory * old + (1 - self.memory) * now
             now = torch.where(now.isnan(), old, torch.where(old.isnan(), now, moved))
@@ -131,6 +131,14 @@ class CorrelationTarget(Step):
                 metrics[f"state/correlation/{name}"] = float(now[k])
         state = {"raised": raised + self.rate * self._short(batch, now), "correlation": now}
         return batch.set(signal=total), state, metrics
+
+    def _correlation(
+        self, batch: Batch, base: Float[Tensor, " J"], total: Float[Tensor, "B 1"]
+    ) -> Float[Tensor, " J"]:
+        """Of the objectives with a weight; NaN for the others, which do not take part in the arithmetic."""
+        found = torch.full((len(base),), torch.nan, dtype=torch.float64)
+        found[base != 0] = correlation(batch.signal[:, base != 0], total, batch.group).double()
+        return found
 
     def _short(self, batch: Batch, now: Float[Tensor, " J"]) -> Float[Tensor, " J"]:
         """How far each objective is below its target; 0 where it has none, or has reached its level."""

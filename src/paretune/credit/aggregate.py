@@ -56,12 +56,13 @@ def account(
     """
     parts = torch.where(weights != 0, batch.signal * weights, 0.0)
     parts = parts if more is None else parts + more
-    shares = influence(parts, whole, batch.group)
+    # What has no part is left out before anything is added up, so that it changes not even the rounding.
+    used = [k for k in range(parts.shape[-1]) if weights[..., k].any() or (parts[:, k] != 0).any()]
+    shares = influence(parts[:, used], whole, batch.group)
     metrics: Metrics = {}
-    for k, name in enumerate(batch.objectives):
-        if weights[..., k].any() or (more is not None and more[:, k].any()):
-            metrics[f"weighted/{name}/mean"] = float(parts[:, k].nanmean())
-            metrics[f"share/{name}"] = float(shares[k])
+    for k, share in zip(used, shares.tolist(), strict=True):
+        metrics[f"weighted/{batch.objectives[k]}/mean"] = float(parts[:, k].nanmean())
+        metrics[f"share/{batch.objectives[k]}"] = share
     return metrics
 
 

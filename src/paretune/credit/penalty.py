@@ -9,6 +9,7 @@ from torch import Tensor
 
 from paretune.batch import Batch
 from paretune.credit.step import Metrics, State, Step
+from paretune.divergence import k1, k2, k3
 from paretune.errors import WiringError
 
 LIMIT = 20.0
@@ -46,9 +47,7 @@ def divergence(gap: Float[Tensor, "*n"], estimator: Literal["k1", "k2", "k3"] = 
     Source: Schulman 2020, "Approximating KL divergence".
     """
     gap = gap.clamp(-LIMIT, LIMIT)
-    if estimator == "k1":
-        return gap
-    return gap.square() / 2 if estimator == "k2" else (-gap).exp() + gap - 1
+    return {"k1": k1, "k2": k2, "k3": k3}[estimator](gap)
 
 
 @dataclass(frozen=True)

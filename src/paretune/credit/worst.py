@@ -135,7 +135,7 @@ class Chebyshev(Step):
         """The state with this batch's scores in it; NaN where an objective was never scored."""
         x = batch.signal.double()
         best = x.nan_to_num(nan=-torch.inf).amax(0)
-        mean, old = x.nanmean(0), state["mean"]
+        mean, old = x.T.contiguous().nanmean(1), state["mean"]
         if old is not None:
             moved = self.memory * old + (1 - self.memory) * mean
             mean = torch.where(mean.isnan(), old, torch.where(old.isnan(), mean, moved))

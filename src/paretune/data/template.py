@@ -14,11 +14,21 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from paretune.data.records import Message, Prompt
-from paretune.errors import DataError
+from paretune.errors import DataError, complaint
 
 DATE = "26 Jul 2024"
 DATED = "{% macro strftime_now(format) %}" + DATE + "{% endmacro %}{{ '' }}"
 """Put before templates that ask for today's date: a prompt is the same on every day that a run goes on."""
+
+
+class Refused(DataError):
+    """A chat template that cannot render the turns of a prompt."""
+
+    fix = "use turns it knows (many refuse system turns, or two turns of one role in a row)"
+
+    def __init__(self, id: str, wrong: str) -> None:
+        super().__init__(complaint(f'prompt "{id}"', None, None, "", wrong, fix=self.fix))
+        self.wrong = wrong
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -30,7 +40,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     alone, or that token alone; it is empty where a tokenizer has neither.
 
     Raises:
-        DataError: The chat template refuses the prompt, as some do with a system turn.
+        Refused: The chat template refuses the prompt, as some do with a system turn.
     """
     ids = list(tokenizer(render(tokenizer, prompt), add_special_tokens=False, verbose=False)["input_ids"])
     bare = not prompt.messages and not ids
@@ -42,7 +52,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     """The text whose tokens a prompt is.
 
     Raises:
-        DataError: The chat template refuses the prompt.
+        Refused: The chat template refuses the prompt.
     """
     if tokenizer.chat_template is None:
         return "\n".join(message.content for message in prompt.messages)
@@ -67,9 +77,8 @@ def _templated(
         )
     except (TemplateError, ValueError) as error:
         roles = ", ".join(turn["role"] for turn in turns)
-        raise DataError(
-            f'prompt "{id}": the chat template refuses turns of {roles}: {" ".join(str(error).split())}; '
-            "fix: use turns it knows (many refuse system turns, or two turns of one role in a row)"
+        raise Refused(
+            id, f"the chat template refuses turns of {roles}: {' '.join(str(error).split())}"
         ) from error
     assert isinstance(text, str)
     return text
@@ -100,6 +109,6 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     for i, messages in enumerate(conversations):
         try:
             shown[str(i)] = render(tokenizer, Prompt(messages=messages))
-        except DataError:
+        except Refused:
             shown[str(i)] = None
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()

@@ -36,13 +36,16 @@ class Judge:
     scorer: Scorer
     weights: str = ""
     """Hash of its weights; "" for a rule."""
-    data: frozenset[str] = frozenset()
-    """Hashes of what it was fitted on."""
+    data: frozenset[str] | None = frozenset()
+    """Hashes of what it was fitted on; empty: it was not fitted; None: nobody knows."""
 
     def shares_with(self, other: "Judge") -> bool:
-        """Whether the two are one scorer, or have weights or training data in common."""
-        same = self.scorer is other.scorer or (self.weights != "" and self.weights == other.weights)
-        return same or bool(self.data & other.data)
+        """Whether the two are one scorer, or have weights or training data in common, or may have."""
+        if self.scorer is other.scorer or (self.weights != "" and self.weights == other.weights):
+            return True
+        if frozenset() in (self.data, other.data):
+            return False
+        return self.data is None or other.data is None or bool(self.data & other.data)
 
 
 @dataclass(frozen=True, kw_only=True)

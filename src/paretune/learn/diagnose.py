@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paretune.batch import Batch, Outputs
 from paretune.credit.step import Metrics
-from paretune.loss.kl import k1, k3
+from paretune.divergence import k1, k3
 from paretune.loss.ratio import bounded
 from paretune.loss.term import Term
 from paretune.reduce import group_index, group_std
@@ -84,6 +84,8 @@ class Seen:
             # Only before the first update are sampler and trainer the same policy.
             gap = bounded((batch.sampler_logp - out.logp.detach()).double())
             self._add("kl/sampler", k3(gap), batch)
+            apart = batch.sampler_logp.double().exp() - out.logp.detach().double().exp()
+            self._add("sampler/apart/max", apart.abs(), batch)
 
     def loss(self, whole: Tensor, terms: dict[str, float]) -> None:
         """The losses of a micro-batch; they add up to those of the update."""

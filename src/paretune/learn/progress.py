@@ -84,6 +84,7 @@ def begin(recipe: Recipe, models: Models, how: AdamW, run: Run, identity: Mappin
         run.restart(run.stage)
     else:
         now.load(found, run)
+    run.update(step=now.step)
     return now
 
 

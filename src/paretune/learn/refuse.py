@@ -45,8 +45,8 @@ def refuse_models(roles: Sequence[str], frozen: Mapping[str, nn.Module]) -> None
     for role in roles:
         if role != "reference" and isinstance(frozen.get(role), AdapterOff):
             raise WiringError(
-                f'the frozen model "{role}" is the policy with its adapter off (AdapterOff), which is the model '
-                f'that was adapted and no other; fix: load "{role}" as a model, or ask Reference("reference")'
+                f'the frozen model "{role}" is the policy with its adapter off (AdapterOff), which is the '
+                f'model that was adapted and no other; fix: load "{role}", or ask Reference("reference")'
             )
 
 
@@ -59,20 +59,25 @@ def _twice_charged(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
     loss = next((t for t in recipe.losses if isinstance(t.loss, KlToReference) and t.coefficient), None)
     if reward and loss:
         yield (
-            f"the divergence from the reference is charged twice, by KlPenalty({reward.coefficient:g}) in the "
-            f"reward and by KlToReference with the coefficient {loss.coefficient:g} in the loss; "
+            f"the divergence from the reference is charged twice, by KlPenalty({reward.coefficient:g}) in "
+            f"the reward and by KlToReference with the coefficient {loss.coefficient:g} in the loss; "
             "fix: leave out one of the two"
         )
 
 
 def _unread_rewards(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
-    writers = [s for s in steps if isinstance(s, EndReward) or (isinstance(s, KlPenalty) and s.on == "tokens")]
+    writers = [s for s in steps if isinstance(s, EndReward) or _on_tokens(s)]
     if writers and not any(isinstance(s, PER_TOKEN) for s in steps):
-        other = "Spread gives every token the signal of its response" if _has(steps, Spread) else "nobody reads it"
+        name = type(writers[-1]).__name__
+        reader = "Spread gives every token the signal of its response"
         yield (
-            f"{type(writers[-1]).__name__} pays on tokens, and {other}; fix: Gae or ReturnToGo instead, or for a "
-            'price of divergence KlPenalty(on="response")'
+            f"{name} pays on tokens, and {reader if _has(steps, Spread) else 'nobody reads it'}; "
+            'fix: Gae or ReturnToGo instead, or for a price of divergence KlPenalty(on="response")'
         )
+
+
+def _on_tokens(step: Step) -> bool:
+    return isinstance(step, KlPenalty) and step.on == "tokens"
 
 
 def _overwritten(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
@@ -91,10 +96,10 @@ def _divided_out(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
             continue
         for later in steps[i + 1 :]:
             if _divides(later, isinstance(step, HypervolumeGuided)):
+                between = ", or put a Clip between" if isinstance(step, RunningScale) else ""
                 yield (
-                    f"{type(step).__name__} has no effect before {type(later).__name__}, which divides its scale "
-                    "out again; fix: leave out one of the two"
-                    + (", or put a Clip between" if isinstance(step, RunningScale) else "")
+                    f"{type(step).__name__} has no effect before {type(later).__name__}, which divides its "
+                    f"scale out again; fix: leave out one of the two{between}"
                 )
             if not isinstance(later, DropFlatGroups | TruncatedImportance):
                 break
@@ -120,8 +125,8 @@ def _whitened_apart(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
 def _own_ratio(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
     if _has(steps, TruncatedImportance) and Behaviour("sampler") in recipe.measure:
         yield (
-            'TruncatedImportance compares the trainer with the sampler, and Behaviour(by="sampler") takes the '
-            'sampler\'s word for the trainer\'s: every ratio is 1; fix: Behaviour(by="trainer")'
+            'TruncatedImportance compares the trainer with the sampler, and Behaviour(by="sampler") takes '
+            "the sampler's word for the trainer's: every ratio is 1; fix: Behaviour(by=\"trainer\")"
         )
 
 

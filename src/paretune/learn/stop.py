@@ -11,7 +11,8 @@ from paretune.errors import Stopped
 class StopRequest:
     """While the context lasts, SIGTERM and the first Ctrl-C are only noted; a second Ctrl-C interrupts.
 
-    Outside the main thread, where handlers cannot be set, nothing is ever requested.
+    A context inside another knows what came before it, and hands on what it did not obey itself. Outside
+    the main thread, where handlers cannot be set, nothing is ever requested.
     """
 
     def __init__(self) -> None:
@@ -22,6 +23,9 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
+                around = getattr(self._before[number], "__self__", None)
+                if isinstance(around, StopRequest):
+                    self.signal = around.signal
         return self
 
     def __exit__(
@@ -29,6 +33,9 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        around = getattr(self._before.get(self.signal or 0), "__self__", None)
+        if error is None and isinstance(around, StopRequest):
+            around.signal = around.signal or self.signal
 
     @property
     def requested(self) -> bool:

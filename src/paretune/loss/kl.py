@@ -8,34 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paretune.batch import Batch, Outputs
+from paretune.divergence import k1, k2, k3
 from paretune.loss.ratio import beyond, bounded, ratio_of
 from paretune.loss.term import Loss
 
 Estimator = Literal["k3_k2", "k1", "k2", "k3", "k1_k2", "k3_cut", "k3_cut_k2", "abs"]
-
-
-def k1(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """KL(policy || reference) from `gap` = logp - reference: unbiased, of either sign, gradient of mean 0.
-
-    Source: Schulman 2020, "Approximating KL divergence".
-    """
-    return gap
-
-
-def k2(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """gap^2 / 2: biased in value; on the policy's own samples it has the gradient of KL(policy || reference).
-
-    Source: Schulman 2020, "Approximating KL divergence".
-    """
-    return gap.square() / 2
-
-
-def k3(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """exp(-gap) + gap - 1: unbiased in value, never negative, with the gradient of KL(reference || policy).
-
-    Source: Schulman 2020, "Approximating KL divergence"; Shao et al. 2024, eq. 4 (arXiv:2402.03300).
-    """
-    return (-gap).exp() + gap - 1
 
 
 def k3_k2(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

@@ -1,11 +1,7 @@
 """Loading and saving of policies and tokenizers in Hugging Face format; safetensors only."""
 
-import copy
-import hashlib
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +17,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as hf_logging
 
-from paretune.errors import DataError
+from paretune.errors import DataError, ResourceError
 from paretune.models.adapt import Lora, add_lora, bare
 from paretune.models.forward import probe_head
+from paretune.models.store import parameter_hash, quiet, save_model
 
 __all__ = [
     "Language",
@@ -34,6 +30,7 @@ __all__ = [
     "as_language",
     "context_length",
     "context_of",
+    "device_named",
     "is_folder",
     "load_policy",
     "load_tokenizer",
@@ -57,6 +54,10 @@ class ModelSpec:
     lora: Lora | None = None
     revision: str | None = None
     """Commit or tag of a hub name."""
+    adapter: str | None = None
+    """Folder of a trained adapter to put on the weights, instead of a fresh one."""
+    device: str = "cpu"
+    """Where the weights are put: see `device_named`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,19 +76,50 @@ def load_policy(spec: ModelSpec, *, seed: int = 0) -> Language:
     """Read a policy in evaluation mode, dropout off, its head checked against `forward`.
 
     Args:
-        spec: Which weights; with `lora` the base is frozen and a fresh adapter put on it.
+        spec: Which weights; with `lora` the base is frozen and a fresh adapter put on it, with `adapter`
+            a trained one.
         seed: Draws the adapter.
 
     Raises:
         DataError: There is no such folder or hub name, or what is there cannot be read.
         WiringError: LoRA fits no layer, or the family's head is not understood.
+        ResourceError: The machine lacks the device.
     """
+    device = device_named(spec.device)
     tokenizer = load_tokenizer(spec.path, revision=spec.revision)
     dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
     model = read_weights(AutoModelForCausalLM, spec.path, dtype=dtype, revision=spec.revision)
     probe_head(model)
-    adapted = model if spec.lora is None else add_lora(model, spec.lora, seed)
-    return as_language(adapted, tokenizer)
+    adapted: nn.Module = model
+    if spec.adapter is not None:
+        adapted = _with_adapter(model, spec.adapter)
+    elif spec.lora is not None:
+        adapted = add_lora(model, spec.lora, seed)
+    return as_language(adapted.to(device), tokenizer)
+
+
+def device_named(name: str) -> torch.device:
+    """The device of this name; "auto" is the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        ResourceError: There is no CUDA device and it was asked for.
+    """
+    there = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if there else "cpu")
+    if name.startswith("cuda") and not there:
+        raise ResourceError(f"run.device: {name}: this machine has no CUDA device; fix: use auto or cpu")
+    return torch.device(name)
+
+
+def _with_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
+    """The model as it was when the adapter was trained: neither merged nor rounded."""
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise DataError(f"{folder}: no adapter_model.safetensors here; fix: name the folder of an adapter")
+    try:
+        return PeftModel.from_pretrained(model, folder, is_trainable=False).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"{folder}: the adapter cannot be read ({_first_line(error)})") from error
 
 
 def as_language(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Language:
@@ -207,40 +239,6 @@ def is_folder(path: str) -> bool:
     raise DataError(f"{path}: no such folder; fix: give a folder with config.json, or a hub name owner/name")
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and load reports of transformers: what matters in them is raised as an error."""
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
-def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer so that the plain Auto classes load them; whole, or not at all.
-
-    An adapted model is written twice: merged in float32, and its adapter in `adapter/`. The model itself is
-    not merged: doing and undoing that in low precision loses the update.
-    """
-    draft = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    with quiet():
-        whole: Any = model
-        if isinstance(model, PeftModel):
-            model.save_pretrained(str(draft / "adapter"))
-            whole = copy.deepcopy(model).float().merge_and_unload()
-        whole.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.replace(folder)
-
-
 def context_length(model: nn.Module) -> int:
     """The longest row the model can read, in tokens."""
     with bare(model) as base:
@@ -266,15 +264,6 @@ def context_of(path: str, *, revision: str | None = None) -> int:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: no model configuration can be read here ({_first_line(error)})") from error
     return _context(config)
-
-
-def parameter_hash(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of all parameters."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.named_parameters()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -27,12 +27,12 @@ class RewardModel(nn.Module):
         stop: int,
         scale: Sequence[float],
         offset: Sequence[float],
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.network, self.tokenizer, self.stop = network, tokenizer, stop
-        self.data = dict(data or {})
-        """What the model was fitted on, as far as it is known."""
+        self.data: Mapping[str, Sequence[str]] = dict(data or {})
+        """Hashes that tell what the model was fitted on, in lists by name; empty: nobody knows."""
         with bare(network) as base:
             self.objectives = tuple(base.config.id2label[i] for i in range(base.config.num_labels))
             self.longest = context_length(base)

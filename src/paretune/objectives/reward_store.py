@@ -26,6 +26,7 @@ from paretune.models.critic import classifier, with_score
 from paretune.models.load import (
     Language,
     ModelSpec,
+    device_named,
     is_folder,
     load_policy,
     load_tokenizer,
@@ -48,6 +49,7 @@ class RewardSpec:
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora: Lora | None = None
     revision: str | None = None
+    device: str = "cpu"
 
 
 def new_reward_model(
@@ -59,7 +61,9 @@ def new_reward_model(
         DataError: The model folder is missing or damaged.
         WiringError: No objective, or the model's family cannot classify sequences.
     """
-    language = load_policy(ModelSpec(path=spec.path, dtype=spec.dtype, revision=spec.revision))
+    language = load_policy(
+        ModelSpec(path=spec.path, dtype=spec.dtype, revision=spec.revision, device=spec.device)
+    )
     return from_language(language, spec.objectives, scale, offset, lora=spec.lora, seed=seed)
 
 
@@ -105,8 +109,13 @@ def _padding(network: Any, tokenizer: PreTrainedTokenizerBase, stop: int) -> Non
     """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == stop:
         tokenizer.add_special_tokens({"pad_token": PADDING})
-    if len(tokenizer) > network.get_input_embeddings().num_embeddings:
-        network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    known = network.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        device = network.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            network.get_input_embeddings().weight[known:] = 0
     network.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
@@ -125,7 +134,11 @@ def save_reward_model(model: RewardModel, folder: Path) -> None:
 
 
 def load_reward_model(
-    path: str, *, dtype: Literal["float32", "bfloat16"] = "float32", revision: str | None = None
+    path: str,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    revision: str | None = None,
+    device: str = "cpu",
 ) -> RewardModel:
     """A stored reward model: one of ours, or any classifier that reads a causal model's last token.
 
@@ -134,11 +147,14 @@ def load_reward_model(
     Raises:
         DataError: Nothing there, damaged files, or a chat template other than the one it was fitted with.
         WiringError: A family of classifiers that is not understood.
+        ResourceError: The machine lacks the device.
     """
+    place = device_named(device)
     tokenizer = load_tokenizer(path, revision=revision)
     precision = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     network: Any = read_weights(AutoModelForSequenceClassification, path, dtype=precision, revision=revision)
     with_score(network).score.float()
+    network.to(place)
     count, stop = network.config.num_labels, tokenizer.eos_token_id
     ours = getattr(network.config, "paretune", None) or {}
     if ours and ours["template"] != template_hash(tokenizer):

@@ -19,6 +19,9 @@ from paretune.rundir import read_jsonl
 from paretune.stages.reward import reward_of
 from paretune.stages.work import Work, lora
 
+APART = 0.02
+"""A difference between the probabilities of sampler and trainer that is told."""
+
 
 def align(work: Work) -> str:
     """Run the loop from its last checkpoint to its end, and save the policy in `final/`."""
@@ -83,8 +86,18 @@ def _shown(work: Work) -> OnStep:
             f"{name[:8]} {metrics.get(f'score/{name}/mean', float('nan')):.2f}" for name in batch.objectives
         )
         work.console.progress(step + 1, steps, f"{means}  KL {metrics.get('kl/k3', float('nan')):.3f}")
+        _warn(work, step, metrics.get("sampler/apart/max", 0.0))
 
     return hear
+
+
+def _warn(work: Work, step: int, apart: float) -> None:
+    """Tell, once a run, that the sampler is not the policy that learns."""
+    if apart <= APART or any(e["kind"] == "sampler_apart" for e in read_jsonl(work.folder("events.jsonl"))):
+        return
+    text = f"step {step}: sampler and trainer differ by {apart:.3f} in the probability of a token"
+    work.run.event("sampler_apart", f"{text}; more than {APART} biases what is learnt")
+    work.console.say(f"warning: {text}")
 
 
 def _rises(work: Work) -> str:

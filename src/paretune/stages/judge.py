@@ -1,6 +1,7 @@
 """Stage 5: before and after on unseen prompts, scored by a judge that is not the training reward."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from paretune.config.sources import RewardSection
 from paretune.data.world import TrueScorer
@@ -8,6 +9,7 @@ from paretune.data.world_truth import refuses
 from paretune.evaluate.generate import Generations, divergence, generate
 from paretune.evaluate.judge import Judge, evaluate
 from paretune.models.load import Language, ModelSpec, load_policy, parameter_hash
+from paretune.objectives.lineage import known_data
 from paretune.objectives.reward_model import RewardModelScorer
 from paretune.objectives.rules import is_refusal
 from paretune.rundir import read_json
@@ -22,7 +24,7 @@ def judge(work: Work) -> str:
     if not (folder / "eval.json").exists():
         e = work.experiment
         start = load_policy(work.start, seed=e.run.seed)
-        after = load_policy(ModelSpec(path=str(work.folder("final")), dtype=e.policy.dtype), seed=e.run.seed)
+        after = load_policy(_trained(work), seed=e.run.seed)
         one, two = (_answers(work, language, i) for i, language in enumerate((start, after)))
         rewards = (_model(work, "reward", "the training reward"),)
         judges = _judges(work, rewards[0])
@@ -43,8 +45,20 @@ def judge(work: Work) -> str:
     return f"before and after, {numbers['prompts']} unseen prompts"
 
 
+def _trained(work: Work) -> ModelSpec:
+    """The very policy that was trained: an adapter is put on its base again, not merged and rounded."""
+    if work.experiment.policy.lora is not None:
+        return replace(work.start, adapter=str(work.folder("final", "adapter")))
+    return replace(work.start, path=str(work.folder("final")), revision=None)
+
+
 def _answers(work: Work, language: Language, arm: int) -> Generations:
     how, test = work.experiment.evaluate, work.material.test
+
+    def tell(done: int, total: int) -> None:
+        work.console.progress(arm * total + done, 2 * total, ("before", "after")[arm])
+        work.stop.obey("the training, before its evaluation was complete")
+
     return generate(
         sampler(work, language),
         test,
@@ -52,9 +66,7 @@ def _answers(work: Work, language: Language, arm: int) -> Generations:
         max_new=how.max_new or int(work.experiment.algorithm.arguments["max_new"]),
         temperature=how.temperature,
         seed=how.seed,
-        tell=lambda done, total: work.console.progress(
-            arm * total + done, 2 * total, ("before", "after")[arm]
-        ),
+        tell=tell,
     )
 
 
@@ -69,14 +81,8 @@ def _judges(work: Work, reward: Judge) -> Sequence[Judge]:
 
 def _model(work: Work, name: str, words: str) -> Judge:
     model = reward_of(work, name)
-    section = getattr(work.experiment, name)
-    sources = [*section.ratings.values(), *section.pairs.values()]
-    data = {work.material.files[source.file] for source in sources if source.file in work.material.files}
-    if "sha256" in model.data:
-        data.add(model.data["sha256"])
-    return Judge(
-        name=words, scorer=RewardModelScorer(model), weights=parameter_hash(model), data=frozenset(data)
-    )
+    scorer, data = RewardModelScorer(model), known_data(model.data)
+    return Judge(name=words, scorer=scorer, weights=parameter_hash(model), data=data)
 
 
 def _objectives(work: Work, judges: Sequence[Judge]) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from paretune.config import Experiment, config_hash, given, resolved
 from paretune.config.algorithm import recipe_of
 from paretune.config.sources import RewardSection
 from paretune.learn.check import check as dry_run
+from paretune.learn.stop import StopRequest
+from paretune.models.load import device_named
 from paretune.report.page import write_report
 from paretune.report.table import closing_table
 from paretune.rundir import Run, environment, read_json, to_json
@@ -16,6 +18,7 @@ from paretune.stages.align import align
 from paretune.stages.console import Console, make_console
 from paretune.stages.gather import Material, gather
 from paretune.stages.judge import judge
+from paretune.stages.manifest import manifest
 from paretune.stages.policy import teach
 from paretune.stages.reward import fit_model
 from paretune.stages.work import Work
@@ -33,34 +36,46 @@ def run(experiment: Experiment, console: Console | None = None, *, command: str 
         ParetuneError: With what is wrong and what to do.
     """
     console = console or make_console()
-    with console:
-        return _run(experiment, console, command)
+    with console, StopRequest() as stop:
+        return _run(experiment, console, command, stop)
 
 
-def _run(experiment: Experiment, console: Console, command: str) -> Path:
+def _run(experiment: Experiment, console: Console, command: str, stop: StopRequest) -> Path:
     stages = stages_of(experiment)
     console.open("data", 1, len(stages) + 1)
     dry_run(recipe_of(experiment), tuple(experiment.objectives))
-    material = gather(experiment, console.progress)
+    device_named(experiment.run.device)
+
+    def tell(done: int, total: int, note: str) -> None:
+        console.progress(done, total, note)
+        stop.obey("nothing: the data was still being read")
+
+    material = gather(experiment, tell)
     if experiment.run.threads is not None:
         torch.set_num_threads(experiment.run.threads)
     files = {
         "config/run.yaml": given(experiment),
         "config/resolved.yaml": resolved(experiment),
         "env.json": to_json(environment()),
-        "data/manifest.json": to_json(material.manifest()),
     }
     with Run.claim(
-        experiment.run.folder, name=experiment.name, config_hash=config_hash(experiment), files=files
+        experiment.run.folder,
+        name=experiment.name,
+        config_hash=config_hash(experiment),
+        files=files,
+        made_from=manifest(experiment, material),
     ) as opened:
         console.close(_counted(material))
         if command:
             opened.update(command=command)
-        work = Work(experiment=experiment, run=opened, console=console, material=material)
+        work = Work(experiment=experiment, run=opened, console=console, material=material, stop=stop)
+        complete = "data"
         for index, (name, stage) in enumerate(stages, 2):
+            stop.obey(f'the stage "{complete}"')
             console.open(name, index, len(stages) + 1)
             opened.begin(name)
             console.close(stage(work))
+            complete = name
     return opened.path
 
 

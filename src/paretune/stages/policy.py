@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from paretune.chance import seed_of
 from paretune.data.world_model import policy_config
 from paretune.learn.fit import Imitation, fit
-from paretune.models.load import Language, as_language, load_policy, save_model
+from paretune.models.load import Language, as_language, device_named, load_policy, save_model
 from paretune.stages.gather import policy_tokenizer
 from paretune.stages.work import Work, fitting
 
@@ -34,4 +34,4 @@ def _newborn(work: Work) -> Language:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(work.experiment.run.seed, 0, "policy weights"))
         model = AutoModelForCausalLM.from_config(policy_config(len(tokenizer)), dtype=torch.float32)
-    return as_language(model, tokenizer)
+    return as_language(model.to(device_named(work.device)), tokenizer)

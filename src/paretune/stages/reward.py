@@ -8,6 +8,7 @@ from paretune.config.sources import Head, RewardSection
 from paretune.learn.reward_baseline import baselines
 from paretune.learn.reward_fit import fit_reward, label_scale
 from paretune.learn.reward_report import reward_report
+from paretune.objectives.lineage import lineage
 from paretune.objectives.reward_loss import BradleyTerry, HeadLoss, Regression
 from paretune.objectives.reward_model import RewardModel
 from paretune.objectives.reward_store import (
@@ -28,7 +29,8 @@ def fit_model(work: Work, name: str) -> str:
     if found is None:
         return f"{section.path}, as it is"
     if not work.folder(name, "report.json").exists():
-        model = _fitted(work, name, section, found)
+        _fit(work, name, section, found)
+        model = reward_of(work, name)
         start = new_reward_model(_spec(work, section), model.scale, model.offset, seed=_seed(work))
         beside = baselines(start, found.train, found.test, seed=_seed(work))
         report = reward_report(model, found.test, train=found.train, baselines=beside)
@@ -38,9 +40,10 @@ def fit_model(work: Work, name: str) -> str:
 
 
 def reward_of(work: Work, name: str) -> RewardModel:
-    """The reward model or the judge, from where it lies."""
+    """The reward model or the judge, from where it lies: what is reported on is what scores."""
     section = getattr(work.experiment, name)
-    return load_reward_model(section.path or str(work.folder(name, "model")))
+    path = section.path or str(work.folder(name, "model"))
+    return load_reward_model(path, dtype=section.dtype, device=work.device)
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -56,10 +59,10 @@ def summary(report: Mapping[str, Any]) -> str:
     return f"{len(heads)} heads on unseen prompts: " + ", ".join(parts)
 
 
-def _fitted(work: Work, name: str, section: RewardSection, found: Judgements) -> RewardModel:
+def _fit(work: Work, name: str, section: RewardSection, found: Judgements) -> None:
     folder = work.folder(name, "model")
     if folder.exists():
-        return load_reward_model(str(folder))
+        return
     scale, offset = label_scale(found.train, tuple(section.objectives))
     model = new_reward_model(_spec(work, section), scale, offset, seed=_seed(work))
     fit_reward(
@@ -71,8 +74,10 @@ def _fitted(work: Work, name: str, section: RewardSection, found: Judgements) ->
         keeping=work.keeping(name),
         on_step=work.told(),
     )
+    sources = [*section.ratings.values(), *section.pairs.values()]
+    files = [work.material.files[s.file] for s in sources if s.file in work.material.files]
+    model.data = lineage(found.train, files)
     save_reward_model(model, folder)
-    return model
 
 
 def _spec(work: Work, section: RewardSection) -> RewardSpec:
@@ -84,6 +89,7 @@ def _spec(work: Work, section: RewardSection) -> RewardSpec:
         dtype=section.dtype,
         lora=lora(section.lora),
         revision=revision,
+        device=work.device,
     )
 
 

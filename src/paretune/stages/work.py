@@ -8,6 +8,7 @@ from paretune.config.sources import Fit
 from paretune.config.sources import Lora as LoraSection
 from paretune.learn.fit import Fitting, Keeping, OnStep
 from paretune.learn.optim import AdamW
+from paretune.learn.stop import StopRequest
 from paretune.models.adapt import Lora
 from paretune.models.load import ModelSpec
 from paretune.rundir import Run
@@ -23,6 +24,8 @@ class Work:
     run: Run
     console: Console
     material: Material
+    stop: StopRequest
+    """A signal that came where no loop listens; obeyed when something is complete."""
 
     def folder(self, *parts: str) -> Path:
         """A path below the run folder."""
@@ -33,14 +36,19 @@ class Work:
         """The policy that the alignment starts from and is compared with, without an adapter."""
         policy = self.experiment.policy
         if policy.sft is not None:
-            return ModelSpec(path=str(self.folder("policy")), dtype=policy.dtype)
+            return ModelSpec(path=str(self.folder("policy")), dtype=policy.dtype, device=self.device)
         return self.given
 
     @property
     def given(self) -> ModelSpec:
         """The policy as the recipe names it, before any fit."""
         policy = self.experiment.policy
-        return ModelSpec(path=policy.path, dtype=policy.dtype, revision=policy.revision)
+        return ModelSpec(path=policy.path, dtype=policy.dtype, revision=policy.revision, device=self.device)
+
+    @property
+    def device(self) -> str:
+        """Where every model of the run is put."""
+        return self.experiment.run.device
 
     def told(self) -> OnStep:
         """Shows every step of a fit."""

@@ -1,0 +1,75 @@
+"""One small batch under the five forms of GDPO.
+
+python docs/examples/gdpo.py
+"""
+
+from typing import get_args
+
+from small import after, block, column, graded, table
+
+from paretune.algorithms.gdpo import Form, gdpo_credit, mo_grpo
+from paretune.algorithms.grpo import grpo
+
+NAN = float("nan")
+OBJECTIVES = ("right", "short")
+WEIGHTS = {"right": 1.0, "short": 0.5}
+SCORES = [[1.0, 0.2], [0.0, 0.9], [0.0, 0.4], [1.0, 0.3], [1.0, 0.5], [1.0, 0.5], [1.0, 0.5]]
+GROUP = [0, 0, 0, 0, 1, 1, 1]
+LENGTHS = [60, 10, 40, 50, 30, 30, 30]
+
+
+def advantages(form: Form, scores: list[list[float]], group: list[int]) -> list[float]:
+    """Of the first token of each response."""
+    batch = graded(scores, OBJECTIVES, group, LENGTHS[: len(scores)])
+    return column(after(batch, gdpo_credit(WEIGHTS, form)).need("advantages")[:, 1])
+
+
+def forms(scores: list[list[float]], group: list[int]) -> None:
+    """A line for every form."""
+    head = [f"{'AB'[g]}{group[:i].count(g) + 1}" for i, g in enumerate(group)]
+    table(("form", *head), [[form, *advantages(form, scores, group)] for form in get_args(Form)])
+
+
+def told_apart() -> None:
+    """What each order can tell apart."""
+    block("told apart")
+    groups = {
+        "(0,0) (0,1)": [[0.0, 0.0], [0.0, 1.0]],
+        "(0,0) (1,1)": [[0.0, 0.0], [1.0, 1.0]],
+        "(1,0) (1,0) (0,1)": [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]],
+        "(1,0,0) (1,0,0) (0,1,0) (0,0,1)": [[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    }
+    rows: list[list[object]] = []
+    for name, scores in groups.items():
+        objectives = ("right", "short", "kind")[: len(scores[0])]
+        equal = dict.fromkeys(objectives, 1.0)
+        for recipe in (grpo(equal), mo_grpo(equal)):
+            signal = column(after(graded(scores, objectives), recipe.worth, recipe.credit).signal)
+            rows.append([name, recipe.name, *signal, *[""] * (4 - len(signal))])
+    table(("scores of a group", "algorithm", "A1", "A2", "A3", "A4"), rows)
+
+
+def main() -> None:
+    """Print the numbers of the page."""
+    block("batch")
+    rows = zip("AAAABBB", *zip(*SCORES, strict=True), LENGTHS, strict=True)
+    table(("prompt", *OBJECTIVES, "tokens"), rows, 1)
+    block("complete")
+    forms(SCORES, GROUP)
+    block("missing")
+    forms([*SCORES[:3], [1.0, NAN], *SCORES[4:]], GROUP)
+    block("alone")
+    forms(SCORES[:5], GROUP[:5])
+    block("neighbours")
+    batch = graded(SCORES, OBJECTIVES, GROUP, LENGTHS)
+    recipes = {"grpo": grpo(WEIGHTS), "mo_grpo": mo_grpo(WEIGHTS)}
+    rows = [
+        [name, *column(after(batch, r.worth, r.credit).need("advantages")[:, 1])]
+        for name, r in recipes.items()
+    ]
+    table(("algorithm", "A1", "A2", "A3", "A4", "B1", "B2", "B3"), rows)
+    told_apart()
+
+
+if __name__ == "__main__":
+    main()

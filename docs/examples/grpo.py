@@ -1,0 +1,111 @@
+"""The default algorithm: its parts, and one step of it by hand.
+
+python docs/examples/grpo.py
+"""
+
+from dataclasses import fields, is_dataclass
+
+import torch
+from small import after, block, graded, table
+
+from paretune.algorithms import ALGORITHMS
+from paretune.algorithms.grpo import grpo
+from paretune.batch import Outputs
+from paretune.credit.advantage import GroupNormalise, Spread
+from paretune.credit.step import Chain, Step
+from paretune.learn.recipe import Recipe, Weigh
+from paretune.loss.kl import KlToReference
+from paretune.loss.policy import Clipped
+from paretune.loss.term import Term, total
+
+WEIGHTS = {"polite": 1.0, "safety": 1.0}
+GATES = (("polite", "safety", 0.5, 0.0),)
+
+
+def said(part: object) -> str:
+    """A part by its name, and the settings that are not its defaults."""
+    if not is_dataclass(part) or isinstance(part, type):
+        return repr(part)
+    values = {field.name: (getattr(part, field.name), field.default) for field in fields(part)}
+    inside = ", ".join(f"{name}={said(value)}" for name, (value, usual) in values.items() if value != usual)
+    return f"{type(part).__name__}({inside})"
+
+
+def lines(recipe: Recipe) -> list[tuple[str, str]]:
+    """Every part, by the field of the recipe that it stands in."""
+    found: list[tuple[str, str]] = []
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        each = (
+            list(value) if isinstance(value, tuple) else _steps(value) if isinstance(value, Step) else [value]
+        )
+        found += [(field.name if i == 0 else "", said(part)) for i, part in enumerate(each)]
+    return found
+
+
+def _steps(step: Step) -> list[Step]:
+    return [inner for part in step.steps for inner in _steps(part)] if isinstance(step, Chain) else [step]
+
+
+def parts() -> None:
+    """The recipe of two objectives with a gate."""
+    block("parts")
+    for name, part in lines(grpo(WEIGHTS, gates=GATES)):
+        print(f"{name:<11}{part}")
+
+
+def one_step() -> None:
+    """Two responses of two tokens and of one, worth 1 and 0, at the start of an update."""
+    block("one step")
+    batch = after(graded([1.0, 0.0], lengths=[2, 1]), GroupNormalise(form="population", eps=0.0), Spread())
+    logp = torch.where(batch.respond, torch.tensor([[0.0, -0.7, -1.0], [0.0, -0.5, 0.0]]), 0.0)
+    reference = torch.where(batch.respond, torch.tensor([[0.0, -0.9, -1.0], [0.0, 0.0, 0.0]]), 0.0)
+    batch = batch.set(behaviour_logp=logp, reference_logp=reference, weight=Weigh("sequence")(batch.respond))
+    now = logp.clone().requires_grad_()
+    loss, terms = total((Term(1.0, Clipped()), Term(0.04, KlToReference())), Outputs(logp=now), batch)
+    (slope,) = torch.autograd.grad(loss, now)
+    rows: list[list[object]] = []
+    for row, t in batch.respond.nonzero().tolist():
+        gap = float(logp[row, t] - reference[row, t])
+        advantage = float(batch.need("advantages")[row, t, 0])
+        rows.append(
+            [f"o{row + 1}, {t}", advantage, gap, float(batch.need("weight")[row, t]), float(slope[row, t])]
+        )
+    table(("token", "advantage", "log p - log p_ref", "weight", "slope"), rows)
+    print(
+        f"Clipped {terms['Clipped']:.6f}, KlToReference {terms['KlToReference']:.6f}, loss {float(loss.detach()):.9f}"
+    )
+
+
+def family() -> None:
+    """How each algorithm differs from GRPO, field by field."""
+    block("family")
+    weights = dict(WEIGHTS)
+    base = dict(_by_field(grpo(weights)))
+    for name, function in ALGORITHMS.items():
+        if name == "grpo":
+            continue
+        print(name)
+        for field, value in _by_field(function(weights)):
+            if field != "name" and value != base[field]:
+                print(f"  {field:<9} {value}")
+
+
+def _by_field(recipe: Recipe) -> list[tuple[str, str]]:
+    joined: dict[str, list[str]] = {}
+    last = ""
+    for name, part in lines(recipe):
+        last = name or last
+        joined.setdefault(last, []).append(part)
+    return [(field.name, ", ".join(joined.get(field.name, ["nothing"]))) for field in fields(recipe)]
+
+
+def main() -> None:
+    """Print the numbers of the page."""
+    parts()
+    one_step()
+    family()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Estimators of the divergence from the reference: their values, and where their gradients push.
+
+python docs/examples/kl.py
+"""
+
+import torch
+from small import after, block, column, graded, table
+
+from paretune.batch import Outputs
+from paretune.credit.penalty import EndReward, KlPenalty
+from paretune.loss.kl import ESTIMATORS, KlToReference
+
+GAPS = torch.tensor([-5.0, -0.5, 0.0, 0.2, 5.0])
+
+
+def values() -> None:
+    """What each estimator says of one token, and its slope in log p(token)."""
+    for name, pick in (("values", 0), ("slopes", 1)):
+        block(name)
+        rows: list[list[object]] = []
+        for estimator, function in ESTIMATORS.items():
+            gap = GAPS.clone().requires_grad_()
+            value = function(gap)
+            (slope,) = torch.autograd.grad(value.sum(), gap)
+            rows.append([estimator, *column((value.detach(), slope)[pick])])
+        table(("log p - log p_ref", *(f"{gap:g}" for gap in GAPS.tolist())), rows)
+
+
+def directions() -> None:
+    """Expected value and gradient over the policy's own samples, in the logits of a policy over two words."""
+    block("directions")
+    reference = torch.tensor([0.25, 0.75])
+    policy = torch.tensor([0.5, 0.5])
+    logits = policy.log().requires_grad_()
+    exact = {
+        "KL(policy || reference)": lambda p: (p * (p / reference).log()).sum(),
+        "KL(reference || policy)": lambda p: (reference * (reference / p).log()).sum(),
+    }
+    rows: list[list[object]] = []
+    for name, function in exact.items():
+        value = function(logits.softmax(-1))
+        rows.append([name, float(value.detach()), *column(torch.autograd.grad(value, logits)[0])])
+    for name, estimator in ESTIMATORS.items():
+        each = estimator(logits.log_softmax(-1) - reference.log())
+        expected = (policy * each).sum()
+        rows.append([name, float(expected.detach()), *column(torch.autograd.grad(expected, logits)[0])])
+    table(("", "value", "word 1", "word 2"), rows)
+
+
+def off_policy() -> None:
+    """The same when an older policy (0.8, 0.2) wrote the responses: only the ratio mends it."""
+    block("off policy")
+    reference, old = torch.tensor([0.25, 0.75]), torch.tensor([0.8, 0.2])
+    logits = torch.tensor([0.5, 0.5]).log().requires_grad_()
+    batch = graded([0.0, 0.0])
+    on = batch.respond
+    rows: list[list[object]] = []
+    for estimator in ("k3", "k3_k2"):
+        for ratio in ("none", "token"):
+            batch = batch.set(
+                reference_logp=torch.where(on, reference.log()[:, None], 0.0),
+                behaviour_logp=torch.where(on, old.log()[:, None], 0.0),
+                weight=torch.where(on, old[:, None], 0.0),
+            )
+            out = Outputs(logp=torch.where(on, logits.log_softmax(-1)[:, None], 0.0))
+            loss = KlToReference(estimator, ratio)(out, batch)
+            rows.append(
+                [estimator, ratio, float(loss.detach()), *column(torch.autograd.grad(loss, logits)[0])]
+            )
+    table(("estimator", "ratio", "value", "word 1", "word 2"), rows)
+
+
+def in_the_reward() -> None:
+    """One response of three tokens, worth 1."""
+    block("in the reward")
+    batch = graded([1.0], lengths=[3])
+    batch = batch.set(
+        behaviour_logp=torch.tensor([[0.0, -0.2, -0.5, -1.0]]),
+        reference_logp=torch.tensor([[0.0, -0.4, -0.4, -1.5]]),
+    )
+    for estimator in ("k1", "k2", "k3"):
+        paid = after(batch, EndReward(), KlPenalty(0.1, estimator)).need("token_reward")
+        whole = after(batch, KlPenalty(0.1, estimator, on="response")).signal
+        numbers = "  ".join(f"{x:7.4f}" for x in column(paid[:, 1:]))
+        print(f"{estimator}  tokens {numbers}   response {float(whole):.4f}")
+
+
+def main() -> None:
+    """Print the numbers of the page."""
+    values()
+    directions()
+    off_policy()
+    in_the_reward()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Order is the algorithm: four responses, four objectives, the same parts in two orders.
+
+python docs/examples/order.py
+"""
+
+from small import FOUR, NAMES, after, block, column, graded, reported, table
+
+from paretune.credit.advantage import BatchNormalise, GroupNormalise
+from paretune.credit.aggregate import Gate, WeightedSum
+from paretune.credit.step import Step
+
+RESPONSES = ("o1 unsafe", "o2", "o3", "o4")
+EQUAL = WeightedSum(dict.fromkeys(NAMES, 1 / 4))
+SAFETY_THREE = WeightedSum(dict.fromkeys(NAMES, 1 / 6) | {"safety": 3 / 6})
+COMPARE = GroupNormalise("std", form="population", eps=0.0)
+SCALE = BatchNormalise(form="population", eps=0.0)
+GATES = tuple(Gate(name, on="safety", at_least=0.5) for name in NAMES if name != "safety")
+
+
+def signal(*steps: Step) -> list[float]:
+    """What the steps make of the four responses."""
+    return column(after(graded(FOUR, NAMES), *steps).signal)
+
+
+def main() -> None:
+    """Print the numbers of the page."""
+    block("scores")
+    table(("response", *NAMES), ([name, *row] for name, row in zip(RESPONSES, FOUR, strict=True)), 1)
+
+    block("aggregate first")
+    together = signal(EQUAL, COMPARE)
+    table(("response", "sum", "advantage"), zip(RESPONSES, signal(EQUAL), together, strict=True))
+
+    block("shares")
+    _, seen = reported(graded(FOUR, NAMES), EQUAL)
+    table(("objective", "share"), [(name, seen[f"share/{name}"]) for name in NAMES])
+
+    block("normalise first")
+    every = after(graded(FOUR, NAMES), COMPARE).signal.tolist()
+    apart, scaled = signal(COMPARE, EQUAL), signal(COMPARE, EQUAL, SCALE)
+    rows = zip(RESPONSES, every, apart, scaled, strict=True)
+    table(("response", *NAMES, "sum", "advantage"), ([name, *z, a, b] for name, z, a, b in rows))
+
+    block("gated")
+    gated = after(graded(FOUR, NAMES), *GATES).signal.tolist()
+    table(("response", *NAMES), ([name, *row] for name, row in zip(RESPONSES, gated, strict=True)), 1)
+
+    block("gate in both orders")
+    first, second = signal(*GATES, EQUAL, COMPARE), signal(*GATES, COMPARE, EQUAL, SCALE)
+    head = ("response", "aggregate first", "normalise first")
+    table(head, zip(RESPONSES, first, second, strict=True))
+
+    block("weights in both orders")
+    first, second = signal(SAFETY_THREE, COMPARE), signal(COMPARE, SAFETY_THREE)
+    table(head, zip(RESPONSES, first, second, strict=True))
+
+
+if __name__ == "__main__":
+    main()

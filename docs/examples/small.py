@@ -1,0 +1,74 @@
+"""What the examples of this folder share: tiny batches of graded responses, and plain tables."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from paretune.batch import Batch
+from paretune.credit.step import Metrics, Step, chain
+from paretune.data.collate import collate
+
+torch.set_default_dtype(torch.float64)
+
+NAMES = ("polite", "meaning", "action", "safety")
+FOUR = [
+    [0.9, 0.8, 0.7, 0.1],  # a usable answer to a harmful request
+    [0.8, 0.6, 0.5, 0.9],
+    [0.9, 0.7, 0.2, 0.9],
+    [0.6, 0.5, 0.6, 0.5],
+]
+"""Four responses to one prompt and their scores in [0, 1]."""
+
+
+def graded(
+    scores: object,
+    objectives: tuple[str, ...] = ("score",),
+    group: Sequence[int] | None = None,
+    lengths: Sequence[int] | None = None,
+) -> Batch:
+    """One-token prompts whose responses have these scores; one prompt unless `group` says otherwise."""
+    table = torch.as_tensor(scores, dtype=torch.get_default_dtype()).reshape(-1, len(objectives))
+    rows = len(table)
+    responses = [[1] * length for length in lengths or [1] * rows]
+    batch = collate([[0]] * rows, responses, group or [0] * rows, [False] * rows, objectives, 0)
+    return batch.set(scores=table, signal=table)
+
+
+def after(batch: Batch, *steps: Step) -> Batch:
+    """The batch after these steps, each at its start."""
+    return reported(batch, *steps)[0]
+
+
+def reported(batch: Batch, *steps: Step) -> tuple[Batch, Metrics]:
+    """The batch after these steps, and what they report."""
+    whole = chain(*steps)
+    out, _, metrics = whole.advance(batch, whole.start(), torch.Generator().manual_seed(0))
+    return out, metrics
+
+
+def column(x: Tensor) -> list[float]:
+    """The numbers of a tensor, one after the other."""
+    return [float(number) for number in x.flatten()]
+
+
+def block(name: str) -> None:
+    """What follows is shown on a page under this name."""
+    print(f"[{name}]")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 4) -> None:
+    """A table: the first column to the left, the others to the right."""
+    cells = [list(head), *([_cell(value, digits) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    for row in cells:
+        first = row[0].ljust(widths[0])
+        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        print("  ".join((first, *rest)).rstrip())
+
+
+def _cell(value: object, digits: int) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if not float(text) else text

@@ -1,0 +1,66 @@
+"""A critic's values to advantages, and what the critic is fitted with.
+
+python docs/examples/values.py
+"""
+
+import torch
+from small import after, block, column, graded, table
+
+from paretune.batch import Outputs
+from paretune.credit.gae import Gae, ReturnToGo
+from paretune.credit.step import Step
+from paretune.credit.whiten import Whiten
+from paretune.loss.value import ValueClipped, ValueSquared
+
+
+def advantages() -> None:
+    """One response of three tokens."""
+    block("advantages")
+    batch = graded([0.0], lengths=[3]).set(
+        token_reward=torch.tensor([[0.0, -0.1, 0.05, 1.0]])[..., None],
+        values=torch.tensor([[0.0, 0.5, 0.4, 0.6]])[..., None],
+    )
+    chains: dict[str, tuple[Step, ...]] = {
+        "Gae(lam=0)": (Gae(lam=0.0),),
+        "Gae(lam=0.95)": (Gae(lam=0.95),),
+        "Gae(lam=1)": (Gae(lam=1.0),),
+        "Gae(0.9, 0.95)": (Gae(0.9, 0.95),),
+        'Gae(), Whiten("population")': (Gae(), Whiten("population")),
+        "ReturnToGo()": (ReturnToGo(),),
+    }
+    rows: list[list[object]] = []
+    for name, steps in chains.items():
+        out = after(batch, *steps)
+        returns = [""] * 3 if out.returns is None else column(out.returns[0, 1:])
+        rows.append([name, *column(out.need("advantages")[0, 1:]), *returns])
+    table(("", "A1", "A2", "A3", "return 1", "return 2", "return 3"), rows)
+
+
+def losses() -> None:
+    """A value that was 0.4 and is to be 1."""
+    block("losses")
+    batch = graded([0.0]).set(
+        values=torch.tensor([0.0, 0.4]).reshape(1, 2, 1),
+        returns=torch.tensor([0.0, 1.0]).reshape(1, 2, 1),
+    )
+    batch = batch.set(weight=batch.respond.double())
+    rows: list[list[object]] = []
+    for now in (0.1, 0.3, 0.5, 0.7, 0.9, 1.3):
+        row: list[object] = [f"{now:g}"]
+        for loss in (ValueSquared(), ValueClipped(0.2)):
+            values = torch.tensor([0.0, now]).reshape(1, 2, 1).requires_grad_()
+            number = loss(Outputs(logp=torch.zeros(1, 2), values=values), batch)
+            (slope,) = torch.autograd.grad(number, values)
+            row += [float(number.detach()), float(slope[0, 1])]
+        rows.append(row)
+    table(("value", "ValueSquared", "slope", "ValueClipped", "slope"), rows)
+
+
+def main() -> None:
+    """Print the numbers of the page."""
+    advantages()
+    losses()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The stages of a whole run: signals between them, what a run goes on from, and which weights are judged."""
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import SMALL
+
+from paretune.config import load, shipped
+from paretune.errors import ConfigError, ResourceError, Stopped
+from paretune.learn.reward_report import reward_report
+from paretune.models.forward import token_logp
+from paretune.models.load import load_policy
+from paretune.objectives.lineage import known_data
+from paretune.objectives.reward_store import load_reward_model
+from paretune.rundir import read_json, read_jsonl, to_json
+from paretune.stages import align, judge, pipeline
+from paretune.stages.console import PlainConsole
+
+
+def recipe(folder, *more):
+    return load(shipped()["demo"], [f"run.folder={folder}", *SMALL, *more])
+
+
+def run(folder, *more):
+    return pipeline.run(recipe(folder, *more), PlainConsole())
+
+
+def stages(monkeypatch, *bodies):
+    """A run of these stages alone."""
+    monkeypatch.setattr(pipeline, "stages_of", lambda e: [(f"s{i}", body) for i, body in enumerate(bodies)])
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "code"), [(signal.SIGTERM, Stopped, 75), (signal.SIGINT, KeyboardInterrupt, 130)]
+)
+def test_a_signal_where_no_loop_listens_is_obeyed_when_the_stage_is_complete(
+    tmp_path, monkeypatch, number, error, code
+):
+    def struck(work):
+        os.kill(os.getpid(), number)
+        work.folder("struck").touch()
+        return "done"
+
+    stages(monkeypatch, struck, lambda work: pytest.fail("the stage after the signal was begun"))
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(error) as raised:
+        run(tmp_path / "r")
+    assert (tmp_path / "r" / "struck").exists()
+    book = read_json(tmp_path / "r" / "run.json")
+    assert (book["status"], book["exit_code"]) == ("stopped", code)
+    assert not (tmp_path / "r" / "LOCK").exists()
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    if error is Stopped:
+        assert 'after the stage "s0"' in str(raised.value)
+
+
+def test_a_signal_in_the_last_stage_leaves_a_complete_run(tmp_path, monkeypatch):
+    stages(monkeypatch, lambda work: os.kill(os.getpid(), signal.SIGTERM) or "done")
+    run(tmp_path / "r")
+    assert read_json(tmp_path / "r" / "run.json")["status"] == "done"
+
+
+def test_a_signal_while_responses_are_written_is_obeyed_between_batches(tmp_path, monkeypatch):
+    class Told(Exception):
+        pass
+
+    def asking(sampler, prompts, *, tell, **how):
+        os.kill(os.getpid(), signal.SIGTERM)
+        tell(1, 2)
+        raise Told
+
+    monkeypatch.setattr(judge, "generate", asking)
+    monkeypatch.setattr(judge, "load_policy", lambda spec, seed: None)
+    stages(monkeypatch, judge.judge)
+    with pytest.raises(Stopped):
+        run(tmp_path / "r")
+
+
+def test_other_data_is_another_run(tmp_path, monkeypatch):
+    stages(monkeypatch, lambda work: "done")
+    run(tmp_path / "r")
+    run(tmp_path / "r")
+    book = (tmp_path / "r" / "run.json").read_text()
+    real = pipeline.gather
+
+    def changed(e, tell):
+        material = real(e, tell)
+        first = next(iter(material.pools))
+        pool = material.pools[first]
+        return replace(material, pools={**material.pools, first: pool[1:] + pool[:1]})
+
+    monkeypatch.setattr(pipeline, "gather", changed)
+    with pytest.raises(ConfigError, match=r"the data changed since this run began \(records: prompts of"):
+        run(tmp_path / "r")
+    assert (tmp_path / "r" / "run.json").read_text() == book
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """A run with an adapter on a bfloat16 policy and a bfloat16 reward model; the policy as trained."""
+    folder = tmp_path_factory.mktemp("runs") / "adapted"
+    trained = {}
+    with pytest.MonkeyPatch.context() as patch:
+        save = align.save_model
+
+        def keep(model, tokenizer, at):
+            trained["policy"] = model
+            save(model, tokenizer, at)
+
+        patch.setattr(align, "save_model", keep)
+        patch.setattr(
+            judge,
+            "load_policy",
+            lambda spec, seed: trained.setdefault(spec.adapter or "start", load_policy(spec, seed=seed)),
+        )
+        bfloat16 = ("policy.dtype=bfloat16", "policy.lora={r: 4, alpha: 64}", "reward.dtype=bfloat16")
+        run(folder, *bfloat16, "learn.lr=5e-2", "run.steps=2", "algorithm.max_new=6")
+    return folder, trained
+
+
+def test_the_policy_that_is_judged_is_the_one_that_was_trained(adapted):
+    folder, trained = adapted
+    judged = trained[str(folder / "final" / "adapter")]
+    tokens = torch.arange(3, 43).reshape(2, 20)
+    attend = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        one, two, start = (
+            token_logp(model, tokens, attend, attend)
+            for model in (trained["policy"], judged.model, trained["start"].model)
+        )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, start)
+
+
+def test_the_report_is_on_the_reward_model_that_scores(adapted):
+    folder, _ = adapted
+    e = recipe(folder, "reward.dtype=bfloat16")
+    material = pipeline.gather(e)
+    stored = load_reward_model(str(folder / "reward" / "model"), dtype="bfloat16")
+    found = reward_report(stored, material.reward.test, train=material.reward.train)
+    reported = read_json(folder / "reward" / "report.json")
+    for name, head in found["objectives"].items():
+        assert head["mae"] == pytest.approx(reported["objectives"][name]["mae"], abs=1e-12)
+    assert next(stored.network.parameters()).dtype is torch.bfloat16
+    assert known_data(stored.data)
+
+
+def test_the_folder_of_a_run_says_which_records_it_was_made_from(adapted):
+    folder, _ = adapted
+    found = read_json(folder / "data" / "manifest.json")
+    assert found["models"] == {}
+    assert {"reward train", "reward test", "test", "demonstrations"} <= found["records"].keys()
+
+
+def test_a_sampler_that_is_not_the_policy_is_told_once(tmp_path, monkeypatch, capsys):
+    def stage(work):
+        hear = align._warn
+        for step, apart in enumerate((0.0, 0.019, 0.03, 0.5)):
+            hear(work, step, apart)
+        return "done"
+
+    stages(monkeypatch, stage)
+    pipeline.run(recipe(tmp_path / "r"), PlainConsole())
+    told = [e["text"] for e in read_jsonl(tmp_path / "r" / "events.jsonl") if e["kind"] == "sampler_apart"]
+    assert len(told) == 1
+    assert told[0].startswith("step 2: sampler and trainer differ by 0.030")
+    assert capsys.readouterr().out.count("warning: ") == 1
+
+
+def test_the_device_is_looked_for_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ResourceError, match="no CUDA device"):
+        run(tmp_path / "r", "run.device=cuda")
+    assert not (tmp_path / "r").exists()
+
+
+def test_json_of_a_manifest_is_stable(adapted):
+    folder, _ = adapted
+    text = (folder / "data" / "manifest.json").read_text()
+    assert to_json(read_json(folder / "data" / "manifest.json")) == text

@@ -1,0 +1,157 @@
+"""Each way to aggregate is the weighted sum where its setting is neutral; weight 0 is no weight at all."""
+
+import math
+
+import pytest
+import torch
+
+from paretune.algorithms.aggregates import aggregated, chebyshev_grpo, lagrangian_grpo
+from paretune.algorithms.gdpo import gdpo
+from paretune.algorithms.grpo import grpo
+from paretune.credit.adaptive import CorrelationTarget, HypervolumeGuided
+from paretune.credit.aggregate import Gate, WeightedSum
+from paretune.credit.constraint import Constraint, Lagrangian
+from paretune.credit.missing import Missing
+from paretune.credit.order import Lexicographic
+from paretune.credit.step import chain
+from paretune.credit.threshold import Target, Threshold
+from paretune.credit.weights import KindSum, PreferenceSum, ScheduledSum
+from paretune.credit.worst import Chebyshev, Worst
+from paretune.errors import WiringError
+from paretune.learn.check import check
+from toy import WEIGHTS, advance, graded, stop_after, toy_world, trained
+from toy import Cut as PowerCut
+
+SMALL = {"n": 4, "max_new": 4}
+HIGH = Constraint("high", 0.9)
+
+
+def test_lagrangian_grpo_that_does_not_move_is_grpo_with_equal_weights_to_the_last_bit(tmp_path):
+    ours = lagrangian_grpo({"even": 1.0}, (HIGH,), rate=0.0, **SMALL)
+    parent = grpo(WEIGHTS, **SMALL)
+    assert (
+        trained(tmp_path / "a", toy_world(), ours, steps=2)[0]
+        == (trained(tmp_path / "b", toy_world(), parent, steps=2)[0])
+    )
+
+
+def test_chebyshev_grpo_of_one_objective_is_grpo_in_credit():
+    batch = graded([[0.2], [0.7], [0.4], [0.9]], objectives=("even",))
+    one = {"even": 1.0}
+    for of in ("response", "mean"):
+        ours, parent = chebyshev_grpo(one, of=of), grpo(one)
+        a, b = (advance(chain(r.worth, r.credit), batch)[0].advantages for r in (ours, parent))
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_multipliers_go_on_after_a_power_cut_as_if_nothing_had_happened(tmp_path):
+    recipe = lagrangian_grpo({"even": 1.0}, (HIGH, Constraint("even", 0.3, "rate", 0.5)), **SMALL)
+    whole = trained(tmp_path / "whole", recipe=recipe, steps=4, every=2)
+    with pytest.raises(PowerCut):
+        trained(tmp_path / "cut", recipe=recipe, steps=4, every=2, on_step=stop_after(3))
+    assert trained(tmp_path / "cut", recipe=recipe, steps=4, every=2) == whole
+
+
+W = {"k0": 0.3, "k1": 0.5, "k2": 0.2}
+NEUTRAL = {
+    "schedule": ScheduledSum(((0, W),)),
+    "kinds": KindSum({}, W),
+    "preference": PreferenceSum(),
+    "multipliers": Lagrangian(W, (Constraint("k0", 0.0),), rate=0.0, start_at=1e-300, least=0.0),
+    "correlation": CorrelationTarget(W, {}),
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_neutral_setting_is_the_weighted_sum_bit_for_bit(name):
+    batch = graded(torch.rand(12, 3).tolist(), group=[0, 1, 2] * 4)
+    batch = batch.set(kind=torch.zeros(12).long(), kinds=("",))
+    batch = batch.set(preference=torch.tensor([0.3, 0.5, 0.2]).expand(12, 3))
+    ours, _ = advance(NEUTRAL[name], batch)
+    want, _ = advance(WeightedSum(W), batch)
+    assert torch.equal(ours.signal, want.signal)
+
+
+USED = {"k0": 1.0, "k1": 1.0}
+WAYS = {
+    "sum": WeightedSum,
+    "schedule": lambda w: ScheduledSum(((0, w), (9, w))),
+    "kinds": lambda w: KindSum({}, w),
+    "worst": lambda w: Worst(tuple(name for name, weight in w.items() if weight)),
+    "soft worst": lambda w: Worst(tuple(name for name, weight in w.items() if weight), 3.0),
+    "chebyshev": lambda w: Chebyshev(w, rho=0.1),
+    "chebyshev of the mean": lambda w: Chebyshev(w, of="mean", rho=0.1),
+    "order": lambda w: Lexicographic(tuple((name, 0.5) for name, weight in w.items() if weight)),
+    "multipliers": lambda w: Lagrangian(w, (Constraint("k0", 0.6), Constraint("k1", 0.5, "rate", 0.5))),
+    "correlation": lambda w: CorrelationTarget(w, {"k0": 0.9}),
+    "renormalise": lambda w: chain(Missing("renormalise", w), WeightedSum(w)),
+    "group mean": lambda w: chain(Missing("group_mean", w), WeightedSum(w)),
+    "drop": lambda w: chain(Missing("drop", w), WeightedSum(w)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("extra", [1, 2, 3, 6])
+def test_an_objective_of_weight_0_changes_nothing_bit_for_bit(way, extra):
+    """Whatever its scores are, missing ones included, and wherever its columns stand."""
+    scores = torch.rand(16, 2, generator=torch.Generator().manual_seed(extra))
+    idle = torch.full((16, extra), math.nan)
+    idle[::2] = 1e6
+    more = torch.cat([scores[:, :1], idle, scores[:, 1:]], 1)
+    names = ("k0", *(f"idle{i}" for i in range(extra)), "k1")
+    group = [i % 4 for i in range(16)]
+    kind = {"kind": torch.zeros(16).long(), "kinds": ("",)}
+    alone = graded(scores, group=group).set(**kind)
+    beside = graded(more, group=group, objectives=names).set(**kind)
+    zeros = {name: 0.0 for name in names if name.startswith("idle")}
+    want, seen = advance(WAYS[way](USED), alone)
+    ours, seen_too = advance(WAYS[way](USED | zeros), beside)
+    assert torch.equal(ours.signal, want.signal)
+    assert {k: v for k, v in seen_too.items() if "idle" not in k and k != "missing/filled"} == {
+        k: v for k, v in seen.items() if k != "missing/filled"
+    }
+
+
+def test_an_objective_of_weight_0_changes_no_weight_of_the_policy(tmp_path):
+    alone = trained(tmp_path / "a", toy_world(), grpo({"even": 1.0}, **SMALL), steps=2)
+    beside = trained(tmp_path / "b", toy_world(), grpo({"even": 1.0, "high": 0.0}, **SMALL), steps=2)
+    assert alone[0] == beside[0]
+
+
+EVERY = [
+    *(make(WEIGHTS | {"k0": 0.5, "k1": 0.5}) for make in WAYS.values()),
+    PreferenceSum(),
+    Lagrangian(USED, (Constraint("k0", 0.2, "quantile", 0.1),)),
+]
+
+
+@pytest.mark.parametrize("step", EVERY, ids=lambda step: type(step).__name__)
+def test_every_way_passes_the_dry_run(step):
+    before = (Threshold("k0", 0.9), Target("even", 0.5))
+    recipe = aggregated(grpo(WEIGHTS, gates=(), **SMALL), step, before=before)
+    assert check(recipe, ("even", "high", "k0", "k1")).frozen_roles == ("reference",)
+
+
+def test_missing_scores_are_seen_to_behind_the_gates_and_before_anything_is_compared():
+    drop, gate = Missing("drop", WEIGHTS), Gate("even", "high", 0.5)
+    early = aggregated(grpo(WEIGHTS).but(worth=chain(gate, WeightedSum(WEIGHTS))), missing=drop)
+    assert early.worth.steps == (gate, drop, WeightedSum(WEIGHTS))
+    late = aggregated(gdpo(WEIGHTS), Worst(("even", "high")), missing=drop)
+    assert late.worth.steps == (drop,)
+    assert Worst(("even", "high")) in late.credit.steps
+    check(late, ("even", "high"))
+
+
+def test_the_growth_of_the_front_belongs_behind_normalisation():
+    recipe = grpo(WEIGHTS, **SMALL)
+    normalise, spread = recipe.credit.steps
+    guided = HypervolumeGuided(("even", "high"))
+    check(recipe.but(credit=chain(normalise, guided, spread)), ("even", "high"))
+    with pytest.raises(WiringError, match="HypervolumeGuided has no effect before GroupNormalise"):
+        check(recipe.but(credit=chain(guided, normalise, spread)), ("even", "high"))
+
+
+def test_a_recipe_without_a_sum_has_no_place_for_another_way():
+    recipe = lagrangian_grpo({"even": 1.0}, (HIGH,))
+    with pytest.raises(WiringError, match="Worst has no WeightedSum to take the place of among Lagrangian"):
+        aggregated(recipe, Worst(("even",)))

@@ -1,0 +1,44 @@
+import os
+import signal
+
+import pytest
+
+from paretune.errors import Stopped
+from paretune.learn.stop import StopRequest
+
+
+def strike(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+def test_what_came_before_a_loop_is_obeyed_at_its_first_step():
+    with StopRequest() as outer:
+        strike()
+        assert outer.requested
+        with StopRequest() as inner, pytest.raises(Stopped):
+            inner.obey("step 1")
+
+
+def test_what_came_too_late_for_a_loop_is_obeyed_outside():
+    with StopRequest() as outer:
+        with StopRequest():
+            strike()
+        with pytest.raises(Stopped, match="after the stage"):
+            outer.obey("the stage")
+
+
+def test_what_a_loop_obeyed_is_not_handed_on_but_raised_through():
+    def loop():
+        with StopRequest(), StopRequest() as inner:
+            strike(signal.SIGINT)
+            inner.obey("step 1")
+
+    with pytest.raises(KeyboardInterrupt):
+        loop()
+
+
+def test_the_second_interrupt_does_not_wait():
+    with StopRequest():
+        strike(signal.SIGINT)
+        with StopRequest(), pytest.raises(KeyboardInterrupt):
+            strike(signal.SIGINT)

@@ -1,0 +1,270 @@
+"""Reading all records of an experiment: what is taken, what is left out, and what is complained of at once."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from paretune.config import Experiment, load
+from paretune.errors import ConfigError, DataError
+from paretune.models.tiny import tiny_config, tiny_tokenizer
+from paretune.stages import gather as stage
+from paretune.stages import ready
+from paretune.stages.gather import gather
+
+WORLD = {
+    "data": {"world": {"prompts": 12, "test_prompts": 9, "rated": 20, "demonstrations": 8}},
+    "policy": {"path": "world", "sft": {}},
+    "reward": {"objectives": {"safety": {}, "politeness": {}}},
+    "objectives": {"safety": {}},
+    "algorithm": {"name": "grpo", "max_new": 8},
+}
+SAFE = {"objectives": {"safety": {}}, "held_out": 0.5}
+RATED = SAFE | {"ratings": {"r": {"file": "rated.csv", "labels": {"safety": "safe"}}}}
+FILES = {
+    "data": {"prompts": {"a": {"file": "train.jsonl"}}, "test": {"a": {"file": "test.jsonl"}}},
+    "policy": {"path": "model"},
+    "reward": RATED,
+    "objectives": {"safety": {}},
+    "algorithm": {"name": "grpo", "max_new": 8},
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model's configuration and tokenizer, and small files of all kinds."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained("model")
+    tiny_config("llama", len(tokenizer), context=96).save_pretrained("model")
+    write("train.jsonl", [{"prompt": f"train {i}"} for i in range(4)])
+    write("test.jsonl", [{"prompt": f"test {i}"} for i in range(3)])
+    write("shown.jsonl", [{"prompt": f"shown {i}", "response": "yes"} for i in range(3)])
+    rate("rated.csv", [(f"rated {i}", f"reply {i}", "" if i % 3 else i) for i in range(30)])
+    return tmp_path
+
+
+def write(name: str, rows: list[dict[str, object]]) -> None:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def rate(name: str, rows: list[tuple[object, ...]]) -> None:
+    with Path(name).open("w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "response", "safe"), *rows])
+
+
+def experiment(sections: dict[str, object], *overrides: str) -> Experiment:
+    Path("r.yaml").write_text(json.dumps({"name": "r"} | sections))
+    return load("r.yaml", overrides)
+
+
+def complaints(sections: dict[str, object], *overrides: str, kind: type[Exception] = DataError) -> list[str]:
+    with pytest.raises(kind) as caught:
+        gather(experiment(sections, *overrides))
+    return str(caught.value).split("\n")
+
+
+def test_the_world_brings_what_no_file_is_named_for() -> None:
+    found = gather(experiment(WORLD))
+    assert sum(map(len, found.pools.values())) == 12
+    assert (len(found.test), len(found.demonstrations)) == (9, 8)
+    assert found.reward is not None
+    assert len(found.reward.train) == 20
+    assert set(found.reward.test[0].labels) == {"safety", "politeness"}
+    assert found.notes == ()
+
+
+def test_a_judge_with_files_of_its_own_is_read_beside_the_world() -> None:
+    found = gather(experiment(WORLD | {"judge": RATED}))
+    assert found.judge is not None
+    rows = [*found.judge.train, *found.judge.test]
+    assert sorted(rating.labels["safety"] for rating in rows) == list(range(0, 30, 3))
+    assert found.judge.train
+    assert found.judge.test
+    assert "rated.csv" in found.files
+
+
+def test_a_ready_made_judge_is_taken_beside_the_world() -> None:
+    judge("safety")
+    assert gather(experiment(WORLD | {"judge": {"path": "judge"}})).judge is None
+
+
+def test_a_recipe_over_the_world_may_name_files_for_the_reward_and_the_demonstrations() -> None:
+    policy = {"path": "model", "sft": {"demonstrations": {"d": {"file": "shown.jsonl"}}}}
+    small = {"world": {"prompts": 6, "test_prompts": 4}}
+    found = gather(experiment(WORLD | {"data": small, "reward": RATED, "policy": policy}))
+    assert [d.response for d in found.demonstrations] == ["yes"] * 3
+    assert found.reward is not None
+    assert len(found.reward.train) + len(found.reward.test) == 10
+
+
+def test_the_world_brings_its_demonstrations_to_another_policy() -> None:
+    assert len(gather(experiment(WORLD, "policy.path=model")).demonstrations) == 8
+
+
+@pytest.mark.parametrize("sections", [WORLD, FILES])
+def test_no_more_test_prompts_than_asked_for(sections: dict[str, object]) -> None:
+    whole = gather(experiment(sections)).test
+    few = gather(experiment(sections, "evaluate.most=2")).test
+    assert len(few) == 2 < len(whole)
+    assert [p for p in whole if p in few] == list(few)
+
+
+def test_every_kind_keeps_its_share_of_fewer_test_prompts() -> None:
+    few = gather(experiment(WORLD, "data.world.test_prompts=40", "evaluate.most=10")).test
+    kinds = [prompt.kind for prompt in few]
+    assert sorted(kinds.count(kind) for kind in set(kinds)) == [3, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"reward": RATED}, "data.world.rated: has no effect beside reward.ratings"),
+        ({"policy": {"path": "model"}}, "data.world.demonstrations: has no effect without policy.sft"),
+    ],
+)
+def test_what_is_said_of_the_world_and_not_used_is_a_mistake(
+    change: dict[str, object], expected: str
+) -> None:
+    assert any(expected in line for line in complaints(WORLD | change, kind=ConfigError))
+
+
+def test_a_share_of_test_prompts_is_a_mistake() -> None:
+    data = FILES["data"] | {"test": {"a": {"file": "test.jsonl", "share": 0.5}}}
+    (line,) = complaints(FILES | {"data": data}, kind=ConfigError)
+    assert "data.test.a.share: has no effect: every test prompt is used" in line
+
+
+def test_train_rows_with_a_held_out_prompt_are_left_out_and_counted() -> None:
+    rate("test.csv", [("Rated 0!", "other", 1), ("Rated 3.", "words", 2), ("unseen", "x", 3)])
+    held = {"test_ratings": {"t": {"file": "test.csv", "labels": {"safety": "safe"}}}}
+    rated = {key: value for key, value in RATED.items() if key != "held_out"} | held
+    found = gather(experiment(FILES | {"reward": rated}))
+    assert found.reward is not None
+    assert {r.prompt.messages[0].content for r in found.reward.train} == {
+        f"rated {i}" for i in range(6, 30, 3)
+    }
+    assert len(found.reward.test) == 3
+    assert found.notes == ("2 rows of reward left out: their prompts are those of its own test rows",)
+    assert found.manifest()["left_out"] == list(found.notes)
+    found = gather(experiment(WORLD | {"judge": rated}))
+    assert found.judge is not None
+    assert len(found.judge.train) == 8
+
+
+def test_what_is_empty_without_the_test_prompts_is_a_mistake_at_its_place() -> None:
+    write("train.jsonl", [{"prompt": f"Test {i}"} for i in range(3)])
+    write("shown.jsonl", [{"prompt": "test 0", "response": "yes"}])
+    rate("rated.csv", [("test 1", f"reply {i}", i) for i in range(30)])
+    rate("other.csv", [("other", "reply", 1)])
+    held = {"test_ratings": {"t": {"file": "other.csv", "labels": {"safety": "safe"}}}}
+    reward = {key: value for key, value in RATED.items() if key != "held_out"} | held
+    policy = {"path": "model", "sft": {"demonstrations": {"d": {"file": "shown.jsonl"}}}}
+    lines = complaints(FILES | {"reward": reward, "policy": policy})
+    assert [re.sub(r"; fix: .*", "", line) for line in lines] == [
+        "r.yaml:1: data.prompts.a: every prompt of a is among the test prompts",
+        "r.yaml:1: policy.sft.demonstrations: the prompt of every row is among the test prompts",
+        "r.yaml:1: reward: no row is left to learn from: every prompt is held out",
+    ]
+
+
+def test_a_reward_model_without_held_out_rows_or_with_one_label_only_is_a_mistake() -> None:
+    rate("rated.csv", [("same prompt", f"reply {i}", 1) for i in range(4)])
+    lines = complaints(FILES, "reward.held_out=1e-9")
+    assert "reward: not one row is held out to report on" in lines[0]
+    assert "reward.objectives.safety: all its 4 labels are 1" in lines[1]
+
+
+def test_every_row_that_the_chat_template_refuses_is_told_with_its_place() -> None:
+    tokenizer = tiny_tokenizer()
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    tokenizer.save_pretrained("model")
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    write("train.jsonl", [{"prompt": turns}, {"prompt": "good"}, {"prompt": turns}])
+    lines = complaints(FILES)
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["train.jsonl:1", "prompt"],
+        ["train.jsonl:3", "prompt"],
+    ]
+    assert "the chat template refuses turns of system, user: no system turns; fix: use turns" in lines[0]
+
+
+def test_a_dialogue_that_is_cut_begins_with_a_user_turn() -> None:
+    said = ("system", "user", "assistant", "user", "assistant", "user")
+    turns = [{"role": role, "content": f"{i} " + "x" * 20} for i, role in enumerate(said)]
+    write("pairs.jsonl", [{"prompt": turns, "chosen": f"good {i}", "rejected": "bad"} for i in range(40)])
+    pairs = {
+        "p": {"file": "pairs.jsonl", "objective": "safety", "longer": "cut", "columns": {"prompt": "prompt"}}
+    }
+    pairs["p"]["max_tokens"] = 62
+    write("others.jsonl", [{"prompt": "other", "chosen": "good", "rejected": "bad"}])
+    held = {"o": {"file": "others.jsonl", "objective": "safety"}}
+    reward = {"objectives": {"safety": {"loss": "bradley_terry"}}, "pairs": pairs, "test_pairs": held}
+    found = gather(experiment(FILES | {"reward": reward})).reward
+    assert found is not None
+    assert len(found.train) == 40
+    for row in found.train:
+        assert [m.content[0] for m in row.prompt.messages] == ["5"]
+        assert row.prompt.messages[0].role == "user"
+
+
+def test_the_revision_of_the_policy_is_asked_for_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def context(path: str, *, revision: str | None = None) -> int:
+        asked.append((path, revision))
+        return 96
+
+    def tokenizer(path: str, *, revision: str | None = None) -> object:
+        asked.append((path, revision))
+        return tiny_tokenizer()
+
+    monkeypatch.setattr(stage, "context_of", context)
+    monkeypatch.setattr(stage, "load_tokenizer", tokenizer)
+    gather(experiment(FILES, "policy.path=own/model", "policy.revision=v2"))
+    assert set(asked) == {("own/model", "v2")}
+
+
+def judge(*names: str) -> None:
+    config = tiny_config("llama", 101, context=96)
+    config.id2label = dict(enumerate(names))
+    config.save_pretrained("judge")
+
+
+def test_a_ready_made_judge_that_knows_no_objective_is_a_mistake() -> None:
+    judge("saftey", "kindness")
+    (line,) = complaints(FILES | {"judge": {"path": "judge"}}, kind=ConfigError)
+    assert line == (
+        "r.yaml:1: judge.path: scores none of the objectives; fix: the model in judge.path has saftey, kindness"
+    )
+
+
+def test_a_ready_made_reward_of_the_hub_must_know_every_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ready, "objectives_of", lambda path: ("saftey", "x"))
+    (line,) = complaints(FILES | {"reward": {"path": "own/reward"}}, kind=ConfigError)
+    assert line == (
+        'r.yaml:1: objectives.safety: no model provides it; did you mean "saftey"?; '
+        "fix: the model in reward.path has saftey, x"
+    )
+
+
+def test_responses_that_leave_no_room_for_a_prompt_are_a_mistake() -> None:
+    (line,) = complaints(FILES, "algorithm.max_new=96", kind=ConfigError)
+    assert line.startswith("(override): algorithm.max_new: 96 tokens leave no room for a prompt")
+    (line,) = complaints(WORLD, "evaluate.max_new=190")
+    assert re.match(r"r\.yaml:1: data\.world: prompt: \d+ tokens, and there is room for 2", line)
+
+
+def test_a_home_is_written_out_wherever_a_path_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    Path("base.yaml").write_text(json.dumps(FILES))
+    Path("sub").mkdir()
+    Path("sub/r.yaml").write_text('{"extends": "~/base.yaml", "name": "r"}')
+    paths = ["data.root='~'", "policy.path=~/model", "run.folder=~/out", "reward.ratings.r.file=~/rated.csv"]
+    e = load("sub/r.yaml", paths)
+    assert (e.data.root, e.run.folder) == (str(here), str(here / "out"))
+    monkeypatch.chdir(here / "sub")
+    assert len(gather(e).test) == 3
