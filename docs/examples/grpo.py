@@ -72,9 +72,7 @@ def one_step() -> None:
             [f"o{row + 1}, {t}", advantage, gap, float(batch.need("weight")[row, t]), float(slope[row, t])]
         )
     table(("token", "advantage", "log p - log p_ref", "weight", "slope"), rows)
-    print(
-        f"Clipped {terms['Clipped']:.6f}, KlToReference {terms['KlToReference']:.6f}, loss {float(loss.detach()):.9f}"
-    )
+    print(*(f"{name} {value:.6f}," for name, value in terms.items()), f"loss {float(loss.detach()):.9f}")
 
 
 def family() -> None:

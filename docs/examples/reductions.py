@@ -4,9 +4,10 @@ python docs/examples/reductions.py
 """
 
 import torch
-from small import block, graded, table
+from small import block, column, graded, table
 
 from paretune.batch import Batch
+from paretune.credit.penalty import overlong
 from paretune.learn.recipe import Weigh
 
 WEIGHS = (Weigh("sequence"), Weigh("token"), Weigh("sequence_sum"), Weigh("constant", 8))
@@ -56,11 +57,20 @@ def empty() -> None:
         print(f'empty="{rule}": a token of the other response counts {float(weight[0, 1]):.4f}')
 
 
+def overlong_penalty() -> None:
+    """What responses of these lengths pay, with the limit of the paper."""
+    block("overlong")
+    lengths = (10000, 16384, 18432, 20480)
+    price = column(overlong(torch.tensor(lengths), longest=20480, buffer=4096))
+    table(("tokens", *map(str, lengths)), [["price", *price]])
+
+
 def main() -> None:
     """Print the numbers of the page."""
     weights()
     cuts()
     empty()
+    overlong_penalty()
 
 
 if __name__ == "__main__":

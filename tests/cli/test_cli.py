@@ -54,7 +54,7 @@ def test_help_fits_on_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_run_gives_the_stages_an_experiment(folder: Path, stages: types.ModuleType) -> None:
     seen = []
-    stages.run = lambda experiment, console: seen.append(experiment)
+    stages.run = lambda experiment, console, command="": seen.append(experiment)
     assert leave("run", "mine.yaml", "run.steps=3") == 0
     assert leave("demo", "--seed", "5", "run.steps=2") == 0
     assert [(e.name, e.run.steps, e.run.seed) for e in seen] == [("mine", 3, 0), ("demo", 2, 5)]
@@ -68,7 +68,7 @@ def test_a_recipe_with_mistakes_leaves_with_2_and_writes_nothing(
     assert out == ""
     assert err.splitlines() == [
         '(override):1: run.stpes: unknown key; did you mean "run.steps"?; '
-        "fix: this section has folder, steps, seed, checkpoint_every, keep, threads",
+        "fix: this section has folder, steps, seed, checkpoint_every, keep, threads, device",
         '(override):2: learn.lr: "fast" is not a number',
     ]
     assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
@@ -105,7 +105,7 @@ def test_exit_codes(
     error: BaseException,
     code: int,
 ) -> None:
-    def run(experiment: object, console: object) -> None:
+    def run(experiment: object, console: object, *, command: str = "") -> None:
         raise error
 
     stages.run = run
@@ -119,7 +119,7 @@ def test_a_bug_of_ours_is_one_line_and_a_file(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def run(experiment: object, console: object) -> None:
+    def run(experiment: object, console: object, *, command: str = "") -> None:
         raise KeyError("boo")
 
     stages.run = run

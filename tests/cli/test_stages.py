@@ -12,7 +12,8 @@ from paretune.config import load, shipped
 from paretune.errors import ConfigError, ResourceError, Stopped
 from paretune.learn.reward_report import reward_report
 from paretune.models.forward import token_logp
-from paretune.models.load import load_policy
+from paretune.models.load import as_language, load_policy
+from paretune.models.tiny import tiny_model, tiny_tokenizer
 from paretune.objectives.lineage import known_data
 from paretune.objectives.reward_store import load_reward_model
 from paretune.rundir import read_json, read_jsonl, to_json
@@ -73,7 +74,9 @@ def test_a_signal_while_responses_are_written_is_obeyed_between_batches(tmp_path
         raise Told
 
     monkeypatch.setattr(judge, "generate", asking)
-    monkeypatch.setattr(judge, "load_policy", lambda spec, seed: None)
+    tokenizer = tiny_tokenizer()
+    language = as_language(tiny_model("llama", len(tokenizer)), tokenizer)
+    monkeypatch.setattr(judge, "load_policy", lambda spec, seed: language)
     stages(monkeypatch, judge.judge)
     with pytest.raises(Stopped):
         run(tmp_path / "r")

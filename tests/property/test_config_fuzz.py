@@ -41,7 +41,7 @@ FILES = {
         "ratings": {"r": {"file": "r", "labels": {"safety": {"from": "toxic", "scale": -1}}}},
         "pairs": {"q": {"file": "q", "objective": "helpful", "max_tokens": 9, "longer": "cut"}},
     },
-    "objectives": {"safety": {"weight": 1.0}, "helpful": {"when": "safety >= 0.5"}},
+    "objectives": {"safety": {"weight": 1.0}, "helpful": {"when": "safety >= 0.5", "otherwise": -3.0}},
     "algorithm": {"name": "grpo", "n": 4},
     "run": {"steps": 3, "folder": "x"},
 }

@@ -54,7 +54,7 @@ def test_every_mistake_is_told_at_once(folder: Path) -> None:
     lines = complaints(wrong, "run.stpes=3", "learn.lr=0")
     assert lines[:2] == [
         '(override):1: run.stpes: unknown key; did you mean "run.steps"?; '
-        "fix: this section has folder, steps, seed, checkpoint_every, keep, threads",
+        "fix: this section has folder, steps, seed, checkpoint_every, keep, threads, device",
         "(override):2: learn.lr: 0 must be above 0",
     ]
     text = "\n".join(lines)

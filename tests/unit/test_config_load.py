@@ -33,7 +33,7 @@ def test_a_recipe_is_read_and_completed(tmp_path: Path) -> None:
     assert e.policy.sft is not None
     assert e.policy.sft.lr == 1e-3
     assert e.weights == {"actionability": 1.0, "safety": 2.0}
-    assert e.gates == (("actionability", "safety", 0.5),)
+    assert e.gates == (("actionability", "safety", 0.5, 0.0),)
     assert e.run.folder == "runs/small"
     assert e.algorithm.arguments["n"] == 4
     assert e.algorithm.arguments["clip"] == 0.2  # a default of the function

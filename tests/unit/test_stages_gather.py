@@ -1,4 +1,4 @@
-"""Reading all records of an experiment: what is taken, what is left out, and what is complained of at once."""
+"""Reading all records of an experiment: what is taken, what is left out, what is complained of."""
 
 import csv
 import json
@@ -196,13 +196,10 @@ def test_a_dialogue_that_is_cut_begins_with_a_user_turn() -> None:
     said = ("system", "user", "assistant", "user", "assistant", "user")
     turns = [{"role": role, "content": f"{i} " + "x" * 20} for i, role in enumerate(said)]
     write("pairs.jsonl", [{"prompt": turns, "chosen": f"good {i}", "rejected": "bad"} for i in range(40)])
-    pairs = {
-        "p": {"file": "pairs.jsonl", "objective": "safety", "longer": "cut", "columns": {"prompt": "prompt"}}
-    }
-    pairs["p"]["max_tokens"] = 62
+    source = {"file": "pairs.jsonl", "objective": "safety", "longer": "cut", "max_tokens": 62}
     write("others.jsonl", [{"prompt": "other", "chosen": "good", "rejected": "bad"}])
     held = {"o": {"file": "others.jsonl", "objective": "safety"}}
-    reward = {"objectives": {"safety": {"loss": "bradley_terry"}}, "pairs": pairs, "test_pairs": held}
+    reward = {"objectives": {"safety": {"loss": "bradley_terry"}}, "pairs": {"p": source}, "test_pairs": held}
     found = gather(experiment(FILES | {"reward": reward})).reward
     assert found is not None
     assert len(found.train) == 40
@@ -238,7 +235,8 @@ def test_a_ready_made_judge_that_knows_no_objective_is_a_mistake() -> None:
     judge("saftey", "kindness")
     (line,) = complaints(FILES | {"judge": {"path": "judge"}}, kind=ConfigError)
     assert line == (
-        "r.yaml:1: judge.path: scores none of the objectives; fix: the model in judge.path has saftey, kindness"
+        "r.yaml:1: judge.path: scores none of the objectives; "
+        "fix: the model in judge.path has saftey, kindness"
     )
 
 

@@ -1,0 +1,32 @@
+"""A recipe of your own: other parts in an algorithm, tried before any model is loaded.
+
+python docs/examples/own.py
+"""
+
+from small import block
+
+from paretune.algorithms.grpo import grpo
+from paretune.credit.advantage import LeaveOneOut, Spread
+from paretune.credit.penalty import KlPenalty
+from paretune.credit.step import chain
+from paretune.errors import WiringError
+from paretune.learn.check import check
+
+
+def main() -> None:
+    """Print what the page shows."""
+    block("plan")
+    base = grpo({"polite": 1.0, "safety": 1.0})
+    mine = base.but(name="mine", credit=chain(LeaveOneOut("std"), Spread()))
+    print(check(mine, ["polite", "safety"]))
+    block("refused")
+    price = KlPenalty(0.05, on="response")
+    twice = base.but(name="twice", credit=chain(price, LeaveOneOut(), Spread()))
+    try:
+        check(twice, ["polite", "safety"])
+    except WiringError as error:
+        print(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Pages say what the code says: numbers, names and links."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pages import BLOCK, ROOT, examples, fenced, pages, printed
+from paretune.algorithms import ALGORITHMS
+from paretune.algorithms.aggregates import AGGREGATES
+
+ALGORITHM_PAGES = [page for page in pages() if page.parent.name == "algorithms"]
+ROOMS = ("credit", "loss")
+NAMED = re.compile(r"`([A-Z][A-Za-z]+)(?:\([^`]*\))?`")
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def classes(*rooms: str) -> Iterator[type]:
+    """Every public class that is defined in these rooms."""
+    for room in rooms:
+        for path in sorted((ROOT / "src" / "paretune" / room).glob("*.py")):
+            module = importlib.import_module(f"paretune.{room}.{path.stem}")
+            for _, found in inspect.getmembers(module, inspect.isclass):
+                if found.__module__ == module.__name__ and not found.__name__.startswith("_"):
+                    yield found
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda path: path.stem)
+def test_a_page_shows_what_the_example_prints(example: Path) -> None:
+    said = printed(example)
+    shown = {}
+    for page in pages():
+        for program, block, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+            if program == example.stem:
+                shown[block] = text
+    want = {block: fenced(text) for block, text in said.items()}
+    assert shown == want, "python tests/pages.py writes what the examples print into the pages"
+
+
+def test_no_page_shows_what_no_example_prints() -> None:
+    programs = {example.stem for example in examples()}
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        assert text.count("<!-- printed:") == len(BLOCK.findall(text)), f"{name(page)} has a marker left open"
+        assert {program for program, *_ in BLOCK.findall(text)} <= programs, name(page)
+
+
+def test_every_part_and_every_algorithm_has_its_place() -> None:
+    text = "\n".join(prose(page) for page in ALGORITHM_PAGES)
+    words = set(re.findall(r"\w+", text))
+    parts = {part.__name__ for part in classes(*ROOMS)}
+    assert not parts - words, "parts that no page of docs/algorithms names"
+    assert not (ALGORITHMS.keys() | AGGREGATES.keys()) - words
+    contents = set(re.findall(r"\w+", prose(ROOT / "docs" / "algorithms" / "README.md")))
+    assert not (parts | ALGORITHMS.keys() | AGGREGATES.keys()) - contents, "the table of contents lacks these"
+
+
+@pytest.mark.parametrize("page", ALGORITHM_PAGES, ids=name)
+def test_every_part_that_a_page_names_exists(page: Path) -> None:
+    rooms = (*ROOMS, "learn", "models", "rollout")
+    known = {found.__name__ for found in classes(*rooms)} | {"Batch", "Outputs", "WiringError"}
+    assert not set(NAMED.findall(prose(page))) - known
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of the page's headings in links, as code hosts make them."""
+    heads = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", pages(), ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(prose(page)):
+        if re.match(r"https?://|mailto:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name(page)} links to {link}"
+        assert not anchor or anchor in anchors(target), (
+            f"{name(page)} links to {link}, which has no such heading"
+        )
