@@ -9,6 +9,7 @@ import torch
 from tiny import SMALL
 
 from paretune.config import load, shipped
+from paretune.data.records import Message, Prompt
 from paretune.errors import ConfigError, ResourceError, Stopped
 from paretune.learn.reward_report import reward_report
 from paretune.models.forward import token_logp
@@ -19,6 +20,7 @@ from paretune.objectives.reward_store import load_reward_model
 from paretune.rundir import read_json, read_jsonl, to_json
 from paretune.stages import align, judge, pipeline
 from paretune.stages.console import PlainConsole
+from paretune.stages.gather import Material
 
 
 def recipe(folder, *more):
@@ -30,7 +32,10 @@ def run(folder, *more):
 
 
 def stages(monkeypatch, *bodies):
-    """A run of these stages alone."""
+    """A run of these stages alone, on a few prompts."""
+    prompts = tuple(Prompt(messages=(Message("user", f"question {i}"),)) for i in range(3))
+    material = Material(pools={"ordinary": prompts}, test=prompts[:1])
+    monkeypatch.setattr(pipeline, "gather", lambda e, tell: material)
     monkeypatch.setattr(pipeline, "stages_of", lambda e: [(f"s{i}", body) for i, body in enumerate(bodies)])
 
 
@@ -87,15 +92,9 @@ def test_other_data_is_another_run(tmp_path, monkeypatch):
     run(tmp_path / "r")
     run(tmp_path / "r")
     book = (tmp_path / "r" / "run.json").read_text()
-    real = pipeline.gather
-
-    def changed(e, tell):
-        material = real(e, tell)
-        first = next(iter(material.pools))
-        pool = material.pools[first]
-        return replace(material, pools={**material.pools, first: pool[1:] + pool[:1]})
-
-    monkeypatch.setattr(pipeline, "gather", changed)
+    material = pipeline.gather(None, None)
+    other = replace(material, pools={"ordinary": material.pools["ordinary"][::-1]})
+    monkeypatch.setattr(pipeline, "gather", lambda e, tell: other)
     with pytest.raises(ConfigError, match=r"the data changed since this run began \(records: prompts of"):
         run(tmp_path / "r")
     assert (tmp_path / "r" / "run.json").read_text() == book

@@ -4,7 +4,7 @@ from test_objectives_reward_model import language
 
 from paretune.data.records import Message, Preference, Prompt, Rating
 from paretune.evaluate.judge import Judge
-from paretune.objectives.lineage import KEPT, known_data, lineage
+from paretune.objectives.lineage import known_data, lineage
 from paretune.objectives.reward_store import from_language, load_reward_model, save_reward_model
 
 
@@ -40,10 +40,11 @@ def test_a_response_is_common_to_a_rating_and_a_pair():
         assert judge(known([rated(text)])).shares_with(judge(known([pair])))
 
 
-def test_of_many_records_a_common_hundredth_is_found():
-    many = known([rated(f"left {i}") for i in range(10 * KEPT)])
-    assert len(many) == KEPT
-    few = known([rated(f"right {i}") for i in range(3000)] + [rated(f"left {i}") for i in range(200)])
+def test_of_many_records_a_common_part_is_found(monkeypatch):
+    monkeypatch.setattr("paretune.objectives.lineage.KEPT", 32)
+    many = known([rated(f"left {i}") for i in range(320)])
+    assert len(many) == 32
+    few = known([rated(f"right {i}") for i in range(80)] + [rated(f"left {i}") for i in range(40)])
     assert judge(many).shares_with(judge(few))
 
 
