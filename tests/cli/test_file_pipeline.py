@@ -22,7 +22,8 @@ data:
 policy: {path: model, lora: {r: 2, alpha: 4}}
 reward:
   objectives: {polite: {}, safe: {}, helpful: {loss: bradley_terry}}
-  ratings: {raters: {file: ratings.csv, labels: {polite: politeness, safe: {from: toxicity, scale: -1, offset: 1}}}}
+  ratings:
+    raters: {file: ratings.csv, labels: {polite: politeness, safe: {from: toxicity, scale: -1, offset: 1}}}
   pairs: {people: {file: pairs.jsonl, objective: helpful}}
   held_out: 0.3
   fit: {epochs: 1, lr: 1e-3, batch: 8}
@@ -123,4 +124,5 @@ def test_the_judge_scores_what_it_knows(finished: Path) -> None:
     assert numbers["prompts"] == 6
     assert numbers["objectives"]["polite"]["n"] == 6
     assert numbers["objectives"]["helpful"]["judge"]
-    assert not numbers["objectives"]["safe"]["judge"]
+    assert numbers["objectives"]["safe"]["judge"] == "none"
+    assert numbers["objectives"]["safe"]["n"] == 0

@@ -7,15 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pages import BLOCK, ROOT, examples, fenced, pages, printed
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.aggregates import AGGREGATES
+from paretune.config import load
+from paretune.config.algorithm import recipe_of
+from paretune.learn.check import check
 
 ALGORITHM_PAGES = [page for page in pages() if page.parent.name == "algorithms"]
 ROOMS = ("credit", "loss")
 NAMED = re.compile(r"`([A-Z][A-Za-z]+)(?:\([^`]*\))?`")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"^```(python|yaml)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -72,6 +77,25 @@ def test_every_part_that_a_page_names_exists(page: Path) -> None:
     rooms = (*ROOMS, "learn", "models", "rollout")
     known = {found.__name__ for found in classes(*rooms)} | {"Batch", "Outputs", "WiringError"}
     assert not set(NAMED.findall(prose(page))) - known
+
+
+@pytest.mark.parametrize("page", ALGORITHM_PAGES, ids=name)
+def test_code_on_a_page_runs(page: Path, tmp_path: Path) -> None:
+    for language, code in CODE.findall(page.read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(code, str(page), "exec"), {})
+        else:
+            checked(code, tmp_path / "recipe.yaml")
+
+
+def checked(sections: str, path: Path) -> None:
+    """Some sections of a recipe, in one that is whole, and its dry run."""
+    whole = {"data": {"world": {}}, "policy": {"path": "world", "sft": {}}, **yaml.safe_load(sections)}
+    whole.setdefault("objectives", {"safety": {}, "actionability": {}})
+    whole["reward"] = {"objectives": {objective: {} for objective in whole["objectives"]}}
+    path.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
+    experiment = load(path)
+    check(recipe_of(experiment), list(whole["objectives"]))
 
 
 def anchors(page: Path) -> set[str]:
