@@ -75,8 +75,8 @@ class KlToReference(Loss):
 
     The default has the value of k3 and the gradient of k2, because the gradient of k3 itself is that of the
     other direction, KL(reference || policy). With `ratio` each token's estimate is multiplied by its
-    probability ratio, through which the gradient flows too: unbiased, in value and in gradient, also for
-    responses that an older policy wrote.
+    probability ratio, through which the gradient flows too. With k1 or k3 that is unbiased, in value and in
+    gradient, also for responses that an older policy wrote; with the `_k2` forms the gradient is not.
 
     Reads: reference_logp, weight; with `ratio` behaviour_logp and respond. Writes: nothing.
     Logs: how many tokens had their log-ratio cut.
