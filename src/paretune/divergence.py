@@ -6,6 +6,9 @@
 from jaxtyping import Float
 from torch import Tensor
 
+LIMIT = 20.0
+"""Log-ratios beyond this are cut before exp."""
+
 
 def k1(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """KL(policy || reference) from `gap` = logp - reference: unbiased, of either sign, gradient of mean 0.

@@ -1,9 +1,9 @@
 """Critic-free policy gradients that differ from GRPO in what a response is compared with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
-from paretune.algorithms.grpo import grpo
+from paretune.algorithms.grpo import Gates, grpo
 from paretune.credit.advantage import GroupNormalise, LeaveOneOut, Spread
 from paretune.credit.gae import ReturnToGo
 from paretune.credit.penalty import EndReward, KlPenalty
@@ -11,8 +11,6 @@ from paretune.credit.step import chain
 from paretune.credit.whiten import Whiten
 from paretune.learn.recipe import Recipe, Weigh
 from paretune.rollout.sample import Online
-
-Gates = Sequence[tuple[str, str, float, float]]
 
 
 def dr_grpo(

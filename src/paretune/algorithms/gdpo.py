@@ -1,9 +1,9 @@
 """Objectives normalised apart and then summed: GRPO in another order, in the forms that are in use."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
-from paretune.algorithms.grpo import grpo
+from paretune.algorithms.grpo import Gates, grpo
 from paretune.credit.advantage import BatchNormalise, GroupNormalise, LeaveOneOut, Spread
 from paretune.credit.aggregate import Gate, WeightedSum
 from paretune.credit.published import MissingIsZero
@@ -11,7 +11,6 @@ from paretune.credit.step import Chain, chain
 from paretune.credit.whiten import Whiten
 from paretune.learn.recipe import Recipe
 
-Gates = Sequence[tuple[str, str, float, float]]
 Form = Literal["scale_only", "trl", "nvlabs", "verl", "nemo"]
 
 

@@ -13,11 +13,14 @@ from paretune.loss.term import Term
 from paretune.models.measure import Behaviour, Reference
 from paretune.rollout.sample import Online
 
+Gates = Sequence[tuple[str, str, float, float]]
+"""(objective, on, at_least, otherwise): below `at_least` of `on`, `otherwise` stands for the score."""
+
 
 def grpo(
     weights: Mapping[str, float],
     *,
-    gates: Sequence[tuple[str, str, float, float]] = (),
+    gates: Gates = (),
     n: int = 8,
     max_new: int = 256,
     temperature: float = 1.0,

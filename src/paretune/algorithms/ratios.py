@@ -4,10 +4,10 @@ In all of them the group's z-score is the advantage, and the divergence from the
 default, not charged.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
-from paretune.algorithms.grpo import grpo
+from paretune.algorithms.grpo import Gates, grpo
 from paretune.credit.importance import TruncatedImportance
 from paretune.credit.penalty import OverlongPenalty
 from paretune.credit.select import DropFlatGroups
@@ -17,8 +17,6 @@ from paretune.loss.policy import Clipped, PolicyLoss
 from paretune.loss.term import Term
 from paretune.loss.unclipped import CappedRatio, SoftGate
 from paretune.models.measure import Behaviour
-
-Gates = Sequence[tuple[str, str, float, float]]
 
 
 def dapo(

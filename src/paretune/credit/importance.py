@@ -9,10 +9,8 @@ from torch import Tensor
 
 from paretune.batch import Batch
 from paretune.credit.step import Metrics, State, Step
+from paretune.divergence import LIMIT
 from paretune.errors import WiringError
-
-LIMIT = 20.0
-"""Log-ratios beyond this are cut before exp."""
 
 
 def sampler_ratio(

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from paretune.batch import Batch
 from paretune.credit.step import Metrics, State, Step
-from paretune.divergence import k1, k2, k3
+from paretune.divergence import LIMIT, k1, k2, k3
 from paretune.errors import WiringError
-
-LIMIT = 20.0
-"""Log-ratios beyond this are cut before exp."""
 
 
 def last_response_token(respond: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:

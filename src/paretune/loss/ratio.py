@@ -6,10 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from paretune.divergence import LIMIT
 from paretune.reduce import row_mean
-
-LIMIT = 20.0
-"""Log-ratios beyond this are cut; exp(20) is still a number that float32 can add to others."""
 
 Level = Literal["token", "sequence", "sequence_token"]
 """One ratio for each token; one for a response; or one for a response whose slope is the token's own."""

@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from paretune.batch import Batch, Outputs
+from paretune.divergence import LIMIT
 from paretune.errors import WiringError
 from paretune.loss.policy import PolicyLoss, one_objective
-from paretune.loss.ratio import LIMIT, Level, beyond, ratio_of
+from paretune.loss.ratio import Level, beyond, ratio_of
 
 
 @dataclass(frozen=True)
