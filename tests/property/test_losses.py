@@ -133,7 +133,7 @@ STRAIGHT = {"k3_k2": "k2", "k1_k2": "k2", "k3_cut_k2": "k2"}
 def meant(loss, out, batch):
     """A function whose value has the slope that the loss declares."""
     if isinstance(loss, KlToReference) and loss.estimator in STRAIGHT:
-        return KlToReference(STRAIGHT[loss.estimator], loss.ratio)
+        return KlToReference(STRAIGHT[loss.estimator])
     if type(loss) in CONSTANTS:
         # The same loss with every weight frozen at this point.
         unit = Outputs(logp=torch.where(batch.respond, -1.0, 0.0))

@@ -90,6 +90,8 @@ def test_wrong_wiring_is_told():
         (lambda: CappedRatio(5.0, 1.5), "1 must lie between"),
         (lambda: SoftGate(0.0), "both must be > 0"),
         (lambda: ValueClipped(0.0), "must be > 0"),
+        (lambda: KlToReference("k3_k2", "token"), 'ratio="token" adds once more'),
+        (lambda: KlToReference("k1_k2", "sequence"), 'ratio="sequence" adds once more'),
     ],
 )
 def test_settings_without_a_meaning_are_refused(make, match):

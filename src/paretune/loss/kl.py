@@ -9,6 +9,7 @@ from torch import Tensor
 
 from paretune.batch import Batch, Outputs
 from paretune.divergence import k1, k2, k3
+from paretune.errors import WiringError
 from paretune.loss.ratio import beyond, bounded, ratio_of
 from paretune.loss.term import Loss
 
@@ -75,8 +76,9 @@ class KlToReference(Loss):
 
     The default has the value of k3 and the gradient of k2, because the gradient of k3 itself is that of the
     other direction, KL(reference || policy). With `ratio` each token's estimate is multiplied by its
-    probability ratio, through which the gradient flows too. With k1 or k3 that is unbiased, in value and in
-    gradient, also for responses that an older policy wrote; with the `_k2` forms the gradient is not.
+    probability ratio, through which the gradient flows too: with k1 or k3 that is unbiased, in value and in
+    gradient, also for responses that an older policy wrote. The `_k2` forms bring the part of the gradient
+    that the ratio carries already and would have it twice; with a ratio they are refused.
 
     Reads: reference_logp, weight; with `ratio` behaviour_logp and respond. Writes: nothing.
     Logs: how many tokens had their log-ratio cut.
@@ -87,6 +89,13 @@ class KlToReference(Loss):
 
     estimator: Estimator = "k3_k2"
     ratio: Literal["none", "token", "sequence"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.ratio != "none" and self.estimator.endswith("_k2"):
+            raise WiringError(
+                f'KlToReference: the gradient of "{self.estimator}" has in it what ratio="{self.ratio}" '
+                'adds once more; fix: estimator="k3" with a ratio, or no ratio'
+            )
 
     def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The loss of these rows."""
