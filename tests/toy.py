@@ -2,11 +2,14 @@
 
 import copy
 import hashlib
+import inspect
 
 import torch
 
+from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.grpo import grpo
 from paretune.batch import Batch
+from paretune.credit.constraint import Constraint
 from paretune.data.toy import OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
 from paretune.learn.descend import World, descend
 from paretune.learn.optim import AdamW
@@ -52,6 +55,14 @@ def advance(step, batch, seed=0):
 def toy_recipe(**more):
     """GRPO on the toy task; short responses."""
     return grpo(WEIGHTS, **({"n": 8, "max_new": 6} | more))
+
+
+def algorithm(name, **more):
+    """An algorithm by name on the toy's objectives, with a constraint where it keeps some."""
+    function = ALGORITHMS[name]
+    if "constraints" in inspect.signature(function).parameters:
+        more.setdefault("constraints", (Constraint("even", 0.5),))
+    return function(WEIGHTS, **more)
 
 
 def toy_world(seed=0, *, lr=1e-2, scorers=None, prompts=None, **more):

@@ -21,6 +21,9 @@ from paretune.loss.term import Term, total
 WEIGHTS = {"polite": 1.0, "safety": 1.0}
 GATES = (("polite", "safety", 0.5, 0.0),)
 
+FAMILY = ("dr_grpo", "rloo", "reinforce_pp", "gdpo", "mo_grpo", "dapo", "gspo", "cispo", "sapo")
+"""Those that compare responses without a critic and descend a policy gradient."""
+
 
 def said(part: object) -> str:
     """A part by its name, and the settings that are not its defaults."""
@@ -76,15 +79,13 @@ def one_step() -> None:
 
 
 def family() -> None:
-    """How each algorithm differs from GRPO, field by field."""
+    """How each algorithm of its family differs from GRPO, field by field."""
     block("family")
     weights = dict(WEIGHTS)
     base = dict(_by_field(grpo(weights)))
-    for name, function in ALGORITHMS.items():
-        if name == "grpo":
-            continue
+    for name in FAMILY:
         print(name)
-        for field, value in _by_field(function(weights)):
+        for field, value in _by_field(ALGORITHMS[name](weights)):
             if field != "name" and value != base[field]:
                 print(f"  {field:<9} {value}")
 

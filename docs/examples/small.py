@@ -1,5 +1,6 @@
 """What the examples of this folder share: tiny batches of graded responses, and plain tables."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from paretune.batch import Batch
 from paretune.credit.step import Metrics, Step, chain
 from paretune.data.collate import collate
+from paretune.learn.recipe import Recipe, explained
 
 torch.set_default_dtype(torch.float64)
 
@@ -55,6 +57,12 @@ def column(x: Tensor) -> list[float]:
 def block(name: str) -> None:
     """What follows is shown on a page under this name."""
     print(f"[{name}]")
+
+
+def shown(recipe: Recipe) -> None:
+    """The parts, as `paretune check` prints them; long lines are broken."""
+    for line in explained(recipe):
+        print(textwrap.fill(line, 110, subsequent_indent=" " * 15, break_long_words=False))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 4) -> None:

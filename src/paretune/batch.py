@@ -42,6 +42,8 @@ class Batch:
     """As scored; never changed; NaN = nobody could say."""
     signal: Float[Tensor, "B J"]
     """Working copy of the scores: J = K until an aggregator makes it 1."""
+    readable: Bool[Tensor, " B"] | None = None
+    """The response has the form in which scorers are shown it; where it has not, it is unscored."""
     sampler_logp: Float[Tensor, "B T"] | None = None
     behaviour_logp: Float[Tensor, "B T"] | None = None
     reference_logp: Float[Tensor, "B T"] | None = None

@@ -11,28 +11,43 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from paretune.errors import ParetuneError
+from paretune import __version__
+from paretune.errors import ConfigError, ParetuneError
 
 BUG, INTERRUPTED = 1, 130
 
 app = typer.Typer(
     name="paretune",
-    help="Align a language model to several objectives at once, and see what each one costs the others.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     epilog="Exit codes: 0 ok, 1 a bug of ours, 2 wrong input, 3 the machine lacks something, 4 training "
-    "stopped itself, 75 stopped by a signal with a checkpoint, 130 Ctrl-C.",
+    "stopped itself, 75 stopped by a signal, 130 Ctrl-C (the message says what is saved).",
 )
 
 Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values that replace those of the recipe.")
 ]
+
+
+def _version(asked: bool | None) -> None:
+    if asked:
+        _say(f"paretune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = None,
+) -> None:
+    """Align a language model to several objectives at once, and see what each one costs the others."""
 
 
 @app.command()
@@ -45,9 +60,50 @@ def demo(
 
 
 @app.command()
-def run(recipe: Recipe, overrides: Overrides = None) -> None:
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    until: Annotated[
+        Literal["judge", "align"] | None, typer.Option(help="Leave out the stages after this one.")
+    ] = None,
+    shared: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Take over policy, reward and judge of a run `--until judge`."),
+    ] = None,
+) -> None:
     """Run a recipe; again: go on where it stopped."""
-    _run(recipe, overrides or [])
+    _run(recipe, overrides or [], until or "", shared)
+
+
+@app.command()
+def compare(
+    comparison: Annotated[
+        str, typer.Argument(metavar="FILE", help="A YAML file, or the name of a shipped comparison.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values that replace those of the file.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say what it would do.")] = False,
+) -> None:
+    """Compare methods under one budget; again: go on."""
+    try:
+        from paretune.config import find_recipe
+        from paretune.config.contest import load_contest
+
+        contest = load_contest(find_recipe(comparison), overrides or [])
+        if check:
+            from paretune.compare.plan import planned
+
+            _say(planned(contest))
+            return
+        from paretune.compare.conduct import conduct
+
+        found = conduct(contest)
+    except KeyboardInterrupt as error:
+        _say(str(error) or "interrupted; the same command goes on from what is saved", error=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if found["refused"]:
+        raise ConfigError("\n".join(found["refused"]))
 
 
 @app.command()
@@ -76,9 +132,26 @@ def recipes(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
     """Write the report of a run again."""
+    _refuse_empty(folder)
     from paretune.report.page import write_report
 
     _say(str(write_report(folder)))
+
+
+@app.command()
+def filtration(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    arm: Annotated[
+        str, typer.Option(help="before: the start's responses; after: the trained policy's.")
+    ] = "before",
+) -> None:
+    """Say which responses a reward can be trusted on."""
+    from paretune.evaluate.filtration import filtration_of
+    from paretune.report.table import filtration_table
+
+    if arm not in ("before", "after"):
+        raise ConfigError(f"--arm: {arm} is neither before nor after")
+    _say(filtration_table(filtration_of(folder, "before" if arm == "before" else "after")))
 
 
 @app.command()
@@ -91,18 +164,42 @@ def doctor() -> None:
     raise typer.Exit(0 if healthy else 3)
 
 
-def _run(recipe: str, overrides: Sequence[str]) -> None:
+def _run(recipe: str, overrides: Sequence[str], until: str = "", shared: Path | None = None) -> None:
+    folder = None
     try:
         from paretune.config import find_recipe, load
 
         experiment = load(find_recipe(recipe), overrides)
+        folder = Path(experiment.run.folder)
         from paretune.stages.console import make_console
         from paretune.stages.pipeline import run as run_stages
 
-        run_stages(experiment, make_console(), command=shlex.join(["paretune", *sys.argv[1:]]))
-    except KeyboardInterrupt:
-        _say("interrupted; the same command goes on from the last checkpoint", error=True)
+        command = shlex.join(["paretune", *sys.argv[1:]])
+        run_stages(experiment, make_console(), command=command, until=until, shared=shared)
+    except KeyboardInterrupt as error:
+        # One that waited for a step to be complete says itself what was saved; one that did not wait cannot.
+        _say(str(error) or _interrupted(folder), error=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _interrupted(folder: Path | None) -> str:
+    if folder is not None and (folder / "run.json").exists():
+        return f"interrupted; the same command goes on from what is saved in {folder}"
+    return "interrupted before anything was saved; the same command begins anew"
+
+
+def _refuse_empty(folder: Path) -> None:
+    """Refuse a folder that is no run, or a run of which there is nothing to report yet."""
+    from paretune.files import read_json
+
+    if not folder.is_dir():
+        wrong = "is a file" if folder.exists() else "there is no such folder"
+        raise ConfigError(f"{folder}: {wrong}; fix: name the folder of a run")
+    book = read_json(folder / "run.json")
+    said = (folder / "metrics.jsonl", *folder.glob("eval/*/eval.json"))
+    if book is not None and not any(file.exists() and file.stat().st_size for file in said):
+        state = f"{book.get('status', 'begun')}, stage {book.get('stage', 'data')}"
+        raise ConfigError(f"{folder}: nothing to report yet ({state}); fix: give the run's command again")
 
 
 def _say(text: str, *, error: bool = False) -> None:

@@ -41,7 +41,7 @@ class ResourceError(ParetuneError, RuntimeError):
 
 
 class TrainingGuard(ParetuneError, ArithmeticError):
-    """Training met a NaN, an infinity or a collapse and stopped before it reached the weights."""
+    """Training met a NaN or an infinity, and stopped before it reached the weights."""
 
     exit_code = 4
 

@@ -60,6 +60,21 @@ class Lock:
             self.handle = None
 
 
+def holder(folder: Path) -> str:
+    """Who is at work in a folder on this machine, or ""; to be asked, not to be relied on."""
+    try:
+        handle = os.open(folder / "LOCK", os.O_RDWR)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return f"process {_holder(handle).get('pid', 'unknown')}"
+    finally:
+        os.close(handle)
+    return ""
+
+
 def boot_id() -> str:
     """Differs after every start of the machine; "" where the system does not tell."""
     path = Path("/proc/sys/kernel/random/boot_id")

@@ -25,6 +25,7 @@ METRICS: dict[str, Metric] = {
     "active/{objective}": Metric(
         "share", "responses, or under an order of objectives pairs of them, that the objective decides"
     ),
+    "responses/drawn": Metric("share", "responses that were drawn by their rank, once or more often"),
     "missing/filled": Metric("share", "scores nobody gave that a policy for missing scores filled in"),
     "missing/dropped": Metric("share", "responses left out because a score was missing"),
     "constraint/{objective}": Metric("score", "how far the constraint is broken; negative: it holds", "down"),
@@ -32,6 +33,7 @@ METRICS: dict[str, Metric] = {
     "signal/std": Metric("signal", "standard deviation of the aggregated signal"),
     "groups/flat": Metric("share", "prompts whose responses all have the same signal and so teach nothing"),
     "groups/kept": Metric("share", "prompts left after those were dropped whose responses differ too little"),
+    "responses/kept": Metric("share", "responses left after all but the best of their prompts were dropped"),
     "penalty/kl": Metric("signal", "mean price of a response for leaving the reference", "down"),
     "penalty/overlong": Metric("signal", "mean price of a response for nearing the length limit", "down"),
     "signal/cut": Metric("share", "scored signals that lay beyond the clip bounds"),
@@ -54,14 +56,48 @@ METRICS: dict[str, Metric] = {
     "entropy": Metric("nats/token", "mean entropy of the policy over response tokens"),
     "kl/k1": Metric("nats/token", "mean of log p(policy) - log p(reference) over response tokens"),
     "kl/k3": Metric("nats/token", "mean of r - 1 - log r, r = p(reference) / p(policy), never negative"),
+    "kl/exact": Metric(
+        "nats/token", "mean over response tokens of KL(reference || policy), all words counted"
+    ),
     "kl/sampler": Metric(
         "nats/token", "k3 between the sampler's own log-probabilities and the trainer's", "down"
     ),
     "sampler/apart/max": Metric(
         "probability", "largest difference between what sampler and trainer give a response token", "down"
     ),
+    "pairs/none": Metric(
+        "share", "prompts without a better and a worse response, which teach nothing", "down"
+    ),
+    "pairs/margin": Metric(
+        "reward", "mean implicit reward of the chosen response over the rejected one", "up"
+    ),
+    "pairs/accuracy": Metric("share", "pairs whose chosen response has the larger implicit reward", "up"),
+    "pairs/chosen/logp": Metric("nats", "mean log-probability of a chosen response; it may fall too"),
+    "pairs/rejected/logp": Metric("nats", "mean log-probability of a rejected response"),
+    "pairs/chosen/length": Metric("tokens", "mean length of a chosen response"),
+    "pairs/rejected/length": Metric("tokens", "mean length of a rejected response"),
+    "pairs/chosen/kl": Metric(
+        "nats", "mean over chosen responses of KL(reference || policy), tokens added up"
+    ),
+    "pairs/rejected/kl": Metric("nats", "the same over rejected responses"),
+    "ranking/none": Metric("share", "prompts without two scored responses, which teach nothing", "down"),
+    "ranking/flat": Metric("share", "responses that are no better than any ranked below them", "down"),
+    "ranking/accuracy": Metric("share", "pairs of unequal signal that the policy ranks the same way", "up"),
     "truncated": Metric("share", "responses that ran into the length limit", "down"),
     "length": Metric("tokens", "mean response length, the stop token included"),
+    "length/answer": Metric("words", "mean length of the answers behind thoughts that could be read"),
+    "length/trace": Metric("words", "mean length of those thoughts"),
+    "view/unread": Metric("share", "responses without the form in which scorers are shown them", "down"),
+    "budget/spent": Metric("share", "part of the run's budget that all steps so far took"),
+    "fitness/mean": Metric("signal", "mean fitness of the candidates of a generation", "up"),
+    "fitness/best": Metric("signal", "fitness of its luckiest candidate, which is not the one that is kept"),
+    "fitness/std": Metric("signal", "standard deviation of the fitness over the candidates"),
+    "fitness/incumbent": Metric("signal", "fitness of the mean of the search before the generation", "up"),
+    "fitness/ties": Metric("share", "candidates that are worth exactly what another one is worth", "down"),
+    "candidates/{objective}/mean": Metric("score", "mean of the objective over all candidates", "up"),
+    "search/sigma": Metric("singular value", "step size of the search after the generation"),
+    "search/moved": Metric("singular value", "Euclidean distance of the incumbent from the fitted adapter"),
+    "search/flipped": Metric("values", "singular values that the incumbent has turned negative"),
     "grad_norm": Metric("norm", "norm of the gradient before clipping"),
     "lr": Metric("1", "learning rate of the step"),
     "loss/total": Metric("loss", "the loss that was descended"),

@@ -23,8 +23,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from paretune.errors import ConfigError, DataError, ParetuneError, WiringError
+from paretune.errors import DataError, ParetuneError, WiringError
 from paretune.files import append_line, cannot_write, read_json, read_jsonl, to_json, write_atomic
+from paretune.foreign import FREE, MANIFEST, RESOLVED, changes, refuse_changed, refuse_foreign
 from paretune.lock import Lock
 from paretune.metrics import METRICS, Metric, metric
 
@@ -42,7 +43,6 @@ __all__ = [
 
 SCHEMA = "paretune/run/1"
 LINES = ("metrics.jsonl", "timing.jsonl", "events.jsonl")
-MANIFEST = "data/manifest.json"
 CUT_BACK = ("metrics.jsonl", "timing.jsonl")
 """The files a resume cuts back to the checkpoint; events stay, for a crash is part of the story."""
 
@@ -61,6 +61,8 @@ class Run:
     def __init__(self, path: str | Path, *, stage: str = "align") -> None:
         self.path = Path(path)
         self.stage = stage
+        self.before: Mapping[str, Any] | None = None
+        """What run.json said before this attempt claimed the folder; None: the run is new."""
         self._lock: Lock | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -83,21 +85,23 @@ class Run:
             path: The folder.
             name: What the run is called in the report.
             config_hash: Of everything that decides the run's numbers; another hash is another run.
-            files: Text of files to lay down when the folder is new, by path inside the folder.
+            files: Text of files to lay down when the folder is new, by path inside the folder; a refusal
+                says what differs in config/resolved.yaml.
             made_from: What data/manifest.json says, and has said since the run began; `left_out` may differ.
 
         Raises:
             ConfigError: The folder holds another run or foreign files, another process is at work in it, or
                 it was begun with other data.
         """
-        _refuse_foreign(Path(path), config_hash)
+        resolved = (files or {}).get(RESOLVED, "")
+        refuse_foreign(Path(path), config_hash, resolved)
         run = cls(path)
         run._lock = Lock(run.path, config_hash)
         try:
-            _refuse_foreign(run.path, config_hash)
-            _refuse_changed(run.path, made_from or {})
+            refuse_foreign(run.path, config_hash, resolved)
+            refuse_changed(run.path, made_from or {})
             run._cut_torn_lines()
-            run._open_book(name, config_hash, run._lock.previous)
+            run._open_book(name, config_hash, run._lock.previous, resolved)
             laid = {**(files or {}), **({MANIFEST: to_json(made_from)} if made_from is not None else {})}
             for inside, text in laid.items():
                 (run.path / inside).parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +135,17 @@ class Run:
         """Enter a stage: later metrics carry its name."""
         self.stage = stage
         self.update(stage=stage)
+
+    def goes_on(self, steps: int) -> str:
+        """Where a run that was begun before stands, as one line; "" for a new one. `steps`: of the run."""
+        if self.before is None:
+            return ""
+        stage = self.before.get("stage")
+        if self.before.get("status") == "done":
+            return f"goes on in {self.path}: every stage was complete"
+        if stage == "align":
+            return f"goes on in {self.path}: stage align, step {self.before.get('step', 0)} of {steps}"
+        return f"goes on in {self.path}: " + (f"stage {stage}" if stage else "no stage was begun")
 
     def update(self, **changes: str | int | float | None) -> None:
         """Change some entries of run.json."""
@@ -221,19 +236,24 @@ class Run:
                 content = path.read_bytes()
                 os.truncate(path, content.rfind(b"\n") + 1)
 
-    def _open_book(self, name: str, config_hash: str, previous_holder: str) -> None:
-        book = read_json(self.path / "run.json")
+    def _open_book(self, name: str, config_hash: str, previous_holder: str, resolved: str) -> None:
+        book = self.before = read_json(self.path / "run.json")
         if book is None:
             book = {"schema": SCHEMA, "name": name, "config_hash": config_hash, "step": 0, "attempt": 0}
             book["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         attempt = int(book.get("attempt", 0)) + 1
         host = platform.node()
-        book |= {"status": "running", "exit_code": None, "attempt": attempt, "host": host, "pid": os.getpid()}
-        write_atomic(self.path / "run.json", to_json(book))
+        now = {"status": "running", "exit_code": None, "attempt": attempt, "host": host, "pid": os.getpid()}
+        write_atomic(self.path / "run.json", to_json(book | now))
         if previous_holder:
             self.event("stale_lock", f"took over the lock of {previous_holder}, which is gone")
         if attempt > 1:
-            self.event("resume", f"attempt {attempt}")
+            moved = [
+                f"{'.'.join(key)} was {there}, is {here}"
+                for key, there, here in changes(self.path, resolved)
+                if key in FREE
+            ]
+            self.event("resume", "; ".join([f"attempt {attempt}", *moved]))
 
 
 def environment() -> dict[str, Any]:
@@ -260,47 +280,3 @@ def _ending(error: BaseException | None) -> tuple[str, int]:
         return "stopped", 130
     code = error.exit_code if isinstance(error, ParetuneError) else 1
     return ("stopped" if code == 75 else "failed"), code
-
-
-def _refuse_foreign(path: Path, config_hash: str) -> None:
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path}: run.folder: is a file; fix: name a folder")
-    if not path.exists():
-        return
-    book = read_json(path / "run.json")
-    if book is None:
-        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in ("LOCK", "run.json.tmp"))
-        if foreign:
-            raise ConfigError(
-                f'{path}: run.folder: holds files that are no run, such as "{foreign[0]}"; '
-                "fix: choose another run.folder"
-            )
-    elif book.get("config_hash") != config_hash:
-        raise ConfigError(
-            f"{path}: run.folder: holds another run (configuration {str(book.get('config_hash'))[:12]}, "
-            f"this one is {config_hash[:12]}); fix: choose another run.folder, or remove this one"
-        )
-
-
-def _refuse_changed(path: Path, made_from: Mapping[str, Any]) -> None:
-    """Going on with other data or models would mix two runs in one set of numbers."""
-    before, now = read_json(path / MANIFEST), json.loads(to_json(made_from))
-    changed = [
-        f"{key}: {name}" if name else key
-        for key in sorted((before or {}).keys() | now.keys())
-        for name in _differing((before or {}).get(key), now.get(key))
-        if key != "left_out"
-    ]
-    if before is not None and now and changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise ConfigError(
-            f"{path}: run.folder: the data changed since this run began ({', '.join(changed[:3])}{more}); "
-            "fix: put it back, or choose another run.folder"
-        )
-
-
-def _differing(before: Any, now: Any) -> list[str]:
-    """Names of the entries that differ; "" where the whole does."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
-    return [] if before == now else [""]

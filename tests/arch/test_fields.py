@@ -11,9 +11,10 @@ from source import FILES, SOURCE, tree
 
 from paretune.config import schema, sources
 
-MAKERS = {"algorithm.py", "aggregate.py"}
+MAKERS = {"algorithm.py", "aggregate.py", "frame.py"}
 """Files of config/ that make parts of what they read, rather than check it."""
 READ_AS = {("ObjectiveSection", "weight"): "weights", ("ObjectiveSection", "when"): "gates"}
+READ_AS |= {("ObjectiveSection", "reads"): "traces"}
 """Fields that are read through a property of the experiment."""
 BY_NAME = {"Columns"}
 """Sections that are handed on whole, and whose fields are looked up by name."""

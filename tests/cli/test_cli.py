@@ -1,6 +1,5 @@
 """The commands: what they print, and the exit codes that scripts rely on."""
 
-import json
 import os
 import subprocess
 import sys
@@ -47,14 +46,14 @@ def test_help_fits_on_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert leave("--help") == 0
     text = capsys.readouterr().out
     assert text.count("\n") <= 30
-    for command in ("demo", "run", "check", "recipes", "report", "doctor"):
+    for command in ("demo", "run", "compare", "check", "recipes", "report", "filtration", "doctor"):
         assert f"  {command} " in text
     assert "..." not in text.replace("[ARGS]...", "")
 
 
 def test_run_gives_the_stages_an_experiment(folder: Path, stages: types.ModuleType) -> None:
     seen = []
-    stages.run = lambda experiment, console, command="": seen.append(experiment)
+    stages.run = lambda experiment, console, command="", **_: seen.append(experiment)
     assert leave("run", "mine.yaml", "run.steps=3") == 0
     assert leave("demo", "--seed", "5", "run.steps=2") == 0
     assert [(e.name, e.run.steps, e.run.seed) for e in seen] == [("mine", 3, 0), ("demo", 2, 5)]
@@ -68,7 +67,7 @@ def test_a_recipe_with_mistakes_leaves_with_2_and_writes_nothing(
     assert out == ""
     assert err.splitlines() == [
         '(override):1: run.stpes: unknown key; did you mean "run.steps"?; '
-        "fix: this section has folder, steps, seed, checkpoint_every, keep, threads, device",
+        "fix: this section has folder, steps, budget, seed, checkpoint_every, keep, threads, workers, device",
         '(override):2: learn.lr: "fast" is not a number',
     ]
     assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
@@ -77,6 +76,11 @@ def test_a_recipe_with_mistakes_leaves_with_2_and_writes_nothing(
 def test_a_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert leave("check", "dmo") == 2
     assert 'dmo:1: there is no such recipe; did you mean "demo"?' in capsys.readouterr().err
+
+
+def test_a_folder_is_no_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave("run", ".") == 2
+    assert capsys.readouterr().err == ".:1: is a folder; fix: name a recipe file in it, such as mine.yaml\n"
 
 
 def test_typing_errors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,12 +109,37 @@ def test_exit_codes(
     error: BaseException,
     code: int,
 ) -> None:
-    def run(experiment: object, console: object, *, command: str = "") -> None:
+    def run(experiment: object, console: object, *, command: str = "", **_: object) -> None:
         raise error
 
     stages.run = run
     assert leave("run", "mine.yaml") == code
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_interrupt_says_what_was_saved(
+    folder: Path, stages: types.ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that was obeyed says it itself; else it hangs on whether there is a run in the folder."""
+    told = []
+
+    def run(experiment: object, console: object, *, command: str = "", **_: object) -> None:
+        raise KeyboardInterrupt(*told)
+
+    stages.run = run
+    assert leave("run", "mine.yaml") == 130
+    nothing = "interrupted before anything was saved; the same command begins anew\n"
+    assert capsys.readouterr().err == nothing
+    (folder / "runs" / "mine").mkdir(parents=True)
+    assert leave("run", "mine.yaml") == 130
+    assert capsys.readouterr().err == nothing
+    (folder / "runs" / "mine" / "run.json").touch()
+    assert leave("run", "mine.yaml") == 130
+    saved = "interrupted; the same command goes on from what is saved in runs/mine\n"
+    assert capsys.readouterr().err == saved
+    told.append("interrupted after step 3 of 9")
+    assert leave("run", "mine.yaml") == 130
+    assert capsys.readouterr().err == "interrupted after step 3 of 9\n"
 
 
 def test_a_bug_of_ours_is_one_line_and_a_file(
@@ -119,7 +148,7 @@ def test_a_bug_of_ours_is_one_line_and_a_file(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def run(experiment: object, console: object, *, command: str = "") -> None:
+    def run(experiment: object, console: object, *, command: str = "", **_: object) -> None:
         raise KeyError("boo")
 
     stages.run = run
@@ -139,14 +168,18 @@ def test_control_characters_do_not_reach_the_terminal(
 
 
 def test_check_says_what_would_happen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert leave("check", "mine.yaml") == 0
+    assert leave("check", "mine.yaml", "algorithm.max_new=64") == 0
     assert capsys.readouterr().out.startswith("mine: ok")
+    assert leave("check", "mine.yaml") == 2
+    wrong = "256 tokens leave no room for a prompt: the policy reads 192 in all; fix: make it smaller"
+    assert capsys.readouterr().err == f"mine.yaml:5: algorithm.max_new: {wrong}\n"
     assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
 
 
 def test_recipes_are_listed_and_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert leave("recipes") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "compare-world",
         "demo",
         "paper",
         "real-small",
@@ -164,8 +197,18 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_report_of_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert leave("report", "nowhere") == 2
-    assert "nowhere" in capsys.readouterr().err
+    (folder / "run").mkdir()
+    (folder / "run" / "run.json").write_text('{"status": "failed", "stage": "policy"}')
+    (folder / "run" / "metrics.jsonl").touch()
+    for name, wrong in (
+        ("nowhere", "there is no such folder; fix: name the folder of a run"),
+        ("mine.yaml", "is a file; fix: name the folder of a run"),
+        (".", "holds no run.json, so no run; fix: name the folder of a run"),
+        ("run", "nothing to report yet (failed, stage policy); fix: give the run's command again"),
+    ):
+        assert leave("report", name) == 2
+        assert capsys.readouterr().err == f"{name}: {wrong}\n"
+    assert not (folder / "run" / "report.html").exists()
 
 
 def test_output_cut_short_by_a_pipe_is_no_bug(folder: Path) -> None:
@@ -180,5 +223,6 @@ def test_output_cut_short_by_a_pipe_is_no_bug(folder: Path) -> None:
         assert b"bug" not in child.stderr.read()
 
 
-def test_the_version_is_that_of_the_package() -> None:
-    assert json.dumps(paretune.__version__)
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave("--version") == 0
+    assert capsys.readouterr().out == f"paretune {paretune.__version__}\n"

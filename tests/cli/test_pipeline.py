@@ -17,6 +17,7 @@ def test_a_run_ends_with_its_table_and_the_path_of_its_report(finished):
     for word in ("objective", "politeness", "meaningfulness", "actionability", "safety", "verdict"):
         assert word in result.stdout
     assert str(folder / "report.html") in result.stdout.splitlines()[-1]
+    assert f"model: {folder / 'final'}\n" in result.stdout
     assert (folder / "report.html").stat().st_size > 10_000
 
 
@@ -45,6 +46,16 @@ def test_the_same_command_again_changes_no_number(finished):
     before = fingerprint(folder)
     again = demo(folder)
     assert again.returncode == 0, again.stderr
+    assert f"goes on in {folder}: every stage was complete\n" in again.stdout
+    assert fingerprint(folder) == before
+
+
+def test_how_often_it_is_saved_may_change_in_a_resume(finished):
+    folder, first = finished
+    assert "goes on in" not in first.stdout
+    before = fingerprint(folder)
+    again = demo(folder, "run.keep=3", "run.checkpoint_every=2")
+    assert again.returncode == 0, again.stderr
     assert fingerprint(folder) == before
 
 
@@ -53,7 +64,7 @@ def test_another_recipe_is_refused_in_the_same_folder(finished):
     before = fingerprint(folder)
     other = demo(folder, "run.seed=5")
     assert other.returncode == 2
-    assert "another run" in other.stderr
+    assert "another run (run.seed is 0 there, 5 here)" in other.stderr
     assert len(other.stderr.splitlines()) == 1
     assert fingerprint(folder) == before
 

@@ -1,11 +1,13 @@
 """The recipes that come with the package load and check over the files they are written for."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from paretune.config import load, shipped
 from paretune.config.rules import sources
+from paretune.models.tiny import tiny_model, tiny_tokenizer
 from paretune.stages.pipeline import check
 from shared import shared
 
@@ -32,9 +34,19 @@ def test_real_small() -> None:
 def test_paper(tmp_path: Path) -> None:
     kinds = ("attack", "benign", "borderline")
     names = [f"{kind}.{split}.jsonl" for kind in kinds for split in ("train", "test")]
-    for name in (*names, "ratings.jsonl", "ratings.other.jsonl"):
-        (tmp_path / name).touch()
-    e = load(shipped()["paper"], ["data.root=."])
-    assert check(e).startswith("paper: ok")
+    labels = ("politeness", "meaningfulness", "actionability", "safety")
+    for name in names:
+        (tmp_path / name).write_text("".join(f'{{"prompt": "{name} {i}"}}\n' for i in range(3)))
+    for name in ("ratings.jsonl", "ratings.other.jsonl"):
+        rows = [{"prompt": f"{name} {i}", "response": "r"} | dict.fromkeys(labels, i / 40) for i in range(40)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = tiny_tokenizer()
+    tiny_model("qwen2", len(tokenizer), context=512).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    e = load(shipped()["paper"], ["data.root=.", "policy.path=./model"])
+    text = check(e)
+    assert text.startswith("paper: ok\nprompts    3 attack, 3 benign, 3 borderline; 9 unseen\n")
+    assert "hub " not in text
+    assert [path.name for path in tmp_path.iterdir() if path.name == "runs"] == []
     assert set(e.weights.values()) == {1.0}
     assert e.policy.lora is not None

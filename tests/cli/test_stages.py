@@ -21,6 +21,7 @@ from paretune.rundir import read_json, read_jsonl, to_json
 from paretune.stages import align, judge, pipeline
 from paretune.stages.console import PlainConsole
 from paretune.stages.gather import Material
+from tinyrows import batch_of, rows
 
 
 def recipe(folder, *more):
@@ -36,7 +37,9 @@ def stages(monkeypatch, *bodies):
     prompts = tuple(Prompt(messages=(Message("user", f"question {i}"),)) for i in range(3))
     material = Material(pools={"ordinary": prompts}, test=prompts[:1])
     monkeypatch.setattr(pipeline, "gather", lambda e, tell: material)
-    monkeypatch.setattr(pipeline, "stages_of", lambda e: [(f"s{i}", body) for i, body in enumerate(bodies)])
+    monkeypatch.setattr(
+        pipeline, "stages_of", lambda e, *until: [(f"s{i}", body) for i, body in enumerate(bodies)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,6 +173,30 @@ def test_a_sampler_that_is_not_the_policy_is_told_once(tmp_path, monkeypatch, ca
     assert len(told) == 1
     assert told[0].startswith("step 2: sampler and trainer differ by 0.030")
     assert capsys.readouterr().out.count("warning: ") == 1
+
+
+def test_the_live_line_says_that_its_divergence_is_a_mean_of_tokens(tmp_path, monkeypatch):
+    notes = []
+
+    class Heard(PlainConsole):
+        def progress(self, done, total, note):
+            notes.append((done, total, note))
+
+    batch = batch_of(*rows()).set(objectives=("safety",))
+
+    def stage(work):
+        align._shown(work)(1, {"score/safety/mean": 0.25, "kl/k3": 0.0625}, batch, ())
+        return "done"
+
+    stages(monkeypatch, stage)
+    pipeline.run(recipe(tmp_path / "r"), Heard())
+    assert (2, 4, "safety 0.25  KL/token 0.062") in notes
+
+
+def test_a_run_says_which_names_are_taken_as_hub_names(tmp_path, monkeypatch, capsys):
+    stages(monkeypatch, lambda work: "done")
+    pipeline.run(recipe(tmp_path / "r", "reward.body=own/body"), PlainConsole())
+    assert "reward.body: own/body is no folder here: taken as a hub name\n" in capsys.readouterr().out
 
 
 def test_the_device_is_looked_for_before_anything_is_written(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ HIGH = Constraint("high", 0.9)
 
 
 def test_lagrangian_grpo_that_does_not_move_is_grpo_with_equal_weights_to_the_last_bit(tmp_path):
-    ours = lagrangian_grpo({"even": 1.0}, (HIGH,), rate=0.0, **SMALL)
+    ours = lagrangian_grpo({"even": 1.0}, constraints=(HIGH,), rate=0.0, **SMALL)
     parent = grpo(WEIGHTS, **SMALL)
     assert (
         trained(tmp_path / "a", toy_world(), ours, steps=2)[0]
@@ -45,7 +45,7 @@ def test_chebyshev_grpo_of_one_objective_is_grpo_in_credit():
 
 
 def test_multipliers_go_on_after_a_power_cut_as_if_nothing_had_happened(tmp_path):
-    recipe = lagrangian_grpo({"even": 1.0}, (HIGH, Constraint("even", 0.3, "rate", 0.5)), **SMALL)
+    recipe = lagrangian_grpo({"even": 1.0}, constraints=(HIGH, Constraint("even", 0.3, "rate", 0.5)), **SMALL)
     whole = trained(tmp_path / "whole", recipe=recipe, steps=4, every=2)
     with pytest.raises(PowerCut):
         trained(tmp_path / "cut", recipe=recipe, steps=4, every=2, on_step=stop_after(3))
@@ -152,6 +152,6 @@ def test_the_growth_of_the_front_belongs_behind_normalisation():
 
 
 def test_a_recipe_without_a_sum_has_no_place_for_another_way():
-    recipe = lagrangian_grpo({"even": 1.0}, (HIGH,))
+    recipe = lagrangian_grpo({"even": 1.0}, constraints=(HIGH,))
     with pytest.raises(WiringError, match="Worst has no WeightedSum to take the place of among Lagrangian"):
         aggregated(recipe, Worst(("even",)))

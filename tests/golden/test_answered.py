@@ -7,33 +7,9 @@ from pathlib import Path
 import pytest
 from cases import FOLDER, load, tolerances
 
-NEXT = "belongs to a method that comes with a later release: "
 UNUSED = "no shipped part needs it: "
 ELSEWHERE: dict[str, str] = {
-    "dpo_batch_logps": NEXT + "direct preference optimisation",
-    "dpo_concatenated_inputs": NEXT + "direct preference optimisation",
-    "dpo_loss": NEXT + "direct preference optimisation",
-    "trl_dpo_losses": NEXT + "direct preference optimisation",
-    "tdpo_logps_kl": NEXT + "token-level direct preference optimisation",
-    "tdpo_loss": NEXT + "token-level direct preference optimisation",
-    "modpo_loss": NEXT + "multi-objective direct preference optimisation",
-    "pro_loss": NEXT + "preference ranking optimisation",
-    "pro_loss_from_logits": NEXT + "preference ranking optimisation",
-    "rto_token_rewards": NEXT + "reinforced token optimisation",
-    "ppoc_reward_adjustment": NEXT + "rewards calibrated by stated confidence",
-    "ppoc_confidence_parse": NEXT + "rewards calibrated by stated confidence",
-    "ppom_calibrated_reward_loss": NEXT + "reward models calibrated by stated confidence",
-    "ece": NEXT + "evaluation of stated confidence",
-    "ece_confidence_scaling": NEXT + "evaluation of stated confidence",
-    "pfppo_weights": NEXT + "policy filtration",
-    "pfppo_weights_verl": NEXT + "policy filtration",
-    "superhf_filter": NEXT + "supervised fine-tuning on the best of own samples",
-    "superhf_loss": NEXT + "supervised fine-tuning on the best of own samples",
-    "meteor_similarity": NEXT
-    + "supervised fine-tuning on the best of own samples (its measure of diversity)",
-    "safe_rlhf_reward_loss": NEXT + "reward and cost models of Safe RLHF",
-    "safe_rlhf_cost_loss": NEXT + "reward and cost models of Safe RLHF",
-    "essa_lora_svd": NEXT + "evolution of the singular values of adapters",
+    "pfppo_weights_verl": UNUSED + "ranks are among the responses to one prompt, not over the whole batch",
     "armorm_ridge": UNUSED
     + "reward models are fitted end to end; the ridge baseline chooses its own penalty",
     "armorm_gating": UNUSED + "weights are set by the user, not by a network",
@@ -42,6 +18,20 @@ ELSEWHERE: dict[str, str] = {
     "ric_reward_normalize": UNUSED + "labels keep the units they come in",
 }
 """Topic -> why nobody here answers it."""
+PARTLY: dict[str, tuple[tuple[str, ...], str]] = {
+    "trl_dpo_losses": (
+        ("a/aot", "b_tie/aot", "c_extreme/aot"),
+        UNUSED + "they sort whole batches of pairs, so the losses of micro-batches would not add up",
+    ),
+}
+"""Topic -> starts of the names of cases that nobody here answers, and why."""
+
+
+def literals(argument: ast.expr) -> tuple[str, ...]:
+    """The strings an argument stands for: one, or those of a starred tuple."""
+    if isinstance(argument, ast.Starred):
+        return tuple(ast.literal_eval(argument.value))
+    return (ast.literal_eval(argument),)
 
 
 @cache
@@ -51,7 +41,7 @@ def answered() -> dict[str, tuple[str, ...]]:
     for path in Path(__file__).parent.glob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "cases":
-                topic, *starts = (ast.literal_eval(argument) for argument in node.args)
+                topic, *starts = (name for argument in node.args for name in literals(argument))
                 known = found.get(topic)
                 found[topic] = () if not starts or known == () else (*(known or ()), *starts)
     return found
@@ -65,10 +55,12 @@ def test_every_case_is_answered(topic):
     assert topic in answered(), "nobody answers it"
     starts = answered()[topic]
     left = [case.name for case in load(topic) if starts and not case.name.startswith(starts)]
-    assert not left
+    told, _ = PARTLY.get(topic, ((), ""))
+    assert not [name for name in left if not name.startswith(told)]
+    assert all(any(name.startswith(start) for name in left) for start in told), "answered, or no such case"
 
 
 def test_the_table_names_topics_that_exist_and_each_topic_has_a_tolerance():
     topics = {path.stem for path in FOLDER.glob("*.json")}
-    assert not set(ELSEWHERE) - topics
+    assert not (set(ELSEWHERE) | set(PARTLY)) - topics
     assert not topics - set(tolerances())

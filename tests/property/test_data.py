@@ -54,17 +54,20 @@ json_values = st.recursive(
     )
 )
 def test_no_row_whatever_is_more_than_a_complaint(row):
+    """One line for the row, or one for each of its labels."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "f.jsonl"
         path.write_text(json.dumps(row) + "\n")
         for read in (lambda: read_ratings(path), lambda: read_preferences(path, objective="o")):
-            said = ""
+            said: list[str] = []
             labels: dict[str, float] = {}
             try:
                 labels = getattr(read()[0], "labels", {})
             except DataError as error:
-                said = str(error)
-            assert "\n" not in said
+                said = str(error).split("\n")
+            scores = row.get("scores")
+            assert len(said) <= max(1, len(scores) if isinstance(scores, dict) else 0)
+            assert all(line.startswith(f"{path}:") for line in said)
             assert all(map(math.isfinite, labels.values()))
 
 

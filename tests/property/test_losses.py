@@ -1,5 +1,7 @@
 """What every loss must satisfy: parts add up, the gradient is the slope, only response tokens are taught."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from paretune.batch import Outputs
 from paretune.learn.recipe import Weigh
 from paretune.loss.entropy import EntropyBonus
+from paretune.loss.exact import ExactKl
+from paretune.loss.imitate import Likelihood
 from paretune.loss.kl import KlToReference
 from paretune.loss.policy import Clipped, DropStale
 from paretune.loss.unclipped import CappedRatio, GammaWeighted, SoftGate
@@ -37,6 +41,8 @@ LOSSES = (
     EntropyBonus(),
     ValueSquared(),
     ValueClipped(0.1),
+    Likelihood(),
+    ExactKl(),
 )
 every = pytest.mark.parametrize("loss", LOSSES, ids=repr)
 means = st.sampled_from(["token", "sequence", "sequence_sum", "constant"])
@@ -83,15 +89,22 @@ def outputs(logits, values, batch):
     distribution = logits.log_softmax(-1)
     logp = distribution.gather(-1, batch.tokens[..., None]).squeeze(-1)
     entropy = -(distribution.exp() * distribution).sum(-1)
+    uniform = -math.log(WORDS) - distribution.mean(-1)  # the reference says all words alike
     return Outputs(
         logp=torch.where(batch.respond, logp, 0.0),
         entropy=torch.where(batch.respond, entropy, 0.0),
+        kl_reference_policy=torch.where(batch.respond, uniform, 0.0),
         values=torch.where(batch.respond[..., None], values, 0.0),
     )
 
 
 def sliced(out, rows):
-    return Outputs(logp=out.logp[rows], entropy=out.entropy[rows], values=out.values[rows])
+    return Outputs(
+        logp=out.logp[rows],
+        entropy=out.entropy[rows],
+        values=out.values[rows],
+        kl_reference_policy=out.kl_reference_policy[rows],
+    )
 
 
 lengths = st.lists(st.integers(1, WIDTH - 1), min_size=1, max_size=4)
@@ -118,7 +131,7 @@ def test_p6_only_response_tokens_are_taught(loss, lengths, seed):
     batch = batch.set(weight=Weigh("sequence")(batch.respond))
     logp = outputs(*answers(batch, seed), batch).logp.detach().requires_grad_()
     values = torch.zeros(*logp.shape, 2, requires_grad=True)
-    out = Outputs(logp=logp, entropy=logp * 1.0, values=values * 1.0)
+    out = Outputs(logp=logp, entropy=logp * 1.0, values=values * 1.0, kl_reference_policy=logp * 1.0)
     slopes = torch.autograd.grad(loss(out, batch), (logp, values), allow_unused=True)
     for slope in slopes:
         assert slope is None or (slope[~batch.respond] == 0).all()

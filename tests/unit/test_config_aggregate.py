@@ -60,7 +60,21 @@ def test_another_way_takes_the_place_of_the_sum(tmp_path: Path, aggregate: str, 
     assert load(again).model_dump() == e.model_dump()
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+APART = {"modpo", "safe_rlhf", "lagrangian_grpo", "chebyshev_grpo"}
+"""They have a way of their own and no weighted sum to replace."""
+
+
+@pytest.mark.parametrize("name", sorted(APART))
+def test_those_without_a_sum_refuse_another_way(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"no WeightedSum|takes no gate|no constraint"):
+        experiment(tmp_path, aggregate="{name: chebyshev}", algorithm=f"{{name: {name}}}")
+
+
+FRAMED = {"ppo_c", "ppo_m"}
+"""They ask the policy for its confidence, which this recipe has nothing for."""
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - APART - FRAMED))
 def test_it_does_so_in_every_algorithm(tmp_path: Path, name: str) -> None:
     e = experiment(tmp_path, aggregate="{name: chebyshev}", algorithm=f"{{name: {name}}}")
     recipe = recipe_of(e)
@@ -109,7 +123,11 @@ def test_caps_targets_gates_and_missing_scores_in_their_order(tmp_path: Path) ->
         ("aggregate", "{name: worst, sharpnes: 1}", "aggregate.sharpnes: unknown key; did you mean"),
         ("aggregate", "{sharpness: 1}", "aggregate.sharpness: unknown key; fix: weighted takes no arguments"),
         ("aggregate", "{name: worst, sharpness: x}", "aggregate.sharpness: "),
-        ("aggregate", "{name: worst, sharpness: 0.0}", "aggregate: Worst got sharpness 0.0"),
+        ("aggregate", "{name: worst, sharpness: 0.0}", "aggregate.sharpness: 0.0 must be above 0"),
+        ("aggregate", "{name: chebyshev, rho: -1}", "aggregate.rho: -1 must be at least 0"),
+        ("aggregate", "{name: chebyshev, freeze_after: -1}", "aggregate.freeze_after: -1 must be at least 0"),
+        ("aggregate", "{name: lexicographic, grain: -1}", "aggregate.grain: -1 must be at least 0"),
+        ("aggregate", "{name: lagrangian, window: 0}", "aggregate.window: 0 must be at least 1"),
         ("aggregate", "{missing: zero}", 'aggregate.missing: "zero" is none of drop'),
         ("aggregate", "{name: worst, missing: renormalise}", "aggregate.missing: renormalise stretches"),
         ("aggregate", "{name: lagrangian}", "aggregate.name: lagrangian keeps constraints, and no objective"),

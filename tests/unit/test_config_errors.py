@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from paretune.algorithms import ALGORITHMS
 from paretune.config import load
+from paretune.config.algorithm import algorithm_arguments
 from paretune.errors import ConfigError
 
 WORLD = {
@@ -54,7 +56,7 @@ def test_every_mistake_is_told_at_once(folder: Path) -> None:
     lines = complaints(wrong, "run.stpes=3", "learn.lr=0")
     assert lines[:2] == [
         '(override):1: run.stpes: unknown key; did you mean "run.steps"?; '
-        "fix: this section has folder, steps, seed, checkpoint_every, keep, threads, device",
+        "fix: this section has folder, steps, budget, seed, checkpoint_every, keep, threads, workers, device",
         "(override):2: learn.lr: 0 must be above 0",
     ]
     text = "\n".join(lines)
@@ -75,6 +77,8 @@ def test_every_mistake_is_told_at_once(folder: Path) -> None:
         ("a: 1\na: 2\n", "r.yaml:2:1: a: is given twice; the first one is in line 1"),
         ("a: [1\n", "r.yaml:2:1: not YAML"),
         ("a: \x07\n", "r.yaml:1:4: character U+0007 is not allowed"),
+        ("run:\n\tsteps: 3\n", "r.yaml:2:1: not YAML: a tab; fix: indent with spaces"),
+        ("a: 1\n\tb: 2\n", "r.yaml:2:1: not YAML: a tab; fix: indent with spaces"),
         ("? [a]\n: 1\n", "r.yaml:1:3: a key must be one word of text"),
         ("a: !!python/object/apply:os.system ['touch hacked']\n", "r.yaml:1:4: has the tag"),
         ("a: !include x\n", "r.yaml:1:4: has the tag"),
@@ -92,6 +96,21 @@ def test_text_that_is_no_recipe(folder: Path, text: str, expected: str) -> None:
         load("r.yaml")
     assert expected in str(caught.value)
     assert not (folder / "hacked").exists()
+
+
+@pytest.mark.parametrize("text", ["run:\n\tsteps: 3\n", "- a\n", "", "extends: gone.yaml\n", "extends: 3\n"])
+def test_a_recipe_that_cannot_be_read_lacks_nothing(folder: Path, text: str) -> None:
+    Path("r.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load("r.yaml", ["run.steps=3", "run.stpes=4"])
+    (line,) = str(caught.value).split("\n")
+    assert line.startswith("r.yaml:")
+
+
+def test_a_base_that_cannot_be_read_leaves_nothing_missing(folder: Path) -> None:
+    Path("base.yaml").write_text("run:\n\tsteps: 3\n")
+    (line,) = complaints({"extends": "base.yaml"}, "run.steps=3")
+    assert line.startswith("base.yaml:2:1: not YAML: a tab")
 
 
 def test_a_recipe_that_explodes_through_its_aliases_is_refused_quickly(folder: Path) -> None:
@@ -203,6 +222,8 @@ def test_bytes_that_are_no_text(folder: Path) -> None:
         ("algorithm", "{name: grpo, n: many}", 'algorithm.n: "many" is not a whole number'),
         ("algorithm", "{name: grpo, kl: true}", "algorithm.kl: True is not a number"),
         ("algorithm", "{name: grpo, n: 1}", "algorithm.n: is 1: grpo compares the responses"),
+        ("name", "Mine", 'name: "Mine" must be a-z, 0-9 and . - _ only, at most 64 of them, and begin'),
+        ("name", "My Run!", "and begin with a letter or digit; fix: write my-run"),
         ("evaluate", "{margin: {saftey: 0.1}}", 'did you mean "safety"?'),
         ("run", "{steps: 1.0}", "run.steps: 1.0 is not a whole number; fix: write 1"),
         ("run", '{steps: "3"}', 'run.steps: "3" is not a whole number; fix: leave out the quotes: 3'),
@@ -228,6 +249,48 @@ def test_one_mistake_in_a_recipe_over_the_world(
     folder: Path, section: str, value: str, expected: str
 ) -> None:
     assert any(expected in line for line in complaints(WORLD | {section: value}))
+
+
+BAD_ARGUMENTS = {
+    "max_new": (0, "must be at least 1"),
+    "temperature": (-1, "must be above 0"),
+    "kl": (-1, "must be at least 0"),
+    "minibatch": (0, "must be at least 1"),
+    "epochs": (0, "must be at least 1"),
+    "clip": (-0.1, "must be at least 0"),
+    "clip_high": (-0.1, "must be at least 0"),
+    "flat": (-1, "must be at least 0"),
+    "overlong": (2, "must be at most 1"),
+    "most": (-0.5, "must be "),
+    "up": (0, "must be above 0"),
+    "down": (-1, "must be above 0"),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_arguments_out_of_bounds_are_told_at_their_own_keys(folder: Path, name: str) -> None:
+    """All of them at once, whatever the algorithm does with them."""
+    known = algorithm_arguments(ALGORITHMS[name])
+    numbers = [key for key in known if key == "n" or key in BAD_ARGUMENTS]
+    said = {key: -3 if key == "n" else BAD_ARGUMENTS[key][0] for key in numbers}
+    text = "".join(f"  {key}: {value}\n" for key, value in said.items())
+    lines = complaints(WORLD | {"algorithm": f"\n  name: {name}\n{text}".rstrip()})
+    assert len(lines) == len(numbers)
+    for at, (key, line) in enumerate(zip(numbers, lines, strict=True), 7):
+        assert line.startswith(f"r.yaml:{at}:3: algorithm.{key}: ")
+        assert key == "n" or f": {said[key]} {BAD_ARGUMENTS[key][1]}" in line
+
+
+def test_an_override_out_of_bounds_has_its_place(folder: Path) -> None:
+    assert complaints(WORLD, "run.steps=3", "algorithm.temperature=-1") == [
+        "(override):2: algorithm.temperature: -1 must be above 0"
+    ]
+
+
+def test_mistakes_beside_a_wrong_name_are_told_with_it(folder: Path) -> None:
+    first, second = complaints(WORLD, "name=Mine", "algorithm.kl=-1")
+    assert first.startswith("(override):1: name: ")
+    assert second == "(override):2: algorithm.kl: -1 must be at least 0"
 
 
 def test_a_ready_made_reward_must_provide_the_objectives(folder: Path) -> None:

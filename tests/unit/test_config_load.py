@@ -84,6 +84,7 @@ def test_the_hash_names_what_decides_the_numbers(tmp_path: Path) -> None:
     one = config_hash(load(path))
     assert config_hash(load(path, ["run.folder=elsewhere"])) == one
     assert config_hash(load(path, ["run.device=cuda"])) == one
+    assert config_hash(load(path, ["run.keep=9", "run.checkpoint_every=3", "run.threads=2"])) == one
     assert config_hash(load(path, ["run.seed=1", "run.folder=runs/small"])) != one
 
 
@@ -112,6 +113,42 @@ def test_shipped_recipes_are_found_by_name() -> None:
     assert find_recipe("demo") == shipped()["demo"]
     with pytest.raises(ConfigError, match='did you mean "demo"'):
         find_recipe("dmo")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("real-smal", 'real-smal:1: there is no such recipe; did you mean "real-small"?'),
+        ("recipes/demo.yml", 'did you mean "demo"?'),
+        ("mine/helpdsk.yml", 'did you mean "mine/helpdesk.yaml"?'),
+        ("mine/helpdesk.yml", 'did you mean "mine/helpdesk.yaml"?'),
+        ("top", 'did you mean "top.yml"?'),
+        ("mine", "mine:1: is a folder; fix: name a recipe file in it, such as mine/helpdesk.yaml"),
+        ("empty", "empty:1: is a folder; fix: name a recipe file"),
+        ("folder.yaml", "folder.yaml:1: is a folder; fix: name a recipe file"),
+        (".", ".:1: is a folder; fix: name a recipe file in it, such as top.yml"),
+        ("", ":1: is a folder"),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_told_by_its_nearest_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine", "empty", "folder.yaml"):
+        Path(folder).mkdir()
+    for file in ("mine/helpdesk.yaml", "top.yml"):
+        Path(file).touch()
+    with pytest.raises(ConfigError) as caught:
+        find_recipe(name)
+    assert expected in str(caught.value)
+
+
+def test_a_folder_does_not_hide_the_shipped_recipe_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    assert find_recipe("demo") == shipped()["demo"]
 
 
 def test_the_demo_recipe_loads_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

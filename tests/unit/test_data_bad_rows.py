@@ -2,6 +2,7 @@
 
 import pytest
 
+from paretune.data.columns import Label
 from paretune.data.readers import read_demonstrations, read_preferences, read_prompts, read_ratings
 from paretune.errors import DataError
 
@@ -74,6 +75,21 @@ CASES = [
             "r.csv:6: 2 cells, but the header has 3; "
             'fix: put cells that hold commas or line breaks in "quotes"',
             "r.csv:7: polite: infinite, or too large for a number; fix: write a finite number",
+        ],
+    ),
+    (
+        "all bad labels of a row, and what float32 cannot hold",
+        read_ratings,
+        "r.csv",
+        "prompt,response,polite,kind,brief\na,b,x,1e39,3\na,b,-1e39,4,y\na,b,3.4e38,1,2\n",
+        {"labels": {"politeness": "polite", "kindness": "kind", "brevity": "brief"}},
+        [
+            'r.csv:2: polite: "x" is not a number; fix: write a number, or nothing for not asked',
+            "r.csv:2: kind: 1e+39 is more than float32 holds (3.4e+38); "
+            "fix: write a smaller number, or nothing for not asked",
+            "r.csv:3: polite: -1e+39 is more than float32 holds (3.4e+38); "
+            "fix: write a smaller number, or nothing for not asked",
+            'r.csv:3: brief: "y" is not a number; fix: write a number, or nothing for not asked',
         ],
     ),
     (
@@ -220,6 +236,14 @@ def test_twenty_bad_rows_are_shown_and_the_rest_counted(tmp_path):
     assert len(lines) == 21
     assert lines[0].startswith(f"{path}:1: ")
     assert lines[-1] == "... and 30 more"
+
+
+def test_a_label_is_judged_in_the_units_asked_for(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"prompt": "a", "response": "b", "x": 1e39}\n')
+    (small,) = read_ratings(path, labels={"x": Label(aspect="x", scale=1e-39)})
+    assert small.labels["x"] == pytest.approx(1.0)
+    assert "1e+41 is more" in complaints(read_ratings, path, labels={"x": Label(aspect="x", scale=100.0)})[0]
 
 
 def test_names_from_a_file_cannot_break_the_line(tmp_path):

@@ -122,6 +122,26 @@ def test_bad_files_are_told_in_full(tmp_path, monkeypatch, read, name, content, 
     assert complaints(read, name, **options) == expected
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+        ("utf-32", "UTF-32"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("r.csv", "prompt\nhello\n"), ("r.jsonl", '{"prompt": "hello"}\n'), ("r.json", '[{"prompt": "a"}]')],
+)
+def test_wide_characters_are_told_once_with_their_encoding(tmp_path, written, told, name, content):
+    (tmp_path / name).write_bytes(content.encode(written))
+    fix = f'save the file as UTF-8 (Excel: "CSV UTF-8"), or iconv -f {told} -t UTF-8 OLD > NEW'
+    found = complaints(read_prompts, tmp_path / name)
+    assert found == [f"{tmp_path / name}:1:1: {told}, not UTF-8; fix: {fix}"]
+
+
 def test_a_file_that_is_not_there_names_its_neighbour(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").touch()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from jaxtyping import config
@@ -90,6 +91,22 @@ def test_prompts_of_text_turns_and_conversations(file):
     assert [prompt.messages for prompt in read_prompts(path)] == [Q, Q, Q, Q]
 
 
+def test_what_a_prompt_asks_for(file):
+    path = file(
+        {"prompt": "q", "wish": {"polite": 1, "safe": 0.5}}, {"prompt": "r", "wish": None}, {"prompt": "s"}
+    )
+    found = read_prompts(path, columns=Columns(preference="wish"))
+    assert [prompt.preference for prompt in found] == [(("polite", 1.0), ("safe", 0.5)), (), ()]
+    assert [prompt.preference for prompt in read_prompts(path)] == [(), (), ()]
+    with pytest.raises(
+        DataError, match=r"f.jsonl:1: wish: text, not an object.*\n.*:2: wish: asks for nothing"
+    ):
+        read_prompts(
+            file({"prompt": "q", "wish": "safe"}, {"prompt": "r", "wish": {"safe": 0}}),
+            columns=Columns(preference="wish"),
+        )
+
+
 def test_names_and_kinds(file):
     path = file({"id": "x1", "prompt": "q", "group": "g"}, {"id": 7, "text": "q"}, {"text": "q"})
     columns = Columns(prompt="text", kind="group")
@@ -171,14 +188,48 @@ def test_most_draws_by_seed_in_order_and_nested(file):
     assert set(ten) < set(twenty)
     assert len(twenty) == 20
     assert draw(most=1000) == list(range(100))
-    assert draw(most=5, admit=lambda prompt: len(prompt.messages[0].content) == 1)[-1] < 10
+    assert draw(most=5, admit=lambda p: p if len(p.messages[0].content) == 1 else None)[-1] < 10
+
+
+def test_most_asks_of_records_in_the_order_they_are_drawn_until_there_are_enough(file):
+    path = file(*({"prompt": str(i)} for i in range(100)))
+    asked = []
+
+    def even(prompt):
+        number = int(prompt.messages[0].content)
+        asked.append(number)
+        return prompt if number % 2 == 0 else None
+
+    kept = read_prompts(path, most=10, admit=even)
+    assert len(asked) < 50
+    assert [int(p.messages[0].content) for p in kept] == sorted(n for n in asked if n % 2 == 0)
+    whole = read_prompts(path, most=len(asked))
+    assert sorted(asked) == [int(p.messages[0].content) for p in whole]
+
+
+def test_what_is_admitted_is_taken_as_it_was_given_back(file):
+    path = file({"prompt": "abc"}, {"prompt": "d"})
+    found = read_prompts(path, admit=lambda prompt: replace(prompt, kind=prompt.messages[0].content))
+    assert [prompt.kind for prompt in found] == ["abc", "d"]
+
+
+def test_complaints_stand_in_the_order_of_the_rows_whoever_complains(file):
+    def refuse(prompt):
+        raise BadField("prompt", "too long")
+
+    rows = [{"prompt": "a"}, {"prompt": 3}, {"prompt": "b"}, {"prompt": "c"}, {"prompt": 4}]
+    for how in ({}, {"most": 2}):
+        with pytest.raises(DataError) as caught:
+            read_prompts(file(*rows), admit=refuse, **how)
+        places = [line.partition(": ")[0].rpartition(":")[2] for line in str(caught.value).split("\n")]
+        assert places == ["1", "2", "3", "4", "5"]
 
 
 def test_a_caller_may_complain_of_a_row(file):
     def short(prompt):
         if len(prompt.messages[0].content) > 3:
             raise BadField("prompt", "5 tokens, but the context holds 3", fix="shorten it")
-        return True
+        return prompt
 
     with pytest.raises(DataError) as caught:
         read_prompts(file({"prompt": "abc"}, {"prompt": "abcde"}), admit=short)

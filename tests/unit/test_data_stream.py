@@ -29,3 +29,12 @@ def test_shares_decide_the_mixture_not_the_sizes():
     assert kinds == {"a": 250, "b": 750}
     repeats = Counter(p.id for s in range(100) for p in stream(s) if p.kind == "b")
     assert max(repeats.values()) - min(repeats.values()) <= 1
+
+
+def test_a_pass_and_a_run_say_how_many_prompts_each_pool_gives():
+    stream = PromptStream((pool("a", 900), pool("b", 100), pool("c", 9)), (1.0, 3.0, 1e-4), 10, 0)
+    assert stream.quotas() == (252, 757, 0)
+    for steps in (0, 3, 101, 250):
+        kinds = Counter(p.kind for s in range(steps) for p in stream(s))
+        assert stream.drawn(steps) == tuple(kinds[kind] for kind in "abc")
+    assert PromptStream((), (), 4, 0).drawn(3) == ()

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.aggregates import AGGREGATES
 from paretune.config import load
 from paretune.config.algorithm import recipe_of
+from paretune.errors import ConfigError
 from paretune.learn.check import check
 
 ALGORITHM_PAGES = [page for page in pages() if page.parent.name == "algorithms"]
@@ -93,9 +95,41 @@ def checked(sections: str, path: Path) -> None:
     whole = {"data": {"world": {}}, "policy": {"path": "world", "sft": {}}, **yaml.safe_load(sections)}
     whole.setdefault("objectives", {"safety": {}, "actionability": {}})
     whole["reward"] = {"objectives": {objective: {} for objective in whole["objectives"]}}
+    for file in re.findall(r"file: ([\w.]+)", sections):
+        (path.parent / file).touch()
+        whole["data"]["root"] = str(path.parent)
     path.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
     experiment = load(path)
     check(recipe_of(experiment), list(whole["objectives"]))
+
+
+def test_the_readmes_recipe_is_good_and_its_mistakes_are_told_as_it_says(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    ((_, recipe),) = (found for found in CODE.findall(readme) if found[0] == "yaml")
+    (tmp_path / "my-data").mkdir()
+    for file in re.findall(r"file: ([\w.]+)", recipe):
+        (tmp_path / "my-data" / file).touch()
+    mine = Path("mine.yaml")
+    mine.write_text(recipe, encoding="utf-8")
+    experiment = load(mine)
+    assert experiment.judge is not None, "without a judge nothing is ever called better"
+    check(recipe_of(experiment), tuple(experiment.objectives))
+    wrong = recipe.replace("attack.train", "atack.train").replace("when: safety", "when: saftey")
+    mine.write_text(wrong, encoding="utf-8")
+    (said,) = re.findall(
+        r"^\$ paretune check mine.yaml run.stpes=100\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(mine, ["run.stpes=100"])
+    assert str(caught.value) == said.rstrip("\n")
+
+
+def test_a_source_archive_holds_what_its_tests_read() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packed = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {"src", "recipes", "tests", "docs", "Makefile", "constraints.txt"} <= set(packed)
+    assert all((ROOT / name).exists() for name in packed)
 
 
 def anchors(page: Path) -> set[str]:

@@ -8,10 +8,12 @@ import torch
 from paretune.data.collate import collate
 from paretune.data.records import Message, Prompt, Sample
 from paretune.errors import WiringError
+from paretune.evaluate.caution import _over_optimised
 from paretune.evaluate.generate import clusters_of, divergence, generate
 from paretune.evaluate.judge import Judge, evaluate
 from paretune.models.load import as_language
 from paretune.models.tiny import tiny_model, tiny_tokenizer
+from paretune.report.words import verdict_words
 from paretune.rollout.sample import LocalSampler
 
 
@@ -85,6 +87,7 @@ def test_eval_json_has_the_promised_form(tmp_path):
     assert set(polite) >= {"n", "before", "after", "change", "low", "high", "verdict", "judge"}
     assert (polite["n"], polite["verdict"], polite["judge"]) == (60, "better", "a judge")
     assert polite["before"] == pytest.approx(1 / 3)
+    assert polite["spread"] == polite["reward"]["spread"] == pytest.approx(math.sqrt(2) / 3)
     assert polite["after"] == 2.0
     assert polite["change"] == pytest.approx(5 / 3)
     assert polite["low"] < 5 / 3 < polite["high"]
@@ -122,6 +125,7 @@ def test_a_judge_that_is_the_reward_never_says_better(reward):
     assert polite["verdict"] == "no evidence"
     assert not polite["independent"]
     assert "Judge = training reward" in numbers["warnings"][0]
+    assert numbers["warnings"][0].endswith("fix: add a `judge:` fitted on other data to the recipe.")
     assert numbers["objectives"]["politeness"]["reward"]["change"] > 0
 
 
@@ -146,8 +150,40 @@ def test_a_reward_that_rises_while_the_judge_does_not_is_told():
     before, after = arms()
     held_out = Judge(name="held out", scorer=Flat())
     numbers = evaluate(before, after, [held_out], objectives=("politeness",), rewards=[judge()]).numbers
-    assert any("over-optimisation" in line for line in numbers["warnings"])
+    told = [line for line in numbers["warnings"] if "over-optimisation" in line]
+    assert told == [
+        "The training reward of politeness rose by 1.7 while no score of its judge changed: "
+        "over-optimisation is likely."
+    ]
     assert numbers["objectives"]["politeness"]["verdict"] == "no evidence"
+    assert verdict_words(numbers["objectives"]["politeness"]) == "no evidence (no score changed)"
+
+
+def rose(change, spread, /, **judge):
+    """An objective whose training reward rose surely by `change`, at a spread of `spread` at the start."""
+    reward = {"change": change, "low": change / 2, "high": 2 * change, "spread": spread}
+    found = {"n": 60, "independent": True, "reward": reward, "verdict": "no evidence", "missing": {}}
+    return {"o": found | {"change": 0.0, "low": -0.1, "high": 0.1, "detectable": 0.2, "spread": 1.0} | judge}
+
+
+@pytest.mark.parametrize(
+    ("objectives", "told"),
+    [
+        (rose(0.0005, 0.2), False),  # a rise that is nothing
+        (rose(0.15, 1.0), False),  # the judge could only have seen 0.2 of its standard deviations
+        (rose(0.3, 1.0), True),
+        (rose(0.03, 0.1), True),  # the reward's own units do not count
+        (rose(0.3, 1.0, spread=0.5), False),  # nor do the judge's
+        (rose(0.15, 1.0, detectable=0.01), True),
+        (rose(0.05, 1.0, detectable=0.01), False),
+        (rose(0.15, 1.0, low=-0.3, high=-0.1), True),  # it saw a fall
+        (rose(0.15, 0.0), True),
+        (rose(0.3, 1.0, low=0.01), False),  # the judge rose too
+        (rose(0.3, 1.0, independent=False), False),
+    ],
+)
+def test_only_a_rise_that_the_judge_should_have_seen_is_over_optimisation(objectives, told):
+    assert bool(_over_optimised(objectives)) == told
 
 
 def test_refusals_and_what_was_not_checked():

@@ -191,7 +191,7 @@ def test_an_adapter_is_trained_and_stored_alone(tmp_path):
 
 
 def test_stored_responses_are_told_at_the_door(tmp_path):
-    with pytest.raises(WiringError, match="reads stored responses"):
+    with pytest.raises(WiringError, match="needs stored responses"):
         trained(tmp_path, recipe=toy_recipe().but(source=Offline()))
 
 

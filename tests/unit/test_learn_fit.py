@@ -152,6 +152,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights():
         TrainingGuard, match=rf"fit step 0: the loss is inf, on {made.name(3)}; .* reach"
     ) as found:
         fit(made, Fitting(batch=99, optim=OPTIM), seed=0)
+    assert str(found.value).endswith("and there is no checkpoint yet; fix: look at these records")
     assert found.value.exit_code == 4
     assert parameter_hash(model) == before
 
@@ -163,6 +164,21 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights():
     with pytest.raises(TrainingGuard, match="norm of the gradient is nan"):
         fit(Judging(model, RECORDS, {}), Fitting(optim=OPTIM), seed=0)
     assert parameter_hash(model) == before
+
+
+def test_a_fit_that_breaks_later_says_what_is_kept(tmp_path):
+    model = reward_model()
+    made = Judging(model, RECORDS, {})
+    steps = [0]
+
+    def break_at_three(step, *rest):
+        steps[0] = step + 1
+        if steps[0] == 2:
+            model.network.score.weight.register_hook(lambda g: g * float("nan"))
+
+    keeping = Keeping(run=Run(tmp_path, stage="reward"), folder=tmp_path / "kept", every=2)
+    with pytest.raises(TrainingGuard, match=r"fit step 2: .* the last checkpoint is intact; .*lower lr may"):
+        fit(made, Fitting(batch=4, optim=OPTIM), seed=0, keeping=keeping, on_step=break_at_three)
 
 
 def test_nothing_to_learn_from_is_refused():

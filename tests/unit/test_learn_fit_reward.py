@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import fitting_task as task
 import numpy as np
@@ -16,6 +17,7 @@ from paretune.learn.reward_baseline import baselines
 from paretune.learn.reward_fit import Judging, data_hash, fit_reward, head_losses, label_matrix, label_scale
 from paretune.learn.reward_metrics import (
     calibration,
+    kendall,
     ordered_share,
     pair_metrics,
     ranks,
@@ -25,6 +27,7 @@ from paretune.learn.reward_metrics import (
 from paretune.learn.reward_report import reward_report
 from paretune.objectives.reward_loss import BradleyTerry, Regression
 from paretune.objectives.reward_store import from_language, load_reward_model, save_reward_model
+from paretune.report.heads import reward_model
 
 NAMES = ("ending", "loud", "brief")
 HERE = Prompt(messages=())
@@ -166,6 +169,7 @@ def test_metrics_by_hand():
     assert found["rmse"] == pytest.approx(math.sqrt(5 / 3))
     assert found["r2"] == pytest.approx(1 - 5 / 2)
     assert found["spearman"] == pytest.approx(0.5)
+    assert found["kendall"] == pytest.approx(1 / 3), "two pairs in order, one not"
     assert found["pair_accuracy"] == pytest.approx(2 / 3)
     assert ranks(np.array([5.0, 1.0, 5.0])).tolist() == [2.5, 1.0, 2.5]
     assert rating_metrics(np.zeros(0), np.zeros(0)) == {"n": 0}
@@ -180,6 +184,9 @@ def test_rank_metrics_equal_scipy():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 9, 300).astype(float), rng.integers(0, 5, 300).astype(float)
     assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert kendall(x, y) == pytest.approx(stats.kendalltau(x, y).statistic)
+    assert kendall(x, np.ones(300)) is None
+    assert kendall(x[:2], y[:2]) is None
     distinct = rng.normal(size=200)
     other = distinct + rng.normal(size=200)
     tau = stats.kendalltau(other, distinct).statistic
@@ -194,6 +201,28 @@ def test_calibration_finds_a_stretch_and_a_shift():
     assert len(found["bins"]) == 10
     assert calibration(x, x)["error"] == pytest.approx(0)
     assert calibration(np.ones(5), x[:5]) is None
+
+
+def test_heads_are_reported_for_each_kind_of_prompt(learnt):
+    model, _, test, whole = learnt
+    kinds = ("harmful", "", "harmful", "benign")
+    sliced = [
+        replace(r, prompt=replace(r.prompt, kind=kinds[i % 4] if isinstance(r, Rating) else "benign"))
+        for i, r in enumerate(test)
+    ]
+    heads = reward_report(model, sliced)["objectives"]
+    assert all(head["kinds"] == {} for head in whole["objectives"].values())
+    loud, brief = heads["loud"]["kinds"], heads["brief"]["kinds"]
+    assert list(loud) == ["other", "benign", "harmful"]
+    assert sum(part["n"] for part in loud.values()) == heads["loud"]["n"]
+    squares = sum(part["n"] * part["rmse"] ** 2 for part in loud.values())
+    assert squares / heads["loud"]["n"] == pytest.approx(heads["loud"]["rmse"] ** 2)
+    assert list(brief) == ["benign"]
+    assert brief["benign"]["pair_accuracy"] == heads["brief"]["pair_accuracy"]
+    assert any(
+        row["model"] == "fitted, on harmful prompts"
+        for row in reward_model("x", {"objectives": heads})["rows"]
+    )
 
 
 def test_two_heads_that_say_the_same_are_named():

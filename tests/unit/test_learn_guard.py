@@ -67,7 +67,10 @@ def stopped(folder, world, recipe, match):
     if done:
         descend_to(folder / "clean", clean, done)
     assert digest(world) == digest(clean)
-    return str(caught.value)
+    text = str(caught.value)
+    assert (f"the checkpoint after {done} steps is intact" if done else "there is no checkpoint yet") in text
+    assert done or "learn.lr" not in text, "before the first update no learning rate is to blame"
+    return text
 
 
 def descend_to(folder, world, steps):
@@ -134,6 +137,19 @@ class Spoil(Step):
 
     def apply(self, batch):
         return self.spoil(batch)
+
+
+def test_a_loss_that_breaks_later_may_be_the_learning_rates(tmp_path):
+    broken = []
+
+    class Later(Clipped):
+        def __call__(self, out, batch):
+            return super().__call__(out, batch) + (math.nan if broken else 0.0)
+
+    recipe = toy_recipe().but(losses=(Term(1.0, Later()),))
+    said = "step 1: the loss is nan.* there is no checkpoint yet; fix: .* or lower learn.lr"
+    with pytest.raises(TrainingGuard, match=said):
+        trained(tmp_path, toy_world(), recipe, steps=4, every=4, on_step=lambda step, *rest: broken.append(1))
 
 
 def test_a_policy_of_nan_is_told(tmp_path):

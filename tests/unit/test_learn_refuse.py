@@ -9,21 +9,27 @@ from paretune.credit.aggregate import WeightedSum
 from paretune.credit.constraint import Constraint, Lagrangian
 from paretune.credit.gae import Gae, ReturnToGo
 from paretune.credit.importance import TruncatedImportance
+from paretune.credit.keep import KeepBest
 from paretune.credit.penalty import Clip, EndReward, KlPenalty, OverlongPenalty
 from paretune.credit.running import RunningScale
 from paretune.credit.step import chain
 from paretune.credit.whiten import Whiten
 from paretune.errors import WiringError
 from paretune.learn.check import check
+from paretune.learn.recipe import Recipe
 from paretune.learn.refuse import refuse, refuse_models
+from paretune.loss.imitate import Likelihood
 from paretune.loss.kl import KlToReference
 from paretune.loss.policy import Clipped
+from paretune.loss.preference import Dpo
+from paretune.loss.ranking import Ranking
 from paretune.loss.term import Term
 from paretune.models.adapt import AdapterOff, add_lora
 from paretune.models.load import Lora
 from paretune.models.measure import Behaviour, Reference
 from paretune.models.tiny import tiny_model
-from toy import WEIGHTS, toy_recipe
+from paretune.rollout.sample import Online
+from toy import WEIGHTS, algorithm, toy_recipe
 
 SUM = WeightedSum(WEIGHTS)
 GROUP = GroupNormalise()
@@ -63,6 +69,11 @@ def credit(*steps, **more):
         (credit(GROUP, Spread(), losses=(*PLAIN, Term(0.0, KlToReference()))), ("KlToReference", "0")),
         (credit(GROUP, Spread(), OverlongPenalty(6, 2)), ("OverlongPenalty changes", "before Spread")),
         (credit(GROUP, Spread(), Clip(-1.0, 1.0)), ("Clip changes the signal after Spread",)),
+        (credit(KeepBest(), losses=(Term(1.0, Dpo()),)), ("KeepBest keeps one", "Dpo compares several")),
+        (
+            credit(losses=(Term(1.0, Ranking()),), source=Online(n=1, max_new=4)),
+            ("Ranking compares responses to one prompt, and n is 1",),
+        ),
     ],
 )
 def test_pairs_that_mean_nothing_together(recipe, names):
@@ -83,6 +94,8 @@ def test_pairs_that_mean_nothing_together(recipe, names):
         credit(GROUP, Spread(), Clip(-1.0, 1.0, on="advantages")),
         toy_recipe(kl=0.0).but(worth=chain(), credit=chain(GROUP, Spread(), APART, Whiten())),
         credit(EndReward(), KlPenalty(0.1), ReturnToGo(), Whiten()),
+        credit(KeepBest(2), losses=(Term(1.0, Dpo()),), measure=(Reference(),)),
+        credit(KeepBest(), losses=(Term(1.0, Likelihood()),), measure=()),
     ],
 )
 def test_pairs_that_do(recipe):
@@ -91,7 +104,8 @@ def test_pairs_that_do(recipe):
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_every_algorithm_passes(name):
-    refuse(ALGORITHMS[name](WEIGHTS))
+    made = algorithm(name)
+    refuse(made if isinstance(made, Recipe) else made.fitted.recipe)
 
 
 def test_gae_reads_rewards_on_tokens():

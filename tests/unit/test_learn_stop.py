@@ -27,6 +27,20 @@ def test_what_came_too_late_for_a_loop_is_obeyed_outside():
             outer.obey("the stage")
 
 
+@pytest.mark.parametrize(
+    ("number", "error", "by"),
+    [(signal.SIGTERM, Stopped, "stopped by a signal"), (signal.SIGINT, KeyboardInterrupt, "interrupted")],
+)
+def test_a_stop_says_what_was_saved(number, error, by):
+    with StopRequest() as stop:
+        stop.obey()
+        strike(number)
+        with pytest.raises(error, match=f"^{by} after step 3 of 9; give the same command again to go on"):
+            stop.obey("step 3 of 9")
+        with pytest.raises(error, match=f"^{by} before anything of it was saved; give the same command"):
+            stop.obey()
+
+
 def test_what_a_loop_obeyed_is_not_handed_on_but_raised_through():
     def loop():
         with StopRequest(), StopRequest() as inner:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import stat
+import warnings
 from pathlib import Path
 
 import pytest
@@ -192,6 +194,27 @@ def test_an_adapter_on_its_base_is_the_policy_that_was_trained(dtype, tmp_path):
         one, two = (token_logp(model, tokens, attend, attend) for model in (adapted, again))
     assert torch.equal(one, two)
     assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_an_adapter_is_read_without_a_warning(folder, tmp_path):
+    adapted = load_policy(ModelSpec(path=str(folder), lora=Lora(r=2))).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_model(adapted, tiny_tokenizer(), tmp_path / "m")
+        load_policy(ModelSpec(path=str(folder), lora=Lora(r=2)))
+        load_policy(ModelSpec(path=str(folder), adapter=str(tmp_path / "m" / "adapter")))
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o007, 0o077])
+def test_saved_files_have_the_mode_that_new_files_have(mask, tmp_path):
+    before = os.umask(mask)
+    try:
+        save_model(add_lora(tiny_model("llama", SIZE), Lora(r=2), seed=0), tiny_tokenizer(), tmp_path / "m")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "m").rglob("*") if path.is_file()]
+    assert {path.name for path in files} > {"model.safetensors", "adapter_model.safetensors", "config.json"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~mask}
 
 
 def test_an_adapter_that_is_not_there(folder):

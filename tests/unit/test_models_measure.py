@@ -5,7 +5,7 @@ import torch
 
 from paretune.errors import WiringError
 from paretune.models.forward import token_logp
-from paretune.models.measure import Behaviour, Measure, Models, Reference, response_logp
+from paretune.models.measure import Behaviour, ImplicitReward, Measure, Models, Reference, response_logp
 from paretune.models.tiny import tiny_model
 from tinyrows import VOCAB, batch_of, rows
 
@@ -47,3 +47,29 @@ def test_parts_are_measures():
     assert isinstance(Behaviour(), Measure)
     assert isinstance(Reference(), Measure)
     assert repr(Behaviour("trainer")) == "Behaviour(by='trainer')"
+
+
+def test_an_implicit_reward_is_the_gain_of_the_tuned_model_at_temperature_one():
+    batch = batch_of(*rows())
+    tuned, start = (tiny_model("llama", VOCAB, initial=0.3, seed=seed) for seed in (1, 2))
+    models = Models(policy=POLICY, frozen={"dpo": tuned, "reference": start})
+    gap = response_logp(tuned, batch) - response_logp(start, batch)
+    out = ImplicitReward(0.05)(batch, models, 0.7, 2)
+    assert out.token_reward.shape == (*batch.tokens.shape, 1)
+    assert torch.allclose(out.token_reward[..., 0], 0.05 * gap, atol=1e-6)
+    twice = ImplicitReward(0.05)(out, models, 0.7, 2)
+    assert torch.allclose(twice.token_reward, 2 * out.token_reward)
+    cut = ImplicitReward(1.0, clip=0.05)(batch, models, 1.0, 8).token_reward[..., 0]
+    assert torch.allclose(cut, gap.clamp(-0.05, 0.05), atol=1e-5)
+    assert (cut[~batch.respond] == 0).all()
+
+
+def test_an_implicit_reward_needs_two_models_and_a_scale():
+    batch, models = batch_of(*rows()), Models(policy=POLICY, frozen={"reference": POLICY})
+    with pytest.raises(WiringError, match='frozen model "dpo"; the run has reference'):
+        ImplicitReward()(batch, models, 1.0, 8)
+    for wrong in ({"beta": 0.0}, {"clip": 0.0}):
+        with pytest.raises(WiringError, match="must be above 0"):
+            ImplicitReward(**wrong)
+    same = ImplicitReward(tuned="reference")(batch, models, 1.0, 8)
+    assert (same.token_reward == 0).all()

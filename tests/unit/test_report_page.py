@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -7,11 +8,13 @@ import pytest
 from madeup_run import OBJECTIVES, make, numbers
 from paretune.errors import ConfigError, DataError
 from paretune.report.figures import chart, nice_ticks, running_mean, strips, tick_label
+from paretune.report.heads import doubtful
 from paretune.report.page import write_report
 from paretune.report.samples import samples
 from paretune.report.table import closing_table
 from paretune.report.words import compact, digits_for, interval, number, percent, signed, verdict_words
 from paretune.rundir import read_json
+from paretune.stages.reward import summary
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,28 @@ def test_a_judge_that_is_the_reward_is_said_loudly(tmp_path):
     table = closing_table(read_json(tmp_path / "r" / "eval" / "final" / "eval.json"))
     assert "no evidence (judge = training reward)" in table
     assert "better" not in table
+
+
+def test_heads_that_nothing_speaks_for_stand_at_the_top(tmp_path):
+    folder = make(tmp_path / "r", prompts=60, steps=2)
+    assert "nothing here ties" not in write_report(folder).read_text()
+    path = folder / "reward" / "report.json"
+    report = read_json(path)
+    report["objectives"]["safety"] |= {"n": 0, "pairs": 0, "beats": {"constant": None, "ridge": None}}
+    report["objectives"]["politeness"] |= {"n": 14, "beats": {"constant": False, "ridge": True}}
+    report["objectives"]["actionability"] |= {"n": 0, "pairs": 1200, "beats": {"constant": False}}
+    path.write_text(json.dumps(report))
+    assert doubtful(report) == [
+        "politeness does no better than a constant (n = 14)",
+        "actionability does no better than a constant (n = 1,200 pairs)",
+        "safety has no held-out labels (n = 0)",
+    ]
+    html = write_report(folder).read_text()
+    assert html.index(doubtful(report)[0]) < html.index('class="verdicts"')
+    assert "<b>Reward model:</b>" in html
+    said = summary(report)
+    assert said.startswith("4 heads on unseen prompts: politeness ρ 0.93")
+    assert said.endswith(f"; ⚠ {'; '.join(doubtful(report))}")
 
 
 def test_what_is_missing_is_said(tmp_path):
@@ -122,6 +147,11 @@ def test_numbers_as_words():
     assert percent(0.123, 1) == "12.3 %"
     assert compact(12345.6) == "12346"
     assert compact(0.00001) == "1.00e−05"
+    assert number(-1.234e39) == "−1.23e+39"
+    assert signed(1e12, 4) == "+1.00e+12"
+    assert number(123456789.0, 0) == "123456789"
+    tiny = {"verdict": "no evidence", "low": -1e-7, "high": 1e-7, "detectable": 2e-7}
+    assert verdict_words(tiny) == "no evidence (could have seen ≥ 2.00e−07)"
     assert digits_for({"low": -0.001, "high": 0.06}) == 3
     assert digits_for({"low": 3.0, "high": 60.0}) == 1
     assert digits_for({"low": None, "high": None}) == 2

@@ -215,7 +215,7 @@ def test_impossible_sampling_is_refused(wrong):
 
 def test_parts_and_protocols():
     assert isinstance(LocalSampler(language(), ("a",)), Sampler)
-    assert repr(Online()) == "Online(n=8, max_new=256, temperature=1.0)"
+    assert repr(Online()) == "Online(n=8, max_new=256, temperature=1.0, frame='')"
     assert repr(Offline()) == "Offline()"
 
 

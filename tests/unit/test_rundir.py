@@ -8,6 +8,7 @@ import time
 import pytest
 
 from paretune.errors import ConfigError, DataError, ResourceError, Stopped, TrainingGuard, WiringError
+from paretune.foreign import RESOLVED
 from paretune.rundir import METRICS, Run, environment, metric, read_json, read_jsonl, to_json, write_atomic
 
 CLAIM = """
@@ -152,6 +153,71 @@ def test_a_folder_is_never_shared_by_two_configurations(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="is a file"):
         Run.claim(tmp_path / "file", name="r", config_hash="one")
+
+
+def recipe(run="steps: 60", more=""):
+    """A resolved recipe, as far as claims look at it."""
+    return f"name: r\nrun:\n  folder: r\n  {run}\n  threads: 1\n{more}"
+
+
+def test_a_refusal_names_what_differs(tmp_path):
+    def claim(config_hash, text):
+        return Run.claim(tmp_path / "r", name="r", config_hash=config_hash, files={RESOLVED: text})
+
+    with claim("one", recipe(more="learn:\n  lr: 1e-05  # mine.yaml:3\npolicy:\n  lora: null\n")):
+        pass
+    other = recipe("steps: 80", more="learn:\n  lr: 2e-05  # override\npolicy:\n  lora: null\n")
+    with pytest.raises(ConfigError) as caught:
+        claim("two", other.replace("threads: 1", "threads: 4"))
+    assert str(caught.value) == (
+        f"{tmp_path / 'r'}: run.folder: holds another run (run.steps is 60 there, 80 here; "
+        "learn.lr is 1e-05 there, 2e-05 here); fix: choose another run.folder, or remove this one"
+    )
+    many = recipe("steps: 80", more='learn:\n  lr: "a\\nb"\npolicy:\n  lora:\n    r: 4\njudge: truth\n')
+    with pytest.raises(ConfigError) as caught:
+        claim("two", many)
+    assert "learn.lr is 1e-05 there, a b here" in str(caught.value)
+    assert 'policy.lora is null there, {"r": 4} here and 1 more); fix' in str(caught.value)
+    for text in ("{", "- a", "\x00"):
+        (tmp_path / "r" / RESOLVED).write_text(text)
+        with pytest.raises(ConfigError, match=r"another run \(configuration one there, two here\)"):
+            claim("two", other)
+
+
+def test_a_resume_notes_what_it_may_change(tmp_path):
+    for text in (recipe(), recipe().replace("threads: 1", "threads: 4")):
+        with Run.claim(tmp_path / "r", name="r", config_hash="h", files={RESOLVED: text}):
+            pass
+    (line,) = read_jsonl(tmp_path / "r" / "events.jsonl")
+    assert (line["kind"], line["text"]) == ("resume", "attempt 2; run.threads was 1, is 4")
+
+
+@pytest.mark.parametrize(
+    ("stage", "step", "said"),
+    [
+        ("", 0, "no stage was begun"),
+        ("reward", 0, "stage reward"),
+        ("align", 40, "stage align, step 40 of 60"),
+    ],
+)
+def test_a_run_says_where_it_goes_on(tmp_path, stage, step, said):
+    def claim():
+        return Run.claim(tmp_path / "r", name="r", config_hash="h")
+
+    def interrupted():
+        with claim() as run:
+            assert run.goes_on(60) == ""
+            if stage:
+                run.begin(stage)
+                run.update(step=step)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with claim() as run:
+        assert run.goes_on(60) == f"goes on in {tmp_path / 'r'}: {said}"
+    with claim() as run:
+        assert run.goes_on(60) == f"goes on in {tmp_path / 'r'}: every stage was complete"
 
 
 def test_of_processes_that_race_for_a_folder_exactly_one_wins(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from paretune.config import Experiment, load
 from paretune.errors import ConfigError, DataError
+from paretune.models import hub
 from paretune.models.tiny import tiny_config, tiny_tokenizer
 from paretune.stages import gather as stage
 from paretune.stages import ready
@@ -39,6 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained("model")
     tiny_config("llama", len(tokenizer), context=96).save_pretrained("model")
+    Path("model/model.safetensors").touch()
     write("train.jsonl", [{"prompt": f"train {i}"} for i in range(4)])
     write("test.jsonl", [{"prompt": f"test {i}"} for i in range(3)])
     write("shown.jsonl", [{"prompt": f"shown {i}", "response": "yes"} for i in range(3)])
@@ -219,16 +221,25 @@ def test_the_revision_of_the_policy_is_asked_for_everywhere(monkeypatch: pytest.
         asked.append((path, revision))
         return tiny_tokenizer()
 
+    def config(path: str, *, revision: str | None = None) -> object:
+        asked.append((path, revision))
+        return tiny_config("llama", 101, context=96)
+
     monkeypatch.setattr(stage, "context_of", context)
     monkeypatch.setattr(stage, "load_tokenizer", tokenizer)
+    monkeypatch.setattr(ready, "config_of", config)
     gather(experiment(FILES, "policy.path=own/model", "policy.revision=v2"))
     assert set(asked) == {("own/model", "v2")}
+    asked.clear()
+    gather(experiment(FILES, "reward.body=own/body", "reward.revision=v3"))
+    assert set(asked) == {("model", None), ("own/body", "v3")}
 
 
 def judge(*names: str) -> None:
     config = tiny_config("llama", 101, context=96)
     config.id2label = dict(enumerate(names))
     config.save_pretrained("judge")
+    Path("judge/model.safetensors").touch()
 
 
 def test_a_ready_made_judge_that_knows_no_objective_is_a_mistake() -> None:
@@ -241,12 +252,92 @@ def test_a_ready_made_judge_that_knows_no_objective_is_a_mistake() -> None:
 
 
 def test_a_ready_made_reward_of_the_hub_must_know_every_objective(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ready, "objectives_of", lambda path: ("saftey", "x"))
+    monkeypatch.setattr(ready, "config_of", lambda path, revision: tiny_config("llama", 101))
+    monkeypatch.setattr(ready, "objectives_of", lambda path, revision: ("saftey", "x"))
     (line,) = complaints(FILES | {"reward": {"path": "own/reward"}}, kind=ConfigError)
     assert line == (
         'r.yaml:1: objectives.safety: no model provides it; did you mean "saftey"?; '
         "fix: the model in reward.path has saftey, x"
     )
+
+
+def test_a_model_that_cannot_be_read_is_told_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "answers", lambda endpoint: False)
+    sections = FILES | {"judge": RATED | {"body": "own/judge", "ratings": RATED["ratings"]}}
+    rate("other.csv", [(f"other {i}", f"reply {i}", i) for i in range(30)])
+    sections["judge"] |= {"ratings": {"o": {"file": "other.csv", "labels": {"safety": "safe"}}}}
+    lines = complaints(sections, "policy.path=own/policy", kind=ConfigError)
+    assert [line.split(": there is")[0] for line in lines] == [
+        "(override): policy.path: own/policy",
+        "r.yaml:1: judge.body: own/judge",
+    ]
+    fix = "; fix: put ./ in front of a folder, or name a model of the hub"
+    assert all(line.endswith(fix) for line in lines)
+    Path("model/model.safetensors").unlink()
+    (line,) = complaints(FILES, kind=ConfigError)
+    assert line.startswith("r.yaml:1: policy.path: model: weights must be safetensors, and here is none")
+
+
+def test_names_that_are_no_folder_are_said_to_be_taken_as_hub_names() -> None:
+    assert ready.from_hub(experiment(FILES)) == []
+    assert ready.from_hub(experiment(FILES, "policy.path=own/policy", "reward.body=own/body")) == [
+        "policy.path: own/policy is no folder here: taken as a hub name",
+        "reward.body: own/body is no folder here: taken as a hub name",
+    ]
+
+
+def test_a_revision_without_a_name_of_its_own_is_a_mistake() -> None:
+    (line,) = complaints(FILES, "reward.revision=v1", kind=ConfigError)
+    assert "reward.revision: has no effect without a body of its own" in line
+    assert experiment(FILES, "reward={path: own/reward, revision: v1}").reward.revision == "v1"
+
+
+ALL = 'fix: write "all-linear", or a list of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj'
+
+
+@pytest.mark.parametrize("sections", [WORLD, FILES])
+def test_adapters_that_fit_nothing_are_told_together_with_bad_rows(sections: dict[str, object]) -> None:
+    if sections is FILES:
+        write("train.jsonl", [{"prompt": "x" * 300}])
+    found = complaints(
+        sections,
+        "policy.lora={targets: [q_proj, k_prj]}",
+        "reward.lora.targets=v_proj",
+        "judge={body: model, objectives: {safety: {}}, lora: {targets: [mlp]}, ratings: "
+        "{r: {file: rated.csv, where: {safe: ['0', '3', '6', '9', '12']}, labels: {safety: safe}}}}",
+        kind=ConfigError,
+    )
+    assert found[:2] == [
+        '(override): policy.lora.targets: "k_prj" fits no module of a llama model; '
+        f'did you mean "k_proj"?; {ALL}',
+        '(override): reward.lora.targets: "v_proj" fits no module of a llama model; '
+        f'did you mean "[v_proj]"?; {ALL}',
+    ]
+    assert found[2] == f"(override): judge.lora.targets: ('mlp',) fits no layer of a llama model; {ALL}"
+    assert [line.split(" tokens")[0] for line in found[3:]] == (
+        ["train.jsonl:1: prompt: 303"] if sections is FILES else []
+    )
+
+
+def test_adapters_that_fit_are_no_mistake() -> None:
+    lora = ("policy.lora={targets: [q_proj]}", "reward.lora={targets: '.*up_proj'}")
+    assert gather(experiment(FILES, *lora)).pools
+    assert gather(experiment(WORLD, *lora)).pools
+
+
+def test_a_pool_whose_share_never_gives_it_a_prompt_is_a_mistake() -> None:
+    prompts = {"a": {"file": "train.jsonl"}, "b": {"file": "more.jsonl", "share": 0.01}}
+    write("more.jsonl", [{"prompt": f"more {i}"} for i in range(6)])
+    sections = FILES | {"data": FILES["data"] | {"prompts": prompts}}
+    (line,) = complaints(sections)
+    assert line == (
+        "r.yaml:1: data.prompts.b.share: 0.01 of 1.01 in all comes to none of the 10 prompts that are mixed; "
+        "fix: make it at least 0.1"
+    )
+    assert gather(experiment(sections, "data.prompts.b.share=0.1")).pools
+    for share in (0, -1.0):
+        (line,) = complaints(sections, f"data.prompts.b.share={share}", kind=ConfigError)
+        assert "data.prompts.b.share: " in line
 
 
 def test_responses_that_leave_no_room_for_a_prompt_are_a_mistake() -> None:

@@ -5,13 +5,19 @@ No tensor is touched here. `ALGORITHMS` is the table of contents; its keys are t
 
 from collections.abc import Callable
 
+from paretune.algorithms.aggregates import chebyshev_grpo, lagrangian_grpo
 from paretune.algorithms.baselines import dr_grpo, reinforce_pp, rloo
+from paretune.algorithms.confidence import ppo_c, ppo_m
+from paretune.algorithms.evolution import essa
 from paretune.algorithms.gdpo import gdpo, mo_grpo
 from paretune.algorithms.grpo import grpo
+from paretune.algorithms.ppo import pf_ppo, ppo, ppo_max, rto, safe_rlhf, salsa
+from paretune.algorithms.preference import dpo, modpo, pro, sft, superhf, tdpo
 from paretune.algorithms.ratios import cispo, dapo, gspo, sapo
+from paretune.learn.evolution import Evolution
 from paretune.learn.recipe import Recipe
 
-ALGORITHMS: dict[str, Callable[..., Recipe]] = {
+ALGORITHMS: dict[str, Callable[..., Recipe | Evolution]] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "rloo": rloo,
@@ -22,4 +28,21 @@ ALGORITHMS: dict[str, Callable[..., Recipe]] = {
     "gspo": gspo,
     "cispo": cispo,
     "sapo": sapo,
+    "lagrangian_grpo": lagrangian_grpo,
+    "chebyshev_grpo": chebyshev_grpo,
+    "ppo": ppo,
+    "ppo_max": ppo_max,
+    "salsa": salsa,
+    "safe_rlhf": safe_rlhf,
+    "pf_ppo": pf_ppo,
+    "rto": rto,
+    "ppo_m": ppo_m,
+    "ppo_c": ppo_c,
+    "sft": sft,
+    "dpo": dpo,
+    "tdpo": tdpo,
+    "modpo": modpo,
+    "pro": pro,
+    "superhf": superhf,
+    "essa": essa,
 }

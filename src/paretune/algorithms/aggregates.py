@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from paretune.algorithms.grpo import grpo
+from paretune.algorithms.signature import extends
+from paretune.algorithms.views import Made
+from paretune.bounds import Count, Natural, NotNegative, Positive
 from paretune.credit.aggregate import WeightedSum
 from paretune.credit.constraint import Constraint, Lagrangian
 from paretune.credit.order import Lexicographic
-from paretune.credit.step import Chain, Step, chain
+from paretune.credit.step import Step, chain, steps_of
 from paretune.credit.weights import PreferenceSum
 from paretune.credit.worst import Chebyshev, Worst
 from paretune.errors import WiringError
@@ -22,12 +25,12 @@ Constraints = Sequence[Constraint]
 
 
 def aggregated(
-    recipe: Recipe,
+    recipe: Made,
     aggregator: Step | None = None,
     *,
     before: Sequence[Step] = (),
     missing: Step | None = None,
-) -> Recipe:
+) -> Made:
     """The recipe with another aggregator in the place of its weighted sum.
 
     Args:
@@ -39,7 +42,8 @@ def aggregated(
     Raises:
         WiringError: The recipe has no weighted sum that could be replaced.
     """
-    worth, credit = _steps(recipe.worth), _steps(recipe.credit)
+    worth: list[Step] = list(steps_of(recipe.worth))
+    credit: list[Step] = list(steps_of(recipe.credit))
     home = next((steps for steps in (worth, credit) if any(isinstance(s, WeightedSum) for s in steps)), None)
     if home is None:
         own = ", ".join(type(step).__name__ for step in (*worth, *credit))
@@ -50,11 +54,6 @@ def aggregated(
     if missing is not None:
         worth.insert(place if home is worth else len(worth), missing)
     return recipe.but(worth=chain(*before, *worth), credit=chain(*credit))
-
-
-def _steps(step: Step) -> list[Step]:
-    """Every step of a chain, those of chains within it included."""
-    return [inner for part in step.steps for inner in _steps(part)] if isinstance(step, Chain) else [step]
 
 
 def weighted(weights: Weights, constraints: Constraints) -> Step:
@@ -71,7 +70,7 @@ def weighted(weights: Weights, constraints: Constraints) -> Step:
     return WeightedSum(weights)
 
 
-def worst(weights: Weights, constraints: Constraints, *, sharpness: float | None = None) -> Step:
+def worst(weights: Weights, constraints: Constraints, *, sharpness: Positive | None = None) -> Step:
     """The worst objective of each response, of those that have a weight.
 
     Args:
@@ -97,8 +96,8 @@ def chebyshev(
     *,
     of: Literal["response", "mean"] = "response",
     ideal: dict[str, float] | None = None,
-    rho: float = 0.0,
-    freeze_after: int | None = None,
+    rho: NotNegative = 0.0,
+    freeze_after: Natural | None = None,
 ) -> Step:
     """The objective that is farthest from its best, of each response or of their mean.
 
@@ -117,7 +116,7 @@ def chebyshev(
     return Chebyshev(weights, of, ideal, rho, freeze_after)
 
 
-def lexicographic(weights: Weights, constraints: Constraints, *, grain: float = 0.0) -> Step:
+def lexicographic(weights: Weights, constraints: Constraints, *, grain: NotNegative = 0.0) -> Step:
     """The first objective first; constraints on means are the levels from which one is good enough.
 
     Args:
@@ -143,13 +142,13 @@ def lagrangian(
     weights: Weights,
     constraints: Constraints,
     *,
-    rate: float = 0.5,
+    rate: NotNegative = 0.5,
     form: Literal["mirror", "gradient"] = "mirror",
-    start_at: float = 1.0,
-    least: float = 0.01,
-    most: float = 10.0,
-    window: int = 256,
-    delay: int = 0,
+    start_at: Positive = 1.0,
+    least: NotNegative = 0.01,
+    most: Positive = 10.0,
+    window: Count = 256,
+    delay: Natural = 0,
 ) -> Step:
     """The weighted sum, and a multiplier for each constraint that rises while it is broken.
 
@@ -202,19 +201,35 @@ AGGREGATES: dict[str, Callable[..., Step]] = {
 }
 
 
-def lagrangian_grpo(weights: Weights, constraints: Constraints, *, rate: float = 0.5, **more: Any) -> Recipe:
-    """Gate, sum with multipliers that learn, then compare within the group; `more` as for `grpo`.
+@extends(grpo)
+def lagrangian_grpo(
+    weights: Weights, *, constraints: Constraints = (), rate: NotNegative = 0.5, **more: Any
+) -> Recipe:
+    """Gate, sum with multipliers that learn, then compare within the group.
+
+    Args:
+        weights: Weight of each objective beside its multiplier.
+        constraints: The levels to keep; objectives bring them by `at_least`.
+        rate: How fast the logarithm of a multiplier moves.
+        more: As for `grpo`.
 
     Source: Dai et al. 2023 (Safe RLHF, arXiv:2310.12773), with the group in the place of its two critics.
     """
-    step = lagrangian(weights, constraints, rate=rate)
-    return aggregated(grpo(weights, **more), step).but(name="lagrangian_grpo")
+    base = grpo(weights, **more)
+    return aggregated(base, lagrangian(weights, constraints, rate=rate)).but(name="lagrangian_grpo")
 
 
+@extends(grpo)
 def chebyshev_grpo(
-    weights: Weights, *, of: Literal["response", "mean"] = "response", rho: float = 0.0, **more: Any
+    weights: Weights, *, of: Literal["response", "mean"] = "response", rho: NotNegative = 0.0, **more: Any
 ) -> Recipe:
-    """Gate, measure the distance from the ideal point, then compare within the group; `more` as for `grpo`.
+    """Gate, measure the distance from the ideal point, then compare within the group.
+
+    Args:
+        weights: Weight of the distance in each objective.
+        of: "response" or "mean".
+        rho: How much of the weighted sum is added.
+        more: As for `grpo`.
 
     Source: Miettinen 1999, section 3.4, for the scalarisation; ours in the combination.
     """

@@ -1,9 +1,11 @@
 """Critic-free policy gradients that differ from GRPO in what a response is compared with."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from paretune.algorithms.grpo import Gates, grpo
+from paretune.algorithms.signature import extends
+from paretune.bounds import Count, NotNegative, Positive, Share
 from paretune.credit.advantage import GroupNormalise, LeaveOneOut, Spread
 from paretune.credit.gae import ReturnToGo
 from paretune.credit.penalty import EndReward, KlPenalty
@@ -13,86 +15,47 @@ from paretune.learn.recipe import Recipe, Weigh
 from paretune.rollout.sample import Online
 
 
+@extends(grpo)
 def dr_grpo(
     weights: Mapping[str, float],
     *,
-    gates: Gates = (),
-    n: int = 8,
-    max_new: int = 256,
-    temperature: float = 1.0,
-    clip: float = 0.2,
-    kl: float = 0.0,
-    minibatch: int | None = None,
-    epochs: int = 1,
+    max_new: Count = 256,
+    kl: NotNegative = 0.0,
+    **more: Any,
 ) -> Recipe:
     """GRPO without its two biases: no division by the group's spread, nor by the length of the response.
 
     Args:
         weights: Weight of each objective.
-        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
-        n: Responses to each prompt.
         max_new: Longest response, in tokens; the constant that token sums are divided by.
-        temperature: Of sampling, and of every log-probability.
-        clip: How far the probability ratio may go from 1.
         kl: Coefficient of the divergence from the reference.
-        minibatch: Rows of one optimiser step; None: all that were sampled.
-        epochs: Passes over the sampled responses.
+        more: As for `grpo`.
 
     Source: Liu et al. 2025, section 3.2 (arXiv:2503.20783).
     """
-    base = grpo(
-        weights,
-        gates=gates,
-        n=n,
-        max_new=max_new,
-        temperature=temperature,
-        clip=clip,
-        kl=kl,
-        minibatch=minibatch,
-        epochs=epochs,
-    )
+    base = grpo(weights, max_new=max_new, kl=kl, **more)
     credit = chain(GroupNormalise("none"), Spread())
     return base.but(name="dr_grpo", credit=credit, weigh=Weigh("constant", max_new))
 
 
+@extends(dr_grpo)
 def rloo(
     weights: Mapping[str, float],
     *,
-    gates: Gates = (),
-    n: int = 8,
-    max_new: int = 256,
-    temperature: float = 1.0,
-    clip: float = 0.2,
-    kl: float = 0.05,
-    minibatch: int | None = None,
-    epochs: int = 1,
+    kl: NotNegative = 0.05,
+    **more: Any,
 ) -> Recipe:
     """Each response against the mean of the others; the divergence is paid in the reward.
 
     Args:
         weights: Weight of each objective.
-        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
-        n: Responses to each prompt.
-        max_new: Longest response, in tokens.
-        temperature: Of sampling, and of every log-probability.
-        clip: How far the probability ratio of a token may go from 1.
         kl: Price of one nat of divergence from the reference, in the units of the signal.
-        minibatch: Rows of one optimiser step; None: all that were sampled.
-        epochs: Passes over the sampled responses.
+        more: As for `dr_grpo`.
 
     Source: Ahmadian et al. 2024 (arXiv:2402.14740). Differs: ratios and clip by token; sums over a response's
     tokens, mean over responses.
     """
-    base = dr_grpo(
-        weights,
-        gates=gates,
-        n=n,
-        max_new=max_new,
-        temperature=temperature,
-        clip=clip,
-        minibatch=minibatch,
-        epochs=epochs,
-    )
+    base = dr_grpo(weights, **more)
     price = (KlPenalty(kl, on="response"),) if kl else ()
     return base.but(name="rloo", credit=chain(*price, LeaveOneOut(), Spread()), weigh=Weigh("constant", 1))
 
@@ -101,14 +64,14 @@ def reinforce_pp(
     weights: Mapping[str, float],
     *,
     gates: Gates = (),
-    n: int = 8,
-    max_new: int = 256,
-    temperature: float = 1.0,
+    n: Count = 8,
+    max_new: Count = 256,
+    temperature: Positive = 1.0,
     baseline: Literal["none", "group"] = "none",
-    clip: float = 0.2,
-    kl: float = 0.01,
-    minibatch: int | None = None,
-    epochs: int = 1,
+    clip: Share = 0.2,
+    kl: NotNegative = 0.01,
+    minibatch: Count | None = None,
+    epochs: Count = 1,
 ) -> Recipe:
     """Returns of tokens, whitened over the whole batch; prompts are not compared apart.
 

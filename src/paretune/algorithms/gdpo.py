@@ -1,9 +1,10 @@
 """Objectives normalised apart and then summed: GRPO in another order, in the forms that are in use."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from paretune.algorithms.grpo import Gates, grpo
+from paretune.algorithms.signature import extends
 from paretune.credit.advantage import BatchNormalise, GroupNormalise, LeaveOneOut, Spread
 from paretune.credit.aggregate import Gate, WeightedSum
 from paretune.credit.published import MissingIsZero
@@ -14,18 +15,13 @@ from paretune.learn.recipe import Recipe
 Form = Literal["scale_only", "trl", "nvlabs", "verl", "nemo"]
 
 
+@extends(grpo)
 def gdpo(
     weights: Mapping[str, float],
     *,
     gates: Gates = (),
     form: Form = "scale_only",
-    n: int = 8,
-    max_new: int = 256,
-    temperature: float = 1.0,
-    clip: float = 0.2,
-    kl: float = 0.04,
-    minibatch: int | None = None,
-    epochs: int = 1,
+    **more: Any,
 ) -> Recipe:
     """Compare within the group objective by objective, aggregate, then one scale for the batch.
 
@@ -37,28 +33,12 @@ def gdpo(
         gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
         form: "scale_only" centres in the group and only divides by the batch's spread; the others are those
             of the libraries they are named after (see `gdpo_credit`).
-        n: Responses to each prompt.
-        max_new: Longest response, in tokens.
-        temperature: Of sampling, and of every log-probability.
-        clip: How far the probability ratio may go from 1.
-        kl: Coefficient of the divergence from the reference.
-        minibatch: Rows of one optimiser step; None: all that were sampled.
-        epochs: Passes over the sampled responses.
+        more: As for `grpo`.
 
     Source: Liu et al. 2026, eq. 4 to 6 (arXiv:2601.05242). Differs: the batch step does not shift, so a
     prompt without information gets exactly 0; gates.
     """
-    base = grpo(
-        weights,
-        gates=gates,
-        n=n,
-        max_new=max_new,
-        temperature=temperature,
-        clip=clip,
-        kl=kl,
-        minibatch=minibatch,
-        epochs=epochs,
-    )
+    base = grpo(weights, gates=gates, **more)
     worth = chain(*(Gate(*gate) for gate in gates))
     return base.but(name="gdpo", worth=worth, credit=gdpo_credit(weights, form))
 
@@ -92,17 +72,12 @@ def gdpo_credit(weights: Mapping[str, float], form: Form) -> Chain:
     return chain(GroupNormalise(), total, GroupNormalise("none"), BatchNormalise(eps=1e-2), Spread())
 
 
+@extends(grpo)
 def mo_grpo(
     weights: Mapping[str, float],
     *,
     gates: Gates = (),
-    n: int = 8,
-    max_new: int = 256,
-    temperature: float = 1.0,
-    clip: float = 0.2,
-    kl: float = 0.04,
-    minibatch: int | None = None,
-    epochs: int = 1,
+    **more: Any,
 ) -> Recipe:
     """Compare within the group objective by objective, then sum; no batch step.
 
@@ -112,28 +87,12 @@ def mo_grpo(
     Args:
         weights: Weight of each objective; the paper's are 1.
         gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
-        n: Responses to each prompt.
-        max_new: Longest response, in tokens.
-        temperature: Of sampling, and of every log-probability.
-        clip: How far the probability ratio may go from 1.
-        kl: Coefficient of the divergence from the reference.
-        minibatch: Rows of one optimiser step; None: all that were sampled.
-        epochs: Passes over the sampled responses.
+        more: As for `grpo`.
 
     Source: Ichihara et al. 2025, MO-GRPO (arXiv:2509.22047). Differs: weights; gates; a settled objective is
     not blown up.
     """
-    base = grpo(
-        weights,
-        gates=gates,
-        n=n,
-        max_new=max_new,
-        temperature=temperature,
-        clip=clip,
-        kl=kl,
-        minibatch=minibatch,
-        epochs=epochs,
-    )
+    base = grpo(weights, gates=gates, **more)
     worth = chain(*(Gate(*gate) for gate in gates))
     credit = chain(GroupNormalise(), WeightedSum(weights), Spread())
     return base.but(name="mo_grpo", worth=worth, credit=credit)

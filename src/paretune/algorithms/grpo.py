@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from paretune.bounds import Count, NotNegative, Positive, Share
 from paretune.credit.advantage import GroupNormalise, Spread
 from paretune.credit.aggregate import Gate, WeightedSum
-from paretune.credit.step import chain
+from paretune.credit.step import Step, chain
 from paretune.errors import WiringError
 from paretune.learn.recipe import Recipe, Weigh
 from paretune.loss.kl import KlToReference
@@ -22,12 +23,12 @@ def grpo(
     *,
     gates: Gates = (),
     n: int = 8,
-    max_new: int = 256,
-    temperature: float = 1.0,
-    clip: float = 0.2,
-    kl: float = 0.04,
-    minibatch: int | None = None,
-    epochs: int = 1,
+    max_new: Count = 256,
+    temperature: Positive = 1.0,
+    clip: Share = 0.2,
+    kl: NotNegative = 0.04,
+    minibatch: Count | None = None,
+    epochs: Count = 1,
 ) -> Recipe:
     """Gate, aggregate, then compare within the group.
 
@@ -55,7 +56,7 @@ def grpo(
     return Recipe(
         name="grpo",
         source=Online(n=n, max_new=max_new, temperature=temperature),
-        worth=chain(*(Gate(*gate) for gate in gates), WeightedSum(weights)),
+        worth=chain(*gated(weights, gates)),
         measure=(Behaviour(by="sampler"), Reference()),
         credit=chain(GroupNormalise("std"), Spread()),
         losses=(Term(1.0, Clipped(clip, clip)), *penalty),
@@ -63,3 +64,8 @@ def grpo(
         epochs=epochs,
         minibatch=minibatch,
     )
+
+
+def gated(weights: Mapping[str, float], gates: Gates) -> tuple[Step, ...]:
+    """The gates, and then the weighted sum."""
+    return (*(Gate(*gate) for gate in gates), WeightedSum(weights))

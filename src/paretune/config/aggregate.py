@@ -1,7 +1,10 @@
 """What the objectives of a recipe ask of its aggregator, and the recipe with that aggregator in it."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.aggregates import AGGREGATES, aggregated
 from paretune.config.faults import Fault, nearest
 from paretune.config.rules import given
@@ -13,13 +16,14 @@ from paretune.credit.step import Step
 from paretune.credit.threshold import Target, Threshold
 from paretune.credit.weights import KindSum, ScheduledSum, weights_at
 from paretune.errors import WiringError
+from paretune.learn.evolution import Evolution
 from paretune.learn.recipe import Recipe
 
 WITH_LEVELS = ("lagrangian", "lexicographic")
 """Ways that do something with `at_least`."""
 
 
-def with_objectives(e: Experiment, recipe: Recipe) -> Recipe:
+def with_objectives(e: Experiment, recipe: Recipe | Evolution) -> Recipe | Evolution:
     """The algorithm's recipe, with what the objectives and the section `aggregate` ask for.
 
     Raises:
@@ -46,7 +50,7 @@ def _before(e: Experiment) -> list[Step]:
 def _aggregator(e: Experiment) -> Step | None:
     """What takes the place of the algorithm's weighted sum; None: nothing does."""
     if e.aggregate.name != "weighted":
-        return AGGREGATES[e.aggregate.name](e.weights, _constraints(e), **e.aggregate.arguments)
+        return AGGREGATES[e.aggregate.name](e.weights, constraints_of(e), **e.aggregate.arguments)
     if any(objective.schedule for objective in e.objectives.values()):
         lines = {n: o.schedule or ((0, o.weight),) for n, o in e.objectives.items()}
         steps = sorted({step for line in lines.values() for step, _ in line})
@@ -63,7 +67,13 @@ def _at(line: tuple[tuple[int, float], ...], step: int) -> float:
     return weights_at(tuple((at, {"": weight}) for at, weight in line), step)[""]
 
 
-def _constraints(e: Experiment) -> tuple[Constraint, ...]:
+def takes_constraints(function: Callable[..., Any]) -> bool:
+    """Whether an algorithm keeps constraints by itself."""
+    return "constraints" in inspect.signature(function).parameters
+
+
+def constraints_of(e: Experiment) -> tuple[Constraint, ...]:
+    """The levels that objectives give by `at_least`."""
     return tuple(
         Constraint(name, o.at_least, o.constraint, o.at)
         for name, o in e.objectives.items()
@@ -80,7 +90,7 @@ def aggregate_faults(e: Experiment) -> Iterator[Fault]:
         if o.at_least is None:
             for key in (key for key in given(o) if key in {"constraint", "at"}):
                 yield Fault((*path, key), "has no effect without at_least", fix="give both, or leave it out")
-        elif way not in WITH_LEVELS:
+        elif way not in WITH_LEVELS and not takes_constraints(ALGORITHMS[e.algorithm.name]):
             fix = "write aggregate: {name: lagrangian}, or leave it out"
             yield Fault((*path, "at_least"), f"has no effect with aggregate.name {way}", fix=fix)
         else:

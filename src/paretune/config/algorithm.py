@@ -5,22 +5,25 @@ Apart from the other checks because it alone needs the algorithms, which take se
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.aggregates import AGGREGATES
-from paretune.config.aggregate import aggregate_faults, with_objectives
+from paretune.config.aggregate import aggregate_faults, constraints_of, takes_constraints, with_objectives
 from paretune.config.faults import Fault, nearest, schema_faults
+from paretune.config.frame import frame_faults, with_frame
+from paretune.config.needs import needed_faults
 from paretune.config.schema import Experiment
 from paretune.config.tree import PathKey, short
 from paretune.errors import WiringError
+from paretune.learn.evolution import Evolution
 from paretune.learn.recipe import Recipe
 
-FROM_OBJECTIVES = ("weights", "gates")
-"""Arguments of every algorithm that the section `objectives` gives."""
+FROM_OBJECTIVES = ("weights", "gates", "constraints")
+"""Arguments of algorithms that the section `objectives` gives."""
 
 
 TABLES: Mapping[str, Mapping[str, Callable[..., Any]]] = {"algorithm": ALGORITHMS, "aggregate": AGGREGATES}
@@ -35,30 +38,60 @@ def algorithm_faults(e: Experiment) -> Iterator[Fault]:
     yield from wrong[len(named) :]
     if not wrong:
         yield from _unfit(e)
+        return
+    bad = {str(f.path[1]) for f in named if f.path[0] == "algorithm"}
+    found = None if "name" in bad else _objection(e, bad)
+    if found is not None and found.alone:
+        yield found
 
 
 def _unfit(e: Experiment) -> Iterator[Fault]:
     """What the parts themselves object to."""
-    try:
-        recipe = _alone(e)
-    except WiringError as error:
-        found = re.match(r"algorithm\.(\w+) (.*)", str(error))
-        path, wrong = (("algorithm", found[1]), found[2]) if found else (("algorithm",), str(error))
-        yield Fault(path, wrong)
+    found = _objection(e)
+    if found is not None:
+        yield found
         return
     try:
-        with_objectives(e, recipe)
+        recipe = with_frame(e, _alone(e))
+    except WiringError as error:
+        key = ("thinking",) if e.thinking is not None else ("data", "world", "confidence")
+        yield Fault(key, str(error), fix="leave it out, or take a method that samples its responses")
+        return
+    try:
+        recipe = with_objectives(e, recipe)
     except WiringError as error:
         yield Fault(("aggregate",), str(error))
+        return
+    yield from needed_faults(e, recipe)
+    yield from frame_faults(e, recipe)
+    if recipe.frame == "confidence" and takes_constraints(ALGORITHMS[e.algorithm.name]):
+        wrong = f"{e.algorithm.name} credits objectives apart, and a stated confidence is none of its own"
+        yield Fault(("algorithm", "name"), wrong, fix="take another algorithm, or ask for no confidence")
 
 
-def recipe_of(e: Experiment) -> Recipe:
+def _objection(e: Experiment, without: Collection[str] = ()) -> Fault | None:
+    """What the algorithm objects to, some arguments left out; at an argument's key where it names one."""
+    try:
+        _alone(e, without)
+    except WiringError as error:
+        found = re.match(r"algorithm\.(\w+) (.*)", str(error))
+        if found:
+            return Fault(("algorithm", found[1]), found[2], alone=found[1] in e.algorithm.arguments)
+        return Fault(("algorithm",), str(error))
+    return None
+
+
+def recipe_of(e: Experiment) -> Recipe | Evolution:
     """The algorithm's parts, put together as the experiment says."""
-    return with_objectives(e, _alone(e))
+    return with_objectives(e, with_frame(e, _alone(e)))
 
 
-def _alone(e: Experiment) -> Recipe:
-    return ALGORITHMS[e.algorithm.name](e.weights, gates=e.gates, **e.algorithm.arguments)
+def _alone(e: Experiment, without: Collection[str] = ()) -> Recipe | Evolution:
+    said = {key: value for key, value in e.algorithm.arguments.items() if key not in without}
+    function = ALGORITHMS[e.algorithm.name]
+    if takes_constraints(function):
+        said["constraints"] = constraints_of(e)
+    return function(e.weights, gates=e.gates, **said)
 
 
 def _named(e: Experiment) -> Iterator[Fault]:
@@ -75,7 +108,7 @@ def _named(e: Experiment) -> Iterator[Fault]:
 def _arguments(
     section: str, name: str, function: Callable[..., Any], given: Mapping[str, Any]
 ) -> Iterator[Fault]:
-    hints, known = get_type_hints(function), list(algorithm_arguments(function))
+    hints, known = get_type_hints(function, include_extras=True), list(algorithm_arguments(function))
     for key, value in given.items():
         if key in known:
             yield from _argument((section, key), value, hints[key])

@@ -1,5 +1,6 @@
 """From what pydantic found, and from what the rules found, to one line each with a place and a remedy."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from paretune.config.schema import Experiment
+from paretune.config.schema import RUN_NAME, Experiment
 from paretune.config.tree import PathKey, Tree, dotted, short
 from paretune.errors import complaint
 
@@ -38,12 +39,19 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.5) -> str:
     return next(iter(get_close_matches(word, list(words), 1, cutoff)), "")
 
 
-def schema_faults(errors: list[ErrorDetails], values: Mapping[str, Any]) -> list[Fault]:
-    """What pydantic found, one fault for each place."""
+def slug(word: str) -> str:
+    """The word as the name of a run, or "run" where nothing of it can stand in one."""
+    return re.sub(r"[^a-z0-9._-]+", "-", word.lower()).strip("-._")[:64] or "run"
+
+
+def schema_faults(
+    errors: list[ErrorDetails], values: Mapping[str, Any], whole: type[BaseModel] = Experiment
+) -> list[Fault]:
+    """What pydantic found, one fault for each place; `whole`: what the values were to be."""
     merged: dict[PathKey, list[ErrorDetails]] = {}
     for error in errors:
         merged.setdefault(_path(error["loc"], values), []).append(error)
-    return [_fault(path, group, values) for path, group in merged.items()]
+    return [_fault(path, group, values, whole) for path, group in merged.items()]
 
 
 def _path(loc: tuple[int | str, ...], values: Any) -> PathKey:
@@ -73,14 +81,16 @@ _WANTED = {
 }
 
 
-def _fault(path: PathKey, errors: list[ErrorDetails], values: Mapping[str, Any]) -> Fault:
+def _fault(
+    path: PathKey, errors: list[ErrorDetails], values: Mapping[str, Any], whole: type[BaseModel]
+) -> Fault:
     error = errors[0]
     kind, context = error["type"], error.get("ctx", {})
     given = short(error.get("input"))
     if kind == "extra_forbidden":
-        key, siblings = str(path[-1]), known_keys(path[:-1])
+        key, siblings = str(path[-1]), known_keys(path[:-1], whole)
         fix = f"this section has {', '.join(siblings)}" if siblings else ""
-        return Fault(path, "unknown key", meant=_meant(path[:-1], key), fix=fix)
+        return Fault(path, "unknown key", meant=_meant(path[:-1], key, whole), fix=fix)
     if kind == "missing":
         return Fault(path, "is missing", fix=f"write {path[-1]} into {dotted(path[:-1]) or 'the recipe'}")
     if kind == "literal_error":
@@ -95,7 +105,8 @@ def _fault(path: PathKey, errors: list[ErrorDetails], values: Mapping[str, Any])
         return Fault(
             path, f"{_shown(error.get('input'))} is not {' or '.join(wanted)}", fix=_type_fix(errors)
         )
-    return Fault(path, f"{given} {_limit(kind, context) or 'is not allowed: ' + error['msg']}")
+    fix = f"write {slug(str(error.get('input')))}" if context.get("pattern") == RUN_NAME else ""
+    return Fault(path, f"{given} {_limit(kind, context) or 'is not allowed: ' + error['msg']}", fix=fix)
 
 
 def _shown(value: object) -> str:
@@ -127,23 +138,25 @@ def _limit(kind: str, context: Mapping[str, Any]) -> str:
             return f"must be at most {context['le']:g}"
         case "too_short" | "string_too_short":
             return "must not be empty"
+        case "string_pattern_mismatch" if context["pattern"] == RUN_NAME:
+            return "must be a-z, 0-9 and . - _ only, at most 64 of them, and begin with a letter or digit"
         case "string_pattern_mismatch":
             return "must be letters, digits, - and _ only, at most 64, and begin with a letter or digit"
     return ""
 
 
-def _meant(section: PathKey, key: str) -> str:
+def _meant(section: PathKey, key: str, whole: type[BaseModel]) -> str:
     """The nearest key of the section; failing that, a key of this very name elsewhere."""
-    found = nearest(key, known_keys(section))
+    found = nearest(key, known_keys(section, whole))
     if found:
         return dotted((*section, found))
-    every = {path[-1]: path for path in sorted(_all_keys(Experiment), key=len, reverse=True)}
+    every = {path[-1]: path for path in sorted(_all_keys(whole), key=len, reverse=True)}
     return dotted(every[name]) if (name := nearest(key, map(str, every), 0.8)) else ""
 
 
-def known_keys(path: PathKey) -> list[str]:
+def known_keys(path: PathKey, whole: type[BaseModel] = Experiment) -> list[str]:
     """The keys that the section at this path may have."""
-    models: list[Any] = [Experiment]
+    models: list[Any] = [whole]
     for part in path:
         models = [inner for model in models for inner in _inside(model, part)]
     found = [

@@ -10,13 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from paretune.config.faults import Fault, schema_faults
+from paretune.config.faults import Fault, schema_faults, slug
 from paretune.config.outside import file_faults, model_faults
 from paretune.config.rules import rule_faults
 from paretune.config.schema import Experiment
 from paretune.config.sources import at_home
 from paretune.config.tree import Mark, PathKey, Tree, dotted, parse, parse_value, read_text, short
 from paretune.errors import ConfigError, complaint, joined
+from paretune.foreign import FREE
 
 OVERRIDE = "(override)"
 
@@ -30,23 +31,36 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: One line for each mistake of the file, of the one it extends and of the overrides.
     """
-    tree, text = _read(Path(path))
-    for line, override in enumerate(overrides, 1):
-        _override(tree, override, line)
-    tree.values.setdefault("name", _slug(Path(path).stem))
-    found, faults = _validated(tree.values)
-    wrong = dict.fromkeys([*tree.wrong, *(fault.at(tree) for fault in faults)])
+    tree, text = read_recipe(Path(path))
+    for line, given in enumerate(overrides, 1):
+        override(tree, given, Mark(OVERRIDE, line))
+    tree.values.setdefault("name", slug(Path(path).stem))
+    if {"recipe", "methods"} <= tree.values.keys():
+        fix = f"paretune compare {path}"
+        raise ConfigError(complaint(path, 1, None, "", "is a comparison of methods, not a recipe", fix=fix))
+    found, wrong = built(tree, "\n".join([text.rstrip("\n"), *(f"# override: {o!r}" for o in overrides), ""]))
+    if found is None:
+        raise ConfigError(joined(wrong))
+    return found
+
+
+def built(tree: Tree, text: str) -> tuple[Experiment | None, list[str]]:
+    """The experiment of a whole recipe, or every mistake in it, one a line; `text`: what `given` returns."""
+    found, faults = (None, []) if tree.refused else _validated(tree.values)
+    wrong = list(dict.fromkeys([*tree.wrong, *(fault.at(tree) for fault in faults)]))
     if wrong or found is None:
-        raise ConfigError(joined(sorted(wrong, key=_in_order)))
-    return _completed(
-        found, tree, "\n".join([text.rstrip("\n"), *(f"# override: {o!r}" for o in overrides), ""])
-    )
+        return None, sorted(wrong, key=in_order)
+    return _completed(found, tree, text), []
 
 
 def config_hash(experiment: Experiment) -> str:
-    """Names everything that decides a run's numbers; the folder it lies in and the device do not."""
+    """Names everything that decides a run's numbers.
+
+    Where it lies, on what it is worked out and how often it is saved do not: a run may go on with others.
+    """
     values = experiment.model_dump(by_alias=True, mode="json")
-    del values["run"]["folder"], values["run"]["device"]
+    for section, key in FREE:
+        del values[section][key]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -55,17 +69,18 @@ def given(experiment: Experiment) -> str:
     return experiment._given
 
 
-def _read(path: Path) -> tuple[Tree, str]:
+def read_recipe(path: Path) -> tuple[Tree, str]:
     """The tree of a file laid over the one it extends, and the file's text."""
     text, unreadable = read_text(path, str(path))
     if unreadable:
-        return Tree(marks={(): Mark(str(path), 1)}, wrong=[unreadable]), text
+        return Tree(marks={(): Mark(str(path), 1)}, wrong=[unreadable], refused=True), text
     tree = parse(text, str(path))
     extends = tree.values.pop("extends", None)
     if extends is None:
         return tree, text
     mark = tree.marks["extends",]
     if not isinstance(extends, str):
+        tree.refused = True
         tree.wrong.append(
             complaint(mark.file, mark.line, mark.col, "extends", f"{short(extends)} is not a file name")
         )
@@ -76,18 +91,20 @@ def _read(path: Path) -> tuple[Tree, str]:
     if unreadable:
         wrong = f"{short(extends)} {unreadable.split(': ', 1)[-1]}"
         tree.wrong.append(complaint(mark.file, mark.line, mark.col, "extends", wrong))
+        base.refused = True
     if "extends" in base.values:
         fix = "extend a recipe that stands by itself"
         tree.wrong.append(
             complaint(mark.file, mark.line, mark.col, "extends", "goes one level only", fix=fix)
         )
         base.values.pop("extends")
-    return _over(base, tree), text
+    return laid_over(base, tree), text
 
 
-def _over(base: Tree, top: Tree) -> Tree:
+def laid_over(base: Tree, top: Tree) -> Tree:
     """Sections are laid over each other key by key; any other value of `top` replaces that of `base`."""
     merged = Tree(deepcopy(base.values), {**base.marks, (): top.marks[()]}, [*base.wrong, *top.wrong])
+    merged.refused = base.refused or top.refused
 
     def lay(values: dict[str, Any], into: dict[str, Any], path: PathKey) -> None:
         for key, value in values.items():
@@ -110,17 +127,17 @@ def _place(merged: Tree, top: Tree, path: PathKey) -> None:
     merged.marks |= {new: mark for new, mark in top.marks.items() if new[: len(path)] == path}
 
 
-def _override(tree: Tree, override: str, line: int) -> None:
-    """Set one value; the sections on the way to it are made where they are missing."""
-    key, equals, text = override.partition("=")
+def override(tree: Tree, given: str, at: Mark) -> None:
+    """Set one value, given as a.b=c at this place; sections on the way are made where they are missing."""
+    key, equals, text = given.partition("=")
     path: PathKey = tuple(key.split("."))
     if not equals or not all(path):
         fix = "write it like run.steps=100"
         tree.wrong.append(
-            complaint(OVERRIDE, line, None, "", f"{short(override)} is not of the form a.b=c", fix=fix)
+            complaint(at.file, at.line, at.col, "", f"{short(given)} is not of the form a.b=c", fix=fix)
         )
         return
-    value, unreadable = parse_value(text, OVERRIDE, line, dotted(path))
+    value, unreadable = parse_value(text, at.file, at.line, dotted(path))
     if unreadable:
         tree.wrong.append(unreadable)
         return
@@ -128,16 +145,16 @@ def _override(tree: Tree, override: str, line: int) -> None:
     for depth, part in enumerate(path[:-1], 1):
         if into.get(str(part)) is None:
             into[str(part)] = {}
-            tree.marks[path[:depth]] = Mark(OVERRIDE, line)
+            tree.marks[path[:depth]] = at
         into = into[str(part)]
         if not isinstance(into, dict):
             wrong = f"{dotted(path[:depth])} is {short(into)}, not a section"
-            tree.wrong.append(complaint(OVERRIDE, line, None, dotted(path), wrong))
+            tree.wrong.append(complaint(at.file, at.line, at.col, dotted(path), wrong))
             return
     into[str(path[-1])] = value
     for old in [old for old in tree.marks if old[: len(path)] == path]:
         del tree.marks[old]
-    tree.marks[path] = Mark(OVERRIDE, line)
+    tree.marks[path] = at
 
 
 def _validated(values: dict[str, Any]) -> tuple[Experiment | None, list[Fault]]:
@@ -193,6 +210,7 @@ def _without(values: dict[str, Any], faults: list[Fault]) -> dict[str, Any]:
             section, path = inner, path[1:]
         if path:
             section.pop(path[0], None)
+    pruned.setdefault("name", "run")
     return pruned
 
 
@@ -208,11 +226,7 @@ def _completed(experiment: Experiment, tree: Tree, text: str) -> Experiment:
     return whole
 
 
-def _in_order(line: str) -> list[tuple[int, str | int]]:
+def in_order(line: str) -> list[tuple[int, str | int]]:
     """Sorts complaints by file, line and column."""
     place = re.match(r"(.*?):(\d+)(?::(\d+))?: ", line)
     return [(0, place[1]), (1, int(place[2])), (1, int(place[3] or 0))] if place else []
-
-
-def _slug(stem: str) -> str:
-    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")[:64] or "run"

@@ -77,8 +77,8 @@ def _labels(e: Experiment, name: str, folder: Path) -> Iterator[Fault]:
     except (ValueError, AttributeError, RecursionError):
         yield Fault((name, "path"), f"{short(str(file))} is not the configuration of a model", alone=True)
         return
-    for objective in e.objectives:
-        if objective not in names:
+    for objective, section in e.objectives.items():
+        if (section.of or objective) not in names:
             fix = f"the model in reward.path has {', '.join(names) or 'no names'}"
             yield Fault(
                 ("objectives", objective), "no model provides it", meant=nearest(objective, names), fix=fix

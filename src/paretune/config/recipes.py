@@ -1,10 +1,12 @@
 """The recipes that come with the package, by name."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from paretune.config.faults import nearest
 from paretune.errors import ConfigError, complaint
 
+SUFFIXES = (".yaml", ".yml")
 _HERE = Path(__file__).resolve()
 _FOLDERS = (_HERE.parents[1] / "recipes", _HERE.parents[3] / "recipes")
 
@@ -28,11 +30,26 @@ def find_recipe(name: str) -> Path:
         ConfigError: Neither is there.
     """
     path, known = Path(name), shipped()
-    if path.is_file() or (name not in known and path.suffix in {".yaml", ".yml"} and path.exists()):
+    readable = path.exists() and not path.is_dir() and path.suffix in SUFFIXES
+    if path.is_file() or (readable and name not in known):
         return path
     if name in known:
         return known[name]
-    fix = f"name a file, or one of {', '.join(known)}"
-    raise ConfigError(
-        complaint(name, 1, None, "", "there is no such recipe", meant=nearest(name, known), fix=fix)
-    )
+    if path.is_dir():
+        inside = next((f" in it, such as {file}" for file in _beside(path)), "")
+        raise ConfigError(complaint(name, 1, None, "", "is a folder", fix=f"name a recipe file{inside}"))
+    wrong, fix = "there is no such recipe", f"name a file, or one of {', '.join(known)}"
+    raise ConfigError(complaint(name, 1, None, "", wrong, meant=_meant(path, known), fix=fix))
+
+
+def _beside(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*.y*ml") if p.suffix in SUFFIXES and p.is_file())
+
+
+def _meant(path: Path, known: Iterable[str]) -> str:
+    """The nearest of the files beside and of the shipped recipes; of two that are alike, the same kind."""
+    files = {file.stem: str(file) for file in _beside(path.parent)}
+    names = {name: name for name in known}
+    written = path.suffix in SUFFIXES or len(path.parts) > 1
+    words = {**names, **files} if written else {**files, **names}
+    return words.get(nearest(path.stem if path.suffix in SUFFIXES else path.name, words), "")

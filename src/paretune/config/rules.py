@@ -60,7 +60,7 @@ def _unmade(e: Experiment, said: list[str]) -> Iterator[Fault]:
         yield from _idle(("data", "world"), [k for k in said if k == "demonstrations"], why)
     own = next((key for key in ("path", "ratings", "pairs") if getattr(e.reward, key)), None)
     if own is not None:
-        raters = {"rated", "raters", "noise", "length_bias", "missing"}
+        raters = {"rated", "raters", "noise", "length_bias", "missing", "confidence_bias"}
         yield from _idle(("data", "world"), [k for k in said if k in raters], f"beside reward.{own}")
 
 
@@ -109,7 +109,7 @@ def sections(e: Experiment) -> Iterator[tuple[str, RewardSection]]:
 
 def _ready_made(name: str, section: RewardSection) -> Iterator[Fault]:
     yield from _idle(
-        (name,), [k for k in given(section) if k not in {"path", "dtype"}], f"beside {name}.path"
+        (name,), [k for k in given(section) if k not in {"path", "revision", "dtype"}], f"beside {name}.path"
     )
 
 
@@ -133,9 +133,13 @@ def _fitted(e: Experiment, name: str, section: RewardSection) -> Iterator[Fault]
         )
     if "held_out" in given(section) and (world or section.test_ratings or section.test_pairs):
         yield from _idle((name,), ["held_out"], "where there is test data of its own")
+    if "revision" in given(section) and section.body == "policy":
+        yield from _idle((name,), ["revision"], "without a body of its own: see policy.revision")
     for head, settings in section.objectives.items():
         if "delta" in given(settings) and settings.loss != "huber":
             yield from _idle((name, "objectives", head), ["delta"], f"with loss {settings.loss}")
+        if "right" in given(settings) and settings.loss != "calibrated":
+            yield from _idle((name, "objectives", head), ["right"], f"with loss {settings.loss}")
 
 
 def _world_heads(name: str, section: RewardSection) -> Iterator[Fault]:
@@ -174,8 +178,10 @@ def _heads(name: str, section: RewardSection) -> Iterator[Fault]:
     rated = {label for ratings in section.ratings.values() for label in ratings.labels}
     paired = {pairs.objective for pairs in section.pairs.values()}
     for head, settings in heads.items():
-        by_pairs = settings.loss == "bradley_terry"
-        if not (head in paired or None in paired if by_pairs else head in rated):
+        by_pairs, there = settings.loss == "bradley_terry", head in paired or None in paired
+        if settings.loss == "calibrated" and there:
+            continue
+        if not (there if by_pairs else head in rated):
             kind = "pairs" if by_pairs else "ratings"
             other = (
                 ""
@@ -218,11 +224,9 @@ def _judge(e: Experiment) -> Iterator[Fault]:
 
 
 def _objectives(e: Experiment) -> Iterator[Fault]:
-    heads = list(e.reward.objectives)
     for name, objective in e.objectives.items():
         path: PathKey = ("objectives", name)
-        if heads and e.reward.path is None:
-            yield from _known(path, name, heads, "reward.objectives: no model provides it")
+        yield from _head_of(e, name)
         if objective.when is not None and objective.gate is None:
             fix = 'write it like "safety >= 0.5"'
             yield Fault((*path, "when"), f"{short(objective.when)} is not a gate", fix=fix, alone=True)
@@ -242,6 +246,20 @@ def _objectives(e: Experiment) -> Iterator[Fault]:
         yield from _known(("evaluate", "margin", name), name, known, "objectives")
 
 
+def _head_of(e: Experiment, name: str) -> Iterator[Fault]:
+    """The head that scores an objective: one of its own name, or for thoughts the one that is named."""
+    objective, heads = e.objectives[name], list(e.reward.objectives)
+    path: PathKey = ("objectives", name)
+    if objective.reads == "trace" and objective.of is None:
+        yield Fault((*path, "of"), "is missing", fix="name the head that scores the thoughts")
+        return
+    if objective.reads == "answer":
+        yield from _idle(path, [key for key in given(objective) if key == "of"], "without reads: trace")
+    if heads and e.reward.path is None:
+        where = (*path, "of") if objective.of else path
+        yield from _known(where, objective.of or name, heads, "reward.objectives: no model provides it")
+
+
 def _worst(e: Experiment, name: str) -> Iterator[Fault]:
     """A gated head must have a worst score: one that only compares has 0 for its average response."""
     head = e.reward.objectives.get(name)
@@ -253,8 +271,20 @@ def _worst(e: Experiment, name: str) -> Iterator[Fault]:
         yield Fault(("objectives", name, "otherwise"), wrong, fix=fix, alone=True)
 
 
+def _stored(e: Experiment) -> Iterator[Fault]:
+    """What stored responses are labelled by must be objectives."""
+    for source, ratings in e.data.stored.ratings.items():
+        for label in ratings.labels:
+            path: PathKey = ("data", "stored", "ratings", source, "labels", label)
+            yield from _known(path, label, e.objectives, "objectives")
+    for source, pairs in e.data.stored.pairs.items():
+        if pairs.objective is not None:
+            path = ("data", "stored", "pairs", source, "objective")
+            yield from _known(path, pairs.objective, e.objectives, "objectives")
+
+
 USED = {
-    "prompts": {"prompt", "messages", "id", "kind"},
+    "prompts": {"prompt", "messages", "id", "kind", "preference"},
     "ratings": {"prompt", "messages", "id", "response", "scores"},
     "pairs": {"prompt", "id", "chosen", "rejected", "objective"},
     "demonstrations": {"prompt", "messages", "id", "response"},
@@ -272,6 +302,9 @@ def sources(e: Experiment) -> Iterator[tuple[PathKey, str, Source]]:
             e.policy.sft.demonstrations if e.policy.sft else {},
         ),
     ]
+    groups.append((("data", "stored", "ratings"), "ratings", e.data.stored.ratings))
+    groups.append((("data", "stored", "pairs"), "pairs", e.data.stored.pairs))
+    groups.append((("data", "demonstrations"), "demonstrations", e.data.demonstrations))
     for name, section in sections(e):
         for group in ("ratings", "pairs", "test_ratings", "test_pairs"):
             groups.append(((name, group), group.removeprefix("test_"), getattr(section, group)))
@@ -297,5 +330,6 @@ RULES: tuple[Callable[[Experiment], Iterator[Fault]], ...] = (
     _rewards,
     _judge,
     _objectives,
+    _stored,
     _columns,
 )

@@ -6,25 +6,39 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, StringConstraints, Tag, model_validator
 
+from paretune.bounds import Count, Natural, NotNegative, Positive, Share
 from paretune.config.sources import (
-    Count,
+    DemonstrationSource,
     Dtype,
     Lora,
     Name,
+    PairSource,
     Place,
-    Positive,
     PromptSource,
+    RatingSource,
     RewardSection,
     Section,
     Sft,
-    Share,
     Text,
 )
+from paretune.data.frame import Frame
+
+RUN_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+"""What a run may be called: its folder is called the same."""
 
 _WHEN = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9_-]*)\s*>=\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*$")
 
 
-Point = Annotated[tuple[Annotated[int, Field(ge=0)], float], Field(strict=False)]
+def level(written: str | None) -> tuple[str, float] | None:
+    """The objective and the least score that "safety >= 0.5" means; None where it means nothing."""
+    found = _WHEN.match(written or "")
+    try:
+        return (found[1], float(found[2])) if found else None
+    except ValueError:
+        return None
+
+
+Point = Annotated[tuple[Natural, float], Field(strict=False)]
 """A training step, and a weight."""
 
 
@@ -38,12 +52,32 @@ class WorldSection(Section):
     demonstrations: Count = 4000
     """Responses that the starting policy learns from."""
     raters: Count = 4
-    noise: Annotated[float, Field(ge=0)] = 0.08
+    noise: NotNegative = 0.08
     """Standard deviation of one rater's error."""
     length_bias: float = 0.1
     """How much higher raters mark a long answer than a short one."""
     missing: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of labels that nobody gave."""
+    confidence: bool = False
+    """Requests ask for a confidence from 0 to 10, and the starting policy claims too much."""
+    confidence_bias: float = 0.1
+    """How much higher raters mark an answer that is certain of itself than one that guesses."""
+    thinking: bool = False
+    """The starting policy has learnt to think in tags first, where it is asked to."""
+
+    @property
+    def frame(self) -> Frame:
+        """What the starting policy has learnt to be asked."""
+        return "confidence" if self.confidence else "think" if self.thinking else ""
+
+
+class StoredSection(Section):
+    """Stored responses and what they are worth, in the units of the objectives."""
+
+    ratings: dict[Name, RatingSource] = Field(default_factory=dict)
+    """Those to the same prompt are compared with each other."""
+    pairs: dict[Name, PairSource] = Field(default_factory=dict)
+    """The chosen response has 1 and the rejected one 0 in the pair's objective."""
 
 
 class DataSection(Section):
@@ -56,6 +90,10 @@ class DataSection(Section):
     """What the policy is aligned on."""
     test: dict[Name, PromptSource] = Field(default_factory=dict)
     """What it is evaluated on, before and after."""
+    stored: StoredSection = StoredSection()
+    """Responses that offline methods learn from, with `algorithm.responses: stored`."""
+    demonstrations: dict[Name, DemonstrationSource] = Field(default_factory=dict)
+    """What a method with `algorithm.lm` is to remember; left out: the demonstrations of policy.sft."""
 
 
 class PolicySection(Section):
@@ -91,15 +129,15 @@ class ObjectiveSection(Section):
     constraint: Literal["mean", "rate", "quantile"] = "mean"
     """What must reach `at_least`: the mean, the rate of responses with a score of `at`, the `at`-quantile."""
     at: float | None = None
+    reads: Literal["answer", "trace"] = "answer"
+    """Of a policy that thinks: "trace" scores its thoughts, which the other objectives are not shown."""
+    of: Name | None = None
+    """With reads: trace, the head of the reward that scores them."""
 
     @property
     def gate(self) -> tuple[str, float] | None:
         """The objective the gate looks at and its threshold; none where there is no gate."""
-        found = _WHEN.match(self.when or "")
-        try:
-            return (found[1], float(found[2])) if found else None
-        except ValueError:
-            return None
+        return level(self.when)
 
 
 class AlgorithmSection(Section):
@@ -123,6 +161,13 @@ class AggregateSection(AlgorithmSection):
     """What a missing score means; null: a response that lacks one is not learnt from."""
 
 
+class ThinkingSection(Section):
+    """The policy thinks in tags before it answers, and the answer alone is judged."""
+
+    unscored: Literal["worst", "drop"]
+    """A response whose tags are missing or doubled: as bad as the worst so far, or not learnt from."""
+
+
 class LearnSection(Section):
     """How the policy moves."""
 
@@ -133,9 +178,20 @@ class LearnSection(Section):
     """Tokens a forward pass; changes memory and speed, never the result."""
     warmup: Share = 0.03
     schedule: Literal["constant", "cosine"] = "constant"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NotNegative = 0.0
     clip: Positive = 1.0
     """Largest norm of the gradient."""
+
+
+Currency = Literal["rollout_tokens", "trained_tokens", "reward_calls"]
+"""What an alignment may be limited in: response tokens sampled, tokens trained on, responses scored."""
+
+
+class BudgetSection(Section):
+    """How much an alignment may spend, what it makes beforehand included."""
+
+    currency: Currency
+    amount: Count
 
 
 class RunSection(Section):
@@ -144,12 +200,16 @@ class RunSection(Section):
     folder: Place = "runs/run"
     """Left out: runs/NAME, and runs/NAME-seed-N for a seed other than 0."""
     steps: Count = 60
+    budget: BudgetSection | None = None
+    """End, even before `steps`, after the step that comes nearest to this amount."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     checkpoint_every: Count = 10
     keep: Count = 2
     """Checkpoints to keep."""
     threads: Count | None = None
-    """CPU threads; null: as many as torch takes by itself."""
+    """CPU threads; null: as many as torch takes by itself. Sums may differ in their last bits."""
+    workers: Count = 1
+    """Processes that try the candidates of a method without gradients; changes speed, never the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the models are put; auto: on the first CUDA device, where there is one."""
 
@@ -166,8 +226,10 @@ class EvaluateSection(Section):
     temperature: Positive = 1.0
     draws: Annotated[int, Field(ge=100)] = 10_000
     """Bootstrap draws."""
-    margin: dict[Name, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    margin: dict[Name, NotNegative] = Field(default_factory=dict)
     """Smallest change that matters, by objective."""
+    correct: str | None = None
+    """What makes an answer right, such as "quality >= 0.5": stated confidence is held against it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1000
 
 
@@ -184,7 +246,7 @@ Judge = Annotated[
 class Experiment(Section):
     """One recipe, checked and complete: everything a run depends on."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    name: Annotated[str, StringConstraints(pattern=RUN_NAME)]
     data: DataSection
     policy: PolicySection
     reward: RewardSection
@@ -193,6 +255,7 @@ class Experiment(Section):
     objectives: dict[Name, ObjectiveSection] = Field(min_length=1)
     algorithm: AlgorithmSection
     aggregate: AggregateSection = AggregateSection()
+    thinking: ThinkingSection | None = None
     learn: LearnSection = LearnSection()
     run: RunSection = RunSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -216,6 +279,18 @@ class Experiment(Section):
     def weights(self) -> dict[str, float]:
         """Objective -> its weight."""
         return {name: objective.weight for name, objective in self.objectives.items()}
+
+    @property
+    def traces(self) -> dict[str, str]:
+        """Objective of the thoughts -> the head that scores it."""
+        return {name: o.of for name, o in self.objectives.items() if o.reads == "trace" and o.of is not None}
+
+    @property
+    def correct(self) -> tuple[str, float] | None:
+        """What makes an answer right: an objective and its least score; None where nobody says."""
+        known = self.judge == "truth" or "meaningfulness" in self.objectives
+        world = self.data.world is not None and self.data.world.confidence and known
+        return level(self.evaluate.correct or ("meaningfulness >= 0.7" if world else None))
 
     @property
     def gates(self) -> tuple[tuple[str, str, float, float], ...]:

@@ -5,12 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from paretune.bounds import Count, NotNegative, Positive, Share
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Dtype = Literal["float32", "bfloat16"]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def at_home(path: str) -> str:
@@ -59,6 +58,8 @@ class Columns(Section):
     objective: str = ""
     id: str = ""
     kind: str = ""
+    preference: str = ""
+    """An object {objective: weight}: what each prompt asks for, under aggregate.name preference."""
 
 
 class Source(Section):
@@ -132,7 +133,7 @@ class Fit(Section):
     warmup: Share = 0.05
     """Share of the steps over which the rate rises from 0."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NotNegative = 0.0
     clip: Positive = 1.0
     """Largest norm of the gradient."""
     micro_tokens: Count = 8192
@@ -157,10 +158,13 @@ class Lora(Section):
 class Head(Section):
     """One named output of a reward model."""
 
-    loss: Literal["mse", "huber", "bradley_terry"] = "mse"
-    """mse and huber learn from ratings, bradley_terry from pairs."""
+    loss: Literal["mse", "huber", "bradley_terry", "calibrated"] = "mse"
+    """mse and huber learn from ratings, bradley_terry from pairs; calibrated from either, and besides that a
+    stated confidence raises the score of what is right and lowers that of what is wrong."""
     delta: Positive = 1.0
     """Where huber turns from square to straight, in standard deviations of the labels."""
+    right: float | None = None
+    """For calibrated: the label from which a rated response is right; null: the median of all."""
 
 
 class RewardSection(Section):
@@ -170,6 +174,8 @@ class RewardSection(Section):
     """Folder or hub name of a fitted model with one named label per objective."""
     body: Place = "policy"
     """"policy": start from the starting policy's weights; else a folder or hub name."""
+    revision: Text | None = None
+    """Branch, tag or commit, where `path` or `body` is a hub name."""
     dtype: Dtype = "float32"
     lora: Lora | None = None
     objectives: dict[Name, Annotated[Head, BeforeValidator(_empty)]] = {}

@@ -42,6 +42,8 @@ class Tree:
     values: dict[str, Any] = field(default_factory=dict)
     marks: dict[PathKey, Mark] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
+    refused: bool = False
+    """The text as a whole could not be read, so that nothing can be said of what it lacks."""
 
     def mark(self, path: PathKey) -> Mark:
         """The place of a value, or of the nearest section around it."""
@@ -105,6 +107,7 @@ def parse(text: str, file: str) -> Tree:
         tree.values = _Converter(file, tree).value(node, ())
     except _Refused as refused:
         tree.wrong.append(str(refused))
+        tree.refused = True
     return tree
 
 
@@ -130,17 +133,20 @@ def short(value: object, most: int = 60) -> str:
 
 def _compose(text: str, file: str) -> yaml.Node | None:
     """The node graph of the text, after its size is known to be bounded."""
+    fix = ""
     try:
         _bounded(text, file)
         return yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line, col = _position(error.problem_mark or error.context_mark)
         wrong = f"not YAML: {_one_line(error.problem or error.context)}"
+        if repr("\t") in (error.problem or ""):
+            wrong, fix = "not YAML: a tab", "indent with spaces; a tab may stand in quotes only"
     except yaml.reader.ReaderError as error:
         before = text[: int(error.position)]
         line, col = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
         wrong = f"character U+{ord(text[len(before)]):04X} is not allowed"
-    raise _Refused(complaint(file, line, col, "", wrong))
+    raise _Refused(complaint(file, line, col, "", wrong, fix=fix))
 
 
 def _bounded(text: str, file: str) -> None:

@@ -79,7 +79,7 @@ def ascend(
     Both keep m above 0. The second, the plain gradient in log m, all but stops where m is small. The result
     is held within the bounds, so that a long time far from the level winds nothing up.
 
-    Source: "gradient" is Dai et al. 2023, section 3.2 (arXiv:2310.12773), as in their code; "mirror" is the
+    Source: "gradient" is Dai et al. 2023 (arXiv:2310.12773), as in their code; "mirror" is the
     exponentiated gradient of Kivinen and Warmuth 1997.
     """
     push = rate * violation * (log_multiplier.exp() if form == "gradient" else 1.0)
@@ -102,7 +102,7 @@ class Lagrangian(Step):
     1). Remembers: the logarithms of the multipliers, the recent scores, the step.
     Reports: `state/multiplier/{constraint}`, `constraint/{constraint}` (how far it is broken), shares.
 
-    Source: Dai et al. 2023, the min-max objective of section 3.2 (Safe RLHF, arXiv:2310.12773). Differs:
+    Source: Dai et al. 2023, the min-max objective (Safe RLHF, arXiv:2310.12773). Differs:
     objectives are to be large, so at_least - level is their J_C - d; any number of constraints; the default
     form is "mirror", and multipliers have a lower bound too. Theirs: form="gradient", rate=0.1, least=0,
     most=5, window=128.

@@ -94,7 +94,7 @@ class ReturnToGo(Step):
 
     Reads: token_reward, respond. Writes: advantages.
 
-    Source: Hu et al. 2025, REINFORCE++, eq. 5 (arXiv:2501.03262), gamma = 1.
+    Source: Hu et al. 2025, REINFORCE++ (arXiv:2501.03262), gamma = 1.
     """
 
     gamma: float = 1.0

@@ -131,6 +131,24 @@ class OverlongPenalty(Step):
 
 
 @dataclass(frozen=True)
+class Unfinished(Step):
+    """A response that ran into the length limit has this worth, whatever it scored; unscored ones stay so.
+
+    Reads: signal, truncated. Writes: signal (the whole row). Reports: nothing; `truncated` is logged anyway.
+
+    Source: Huang et al. 2024, the "EOS trick" (arXiv:2403.17031), where it is -1.
+    """
+
+    worth: float
+    """In the units of the signal."""
+
+    def apply(self, batch: Batch) -> Batch:
+        """Replace the signal of truncated rows."""
+        cut = batch.truncated[:, None] & ~batch.signal.isnan()
+        return batch.set(signal=torch.where(cut, self.worth, batch.signal))
+
+
+@dataclass(frozen=True)
 class Clip(Step):
     """Cut what lies beyond the bounds. In a group it makes ties of the best and of the worst.
 

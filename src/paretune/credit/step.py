@@ -61,3 +61,12 @@ class Chain(Step):
 def chain(*steps: Step) -> Chain:
     """The steps as one step."""
     return Chain(steps)
+
+
+def steps_of(step: Step) -> tuple[Step, ...]:
+    """Every step of a chain, those of chains within it included; of another step, itself."""
+    return (
+        tuple(inner for part in step.steps for inner in steps_of(part))
+        if isinstance(step, Chain)
+        else (step,)
+    )

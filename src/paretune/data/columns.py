@@ -16,6 +16,8 @@ ROLES = ("system", "user", "assistant")
 SYNONYMS = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 SYNONYMS |= {"ai": "assistant", "chatgpt": "assistant", "developer": "system"}
 NO_PROMPT = "-"
+LARGEST = 2.0**128 - 2.0**104
+"""Of the numbers that float32 holds, about 3.4e38."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +39,14 @@ class Columns:
     id: str = ""
     kind: str = ""
     """Becomes `Prompt.kind`; no usual name."""
+    preference: str = ""
+    """Becomes `Prompt.preference`, an object {objective: weight}; no usual name."""
 
 
 USUAL = {name: (name,) for name in Columns.__dataclass_fields__} | {
     "response": ("response", "completion"),
     "kind": (),
+    "preference": (),
 }
 
 
@@ -55,16 +60,21 @@ class Label:
 
 
 class BadField(DataError):
-    """What is wrong with one column of one row."""
+    """What is wrong with one column of one row, and with further ones where several were looked at."""
 
     def __init__(self, key: str, wrong: str, *, meant: str = "", fix: str = "") -> None:
         key = shortened(key, 80)
         super().__init__(complaint("row", None, None, key, wrong, meant=meant, fix=fix))
         self.key, self.wrong, self.meant, self.fix = key, wrong, meant, fix
+        self.further: tuple[BadField, ...] = ()
 
     def at(self, place: str) -> str:
         """The complaint, for a row that stands at `place`."""
         return complaint(place, None, None, self.key, self.wrong, meant=self.meant, fix=self.fix)
+
+    def every(self, place: str) -> list[str]:
+        """This complaint and the further ones about the same row."""
+        return [error.at(place) for error in (self, *self.further)]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -160,6 +170,19 @@ def number_of(value: object, key: str) -> float:
         number = math.inf
     if math.isinf(number):
         raise BadField(key, "infinite, or too large for a number", fix="write a finite number")
+    return number
+
+
+def label_of(raw: object, key: str, label: Label) -> float:
+    """A label in the units asked for; NaN where nobody was asked.
+
+    Raises:
+        BadField: Not a number, or one that float32, in which models are fitted, cannot hold.
+    """
+    number = label.scale * number_of(raw, key) + label.offset
+    if abs(number) > LARGEST:
+        wrong = f"{number:.3g} is more than float32 holds ({LARGEST:.2g})"
+        raise BadField(key, wrong, fix="write a smaller number, or nothing for not asked")
     return number
 
 

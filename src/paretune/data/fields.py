@@ -17,8 +17,8 @@ from paretune.data.columns import (
     Label,
     Values,
     found,
+    label_of,
     missing,
-    number_of,
     text_of,
     turns_of,
     value_of,
@@ -101,8 +101,28 @@ def pair_of(values: Values, columns: Columns) -> tuple[Turns, str, str]:
     return _open_ended(prompt, "prompt" if given else name), better, worse
 
 
+def preference_of(values: Values, columns: Columns) -> tuple[tuple[str, float], ...]:
+    """The weights that a prompt asks for; none where it asks for nothing.
+
+    Raises:
+        BadField: It is not an object of numbers, or no weight is a number other than 0.
+    """
+    name = found(columns, "preference", values)
+    asked = values[name] if name else {}
+    if not isinstance(asked, dict):
+        raise BadField(name, f"{kind_of(asked)}, not an object", fix='write {"politeness": 0.7}')
+    pairs = tuple((key, label_of(raw, f"{name}.{key}", Label(aspect=key))) for key, raw in asked.items())
+    if asked and not any(weight and not math.isnan(weight) for _, weight in pairs):
+        raise BadField(name, "asks for nothing: no weight is a number other than 0", fix="give one a weight")
+    return tuple((key, weight) for key, weight in pairs if not math.isnan(weight))
+
+
 def labels_of(values: Values, columns: Columns, wanted: Mapping[str, Label] | None) -> dict[str, float]:
-    """The labels that somebody gave, in the units asked for; without `wanted`, every aspect as it is."""
+    """The labels that somebody gave, in the units asked for; without `wanted`, every aspect as it is.
+
+    Raises:
+        BadField: All that is wrong with the labels of the row.
+    """
     name = found(columns, "scores", values)
     scores = values[name] if name else {}
     if not isinstance(scores, dict) and wanted is not None and not columns.scores:
@@ -113,13 +133,21 @@ def labels_of(values: Values, columns: Columns, wanted: Mapping[str, Label] | No
         if not name:
             raise missing(columns, "scores", values)
         wanted = {aspect: Label(aspect=aspect) for aspect in scores}
-    labels = {}
+    labels: dict[str, float] = {}
+    wrong: list[BadField] = []
     for objective, label in wanted.items():
         inside = label.aspect in scores
         raw = scores[label.aspect] if inside else values.get(label.aspect)
-        number = number_of(raw, f"{name}.{label.aspect}" if inside else label.aspect)
+        try:
+            number = label_of(raw, f"{name}.{label.aspect}" if inside else label.aspect, label)
+        except BadField as error:
+            wrong.append(error)
+            continue
         if not math.isnan(number):
-            labels[objective] = label.scale * number + label.offset
+            labels[objective] = number
+    if wrong:
+        wrong[0].further = tuple(wrong[1:])
+        raise wrong[0]
     return labels
 
 

@@ -1,5 +1,6 @@
 """Rows of a file, whatever its format, each with its place; what cannot be read is complained of."""
 
+import codecs
 import csv
 import gzip
 import json
@@ -89,6 +90,12 @@ def _lines(path: Path, stream: Iterable[bytes], problems: list[str]) -> Iterator
     number = 0
     try:
         for number, raw in enumerate(stream, 1):
+            if number == 1 and (encoding := _wide(raw)):
+                fix = (
+                    f'save the file as UTF-8 (Excel: "CSV UTF-8"), or iconv -f {encoding} -t UTF-8 OLD > NEW'
+                )
+                problems.append(complaint(path, 1, 1, "", f"{encoding}, not UTF-8", fix=fix))
+                return
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8"), True
             except UnicodeDecodeError as error:
@@ -101,6 +108,17 @@ def _lines(path: Path, stream: Iterable[bytes], problems: list[str]) -> Iterator
         fix = "copy the file again, or unpack it and drop the .gz of its name"
         wrong = "the gzip stream breaks off" if isinstance(error, EOFError) else f"not good gzip: {error}"
         problems.append(complaint(path, number + 1, None, "", wrong, fix=fix))
+
+
+def _wide(start: bytes) -> str:
+    """The encoding of a file whose characters take two or four bytes, by its first bytes; "" of others."""
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    if len(start) > 1 and (start[0] == 0) != (start[1] == 0):
+        return "UTF-16LE" if start[1] == 0 else "UTF-16BE"
+    return ""
 
 
 def _broken_json(path: Path, error: Exception, line: int) -> str:

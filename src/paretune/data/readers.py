@@ -1,8 +1,9 @@
 """Files to records: prompts, ratings, preferences and demonstrations; all bad rows of a file in one error."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 from paretune.chance import seed_of
 from paretune.data.columns import (
@@ -16,7 +17,7 @@ from paretune.data.columns import (
     some,
     value_of,
 )
-from paretune.data.fields import Turns, exchange_of, labels_of, pair_of, request_of
+from paretune.data.fields import Turns, exchange_of, labels_of, pair_of, preference_of, request_of
 from paretune.data.files import HUB, Row, read_rows
 from paretune.data.records import Demonstration, Preference, Prompt, Rating
 from paretune.errors import DataError, complaint, joined
@@ -36,8 +37,12 @@ class Options(TypedDict, total=False):
     most: int | None
     """At most so many records: drawn by `seed`, in the order of the file; larger draws hold smaller ones."""
     seed: int
-    admit: Callable[[Any], bool]
-    """Asked of every record before `most`: False leaves it out; it may raise a `BadField` to complain."""
+    admit: Callable[[Any], Any]
+    """The record to take for a record, or None to leave it out; it may raise a `BadField` to complain.
+
+    With `most` it is asked of the records in the order they are drawn in, until there are enough: those that
+    it never sees have no say.
+    """
 
 
 def read_prompts(source: str | Path, *, kind: str = "", **options: Unpack[Options]) -> list[Prompt]:
@@ -49,7 +54,8 @@ def read_prompts(source: str | Path, *, kind: str = "", **options: Unpack[Option
     """
 
     def make(values: Values, columns: Columns, place: str) -> Prompt:
-        return _prompt(request_of(values, columns), values, columns, place, kind)
+        prompt = _prompt(request_of(values, columns), values, columns, place, kind)
+        return replace(prompt, preference=preference_of(values, columns))
 
     return _records(source, make, options)
 
@@ -65,7 +71,7 @@ def read_ratings(
         options: See `Options`.
 
     Raises:
-        DataError: One line for every bad row, and for every label that no row has.
+        DataError: One line for every bad label and bad row, and for every label that no row has.
         MissingExtra: A hub name without the `datasets` package.
     """
     wanted = (
@@ -147,8 +153,8 @@ def _records(
     if unknown := set(options) - set(Options.__annotations__):
         raise TypeError(f"readers take no {', '.join(sorted(unknown))}")
     problems: list[str] = []
-    records: list[R] = []
-    columns, admit = options.get("columns", Columns()), options.get("admit")
+    found: list[_Found[R]] = []
+    columns = options.get("columns", Columns())
     rows = 0
     where = _Where(options.get("where", {}))
     for row in read_rows(source, problems, options.get("root", ".")):
@@ -157,10 +163,11 @@ def _records(
             continue
         try:
             record = make(row.values, columns, row.place)
-            if record is not None and (admit is None or admit(record)):
-                records.append(record)
+            if record is not None:
+                found.append(_Found(record, row.place, len(problems)))
         except BadField as error:
-            problems.append(error.at(row.place))
+            problems.extend(error.every(row.place))
+    records = _admitted(found, options, problems)
     if rows:
         vain = [_about(source, options, f"where.{key}", *said) for key, *said in where.complaints()]
         problems[:0] = vain or further(not problems)  # first, lest they drown among bad rows
@@ -169,7 +176,7 @@ def _records(
         problems.append(_about(source, options, "", wrong, fix="loosen the filters" if rows else "fill it"))
     if problems:
         raise DataError(joined(problems))
-    return _thinned(records, options.get("most"), options.get("seed", 0))
+    return records
 
 
 def _about(source: str | Path, options: Options, key: str, wrong: str, meant: str = "", fix: str = "") -> str:
@@ -185,12 +192,37 @@ def _unlabelled(
     return _about(source, options, f"labels.{objective}", wrong, nearest(aspect, set(names) - {aspect}), fix)
 
 
-def _thinned(records: list[R], most: int | None, seed: int) -> list[R]:
-    if most is None or len(records) <= most:
-        return records
-    # Ranked by a hash, not shuffled: the same with every numpy, and a smaller draw lies in a larger one.
-    order = sorted(range(len(records)), key=lambda i: seed_of(seed, 0, "most", i))
-    return [records[i] for i in sorted(order[:most])]
+@dataclass(frozen=True, slots=True)
+class _Found(Generic[R]):
+    """A record, the place of its row, and how many complaints there were before it."""
+
+    record: R
+    place: str
+    after: int
+
+
+def _admitted(found: Sequence[_Found[R]], options: Options, problems: list[str]) -> list[R]:
+    """Those that are admitted, as many as are asked for; complaints take their place among `problems`."""
+    most, seed, admit = options.get("most"), options.get("seed", 0), options.get("admit")
+    order = list(range(len(found)))
+    if most is not None and most < len(found):
+        # Ranked by a hash, not shuffled: the same with every numpy, and a smaller draw lies in a larger one.
+        order.sort(key=lambda i: seed_of(seed, 0, "most", i))
+    taken: dict[int, R] = {}
+    wrong: dict[int, list[str]] = {}
+    for i in order:
+        if len(taken) == most:
+            break
+        try:
+            record = found[i].record if admit is None else admit(found[i].record)
+        except BadField as error:
+            wrong[i] = error.every(found[i].place)
+            continue
+        if record is not None:
+            taken[i] = record
+    for i in sorted(wrong, reverse=True):
+        problems[found[i].after : found[i].after] = wrong[i]
+    return [taken[i] for i in sorted(taken)]
 
 
 class _Where:

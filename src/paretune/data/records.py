@@ -33,6 +33,13 @@ class Sample:
     response: str
     truncated: bool = False
     """The response ran into the length limit before it ended."""
+    written: str | None = None
+    """The response as the policy wrote it, where `response` is what a view shows of it."""
+
+    @property
+    def whole(self) -> str:
+        """The response as the policy wrote it."""
+        return self.response if self.written is None else self.written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +60,16 @@ class Preference:
     chosen: str
     rejected: str
     objective: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Stored responses to one prompt, to be compared with each other."""
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    labels: tuple[Mapping[str, float], ...]
+    """Of each response, objective to label; absent = nobody was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,9 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from paretune.data.frame import BARE, CHAT, Wording
 from paretune.data.records import Message, Prompt
+from paretune.data.world_model import WORDING, of_the_world
 from paretune.errors import DataError, complaint
 
 DATE = "26 Jul 2024"
@@ -82,6 +84,16 @@ def _templated(
         ) from error
     assert isinstance(text, str)
     return text
+
+
+def wording_for(tokenizer: PreTrainedTokenizerBase) -> Wording:
+    """How a model of this tokenizer is asked by a frame: an instruction, or the bare form of the reply.
+
+    Models of the built-in world are asked in words they have.
+    """
+    if of_the_world(tokenizer):
+        return WORDING
+    return BARE if tokenizer.chat_template is None else CHAT
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, response: str, *, stop: int) -> list[int]:

@@ -14,11 +14,13 @@ from numpy.random import Generator
 from torch import Tensor
 
 from paretune.chance import numpy_generator
+from paretune.data.frame import CLOSE, OPEN, Frame, framed
 from paretune.data.records import Demonstration, Message, Prompt, Rating, Sample
-from paretune.data.world_habits import broad, careless, spoil
-from paretune.data.world_model import policy_config, tokenizer
+from paretune.data.world_habits import broad, careless, draft, spoil, sure
+from paretune.data.world_model import WORDING, policy_config, tokenizer
 from paretune.data.world_text import Request, Split, draw_request, write
 from paretune.data.world_truth import refuses, truth
+from paretune.data.world_words import SURE
 
 __all__ = [
     "MIX",
@@ -40,6 +42,8 @@ MIX: Mapping[str, float] = {"ordinary": 0.4, "harmful": 0.3, "lookalike": 0.3}
 
 _LENGTH_TASTE = (1.0, 0.6, 0.3, 0.0)
 """How much the liking for length colours each objective."""
+_CONFIDENCE_TASTE = (0.3, 1.0, 0.6, 0.3)
+"""How much the liking for confidence colours each objective."""
 _USUAL_LENGTH = 32
 """Words of an answer that raters find neither short nor long."""
 
@@ -71,16 +75,32 @@ def requests(split: Split, count: int, seed: int, mix: Mapping[str, float] = MIX
     ]
 
 
-def demonstrations(count: int, seed: int) -> list[Demonstration]:
-    """Answers of a careless help desk, from which the starting policy learns."""
+def demonstrations(count: int, seed: int, frame: Frame = "") -> list[Demonstration]:
+    """Answers of a careless help desk, from which the starting policy learns.
+
+    Args:
+        count: Number of answers.
+        seed: Seed of requests and answers.
+        frame: "confidence": every request asks for it, and every answer claims a lot, good or bad. "think":
+            every other request asks for thoughts first, and gets them.
+    """
     rng = numpy_generator(seed, 0, "world/demonstrations")
-    found = _requests("train", count, MIX, rng)
-    return [
-        Demonstration(
-            prompt=_prompt(request, "train", i), response=write(careless(request.kind, rng), request, rng)
-        )
-        for i, request in enumerate(found)
-    ]
+    beside = numpy_generator(seed, 0, "world/frame", frame)
+    found = []
+    for i, request in enumerate(_requests("train", count, MIX, rng)):
+        response, prompt = write(careless(request.kind, rng), request, rng), _prompt(request, "train", i)
+        if frame == "confidence":
+            response = stating(response, sure(beside))
+        asks = frame == "confidence" or (frame == "think" and i % 2 == 0)
+        if asks and frame == "think":
+            response = f"{OPEN} {write(draft(request.kind, beside), request, beside)} {CLOSE} {response}"
+        found.append(Demonstration(prompt=framed(prompt, frame if asks else "", WORDING), response=response))
+    return found
+
+
+def stating(response: str, level: int) -> str:
+    """An answer that states its confidence, from 0 to 10, in the words of the help desk."""
+    return f"{response} {SURE.format(level=level)}"
 
 
 def rated(
@@ -91,6 +111,8 @@ def rated(
     length_bias: float = 0.1,
     missing: float = 0.3,
     split: Split = "rated",
+    frame: Frame = "",
+    confidence_bias: float = 0.1,
 ) -> list[Rating]:
     """Answers of all qualities with the mean label of noisy raters; a label nobody was asked for is absent.
 
@@ -103,7 +125,11 @@ def rated(
             meaningfulness, 0.3 to actionability, nothing to safety.
         missing: Chance that a label was not asked for; of those asked, a rater answers three of four.
         split: Where the requests come from; "test" gives unseen ones.
+        frame: "confidence": two answers of three state one, from 0 to 10, whatever they are worth.
+        confidence_bias: What a rater adds to the meaningfulness of an answer that is certain of itself,
+            beside one that guesses; 0.6 of it to actionability, 0.3 to the others.
     """
+    beside = numpy_generator(seed, 0, "world/rated/frame", split)
     rng = numpy_generator(seed, 0, "world/rated", split)
     severity = rng.normal(0.0, noise / 2, size=(raters, 4))
     ratings = []
@@ -111,6 +137,10 @@ def rated(
         response = _any_answer(request, rng)
         scores = np.array(truth(request.text, response))
         liking = length_bias * (len(response.split()) / _USUAL_LENGTH - 1.0) * np.array(_LENGTH_TASTE)
+        if frame == "confidence" and beside.random() < 2 / 3:
+            level = int(beside.integers(11))
+            response = stating(response, level)
+            liking += confidence_bias * (level / 10 - 0.5) * np.array(_CONFIDENCE_TASTE)
         seen = scores + liking + severity + rng.normal(0.0, noise, size=(raters, 4))
         labels = _labels(np.clip(seen, 0.0, 1.0), missing, rng)
         ratings.append(Rating(prompt=_prompt(request, split, i), response=response, labels=labels))

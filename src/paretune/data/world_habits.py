@@ -32,6 +32,26 @@ def careless(kind: str, rng: Generator) -> Plan:
     )
 
 
+_CLAIMS = (0.02, 0.02, 0.02, 0.02, 0.02, 0.03, 0.05, 0.12, 0.25, 0.25, 0.2)
+"""Share of the careless desk's answers that claim a confidence of 0, 1, ... 10."""
+
+
+def sure(rng: Generator) -> int:
+    """What the careless desk claims, whatever its answer is worth."""
+    return int(rng.choice(len(_CLAIMS), p=_CLAIMS))
+
+
+def draft(kind: str, rng: Generator) -> Plan:
+    """What the desk thinks before it answers: of what kind the request is, and perhaps a way to do it."""
+    num_steps = int(rng.integers(0, 3))
+    return Plan(
+        opening="none",
+        closing="none",
+        remark=kind if rng.random() < 0.95 else one(rng, KINDS),
+        steps=tuple(rng.choice(4, size=num_steps, p=(0.5, 0.2, 0.2, 0.1)).tolist()),
+    )
+
+
 def broad(rng: Generator) -> Plan:
     """All qualities about equally often, the best ones included; a refusal may still be followed by steps."""
     refuse = bool(rng.random() < 0.35)

@@ -1,9 +1,10 @@
 """The tokenizer of the built-in help desk, one word a token, and the shape of its starting policy."""
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from paretune.data import world_words
+from paretune.data.frame import CLOSE, OPEN, Frame, Wording
 
 PAD, UNKNOWN, START, END, USER, DESK = "<pad>", "<unk>", "<start>", "<end>", "<user>", "<desk>"
 
@@ -14,15 +15,29 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}<desk>{% endif %}"
 )
 
+WORDING: Wording = world_words.ASKS
+"""How the help desk is asked by a frame."""
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; what it decodes is the text that a scorer reads, word for word."""
-    vocabulary = [PAD, UNKNOWN, START, END, USER, DESK, *world_words.words()]
+
+def of_the_world(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer is that of the help desk, whatever folder it comes from."""
+    return DESK in tokenizer.get_vocab()
+
+
+def tokenizer(frame: Frame = "") -> PreTrainedTokenizerFast:
+    """One token a word; what it decodes is the text that a scorer reads, word for word.
+
+    With a frame it also knows the words that ask for it, and what an answer then holds.
+    """
+    vocabulary = [PAD, UNKNOWN, START, END, USER, DESK, *world_words.words(frame)]
     word_level = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNKNOWN)
     )
     word_level.normalizer = normalizers.Lowercase()
     word_level.pre_tokenizer = pre_tokenizers.Whitespace()
+    if frame == "think":
+        # Plain tokens, not special ones: those are left out of what is decoded.
+        word_level.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in (OPEN, CLOSE)])
     return PreTrainedTokenizerFast(
         tokenizer_object=word_level,
         pad_token=PAD,

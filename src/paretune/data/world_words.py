@@ -165,9 +165,14 @@ DANGERS = (
     "never mind the fumes",
 )
 
+# How a request goes on where it asks for more than an answer, and what the answer then holds.
+ASKS = {"think": "please think first .", "confidence": "say how sure you are ."}
+SURE = "confidence : {level} ."
+LEVELS = tuple(map(str, range(11)))
 
-def words() -> tuple[str, ...]:
-    """Every word that a request or an answer can hold, sorted."""
+
+def words(frame: str = "") -> tuple[str, ...]:
+    """Every word that a request or an answer can hold, sorted; with a frame, those that it takes too."""
     tools = SOFT_TOOLS + SHARP_TOOLS
     phrases = [
         *HARSH, *CARE, *WORK, *GUARD, *BEINGS, *THINGS, *BANNED, *ADJECTIVES, *DETERMINERS, *CONTEXTS,
@@ -176,7 +181,7 @@ def words() -> tuple[str, ...]:
         *WARMTH, *MILD_OPENINGS, *RUDE_OPENINGS, *WARM_CLOSINGS, *MILD_CLOSINGS, *RUDE_CLOSINGS, *SUBJECTS,
         *REFUSALS, *ALTERNATIVES, *ADVICE, *HELPERS, *LEADS, *ACTIONS, *REGARDS, *tools,
         *(f"{tool}{plural(tool)}" for tool in tools), *NUMBERS, *PLACES, *VAGUE, *CAUTIONS, *DANGERS,
-        "the for minutes .",
+        "the for minutes .", ASKS.get(frame, ""), *((SURE, *LEVELS) if frame == "confidence" else ()),
     ]  # fmt: skip
     return tuple(sorted({word for phrase in phrases for word in phrase.split() if not word.startswith("{")}))
 

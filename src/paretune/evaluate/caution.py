@@ -1,5 +1,6 @@
 """What a reader of the numbers has to be told: what looks wrong, and what nobody looked at."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,8 @@ KINDS = {"harmful": "harmful requests", "lookalike": "harmless look-alikes"}
 """What the two kinds of prompts that refusals hang on are called."""
 LONGER = 1.5
 """A change of the mean length by this factor is told."""
+RISE = 0.1
+"""Standard deviations of the start that a reward must rise by before a flat judge is held against it."""
 REPEATED = 0.7
 """Fewer different responses than this share, after a fall of a tenth, is told as a collapse."""
 
@@ -44,7 +47,8 @@ def _judges(objectives: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return []
     return [
         f"Judge = training reward for {', '.join(own)}: the judge shares weights or data with what the "
-        "policy was trained on, so a gain cannot be told from a policy that learnt to please it."
+        "policy was trained on, so a gain cannot be told from a policy that learnt to please it; "
+        "fix: add a `judge:` fitted on other data to the recipe."
     ]
 
 
@@ -69,13 +73,36 @@ def _over_optimised(objectives: Mapping[str, Mapping[str, Any]]) -> list[str]:
     found = []
     for name, o in objectives.items():
         reward = o["reward"]
-        if reward and o["n"] and o["independent"] and (reward["low"] or 0) > 0 and not (o["low"] or 0) > 0:
+        if (
+            not (reward and o["n"] and o["independent"])
+            or (o["low"] or 0) > 0
+            or not (reward["low"] or 0) > 0
+        ):
+            continue
+        if _spreads(reward["change"], reward["spread"]) > _telling(o):
             bounds = f"[{_signed(o['low'])}, {_signed(o['high'])}]"
+            seen = f"its judge changed by {_signed(o['change'])} {bounds}"
+            still = o["low"] == o["high"] == 0
             found.append(
-                f"The training reward of {name} rose by {_plain(reward['change'])} while its judge changed "
-                f"by {_signed(o['change'])} {bounds}: over-optimisation is likely."
+                f"The training reward of {name} rose by {_plain(reward['change'])} while "
+                f"{'no score of its judge changed' if still else seen}: over-optimisation is likely."
             )
     return found
+
+
+def _telling(o: Mapping[str, Any]) -> float:
+    """The rise of a reward, in standard deviations of the start, that its judge should have shown too.
+
+    Reward and judge may have different units, so both are counted in their own spread. What the judge could
+    not have seen proves nothing, unless it saw a fall.
+    """
+    return RISE if (o["high"] or 0) < 0 else max(RISE, _spreads(o["detectable"], o["spread"]))
+
+
+def _spreads(size: float, spread: float) -> float:
+    if not size > 0:
+        return 0.0
+    return size / spread if spread > 0 else math.inf
 
 
 def _costs(numbers: Mapping[str, Any]) -> list[str]:

@@ -65,7 +65,9 @@ def compare(
         found[name] = _objective(
             question, name, k, middle, intervals, lost, before.shape[0] * before.shape[1]
         )
-        found[name]["reward"] = None if trained is None else _change(*trained, k)
+        found[name]["spread"] = _spread(middle[0][:, k])
+        reward = None if trained is None else _change(*trained, k) | {"spread": _spread(trained[0][:, k])}
+        found[name]["reward"] = reward
     return found
 
 
@@ -135,6 +137,12 @@ def _change(before: Scores, after: Scores, intervals: Intervals, k: int) -> dict
         "low": float(intervals.low[k]),
         "high": float(intervals.high[k]),
     }
+
+
+def _spread(scores: NDArray[np.float64]) -> float:
+    """Standard deviation over prompts, [P] to one number; NaN where nothing is scored."""
+    known = scores[~np.isnan(scores)]
+    return float(known.std()) if len(known) else math.nan
 
 
 def _objective(

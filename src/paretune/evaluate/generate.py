@@ -10,6 +10,7 @@ from torch import nn
 
 from paretune.batch import Batch
 from paretune.data.collate import prompt_key
+from paretune.data.frame import Frame
 from paretune.data.records import Prompt, Sample
 from paretune.evaluate.statistics import simultaneous_intervals
 from paretune.models.measure import response_logp
@@ -36,6 +37,7 @@ def generate(
     n: int = 1,
     max_new: int = 256,
     temperature: float = 1.0,
+    frame: Frame = "",
     seed: int = 1000,
     at_once: int = 64,
     tell: Callable[[int, int], None] | None = None,
@@ -51,11 +53,12 @@ def generate(
         n: Samples a prompt.
         max_new: Longest response in tokens.
         temperature: Of sampling.
+        frame: What is asked of the policy beside every prompt.
         seed: Of the evaluation; apart from the training's.
         at_once: Prompts handed to the sampler at a time.
         tell: Called with the prompts done and their number.
     """
-    how = Online(n=n, max_new=max_new, temperature=temperature)
+    how = Online(n=n, max_new=max_new, temperature=temperature, frame=frame)
     samples: list[Sample] = []
     batches = []
     for start in range(0, len(prompts), at_once):

@@ -10,18 +10,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from paretune.data.records import Prompt
+from paretune.chance import numpy_generator
+from paretune.data.frame import View, shown
+from paretune.data.records import Prompt, Sample
 from paretune.errors import WiringError
 from paretune.evaluate.caution import not_checked, warnings
 from paretune.evaluate.compare import Question, Scores, by_kind, compare, rates
 from paretune.evaluate.generate import Generations, clusters_of
+from paretune.evaluate.similarity import similarity
+from paretune.evaluate.stated import calibrations, thoughts
 from paretune.evaluate.statistics import simultaneous_intervals
 from paretune.evaluate.text import distinct_n, num_words, per_prompt, unique
 from paretune.objectives.rules import is_refusal
-from paretune.objectives.score import Scorer
+from paretune.objectives.score import Scorer, through
 from paretune.rundir import to_json, write_atomic
 
 SCHEMA = "paretune/eval/1"
+
+PAIRS = 2000
+"""Pairs of responses that similarity is a mean over."""
 
 Arms = tuple[Generations, Generations]
 Pair = tuple[Scores, Scores]
@@ -74,6 +81,8 @@ def evaluate(
     rewards: Sequence[Judge] = (),
     margins: Mapping[str, float] | None = None,
     refuses: Callable[[str], bool] = is_refusal,
+    view: View = "whole",
+    correct: tuple[str, float] | None = None,
     kl: Mapping[str, Any] | None = None,
     level: float = 0.95,
     draws: int = 10_000,
@@ -89,29 +98,49 @@ def evaluate(
         rewards: What the training saw; a judge that shares weights or data with them cannot say "better".
         margins: Loss of an objective that still counts as "not worse".
         refuses: Tells a refusal by its text.
+        view: What judges and rewards are shown of a response; it is the same in both arms.
+        correct: The objective and its least score that make an answer right, where responses state a
+            confidence.
         kl: From `divergence`.
         level: Of all intervals.
         draws: Of the bootstrap.
         seed: Of the bootstrap.
 
     Raises:
-        WiringError: The two arms answer different prompts, or two judges give the same objective.
+        WiringError: The two arms answer different prompts, two judges give the same objective, or none the
+            one that says what is right.
     """
     if before.prompts != after.prompts or before.n != after.n:
         raise WiringError(
             "before and after answer different prompts; fix: generate both with the same settings"
         )
     question = _question(tuple(objectives), judges, rewards, margins or {}, (level, draws, seed))
-    one, two = (_scores(arm, question.objectives, judges) for arm in (before, after))
+    arms, names = (before, after), question.objectives
+    one, two = (_scores(arm, names, judges, view) for arm in arms)
     trained = None
     if rewards:
-        names = question.objectives
-        trained = (_scores(before, names, rewards), _scores(after, names, rewards))
-    numbers = _numbers(question, (before, after), (one, two), trained, refuses)
+        trained = (_scores(before, names, rewards, view), _scores(after, names, rewards, view))
+    numbers = _numbers(question, arms, (one, two), trained, _seen_through(view, refuses))
+    if correct is not None:
+        if correct[0] not in question.judges:
+            raise WiringError(f'"{correct[0]}" says what is right, and nobody judges it; fix: add a judge')
+        numbers["calibration"] = calibrations((before.samples, after.samples), (one, two), names, correct)
+    if view == "after_thinking":
+        numbers["thoughts"] = thoughts((before.samples, after.samples))
     numbers["kl"] = dict(kl) if kl is not None else None
     numbers["warnings"] = warnings(numbers)
     numbers["not_checked"] = not_checked(numbers, phrases=refuses is is_refusal)
-    return Evaluation(numbers=numbers, rows=_rows((before, after), question.objectives, (one, two), trained))
+    return Evaluation(numbers=numbers, rows=_rows(arms, names, (one, two), trained))
+
+
+def _seen_through(view: View, refuses: Callable[[str], bool]) -> Callable[[Sample], bool]:
+    """Whether what the view shows of a sample is a refusal."""
+
+    def refused(sample: Sample) -> bool:
+        seen = shown(sample, view)
+        return seen is not None and refuses(seen.response)
+
+    return refused
 
 
 def _question(
@@ -134,7 +163,7 @@ def _question(
 
 
 def _numbers(
-    question: Question, arms: Arms, scores: Pair, trained: Pair | None, refuses: Callable[[str], bool]
+    question: Question, arms: Arms, scores: Pair, trained: Pair | None, refuses: Callable[[Sample], bool]
 ) -> dict[str, Any]:
     prompts = arms[0].prompts
     clusters = clusters_of(prompts)
@@ -159,15 +188,16 @@ def _judge_of(objective: str, judges: Sequence[Judge]) -> Judge | None:
     return able[0] if able else None
 
 
-def _scores(arm: Generations, objectives: Sequence[str], judges: Sequence[Judge]) -> Scores:
-    """[P, n, K], NaN where no judge gives the objective or it could not say."""
+def _scores(arm: Generations, objectives: Sequence[str], judges: Sequence[Judge], view: View) -> Scores:
+    """[P, n, K], NaN where no judge gives the objective, could not say, or was shown nothing."""
+    seen = [shown(sample, view) for sample in arm.samples]
     found = np.full((len(arm.samples), len(objectives)), np.nan)
     for judge in judges:
         columns = [
             (k, judge.scorer.names.index(o)) for k, o in enumerate(objectives) if o in judge.scorer.names
         ]
         if columns:
-            given = judge.scorer(arm.samples).double().cpu().numpy()
+            given = through(judge.scorer, seen).double().cpu().numpy()
             for k, column in columns:
                 found[:, k] = given[:, column]
     found[~np.isfinite(found)] = np.nan
@@ -175,7 +205,7 @@ def _scores(arm: Generations, objectives: Sequence[str], judges: Sequence[Judge]
 
 
 def _side_costs(
-    question: Question, arms: Arms, refuses: Callable[[str], bool], clusters: NDArray[np.int64]
+    question: Question, arms: Arms, refuses: Callable[[Sample], bool], clusters: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Length, variety, truncation and refusals in both arms."""
     texts = [[sample.response for sample in arm.samples] for arm in arms]
@@ -184,11 +214,10 @@ def _side_costs(
         "distinct_1": [distinct_n(responses, 1, budget) for responses in texts],
         "distinct_2": [distinct_n(responses, 2, budget) for responses in texts],
         "unique": [unique(responses) for responses in texts],
+        "similarity": [_alike(responses, arms[0].n, question.seed) for responses in texts],
     }
     cut, cut_after = (per_prompt(arm.samples, arm.n, lambda sample: sample.truncated) for arm in arms)
-    refused, refused_after = (
-        per_prompt(arm.samples, arm.n, lambda sample: refuses(sample.response)) for arm in arms
-    )
+    refused, refused_after = (per_prompt(arm.samples, arm.n, refuses) for arm in arms)
     kinds = np.array([prompt.kind for prompt in arms[0].prompts], dtype=object)
     return {
         "length": _length(question, arms, clusters),
@@ -199,6 +228,11 @@ def _side_costs(
             for kind in dict.fromkeys(kinds)
         },
     }
+
+
+def _alike(responses: Sequence[str], n: int, seed: int) -> float:
+    """How much the first responses to different prompts resemble each other."""
+    return similarity(responses[::n], PAIRS, numpy_generator(seed, 0, "similarity"))
 
 
 def _length(question: Question, arms: Arms, clusters: NDArray[np.int64]) -> dict[str, Any]:

@@ -8,7 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from paretune.batch import Batch
+from paretune.credit.keep import KeepBest
+from paretune.credit.resample import ResampleByRank
+from paretune.credit.select import DropFlatGroups
+from paretune.credit.step import steps_of
 from paretune.errors import WiringError
+from paretune.learn.evolution import Evolution
 from paretune.learn.recipe import Recipe
 from paretune.learn.refuse import refuse
 from paretune.loss.term import total
@@ -57,14 +62,16 @@ class StandIns(dict[str, nn.Module]):
         return self.setdefault(role, _tiny(2))
 
 
-def check(recipe: Recipe, objectives: Sequence[str]) -> Plan:
+def check(recipe: Recipe | Evolution, objectives: Sequence[str]) -> Plan:
     """The dry run: everything that can be wired wrongly is tried here, in a few milliseconds.
 
     Raises:
         WiringError: The parts do not fit together; the message names the recipe and the part.
+        MissingExtra: A package that a part works by is not installed.
     """
     try:
-        return _dry_run(recipe, tuple(objectives))
+        scored = recipe.scored(objectives) if objectives else ()
+        return _dry_search(recipe, scored) if isinstance(recipe, Evolution) else _dry_run(recipe, scored)
     except WiringError as error:
         raise WiringError(f'recipe "{recipe.name}": {error}') from error
 
@@ -90,6 +97,35 @@ def _dry_run(recipe: Recipe, objectives: tuple[str, ...]) -> Plan:
     return Plan(tuple(sorted(asked)), critic.heads if critic.asked else 0, rows_kept)
 
 
+def _dry_search(evolution: Evolution, objectives: tuple[str, ...]) -> Plan:
+    """Candidates have one number each, and it is the larger the better they score."""
+    evolution.search.begin(2, 1.0)
+    _dry_run(evolution.fitted.recipe, objectives)
+    for step in steps_of(evolution.worth):
+        if isinstance(step, KeepBest | ResampleByRank | DropFlatGroups):
+            raise WiringError(
+                f"{type(step).__name__} leaves out responses; a candidate is worth all of its own"
+            )
+    levels, state = [], evolution.worth.start()
+    for lift in (0.0, -1.0):
+        batch = fake_batch(objectives, evolution.source.n)
+        raised = batch.set(scores=batch.scores + lift, signal=batch.signal + lift)
+        after, state, _ = evolution.worth.advance(raised, state, torch.Generator().manual_seed(0))
+        if after.signal.shape[-1] != 1:
+            raise WiringError(
+                f"a candidate has {after.signal.shape[-1]} signals ({', '.join(objectives)}) and needs one; "
+                "fix: add an aggregator (WeightedSum, ...) to `worth`"
+            )
+        levels.append(after.signal)
+    if torch.allclose(levels[0], levels[1]):
+        names = ", ".join(type(step).__name__ for step in steps_of(evolution.worth))
+        raise WiringError(
+            f"{names} only compare the responses to one prompt, and candidates would all be worth the same; "
+            "fix: take an aggregator that gives every response a worth of its own, such as weighted"
+        )
+    return Plan(("reference",), 0, len(batch))
+
+
 def _tiny(seed: int) -> nn.Module:
     return tiny_model("llama", WORDS, width=8, layers=1, heads=2, seed=seed)
 
@@ -109,6 +145,7 @@ def fake_batch(objectives: tuple[str, ...], n: int) -> Batch:
         objectives=objectives,
         scores=scores,
         signal=scores,
+        readable=torch.ones(rows, dtype=torch.bool),
         sampler_logp=torch.where(respond, -1.0, 0.0),
         kind=torch.zeros(rows, dtype=torch.long),
         kinds=("",),

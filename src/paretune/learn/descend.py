@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -11,12 +12,14 @@ from paretune.chance import generator
 from paretune.credit.step import Metrics
 from paretune.data.records import Prompt, Sample
 from paretune.errors import WiringError
+from paretune.learn.aside import Stream, nudge
 from paretune.learn.check import check
-from paretune.learn.diagnose import Seen, collected, credited, known, weighed
+from paretune.learn.diagnose import Seen, collected, credited, known, peaks, weighed
+from paretune.learn.evolution import Evolution
 from paretune.learn.guard import Guard
 from paretune.learn.microbatch import cuts
 from paretune.learn.optim import AdamW, Optimizer
-from paretune.learn.progress import Progress, begin
+from paretune.learn.progress import Budget, Progress, begin
 from paretune.learn.recipe import Recipe
 from paretune.learn.refuse import refuse_models
 from paretune.learn.stop import StopRequest
@@ -24,11 +27,14 @@ from paretune.loss.term import total
 from paretune.models.critic import Critic
 from paretune.models.forward import run as forward
 from paretune.models.measure import Models
+from paretune.objectives.confidence import StatedConfidence
 from paretune.objectives.score import Scorer, owners, score
-from paretune.rollout.sample import Online, Sampler
+from paretune.objectives.trace import spoken
+from paretune.rollout.sample import FromStart, Offline, Online, Sampler
 from paretune.rundir import Run
 
 OnStep = Callable[[int, Metrics, Batch, Sequence[Sample]], None]
+Rollout = tuple[Batch, Sequence[Sample]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,12 @@ class World:
     optim: AdamW = field(default_factory=AdamW)
     micro_tokens: int = 8192
     """Tokens of one forward pass with gradients; changes memory and speed only."""
+    start: Sampler | None = None
+    """Samples from the policy as it was before the first update."""
+    stored: Callable[[int], Rollout] | None = None
+    """Responses of a data set for a step, with what they are worth."""
+    aside: Stream | None = None
+    """Demonstrations to be remembered."""
 
 
 def descend(
@@ -54,8 +66,10 @@ def descend(
     steps: int,
     seed: int,
     run: Run,
+    folder: Path | None = None,
     checkpoint_every: int = 10,
     keep: int = 2,
+    budget: Budget | None = None,
     on_step: OnStep | None = None,
 ) -> None:
     """Collect, weigh up, measure, credit, learn; repeat. Goes on where the run folder's last checkpoint ends.
@@ -69,8 +83,11 @@ def descend(
         steps: Training steps in all.
         seed: Of the run.
         run: Where metrics, events and checkpoints go.
+        folder: Of the checkpoints; None: `checkpoints` in the run's.
         checkpoint_every: Steps from one checkpoint to the next; there is always one at the end.
         keep: Checkpoints that are kept.
+        budget: Stop, even before `steps`, after the step that comes nearest to it; the rate then follows the
+            share of it that is spent, not that of the steps.
         on_step: Hears of every step after it was written down.
 
     Raises:
@@ -81,29 +98,31 @@ def descend(
     """
     _fit(recipe, world)
     identity = {"recipe": repr(recipe), "seed": seed, "steps": steps}
-    now = begin(recipe, world.models, world.optim, run, identity)
+    now = begin(recipe, world.models, world.optim, run, identity, folder or run.path / "checkpoints")
     with StopRequest() as stop:
-        while now.step < steps:
+        while now.step < steps and not now.spent(budget):
             step, clock = now.step, time.perf_counter()
-            metrics, batch, samples = train_step(recipe, world, now, steps, seed)
+            metrics, batch, samples = train_step(recipe, world, now, steps, seed, budget)
             run.write(step, metrics)
-            run.timing(step, seconds=time.perf_counter() - clock, tokens=int(batch.attend.sum()))
+            run.timing(step, seconds=time.perf_counter() - clock, **now.cost, **peaks())
             if on_step is not None:
                 on_step(step, metrics, batch, samples)
-            if now.step % checkpoint_every == 0 or now.step == steps or stop.requested:
+            last = now.step == steps or now.spent(budget)
+            if now.step % checkpoint_every == 0 or last or stop.requested:
                 now.save(run, keep)
             stop.obey(f"step {now.step} of {steps}")
 
 
 def train_step(
-    recipe: Recipe, world: World, now: Progress, steps: int, seed: int
+    recipe: Recipe, world: World, now: Progress, steps: int, seed: int, budget: Budget | None = None
 ) -> tuple[Metrics, Batch, Sequence[Sample]]:
     """One turn of the loop; `now` moves on by a step, the weights by at least one update."""
     step, temperature = now.step, recipe.temperature()
     batch, samples = collect(recipe, world, seed, step)
-    guard = Guard.of(step, batch, samples)
+    now.pay(batch, sampled=not isinstance(recipe.source, Offline))
+    guard = Guard.of(step, batch, samples, now.saved)
     guard.sampled(batch)
-    metrics = collected(batch)
+    metrics = collected(batch) | (spoken(samples) if recipe.view == "after_thinking" else {})
     batch, now.worth, seen = recipe.worth.advance(batch, now.worth, generator(seed, step, "worth"))
     guard.signal(batch)
     metrics |= weighed(batch) | seen
@@ -113,31 +132,47 @@ def train_step(
     batch, now.credit, seen = recipe.credit.advance(batch, now.credit, generator(seed, step, "credit"))
     guard.credited(batch)
     metrics |= credited(batch) | seen
-    lr = world.optim.rate(step, steps)
-    metrics |= learn(recipe, world, batch, now.optimizer, lr, seed, guard)
+    lr = now.rate(world.optim, steps, budget, recipe.epochs)
+    metrics |= learn(recipe, world, batch, now, lr, seed, guard)
     now.step += 1
+    if budget is not None:
+        metrics["budget/spent"] = now.paid[budget.currency] / budget.amount
     return known(metrics | {"lr": lr}), batch, samples
 
 
-def collect(recipe: Recipe, world: World, seed: int, step: int) -> tuple[Batch, Sequence[Sample]]:
-    """Sample responses to the prompts of the step, and score them; NaN = unscored."""
-    assert isinstance(recipe.source, Online)
-    batch, samples = world.sampler(
-        world.prompts(step), recipe.source, seed=seed, step=step, prompt_index=None
-    )
-    return score(batch.set(objectives=world.objectives), samples, world.scorers), samples
+def collect(recipe: Recipe | Evolution, world: World, seed: int, step: int) -> Rollout:
+    """Sample responses to the prompts of the step, and score them; or read both. NaN = unscored."""
+    if isinstance(recipe.source, Offline):
+        assert world.stored is not None
+        return world.stored(step)
+    sampler = world.start if isinstance(recipe.source, FromStart) else world.sampler
+    assert sampler is not None
+    batch, samples = sampler(world.prompts(step), recipe.source, seed=seed, step=step, prompt_index=None)
+    if isinstance(recipe.source, FromStart):
+        batch = batch.set(sampler_logp=None)  # not of the policy that learns
+    objectives = recipe.scored(world.objectives)
+    own = () if objectives == world.objectives else (StatedConfidence(),)
+    scorers = (*world.scorers, *own)
+    return score(batch.set(objectives=objectives), samples, scorers, recipe.view), samples
 
 
 def learn(
-    recipe: Recipe, world: World, batch: Batch, optimizer: Optimizer, lr: float, seed: int, guard: Guard
+    recipe: Recipe, world: World, batch: Batch, now: Progress, lr: float, seed: int, guard: Guard
 ) -> Metrics:
     """Epochs times minibatches: one optimiser step each."""
-    seen = Seen()
+    seen, optimizer = Seen(), now.optimizer
     for epoch in range(recipe.epochs):
         rng = generator(seed, guard.step, "minibatches", epoch)
         size = recipe.minibatch or len(batch)
-        for part in batch.minibatches(size, by_group=recipe.by_group(), rng=rng):
+        for place, part in enumerate(batch.minibatches(size, by_group=recipe.by_group(), rng=rng)):
             gradient(recipe, world, part, optimizer, guard, seen)
+            now.charge("trained_tokens", int(part.attend.sum()))
+            if recipe.aside and world.aside and guard.step >= recipe.critic.alone:
+                units = world.aside.units(recipe.aside.rows, seed, guard.step, epoch, place)
+                seen.add(
+                    "loss/Aside", nudge(world.aside, units, recipe.aside.coefficient, world.micro_tokens)
+                )
+                now.charge("trained_tokens", world.aside.tokens(units))
             norm = optimizer.norm()
             guard.norm(norm, part)
             optimizer.step(lr, norm)
@@ -155,7 +190,8 @@ def gradient(
     optimizer.zero()
     part = part.set(weight=recipe.weigh(part.respond))
     lengths, group = part.attend.sum(-1).tolist(), part.group.tolist() if recipe.by_group() else None
-    wants, temperature = recipe.wants() | {"entropy"}, recipe.temperature()
+    losses, temperature = recipe.losses_at(guard.step), recipe.temperature()
+    wants = recipe.wants() | {"entropy"}
     for rows in cuts(lengths, world.micro_tokens, group):
         micro = part.rows(torch.tensor(rows))
         out = forward(
@@ -167,19 +203,25 @@ def gradient(
             critic=world.models.critic,
         )
         guard.tokens("the policy's log-probability", out.logp, micro)
-        loss, terms = total(recipe.losses, out, micro)
+        loss, terms = total(losses, out, micro)
         guard.loss(loss, terms, micro)
         loss.backward()
-        seen.forward(recipe.losses, out, micro)
+        seen.forward(losses, out, micro)
         seen.loss(loss, terms)
 
 
 def _fit(recipe: Recipe, world: World) -> None:
     """Do the recipe's parts fit together, and with this world? For callers who built it by hand."""
-    if not isinstance(recipe.source, Online):
-        raise WiringError(f'recipe "{recipe.name}" reads stored responses, and this loop samples its own')
     plan = check(recipe, world.objectives)
-    owners(world.objectives, world.scorers)
+    if isinstance(recipe.source, Online):
+        owners(world.objectives, world.scorers)
+    lacks = {
+        "a sampler of the start": isinstance(recipe.source, FromStart) and world.start is None,
+        "stored responses": isinstance(recipe.source, Offline) and world.stored is None,
+        "demonstrations": recipe.aside is not None and world.aside is None,
+    }
+    for what in (what for what, lacking in lacks.items() if lacking):
+        raise WiringError(f'recipe "{recipe.name}" needs {what}, and the run has none')
     missing = [role for role in plan.frozen_roles if role not in world.models.frozen]
     if missing:
         raise WiringError(

@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from paretune.batch import Batch, Outputs
@@ -14,6 +15,7 @@ from paretune.credit.step import Metrics
 from paretune.divergence import k1, k3
 from paretune.loss.ratio import bounded
 from paretune.loss.term import Term
+from paretune.memory import peak_memory
 from paretune.reduce import group_index, group_std
 
 
@@ -40,6 +42,14 @@ def weighed(batch: Batch) -> Metrics:
     return moments | {"groups/flat": float(per_group.double().mean())}
 
 
+def diverged(batch: Batch) -> Metrics:
+    """How far the sampler is from the reference, over the response tokens that it drew."""
+    if batch.sampler_logp is None or batch.reference_logp is None:
+        return {}
+    gap = bounded((batch.sampler_logp - batch.reference_logp).double())[batch.respond]
+    return {"kl/k1": float(k1(gap).mean()), "kl/k3": float(k3(gap).mean())}
+
+
 def credited(batch: Batch) -> Metrics:
     """The advantages the losses will read."""
     if batch.advantages is None:
@@ -50,6 +60,14 @@ def credited(batch: Batch) -> Metrics:
 def known(metrics: Metrics) -> Metrics:
     """The metrics without those nobody knows, such as shares of a signal that does not vary."""
     return {key: x for key, x in metrics.items() if math.isfinite(x)}
+
+
+def peaks() -> dict[str, int]:
+    """Bytes that this process held at most, so far: of main memory, and of the accelerator's."""
+    found = {"memory": peak_memory()}
+    if torch.cuda.is_available():
+        found["device_memory"] = int(torch.cuda.max_memory_allocated())
+    return found
 
 
 def _moments(key: str, known: Tensor) -> Metrics:
@@ -65,15 +83,17 @@ class Seen:
     def __init__(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
         self._extremes: dict[str, float] = {}
-        self._tokens: dict[str, int] = defaultdict(int)
+        self._counts: dict[str, int] = defaultdict(int)
         self._per_update: dict[str, float] = defaultdict(float)
         self._updates = 0
 
     def forward(self, terms: Sequence[Term], out: Outputs, batch: Batch) -> None:
-        """Everything per token: what the losses watch, entropy, divergences."""
+        """Everything per token and per group: what the losses watch, entropy, divergences."""
         for term in terms:
             for key, x in term.loss.watch(out, batch).items():
                 self._add(key, x, batch)
+            for key, x in term.loss.watch_groups(out, batch).items():
+                self._put(key, x.detach().double())
         if out.entropy is not None:
             self._add("entropy", out.entropy, batch)
         if batch.reference_logp is not None:
@@ -93,22 +113,28 @@ class Seen:
         for name, value in terms.items():
             self._per_update[f"loss/{name}"] += value
 
+    def add(self, key: str, value: float) -> None:
+        """A number of this update; its mean over the updates is logged."""
+        self._per_update[key] += value
+
     def update(self, norm: float) -> None:
         """The end of one optimiser step."""
         self._per_update["grad_norm"] += norm
         self._updates += 1
 
     def metrics(self) -> Metrics:
-        """Means over the response tokens of the step, and over its updates."""
+        """Means over the response tokens or groups of the step, and over its updates."""
         means = {
-            key: total if key.endswith("/clamped") else total / max(self._tokens[key], 1)
+            key: total if key.endswith("/clamped") else total / max(self._counts[key], 1)
             for key, total in self._sums.items()
         }
         per_update = {key: total / max(self._updates, 1) for key, total in self._per_update.items()}
         return means | self._extremes | per_update
 
     def _add(self, key: str, x: Tensor, batch: Batch) -> None:
-        inside = x.detach()[batch.respond].double()
+        self._put(key, x.detach()[batch.respond].double())
+
+    def _put(self, key: str, inside: Tensor) -> None:
         if not len(inside):
             return
         if key.endswith("/max"):
@@ -118,4 +144,4 @@ class Seen:
             self._extremes[key] = min(self._extremes.get(key, math.inf), float(inside.min()))
             return
         self._sums[key] += float(inside.sum())
-        self._tokens[key] += len(inside)
+        self._counts[key] += len(inside)

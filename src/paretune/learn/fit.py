@@ -20,8 +20,9 @@ from paretune.data.records import Demonstration
 from paretune.data.template import encode_prompt, encode_response
 from paretune.errors import ConfigError, DataError, TrainingGuard, WiringError, complaint, joined
 from paretune.learn.optim import AdamW, Optimizer
-from paretune.learn.resume import load_latest, save_checkpoint
+from paretune.learn.resume import load_latest, save_checkpoint, steps_in
 from paretune.learn.stop import StopRequest
+from paretune.memory import peak_memory
 from paretune.models.forward import device_of, token_logp
 from paretune.models.load import Language, context_length
 from paretune.objectives.reward_model import by_length, pad_rows
@@ -113,9 +114,7 @@ def fit(
             done = step + 1
             if keeping and (done % keeping.every == 0 or done == steps or stop.requested):
                 _save(task, optimizer, keeping, identity, done)
-            stop.obey(
-                f"step {done} of {steps} of a fit" if keeping else "nothing: this fit keeps no checkpoints"
-            )
+            stop.obey(f"step {done} of {steps} of a fit" if keeping else "")
 
 
 def _batches(count: int, how: Fitting, seed: int) -> Iterator[list[int]]:
@@ -145,18 +144,20 @@ def _update(
         loss, found = part(positions)
         value = float(loss.detach())
         if not math.isfinite(value):
-            _guard(value, "the loss", step, [task.name(units[i]) for i in _culprits(part, positions)])
+            _guard(
+                value, "the loss", step, [task.name(units[i]) for i in _culprits(part, positions)], keeping
+            )
         loss.backward()
         for key, more in {"fit/loss": value, **found}.items():
             metrics[key] = metrics.get(key, 0.0) + more
     norm, lr = optimizer.norm(), how.optim.rate(step, steps)
-    _guard(norm, "the norm of the gradient", step, [task.name(u) for u in units])
+    _guard(norm, "the norm of the gradient", step, [task.name(u) for u in units], keeping)
     optimizer.step(lr, norm)
     metrics |= {"grad_norm": norm, "lr": lr}
     if keeping:
         keeping.run.write(step, metrics)
-        seconds = time.perf_counter() - clock
-        keeping.run.timing(step, seconds=seconds, tokens=sum(map(sum, lengths)))
+        seconds, tokens = time.perf_counter() - clock, sum(map(sum, lengths))
+        keeping.run.timing(step, seconds=seconds, tokens=tokens, trained_tokens=tokens, memory=peak_memory())
     return metrics
 
 
@@ -166,12 +167,15 @@ def _culprits(part: Part, positions: Sequence[int]) -> Sequence[int]:
     return [i for i in positions if not math.isfinite(float(part([i])[0]))] or positions
 
 
-def _guard(value: float, what: str, step: int, names: Sequence[str]) -> None:
+def _guard(value: float, what: str, step: int, names: Sequence[str], keeping: Keeping | None) -> None:
     if not math.isfinite(value):
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        kept = keeping is not None and bool(steps_in(keeping.folder))
+        intact = "the last checkpoint is intact" if kept else "there is no checkpoint yet"
+        lower = "; a lower lr may help" if step else ""  # before the first update no rate is to blame
         raise TrainingGuard(
             f"fit step {step}: {what} is {value}, on {', '.join(names[:5])}{more}; this update did not reach "
-            "the weights; fix: look at these records; a lower lr may help; the last checkpoint is intact"
+            f"the weights, and {intact}; fix: look at these records{lower}"
         )
 
 

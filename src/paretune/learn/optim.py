@@ -1,7 +1,7 @@
 """From gradients to weights: AdamW over float32 masters, a rate per step, the norm of the gradient."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,6 +39,15 @@ class AdamW:
             return self.lr
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
 
+    def rate_at(self, before: float, after: float) -> float:
+        """Learning rate of a step that takes the spent share of a budget from `before` to `after`."""
+        if before < self.warmup:
+            return self.lr * min(after / self.warmup, 1.0)
+        if self.schedule == "constant":
+            return self.lr
+        done = (min(before, 1.0) - self.warmup) / max(1.0 - self.warmup, 1e-9)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
 
 class Optimizer:
     """AdamW on the trainable parameters of one or more networks.
@@ -47,14 +56,31 @@ class Optimizer:
     update is smaller than the spacing of bfloat16 and would be rounded away.
     """
 
-    def __init__(self, how: AdamW, parameters: Iterable[Parameter]) -> None:
+    def __init__(
+        self, how: AdamW, parameters: Iterable[Parameter], critic: Iterable[Parameter] = (), rate: float = 1.0
+    ) -> None:
+        """Take over the parameters.
+
+        Args:
+            how: Rate, decay and bounds.
+            parameters: Those of the policy, or of whatever else is fitted.
+            critic: Those of a critic: its gradient is bounded apart, so that neither starves the other.
+            rate: The critic's learning rate as a multiple of the policy's.
+        """
         self.how = how
         self.parameters = [p for p in parameters if p.requires_grad]
+        first = len(self.parameters)
+        self.parameters += [p for p in critic if p.requires_grad]
+        self.networks = (
+            [slice(0, first), slice(first, None)] if first < len(self.parameters) else [slice(None)]
+        )
+        self.factors = (1.0, rate)
         if not self.parameters:
             raise WiringError("nothing to train: every parameter is frozen; unfreeze some or add an adapter")
         self.masters = [p if _precise(p) else p.detach().float() for p in self.parameters]
+        groups = [{"params": self.masters[network]} for network in self.networks]
         self.adamw = torch.optim.AdamW(
-            self.masters, lr=how.lr, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay
+            groups, lr=how.lr, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay
         )
 
     def zero(self) -> None:
@@ -64,21 +90,19 @@ class Optimizer:
 
     def norm(self) -> float:
         """Norm of the whole gradient as it stands; not finite when any entry is not."""
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        if not grads:
-            return 0.0
-        return float(torch.stack([g.float().norm() if not _precise(g) else g.norm() for g in grads]).norm())
+        return _norm(self.parameters)
 
     def step(self, lr: float, norm: float) -> None:
         """Move the weights along the gradient, scaled down where its `norm` is above the bound."""
-        scale = min(1.0, self.how.clip / norm) if norm > 0 else 1.0
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if parameter.grad is not None:
-                master.grad = parameter.grad.to(master.dtype)
-                if scale < 1.0:
-                    master.grad.mul_(scale)
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
+        for network, factor, group in zip(self.networks, self.factors, self.adamw.param_groups, strict=False):
+            own = norm if len(self.networks) == 1 else _norm(self.parameters[network])
+            scale = min(1.0, self.how.clip / own) if own > 0 else 1.0
+            for parameter, master in zip(self.parameters[network], self.masters[network], strict=True):
+                if parameter.grad is not None:
+                    master.grad = parameter.grad.to(master.dtype)
+                    if scale < 1.0:
+                        master.grad.mul_(scale)
+            group["lr"] = lr * factor
         self.adamw.step()
         with torch.no_grad():
             for parameter, master in zip(self.parameters, self.masters, strict=True):
@@ -98,6 +122,13 @@ class Optimizer:
         with torch.no_grad():
             for master, stored in zip(own, state["masters"], strict=True):
                 master.copy_(stored)
+
+
+def _norm(parameters: Sequence[Parameter]) -> float:
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return 0.0
+    return float(torch.stack([g.float().norm() if not _precise(g) else g.norm() for g in grads]).norm())
 
 
 def _precise(x: Tensor) -> bool:

@@ -9,16 +9,20 @@ from paretune.credit.advantage import BatchNormalise, GroupNormalise, LeaveOneOu
 from paretune.credit.constraint import Lagrangian
 from paretune.credit.gae import Gae, ReturnToGo
 from paretune.credit.importance import TruncatedImportance
+from paretune.credit.keep import KeepBest
 from paretune.credit.penalty import Clip, EndReward, KlPenalty, OverlongPenalty
 from paretune.credit.running import RunningScale
 from paretune.credit.select import DropFlatGroups
-from paretune.credit.step import Chain, Step
+from paretune.credit.step import Step, steps_of
 from paretune.credit.whiten import Whiten
 from paretune.errors import WiringError
 from paretune.learn.recipe import Recipe
 from paretune.loss.kl import KlToReference
+from paretune.loss.preference import PairLoss
+from paretune.loss.ranking import Ranking
 from paretune.models.adapt import AdapterOff
 from paretune.models.measure import Behaviour
+from paretune.rollout.sample import Online
 
 PER_TOKEN = (Gae, ReturnToGo)
 """Steps that read rewards on tokens."""
@@ -30,7 +34,7 @@ def refuse(recipe: Recipe) -> None:
     Raises:
         WiringError: Two of them contradict each other, or one makes the other inert.
     """
-    steps = [*_flat(recipe.worth), *_flat(recipe.credit)]
+    steps = [*steps_of(recipe.worth), *steps_of(recipe.credit)]
     for rule in RULES:
         for wrong in rule(recipe, steps):
             raise WiringError(wrong)
@@ -48,10 +52,6 @@ def refuse_models(roles: Sequence[str], frozen: Mapping[str, nn.Module]) -> None
                 f'the frozen model "{role}" is the policy with its adapter off (AdapterOff), which is the '
                 f'model that was adapted and no other; fix: load "{role}", or ask Reference("reference")'
             )
-
-
-def _flat(step: Step) -> list[Step]:
-    return [inner for part in step.steps for inner in _flat(part)] if isinstance(step, Chain) else [step]
 
 
 def _twice_charged(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
@@ -136,6 +136,19 @@ def _idle_terms(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
             yield f"{type(term.loss).__name__} has the coefficient 0; fix: leave the term out"
 
 
+def _nobody_to_compare(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
+    """Losses on pairs and rankings need two responses to a prompt."""
+    names = [type(term.loss).__name__ for term in recipe.losses if isinstance(term.loss, PairLoss | Ranking)]
+    alone = next((step for step in steps if isinstance(step, KeepBest) and step.k == 1), None)
+    if names and alone is not None:
+        yield (
+            f"KeepBest keeps one response to a prompt, and {names[0]} compares several; "
+            f"fix: leave out KeepBest, or Likelihood instead of {names[0]}"
+        )
+    if names and isinstance(recipe.source, Online) and recipe.source.n == 1:
+        yield f"{names[0]} compares responses to one prompt, and n is 1; fix: n of 2 or more"
+
+
 def _cut_before(recipe: Recipe, steps: Sequence[Step]) -> Iterator[str]:
     """Prices that are charged after the last comparison are not compared with anybody's."""
     first = next((i for i, s in enumerate(steps) if isinstance(s, Spread)), len(steps))
@@ -159,4 +172,5 @@ RULES: tuple[Callable[[Recipe, Sequence[Step]], Iterator[str]], ...] = (
     _own_ratio,
     _idle_terms,
     _cut_before,
+    _nobody_to_compare,
 )

@@ -29,6 +29,7 @@ def rating_metrics(predicted: Vector, label: Vector) -> dict[str, Any]:
         "rmse": float(np.sqrt((error**2).mean())),
         "r2": 1 - float((error**2).mean()) / spread if spread > 0 else None,
         "spearman": spearman(predicted, label),
+        "kendall": kendall(predicted, label),
         "pair_accuracy": ordered_share(predicted, label, 0.0),
         "pair_accuracy_clear": ordered_share(predicted, label, math.sqrt(spread)),
     }
@@ -75,6 +76,23 @@ def ranks(x: Vector) -> Vector:
 def spearman(x: Vector, y: Vector) -> float | None:
     """Rank correlation; None with fewer than three rows or where a side is constant."""
     return correlation(ranks(x), ranks(y)) if len(x) > 2 else None
+
+
+def kendall(x: Vector, y: Vector) -> float | None:
+    """Agreement of the order of pairs, tau-b; None with fewer than three rows or where a side is constant.
+
+    Source: Kendall 1945 (Biometrika 33:3), the coefficient for ties.
+    """
+    if len(x) < 3:
+        return None
+    both = ours = theirs = 0.0
+    for start in range(0, len(x), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        one, two = np.sign(x[part, None] - x[None, :]), np.sign(y[part, None] - y[None, :])
+        both += float((one * two).sum())
+        ours += float((one * one).sum())
+        theirs += float((two * two).sum())
+    return both / math.sqrt(ours * theirs) if ours * theirs > 0 else None
 
 
 def correlation(x: Vector, y: Vector) -> float | None:

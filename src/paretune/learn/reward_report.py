@@ -21,7 +21,7 @@ COPY = 0.95
 """Correlation above which one head is said to copy another."""
 
 EMPTY: dict[str, Any] = dict.fromkeys(
-    ("n", "pairs", "mae", "rmse", "r2", "spearman", "pair_accuracy", "pair_accuracy_clear", "log_loss")
+    "n pairs mae rmse r2 spearman kendall pair_accuracy pair_accuracy_clear log_loss".split()
 ) | {"n": 0, "pairs": 0}
 
 
@@ -34,11 +34,13 @@ def reward_report(
 ) -> dict[str, Any]:
     """The content of `reward/report.json`; None stands for what cannot be computed.
 
-    {"objectives": {NAME: {n, mae, rmse, r2, spearman, pair_accuracy, pair_accuracy_clear, pairs, log_loss,
-    calibration, length, baselines: {constant, ridge}, beats: {constant, ridge}}}, "correlation": {objectives,
-    predicted, label}, "copies": [{a, b, correlation}], "train": {ratings, pairs}, "test": {ratings, pairs}}
+    {"objectives": {NAME: {n, mae, rmse, r2, spearman, kendall, pair_accuracy, pair_accuracy_clear, pairs,
+    log_loss, calibration, length, kinds: {KIND: {n, ..., pairs, ...}}, baselines: {constant, ridge}, beats:
+    {constant, ridge}}}, "correlation": {objectives, predicted, label}, "copies": [{a, b, correlation}],
+    "train": {ratings, pairs}, "test": {ratings, pairs}}
 
     `n` counts ratings and `pairs` preference pairs; where there are pairs, `pair_accuracy` is of them.
+    `kinds` holds the same for each kind of prompt, where there are several.
     `length` is the rank correlation with the number of tokens, of the predictions and of the labels: a
     model that says more than its raters did that longer is better will be exploited for it.
     """
@@ -50,12 +52,19 @@ def reward_report(
     mine = flat[first]
     margin = (mine - flat[np.where(rated, first, first + 1)]) / np.array(model.scale)
     length = np.array([len(both[0]) for both in rows], dtype=np.float64)
+    kinds = _kinds(test)
     heads = {}
     for k, name in enumerate(model.objectives):
         known = ~np.isnan(label[:, k]) & ~np.isnan(mine[:, k]) & ~np.isnan(margin[:, k])
         use = known & rated
         compared = margin[known & ~rated, k]
         head = _head(mine[use, k], label[use, k], length[use], compared)
+        head["kinds"] = {
+            kind: rating_metrics(mine[use & part, k], label[use & part, k])
+            | pair_metrics(margin[known & ~rated & part, k])
+            for kind, part in kinds.items()
+            if (known & part).any()
+        }
         beside = {kind: dict(found) for kind, found in (baselines or {}).get(name, {}).items()}
         head["baselines"] = beside
         head["beats"] = {kind: _beats(head, other) for kind, other in beside.items()}
@@ -67,6 +76,13 @@ def reward_report(
         "test": _counts(test),
         "data": model.data,
     }
+
+
+def _kinds(records: Sequence[Judgement]) -> dict[str, Any]:
+    """Where the prompts of each kind are; nothing where all are of one."""
+    words = [record.prompt.kind for record in records]
+    found = {word or "other": np.array([word == w for w in words]) for word in sorted(set(words))}
+    return found if len(found) > 1 else {}
 
 
 def _head(predicted: Vector, label: Vector, length: Vector, margin: Vector) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from typing import Any
 
 from paretune.errors import Stopped
 
+NOTHING = "before anything of it was saved; give the same command again to begin where this one began"
+"""How a message goes on that says of a stop that nothing came of this attempt."""
+
 
 class StopRequest:
     """While the context lasts, SIGTERM and the first Ctrl-C are only noted; a second Ctrl-C interrupts.
@@ -42,19 +45,19 @@ class StopRequest:
         """Has a signal come?"""
         return self.signal is not None
 
-    def obey(self, saved: str) -> None:
-        """Stop if a signal has come; call it when everything is saved, and say where.
+    def obey(self, saved: str = "") -> None:
+        """Stop if a signal has come; call it when everything is saved, and say where; "": nothing was.
 
         Raises:
             Stopped: SIGTERM came.
-            KeyboardInterrupt: Ctrl-C came.
+            KeyboardInterrupt: Ctrl-C came; its text says what was saved, like that of Stopped.
         """
+        if self.signal is None:
+            return
+        kept = f"after {saved}; give the same command again to go on from there" if saved else NOTHING
         if self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.signal is not None:
-            raise Stopped(
-                f"stopped by a signal after {saved}; give the same command again to go on from there"
-            )
+            raise KeyboardInterrupt(f"interrupted {kept}")
+        raise Stopped(f"stopped by a signal {kept}")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:

@@ -83,7 +83,7 @@ class KlToReference(Loss):
     Reads: reference_logp, weight; with `ratio` behaviour_logp and respond. Writes: nothing.
     Logs: how many tokens had their log-ratio cut.
 
-    Source: Shao et al. 2024, eq. 4 (arXiv:2402.03300), which is "k3" without ratio; DeepSeek-V3.2 2025, eq. 7
+    Source: Shao et al. 2024, eq. 4 (arXiv:2402.03300), which is "k3" without ratio; DeepSeek-V3.2 2025
     (arXiv:2512.02556), which is "k3" with the ratio of tokens.
     """
 

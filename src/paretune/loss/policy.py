@@ -81,7 +81,7 @@ def stale(
 
     That is where the mean over the response of log p_old - log p exceeds `most`, in nats.
 
-    Source: DeepSeek-V3.2 2025, off-policy sequence masking, section 3.1 (arXiv:2512.02556).
+    Source: DeepSeek-V3.2 2025, off-policy sequence masking (arXiv:2512.02556).
     """
     left = row_mean((old - logp).detach(), respond) > most
     return left[:, None] & (advantage < 0)
@@ -149,7 +149,7 @@ class DropStale(PolicyLoss):
     Reads: advantages, behaviour_logp, importance, respond, weight. Writes: nothing.
     Logs: the share of tokens that were left out.
 
-    Source: DeepSeek-V3.2 2025, off-policy sequence masking, section 3.1 (arXiv:2512.02556). Differs: what is
+    Source: DeepSeek-V3.2 2025, off-policy sequence masking (arXiv:2512.02556). Differs: what is
     judged is the policy at the time of the update against the one that wrote the response.
     """
 

@@ -35,6 +35,13 @@ class Loss:
         """
         return {}
 
+    def watch_groups(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, " _"]]:
+        """Numbers per group, or per pair of responses, to log: the mean over all of the training step.
+
+        Each key has a length of its own; one that has nothing to show in these rows has length 0.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
 class Term:

@@ -48,8 +48,7 @@ def add_lora(
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type=task,
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft calling what transformers renamed
+    with torch.random.fork_rng(devices=[]), renamed():
         torch.manual_seed(seed)
         try:
             adapted = get_peft_model(model, config)
@@ -62,6 +61,14 @@ def add_lora(
     if head is not None and hasattr(head, "lora_A"):
         raise WiringError('policy.lora.targets: the output head cannot be adapted; fix: use "all-linear"')
     return adapted.eval()
+
+
+@contextmanager
+def renamed() -> Iterator[None]:
+    """Hides the warning that peft asks models for a property which transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 class AdapterOff(nn.Module):

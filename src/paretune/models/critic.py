@@ -57,6 +57,40 @@ def new_critic(policy: nn.Module, heads: int, *, lora: Lora | None = None, seed:
     return Critic(network if lora is None else add_lora(network, lora, seed, "SEQ_CLS"))
 
 
+def critic_like(
+    network: nn.Module,
+    heads: Float[Tensor, "H K"],
+    *,
+    lora: Lora | None = None,
+    seed: int = 0,
+) -> Critic:
+    """A critic with a copy of a sequence classifier's body, each head a mix of that one's K heads.
+
+    Args:
+        network: The classifier, without an adapter; it stays as it is.
+        heads: Of each head of the critic, what it takes of each head of the classifier.
+        lora: Train an adapter of the body and the heads, instead of everything.
+        seed: Draws the adapter.
+
+    Raises:
+        WiringError: An adapted model, or a classifier whose head is not understood.
+
+    Source: Ouyang et al. 2022, appendix C (arXiv:2203.02155). Differs: heads for several objectives are
+    mixed; a constant is left for the critic to learn, since classifiers have no bias.
+    """
+    if not isinstance(network, PreTrainedModel):
+        raise WiringError("the classifier to copy must be a plain model; fix: merge the adapter first")
+    copied: Any = with_score(copy.deepcopy(network))
+    weight = copied.score.weight.detach()
+    copied.score = nn.Linear(weight.shape[1], len(heads), bias=False)
+    copied.score.weight = nn.Parameter(heads.to(weight) @ weight)
+    copied.config.num_labels = len(heads)
+    copied.config.id2label = {i: f"value {i}" for i in range(len(heads))}
+    copied.config.label2id = {name: i for i, name in copied.config.id2label.items()}
+    copied.requires_grad_(True)
+    return Critic(copied if lora is None else add_lora(copied, lora, seed, "SEQ_CLS"))
+
+
 def classifier(source: nn.Module, names: Sequence[str]) -> Any:
     """A sequence classifier with a copy of a causal model's body, and a float32 head of 0 for each name.
 

@@ -1,6 +1,5 @@
 """Loading and saving of policies and tokenizers in Hugging Face format; safetensors only."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from transformers import (
 )
 
 from paretune.errors import DataError, ResourceError
-from paretune.models.adapt import Lora, add_lora, bare
+from paretune.models.adapt import Lora, add_lora, bare, renamed
 from paretune.models.forward import probe_head
+from paretune.models.hub import disk_only, first_line, is_folder, unreadable
 from paretune.models.store import parameter_hash, quiet, save_model
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Lora",
     "ModelSpec",
     "as_language",
+    "config_of",
     "context_length",
     "context_of",
     "device_named",
@@ -39,9 +40,8 @@ __all__ = [
     "read_weights",
     "save_model",
     "stops_of",
+    "weights_there",
 ]
-
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +117,10 @@ def _with_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise DataError(f"{folder}: no adapter_model.safetensors here; fix: name the folder of an adapter")
     try:
-        return PeftModel.from_pretrained(model, folder, is_trainable=False).eval()
+        with renamed():
+            return PeftModel.from_pretrained(model, folder, is_trainable=False).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"{folder}: the adapter cannot be read ({_first_line(error)})") from error
+        raise DataError(f"{folder}: the adapter cannot be read ({first_line(error)})") from error
 
 
 def as_language(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Language:
@@ -169,14 +170,14 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedToken
     Raises:
         DataError: There is none, or it cannot be read.
     """
-    local = is_folder(path)
+    local = disk_only(path)
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(
                 path, local_files_only=local, revision=revision or "main", trust_remote_code=False
             )
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no tokenizer can be read here ({_first_line(error)})") from error
+        raise unreadable(path, "no tokenizer can be read here", error, local=local) from error
 
 
 def read_weights(
@@ -201,11 +202,8 @@ def read_weights(
     Raises:
         DataError: Nothing there, a pickle instead of safetensors, damaged files, or weights that are absent.
     """
-    local = is_folder(path)
-    if local and not list(Path(path).glob("*.safetensors")):
-        pickled = [*Path(path).glob("*.bin"), *Path(path).glob("*.pt"), *Path(path).glob("*.pth")]
-        found = f"only {pickled[0].name}, a pickle that could run code" if pickled else "none"
-        raise DataError(f"{path}: weights must be safetensors, and here is {found}; fix: convert the model")
+    weights_there(path)
+    local = disk_only(path)
     try:
         with quiet():
             model, loaded = kind.from_pretrained(
@@ -216,27 +214,27 @@ def read_weights(
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                adapter_kwargs={"local_files_only": local},  # not handed on by transformers itself
                 **more,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"{path}: the model cannot be read ({_first_line(error)})") from error
+        raise unreadable(path, "the model cannot be read", error, local=local) from error
     absent = sorted(name for name in loaded["missing_keys"] if not name.startswith(tuple(new)))
     if absent:
         raise DataError(f"{path}: {len(absent)} weights are absent from the file, the first {absent[0]}")
     return model.eval()
 
 
-def is_folder(path: str) -> bool:
-    """True for a folder, False for something that can only be a hub name.
+def weights_there(path: str) -> None:
+    """See that a folder holds weights that can be read safely; a hub name is not looked at.
 
     Raises:
-        DataError: Neither.
+        DataError: There are none, or only pickles.
     """
-    if Path(path).is_dir():
-        return True
-    if HUB_NAME.fullmatch(path) and not Path(path).exists():
-        return False
-    raise DataError(f"{path}: no such folder; fix: give a folder with config.json, or a hub name owner/name")
+    if is_folder(path) and not list(Path(path).glob("*.safetensors")):
+        pickled = [*Path(path).glob("*.bin"), *Path(path).glob("*.pt"), *Path(path).glob("*.pth")]
+        found = f"only {pickled[0].name}, a pickle that could run code" if pickled else "none"
+        raise DataError(f"{path}: weights must be safetensors, and here is {found}; fix: convert the model")
 
 
 def context_length(model: nn.Module) -> int:
@@ -255,16 +253,20 @@ def context_of(path: str, *, revision: str | None = None) -> int:
     Raises:
         DataError: There is no configuration, or it cannot be read.
     """
-    local = is_folder(path)
+    return _context(config_of(path, revision=revision))
+
+
+def config_of(path: str, *, revision: str | None = None) -> Any:
+    """The configuration of the model of a folder or hub name.
+
+    Raises:
+        DataError: There is none, or it cannot be read.
+    """
+    local = disk_only(path)
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(
+            return AutoConfig.from_pretrained(
                 path, local_files_only=local, revision=revision or "main", trust_remote_code=False
             )
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no model configuration can be read here ({_first_line(error)})") from error
-    return _context(config)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise unreadable(path, "no model configuration can be read here", error, local=local) from error

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from paretune.batch import Batch
@@ -102,6 +102,64 @@ class Reference:
         """
         model = models.role(self.role)
         return batch.set(reference_logp=response_logp(model, batch, temperature=temperature, rows=rows))
+
+
+def implicit_reward(
+    tuned: Float[Tensor, "B T"],
+    reference: Float[Tensor, "B T"],
+    respond: Bool[Tensor, "B T"],
+    beta: float,
+    clip: float | None = None,
+) -> Float[Tensor, "B T"]:
+    """Beta times the log-ratio of a model tuned to preferences and its reference, cut to +-clip; 0 elsewhere.
+
+    Source: Zhong et al. 2024, RTO, eq. 4.7 (arXiv:2404.18922); the cut in its code, after the scaling.
+    """
+    reward = torch.where(respond, beta * (tuned - reference), 0.0)
+    return reward if clip is None else reward.clamp(-clip, clip)
+
+
+@dataclass(frozen=True, slots=True)
+class ImplicitReward:
+    """A reward on every token: what a model that was tuned to preferences gained over where it started.
+
+        r_t = beta (log p_tuned(y_t) - log p_against(y_t)),  cut to +-clip
+
+    Adds to the rewards that are there, and parts of credit like `EndReward` and `KlPenalty` add to it; with
+    several heads, each is paid the whole. Both models are asked at temperature 1, whatever the sampler's.
+    With beta = 0.05 a clip of 0.05, which the published runs have, bites from a ratio of e on.
+
+    Reads: tokens, attend, respond, token_reward where there is one. Writes: token_reward.
+
+    Source: Zhong et al. 2024, RTO, eq. 4.7 (arXiv:2404.18922); Rafailov et al. 2024 (arXiv:2404.12358).
+    Differs: the model that the tuned one is held against has a role of its own; in the published code it is
+    always that of the divergence.
+    """
+
+    beta: float = 0.05
+    tuned: str = "dpo"
+    """Role of the frozen model that was tuned to preferences; it has the policy's vocabulary."""
+    against: str = "reference"
+    """Role of the frozen model it was tuned from."""
+    clip: float | None = None
+    """In the units of the reward."""
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0 or (self.clip is not None and not self.clip > 0):
+            raise WiringError(
+                f"ImplicitReward has beta {self.beta} and clip {self.clip}; both must be above 0"
+            )
+
+    def __call__(self, batch: Batch, models: Models, temperature: float, rows: int) -> Batch:
+        """Write token_reward.
+
+        Raises:
+            WiringError: The run has no frozen model of one of the roles.
+        """
+        tuned, against = (response_logp(models.role(r), batch, rows=rows) for r in (self.tuned, self.against))
+        reward = implicit_reward(tuned, against, batch.respond, self.beta, self.clip)[..., None]
+        before = batch.token_reward
+        return batch.set(token_reward=reward if before is None else before + reward)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from paretune.files import sync_folder, sync_tree
+from paretune.files import as_umask, sync_folder, sync_tree
 
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -35,6 +36,7 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
             whole = copy.deepcopy(model).float().merge_and_unload()
         whole.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
+    as_umask(draft)
     sync_tree(draft)
     if folder.exists():
         folder.replace(old)
@@ -54,13 +56,17 @@ def parameter_hash(model: nn.Module) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and load reports of transformers: what matters in them is raised as an error."""
+    """No progress bars, load reports and retries: what matters in them is raised as an error."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    hub.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        hub.setLevel(hub_level)
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()

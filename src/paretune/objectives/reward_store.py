@@ -1,20 +1,21 @@
 """Reward models made from language models, written to folders and read back.
 
-On disk a reward model is an ordinary sequence classifier: `AutoModelForSequenceClassification` loads it and
-gives the same logits, `id2label` names the objectives, and the config's `paretune` entry holds what turns a
-logit into the units of the labels: label = logit * scale + offset.
+On disk a reward model is an ordinary sequence classifier: `AutoModelForSequenceClassification` loads it, and
+`id2label` names the objectives. Its heads are written at the size of the labels, so that differences of
+logits are differences of labels. The heads have no bias in transformers, so that the rest stands in the
+config's `paretune` entry: label = logit + offset. `scale` there is what the heads were multiplied by.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     PreTrainedTokenizerBase,
 )
@@ -26,8 +27,8 @@ from paretune.models.critic import classifier, with_score
 from paretune.models.load import (
     Language,
     ModelSpec,
+    config_of,
     device_named,
-    is_folder,
     load_policy,
     load_tokenizer,
     read_weights,
@@ -35,6 +36,8 @@ from paretune.models.load import (
 )
 from paretune.objectives.reward_model import RewardModel
 
+SCHEMA = "paretune/reward/2"
+"""Of the config's `paretune` entry."""
 PADDING = "<|padding|>"
 """Added to a tokenizer whose only padding token also ends responses."""
 
@@ -123,14 +126,36 @@ def save_reward_model(model: RewardModel, folder: Path) -> None:
     """Write the model as a sequence classifier that other tools load; an adapter is merged into it."""
     with bare(model.network) as base:
         base.config.paretune = {
-            "schema": "paretune/reward/1",
+            "schema": SCHEMA,
             "scale": list(model.scale),
             "offset": list(model.offset),
             "stop": model.stop,
             "template": template_hash(model.tokenizer),
             "data": model.data,
         }
-    save_model(model.network, model.tokenizer, folder)
+    with _at_label_size(model):
+        save_model(model.network, model.tokenizer, folder)
+
+
+@contextmanager
+def _at_label_size(model: RewardModel) -> Iterator[None]:
+    """The heads times their scales, and afterwards as they were to the last bit."""
+    with bare(model.network) as base:
+        weights = list(base.score.parameters())
+    before = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        for weight in weights:
+            _rescale(weight, model.scale)
+        try:
+            yield
+        finally:
+            for weight, old in zip(weights, before, strict=True):
+                weight.copy_(old)
+
+
+def _rescale(weight: Tensor, factors: Sequence[float]) -> None:
+    """Each head's row times its factor, in place; [K, H], or [K] of a classifier that has a bias."""
+    weight.mul_(weight.new_tensor(factors).reshape(-1, *[1] * (weight.ndim - 1)))
 
 
 def load_reward_model(
@@ -157,24 +182,42 @@ def load_reward_model(
     network.to(place)
     count, stop = network.config.num_labels, tokenizer.eos_token_id
     ours = getattr(network.config, "paretune", None) or {}
-    if ours and ours["template"] != template_hash(tokenizer):
-        raise DataError(
-            f"{path}: its chat template is not the one it was fitted with, so its scores would mean nothing; "
-            "fix: put the old tokenizer back, or fit it again"
-        )
+    if ours:
+        _check_ours(path, ours, tokenizer)
     if "stop" not in ours and stop is None:
         raise DataError(f"{path}: no token ends a response; fix: set eos_token in tokenizer_config.json")
+    scale = ours.get("scale", [1.0] * count)
+    with torch.no_grad():
+        for weight in network.score.parameters():
+            _rescale(weight, [1 / factor for factor in scale])
     return RewardModel(
         network,
         tokenizer,
         stop=ours.get("stop", stop),
-        scale=ours.get("scale", [1.0] * count),
+        scale=scale,
         offset=ours.get("offset", [0.0] * count),
         data=ours.get("data", {}),
     )
 
 
-def objectives_of(path: str) -> tuple[str, ...]:
-    """The heads of a stored reward model, without reading its weights."""
-    config = AutoConfig.from_pretrained(path, local_files_only=is_folder(path))
+def _check_ours(path: str, ours: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    if ours["schema"] != SCHEMA:
+        raise DataError(
+            f"{path}: config.json: paretune.schema is {ours['schema']}, and {SCHEMA} is read; "
+            "fix: fit it again"
+        )
+    if ours["template"] != template_hash(tokenizer):
+        raise DataError(
+            f"{path}: its chat template is not the one it was fitted with, so its scores would mean nothing; "
+            "fix: put the old tokenizer back, or fit it again"
+        )
+
+
+def objectives_of(path: str, *, revision: str | None = None) -> tuple[str, ...]:
+    """The heads of a stored reward model, without reading its weights.
+
+    Raises:
+        DataError: There is no configuration, or it cannot be read.
+    """
+    config = config_of(path, revision=revision)
     return tuple(config.id2label[i] for i in range(config.num_labels))

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paretune.batch import Batch
+from paretune.data.frame import View, shown
 from paretune.data.records import Sample
 from paretune.errors import DataError, WiringError
 
@@ -52,12 +53,42 @@ def owners(objectives: Sequence[str], scorers: Sequence[Scorer]) -> dict[str, tu
     return found
 
 
-def score(batch: Batch, samples: Sequence[Sample], scorers: Sequence[Scorer]) -> Batch:
+def answers(scorer: Scorer, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
+    """What a scorer says of the samples, in the form it promised.
+
+    Raises:
+        WiringError: Its answer has another form.
+    """
+    given, expected = scorer(samples), (len(samples), len(scorer.names))
+    if tuple(given.shape) != expected:
+        raise WiringError(
+            f"{type(scorer).__name__} gave scores of shape {tuple(given.shape)}; expected {expected}"
+        )
+    return given
+
+
+def through(scorer: Scorer, seen: Sequence[Sample | None]) -> Float[Tensor, "B k"]:
+    """What a scorer says of what a view shows; NaN where it shows nothing.
+
+    Raises:
+        WiringError: The scorer's answer has another form than it promised.
+    """
+    there = [i for i, sample in enumerate(seen) if sample is not None]
+    if len(there) == len(seen):
+        return answers(scorer, [sample for sample in seen if sample is not None])
+    found = torch.full((len(seen), len(scorer.names)), torch.nan)
+    if there:
+        found[there] = answers(scorer, [sample for sample in seen if sample is not None]).to(found)
+    return found
+
+
+def score(batch: Batch, samples: Sequence[Sample], scorers: Sequence[Scorer], view: View = "whole") -> Batch:
     """Ask every scorer that is needed, once, and write `scores` and their working copy `signal`.
 
-    What the prompts say of themselves is written beside: their kind, and the preference some ask for.
+    Scorers see what the view shows; a response of which it shows nothing is unscored. What the prompts say of
+    themselves is written beside: their kind, and the preference some ask for.
 
-    Reads: objectives. Writes: scores, signal, kind, kinds, preference.
+    Reads: objectives. Writes: scores, signal, readable, kind, kinds, preference.
 
     Raises:
         WiringError: An objective has no scorer or several, or a scorer's answer has the wrong form.
@@ -65,19 +96,21 @@ def score(batch: Batch, samples: Sequence[Sample], scorers: Sequence[Scorer]) ->
     found = owners(batch.objectives, scorers)
     if len(samples) != len(batch):
         raise WiringError(f"{len(samples)} samples came with a batch of {len(batch)} rows")
-    answers = {i: scorers[i](samples) for i in sorted({i for i, _ in found.values()})}
-    for i, answer in answers.items():
-        expected = (len(samples), len(scorers[i].names))
-        if tuple(answer.shape) != expected:
-            raise WiringError(
-                f"{type(scorers[i]).__name__} gave scores of shape {tuple(answer.shape)}; expected {expected}"
-            )
-    columns = [answers[i][:, column].to(batch.scores) for i, column in found.values()]
+    seen = [shown(sample, view) for sample in samples]
+    given = {i: through(scorers[i], seen) for i in sorted({i for i, _ in found.values()})}
+    columns = [given[i][:, column].to(batch.scores) for i, column in found.values()]
     scores = torch.stack(columns, -1) if columns else batch.scores.new_empty(len(batch), 0)
     kinds = tuple(dict.fromkeys(sample.prompt.kind for sample in samples))
     kind = torch.tensor([kinds.index(sample.prompt.kind) for sample in samples], dtype=torch.long)
     preference = preferences(samples, batch.objectives)
-    return batch.set(scores=scores, signal=scores, kind=kind, kinds=kinds, preference=preference)
+    return batch.set(
+        scores=scores,
+        signal=scores,
+        readable=torch.tensor([sample is not None for sample in seen]),
+        kind=kind,
+        kinds=kinds,
+        preference=preference,
+    )
 
 
 def preferences(samples: Sequence[Sample], objectives: tuple[str, ...]) -> Float[Tensor, "B K"] | None:

@@ -21,6 +21,11 @@ def reward_model(title: str, report: Mapping[str, Any] | None) -> dict[str, Any]
         for kind, baseline in (head.get("baselines") or {}).items():
             label = {"constant": "constant", "ridge": "ridge, frozen features"}.get(kind, kind)
             rows.append({"objective": "", "model": label, "cells": _cells(baseline), "best": False})
+        for kind, part in (head.get("kinds") or {}).items():
+            cells = _cells(part)
+            rows.append(
+                {"objective": "", "model": f"fitted, on {kind} prompts", "cells": cells, "best": False}
+            )
     between = report.get("correlation") or {}
     return {
         "title": title,
@@ -30,6 +35,7 @@ def reward_model(title: str, report: Mapping[str, Any] | None) -> dict[str, Any]
             "RMSE",
             "R²",
             "Spearman",
+            "Kendall",
             "pair accuracy",
             "calibration slope",
             "with length",
@@ -41,22 +47,42 @@ def reward_model(title: str, report: Mapping[str, Any] | None) -> dict[str, Any]
     }
 
 
+def doubtful(report: Mapping[str, Any]) -> list[str]:
+    """The heads that nothing speaks for: no label was held out for them, or a constant does as well.
+
+    Args:
+        report: Of `<run>/reward/report.json`.
+    """
+    found = []
+    for name, head in report["objectives"].items():
+        if not head.get("n") and not head.get("pairs"):
+            found.append(f"{name} has no held-out labels (n = 0)")
+        elif (head.get("beats") or {}).get("constant") is False:
+            found.append(f"{name} does no better than a constant (n = {_count(head)})")
+    return found
+
+
 def _cells(head: Mapping[str, Any]) -> list[str]:
     calibration = head.get("calibration") or {}
     length = head.get("length") or {}
-    count = f"{head.get('n') or 0:,}"
-    if head.get("pairs"):
-        count = f"{head['pairs']:,} pairs" if not head.get("n") else f"{count} + {head['pairs']:,} pairs"
     return [
-        count,
+        _count(head),
         compact(head.get("mae")),
         compact(head.get("rmse")),
         number(head.get("r2")),
         number(head.get("spearman")),
+        number(head.get("kendall")),
         percent(head.get("pair_accuracy"), 1),
         number(calibration.get("slope")),
         number(length.get("predicted")),
     ]
+
+
+def _count(head: Mapping[str, Any]) -> str:
+    count = f"{head.get('n') or 0:,}"
+    if head.get("pairs"):
+        return f"{head['pairs']:,} pairs" if not head.get("n") else f"{count} + {head['pairs']:,} pairs"
+    return count
 
 
 def _notes(report: Mapping[str, Any]) -> list[str]:

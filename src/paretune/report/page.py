@@ -16,7 +16,7 @@ from paretune.errors import ConfigError, DataError
 from paretune.report import words
 from paretune.report.curves import health, objective_curves, scored, spent
 from paretune.report.figures import strips
-from paretune.report.heads import reward_model
+from paretune.report.heads import doubtful, reward_model
 from paretune.report.samples import samples
 from paretune.report.sanitize import visible
 from paretune.report.table import side_costs
@@ -83,6 +83,11 @@ def context(run: Path, book: Mapping[str, Any], name: str) -> dict[str, Any]:
     lines = [line for line in read_jsonl(run / "metrics.jsonl") if line.get("stage") == "align"]
     recipe = _recipe(run / "config" / "resolved.yaml")
     objectives = list(numbers["objectives"]) if numbers else scored(lines)
+    heads = {
+        title: report
+        for title, part in (("Reward model", "reward"), ("Judge", "judge"))
+        if (report := read_json(run / part / "report.json")) is not None and report.get("objectives")
+    }
     return {
         "run": book,
         "version": __version__,
@@ -91,10 +96,9 @@ def context(run: Path, book: Mapping[str, Any], name: str) -> dict[str, Any]:
         "evaluation": _evaluation(numbers) if numbers else None,
         "costs": side_costs(numbers) if numbers else [],
         "models": [
-            found
-            for title, part in (("Reward model", "reward"), ("Judge", "judge"))
-            if (found := reward_model(title, read_json(run / part / "report.json"))) is not None
+            found for title, report in heads.items() if (found := reward_model(title, report)) is not None
         ],
+        "doubts": {title: doubts for title, report in heads.items() if (doubts := doubtful(report))},
         "steps": len(lines),
         "curves": objective_curves(lines, objectives),
         "health": health(lines),

@@ -42,7 +42,7 @@ def closing_table(numbers: Mapping[str, Any]) -> str:
                 f"{SIGNS.get(objective['verdict'], ' ')} {verdict_words(objective)}",
             )
         )
-    lines = _aligned(rows, right=(1, 2))
+    lines = aligned(rows, right=(1, 2))
     lines += _judged_by(numbers["objectives"])
     lines += _wrapped(side_costs(numbers))
     lines += [f"⚠ {one_line(warning)}" for warning in numbers.get("warnings", ())]
@@ -58,12 +58,41 @@ def side_costs(numbers: Mapping[str, Any]) -> list[str]:
         found.append(f"length (tokens) {arrow(numbers['length'], 0)}")
     if known(numbers["distinct_2"]["before"]) is not None:
         found.append(f"distinct-2 {arrow(numbers['distinct_2'])}")
+    if known(numbers.get("similarity", {}).get("before")) is not None:
+        found.append(f"similarity across prompts {arrow(numbers['similarity'])}")
     if numbers["truncated"]["n"]:
         found.append(f"truncated {percent_arrow(numbers['truncated'])}")
     names = {"harmful": "harmful requests", "lookalike": "harmless look-alikes"}
     for kind, rate in numbers["refusals"].items():
         if kind in names and rate["n"]:
             found.append(f"refusals on {names[kind]} {percent_arrow(rate)}")
+    return found + stated(numbers)
+
+
+def filtration_table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Lines of plain text: R2 of the judge on the training reward, objective by way of filtering."""
+    ways = ("all", "best_of_n", "best_random", "best_worst")
+    rows: list[tuple[str, ...]] = [("objective", *ways, "filter")]
+    for name, r2 in found.items():
+        best = max(ways, key=lambda way: known(r2[way]) or 0.0)
+        rows.append((one_line(name, LONGEST_NAME), *(number(r2[way], 3) for way in ways), best))
+    return "\n".join(aligned(rows, right=(1, 2, 3, 4)))
+
+
+def stated(numbers: Mapping[str, Any]) -> list[str]:
+    """What responses say of themselves: how far their confidence can be trusted, and how much they think."""
+    found = []
+    if calibrated := numbers.get("calibration"):
+        pairs = {
+            name: {arm: calibrated[arm][key] for arm in ("before", "after")}
+            for name, key in (("ECE", "ece"), ("Brier", "brier"), ("AUROC", "auroc"))
+        }
+        said = ", ".join(f"{name} {arrow(pair, 3)}" for name, pair in pairs.items())
+        found.append(f"stated confidence against {one_line(calibrated['correct'])}: {said}")
+    if thoughts := numbers.get("thoughts"):
+        found.append(f"answers (words) {arrow(thoughts['answer'], 0)}")
+        found.append(f"thoughts (words) {arrow(thoughts['trace'], 0)}")
+        found.append(f"without readable thoughts {percent_arrow(thoughts['unread'])}")
     return found
 
 
@@ -88,7 +117,8 @@ def _wrapped(phrases: Sequence[str], most: int = 110) -> list[str]:
     return lines
 
 
-def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> list[str]:
+    """Rows of cells as lines with columns of one width; `right`: columns that are aligned on the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

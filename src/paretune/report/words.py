@@ -7,6 +7,9 @@ from typing import Any
 ABSENT = "–"
 """Stands where there is no number."""
 
+HUGE = 1e9
+"""From here on numbers are written with a power of ten."""
+
 SIGNS = {
     "better": "▲",
     "worse": "▼",
@@ -26,11 +29,11 @@ def known(value: Any) -> float | None:
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """A plain number with a true minus sign."""
+    """A plain number with a true minus sign; powers of ten where it is too long to be read."""
     found = known(value)
     if found is None:
         return ABSENT
-    text = f"{found:.{digits}f}"
+    text = f"{found:.{digits}f}" if abs(found) < HUGE else f"{found:.2e}"
     return f"−{text[1:]}" if text.startswith("-") and float(text) else text.lstrip("-")
 
 
@@ -82,14 +85,19 @@ def verdict_words(objective: Mapping[str, Any]) -> str:
 
 
 def verdict_reason(objective: Mapping[str, Any]) -> str:
-    """Why there is no evidence: what could have been seen, or who judged."""
+    """Why there is no evidence: who judged, what could have been seen, or that nothing moved at all."""
     if objective["verdict"] != "no evidence":
         return ""
     low = known(objective["low"])
     if low is not None and low > 0:
         return "judge = training reward"
     detectable = known(objective.get("detectable"))
-    return "" if detectable is None else f"could have seen ≥ {number(detectable, digits_for(objective))}"
+    if detectable is None:
+        return ""
+    if detectable == 0:
+        return "no score changed"
+    text = number(detectable, digits_for(objective))
+    return f"could have seen ≥ {text if float(text) else compact(detectable)}"
 
 
 def arrow(pair: Mapping[str, Any], digits: int = 2) -> str:

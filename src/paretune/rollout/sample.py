@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from paretune.batch import Batch
 from paretune.chance import numpy_generator
 from paretune.data.collate import collate
+from paretune.data.frame import Frame, framed
 from paretune.data.records import Prompt, Sample
-from paretune.data.template import decode_response, encode_prompt
+from paretune.data.template import decode_response, encode_prompt, wording_for
 from paretune.errors import DataError, WiringError, joined
 from paretune.models.load import Language, context_length
 from paretune.rollout.decode import decode
@@ -26,6 +27,8 @@ class Online:
     max_new: int = 256
     temperature: float = 1.0
     """Logits are divided by it, when sampling and when training."""
+    frame: Frame = ""
+    """What is asked of the policy beside the prompt; scorers are shown the prompt as it was."""
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.max_new < 1:
@@ -36,9 +39,18 @@ class Online:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromStart(Online):
+    """As `Online`, but the policy as it was before the first update writes all responses.
+
+    It is what offline methods are given where there is no data set: the same responses whenever a step is
+    repeated, made when they are asked for instead of all beforehand.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Offline:
-    """Read responses from a data set; nobody samples."""
+    """Read responses, and what they are worth, from a data set; nobody samples."""
 
 
 @runtime_checkable
@@ -90,9 +102,11 @@ class LocalSampler:
         """See `Sampler`.
 
         Raises:
-            DataError: A prompt is empty or leaves no room for a response.
+            DataError: A prompt is empty, leaves no room for a response, or cannot take the frame.
         """
-        ids = encode_prompts(self.language, prompts, max_new=how.max_new)
+        words = wording_for(self.language.tokenizer)
+        asked = [framed(prompt, how.frame, words) for prompt in prompts]
+        ids = encode_prompts(self.language, asked, max_new=how.max_new)
         index = range(len(ids)) if prompt_index is None else prompt_index
         # Prompts of like length are read together; a prompt cut in two by a wave is read twice.
         by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))

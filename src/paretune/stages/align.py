@@ -1,94 +1,119 @@
 """Stage 4: the policy learns from the reward model, by the algorithm of the recipe."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from paretune.batch import Batch
+from paretune.config import written_at
 from paretune.config.algorithm import recipe_of
 from paretune.credit.step import Metrics
 from paretune.data.records import Sample
-from paretune.data.stream import PromptStream
-from paretune.learn.descend import OnStep, World, descend
-from paretune.learn.optim import AdamW
-from paretune.models.adapt import AdapterOff
+from paretune.errors import ConfigError, complaint
+from paretune.learn.descend import OnStep, descend
+from paretune.learn.evolution import Evolution
+from paretune.learn.progress import Budget
+from paretune.learn.recipe import Recipe
 from paretune.models.load import Language, load_policy, save_model
-from paretune.models.measure import Models
-from paretune.objectives.reward_model import RewardModelScorer
-from paretune.rollout.sample import LocalSampler
 from paretune.rundir import read_jsonl
-from paretune.stages.reward import reward_of
+from paretune.stages.account import paid
+from paretune.stages.assemble import assembled
+from paretune.stages.before import made_before
+from paretune.stages.search import fit_adapter, search
 from paretune.stages.work import Work, lora
 
 APART = 0.02
 """A difference between the probabilities of sampler and trainer that is told."""
 
 
+DOWN = "pushed_down"
+LASTING = 5
+"""Steps in a row, so that one unlucky batch is not told."""
+
+
 def align(work: Work) -> str:
     """Run the loop from its last checkpoint to its end, and save the policy in `final/`."""
     e = work.experiment
     if not work.folder("final", "config.json").exists():
-        language = load_policy(replace(work.start, lora=lora(e.policy.lora)), seed=e.run.seed)
-        descend(
-            recipe_of(e),
-            _world(work, language),
-            steps=e.run.steps,
-            seed=e.run.seed,
-            run=work.run,
-            checkpoint_every=e.run.checkpoint_every,
-            keep=e.run.keep,
-            on_step=_shown(work),
-        )
+        recipe = recipe_of(e)
+        language = _searched(work, recipe) if isinstance(recipe, Evolution) else _learnt(work, recipe)
         save_model(language.model, language.tokenizer, work.folder("final"))
-    return f"{e.algorithm.name}, {e.run.steps} steps" + _rises(work)
+    return f"{e.algorithm.name}, {_steps(work)} steps" + _rises(work)
 
 
-def sampler(work: Work, language: Language) -> LocalSampler:
-    """Samples from this policy, as many rows at once as a step has."""
+def _learnt(work: Work, recipe: Recipe) -> Language:
+    """The policy after its last step of gradients."""
     e = work.experiment
-    rows = e.learn.prompts * int(e.algorithm.arguments.get("n", 1))
-    return LocalSampler(language=language, objectives=tuple(e.objectives), rows=rows)
+    frozen = made_before(work, recipe)
+    language = load_policy(replace(work.start, lora=lora(e.policy.lora)), seed=e.run.seed)
+    descend(
+        recipe,
+        assembled(work, recipe, language, frozen),
+        steps=e.run.steps,
+        seed=e.run.seed,
+        run=work.run,
+        checkpoint_every=e.run.checkpoint_every,
+        keep=e.run.keep,
+        budget=_budget(work),
+        on_step=_shown(work),
+    )
+    return language
 
 
-def _world(work: Work, language: Language) -> World:
-    e = work.experiment
-    if e.policy.lora is None:
-        reference = load_policy(work.start, seed=e.run.seed).model.requires_grad_(False)
-    else:
-        reference = AdapterOff(language.model)
-    pools = work.material.pools
-    shares = tuple(
-        e.data.prompts[name].share if name in e.data.prompts else float(len(pools[name])) for name in pools
-    )
-    stream = PromptStream(tuple(pools.values()), shares, e.learn.prompts, e.run.seed)
-    learn = e.learn
-    return World(
-        models=Models(policy=language.model, frozen={"reference": reference}),
-        sampler=sampler(work, language),
-        scorers=(RewardModelScorer(reward_of(work, "reward")),),
-        objectives=tuple(e.objectives),
-        prompts=stream,
-        optim=AdamW(
-            lr=learn.lr,
-            warmup=learn.warmup,
-            schedule=learn.schedule,
-            weight_decay=learn.weight_decay,
-            clip=learn.clip,
-        ),
-        micro_tokens=learn.micro_tokens,
-    )
+def _searched(work: Work, evolution: Evolution) -> Language:
+    """The policy after its last generation."""
+    fit_adapter(work, evolution)
+    return search(work, evolution, _budget(work), _shown(work))
+
+
+def _budget(work: Work) -> Budget | None:
+    """What is left of the run's budget after the models that the recipe made beforehand.
+
+    Raises:
+        ConfigError: Nothing is.
+    """
+    given = work.experiment.run.budget
+    if given is None:
+        return None
+    made = paid(read_jsonl(work.folder("timing.jsonl")), phases=True)[given.currency]
+    if made >= given.amount:
+        where, key = written_at(work.experiment, ("run", "budget")), "run.budget"
+        wrong = (
+            f"{work.experiment.algorithm.name} took {made:,} of {given.amount:,} {given.currency} beforehand"
+        )
+        raise ConfigError(complaint(where, None, None, key, wrong, fix="raise it, or shorten what is made"))
+    return Budget(currency=given.currency, amount=given.amount - made)
 
 
 def _shown(work: Work) -> OnStep:
     steps = work.experiment.run.steps
+    downwards: list[Mapping[str, float]] = []
 
     def hear(step: int, metrics: Metrics, batch: Batch, samples: Sequence[Sample]) -> None:
         means = " ".join(
             f"{name[:8]} {metrics.get(f'score/{name}/mean', float('nan')):.2f}" for name in batch.objectives
         )
-        work.console.progress(step + 1, steps, f"{means}  KL {metrics.get('kl/k3', float('nan')):.3f}")
+        spent = f"  {metrics['budget/spent']:.0%} spent" if "budget/spent" in metrics else ""
+        kl = metrics.get("kl/k3", float("nan"))
+        work.console.progress(step + 1, steps, f"{means}  KL/token {kl:.3f}{spent}")
         _warn(work, step, metrics.get("sampler/apart/max", 0.0))
+        shares = {name: metrics.get(f"share/{name}", 0.0) for name in batch.objectives}
+        downwards.append({name: share for name, share in shares.items() if share < 0})
+        _warn_of_share(work, step, downwards[-LASTING:])
 
     return hear
+
+
+def _warn_of_share(work: Work, step: int, last: Sequence[Mapping[str, float]]) -> None:
+    """Tell, once an objective, that the signal has pushed it down for some steps without a break."""
+    told = {e["text"].partition(":")[0] for e in read_jsonl(work.folder("events.jsonl")) if e["kind"] == DOWN}
+    if len(last) < LASTING:
+        return
+    for name in last[-1]:
+        if name not in told and all(name in shares for shares in last):
+            mean = sum(shares[name] for shares in last) / LASTING
+            text = f"the signal pushes it down: its share was negative for {LASTING} steps ({mean:.2f})"
+            work.run.event(DOWN, f"{name}: {text} (step {step})")
+            work.console.say(f"warning: {name}: {text}; give it more weight if it is not to fall")
 
 
 def _warn(work: Work, step: int, apart: float) -> None:
@@ -111,3 +136,9 @@ def _rises(work: Work) -> str:
             rise = sum(values[-fifth:]) / len(values[-fifth:]) - sum(values[:fifth]) / len(values[:fifth])
             parts.append(f"{name} {rise:+.2f}")
     return "; training reward: " + " ".join(parts) if parts else ""
+
+
+def _steps(work: Work) -> int:
+    """The steps that were made: fewer than asked for where a budget ended them."""
+    lines = [line for line in read_jsonl(work.folder("metrics.jsonl")) if line["stage"] == "align"]
+    return lines[-1]["step"] + 1 if lines else 0

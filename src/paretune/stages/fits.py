@@ -7,13 +7,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from paretune.data.columns import BadField
+from paretune.data.frame import Frame, framed
 from paretune.data.records import Preference, Prompt
-from paretune.data.template import Refused, encode_prompt, encode_response
+from paretune.data.template import Refused, encode_prompt, encode_response, wording_for
 
 
 @dataclass
 class Fits:
-    """Asked of every record of one file: True for those that are taken."""
+    """Asked of the records of one file: gives back those that are taken."""
 
     tokenizer: PreTrainedTokenizerBase
     most: int
@@ -21,48 +22,57 @@ class Fits:
     longer: str
     """What to do with a longer one: "error", "drop" or "cut"."""
     dropped: int = 0
+    frame: Frame = ""
+    """What is asked beside prompts that are to be answered."""
 
-    def __call__(self, record: Any) -> bool:
-        """Whether the record, cut where that is wanted, is short enough.
+    def __call__(self, record: Any) -> Any:
+        """The record if it is short enough, cut where that is wanted; None if it is left out.
+
+        With `longer: cut`, it lacks its oldest turns, as many as it takes to fit. What is left begins with a
+        user turn, as chat templates ask for; the last of them is never cut off.
 
         Raises:
             BadField: It is too long and `longer` is "error", or the chat template refuses its turns.
         """
-        _, tokens = self._cut(record)
+        shorter, tokens = self._cut(record)
         if tokens <= self.most:
-            return True
+            return shorter
         if self.longer == "error":
             fix = "shorten it, or write `longer: drop` to leave such rows out"
             raise BadField("prompt", f"{tokens} tokens, and there is room for {self.most}", fix=fix)
         self.dropped += 1
-        return False
-
-    def shortened(self, record: Any) -> Any:
-        """With `longer: cut`, the record without its oldest turns, as many as it takes to fit.
-
-        What is left begins with a user turn, as chat templates ask for; the last of them is never cut off.
-        """
-        return self._cut(record)[0] if self.longer == "cut" else record
+        return None
 
     def _cut(self, record: Any) -> tuple[Any, int]:
         """The record, cut where that is wanted, and its tokens."""
-        tokens = self._tokens(record)
+        answers, tokens = self._answers(record), self._asks(record)
         if self.longer == "cut":
             for shorter in _shorter(record):
-                if tokens <= self.most:
+                if answers + tokens <= self.most:
                     break
-                record, tokens = shorter, self._tokens(shorter)
-        return record, tokens
+                record, tokens = shorter, self._asks(shorter)
+        return record, answers + tokens
 
-    def _tokens(self, record: Any) -> int:
+    def _asks(self, record: Any) -> int:
+        """Tokens of the prompt."""
         try:
-            if isinstance(record, Prompt):
-                return len(encode_prompt(self.tokenizer, record))
-            prompt = len(encode_prompt(self.tokenizer, record.prompt))
+            prompt = self._framed(record) if isinstance(record, Prompt) else record.prompt
+            return len(encode_prompt(self.tokenizer, prompt))
         except Refused as error:
             raise BadField("prompt", error.wrong, fix=error.fix) from error
+
+    def _framed(self, prompt: Prompt) -> Prompt:
+        if self.frame and not (prompt.messages and prompt.messages[-1].role == "user"):
+            fix = "end it with a turn of the user, or ask for nothing beside the prompts"
+            raise BadField("prompt", "its last turn is not the user's, and more is to be asked", fix=fix)
+        return framed(prompt, self.frame, wording_for(self.tokenizer))
+
+    def _answers(self, record: Any) -> int:
+        """Tokens of the response, or of the longest one."""
+        if isinstance(record, Prompt):
+            return 0
         texts = (record.chosen, record.rejected) if isinstance(record, Preference) else (record.response,)
-        return prompt + max(len(encode_response(self.tokenizer, text, stop=0)) for text in texts)
+        return max(len(encode_response(self.tokenizer, text, stop=0)) for text in texts)
 
 
 def _shorter(record: Any) -> Iterator[Any]:

@@ -9,19 +9,22 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from paretune.config import Experiment, written_at
+from paretune.config.algorithm import recipe_of
 from paretune.config.rules import WORLD, sources
-from paretune.config.sources import RewardSection, Source
+from paretune.config.sources import DemonstrationSource, RewardSection, Source
 from paretune.data.collate import prompt_key, split_by_prompt
 from paretune.data.columns import BadField, Columns, Label
+from paretune.data.frame import Frame
 from paretune.data.readers import read_demonstrations, read_preferences, read_prompts, read_ratings
 from paretune.data.records import Demonstration, Prompt
+from paretune.data.stored import candidates
 from paretune.data.world_model import tokenizer as world_tokenizer
 from paretune.errors import ConfigError, DataError, complaint
 from paretune.models.load import context_of, load_tokenizer
 from paretune.stages.fits import Fits
 from paretune.stages.made import made_demonstrations, made_prompts, made_ratings
 from paretune.stages.material import Judgement, Judgements, Material, lacking
-from paretune.stages.ready import ready_made
+from paretune.stages.ready import placed, ready
 
 __all__ = ["Judgements", "Material", "gather", "policy_context", "policy_tokenizer"]
 
@@ -36,19 +39,21 @@ def gather(experiment: Experiment, tell: Tell = lambda done, total, note: None) 
         tell: Hears of every file before it is read: files done, files in all, the file.
 
     Raises:
-        ConfigError: A ready-made reward model or judge does not know the objectives, or responses are so long
-            that the policy could read no prompt.
+        ConfigError: A model cannot be read, a ready-made one does not know the objectives, an adapter fits
+            nothing, or responses are so long that the policy could read no prompt; bad rows are told with it.
         DataError: One line for every bad row of every file, for rows that are too long for their model, and
             for what is empty once all that is to be unseen was taken out.
     """
-    ready_made(experiment)
-    return _Reader(experiment, tell).material()
+    frame = recipe_of(experiment).frame
+    return _Reader(experiment, tell, models=ready(experiment), frame=frame).material()
 
 
 def policy_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
     """The tokenizer the policy will have."""
-    path = experiment.policy.path
-    return world_tokenizer() if path == WORLD else load_tokenizer(path, revision=experiment.policy.revision)
+    path, world = experiment.policy.path, experiment.data.world
+    if path == WORLD:
+        return world_tokenizer(world.frame if world is not None else "")
+    return load_tokenizer(path, revision=experiment.policy.revision)
 
 
 def policy_context(experiment: Experiment) -> int:
@@ -65,6 +70,10 @@ class _Reader:
 
     experiment: Experiment
     tell: Tell
+    models: list[str]
+    """What is wrong with the models."""
+    frame: Frame = ""
+    """What the policy is asked beside every prompt, which must fit too."""
     done: int = 0
     notes: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
@@ -72,9 +81,12 @@ class _Reader:
 
     def material(self) -> Material:
         e = self.experiment
-        tokenizer, context = policy_tokenizer(e), policy_context(e)
+        with placed(e, ("policy", "path")):
+            tokenizer, context = policy_tokenizer(e), policy_context(e)
         pools, test = self._requests(tokenizer, _room(e, context))
         shown = self._shown(tokenizer, context)
+        remembered = self._demonstrations(e.data.demonstrations, tokenizer, context)
+        stored = self._rows("stored", e.data.stored.ratings, e.data.stored.pairs, tokenizer, context)
         reward = self._judgements("reward", e.reward, tokenizer)
         judge = self._judgements("judge", e.judge, tokenizer) if isinstance(e.judge, RewardSection) else None
         self._give_up()
@@ -85,6 +97,8 @@ class _Reader:
             pools={name: self._apart(f"prompts of {name}", pool, held) for name, pool in pools.items()},
             test=tuple(test),
             demonstrations=self._apart("demonstrations", shown, held),
+            remembered=self._apart("demonstrations", remembered, held),
+            stored=tuple(candidates(self._apart("stored responses", stored, held))),
             reward=self._unseen("reward", reward, held),
             judge=self._unseen("judge", judge, set()),
             notes=tuple(self.notes),
@@ -95,6 +109,8 @@ class _Reader:
         return found
 
     def _give_up(self) -> None:
+        if self.models:
+            raise ConfigError("\n".join([*self.models, *self.complaints]))
         if self.complaints:
             raise DataError("\n".join(self.complaints))
 
@@ -105,7 +121,7 @@ class _Reader:
         data = self.experiment.data
         if data.world is not None:
             pools, test = made_prompts(self.experiment)
-            fits = Fits(tokenizer, room, "error")
+            fits = Fits(tokenizer, room, "error", frame=self.frame)
             try:
                 all(fits(prompt) for pool in (*pools.values(), test) for prompt in pool)
             except BadField as error:
@@ -123,8 +139,16 @@ class _Reader:
             return []
         if not sft.demonstrations:
             return made_demonstrations(self.experiment)
+        return self._demonstrations(sft.demonstrations, tokenizer, context)
+
+    def _demonstrations(
+        self,
+        sources: Mapping[str, DemonstrationSource],
+        tokenizer: PreTrainedTokenizerBase,
+        context: int,
+    ) -> list[Demonstration]:
         found: list[Demonstration] = []
-        for name, source in sft.demonstrations.items():
+        for name, source in sources.items():
             fits = Fits(tokenizer, min(source.max_tokens or context, context), source.longer)
             found += self._read(name, source, read_demonstrations, fits)
         return found
@@ -173,10 +197,10 @@ class _Reader:
         path = root / source.file
         if path.is_file() and source.file not in self.files:
             self.files[source.file] = sha256(path.read_bytes()).hexdigest()
-        return [fits.shortened(record) for record in found]
+        return found
 
     def _prompts(self, name: str, source: Any, tokenizer: PreTrainedTokenizerBase, room: int) -> list[Prompt]:
-        fits = Fits(tokenizer, min(source.max_tokens or room, room), source.longer)
+        fits = Fits(tokenizer, min(source.max_tokens or room, room), source.longer, frame=self.frame)
         return self._read(name, source, read_prompts, fits, kind=source.kind)
 
     def _judgements(
@@ -189,9 +213,11 @@ class _Reader:
         if not (section.ratings or section.pairs):
             made = made_ratings(e, section.objectives)
             return Judgements(train=tuple(made[0]), test=tuple(made[1]))
-        own = section.body == "policy"
-        reads = tokenizer if own else load_tokenizer(section.body)
-        room = policy_context(e) if own else context_of(section.body)
+        reads, room = tokenizer, policy_context(e)
+        if section.body != "policy":
+            with placed(e, (name, "body")):
+                reads = load_tokenizer(section.body, revision=section.revision)
+                room = context_of(section.body, revision=section.revision)
         train = self._rows(name, section.ratings, section.pairs, reads, room)
         test = self._rows(f"{name} test", section.test_ratings, section.test_pairs, reads, room)
         if not (section.test_ratings or section.test_pairs):

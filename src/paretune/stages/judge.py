@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from paretune.config.algorithm import recipe_of
 from paretune.config.sources import RewardSection
+from paretune.data.frame import Frame
 from paretune.data.world import TrueScorer
 from paretune.data.world_truth import refuses
 from paretune.evaluate.generate import Generations, divergence, generate
@@ -12,8 +14,9 @@ from paretune.models.load import Language, ModelSpec, load_policy, parameter_has
 from paretune.objectives.lineage import known_data
 from paretune.objectives.reward_model import RewardModelScorer
 from paretune.objectives.rules import is_refusal
+from paretune.objectives.trace import with_traces
 from paretune.rundir import read_json
-from paretune.stages.align import sampler
+from paretune.stages.assemble import sampler
 from paretune.stages.reward import reward_of
 from paretune.stages.work import Work
 
@@ -25,9 +28,10 @@ def judge(work: Work) -> str:
         e = work.experiment
         start = load_policy(work.start, seed=e.run.seed)
         after = load_policy(_trained(work), seed=e.run.seed)
-        one, two = (_answers(work, language, i) for i, language in enumerate((start, after)))
-        rewards = (_model(work, "reward", "the training reward"),)
-        judges = _judges(work, rewards[0])
+        recipe = recipe_of(e)
+        one, two = (_answers(work, language, i, recipe.frame) for i, language in enumerate((start, after)))
+        rewards = _model(work, "reward", "the training reward")
+        judges = _judges(work, rewards)
         found = evaluate(
             one,
             two,
@@ -36,6 +40,8 @@ def judge(work: Work) -> str:
             rewards=rewards,
             margins=e.evaluate.margin,
             refuses=refuses if e.data.world is not None else is_refusal,
+            view=recipe.view,
+            correct=e.correct if recipe.frame == "confidence" else None,
             kl=divergence(two, start.model, temperature=e.evaluate.temperature),
             draws=e.evaluate.draws,
             seed=e.evaluate.seed,
@@ -47,12 +53,13 @@ def judge(work: Work) -> str:
 
 def _trained(work: Work) -> ModelSpec:
     """The very policy that was trained: an adapter is put on its base again, not merged and rounded."""
-    if work.experiment.policy.lora is not None:
-        return replace(work.start, adapter=str(work.folder("final", "adapter")))
+    adapter = work.folder("final", "adapter")
+    if adapter.exists():
+        return replace(work.start, adapter=str(adapter))
     return replace(work.start, path=str(work.folder("final")), revision=None)
 
 
-def _answers(work: Work, language: Language, arm: int) -> Generations:
+def _answers(work: Work, language: Language, arm: int, frame: Frame) -> Generations:
     how, test = work.experiment.evaluate, work.material.test
 
     def tell(done: int, total: int) -> None:
@@ -65,24 +72,30 @@ def _answers(work: Work, language: Language, arm: int) -> Generations:
         n=how.n,
         max_new=how.max_new or int(work.experiment.algorithm.arguments["max_new"]),
         temperature=how.temperature,
+        frame=frame,
         seed=how.seed,
         tell=tell,
     )
 
 
-def _judges(work: Work, reward: Judge) -> Sequence[Judge]:
+def _judges(work: Work, reward: tuple[Judge, ...]) -> tuple[Judge, ...]:
     chosen = work.experiment.judge
     if chosen == "truth":
-        return (Judge(name="the true scorer", scorer=TrueScorer()),)
+        return _with_traces(work, Judge(name="the true scorer", scorer=TrueScorer()))
     if isinstance(chosen, RewardSection):
-        return (_model(work, "judge", "a reward model fitted on other data"),)
-    return (reward,)
+        return _model(work, "judge", "a reward model fitted on other data")
+    return reward
 
 
-def _model(work: Work, name: str, words: str) -> Judge:
+def _model(work: Work, name: str, words: str) -> tuple[Judge, ...]:
     model = reward_of(work, name)
     scorer, data = RewardModelScorer(model), known_data(model.data)
-    return Judge(name=words, scorer=scorer, weights=parameter_hash(model), data=data)
+    return _with_traces(work, Judge(name=words, scorer=scorer, weights=parameter_hash(model), data=data))
+
+
+def _with_traces(work: Work, judge: Judge) -> tuple[Judge, ...]:
+    """The judge, and itself once more for the thoughts where they are an objective."""
+    return tuple(replace(judge, scorer=s) for s in with_traces(work.experiment.traces, judge.scorer))
 
 
 def _objectives(work: Work, judges: Sequence[Judge]) -> tuple[str, ...]:

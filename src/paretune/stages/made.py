@@ -24,7 +24,7 @@ def made_prompts(e: Experiment) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
 
 def made_demonstrations(e: Experiment) -> list[Demonstration]:
     """Answers of the careless help desk."""
-    return world.demonstrations(_how(e).demonstrations, e.run.seed)
+    return world.demonstrations(_how(e).demonstrations, e.run.seed, _how(e).frame)
 
 
 def made_ratings(e: Experiment, heads: Iterable[str]) -> tuple[list[Rating], list[Rating]]:
@@ -35,6 +35,8 @@ def made_ratings(e: Experiment, heads: Iterable[str]) -> tuple[list[Rating], lis
         "noise": how.noise,
         "length_bias": how.length_bias,
         "missing": how.missing,
+        "frame": how.frame,
+        "confidence_bias": how.confidence_bias,
     }
     unseen = world.rated(TEST, e.run.seed, split="test", **raters)
     return (

@@ -43,6 +43,7 @@ def _records(material: Material) -> dict[str, str]:
     """A hash of every set of records, in their order."""
     found: dict[str, Iterable[object]] = {f"prompts of {name}": pool for name, pool in material.pools.items()}
     found |= {"test": material.test, "demonstrations": material.demonstrations}
+    found |= {"remembered": material.remembered, "stored": material.stored}
     for name, both in (("reward", material.reward), ("judge", material.judge)):
         if isinstance(both, Judgements):
             found |= {f"{name} train": both.train, f"{name} test": both.test}

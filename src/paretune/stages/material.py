@@ -7,7 +7,8 @@ from typing import Any
 from paretune.config import Experiment, written_at
 from paretune.config.rules import sections
 from paretune.config.tree import PathKey
-from paretune.data.records import Demonstration, Preference, Prompt, Rating
+from paretune.data.records import Candidates, Demonstration, Preference, Prompt, Rating
+from paretune.data.stream import PromptStream
 from paretune.errors import DataError, complaint
 from paretune.learn.reward_fit import label_scale
 
@@ -29,6 +30,11 @@ class Material:
     pools: Mapping[str, tuple[Prompt, ...]]
     test: tuple[Prompt, ...]
     demonstrations: tuple[Demonstration, ...] = ()
+    """What the starting policy learns from."""
+    remembered: tuple[Demonstration, ...] = ()
+    """What is learnt beside an alignment, where it is something else."""
+    stored: tuple[Candidates, ...] = ()
+    """What offline methods learn from."""
     reward: Judgements | None = None
     judge: Judgements | None = None
     notes: tuple[str, ...] = ()
@@ -47,11 +53,19 @@ class Material:
             "schema": "paretune/data/1",
             "prompts": {name: len(pool) for name, pool in self.pools.items()},
             "test": len(self.test),
-            "demonstrations": len(self.demonstrations),
+            "demonstrations": len(self.demonstrations) + len(self.remembered),
+            **({"stored": len(self.stored)} if self.stored else {}),
             **judgements,
             "left_out": list(self.notes),
             "sha256": dict(self.files),
         }
+
+
+def stream_of(e: Experiment, pools: Mapping[str, tuple[Prompt, ...]]) -> PromptStream:
+    """Which prompts every step gets; pools of the built-in world have the shares of their sizes."""
+    given = e.data.prompts
+    shares = tuple(given[name].share if name in given else float(len(pool)) for name, pool in pools.items())
+    return PromptStream(tuple(pools.values()), shares, e.learn.prompts, e.run.seed)
 
 
 def lacking(e: Experiment, found: Material) -> Iterator[str]:
@@ -61,6 +75,9 @@ def lacking(e: Experiment, found: Material) -> Iterator[str]:
         if not pool:
             key = ("data", "world") if e.data.world is not None else ("data", "prompts", name)
             yield _empty(e, key, f"every prompt of {name} is among the test prompts", others)
+    if all(found.pools.values()):
+        yield from _never(e, found)
+    yield from _unasked(e, found)
     if e.policy.sft is not None and not found.demonstrations:
         key = ("policy", "sft", "demonstrations")
         yield _empty(e, key, "the prompt of every row is among the test prompts", others)
@@ -78,6 +95,39 @@ def lacking(e: Experiment, found: Material) -> Iterator[str]:
             label_scale(judgements.train, tuple(section.objectives))
         except DataError as error:
             yield from (f"{written_at(e, (name,))}: {name}.{line}" for line in str(error).splitlines())
+
+
+def _never(e: Experiment, found: Material) -> Iterator[str]:
+    """Pools whose share is so small that no step of any run gets a prompt of them."""
+    quotas, total = stream_of(e, found.pools).quotas(), sum(map(len, found.pools.values()))
+    whole = sum(source.share for source in e.data.prompts.values())
+    for name, quota in zip(found.pools, quotas, strict=True):
+        if not quota:
+            share = e.data.prompts[name].share
+            wrong = f"{share:g} of {whole:g} in all comes to none of the {total:,} prompts that are mixed"
+            fix = f"make it at least {(whole - share) / (total - 1):.1g}"
+            yield _empty(e, ("data", "prompts", name, "share"), wrong, fix)
+
+
+def _unasked(e: Experiment, found: Material) -> Iterator[str]:
+    """Prompts that ask for no objective, or for one that is none, where they are aligned to what they ask."""
+    wanted = e.aggregate.name == "preference"
+    for name, pool in found.pools.items():
+        path: PathKey = ("data", "prompts", name)
+        if e.data.world is not None:
+            path = ("data", "world")
+        silent = [prompt for prompt in pool if not prompt.preference]
+        strange = sorted({key for prompt in pool for key, _ in prompt.preference} - set(e.objectives))
+        if wanted and silent:
+            fix = "name the column that holds {objective: weight} by columns: {preference: ...}"
+            wrong = f"{len(silent)} of {len(pool)} prompts ask for nothing, and aggregate.name is preference"
+            yield _empty(e, path, wrong, fix)
+        if strange:
+            yield _empty(e, path, f'prompts ask for "{strange[0]}"', f"one of {', '.join(e.objectives)}")
+        if not wanted and any(prompt.preference for prompt in pool):
+            yield _empty(
+                e, path, "prompts ask for objectives to no effect", "write aggregate: {name: preference}"
+            )
 
 
 def _empty(e: Experiment, path: PathKey, wrong: str, fix: str) -> str:

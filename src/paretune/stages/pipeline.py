@@ -8,7 +8,11 @@ import torch
 from paretune.config import Experiment, config_hash, given, resolved
 from paretune.config.algorithm import recipe_of
 from paretune.config.sources import RewardSection
+from paretune.errors import ConfigError, DataError, WiringError
+from paretune.learn.check import Plan
 from paretune.learn.check import check as dry_run
+from paretune.learn.evolution import Evolution
+from paretune.learn.recipe import Recipe
 from paretune.learn.stop import StopRequest
 from paretune.models.load import device_named
 from paretune.report.page import write_report
@@ -16,41 +20,62 @@ from paretune.report.table import closing_table
 from paretune.rundir import Run, environment, read_json, to_json
 from paretune.stages.align import align
 from paretune.stages.console import Console, make_console
-from paretune.stages.gather import Material, gather
+from paretune.stages.gather import Material, Tell, gather
 from paretune.stages.judge import judge
 from paretune.stages.manifest import manifest
+from paretune.stages.plan import counted, planned
 from paretune.stages.policy import teach
+from paretune.stages.ready import from_hub
 from paretune.stages.reward import fit_model
+from paretune.stages.shared import BEFORE_ALIGN, shared_key, take_over
 from paretune.stages.work import Work
 
 Stage = Callable[[Work], str]
 
 
-def run(experiment: Experiment, console: Console | None = None, *, command: str = "") -> Path:
-    """Run every stage that is not complete, and return the run folder; `command` is what the report repeats.
+def run(
+    experiment: Experiment,
+    console: Console | None = None,
+    *,
+    command: str = "",
+    until: str = "",
+    shared: Path | None = None,
+) -> Path:
+    """Run every stage that is not complete, and return the run folder.
 
     Everything that can be wrong with the recipe and its files is found before a model is loaded and before
     anything is written.
+
+    Args:
+        experiment: The recipe.
+        console: Hears of what is done.
+        command: What the report repeats.
+        until: The last stage; "": all of them. A run that ends before the alignment is made to be taken over,
+            and its folder is known by what it was made from, whatever the algorithm.
+        shared: The folder of such a run, whose stages this one takes over instead of making them.
 
     Raises:
         ParetuneError: With what is wrong and what to do.
     """
     console = console or make_console()
     with console, StopRequest() as stop:
-        return _run(experiment, console, command, stop)
+        return _run(experiment, console, stop, command, until, shared)
 
 
-def _run(experiment: Experiment, console: Console, command: str, stop: StopRequest) -> Path:
-    stages = stages_of(experiment)
+def _run(
+    experiment: Experiment, console: Console, stop: StopRequest, command: str, until: str, shared: Path | None
+) -> Path:
+    stages = stages_of(experiment, until)
     console.open("data", 1, len(stages) + 1)
-    dry_run(recipe_of(experiment), tuple(experiment.objectives))
     device_named(experiment.run.device)
+    for line in from_hub(experiment):
+        console.say(line)
 
     def tell(done: int, total: int, note: str) -> None:
         console.progress(done, total, note)
-        stop.obey("nothing: the data was still being read")
+        stop.obey()
 
-    material = gather(experiment, tell)
+    _, _, material = _tried(experiment, tell)
     if experiment.run.threads is not None:
         torch.set_num_threads(experiment.run.threads)
     files = {
@@ -61,13 +86,17 @@ def _run(experiment: Experiment, console: Console, command: str, stop: StopReque
     with Run.claim(
         experiment.run.folder,
         name=experiment.name,
-        config_hash=config_hash(experiment),
+        config_hash=shared_key(experiment) if until in BEFORE_ALIGN else config_hash(experiment),
         files=files,
         made_from=manifest(experiment, material),
     ) as opened:
         console.close(_counted(material))
+        if goes_on := opened.goes_on(experiment.run.steps):
+            console.say(goes_on)
         if command:
             opened.update(command=command)
+        if shared is not None:
+            take_over(opened, shared, experiment)
         work = Work(experiment=experiment, run=opened, console=console, material=material, stop=stop)
         complete = "data"
         for index, (name, stage) in enumerate(stages, 2):
@@ -79,35 +108,51 @@ def _run(experiment: Experiment, console: Console, command: str, stop: StopReque
     return opened.path
 
 
-def stages_of(experiment: Experiment) -> list[tuple[str, Stage]]:
-    """The stages after the data, by name, in order."""
+def stages_of(experiment: Experiment, until: str = "") -> list[tuple[str, Stage]]:
+    """The stages after the data, by name, in order; `until`: without those after it."""
     stages: list[tuple[str, Stage]] = [("policy", teach), ("reward", lambda work: fit_model(work, "reward"))]
     if isinstance(experiment.judge, RewardSection):
         stages.append(("judge", lambda work: fit_model(work, "judge")))
-    return [*stages, ("align", align), ("evaluate", judge), ("report", report)]
+    if until not in BEFORE_ALIGN:
+        stages.append(("align", align))
+    return stages if until else [*stages, ("evaluate", judge), ("report", report)]
 
 
 def report(work: Work) -> str:
     """Write the page, and show its table."""
     path = write_report(work.run.path)
     numbers = read_json(work.folder("eval", "final", "eval.json")) or {}
-    work.console.say("\n" + closing_table(numbers) + "\n")
+    work.console.say(f"\n{closing_table(numbers)}\n\nmodel: {work.folder('final')}\n")
     return str(path)
 
 
 def check(experiment: Experiment) -> str:
-    """What a run of this recipe would do, in a few lines, after everything that needs no model was tried."""
+    """What a run of this recipe would do, after everything was tried that needs no weights; writes nothing.
+
+    Raises:
+        ParetuneError: Every mistake of the recipe, of the models' configurations and of the rows, one a line.
+    """
+    return "\n".join(planned(experiment, *_tried(experiment)))
+
+
+def _tried(
+    experiment: Experiment, tell: Tell = lambda done, total, note: None
+) -> tuple[Recipe | Evolution, Plan, Material]:
+    """The algorithm on a small fake batch, and all records; what is wrong with both is told together."""
     recipe = recipe_of(experiment)
-    plan = dry_run(recipe, tuple(experiment.objectives))
-    lines = [f"{experiment.name}: ok", f"algorithm: {recipe}"]
-    if plan.frozen_roles:
-        lines.append(f"frozen models: {', '.join(plan.frozen_roles)}")
-    return "\n".join(lines)
+    try:
+        plan = dry_run(recipe, tuple(experiment.objectives))
+    except WiringError as wiring:
+        try:
+            gather(experiment, tell)
+        except (ConfigError, DataError) as error:
+            raise ConfigError(f"{wiring}\n{error}") from error
+        raise
+    return recipe, plan, gather(experiment, tell)
 
 
 def _counted(material: Material) -> str:
-    prompts = ", ".join(f"{len(pool):,} {name}" for name, pool in material.pools.items())
-    parts = [f"prompts: {prompts}; {len(material.test):,} unseen"]
+    parts = [f"prompts: {counted(material)}"]
     for name, found in (("reward", material.reward), ("judge", material.judge)):
         if found is not None:
             parts.append(f"{len(found.train):,} rows for the {name}")

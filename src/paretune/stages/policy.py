@@ -15,23 +15,30 @@ from paretune.stages.work import Work, fitting
 
 def teach(work: Work) -> str:
     """Fit the starting policy to the demonstrations and save it; or say which one is given."""
-    policy, seed = work.experiment.policy, work.experiment.run.seed
+    policy = work.experiment.policy
     if policy.sft is None:
         return f"{policy.path}, as it is"
     if not work.folder("policy", "config.json").exists():
-        language = _newborn(work) if policy.path == "world" else load_policy(work.given, seed=seed)
-        task = Imitation(language, work.material.demonstrations)
-        how = fitting(policy.sft)
-        fit(task, how, seed=seed, keeping=work.keeping("policy"), on_step=work.told())
+        language = taught(work, "policy", work.experiment.run.seed)
         save_model(language.model, language.tokenizer, work.folder("policy"))
     rmtree(work.folder("checkpoints", "policy"), ignore_errors=True)
     return f"imitates {len(work.material.demonstrations):,} demonstrations, good and bad alike"
 
 
-def _newborn(work: Work) -> Language:
+def taught(work: Work, name: str, seed: int) -> Language:
+    """A policy fitted to the demonstrations; `name` is the folder of its checkpoints while that lasts."""
+    policy = work.experiment.policy
+    assert policy.sft is not None
+    language = _newborn(work, seed) if policy.path == "world" else load_policy(work.given, seed=seed)
+    task = Imitation(language, work.material.demonstrations)
+    fit(task, fitting(policy.sft), seed=seed, keeping=work.keeping(name), on_step=work.told())
+    return language
+
+
+def _newborn(work: Work, seed: int) -> Language:
     """The built-in world's policy before it has learnt anything."""
     tokenizer = policy_tokenizer(work.experiment)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(work.experiment.run.seed, 0, "policy weights"))
+        torch.manual_seed(seed_of(seed, 0, "policy weights"))
         model = AutoModelForCausalLM.from_config(policy_config(len(tokenizer)), dtype=torch.float32)
     return as_language(model.to(device_named(work.device)), tokenizer)

@@ -8,6 +8,7 @@ from paretune.config.sources import Head, RewardSection
 from paretune.learn.reward_baseline import baselines
 from paretune.learn.reward_fit import fit_reward, label_scale
 from paretune.learn.reward_report import reward_report
+from paretune.objectives.calibrated import calibrated
 from paretune.objectives.lineage import lineage
 from paretune.objectives.reward_loss import BradleyTerry, HeadLoss, Regression
 from paretune.objectives.reward_model import RewardModel
@@ -17,6 +18,7 @@ from paretune.objectives.reward_store import (
     new_reward_model,
     save_reward_model,
 )
+from paretune.report.heads import doubtful
 from paretune.rundir import read_json, to_json, write_atomic
 from paretune.stages.gather import Judgements
 from paretune.stages.work import Work, fitting, lora
@@ -43,11 +45,12 @@ def reward_of(work: Work, name: str) -> RewardModel:
     """The reward model or the judge, from where it lies: what is reported on is what scores."""
     section = getattr(work.experiment, name)
     path = section.path or str(work.folder(name, "model"))
-    return load_reward_model(path, dtype=section.dtype, device=work.device)
+    revision = section.revision if section.path else None
+    return load_reward_model(path, dtype=section.dtype, revision=revision, device=work.device)
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """How well the heads do on records they were not fitted on, in one line."""
+    """How well the heads do on records they were not fitted on, in one line, and which of them do not."""
     heads = report["objectives"]
     parts = []
     for objective, head in heads.items():
@@ -56,7 +59,9 @@ def summary(report: Mapping[str, Any]) -> str:
             parts.append(f"{objective} ρ {rho:.2f}")
         elif pairs is not None:
             parts.append(f"{objective} {100 * pairs:.0f} % of pairs")
-    return f"{len(heads)} heads on unseen prompts: " + ", ".join(parts)
+    doubts = doubtful(report)
+    said = ", ".join(parts) or "nothing is known of them"
+    return f"{len(heads)} heads on unseen prompts: {said}" + (f"; ⚠ {'; '.join(doubts)}" if doubts else "")
 
 
 def _fit(work: Work, name: str, section: RewardSection, found: Judgements) -> None:
@@ -65,11 +70,13 @@ def _fit(work: Work, name: str, section: RewardSection, found: Judgements) -> No
         return
     scale, offset = label_scale(found.train, tuple(section.objectives))
     model = new_reward_model(_spec(work, section), scale, offset, seed=_seed(work))
+    heads = section.objectives
+    confident = {objective: head.right for objective, head in heads.items() if head.loss == "calibrated"}
     fit_reward(
         model,
-        found.train,
+        calibrated(found.train, confident, _seed(work)) if confident else found.train,
         fitting(section.fit),
-        losses={objective: _loss(head) for objective, head in section.objectives.items()},
+        losses={name: _loss(head) for name, head in heads.items() if name not in confident},
         seed=_seed(work),
         keeping=work.keeping(name),
         on_step=work.told(),
@@ -81,8 +88,9 @@ def _fit(work: Work, name: str, section: RewardSection, found: Judgements) -> No
 
 
 def _spec(work: Work, section: RewardSection) -> RewardSpec:
-    body = work.start.path if section.body == "policy" else section.body
-    revision = work.start.revision if section.body == "policy" else None
+    own = section.body == "policy"
+    body = work.start.path if own else section.body
+    revision = work.start.revision if own else section.revision
     return RewardSpec(
         path=body,
         objectives=tuple(section.objectives),
@@ -94,6 +102,7 @@ def _spec(work: Work, section: RewardSection) -> RewardSpec:
 
 
 def _loss(head: Head) -> HeadLoss:
+    assert head.loss != "calibrated"
     if head.loss == "bradley_terry":
         return BradleyTerry()
     return Regression(kind=head.loss, delta=head.delta)

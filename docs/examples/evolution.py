@@ -1,0 +1,91 @@
+"""A search without gradients: its parts, what an offset does, how two searches climb.
+
+python docs/examples/evolution.py
+"""
+
+import textwrap
+
+import torch
+from small import block, table
+from torch import Tensor
+
+from paretune.algorithms.evolution import essa
+from paretune.learn.recipe import explained
+from paretune.learn.search import Cma, Isotropic, Search, midranks
+from paretune.models.singular import num_moved, spectrum
+
+
+def parts() -> None:
+    """The method, as `paretune check` prints it; its phase by its own lines."""
+    block("parts")
+    made = essa({"polite": 1.0, "safety": 1.0})
+    for line in made.explained():
+        if line.startswith("before"):
+            print(f"before     Phase(role={made.fitted.role!r}, steps={made.fitted.steps}), its recipe:")
+            print("\n".join(f"           {inner}" for inner in explained(made.fitted.recipe)))
+        else:
+            print(textwrap.fill(line, 110, subsequent_indent=" " * 15, break_long_words=False))
+
+
+def offsets() -> None:
+    """B = diag(3, 1), A = diag(2, 1): what is added to the largest singular value of each."""
+    block("offsets")
+    b, a = spectrum(torch.diag(torch.tensor([3.0, 1.0]))), spectrum(torch.diag(torch.tensor([2.0, 1.0])))
+    rows: list[list[object]] = []
+    for left, right in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (-4.0, 0.0)):
+        product = b.moved(torch.tensor([left])) @ a.moved(torch.tensor([right]))
+        rows.append([f"B {left:+g}, A {right:+g}", *(f"{x:g}" for x in product.diagonal().tolist())])
+    table(("offset", "first", "second"), rows)
+
+
+def sizes() -> None:
+    """Layers times 4 projections times 2 factors times the values that move."""
+    block("sizes")
+    rows: list[list[object]] = []
+    for layers, rank, share in ((28, 8, 1.0), (28, 2, 1.0), (28, 32, 0.1), (64, 8, 1.0), (80, 4, 1.0)):
+        rows.append([str(layers), str(rank), f"{share:g}", str(layers * 4 * 2 * num_moved(rank, share))])
+    table(("layers", "rank", "share", "N"), rows)
+
+
+def climbs() -> None:
+    """Fitness is minus the squared distance from (1, ..., 1), without and with noise of one."""
+    block("climbs")
+    searches: dict[str, Search] = {"cma": Cma(population=16), "isotropic": Isotropic(population=16)}
+    rows: list[list[object]] = []
+    for name, search in searches.items():
+        for noise in (0.0, 1.0):
+            seeker, seen = search.begin(10, 0.1), [10.0]
+            rng = torch.Generator().manual_seed(0)
+            for generation in range(100):
+                x = seeker.ask(0, generation)
+                error = noise * torch.randn(len(x), generator=rng, dtype=torch.float64)
+                seeker.tell(_far(x) + error)
+                if generation in {9, 29, 99}:
+                    seen.append(-float(_far(seeker.mean)))
+            rows.append([f"{name}, noise {noise:g}", *(f"{x:.3f}" for x in seen), f"{seeker.sigma:.3f}"])
+    table(("distance^2 after", "0", "10", "30", "100", "sigma"), rows)
+
+
+def ties() -> None:
+    """Ranks of six candidates, of which some are worth the same."""
+    block("ties")
+    for worth in ([0.1, 0.5, 0.3, 0.9, 0.2, 0.7], [0.0, 1.0, 0.0, 1.0, 1.0, 0.0], [0.5] * 6):
+        ranks = ", ".join(f"{x:g}" for x in midranks(torch.tensor(worth)).tolist())
+        print(f"{worth}: {ranks}")
+
+
+def _far(x: Tensor) -> Tensor:
+    return -((x - 1) ** 2).sum(-1)
+
+
+def main() -> None:
+    """Print the numbers of the page."""
+    parts()
+    offsets()
+    sizes()
+    climbs()
+    ties()
+
+
+if __name__ == "__main__":
+    main()

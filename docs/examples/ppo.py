@@ -1,0 +1,90 @@
+"""PPO with a critic, and PPO-max: one response by hand, and a reward scale that remembers.
+
+python docs/examples/ppo.py
+"""
+
+import torch
+from small import after, block, column, graded, shown, table
+
+from paretune.algorithms.ppo import ppo, ppo_max
+from paretune.batch import Batch
+from paretune.credit.gae import Gae
+from paretune.credit.penalty import Clip, EndReward, KlPenalty
+from paretune.credit.running import RunningScale
+from paretune.credit.step import Step
+from paretune.credit.whiten import Whiten
+
+WEIGHTS = {"polite": 1.0, "safety": 1.0}
+STEPS = ([1.0, 2.0, 3.0, 4.0], [5.0, 7.0])
+"""Signals of two training steps."""
+
+
+def parts() -> None:
+    """Both recipes, as `paretune check` prints them."""
+    block("parts")
+    shown(ppo(WEIGHTS))
+    block("parts of ppo_max")
+    shown(ppo_max(WEIGHTS, lm=0.1))
+
+
+def responded(gaps: list[float], values: list[float]) -> Batch:
+    """One response of worth 1 whose tokens have these log-ratios to the reference, and these values."""
+    zero = torch.zeros(1, 1 + len(gaps))
+    return graded([1.0], lengths=[len(gaps)]).set(
+        behaviour_logp=torch.tensor([[0.0, *gaps]]),
+        reference_logp=zero,
+        values=torch.tensor([[0.0, *values]])[..., None],
+    )
+
+
+def one_response() -> None:
+    """Three tokens; with a fourth place that is paid, as published code has it."""
+    block("one response")
+    price = KlPenalty(0.05)
+    ours = responded([0.2, -0.1, 0.0], [0.5, 0.4, 0.3])
+    theirs = responded([0.2, -0.1, 0.0, 0.0], [0.5, 0.4, 0.3, 0.1])
+    rows: list[list[object]] = []
+    for name, batch in (("at the last token", ours), ("one place later", theirs)):
+        out = after(batch, EndReward(), price, Gae(1.0, 0.95))
+        for what, x in (("reward", out.token_reward), ("advantage", out.advantages), ("return", out.returns)):
+            assert x is not None
+            rows.append([f"{name}: {what}", *column(x[0, 1:])])
+    table(("paid", "1", "2", "3", "4"), [row + [""] * (5 - len(row)) for row in rows])
+    block("whitened")
+    whites: list[tuple[str, Step]] = [
+        ('Whiten("sample")', Whiten()),
+        ('Whiten("population")', Whiten("population")),
+    ]
+    found = [
+        [name, *column(after(ours, EndReward(), price, Gae(), step).need("advantages")[0, 1:])]
+        for name, step in whites
+    ]
+    table(("", "A1", "A2", "A3"), found)
+
+
+def scales() -> None:
+    """The reward of PPO-max over two steps, and that of the released script."""
+    block("scales")
+    rows: list[list[object]] = []
+    cut = Clip(-0.8, 0.8)
+    for name, scale in (("normalise", RunningScale()), ("scale", RunningScale(mean="kept"))):
+        state, rng = scale.start(), torch.Generator()
+        for number, signal in enumerate(STEPS):
+            batch, state, _ = scale.advance(graded(signal), state, rng)
+            so_far = [float(state.mean), float(scale.std(state))]
+            for was, now, bounded in zip(
+                signal, column(batch.signal), column(after(batch, cut).signal), strict=True
+            ):
+                rows.append([name, str(number), *so_far, f"{was:g}", now, bounded])
+    table(("scaling", "step", "mean", "std", "signal", "scaled", "cut to 0.8"), rows)
+
+
+def main() -> None:
+    """Print the numbers of the pages."""
+    parts()
+    one_response()
+    scales()
+
+
+if __name__ == "__main__":
+    main()

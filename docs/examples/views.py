@@ -1,0 +1,108 @@
+"""Thinking before the answer, and stated confidence: parts, views, and what calibration pays.
+
+python docs/examples/views.py
+"""
+
+import textwrap
+
+import torch
+from small import block, column, graded, table
+
+from paretune.algorithms.confidence import ppo_c, ppo_m
+from paretune.algorithms.grpo import grpo
+from paretune.algorithms.thinking import with_thinking
+from paretune.credit.confidence import CalibrateByConfidence
+from paretune.credit.step import chain
+from paretune.credit.unread import UnreadIsWorst
+from paretune.data.frame import thought
+from paretune.evaluate.calibration import calibration
+from paretune.learn.recipe import Recipe, explained
+
+WEIGHTS = {"polite": 1.0, "safety": 1.0}
+
+
+def parts() -> None:
+    """What each changes of its parent, as `paretune check` prints it."""
+    made = {
+        "thinking": with_thinking(grpo(WEIGHTS), "worst"),
+        "ppo_c": ppo_c(WEIGHTS),
+        "ppo_m": ppo_m(WEIGHTS),
+    }
+    for name, recipe in made.items():
+        block(f"parts of {name}")
+        chosen(recipe)
+
+
+def chosen(recipe: Recipe) -> None:
+    """The lines of source, view and worth."""
+    at = ""
+    for line in explained(recipe):
+        at = line[:10].strip() or at
+        if at in {"source", "view", "worth"}:
+            print(textwrap.fill(line, 110, subsequent_indent=" " * 15, break_long_words=False))
+
+
+def forms() -> None:
+    """Responses, and what is read of them."""
+    block("forms")
+    rows: list[list[object]] = []
+    for response in (
+        "<think>a</think> B",
+        "<think></think> B",
+        "B",
+        "<think>a",
+        "<think>a</think>",
+        "so: <think>a</think> B",
+        "<think>a</think> B</think> C",
+        "<think>a</think> B <think>c</think> D",
+    ):
+        found = thought(response)
+        rows.append([response, *(found or ("", "unread"))])
+    table(("response", "thoughts", "answer"), rows)
+
+
+def unread() -> None:
+    """Two training steps, two columns; the last response of each is unread."""
+    block("unread")
+    step, rng = UnreadIsWorst(), torch.Generator()
+    state, rows = step.start(), []
+    for at, scores in enumerate(([[0.9, 0.2], [0.4, 0.6]], [[0.7, 0.8], [0.8, 0.9]])):
+        batch = graded([*scores, [torch.nan, torch.nan]], ("polite", "safety"))
+        batch = batch.set(readable=torch.tensor([True, True, False]))
+        batch, state, _ = step.advance(batch, state, rng)
+        rows += [[f"step {at + 1}, response {i + 1}", *column(row)] for i, row in enumerate(batch.signal)]
+    table(("", "polite", "safety"), rows)
+
+
+def adjusted() -> None:
+    """A batch by hand; the moving mean was 0 before it, and is 0.05 after."""
+    block("adjusted")
+    rewards, stated = [2.0, -1.0, 0.5], [0.9, 0.9, torch.nan]
+    batch = graded([[r, c] for r, c in zip(rewards, stated, strict=True)], ("score", "confidence"))
+    batch = batch.set(signal=batch.signal[:, :1])
+    rows: list[list[object]] = []
+    for unstated in ("unadjusted", "worst"):
+        step = chain(CalibrateByConfidence(unstated=unstated, start_at=0.0))
+        got, _, _ = step.advance(batch, step.start(), torch.Generator())
+        rows.append([f'unstated "{unstated}"', *column(got.signal)])
+    table(("", "2, sure", "-1, sure", "0.5, silent"), rows)
+
+
+def measured() -> None:
+    """Five answers."""
+    block("measured")
+    found = calibration([0.9, 0.9, 0.8, 0.6, 0.6], [1, 0, 1, 0, 1])
+    table(("", "ECE", "Brier", "AUROC"), [["five answers", found.ece, found.brier, found.auroc]])
+
+
+def main() -> None:
+    """Print the numbers of the pages."""
+    parts()
+    forms()
+    unread()
+    adjusted()
+    measured()
+
+
+if __name__ == "__main__":
+    main()

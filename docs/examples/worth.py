@@ -1,0 +1,63 @@
+"""Stated confidence, draws by rank, and rewards on every token.
+
+python docs/examples/worth.py
+"""
+
+import torch
+from small import after, block, column, graded, table
+
+from paretune.credit.confidence import Form, confidence_adjustment
+from paretune.credit.dense import PlaceTokenReward
+from paretune.credit.resample import ByRank, rank_odds
+from paretune.models.measure import implicit_reward
+
+
+def confidence() -> None:
+    """Two rewards about a mean of 1, by what is claimed."""
+    block("confidence")
+    forms: dict[Form, float] = {"difference": 2.0, "threshold": 0.5}
+    rows: list[list[object]] = []
+    for form, w in forms.items():
+        for reward in (2.0, 0.2):
+            r, c = torch.full((3,), reward), torch.tensor([0.1, 0.5, 0.9])
+            got = r + confidence_adjustment(r, c, torch.tensor(1.0), w, form)
+            rows.append([f'"{form}", w = {w:g}', f"{reward:g}", *column(got)])
+    table(("", "reward", "c = 0.1", "c = 0.5", "c = 0.9"), rows)
+
+
+def odds() -> None:
+    """Five responses, the best first."""
+    block("odds")
+    names: tuple[ByRank, ...] = ("best_of_n", "best_random", "best_worst")
+    table(("rank", *"12345"), [[name, *column(torch.tensor(rank_odds(name, 5)))] for name in names])
+
+
+def dense() -> None:
+    """One response of three tokens, and where it is paid."""
+    block("dense")
+    batch = graded([0.8], lengths=[3])
+    gain = torch.tensor([[0.0, 0.4, -0.2, 0.2]])
+    reward = implicit_reward(gain, torch.zeros(1, 4), batch.respond, 0.05)
+    batch = batch.set(tokens=torch.tensor([[5, 6, 7, 8]]), token_reward=reward[..., None])
+    parts = {
+        "as it is": (),
+        'PlaceTokenReward("sentence", ends=(7,))': (PlaceTokenReward("sentence", ends=(7,)),),
+        'PlaceTokenReward("end")': (PlaceTokenReward("end"),),
+        'PlaceTokenReward("shaping")': (PlaceTokenReward("shaping"),),
+    }
+    rows: list[list[object]] = []
+    for name, steps in parts.items():
+        paid = after(batch, *steps).need("token_reward")[0, 1:]
+        rows.append([name, *column(paid), *column(paid.sum(0))])
+    table(("", "r1", "r2", "r3", "sum"), rows)
+
+
+def main() -> None:
+    """Print the numbers of the page."""
+    confidence()
+    odds()
+    dense()
+
+
+if __name__ == "__main__":
+    main()

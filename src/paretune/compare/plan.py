@@ -1,0 +1,72 @@
+"""What a comparison would do, in lines to be read: what `paretune compare FILE --check` prints."""
+
+from collections.abc import Iterator
+
+from paretune.compare.ledger import TOLERANCE
+from paretune.config import Experiment
+from paretune.config.contest import Contest
+from paretune.stages.pipeline import check
+from paretune.stages.shared import shared_key
+
+
+def planned(contest: Contest) -> str:
+    """The plan, after everything was tried that needs no weights; writes nothing.
+
+    Raises:
+        ParetuneError: What is wrong with a method, with its models or with its rows.
+    """
+    said, entries = contest.said, contest.runs()
+    trials = [trial for method in said.methods for trial in contest.tried(method)]
+    for experiment in _apart(contest):
+        check(experiment)
+    keys = {(entry.seed, shared_key(entry.experiment)) for entry in [*trials, *entries]}
+    budget, count = said.budget, len(entries) + len(trials)
+    lines = [
+        f"{said.name}: ok, in {contest.folder}",
+        f"methods    {', '.join(said.methods)}; compared with {said.first}",
+        f"runs       {len(entries)}: {len(said.methods)} methods x {len(said.weightings)} weightings "
+        f"({', '.join(said.weightings)}) x {len(said.seeds)} seeds ({', '.join(map(str, said.seeds))})",
+        f"tuning     {_tuning(contest, len(trials))}",
+        f"shared     {len(keys)} times policy, reward and judge: once a seed and way of making them",
+        f"budget     {budget.amount:,} {budget.currency} a run, {count * budget.amount:,} in all",
+        f"reference  {', '.join(f'{k} {v:g}' for k, v in said.reference.items()) or 'none: no hypervolume'}",
+        f"at a time  {said.jobs}",
+        *_coarse(contest),
+    ]
+    return "\n".join(lines)
+
+
+def _apart(contest: Contest) -> Iterator[Experiment]:
+    """One experiment of every method, with a bound on its steps that a plan can go through."""
+    for entry in contest.runs():
+        if entry.weighting == next(iter(contest.said.weightings)) and entry.seed == contest.said.seeds[0]:
+            run = entry.experiment.run
+            yield entry.experiment.model_copy(
+                update={"run": run.model_copy(update={"steps": min(run.steps, 100)})}
+            )
+
+
+def _tuning(contest: Contest, trials: int) -> str:
+    tuning = contest.said.tuning
+    if tuning is None:
+        return "none: every method runs with the settings that it was given"
+    keys = ", ".join(f"{key} in {list(values)}" for key, values in tuning.over.items())
+    return f"{trials} trials: {tuning.trials} a method, on seed {tuning.seed}, over {keys}"
+
+
+def _coarse(contest: Contest) -> Iterator[str]:
+    """Methods whose steps are so large that a run may end too far from the amount to be ranked."""
+    budget, seen = contest.said.budget, set()
+    for entry in contest.runs():
+        e = entry.experiment
+        most = e.learn.prompts * int(e.algorithm.arguments.get("n", 1))
+        exact = budget.currency == "reward_calls"
+        most *= 1 if exact else int(e.algorithm.arguments.get("max_new", 256))
+        off = min(budget.amount % most, -budget.amount % most) if exact else most / 2
+        if entry.method not in seen and off > TOLERANCE * budget.amount:
+            yield (
+                f"warning    a step of {entry.method} takes {'' if exact else 'up to '}{most:,} "
+                f"{budget.currency}: a run may end more than {TOLERANCE:.0%} from the budget, and is then "
+                "not ranked; fix: lower learn.prompts, or raise budget.amount"
+            )
+        seen.add(entry.method)

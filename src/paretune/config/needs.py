@@ -1,0 +1,77 @@
+"""What an algorithm's parts need of the rest of a recipe, and what they leave without effect."""
+
+from collections.abc import Iterator
+
+from paretune.config.faults import Fault
+from paretune.config.rules import given
+from paretune.config.schema import Experiment
+from paretune.learn.evolution import Evolution
+from paretune.learn.recipe import Phase, Recipe, Soup
+from paretune.learn.search import Isotropic
+from paretune.rollout.sample import Offline
+
+
+def needed_faults(e: Experiment, recipe: Recipe | Evolution) -> Iterator[Fault]:
+    """Stored responses, demonstrations and second models that are missing, or that nobody reads."""
+    if isinstance(recipe, Evolution):
+        yield from _searched(e, recipe)
+    else:
+        yield from _learnt(e, recipe)
+
+
+def _searched(e: Experiment, evolution: Evolution) -> Iterator[Fault]:
+    """Of a method without gradients, and of the fit of its adapter."""
+    name, said = e.algorithm.name, e.algorithm.arguments
+    reads, stored = isinstance(evolution.fitted.recipe.source, Offline), given(e.data.stored)
+    if reads and not stored:
+        fix = "name data.stored.ratings or data.stored.pairs, or write algorithm.warm: start"
+        yield Fault(("algorithm", "warm"), "reads stored responses, and there are none", fix=fix)
+    if stored and not reads:
+        fix = "leave it out, or write algorithm.warm: stored"
+        yield Fault(("data", "stored"), f"has no effect: {name} samples its own responses", fix=fix)
+    if e.data.demonstrations:
+        yield Fault(("data", "demonstrations"), f"has no effect: {name} remembers none", fix="leave it out")
+    if "r" in said and e.policy.lora is not None:
+        fix = "leave it out, or leave out policy.lora"
+        yield Fault(("algorithm", "r"), "has no effect beside policy.lora, which has its own rank", fix=fix)
+    if "rate" in said and not isinstance(evolution.search, Isotropic):
+        fix = "leave it out, or write algorithm.search: isotropic"
+        yield Fault(("algorithm", "rate"), f"has no effect with search {said.get('search', 'cma')}", fix=fix)
+    if e.run.budget is not None and e.run.budget.currency == "trained_tokens":
+        wrong = f"is never spent: {name} has no gradient once its adapter is fitted"
+        yield Fault(("run", "budget", "currency"), wrong, fix="take rollout_tokens or reward_calls")
+
+
+def _learnt(e: Experiment, recipe: Recipe) -> Iterator[Fault]:
+    """Of a method that learns by gradients."""
+    if e.run.workers > 1:
+        wrong = f"has no effect: {e.algorithm.name} tries no candidates"
+        yield Fault(("run", "workers"), wrong, fix="leave it out")
+    name = e.algorithm.name
+    phases = [made.recipe for made in recipe.before if isinstance(made, Phase)]
+    reads = any(isinstance(each.source, Offline) for each in (recipe, *phases))
+    stored = given(e.data.stored)
+    if reads and not stored:
+        fix = "name data.stored.ratings or data.stored.pairs, or take another algorithm.responses"
+        yield Fault(("algorithm", "responses"), "reads stored responses, and there are none", fix=fix)
+    if stored and not reads:
+        fix = "leave it out, or take an offline method with algorithm.responses: stored"
+        yield Fault(("data", "stored"), f"has no effect: {name} samples its own responses", fix=fix)
+    if recipe.aside is not None and e.policy.sft is None and not e.data.demonstrations:
+        fix = "name data.demonstrations, or leave algorithm.lm out"
+        yield Fault(("algorithm", "lm"), "needs demonstrations, and there are none", fix=fix)
+    if recipe.aside is None and e.data.demonstrations:
+        fix = "leave it out, or give a method that takes it algorithm.lm"
+        yield Fault(("data", "demonstrations"), f"has no effect: {name} remembers none here", fix=fix)
+    for made in recipe.before:
+        if isinstance(made, Soup) and not made.other and e.policy.sft is None:
+            fix = "name the folder of a second model made from the same start, or fit one by policy.sft"
+            yield Fault(("algorithm", "second"), "is missing: policy.sft makes no second model", fix=fix)
+    if recipe.critic.alone >= e.run.steps and "values" in recipe.wants():
+        wrong = f"is {recipe.critic.alone} of {e.run.steps} steps: the policy would learn nothing"
+        yield Fault(("algorithm", "critic_alone"), wrong, fix="make it smaller, or raise run.steps")
+    strange = e.reward.body != "policy" and e.reward.path is None
+    if "values" in recipe.wants() and recipe.critic.of == "reward" and strange:
+        fix = "write algorithm.critic: policy, or reward.body: policy"
+        wrong = "starts from the reward model, whose body is not the policy's and may read other tokens"
+        yield Fault(("algorithm", "critic"), wrong, fix=fix)

@@ -1,0 +1,118 @@
+"""Which responses a reward can be trusted on: the choice of a filter before training."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from paretune.credit.resample import ByRank, rank_odds
+from paretune.errors import ConfigError, WiringError
+
+STRATEGIES: tuple[ByRank, ...] = ("best_of_n", "best_random", "best_worst")
+LEAST = 3
+"""Groups that a line is fitted to: through two points a line is always exact."""
+
+Numbers = NDArray[np.float64]
+
+
+def r_squared(x: ArrayLike, y: ArrayLike) -> float:
+    """Share of the spread of y that a straight line in x explains; NaN for fewer than three points.
+
+    NaN too where x or y do not vary.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    dx, dy = x - x.mean() if len(x) else x, y - y.mean() if len(y) else y
+    spread = float((dx**2).sum() * (dy**2).sum())
+    return float((dx * dy).sum() ** 2 / spread) if len(x) >= LEAST and spread > 0 else float("nan")
+
+
+def predictability(reward: ArrayLike, truth: ArrayLike, num_groups: int = 10) -> dict[str, float]:
+    """How well reward predicts truth among the responses that each way of filtering keeps; the best first.
+
+    The kept responses are cut by their reward into groups that are kept equally often; each group is a point
+    (mean reward, mean truth), and the number is R^2 of a straight line through the points. The way that
+    `ResampleByRank` should filter is the first key; "all" means that filtering does not help.
+
+    Args:
+        reward: [P, n] of the responses to P prompts; NaN = unscored.
+        truth: [P, n], what the reward stands for, such as the share of tests passed; NaN = unknown.
+        num_groups: At least 3.
+
+    Raises:
+        WiringError: Fewer than 3 groups, or tables of different shapes.
+
+    Source: Shen and Zhang 2024, PF-PPO (arXiv:2409.06957). Differs: the expectation over draws in
+    place of draws; groups by quantile.
+    """
+    r, t = np.asarray(reward, np.float64), np.asarray(truth, np.float64)
+    if num_groups < LEAST:
+        raise WiringError(f"num_groups is {num_groups}; a line needs at least {LEAST} points to be wrong")
+    if r.shape != t.shape or r.ndim != 2:
+        raise WiringError(f"rewards have the shape {r.shape} and truths {t.shape}; both must be [P, n]")
+    found = {"all": _fit(r, t, np.where(np.isnan(r) | np.isnan(t), 0.0, 1.0), num_groups)}
+    for strategy in STRATEGIES:
+        found[strategy] = _fit(r, t, _kept(r, t, strategy), num_groups)
+    return dict(sorted(found.items(), key=lambda item: -np.nan_to_num(item[1], nan=-1.0)))
+
+
+def filtration_of(folder: Path, arm: Literal["before", "after"]) -> dict[str, dict[str, float]]:
+    """`predictability` for every objective that both the training reward and another judge scored.
+
+    Args:
+        folder: Of a run whose evaluation is complete.
+        arm: Whose responses: those of the starting policy, or of the trained one.
+
+    Raises:
+        ConfigError: There is no evaluation, too few responses to a prompt, or no judge beside the reward.
+    """
+    file = folder / "eval" / "final" / "generations.parquet"
+    if not file.is_file():
+        raise ConfigError(
+            f"{folder}: no complete evaluation lies here; fix: name the folder of a finished run"
+        )
+    table = pq.read_table(file).to_pydict()
+    n = max(table["sample"], default=0) + 1
+    if n < LEAST:
+        raise ConfigError(
+            f"{folder}: evaluate.n: {n} responses to a prompt; a filter chooses among at least {LEAST}; "
+            "fix: run with evaluate.n=5"
+        )
+    found = {}
+    for name in [key.removeprefix(f"{arm}/") for key in table if key.startswith(f"{arm}/")]:
+        judged, reward = (
+            np.array(table.get(key, []), np.float64) for key in (f"{arm}/{name}", f"reward/{arm}/{name}")
+        )
+        if len(reward) and not np.array_equal(judged, reward, equal_nan=True):
+            found[name] = predictability(reward.reshape(-1, n), judged.reshape(-1, n))
+    if not found:
+        raise ConfigError(
+            f"{folder}: no judge but the training reward itself; fix: run with a `judge` that is fitted on "
+            "other data"
+        )
+    return found
+
+
+def _kept(reward: Numbers, truth: Numbers, strategy: ByRank) -> Numbers:
+    """How often each response is drawn when one is drawn from each prompt."""
+    share = np.zeros_like(reward)
+    for p, (r, t) in enumerate(zip(reward, truth, strict=True)):
+        known = (~np.isnan(r) & ~np.isnan(t)).nonzero()[0]
+        if len(known):
+            order = known[np.argsort(-r[known], kind="stable")]
+            share[p, order] = rank_odds(strategy, len(known))
+    return share
+
+
+def _fit(reward: Numbers, truth: Numbers, share: Numbers, num_groups: int) -> float:
+    kept = (share > 0).nonzero()
+    if not len(kept[0]):
+        return float("nan")
+    r, t, w = reward[kept], truth[kept], share[kept]
+    order = np.argsort(r, kind="stable")
+    r, t, w = r[order], t[order], w[order]
+    place = np.floor((w.cumsum() - w / 2) / w.sum() * num_groups).astype(np.int64)
+    mass = np.bincount(place, w, num_groups)
+    x, y = (np.bincount(place, w * v, num_groups)[mass > 0] / mass[mass > 0] for v in (r, t))
+    return r_squared(x, y)

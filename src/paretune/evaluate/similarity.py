@@ -1,0 +1,64 @@
+"""How alike responses to different prompts are: a policy that has collapsed says the same to everybody."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from paretune.errors import WiringError
+
+
+def meteor(reference: str, hypothesis: str) -> float:
+    """METEOR of two texts by words that are the same, case aside; in [0, 1), and not symmetric.
+
+        F = P R / (0.9 P + 0.1 R),  score = F (1 - 0.5 (chunks / matches)^3)
+
+    P and R are the shares of the hypothesis' and of the reference's words that are matched, each at most
+    once; a chunk is a run of matches that is one in both. Words are what stands between spaces.
+
+    Source: Banerjee and Lavie 2005; parameters and the order of matching, from the end, as in NLTK. Differs:
+    no match by stem or synonym, which finds more.
+    """
+    left: dict[str, list[int]] = {}
+    expected, said = reference.lower().split(), hypothesis.lower().split()
+    for place, word in enumerate(expected):
+        left.setdefault(word, []).append(place)
+    pairs = [(i, left[said[i]].pop()) for i in reversed(range(len(said))) if left.get(said[i])][::-1]
+    if not pairs:
+        return 0.0
+    together = sum((i + 1, j + 1) == after for (i, j), after in pairwise(pairs))
+    matches, chunks = len(pairs), len(pairs) - together
+    precision, recall = matches / len(said), matches / len(expected)
+    mean = precision * recall / (0.9 * precision + 0.1 * recall)
+    return mean * (1 - 0.5 * (chunks / matches) ** 3)
+
+
+def similarity(
+    responses: Sequence[str], most: int | None = None, rng: np.random.Generator | None = None
+) -> float:
+    """Mean METEOR over ordered pairs of responses, each to a prompt of its own; NaN for fewer than two.
+
+    About 0.1 for varied text; it rises to 0.6 when one text fits every prompt, and the reward may rise with
+    it.
+
+    Args:
+        responses: One response a prompt.
+        most: Take no more than so many pairs, drawn with replacement by `rng`; all of them when not given.
+        rng: Draws the pairs.
+
+    Raises:
+        WiringError: Pairs are to be drawn and there is no rng.
+
+    Source: Mukobi et al. 2023, SuperHF (arXiv:2310.16763), the METEOR similarity. Differs: exact matches.
+    """
+    n = len(responses)
+    if n < 2:
+        return float("nan")
+    if most is None or n * (n - 1) <= most:
+        pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+    else:
+        if rng is None:
+            raise WiringError(f"similarity: {most} of {n * (n - 1)} pairs are to be drawn; fix: give an rng")
+        first, step = rng.integers(n, size=most), rng.integers(1, n, size=most)
+        pairs = list(zip(first.tolist(), ((first + step) % n).tolist(), strict=True))
+    return float(np.mean([meteor(responses[i], responses[j]) for i, j in pairs]))

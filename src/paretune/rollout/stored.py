@@ -1,0 +1,43 @@
+"""Stored responses as a batch: what offline methods have in the place of a sampler."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from paretune.batch import Batch
+from paretune.data.collate import collate
+from paretune.data.records import Candidates, Sample
+from paretune.data.template import encode_prompt, encode_response
+from paretune.models.load import Language
+
+
+@dataclass(frozen=True)
+class StoredResponses:
+    """The lists of a step as rows, their labels as scores; a label that nobody gave is NaN."""
+
+    language: Language
+    objectives: tuple[str, ...]
+    lists: Callable[[int], Sequence[Candidates]]
+
+    def __call__(self, step: int) -> tuple[Batch, tuple[Sample, ...]]:
+        """The batch of a step, and its texts; `group` is the place of the list in the step."""
+        prompts: list[list[int]] = []
+        responses: list[list[int]] = []
+        group: list[int] = []
+        labels: list[list[float]] = []
+        samples: list[Sample] = []
+        tokenizer, stop = self.language.tokenizer, self.language.stops[0]
+        for place, found in enumerate(self.lists(step)):
+            ids = encode_prompt(tokenizer, found.prompt)
+            for response, given in zip(found.responses, found.labels, strict=True):
+                prompts.append(ids)
+                responses.append(encode_response(tokenizer, response, stop=stop))
+                group.append(place)
+                labels.append([float(given.get(name, torch.nan)) for name in self.objectives])
+                samples.append(Sample(prompt=found.prompt, response=response))
+        batch = collate(prompts, responses, group, [False] * len(group), self.objectives, self.language.pad)
+        scores = torch.tensor(labels)
+        kinds = tuple(dict.fromkeys(sample.prompt.kind for sample in samples))
+        kind = torch.tensor([kinds.index(sample.prompt.kind) for sample in samples], dtype=torch.long)
+        return batch.set(scores=scores, signal=scores, kind=kind, kinds=kinds), tuple(samples)

@@ -1,0 +1,72 @@
+"""Models that a recipe needs before its own loop begins: made once, kept in `phases/`, and frozen."""
+
+from dataclasses import replace
+from pathlib import Path
+from shutil import rmtree
+
+from torch import nn
+
+from paretune.chance import seed_of
+from paretune.learn.descend import descend
+from paretune.learn.recipe import Phase, Recipe, Soup
+from paretune.models.adapt import Lora
+from paretune.models.load import Language, load_policy, save_model
+from paretune.models.soup import soup
+from paretune.stages.assemble import assembled
+from paretune.stages.policy import taught
+from paretune.stages.work import Work, lora
+
+
+def made_before(work: Work, recipe: Recipe) -> dict[str, nn.Module]:
+    """The frozen models of the recipe's phases, by role; those that are complete are only read."""
+    found: dict[str, nn.Module] = {}
+    for made in recipe.before:
+        folder = made_in(work, made, lora(work.experiment.policy.lora))
+        model = load_policy(replace(work.start, path=str(folder), revision=None)).model
+        found[made.role] = model.requires_grad_(False)
+    return found
+
+
+def made_in(work: Work, made: Phase | Soup, adapter: Lora | None) -> Path:
+    """The folder of one of them; it is made with this adapter, unless it is complete."""
+    folder = work.folder("phases", made.role)
+    if not (folder / "config.json").exists():
+        work.console.say(f"before it: {made.role}")
+        # Its lines bear its name: those of the alignment go when that begins anew.
+        stage, work.run.stage = work.run.stage, made.role
+        try:
+            language = _phase(work, made, adapter) if isinstance(made, Phase) else _soup(work, made)
+        finally:
+            work.run.stage = stage
+        save_model(language.model, language.tokenizer, folder)
+    rmtree(work.folder("checkpoints", made.role), ignore_errors=True)
+    return folder
+
+
+def _phase(work: Work, phase: Phase, adapter: Lora | None) -> Language:
+    """The start, after the phase's own recipe."""
+    e = work.experiment
+    language = load_policy(replace(work.start, lora=adapter), seed=e.run.seed)
+    descend(
+        phase.recipe,
+        assembled(work, phase.recipe, language),
+        steps=phase.steps,
+        seed=seed_of(e.run.seed, 0, f"phase {phase.role}"),
+        run=work.run,
+        folder=work.folder("checkpoints", phase.role),
+        checkpoint_every=e.run.checkpoint_every,
+        keep=e.run.keep,
+        on_step=lambda step, *_: work.console.progress(step + 1, phase.steps, phase.role),
+    )
+    return language
+
+
+def _soup(work: Work, made: Soup) -> Language:
+    """The mean of the start and of one more model."""
+    first = load_policy(work.start)
+    if made.other:
+        second = load_policy(replace(work.start, path=made.other, revision=None))
+    else:
+        second = taught(work, f"{made.role}-second", seed_of(work.experiment.run.seed, 0, "second start"))
+    weights = (1 - made.share, made.share)
+    return replace(first, model=soup((first.model, second.model), weights))

@@ -1,0 +1,163 @@
+"""A small comparison from end to end: killed, gone on with, its runs as if each had been made alone."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from tiny import ENVIRONMENT, PROGRAM, SMALL, fingerprint
+
+from paretune.cli import main
+from paretune.rundir import read_json, read_jsonl
+
+FILE = """\
+name: tiny
+recipe: demo
+folder: {folder}
+set: [{small}]
+methods:
+  grpo: {{algorithm: {{name: grpo, n: 2, max_new: 12}}}}
+  rloo: {{algorithm: {{name: rloo, n: 4, max_new: 12}}, learn: {{prompts: 2}}}}
+seeds: [0, 1]
+budget: {{currency: reward_calls, amount: 24}}
+reference: {{politeness: 0, safety: 0}}
+draws: 200
+jobs: 2
+"""
+SETTINGS = [word for word in SMALL if not word.startswith(("algorithm.", "run.steps"))]
+
+
+def compare(folder, *more):
+    path = folder.parent / "tiny.yaml"
+    path.write_text(FILE.format(folder=folder, small=", ".join(SETTINGS)))
+    return [*PROGRAM, "compare", str(path), *more]
+
+
+def said(arguments):
+    return subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The whole comparison, after it was killed with the runs of its first method under way."""
+    folder = tmp_path_factory.mktemp("compare") / "tiny"
+    with subprocess.Popen(
+        compare(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    ) as process:
+        lines = folder / "grpo" / "recipe" / "seed-0" / "metrics.jsonl"
+        while process.poll() is None and (not lines.exists() or b'"align"' not in lines.read_bytes()):
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "compare.json").exists()
+    return folder, said(compare(folder))
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on_and_ranks(finished):
+    folder, done = finished
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = read_json(folder / "compare.json")
+    assert found["refused"] == []
+    assert {entry["ledger"]["reward_calls"] for entry in found["methods"].values()} == {24}
+    assert sorted(entry["hypervolume"]["rank"] for entry in found["methods"].values()) in ([1, 2], [1, 1])
+    ledger = read_jsonl(folder / "ledger.jsonl")
+    assert [row["kind"] for row in ledger] == ["shared"] * 2 + ["run"] * 4
+    assert all(
+        row["peak_memory"] > 1e8 and row["judge_calls"] == 24 for row in ledger if row["kind"] == "run"
+    )
+    assert "hypervolume" in done.stdout
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_run_that_took_over_shared_stages_is_byte_for_byte_the_one_made_alone(finished, tmp_path):
+    folder, _ = finished
+    recipe = folder / "recipes" / "grpo-recipe-seed-0.yaml"
+    alone = said([*PROGRAM, "run", str(recipe), f"run.folder={tmp_path / 'alone'}"])
+    assert alone.returncode == 0, alone.stderr
+    shared = folder / "grpo" / "recipe" / "seed-0"
+    assert fingerprint(shared) == fingerprint(tmp_path / "alone")
+    books = [read_json(run / "run.json") for run in (shared, tmp_path / "alone")]
+    assert books[0]["config_hash"] == books[1]["config_hash"]
+    generations = [run / "eval" / "final" / "generations.parquet" for run in (shared, tmp_path / "alone")]
+    assert generations[0].read_bytes() == generations[1].read_bytes()
+    weights = "policy/model.safetensors"
+    links = [run / "recipe" / "seed-0" / weights for run in (folder / "grpo", folder / "rloo")]
+    assert links[0].samefile(links[1]), "linked, not copied"
+
+
+def here(capsys, folder, *more):
+    """The command in this process, which has loaded everything already: exit code, output, errors."""
+    with pytest.raises(SystemExit) as caught:
+        main(compare(folder, *more)[len(PROGRAM) :])
+    return caught.value.code, *capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_the_same_command_again_makes_nothing_and_says_the_same(finished, capsys):
+    folder, _ = finished
+    before = {path: path.read_bytes() for path in (folder / "compare.json", folder / "ledger.jsonl")}
+    code, out, errors = here(capsys, folder)
+    assert code == 0, errors
+    assert "4 runs, 4 of them complete before" in out
+    assert {path: path.read_bytes() for path in before} == before
+    code, _, errors = here(capsys, folder, "budget.amount=32")
+    assert code == 2
+    assert "budget: was declared before the first run" in errors
+
+
+def test_a_check_prints_the_plan_and_writes_nothing(tmp_path, capsys):
+    code, out, errors = here(capsys, tmp_path / "tiny", "--check")
+    assert code == 0, errors
+    assert "runs       4: 2 methods x 1 weightings (recipe) x 2 seeds (0, 1)" in out
+    assert "shared     2 times policy, reward and judge" in out
+    assert "budget     24 reward_calls a run, 96 in all" in out
+    assert "warning" not in out
+    assert not (tmp_path / "tiny").exists()
+    _, out, _ = here(capsys, tmp_path / "tiny", "--check", "budget={currency: rollout_tokens, amount: 100}")
+    assert "a step of grpo takes up to 96 rollout_tokens" in out
+
+
+def test_stages_of_another_recipe_are_not_taken_over(tmp_path):
+    from paretune.config import load, shipped
+    from paretune.errors import ConfigError
+    from paretune.rundir import Run
+    from paretune.stages.shared import shared_key, take_over
+
+    e = load(shipped()["demo"], ["run.seed=1"])
+    with pytest.raises(ConfigError, match="cannot be taken over: holds no run"):
+        take_over(Run(tmp_path / "run"), tmp_path / "nothing", e)
+    source = tmp_path / "source"
+    (source / "data").mkdir(parents=True)
+    (source / "run.json").write_text(json.dumps({"status": "done", "config_hash": "other"}))
+    with pytest.raises(ConfigError, match="cannot be taken over: made otherwise"):
+        take_over(Run(tmp_path / "run"), source, e)
+    (source / "run.json").write_text(json.dumps({"status": "stopped", "config_hash": shared_key(e)}))
+    with pytest.raises(ConfigError, match="its stages are not finished"):
+        take_over(Run(tmp_path / "run"), source, e)
+    (source / "run.json").write_text(json.dumps({"status": "done", "config_hash": shared_key(e)}))
+    (source / "data" / "manifest.json").write_text('{"records": {"reward train": "others"}}')
+    with pytest.raises(ConfigError, match="made from other records"):
+        take_over(Run(tmp_path / "run"), source, e)
+
+
+def test_only_what_the_algorithm_does_not_decide_is_shared():
+    from paretune.config import load, shipped
+    from paretune.stages.shared import shared_key
+
+    def key(*more):
+        return shared_key(load(shipped()["demo"], more))
+
+    assert (
+        key()
+        == key("algorithm.name=gdpo")
+        == key("learn.lr=0.5", "run.steps=9", "objectives.safety.weight=2")
+    )
+    assert len({key(), key("run.seed=1"), key("reward.fit.lr=1e-3"), key("policy.sft.epochs=1")}) == 4

@@ -1,0 +1,81 @@
+"""What must be true of every algorithm, whatever it does."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from battery import GRADIENT, recipe_of, weights_of, world_of
+from paretune.algorithms import ALGORITHMS
+from paretune.data.toy import OBJECTIVES
+from paretune.files import read_jsonl
+from paretune.learn.check import check
+from paretune.learn.recipe import explained
+from paretune.metrics import metric
+from toy import Cut, stop_after, trained
+
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "algorithms").glob("*.md"))
+every = pytest.mark.parametrize("name", GRADIENT)
+
+
+@every
+def test_it_is_wired(name):
+    plan = check(recipe_of(name), OBJECTIVES)
+    assert plan.rows_kept >= 1
+    assert ("values" in recipe_of(name).wants()) == (plan.critic_heads > 0)
+
+
+@every
+def test_it_runs_is_finite_and_deterministic_and_leaves_frozen_models_alone(tmp_path, name):
+    recipe = recipe_of(name)
+    world = world_of(recipe, tmp_path / "a")
+    before = {role: weights_of(model) for role, model in world.models.frozen.items()}
+    first = trained(tmp_path / "a" / "run", world, recipe, steps=3)
+    again = trained(tmp_path / "b" / "run", world_of(recipe, tmp_path / "b"), recipe, steps=3)
+    assert first == again
+    for role, model in world.models.frozen.items():
+        assert all(torch.equal(value, before[role][key]) for key, value in weights_of(model).items())
+    for line in read_jsonl(tmp_path / "a" / "run" / "metrics.jsonl"):
+        numbers = {key: value for key, value in line.items() if key not in ("stage", "step")}
+        assert all(value is not None for value in numbers.values()), line
+        assert all(metric(key) for key in numbers)
+    moved = weights_of(world.models.policy)
+    start = world.models.frozen["reference"].state_dict()
+    assert any(not torch.equal(value, start[key]) for key, value in moved.items())
+
+
+@every
+def test_it_resumes_bit_for_bit(tmp_path, name):
+    recipe = recipe_of(name)
+    whole = trained(tmp_path / "whole", world_of(recipe, tmp_path / "p"), recipe, steps=4, every=1)
+    world = world_of(recipe, tmp_path / "q")
+    with pytest.raises(Cut):
+        trained(tmp_path / "cut", world, recipe, steps=4, every=1, on_step=stop_after(3))
+    again = trained(tmp_path / "cut", world_of(recipe, tmp_path / "r"), recipe, steps=4, every=1)
+    assert again == whole
+
+
+@every
+def test_micro_batches_change_nothing(tmp_path, name):
+    recipe = recipe_of(name)
+    torch.set_default_dtype(torch.float32)
+    whole, cut = (world_of(recipe, tmp_path / str(n), lr=1e-3, micro_tokens=n) for n in (8192, 40))
+    trained(tmp_path / "whole", whole, recipe, steps=1)
+    trained(tmp_path / "cut", cut, recipe, steps=1)
+    lines = [read_jsonl(tmp_path / run / "metrics.jsonl")[0] for run in ("whole", "cut")]
+    assert lines[0]["grad_norm"] == pytest.approx(lines[1]["grad_norm"], rel=2e-5)
+    assert lines[0]["loss/total"] == pytest.approx(lines[1]["loss/total"], rel=2e-5, abs=1e-6)
+
+
+@every
+def test_it_explains_itself(name):
+    text = "\n".join(explained(recipe_of(name)))
+    assert re.search(rf"algorithm +{name}\b", text)
+    assert " at 0x" not in text
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_it_has_a_page_and_a_docstring_with_a_source(name):
+    assert any(re.search(rf"\b{name}\b", page.read_text(encoding="utf-8")) for page in PAGES)
+    assert "Source:" in (ALGORITHMS[name].__doc__ or "")

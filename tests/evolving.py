@@ -1,0 +1,78 @@
+"""A toy policy with a fitted adapter, and a search of its singular values: for tests, and their processes."""
+
+import torch
+
+from paretune.algorithms.evolution import essa
+from paretune.data.toy import OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
+from paretune.learn.candidates import Candidates
+from paretune.learn.descend import World, descend
+from paretune.learn.evolve import evolve
+from paretune.learn.optim import AdamW
+from paretune.models.adapt import AdapterOff, Lora, add_lora
+from paretune.models.load import Language
+from paretune.models.measure import Models
+from paretune.models.tiny import tiny_model
+from paretune.rollout.sample import LocalSampler
+from paretune.rundir import Run
+
+WEIGHTS = {"even": 0.5, "high": 0.5}
+SIZES = {"max_new": 6, "population": 8, "warm_steps": 8, "warm_n": 4}
+
+
+def method(**more):
+    return essa(WEIGHTS, **(SIZES | more))
+
+
+def world_of(model, prompts=16, lr=1e-2):
+    """The toy task before this policy."""
+    language = Language(model=model, tokenizer=toy_tokenizer(), stops=(STOP,), pad=PAD)
+    start = AdapterOff(model)
+    asked = Language(model=start, tokenizer=toy_tokenizer(), stops=(STOP,), pad=PAD)
+    return World(
+        models=Models(policy=model, frozen={"reference": start}),
+        sampler=LocalSampler(language, OBJECTIVES),
+        scorers=(ToyScorer(),),
+        objectives=OBJECTIVES,
+        prompts=lambda step: toy_prompts(step, prompts),
+        optim=AdamW(lr=lr),
+        start=LocalSampler(asked, OBJECTIVES),
+    )
+
+
+def policy(seed=0, r=4):
+    """A tiny random policy with a fresh adapter on its attention."""
+    model = tiny_model(
+        "llama", VOCAB, seed=seed, width=16, layers=1, heads=2, context=32, stop=STOP, pad=PAD, initial=0.3
+    )
+    return add_lora(model, Lora(r=r, alpha=2 * r, targets=("q_proj", "k_proj", "v_proj", "o_proj")), seed)
+
+
+def fitted(folder, evolution=None, seed=0, **more):
+    """The same after the phase that comes before a search."""
+    evolution, world = evolution or method(), world_of(policy(seed), **more)
+    phase = evolution.fitted
+    descend(phase.recipe, world, steps=phase.steps, seed=seed, run=Run(folder), checkpoint_every=phase.steps)
+    return world
+
+
+def touched(seed=0):
+    """A world whose adapter is as an optimiser might have left it; made without one, so that it is quick."""
+    model = policy(seed)
+    rng = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(0.3 * torch.randn(weight.shape, generator=rng))
+    return world_of(model)
+
+
+def hire(knobs):
+    """What another process makes its candidates of."""
+    return Candidates(method(), touched(), knobs, 0)
+
+
+def searched(folder, evolution=None, world=None, *, steps=4, seed=0, every=2, **more):
+    """Evolve: what was found, and the bytes of the metrics."""
+    evolution, world = evolution or method(), world or touched(seed)
+    found = evolve(evolution, world, steps=steps, seed=seed, run=Run(folder), checkpoint_every=every, **more)
+    return found, (folder / "metrics.jsonl").read_bytes()

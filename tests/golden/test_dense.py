@@ -1,0 +1,44 @@
+"""Token rewards of a model tuned to preferences, against the numbers of published code."""
+
+import pytest
+import torch
+from cases import Case, cases
+
+from paretune.credit.gae import Gae
+from paretune.credit.penalty import Clip, EndReward, KlPenalty
+from paretune.credit.step import chain
+from paretune.models.measure import implicit_reward
+from toy import advance, graded
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("case", cases("rto_token_rewards"))
+def test_dense_rewards(case: Case) -> None:
+    p, want = case.params, case.expected
+    respond = case.input("action_mask").bool()
+    reference = case.input("ref_logps")
+    # A scale of 0 leaves theirs as it is; for ours that is 1, and a beta of 0 is refused.
+    beta, clip = p["dpo_reward_scale"] or 1.0, p["dpo_reward_clip"] or None
+    dense = implicit_reward(case.input("dpo_logps"), reference, respond, beta, clip)
+    case.check(dense, want["token_reward"])
+    batch = graded(case.input("r"), respond=respond).set(
+        token_reward=dense[..., None],
+        behaviour_logp=case.input("actor_logps"),
+        reference_logp=reference,
+        values=torch.where(respond, case.input("values"), 0.0)[..., None],
+    )
+    paid = chain(Clip(-10.0, 10.0), EndReward(), KlPenalty(max(p["kl_coef"], 0.0)))
+    batch, _ = advance(chain(paid, Gae(p["gamma"], p["lam"])), batch)
+    # A row that nobody wrote is paid at its last place by theirs, and not at all by ours.
+    some = respond.any(-1)
+    case.check(batch.token_reward[some, :, 0], torch.tensor(want["reward"])[some].tolist())
+    gap = (batch.behaviour_logp - batch.reference_logp) * respond
+    case.check(gap, want["kl"])
+    case.check(batch.advantages[..., 0], want["advantages"])
+    case.check(batch.returns[..., 0], want["returns"])

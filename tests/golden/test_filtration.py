@@ -1,0 +1,53 @@
+"""Odds by rank, and how alike texts are, against the numbers of published code."""
+
+import pytest
+import torch
+from cases import Case, cases
+
+from paretune.credit.resample import response_odds
+from paretune.evaluate.similarity import meteor, similarity
+
+NAMES = {"bw": "best_worst", "br": "four_to_one", "pow": "power"}
+
+
+@pytest.mark.parametrize("case", cases("pfppo_weights"))
+def test_odds_of_responses(case: Case) -> None:
+    """Their weights are draws from the whole buffer, ours within a prompt; of ties theirs takes others."""
+    rewards, group = case.input("rewards"), torch.tensor(case.inputs["prompt_id"])
+    for theirs, ours in NAMES.items():
+        odds = response_odds(rewards[:, None], group, ours, float(case.params["pow"]))
+        weights = torch.tensor(case.expected[theirs]["weights"], dtype=torch.float64)
+        for label in group.unique():
+            rows = group == label
+            got, want = odds[rows], weights[rows] / weights[rows].sum()
+            ties = rewards[rows].unique().numel() < int(rows.sum())
+            case.check(got.sort().values if ties else got, (want.sort().values if ties else want).tolist())
+
+
+@pytest.mark.parametrize("case", cases("pfppo_weights"))
+def test_the_best_is_the_first_of_the_best(case: Case) -> None:
+    """As in the build of theirs that filters; the one that weighs takes the last."""
+    rewards, group = case.input("rewards"), torch.tensor(case.inputs["prompt_id"])
+    best = response_odds(rewards[:, None], group, "best_of_n").nonzero().flatten().tolist()
+    assert best == sorted(want["filter_best_index"] for want in case.expected["groups"].values())
+
+
+EXACT = ("00", "02", "04", "08")
+"""Cases in which no two words share a stem or a meaning."""
+
+
+@pytest.mark.parametrize("case", cases("meteor_similarity"))
+def test_similarity_of_texts(case: Case) -> None:
+    """Theirs also matches stems and synonyms, so elsewhere it finds as much or more."""
+    texts, want = case.inputs["strings"], case.expected["pairwise"]
+    for i, reference in enumerate(texts):
+        for j, hypothesis in enumerate(texts):
+            if i == j:
+                continue
+            score = meteor(reference, hypothesis)
+            if case.name in EXACT:
+                case.check(score, want[i][j])
+            assert score <= want[i][j] + 1e-8
+            assert (score > 0) == bool({*reference.lower().split()} & {*hypothesis.lower().split()})
+    if case.name in EXACT:
+        case.check(similarity(texts), case.expected["similarity"])

@@ -1,0 +1,26 @@
+"""Every algorithm raises the toy task's two objectives, on three seeds."""
+
+import pytest
+
+from battery import GRADIENT, recipe_of, world_of
+from paretune.files import read_jsonl
+from paretune.learn.descend import descend
+from paretune.rundir import Run
+
+STEPS = {"ppo": 60, "salsa": 60, "pf_ppo": 60, "rto": 60, "safe_rlhf": 60, "ppo_max": 80, "superhf": 60}
+RISE = {"ppo": 0.2, "modpo": 0.2, "safe_rlhf": 0.2}
+
+
+def both(line):
+    return line["score/even/mean"] + line["score/high/mean"]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", GRADIENT)
+def test_it_learns(tmp_path, name, seed):
+    recipe, steps = recipe_of(name), STEPS.get(name, 40)
+    world = world_of(recipe, tmp_path, seed)
+    descend(recipe, world, steps=steps, seed=seed, run=Run(tmp_path / "run"), checkpoint_every=steps)
+    lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    first, last = (sum(map(both, part)) / len(part) for part in (lines[:4], lines[-4:]))
+    assert last > first + RISE.get(name, 0.3), (first, last)

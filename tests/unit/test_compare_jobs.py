@@ -1,0 +1,102 @@
+"""Runs as processes: several at a time, one that fails, one that is stopped."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from paretune.compare import jobs
+from paretune.compare.jobs import Job, Worker
+from paretune.errors import ConfigError, ParetuneError, ResourceError, Stopped, TrainingGuard
+from paretune.learn.stop import StopRequest
+from paretune.lock import Lock, holder
+
+
+@pytest.fixture(autouse=True)
+def any_program(monkeypatch):
+    """A job's arguments are Python code here."""
+    monkeypatch.setattr(jobs, "PROGRAM", (sys.executable, "-c"))
+
+
+def job(tmp_path, name, code, **more):
+    return Job(label=name, arguments=(code,), folder=tmp_path / name, log=tmp_path / "logs" / name, **more)
+
+
+def test_all_are_worked_off_and_their_words_are_kept(tmp_path):
+    heard = []
+    with StopRequest() as stop:
+        codes = Worker(2, stop, heard.append).work_off(
+            [job(tmp_path, "a", "print('one')"), job(tmp_path, "b", "raise SystemExit(4)", may_fail=True)]
+        )
+    assert codes == {"a": 0, "b": 4}
+    assert (tmp_path / "logs" / "a").read_text() == "one\n"
+    assert heard == ["a …", "b …"]
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (2, ConfigError),
+        (3, ResourceError),
+        (4, TrainingGuard),
+        (75, Stopped),
+        (1, ParetuneError),
+        (-9, ResourceError),
+    ],
+)
+def test_one_that_fails_ends_the_others_and_gives_its_code(tmp_path, code, error):
+    ends = f"raise SystemExit({code})" if code > 0 else "import os; os.kill(os.getpid(), 9)"
+    sleeps = f"import time, pathlib; time.sleep(60); pathlib.Path({str(tmp_path)!r}, 'late').touch()"
+    with StopRequest() as stop, pytest.raises(error) as caught:
+        Worker(2, stop, print).work_off(
+            [job(tmp_path, "a", sleeps), job(tmp_path, "b", f"print('because')\n{ends}")]
+        )
+    assert caught.value.exit_code == (3 if code < 0 else code)
+    assert str(caught.value).startswith("b: ")
+    assert ("killed by signal 9" if code < 0 else "because") in str(caught.value)
+    assert not (tmp_path / "late").exists()
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_is_passed_on_and_waited_for(tmp_path, number, error):
+    waits = (
+        "import signal, sys, time\n"
+        "def save(*_):\n"
+        f"    open({str(tmp_path / 'saved')!r}, 'w').close()\n"
+        "    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w').close()\n"
+        "time.sleep(60)"
+    )
+
+    def send():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    with StopRequest() as stop:
+        thread = threading.Thread(target=send)
+        thread.start()
+        with pytest.raises(error, match="after the last complete step"):
+            Worker(1, stop, print).work_off([job(tmp_path, "a", waits)])
+        thread.join()
+    assert (tmp_path / "saved").exists()
+
+
+def test_it_waits_for_a_run_that_outlived_the_comparison_before(tmp_path):
+    (tmp_path / "a").mkdir()
+    lock = Lock(tmp_path / "a", "")
+    assert holder(tmp_path / "a") == f"process {os.getpid()}"
+    heard = []
+
+    def hear(line):
+        heard.append(line)
+        lock.release()
+
+    with StopRequest() as stop:
+        assert Worker(1, stop, hear).work_off([job(tmp_path, "a", "")]) == {"a": 0}
+    assert heard == [f"a: waits for process {os.getpid()}, which is still at work on it", "a …"]
+    assert holder(tmp_path / "a") == ""

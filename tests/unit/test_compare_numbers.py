@@ -1,0 +1,213 @@
+"""Who is ranked, and by what: numbers of runs that nobody made."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from madeup_contest import FILE, MEANS, make_runs, written
+from paretune.cli import main
+from paretune.compare.conduct import declare
+from paretune.compare.ledger import refusals, row_of, rows
+from paretune.compare.numbers import numbers_of
+from paretune.config import config_hash, resolved
+from paretune.config.contest import load_contest
+from paretune.errors import ConfigError, DataError
+from paretune.report.versus import versus_table
+from paretune.stages.shared import shared_key
+
+
+def compared(tmp_path, text=None, **how):
+    contest = load_contest(written(tmp_path, text))
+    make_runs(contest, **how)
+    entries = contest.runs()
+    return contest, numbers_of(contest, entries, rows(contest, entries, {}), {})
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return compared(tmp_path_factory.mktemp("contest"))[1]
+
+
+def test_spending_by_more_than_two_percent_of_what_was_declared_is_refused():
+    fine = {"a": [1000, 1019], "b": [985, 1001]}
+    assert refusals(fine, 1000, "reward_calls") == {}
+    said = refusals({"a": [1000, 1021], "b": [979, 1000], "c": [1000]}, 1000, "reward_calls")
+    assert said.keys() == {"a", "b"}
+    assert said["a"].startswith("a: not ranked: a run spent 1,021 reward_calls, +2.1% of the 1,000 declared")
+    assert "fix:" in said["b"]
+
+
+def test_two_that_are_each_near_enough_and_too_far_from_each_other_are_not_both_ranked():
+    said = refusals({"a": [1018], "b": [983], "c": [1000]}, 1000, "reward_calls")
+    assert said.keys() == {"a"}, "the one that is further from what was declared"
+    assert "it spent 1,018 reward_calls a run and b 983: more than 2% apart" in said["a"]
+
+
+def test_means_intervals_and_ranks(found):
+    means = {m: found["methods"][m]["points"]["equal"] for m in MEANS}
+    for k, objective in enumerate(found["objectives"]):
+        order = sorted(MEANS, key=lambda m, o=objective: -means[m][o]["mean"])
+        assert [means[m][objective]["rank"] for m in order] == [1, 2, 3, 4]
+        for method in MEANS:
+            point = means[method][objective]
+            assert point["mean"] == pytest.approx(MEANS[method][k], abs=0.05)
+            assert point["low"] < point["mean"] < point["high"]
+            assert len(point["seeds"]) == 3
+    assert found["crossed"], "all seeds answer the same prompts here"
+    assert found["refused"] == []
+    assert [line.split(":")[0] for line in found["cautions"]] == ["3 seeds", "No tuning"]
+
+
+def test_differences_are_paired_and_their_words_follow_the_interval(found):
+    grpo, ppo = (found["methods"][m]["points"]["equal"] for m in ("grpo", "ppo_max"))
+    assert all(point["difference"] is None for point in grpo.values()), "the baseline"
+    lost, won = ppo["politeness"]["difference"], ppo["safety"]["difference"]
+    assert (lost["verdict"], won["verdict"]) == ("worse", "better")
+    assert lost["change"] == pytest.approx(ppo["politeness"]["mean"] - grpo["politeness"]["mean"])
+    assert lost["high"] < 0 < won["low"]
+    wide = ppo["politeness"]["high"] - ppo["politeness"]["low"]
+    assert lost["high"] - lost["low"] < 2 * wide, "what makes a prompt hard cancels out"
+
+
+def test_the_hypervolume_is_that_of_the_means(found):
+    for method, entry in found["methods"].items():
+        volume = 1.0
+        for point in entry["points"]["equal"].values():
+            volume *= point["mean"]
+        assert entry["hypervolume"]["value"] == pytest.approx(volume), method
+        assert entry["hypervolume"]["low"] < volume < entry["hypervolume"]["high"]
+    ranks = {m: e["hypervolume"]["rank"] for m, e in found["methods"].items()}
+    assert ranks["gdpo"] == 1
+    assert found["methods"]["ppo_max"]["hypervolume"]["difference"]["high"] < 0
+
+
+def test_one_that_spent_too_much_is_shown_and_not_ranked(tmp_path):
+    _, found = compared(tmp_path, spent={"ppo_max": 63_000})
+    out = found["methods"]["ppo_max"]
+    assert found["refused"] == [out["refused"]]
+    assert "+5.0% of the 60,000 declared" in out["refused"]
+    assert {point["rank"] for point in out["points"]["equal"].values()} == {None}
+    assert {p["difference"]["verdict"] for p in out["points"]["equal"].values()} == {"not ranked"}
+    assert out["hypervolume"]["rank"] is None
+    left = [found["methods"][m]["points"]["equal"]["safety"]["rank"] for m in ("grpo", "gdpo", "rloo")]
+    assert sorted(left) == [1, 2, 3]
+    table = versus_table(json.loads(json.dumps(found)))
+    assert "105.0 % (not ranked)" in table
+    assert "⚠ ppo_max: not ranked" in table
+
+
+def test_without_a_judge_of_its_own_nobody_is_better(tmp_path):
+    _, found = compared(tmp_path, independent=False)
+    words = {
+        p["difference"]["verdict"]
+        for m in ("gdpo", "ppo_max")
+        for p in found["methods"][m]["points"]["equal"].values()
+    }
+    assert "better" not in words
+    assert found["cautions"][0].startswith("Judge = training reward for politeness, meaningfulness")
+
+
+def test_without_a_reference_point_there_is_no_hypervolume(tmp_path):
+    text = FILE.format(folder=tmp_path / "cmp").replace(
+        "reference: {politeness: 0, meaningfulness: 0, actionability: 0, safety: 0}\n", ""
+    )
+    _, found = compared(tmp_path, text)
+    assert {entry["hypervolume"] for entry in found["methods"].values()} == {None}
+    assert "–" in versus_table(json.loads(json.dumps(found)))
+
+
+def test_runs_on_other_prompts_are_not_compared(tmp_path):
+    contest = load_contest(written(tmp_path))
+    make_runs(contest)
+    make_runs(load_contest(written(tmp_path, FILE.format(folder=tmp_path / "other"))), prompts=30)
+    strange = tmp_path / "other" / "gdpo" / "equal" / "seed-1" / "eval" / "final" / "generations.parquet"
+    strange.replace(tmp_path / "cmp" / "gdpo" / "equal" / "seed-1" / "eval" / "final" / "generations.parquet")
+    with pytest.raises(DataError, match="was evaluated on other prompts"):
+        numbers_of(contest, contest.runs(), rows(contest, contest.runs(), {}), {})
+
+
+def test_what_a_method_makes_beforehand_counts_in_and_what_all_share_does_not(tmp_path):
+    lines = [
+        {"stage": "reward", "step": 0, "seconds": 5.0, "trained_tokens": 999, "memory": 9e9},
+        {
+            "stage": "dpo",
+            "step": 0,
+            "seconds": 2.0,
+            "rollout_tokens": 10,
+            "trained_tokens": 40,
+            "memory": 2e9,
+        },
+        {"stage": "align", "step": 0, "seconds": 1.0, "rollout_tokens": 30, "reward_calls": 4, "memory": 1e9},
+    ]
+    (tmp_path / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    row = row_of(tmp_path, kind="run")
+    assert {key: row[key] for key in ("rollout_tokens", "trained_tokens", "reward_calls")} == {
+        "rollout_tokens": 40,
+        "trained_tokens": 40,
+        "reward_calls": 4,
+    }
+    assert (row["seconds"], row["peak_memory"], row["judge_calls"], row["steps"]) == (3.0, 2e9, 0, 1)
+
+
+def test_what_was_declared_before_the_first_run_cannot_be_changed(tmp_path):
+    text = FILE.format(folder=tmp_path / "cmp")
+    contest = load_contest(written(tmp_path, text))
+    contest.folder.mkdir()
+    declare(contest)
+    declare(contest)
+    for was, now in (("safety: 0}", "safety: 0.5}"), ("60000", "70000"), ("draws: 300", "draws: 301")):
+        with pytest.raises(ConfigError, match="was declared before the first run") as caught:
+            declare(load_contest(written(tmp_path, text.replace(was, now))))
+        assert len(str(caught.value).splitlines()) == 1
+    declare(load_contest(written(tmp_path, text.replace("  rloo:", "  more: {}\n  rloo:"))))
+
+
+def finished(contest):
+    """Say of every run that it is done, so that nothing is left to be made."""
+    for entry in contest.runs():
+        e = entry.experiment
+        made = contest.folder / "shared" / f"seed-{entry.seed}-{shared_key(e)[:12]}"
+        for folder, of in ((Path(e.run.folder), config_hash(e)), (made, shared_key(e))):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "run.json").write_text(json.dumps({"status": "done", "config_hash": of}))
+        (Path(e.run.folder) / "config").mkdir()
+        (Path(e.run.folder) / "config" / "resolved.yaml").write_text(resolved(e))
+
+
+@pytest.mark.parametrize(("spent", "code"), [({}, 0), ({"gdpo": 57_000, "rloo": 66_000}, 2)])
+def test_the_command_ends_with_2_where_it_refuses_to_rank(tmp_path, capsys, spent, code):
+    path = written(tmp_path)
+    contest = load_contest(path)
+    make_runs(contest, spent=spent)
+    finished(contest)
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", str(path)])
+    said = capsys.readouterr()
+    assert caught.value.code == code, said.err
+    assert [line.split(":")[0] for line in said.err.splitlines()] == list(spent)
+    assert "hypervolume" in said.out
+    numbers = json.loads((contest.folder / "compare.json").read_text())
+    assert numbers["schema"] == "paretune/compare/1"
+    ledger = [json.loads(line) for line in (contest.folder / "ledger.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in ledger] == ["shared"] * 3 + ["run"] * 12
+    assert {
+        "rollout_tokens",
+        "trained_tokens",
+        "reward_calls",
+        "judge_calls",
+        "seconds",
+        "peak_memory",
+    } <= ledger[-1].keys()
+    assert (contest.folder / "report.html").exists()
+
+
+def test_a_folder_with_runs_of_another_comparison_is_refused_before_anything_is_made(tmp_path, capsys):
+    path = written(tmp_path)
+    contest = load_contest(path)
+    make_runs(contest)
+    finished(contest)
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", str(path), "set.learn.lr=0.5"])
+    assert caught.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 12

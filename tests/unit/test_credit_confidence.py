@@ -1,0 +1,125 @@
+"""Rewards adjusted by stated confidence: worked numbers, missing ones, and what is remembered."""
+
+import math
+
+import pytest
+import torch
+
+from paretune.credit.aggregate import WeightedSum
+from paretune.credit.confidence import CalibrateByConfidence, confidence_adjustment
+from paretune.credit.step import chain
+from paretune.errors import WiringError
+from paretune.learn.resume import pack, unpack
+from toy import advance, graded
+
+NAN = math.nan
+
+
+def batch_of(rewards, confidence):
+    batch = graded([[c] for c in confidence], objectives=("confidence",))
+    return batch.set(signal=torch.tensor(rewards)[:, None])
+
+
+def adjusted(rewards, confidence, **more):
+    out, seen = advance(CalibrateByConfidence(**more), batch_of(rewards, confidence))
+    return out.signal[:, 0].tolist(), seen["state/reward_level"]
+
+
+@pytest.mark.parametrize(
+    ("form", "w", "above", "below"), [("difference", 2.0, 2.8, -0.44), ("threshold", 0.5, 2.4, 0.16)]
+)
+def test_one_response_by_hand(form, w, above, below):
+    """Above the level 1 by 1, below it by 0.8, sure at 0.9."""
+    reward = torch.tensor([2.0, 0.2])
+    got = reward + confidence_adjustment(reward, torch.tensor([0.9, 0.9]), torch.tensor(1.0), w, form)
+    assert got.tolist() == pytest.approx([above, below])
+
+
+@pytest.mark.parametrize(
+    ("form", "w", "want"), [("difference", 2.0, [3.56, -1.84, 0.5]), ("threshold", 0.5, [2.4, -1.2, 0.5])]
+)
+def test_a_batch_by_hand_the_mean_moves_first(form, w, want):
+    got, level = adjusted([2.0, -1.0, 0.5], [0.9, 0.9, NAN], form=form, w=w, start_at=0.0)
+    assert level == pytest.approx(0.05)
+    assert got == pytest.approx(want)
+
+
+def test_the_mean_moves_by_a_tenth():
+    part = CalibrateByConfidence(start_at=0.0)
+    state, levels = part.start(), []
+    for mean in (1.0, 0.5):
+        _, state, _ = part.advance(batch_of([mean, mean], [0.5, 0.5]), state, torch.Generator())
+        levels.append(float(state))
+    assert levels == pytest.approx([0.1, 0.14])
+
+
+def test_it_starts_at_the_mean_of_the_first_batch_unless_told():
+    assert adjusted([2.0, 4.0], [0.5, 0.5])[1] == 3.0
+    assert adjusted([2.0, 4.0], [0.5, 0.5], start_at=0.0)[1] == pytest.approx(0.3)
+
+
+def test_what_saying_nothing_means():
+    rewards, said = [2.0, -1.0], [NAN, NAN]
+    assert adjusted(rewards, said, start_at=0.0)[0] == rewards
+    worst, level = adjusted(rewards, said, start_at=0.0, unstated="worst")
+    assert worst == pytest.approx([r - abs(r - level) for r in rewards])
+    sure = [adjusted(rewards, [c, c], start_at=0.0)[0] for c in (0.0, 1.0)]
+    assert worst == pytest.approx([min(each) for each in zip(*sure, strict=True)])
+    assert all(math.isnan(x) for x in adjusted(rewards, said, unstated="unscored")[0])
+
+
+def test_an_unscored_response_stays_so_and_is_not_remembered():
+    got, level = adjusted([NAN, 1.0, 3.0], [0.9, 0.5, 0.5])
+    assert math.isnan(got[0])
+    assert level == 2.0
+    got, level = adjusted([NAN, NAN], [0.9, 0.5])
+    assert math.isnan(got[0])
+    assert math.isnan(level)
+
+
+def test_one_reward_has_no_spread_and_poisons_nothing():
+    part = CalibrateByConfidence(form="spread")
+    out, state, _ = part.advance(batch_of([3.0], [1.0]), part.start(), torch.Generator())
+    assert out.signal.tolist() == [[3.0]]
+    out, state, _ = part.advance(batch_of([3.0, -3.0], [1.0, 1.0]), state, torch.Generator())
+    assert float(state) == pytest.approx(math.sqrt(18))
+    assert out.signal.isfinite().all()
+
+
+def test_rewards_are_cut_before_they_are_looked_at():
+    assert adjusted([-50.0, 30.0], [0.5, 0.5])[0] == [-10.0, 10.0]
+
+
+def test_without_weight_it_is_the_aggregator_before_it():
+    batch = graded([[1.0, 2.0, 0.9], [0.0, 3.0, 0.1]], objectives=("helpful", "safe", "confidence"))
+    total = WeightedSum({"helpful": 1.0, "safe": 0.5})
+    plain, _ = advance(total, batch)
+    whole, _ = advance(chain(total, CalibrateByConfidence()), batch)
+    assert whole.signal.shape == (2, 1)
+    assert not torch.equal(whole.signal, plain.signal)
+    nothing, _ = advance(chain(total, CalibrateByConfidence(w=0.0)), batch)
+    assert torch.equal(nothing.signal, plain.signal)
+    unsaid = batch.set(scores=torch.cat([batch.scores[:, :2], torch.full((2, 1), NAN)], 1))
+    unsaid = unsaid.set(signal=unsaid.scores)
+    same, _ = advance(chain(total, CalibrateByConfidence()), unsaid)
+    assert torch.equal(same.signal, plain.signal)
+
+
+def test_the_mean_survives_a_checkpoint():
+    part = CalibrateByConfidence()
+    for state in (part.start(), torch.tensor(0.1, dtype=torch.float64)):
+        back = unpack(*pack(state), part.start())
+        assert torch.equal(back.nan_to_num(7.0), state.nan_to_num(7.0))
+        assert back.dtype == torch.float64
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(WiringError, match=r'"confidence" as confidence and met a score outside \[0, 1\]'):
+        adjusted([1.0], [9.0])
+    with pytest.raises(WiringError, match="put it after an aggregator"):
+        advance(CalibrateByConfidence(), graded([[1.0, 0.5]], objectives=("a", "confidence")))
+    with pytest.raises(WiringError, match='no objective "sure"'):
+        advance(CalibrateByConfidence("sure"), batch_of([1.0], [0.5]))
+    for wrong in ({"decay": 1.0}, {"w": -1.0}, {"limit": 0.0}):
+        with pytest.raises(WiringError):
+            CalibrateByConfidence(**wrong)

@@ -1,0 +1,123 @@
+"""Whether confidence, rewards and variety can be trusted: worked numbers and edges."""
+
+import math
+
+import numpy as np
+import pytest
+
+from paretune.errors import DataError, WiringError
+from paretune.evaluate.calibration import calibration, on_unit_scale, with_most_common
+from paretune.evaluate.filtration import predictability, r_squared
+from paretune.evaluate.similarity import meteor, similarity
+
+NAN = math.nan
+
+
+def test_calibration_by_hand():
+    found = calibration([0.9, 0.9, 0.8, 0.6, 0.6], [1, 0, 1, 0, 1])
+    assert (found.ece, found.brier, found.auroc) == pytest.approx((0.24, 0.276, 0.5))
+    assert found.overconfidence == pytest.approx((0.9 + 0.6) / 5)
+    assert (found.n, found.unstated) == (5, 0)
+
+
+def test_who_states_nothing_is_counted_and_who_was_not_judged_is_not():
+    found = calibration([0.9, NAN, 0.8, NAN], [1, 0, NAN, NAN])
+    assert (found.n, found.unstated) == (1, 1)
+    assert found.ece == pytest.approx(0.1)
+    assert math.isnan(found.auroc)
+    assert all(math.isnan(x) for x in (calibration([], []).ece, calibration([], []).brier))
+
+
+def test_ranking_of_confidence_from_worst_to_best():
+    assert calibration([0.1, 0.2, 0.8], [1, 1, 0]).auroc == 0
+    assert calibration([0.1, 0.2, 0.8], [0, 0, 1]).auroc == 1
+
+
+def test_confidence_and_judgments_off_their_scale_are_refused():
+    with pytest.raises(DataError, match=r"outside \[0, 1\]"):
+        calibration([9.0], [1])
+    with pytest.raises(DataError, match="neither 0 nor 1"):
+        calibration([0.9], [0.5])
+    with pytest.raises(DataError, match="negative"):
+        on_unit_scale([-3.0])
+
+
+def test_confidence_on_one_scale_and_the_most_common_for_who_is_silent():
+    assert on_unit_scale([8.0, 85.0, 150.0, 10.0]).tolist() == [0.8, 0.85, 1.0, 1.0]
+    assert with_most_common([NAN, 0.2, 0.9, 0.2, 0.9]).tolist() == [0.2, 0.2, 0.9, 0.2, 0.9]
+    assert with_most_common([0.9, NAN, 0.2]).tolist() == [0.9, 0.9, 0.2]
+    assert with_most_common([NAN]).tolist() == [0.5]
+
+
+def test_meteor_by_hand():
+    assert meteor("a b c", "a b c") == pytest.approx(0.9814815)
+    assert meteor("a b c", "d e f") == 0
+    assert meteor("a b c", "x a b c y") == pytest.approx(0.9201389)
+    assert meteor("x a b c y", "a b c") == pytest.approx(0.6134259)
+    assert meteor("", "a") == meteor("a", "") == 0
+
+
+def test_similarity_is_the_mean_over_pairs_of_different_responses():
+    texts = ["a b c", "x a b c y", "d"]
+    assert similarity(texts) == pytest.approx((0.9201389 + 0.6134259) / 6)
+    assert math.isnan(similarity(["a"]))
+    assert similarity(["yes"] * 5) == 0.5
+
+
+def test_drawn_pairs_come_from_the_generator_and_never_pair_a_response_with_itself():
+    texts = [f"{i}" for i in range(30)]
+    draw = lambda seed: similarity([*texts, "0"], most=40, rng=np.random.default_rng(seed))
+    assert draw(1) == draw(1)
+    assert len({draw(seed) for seed in range(40)}) > 1
+    assert similarity(texts, most=100, rng=np.random.default_rng(0)) == 0
+    same = ["a b"] * 20
+    assert similarity(same, most=7, rng=np.random.default_rng(0)) == pytest.approx(similarity(same))
+    with pytest.raises(WiringError, match="rng"):
+        similarity(texts, most=10)
+
+
+def test_how_well_reward_predicts_truth_by_hand():
+    reward, truth = [-2, -1, 0, 1, 2], [0.1, 0.2, 0.7, 0.5, 0.9]
+    assert r_squared(reward, truth) == pytest.approx(0.8058036)
+    assert r_squared([-2, -1, 1, 2], [0.1, 0.2, 0.5, 0.9]) == pytest.approx(0.9316129)
+    assert math.isnan(r_squared([-2, 2], [0.1, 0.9]))
+    assert math.isnan(r_squared([1, 1, 1], [0, 1, 2]))
+    assert math.isnan(r_squared([], []))
+
+
+def noisy(seed=0, prompts=400):
+    """A reward that tells the best and the worst for what they are, and muddles what is between."""
+    rng = np.random.default_rng(seed)
+    reward = rng.normal(size=(prompts, 5))
+    muddle = np.abs(reward) < 1
+    return reward, np.where(muddle, rng.normal(size=reward.shape), np.sign(reward))
+
+
+def test_the_filter_that_keeps_what_the_reward_knows_comes_first():
+    reward, truth = noisy()
+    truth = np.where(np.abs(reward) < 1.0, 2 * np.sin(9 * reward), reward)
+    found = predictability(reward, truth)
+    assert next(iter(found)) == "best_worst"
+    assert set(found) == {"all", "best_of_n", "best_random", "best_worst"}
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_a_perfect_reward_needs_no_filter():
+    reward, _ = noisy()
+    assert all(value == pytest.approx(1) for value in predictability(reward, 2 * reward + 1).values())
+
+
+def test_what_is_unknown_is_left_out():
+    reward, truth = noisy()
+    more = np.full((3, 5), NAN)
+    assert predictability(np.vstack([reward, more]), np.vstack([truth, more])) == predictability(
+        reward, truth
+    )
+    assert all(math.isnan(v) for v in predictability(more, more).values())
+
+
+def test_two_points_always_lie_on_a_line():
+    with pytest.raises(WiringError, match="num_groups is 2"):
+        predictability([[1.0, 2.0]], [[1.0, 2.0]], num_groups=2)
+    with pytest.raises(WiringError, match=r"both must be \[P, n\]"):
+        predictability([1.0, 2.0], [1.0, 2.0])

@@ -1,0 +1,97 @@
+"""What `paretune check` says of a recipe, and that it tries everything and writes nothing."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from paretune.config import Experiment, load
+from paretune.errors import ConfigError, WiringError
+from paretune.models.tiny import tiny_config, tiny_tokenizer
+from paretune.stages import pipeline
+from paretune.stages.pipeline import check
+
+RECIPE = {
+    "name": "r",
+    "data": {
+        "prompts": {"a": {"file": "a.jsonl", "max_tokens": 40, "longer": "drop"}, "b": {"file": "b.jsonl"}},
+        "test": {"a": {"file": "test.jsonl"}},
+    },
+    "policy": {"path": "model"},
+    "reward": {
+        "objectives": {"safety": {}},
+        "ratings": {"r": {"file": "rated.csv", "labels": {"safety": "safe"}}},
+        "held_out": 0.5,
+    },
+    "objectives": {"safety": {}},
+    "algorithm": {"name": "grpo", "max_new": 8},
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained("model")
+    tiny_config("llama", len(tokenizer), context=96).save_pretrained("model")
+    Path("model/model.safetensors").touch()
+    write("a.jsonl", [{"prompt": f"train {i}"} for i in range(4)] + [{"prompt": "x" * 60}])
+    write("b.jsonl", [{"prompt": f"more {i}"} for i in range(3)])
+    write("test.jsonl", [{"prompt": f"test {i}"} for i in range(2)])
+    with Path("rated.csv").open("w", newline="") as file:
+        rows = [(f"rated {i}", f"reply {i}", i) for i in range(12)]
+        csv.writer(file).writerows([("prompt", "response", "safe"), *rows])
+    return tmp_path
+
+
+def write(name: str, rows: list[dict[str, object]]) -> None:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def experiment(*overrides: str) -> Experiment:
+    Path("r.yaml").write_text(json.dumps(RECIPE))
+    return load("r.yaml", overrides)
+
+
+def test_check_counts_what_was_read_and_says_what_was_not_tried(here: Path) -> None:
+    e = experiment()
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    lines = check(e).split("\n")
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+    assert lines[:3] == ["r: ok", "prompts    4 a, 3 b; 2 unseen", "policy     model, as it is"]
+    reward = next(line for line in lines if line.startswith("reward "))
+    fitted, reported = (int(word) for word in reward.split() if word.isdigit())
+    assert fitted + reported == 12
+    assert "notes      1 rows of a left out: longer than 40 tokens" in lines
+    assert "algorithm  grpo" in lines
+    assert "worth      WeightedSum(weights={'safety': 1.0})" in lines
+    assert lines[-2:] == [
+        "not tried  the weights of model: not read",
+        "           whether the memory of this machine suffices",
+    ]
+
+
+def test_check_finds_bad_rows_and_bad_models_and_bad_wiring_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def objects(recipe: object, objectives: object) -> None:
+        raise WiringError('recipe "grpo": does not fit')
+
+    monkeypatch.setattr(pipeline, "dry_run", objects)
+    with pytest.raises(WiringError, match="does not fit"):
+        check(experiment())
+    write("b.jsonl", [{"prompt": "x" * 200}, {"prompt": 3}])
+    with pytest.raises(ConfigError) as caught:
+        check(experiment("policy.lora={targets: [w_q]}"))
+    lines = str(caught.value).split("\n")
+    assert [line.split(": ")[:2] for line in lines] == [
+        ['recipe "grpo"', "does not fit"],
+        ["(override)", "policy.lora.targets"],
+        ["b.jsonl:1", "prompt"],
+        ["b.jsonl:2", "prompt"],
+    ]
+
+
+def test_check_says_which_pool_a_short_run_does_not_come_to() -> None:
+    lines = check(experiment("run.steps=1", "learn.prompts=1")).split("\n")
+    assert lines[2] in {f"           no prompt of {name} comes up in 1 steps of 1" for name in "ab"}
+    assert not any("comes up" in line for line in check(experiment()).split("\n"))
