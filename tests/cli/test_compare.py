@@ -122,7 +122,7 @@ def test_a_check_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert "warning" not in out
     assert not (tmp_path / "tiny").exists()
     _, out, _ = here(capsys, tmp_path / "tiny", "--check", "budget={currency: rollout_tokens, amount: 100}")
-    assert "a step of grpo takes up to 96 rollout_tokens" in out
+    assert "a step takes up to 96 rollout_tokens with grpo" in out
 
 
 def test_stages_of_another_recipe_are_not_taken_over(tmp_path):

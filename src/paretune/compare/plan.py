@@ -56,17 +56,19 @@ def _tuning(contest: Contest, trials: int) -> str:
 
 def _coarse(contest: Contest) -> Iterator[str]:
     """Methods whose steps are so large that a run may end too far from the amount to be ranked."""
-    budget, seen = contest.said.budget, set()
+    budget = contest.said.budget
+    exact = budget.currency == "reward_calls"
+    coarse: dict[int, dict[str, None]] = {}
     for entry in contest.runs():
         e = entry.experiment
         most = e.learn.prompts * int(e.algorithm.arguments.get("n", 1))
-        exact = budget.currency == "reward_calls"
         most *= 1 if exact else int(e.algorithm.arguments.get("max_new", 256))
         off = min(budget.amount % most, -budget.amount % most) if exact else most / 2
-        if entry.method not in seen and off > TOLERANCE * budget.amount:
-            yield (
-                f"warning    a step of {entry.method} takes {'' if exact else 'up to '}{most:,} "
-                f"{budget.currency}: a run may end more than {TOLERANCE:.0%} from the budget, and is then "
-                "not ranked; fix: lower learn.prompts, or raise budget.amount"
-            )
-        seen.add(entry.method)
+        if off > TOLERANCE * budget.amount:
+            coarse.setdefault(most, {})[entry.method] = None
+    for most, methods in coarse.items():
+        yield (
+            f"warning    a step takes {'' if exact else 'up to '}{most:,} {budget.currency} with "
+            f"{', '.join(methods)}: a run may end more than {TOLERANCE:.0%} from the budget, and is then not "
+            "ranked; fix: lower learn.prompts, or raise budget.amount"
+        )
