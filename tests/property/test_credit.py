@@ -129,6 +129,18 @@ def test_p9_the_losses_of_the_parts_add_up(batch, by, data):
     near(parts, whole, 1e-6)
 
 
+@both
+@quick
+@given(batch=batches(unscored=True), parts=st.sampled_from([2, 3, 4]))
+def test_p11_groups_spread_over_parts_get_the_advantages_of_the_whole(divide, batch, parts):
+    """As on several ranks: each holds whole groups. Statistics of a whole batch have no such part."""
+    want = advantages(batch, divide)
+    for part in range(parts):
+        rows = (batch.group % parts == part).nonzero().squeeze(-1)
+        if len(rows):
+            assert torch.equal(advantages(batch.rows(rows), divide), want[rows])
+
+
 @quick
 @given(batch=batches(), low=st.sampled_from([0.1, 0.5, 1.0]))
 def test_p10_at_ratio_one_the_clip_range_does_not_matter(batch, low):
