@@ -175,6 +175,23 @@ def test_a_sampler_that_is_not_the_policy_is_told_once(tmp_path, monkeypatch, ca
     assert capsys.readouterr().out.count("warning: ") == 1
 
 
+def test_an_objective_that_the_signal_pushes_down_is_told_once_and_not_for_one_bad_batch(
+    tmp_path, monkeypatch, capsys
+):
+    def stage(work):
+        shares = [{"safety": -0.1}] * 4 + [{}] + [{"safety": -0.2, "politeness": -0.3}] * 7
+        for step in range(len(shares)):
+            align._warn_of_share(work, step, shares[: step + 1][-align.LASTING :])
+        return "done"
+
+    stages(monkeypatch, stage)
+    pipeline.run(recipe(tmp_path / "r"), PlainConsole())
+    told = [e["text"] for e in read_jsonl(tmp_path / "r" / "events.jsonl") if e["kind"] == "pushed_down"]
+    assert [text.partition(":")[0] for text in told] == ["safety", "politeness"]
+    assert "negative for 5 steps (-0.20) (step 9)" in told[0]
+    assert capsys.readouterr().out.count("warning: ") == 2
+
+
 def test_the_live_line_says_that_its_divergence_is_a_mean_of_tokens(tmp_path, monkeypatch):
     notes = []
 

@@ -3,14 +3,48 @@
 import math
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from paretune.errors import DataError, WiringError
+from paretune.errors import ConfigError, DataError, WiringError
 from paretune.evaluate.calibration import calibration, on_unit_scale, with_most_common
-from paretune.evaluate.filtration import predictability, r_squared
+from paretune.evaluate.filtration import filtration_of, predictability, r_squared
 from paretune.evaluate.similarity import meteor, similarity
+from paretune.report.table import filtration_table
 
 NAN = math.nan
+
+
+def judged(folder, n, judge):
+    """The evaluation of a run with three prompts, whose reward grows with the number of the sample."""
+    reward = [float(i) for _ in range(3) for i in range(n)]
+    rows = {"sample": [i for _ in range(3) for i in range(n)], "before/quality": judge(reward)}
+    (folder / "eval" / "final").mkdir(parents=True)
+    table = pa.table({**rows, "reward/before/quality": reward})
+    pq.write_table(table, folder / "eval" / "final" / "generations.parquet")
+    return folder
+
+
+def test_a_run_says_which_responses_its_reward_can_be_trusted_on(tmp_path):
+    found = filtration_of(judged(tmp_path, 5, lambda reward: [2 * x + 1 for x in reward]), "before")
+    assert found["quality"]["all"] == pytest.approx(1.0)
+    assert "quality" in filtration_table(found)
+    assert filtration_table(found).splitlines()[0].split()[-1] == "filter"
+
+
+@pytest.mark.parametrize(
+    ("n", "judge", "wrong"),
+    [
+        (2, lambda reward: [2 * x for x in reward], "evaluate.n: 2 responses to a prompt"),
+        (5, list, "no judge but the training reward itself"),
+        (0, list, "no complete evaluation lies here"),
+    ],
+)
+def test_a_run_that_cannot_say_so_is_told(tmp_path, n, judge, wrong):
+    folder = judged(tmp_path, n, judge) if n else tmp_path
+    with pytest.raises(ConfigError, match=wrong):
+        filtration_of(folder, "before")
 
 
 def test_calibration_by_hand():
