@@ -28,12 +28,14 @@ def job(tmp_path, name, code, **more):
 def test_all_are_worked_off_and_their_words_are_kept(tmp_path):
     heard = []
     with StopRequest() as stop:
-        codes = Worker(2, stop, heard.append).work_off(
+        codes = Worker(2, stop, lambda *told: heard.append(told)).work_off(
             [job(tmp_path, "a", "print('one')"), job(tmp_path, "b", "raise SystemExit(4)", may_fail=True)]
         )
     assert codes == {"a": 0, "b": 4}
     assert (tmp_path / "logs" / "a").read_text() == "one\n"
-    assert heard == ["a …", "b …"]
+    assert heard[:2] == [(0, "a …"), (0, "b …")]
+    assert sorted(line for _, line in heard[2:]) == ["a: done", "b: done"]
+    assert [ended for ended, _ in heard[2:]] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -92,11 +94,12 @@ def test_it_waits_for_a_run_that_outlived_the_comparison_before(tmp_path):
     assert holder(tmp_path / "a") == f"process {os.getpid()}"
     heard = []
 
-    def hear(line):
-        heard.append(line)
+    def hear(ended, line):
+        heard.append((ended, line))
         lock.release()
 
     with StopRequest() as stop:
         assert Worker(1, stop, hear).work_off([job(tmp_path, "a", "")]) == {"a": 0}
-    assert heard == [f"a: waits for process {os.getpid()}, which is still at work on it", "a …"]
+    waits = f"a: waits for process {os.getpid()}, which is still at work on it"
+    assert heard == [(0, waits), (0, "a …"), (1, "a: done")]
     assert holder(tmp_path / "a") == ""

@@ -121,8 +121,8 @@ class _Conduct:
         self.console.open(name, index, of)
         done = len(jobs) - len(left)
 
-        def tell(line: str) -> None:
-            self.console.progress(done, len(jobs), line)
+        def tell(ended: int, line: str) -> None:
+            self.console.progress(done + ended, len(jobs), line)
 
         codes = Worker(self.contest.said.jobs, self.stop, tell).work_off(left)
         self.stop.obey(f"the stage {name}")

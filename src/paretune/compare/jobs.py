@@ -44,9 +44,11 @@ class Worker:
 
     at_once: int
     stop: StopRequest
-    tell: Callable[[str], None]
-    """Hears of every job that is begun, ended, or waited for."""
+    tell: Callable[[int, str], None]
+    """Hears of every job that is begun, ended, or waited for, and how many have ended."""
     running: dict[str, tuple[Job, "subprocess.Popen[bytes]"]] = field(default_factory=dict)
+    ended: int = 0
+    """Jobs that are over."""
 
     def work_off(self, jobs: Iterable[Job]) -> dict[str, int]:
         """Label -> exit code of every job.
@@ -66,6 +68,8 @@ class Worker:
                     if process.poll() is not None:
                         del self.running[label]
                         codes[label] = self._ended(job, process.returncode)
+                        self.ended += 1
+                        self.tell(self.ended, f"{label}: done")
                 if self.stop.requested:
                     self._stop_all()
                     self.stop.obey("the last complete step of every run under way")
@@ -78,11 +82,11 @@ class Worker:
         waited = False
         while other := holder(job.folder):
             if not waited:
-                self.tell(f"{job.label}: waits for {other}, which is still at work on it")
+                self.tell(self.ended, f"{job.label}: waits for {other}, which is still at work on it")
             waited = True
             self.stop.obey("the last complete step of every run under way")
             time.sleep(POLL)
-        self.tell(f"{job.label} …")
+        self.tell(self.ended, f"{job.label} …")
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log:
             process = subprocess.Popen(
