@@ -8,12 +8,13 @@ import torch
 from paretune.algorithms.aggregates import aggregated, chebyshev_grpo, lagrangian_grpo
 from paretune.algorithms.gdpo import gdpo
 from paretune.algorithms.grpo import grpo
+from paretune.algorithms.ppo import rto
 from paretune.credit.adaptive import CorrelationTarget, HypervolumeGuided
 from paretune.credit.aggregate import Gate, WeightedSum
 from paretune.credit.constraint import Constraint, Lagrangian
 from paretune.credit.missing import Missing
 from paretune.credit.order import Lexicographic
-from paretune.credit.step import chain
+from paretune.credit.step import chain, steps_of
 from paretune.credit.threshold import Target, Threshold
 from paretune.credit.weights import KindSum, PreferenceSum, ScheduledSum
 from paretune.credit.worst import Chebyshev, Worst
@@ -155,3 +156,11 @@ def test_a_recipe_without_a_sum_has_no_place_for_another_way():
     recipe = lagrangian_grpo({"even": 1.0}, constraints=(HIGH,))
     with pytest.raises(WiringError, match="Worst has no WeightedSum to take the place of among Lagrangian"):
         aggregated(recipe, Worst(("even",)))
+
+
+def test_a_phase_has_the_aggregator_of_the_recipe_it_is_made_for():
+    recipe = aggregated(rto(WEIGHTS), Worst(("even", "high")))
+    (phase,) = recipe.before
+    for worth in (recipe.worth, phase.recipe.worth):
+        assert Worst(("even", "high")) in steps_of(worth)
+        assert not any(isinstance(step, WeightedSum) for step in steps_of(worth))

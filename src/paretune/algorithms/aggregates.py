@@ -5,6 +5,7 @@ objectives give.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from paretune.algorithms.grpo import grpo
@@ -18,7 +19,7 @@ from paretune.credit.step import Step, chain, steps_of
 from paretune.credit.weights import PreferenceSum
 from paretune.credit.worst import Chebyshev, Worst
 from paretune.errors import WiringError
-from paretune.learn.recipe import Recipe
+from paretune.learn.recipe import Phase, Recipe
 
 Weights = Mapping[str, float]
 Constraints = Sequence[Constraint]
@@ -31,7 +32,9 @@ def aggregated(
     before: Sequence[Step] = (),
     missing: Step | None = None,
 ) -> Made:
-    """The recipe with another aggregator in the place of its weighted sum.
+    """The recipe with another aggregator in the place of its weighted sum, in its phases too.
+
+    What an aggregator remembers begins anew in each phase.
 
     Args:
         recipe: One with a WeightedSum, before or after its models are asked.
@@ -53,7 +56,13 @@ def aggregated(
     home[place] = aggregator or home[place]
     if missing is not None:
         worth.insert(place if home is worth else len(worth), missing)
-    return recipe.but(worth=chain(*before, *worth), credit=chain(*credit))
+    made = tuple(
+        replace(phase, recipe=aggregated(phase.recipe, aggregator, before=before, missing=missing))
+        if isinstance(phase, Phase)
+        else phase
+        for phase in recipe.before
+    )
+    return recipe.but(worth=chain(*before, *worth), credit=chain(*credit), before=made)
 
 
 def weighted(weights: Weights, constraints: Constraints) -> Step:

@@ -67,11 +67,32 @@ def _learnt(e: Experiment, recipe: Recipe) -> Iterator[Fault]:
         if isinstance(made, Soup) and not made.other and e.policy.sft is None:
             fix = "name the folder of a second model made from the same start, or fit one by policy.sft"
             yield Fault(("algorithm", "second"), "is missing: policy.sft makes no second model", fix=fix)
-    if recipe.critic.alone >= e.run.steps and "values" in recipe.wants():
+    if isinstance(recipe.source, Offline):
+        yield from _never_sampled(e)
+    if "values" in recipe.wants():
+        yield from _critic(e, recipe)
+
+
+def _never_sampled(e: Experiment) -> Iterator[Fault]:
+    """What has no meaning where responses are read and not sampled."""
+    budget = e.run.budget
+    if budget is not None and budget.currency != "trained_tokens":
+        wrong = f"{budget.currency}: stored responses cost none, and the budget would never end"
+        yield Fault(("run", "budget", "currency"), wrong, fix="take trained_tokens")
+    if e.aggregate.name == "preference":
+        fix = "take another aggregate, or an algorithm that samples"
+        yield Fault(
+            ("aggregate", "name"), "preference needs prompts that ask; stored responses bring none", fix=fix
+        )
+
+
+def _critic(e: Experiment, recipe: Recipe) -> Iterator[Fault]:
+    """What a critic starts from, and how long it learns alone."""
+    if recipe.critic.alone >= e.run.steps:
         wrong = f"is {recipe.critic.alone} of {e.run.steps} steps: the policy would learn nothing"
         yield Fault(("algorithm", "critic_alone"), wrong, fix="make it smaller, or raise run.steps")
-    strange = e.reward.body != "policy" and e.reward.path is None
-    if "values" in recipe.wants() and recipe.critic.of == "reward" and strange:
+    strange = e.reward.body != "policy" or e.reward.path is not None
+    if recipe.critic.of == "reward" and strange:
         fix = "write algorithm.critic: policy, or reward.body: policy"
         wrong = "starts from the reward model, whose body is not the policy's and may read other tokens"
         yield Fault(("algorithm", "critic"), wrong, fix=fix)

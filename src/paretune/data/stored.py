@@ -1,11 +1,11 @@
 """Stored responses as offline methods read them: prompts with several responses and what those are worth."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
 
 from paretune.chance import numpy_generator
-from paretune.data.records import Candidates, Preference, Prompt, Rating
+from paretune.data.records import Candidates, Message, Preference, Rating
 
 
 def candidates(records: Iterable[Rating | Preference]) -> list[Candidates]:
@@ -14,31 +14,40 @@ def candidates(records: Iterable[Rating | Preference]) -> list[Candidates]:
     The chosen response of a pair has 1 and the rejected one 0 in the pair's objective, whose other labels
     nobody gave. A prompt with a single rated response is a list of one: it can be imitated, not compared.
     """
-    rated: dict[Prompt, list[Rating]] = {}
+    rated: dict[tuple[Message, ...], list[Rating]] = {}
     found: list[Candidates] = []
     for record in records:
         if isinstance(record, Rating):
-            rated.setdefault(record.prompt, []).append(record)
+            # Not by the prompt itself: rows of one file have names of their own.
+            rated.setdefault(record.prompt.messages, []).append(record)
             continue
         both = ({record.objective: 1.0}, {record.objective: 0.0})
         found.append(
             Candidates(prompt=record.prompt, responses=(record.chosen, record.rejected), labels=both)
         )
-    for prompt, ratings in rated.items():
-        responses = tuple(rating.response for rating in ratings)
+    for ratings in rated.values():
+        prompt, responses = ratings[0].prompt, tuple(rating.response for rating in ratings)
         found.append(
             Candidates(prompt=prompt, responses=responses, labels=tuple(rating.labels for rating in ratings))
         )
     return found
 
 
-def comparable(found: Candidates, weights: Sequence[str]) -> bool:
-    """Whether two of the responses were both judged by one of these objectives, and differently."""
-    for name in weights:
-        known = [labels[name] for labels in found.labels if not isnan(labels.get(name, float("nan")))]
-        if len(set(known)) > 1:
-            return True
-    return False
+def comparable(found: Candidates, weights: Mapping[str, float], *, filled: bool) -> bool:
+    """Whether two of the responses are worth something different by the weighted sum of their labels.
+
+    Args:
+        found: The responses to one prompt.
+        weights: Of the objectives; those of weight 0 do not count.
+        filled: A label that nobody gave is made up for by the others; else its response is worth nothing.
+    """
+    used = [name for name, weight in weights.items() if weight]
+    worth = set()
+    for labels in found.labels:
+        known = {name: labels[name] for name in used if not isnan(labels.get(name, nan))}
+        if known and (filled or len(known) == len(used)):
+            worth.add(tuple(sorted(known.items())))
+    return len(worth) > 1
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,9 @@ def _critic(work: Work, recipe: Recipe, heads: int) -> Critic | None:
     if recipe.critic.of == "policy":
         return new_critic(load_policy(work.start, seed=e.run.seed).model, heads, lora=how, seed=e.run.seed)
     reward = reward_of(work, "reward")
-    weights = torch.tensor([e.weights.get(name, 0.0) for name in reward.objectives])
-    mixed = weights * torch.tensor(reward.scale)
     columns = [reward.objectives.index(o.of or name) for name, o in e.objectives.items()]
     apart = torch.diag(torch.tensor(reward.scale))[columns]
+    mixed = torch.tensor(list(e.weights.values())) @ apart
     return critic_like(reward.network, mixed[None] if heads == 1 else apart, lora=how, seed=e.run.seed)
 
 

@@ -39,7 +39,8 @@ def made_in(work: Work, made: Phase | Soup, adapter: Lora | None) -> Path:
         finally:
             work.run.stage = stage
         save_model(language.model, language.tokenizer, folder)
-    rmtree(work.folder("checkpoints", made.role), ignore_errors=True)
+    for name in (made.role, f"{made.role}-second"):
+        rmtree(work.folder("checkpoints", name), ignore_errors=True)
     return folder
 
 

@@ -5,12 +5,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paretune.config import Experiment, written_at
+from paretune.config.algorithm import recipe_of
 from paretune.config.rules import sections
 from paretune.config.tree import PathKey
 from paretune.data.records import Candidates, Demonstration, Preference, Prompt, Rating
+from paretune.data.stored import comparable
 from paretune.data.stream import PromptStream
 from paretune.errors import DataError, complaint
+from paretune.learn.recipe import Phase, Recipe
 from paretune.learn.reward_fit import label_scale
+from paretune.loss.preference import PairLoss
+from paretune.loss.ranking import Ranking
 
 Judgement = Rating | Preference
 
@@ -78,6 +83,7 @@ def lacking(e: Experiment, found: Material) -> Iterator[str]:
     if all(found.pools.values()):
         yield from _never(e, found)
     yield from _unasked(e, found)
+    yield from _unstored(e, found)
     if e.policy.sft is not None and not found.demonstrations:
         key = ("policy", "sft", "demonstrations")
         yield _empty(e, key, "the prompt of every row is among the test prompts", others)
@@ -107,6 +113,31 @@ def _never(e: Experiment, found: Material) -> Iterator[str]:
             wrong = f"{share:g} of {whole:g} in all comes to none of the {total:,} prompts that are mixed"
             fix = f"make it at least {(whole - share) / (total - 1):.1g}"
             yield _empty(e, ("data", "prompts", name, "share"), wrong, fix)
+
+
+def _unstored(e: Experiment, found: Material) -> Iterator[str]:
+    """Stored responses and demonstrations of which nothing is left, or nothing that could be compared."""
+    others = "name other files, or other rows by `where`"
+    if e.data.demonstrations and not found.remembered:
+        yield _empty(e, ("data", "demonstrations"), "every row is too long or among the test prompts", others)
+    if not (e.data.stored.ratings or e.data.stored.pairs):
+        return
+    path: PathKey = ("data", "stored")
+    filled = e.aggregate.missing in {"renormalise", "group_mean"}
+    if not found.stored:
+        yield _empty(e, path, "every row is too long or among the test prompts", others)
+    elif _compares(e) and not any(comparable(each, e.weights, filled=filled) for each in found.stored):
+        wrong = "no prompt has two responses that all weighted objectives tell apart"
+        fix = "write aggregate: {missing: renormalise}, or give several rated responses to a prompt"
+        yield _empty(e, path, wrong, fix)
+
+
+def _compares(e: Experiment) -> bool:
+    """Whether responses are held against each other, and not only imitated."""
+    recipe = recipe_of(e)
+    every = [recipe, *(made.recipe for made in recipe.before if isinstance(made, Phase))]
+    losses = [term.loss for each in every if isinstance(each, Recipe) for term in each.losses]
+    return any(isinstance(loss, PairLoss | Ranking) for loss in losses)
 
 
 def _unasked(e: Experiment, found: Material) -> Iterator[str]:
