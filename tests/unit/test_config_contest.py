@@ -89,7 +89,7 @@ def test_a_method_that_the_budget_never_ends_or_that_nobody_can_tune_is_refused(
         tmp_path, text + f"set: [data.root={tmp_path}]\ntuning: {{trials: 1, over: {{learn.lr: 1e-3}}}}\n"
     )
     said = wrong(path)
-    assert any("methods.dpo: never spends rollout_tokens" in line for line in said)
+    assert any("methods.dpo: never spends rollout_tokens" in line for line in said), said
     assert any("methods.dpo: cannot be tuned" in line for line in said)
 
 

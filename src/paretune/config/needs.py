@@ -75,10 +75,6 @@ def _learnt(e: Experiment, recipe: Recipe) -> Iterator[Fault]:
 
 def _never_sampled(e: Experiment) -> Iterator[Fault]:
     """What has no meaning where responses are read and not sampled."""
-    budget = e.run.budget
-    if budget is not None and budget.currency != "trained_tokens":
-        wrong = f"{budget.currency}: stored responses cost none, and the budget would never end"
-        yield Fault(("run", "budget", "currency"), wrong, fix="take trained_tokens")
     if e.aggregate.name == "preference":
         fix = "take another aggregate, or an algorithm that samples"
         yield Fault(

@@ -16,6 +16,7 @@ from paretune.learn.recipe import Phase, Recipe
 from paretune.learn.reward_fit import label_scale
 from paretune.loss.preference import PairLoss
 from paretune.loss.ranking import Ranking
+from paretune.rollout.sample import Offline
 
 Judgement = Rating | Preference
 
@@ -83,6 +84,7 @@ def lacking(e: Experiment, found: Material) -> Iterator[str]:
     if all(found.pools.values()):
         yield from _never(e, found)
     yield from _unasked(e, found)
+    yield from _endless(e)
     yield from _unstored(e, found)
     if e.policy.sft is not None and not found.demonstrations:
         key = ("policy", "sft", "demonstrations")
@@ -130,6 +132,14 @@ def _unstored(e: Experiment, found: Material) -> Iterator[str]:
         wrong = "no prompt has two responses that all weighted objectives tell apart"
         fix = "write aggregate: {missing: renormalise}, or give several rated responses to a prompt"
         yield _empty(e, path, wrong, fix)
+
+
+def _endless(e: Experiment) -> Iterator[str]:
+    """A budget that stored responses never spend, and by which the learning rate would never rise."""
+    budget, recipe = e.run.budget, recipe_of(e)
+    if budget is not None and isinstance(recipe.source, Offline) and budget.currency != "trained_tokens":
+        wrong = f"is {budget.currency}: stored responses cost none, and the budget would never end"
+        yield _empty(e, ("run", "budget", "currency"), wrong, "take trained_tokens")
 
 
 def _compares(e: Experiment) -> bool:
