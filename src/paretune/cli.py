@@ -64,7 +64,8 @@ def run(
     recipe: Recipe,
     overrides: Overrides = None,
     until: Annotated[
-        Literal["judge", "align"] | None, typer.Option(help="Leave out the stages after this one.")
+        Literal["judge", "align", "trial"] | None,
+        typer.Option(help="Leave out the stages after this one; trial: score answers to training prompts."),
     ] = None,
     shared: Annotated[
         Path | None,

@@ -161,3 +161,27 @@ def test_only_what_the_algorithm_does_not_decide_is_shared():
         == key("learn.lr=0.5", "run.steps=9", "objectives.safety.weight=2")
     )
     assert len({key(), key("run.seed=1"), key("reward.fit.lr=1e-3"), key("policy.sft.epochs=1")}) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grpo", "dpo"])
+def test_a_trial_is_known_by_what_its_policy_answers_afterwards(finished, tmp_path, capsys, method):
+    """Also where a method never samples from the policy that learns."""
+    from paretune.compare.tuning import training_reward
+
+    folder, _ = finished
+    recipe, run = folder / "recipes" / "grpo-recipe-seed-0.yaml", tmp_path / "trial"
+    [made] = (folder / "shared").glob("seed-0-*")
+    algorithm = f"algorithm={{name: {method}, n: 2, max_new: 12}}"
+    more = [f"run.folder={run}", algorithm, "--shared", str(made), "--until", "trial"]
+    with pytest.raises(SystemExit) as caught:
+        main(["run", str(recipe), *more])
+    assert caught.value.code == 0, capsys.readouterr().err
+    found = read_json(run / "eval" / "trial" / "trial.json")
+    assert found["prompts"] == 240
+    assert found["mean"].keys() == {"politeness", "meaningfulness", "actionability", "safety"}
+    assert not (run / "eval" / "final").exists(), "no judge was asked"
+    weights = {"safety": 2.0, "politeness": 1.0}
+    expected = 2 * found["mean"]["safety"] + found["mean"]["politeness"]
+    assert training_reward(run, weights) == pytest.approx(expected)
+    assert training_reward(tmp_path / "elsewhere", weights) is None

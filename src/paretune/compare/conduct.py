@@ -154,7 +154,7 @@ class _Conduct:
         e = entry.experiment
         folder = Path(e.run.folder)
         name = "-".join(folder.relative_to(self.contest.folder).parts)
-        more = ("--until", "align") if trial else ()
+        more = ("--until", "trial") if trial else ()
         return Job(
             label=f"{entry.method} {folder.name}" if trial else entry.label,
             arguments=(

@@ -1,35 +1,30 @@
 """Which settings a method is compared with: the trial with the highest training reward, never the judge's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from paretune.config.contest import Contest, Entry, Settings
 from paretune.errors import TrainingGuard
-from paretune.files import read_jsonl
-
-LAST = 5
-"""The last fifth of a trial's steps is what counts."""
+from paretune.files import read_json
+from paretune.stages.trial import FOUND
 
 
 def training_reward(folder: Path, weights: Mapping[str, float]) -> float | None:
-    """Mean over the last fifth of the steps of the weighted sum of the mean scores; None: it came to no end.
+    """The weighted sum of the mean scores that a trial's trained policy got; None: it came to no end.
 
-    Gates are left out, since methods apply them in different places; scores are those of the reward model.
+    Gates are left out, since methods apply them in different places; scores are those of the reward model, of
+    answers to prompts of the training.
 
     Args:
         folder: Of the trial.
         weights: Of the objectives.
     """
-    lines = [line for line in read_jsonl(folder / "metrics.jsonl") if line["stage"] == "align"]
-    last = lines[-max(len(lines) // LAST, 1) :]
-    found = [
-        sum(weight * line[f"score/{name}/mean"] for name, weight in weights.items())
-        for line in last
-        if all(line.get(f"score/{name}/mean") is not None for name in weights)
-    ]
-    return sum(found) / len(found) if found else None
+    found = read_json(folder.joinpath(*FOUND))
+    if found is None or any(found["mean"][name] is None for name in weights):
+        return None
+    return float(sum(weight * found["mean"][name] for name, weight in weights.items()))
 
 
 def chosen(contest: Contest, codes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -74,8 +69,3 @@ def settings_of(tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Settings]:
 def _reward(trial: Entry, codes: Mapping[str, int]) -> float | None:
     folder = trial.experiment.run.folder
     return None if codes.get(folder) else training_reward(Path(folder), trial.experiment.weights)
-
-
-def trial_folders(trials: Sequence[Entry]) -> list[str]:
-    """Where they lie."""
-    return [trial.experiment.run.folder for trial in trials]

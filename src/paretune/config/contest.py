@@ -206,9 +206,9 @@ def _wrong_runs(contest: Contest) -> list[str]:
 
 
 def _idle(contest: Contest, method: str, experiment: Experiment) -> Iterator[Fault]:
-    """Methods that the budget would never end, or that tuning could not choose for."""
+    """Methods that the budget would never end."""
     from paretune.config.algorithm import recipe_of
-    from paretune.rollout.sample import FromStart, Offline
+    from paretune.rollout.sample import Offline
 
     source = recipe_of(experiment).source
     name = contest.said.budget.currency
@@ -216,9 +216,6 @@ def _idle(contest: Contest, method: str, experiment: Experiment) -> Iterator[Fau
         fix = "declare trained_tokens, or take algorithm.responses: start"
         wrong = f"never spends {name}: it learns from stored responses"
         yield Fault(("methods", method), wrong, fix=fix)
-    if isinstance(source, Offline | FromStart) and contest.said.tuning is not None:
-        wrong = "cannot be tuned: its own responses never get a training reward"
-        yield Fault(("methods", method), wrong, fix="leave out tuning, or this method")
 
 
 def _without_algorithm(base: Tree, tree: Tree, method: str) -> Tree:

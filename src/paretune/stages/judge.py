@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from paretune.config.algorithm import recipe_of
 from paretune.config.sources import RewardSection
 from paretune.data.frame import Frame
+from paretune.data.records import Prompt
 from paretune.data.world import TrueScorer
 from paretune.data.world_truth import refuses
 from paretune.evaluate.generate import Generations, divergence, generate
 from paretune.evaluate.judge import Judge, evaluate
-from paretune.models.load import Language, ModelSpec, load_policy, parameter_hash
+from paretune.models.load import Language, load_policy, parameter_hash
 from paretune.objectives.lineage import known_data
 from paretune.objectives.reward_model import RewardModelScorer
 from paretune.objectives.rules import is_refusal
@@ -27,10 +29,14 @@ def judge(work: Work) -> str:
     if not (folder / "eval.json").exists():
         e = work.experiment
         start = load_policy(work.start, seed=e.run.seed)
-        after = load_policy(_trained(work), seed=e.run.seed)
+        after = load_policy(work.trained, seed=e.run.seed)
         recipe = recipe_of(e)
-        one, two = (_answers(work, language, i, recipe.frame) for i, language in enumerate((start, after)))
-        rewards = _model(work, "reward", "the training reward")
+        how: dict[str, Any] = {"n": e.evaluate.n, "frame": recipe.frame, "seed": e.evaluate.seed}
+        one, two = (
+            written_by(work, language, work.material.test, of=(i, 2), **how)
+            for i, language in enumerate((start, after))
+        )
+        rewards = model_judges(work, "reward", "the training reward")
         judges = _judges(work, rewards)
         found = evaluate(
             one,
@@ -51,29 +57,41 @@ def judge(work: Work) -> str:
     return f"before and after, {numbers['prompts']} unseen prompts"
 
 
-def _trained(work: Work) -> ModelSpec:
-    """The very policy that was trained: an adapter is put on its base again, not merged and rounded."""
-    adapter = work.folder("final", "adapter")
-    if adapter.exists():
-        return replace(work.start, adapter=str(adapter))
-    return replace(work.start, path=str(work.folder("final")), revision=None)
+def written_by(
+    work: Work,
+    language: Language,
+    prompts: Sequence[Prompt],
+    *,
+    n: int,
+    frame: Frame,
+    seed: int,
+    of: tuple[int, int] = (0, 1),
+) -> Generations:
+    """What a policy answers, as long and as random as the evaluation has it.
 
-
-def _answers(work: Work, language: Language, arm: int, frame: Frame) -> Generations:
-    how, test = work.experiment.evaluate, work.material.test
+    Args:
+        work: Whose run it is.
+        language: The policy.
+        prompts: What it is asked.
+        n: Answers to each.
+        frame: What is asked beside the prompts.
+        seed: Of the answers.
+        of: Which arm this is, and of how many: for the console.
+    """
+    how, (arm, arms) = work.experiment.evaluate, of
 
     def tell(done: int, total: int) -> None:
-        work.console.progress(arm * total + done, 2 * total, ("before", "after")[arm])
+        work.console.progress(arm * total + done, arms * total, ("before", "after")[arm] if arms > 1 else "")
         work.stop.obey("the training, before its evaluation was complete")
 
     return generate(
         sampler(work, language),
-        test,
-        n=how.n,
+        prompts,
+        n=n,
         max_new=how.max_new or int(work.experiment.algorithm.arguments["max_new"]),
         temperature=how.temperature,
         frame=frame,
-        seed=how.seed,
+        seed=seed,
         tell=tell,
     )
 
@@ -83,11 +101,12 @@ def _judges(work: Work, reward: tuple[Judge, ...]) -> tuple[Judge, ...]:
     if chosen == "truth":
         return _with_traces(work, Judge(name="the true scorer", scorer=TrueScorer()))
     if isinstance(chosen, RewardSection):
-        return _model(work, "judge", "a reward model fitted on other data")
+        return model_judges(work, "judge", "a reward model fitted on other data")
     return reward
 
 
-def _model(work: Work, name: str, words: str) -> tuple[Judge, ...]:
+def model_judges(work: Work, name: str, words: str) -> tuple[Judge, ...]:
+    """The reward model of a section as a judge, and once more for thoughts where they are an objective."""
     model = reward_of(work, name)
     scorer, data = RewardModelScorer(model), known_data(model.data)
     return _with_traces(work, Judge(name=words, scorer=scorer, weights=parameter_hash(model), data=data))

@@ -28,6 +28,7 @@ from paretune.stages.policy import teach
 from paretune.stages.ready import from_hub
 from paretune.stages.reward import fit_model
 from paretune.stages.shared import BEFORE_ALIGN, shared_key, take_over
+from paretune.stages.trial import trial
 from paretune.stages.work import Work
 
 Stage = Callable[[Work], str]
@@ -115,6 +116,8 @@ def stages_of(experiment: Experiment, until: str = "") -> list[tuple[str, Stage]
         stages.append(("judge", lambda work: fit_model(work, "judge")))
     if until not in BEFORE_ALIGN:
         stages.append(("align", align))
+    if until == "trial":
+        return [*stages, ("trial", trial)]
     return stages if until else [*stages, ("evaluate", judge), ("report", report)]
 
 

@@ -1,6 +1,6 @@
 """What every stage is handed: the recipe, the run folder, the records, and somebody to tell."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paretune.config import Experiment
@@ -38,6 +38,14 @@ class Work:
         if policy.sft is not None:
             return ModelSpec(path=str(self.folder("policy")), dtype=policy.dtype, device=self.device)
         return self.given
+
+    @property
+    def trained(self) -> ModelSpec:
+        """The very policy that came out: an adapter is put on its base again, not merged and rounded."""
+        adapter = self.folder("final", "adapter")
+        if adapter.exists():
+            return replace(self.start, adapter=str(adapter))
+        return replace(self.start, path=str(self.folder("final")), revision=None)
 
     @property
     def given(self) -> ModelSpec:
