@@ -37,3 +37,16 @@ proof-demo: $(READY)
 
 proof-real: $(READY)
 	@$(BIN)/paretune run recipes/real-small.yaml data.root=../shared/data policy.path=../shared/models/dialogue-7m
+
+# Ours against its peers, in an environment of its own: make bench WORKLOADS="dialogue short" DTYPES=float32 RUNS=5
+BENCH := .venv-bench/.ready
+.PHONY: bench
+bench: $(BENCH)
+	@.venv-bench/bin/python -m bench $(if $(WORKLOADS),--workloads $(WORKLOADS)) $(if $(DTYPES),--dtypes $(DTYPES)) \
+		$(if $(RUNS),--runs $(RUNS))
+
+$(BENCH): pyproject.toml constraints.txt
+	@echo "making .venv-bench (once, a few minutes)"
+	@$(PYTHON) -m venv --clear .venv-bench
+	@.venv-bench/bin/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@touch $@

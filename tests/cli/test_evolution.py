@@ -1,14 +1,13 @@
 """A whole run without gradients: the fit of its adapter, the search, and the evaluation of what was found."""
 
 import json
-import os
 import signal
-import subprocess
 import time
 
 import pytest
+from forked import begun
 from safetensors.torch import load_file
-from tiny import ENVIRONMENT, command, demo, fingerprint
+from tiny import command, demo, fingerprint
 
 from paretune.files import read_jsonl
 
@@ -59,14 +58,14 @@ def test_the_ledger_knows_the_fit_and_the_search(finished):
 def test_a_killed_run_goes_on_in_more_processes_and_changes_no_number(finished, tmp_path):
     folder, _ = finished
     other = tmp_path / "killed"
-    begun = subprocess.Popen(command(other, ESSA), stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+    process = begun(command(other, ESSA))
     most = time.monotonic() + 300
     while len(aligning(other) if (other / "metrics.jsonl").exists() else []) < 2:
-        assert begun.poll() is None
+        assert process.poll() is None
         assert time.monotonic() < most
         time.sleep(0.01)
-    os.kill(begun.pid, signal.SIGKILL)
-    begun.wait()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     again = demo(other, ESSA, "run.workers=2")
     assert again.returncode == 0, again.stderr
     assert "stage align" in again.stdout

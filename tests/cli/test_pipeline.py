@@ -1,13 +1,13 @@
 import json
 
 import pytest
-from tiny import demo, fingerprint
+from tiny import demo, demo_from_scratch, fingerprint
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    return folder, demo(folder)
+    return folder, demo_from_scratch(folder)
 
 
 def test_a_run_ends_with_its_table_and_the_path_of_its_report(finished):

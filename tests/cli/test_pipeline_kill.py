@@ -1,11 +1,11 @@
 """kill -9 in any stage: the same command goes on, and ends with the bytes of the unbroken run."""
 
 import random
-import subprocess
 import time
 
 import pytest
-from tiny import ENVIRONMENT, command, demo, fingerprint
+from forked import begun
+from tiny import command, demo, fingerprint
 
 KILLS = 4
 
@@ -16,9 +16,7 @@ def test_a_run_killed_again_and_again_ends_like_the_unbroken_one(tmp_path):
     chance = random.Random(0)
     metrics = tmp_path / "broken" / "metrics.jsonl"
     for _ in range(KILLS):
-        process = subprocess.Popen(
-            command(tmp_path / "broken"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT
-        )
+        process = begun(command(tmp_path / "broken"))
         seen = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
         target = seen + chance.randint(1, 4)
         while process.poll() is None:
@@ -27,8 +25,7 @@ def test_a_run_killed_again_and_again_ends_like_the_unbroken_one(tmp_path):
                 process.kill()
                 break
             time.sleep(0.01)
-        _, errors = process.communicate()
-        assert process.returncode in {0, -9}, errors
+        assert process.wait() in {0, -9}, process.stderr.read_text()
     last = demo(tmp_path / "broken")
     assert last.returncode == 0, last.stderr
     assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "whole")

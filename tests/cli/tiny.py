@@ -1,10 +1,11 @@
 """A whole experiment in seconds: the demo's recipe, cut down."""
 
 import hashlib
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+from forked import ENVIRONMENT, done
 
 SMALL = (
     "data.world.prompts=24",
@@ -25,17 +26,20 @@ SMALL = (
     "evaluate.draws=200",
 )
 PROGRAM = (sys.executable, "-c", "from paretune.cli import main; main()")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def command(folder: Path, *more: str) -> list[str]:
-    return [*PROGRAM, "demo", f"run.folder={folder}", *SMALL, *more]
+    return ["demo", f"run.folder={folder}", *SMALL, *more]
 
 
 def demo(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(folder, *more), capture_output=True, text=True, env=ENVIRONMENT, check=False
-    )
+    return done(command(folder, *more))
+
+
+def demo_from_scratch(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """As a user's shell begins it, imports and all."""
+    arguments = [*PROGRAM, *command(folder, *more)]
+    return subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, check=False)
 
 
 def fingerprint(folder: Path) -> dict[str, str]:

@@ -13,12 +13,7 @@ from paretune.credit.step import chain
 from paretune.credit.whiten import Whiten
 from toy import advance, graded
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def weights_of(values):

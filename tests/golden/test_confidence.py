@@ -13,12 +13,7 @@ from paretune.evaluate.calibration import bins, ece, on_unit_scale, overconfiden
 from paretune.objectives.reward_loss import BradleyTerry, CalibratedPairs
 from toy import graded
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize("case", cases("ppoc_reward_adjustment"))

@@ -10,12 +10,7 @@ from paretune.credit.step import chain
 from paretune.models.measure import implicit_reward
 from toy import advance, graded
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize("case", cases("rto_token_rewards"))

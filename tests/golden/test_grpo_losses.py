@@ -15,12 +15,7 @@ from paretune.loss.term import Term, total
 from paretune.loss.unclipped import CappedRatio, GammaWeighted, SoftGate
 from paretune.reduce import row_mean
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def policy_loss(p):

@@ -11,12 +11,7 @@ from paretune.loss.kl import KlToReference
 from paretune.loss.unclipped import gamma_weight
 from paretune.reduce import group_std
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 NAMES = {"k1": "k1", "k2": "k2", "k3": "k3_cut", "abs": "abs", "k1+": "k1_k2", "k3+": "k3_cut_k2"}

@@ -16,13 +16,7 @@ from paretune.reduce import token_weights
 
 ADDED = 1e-10
 """What their code adds to the sum inside the logarithm; ours is a log-sum-exp."""
-
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def stages(out, batch, rewards):

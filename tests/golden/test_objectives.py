@@ -13,12 +13,7 @@ from paretune.learn.reward_metrics import pair_metrics
 from paretune.objectives.reward_loss import BradleyTerry, Regression, labelled_loss
 from toy import graded
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def table(case: Case, key: str) -> np.ndarray:

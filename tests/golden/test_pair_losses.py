@@ -10,12 +10,7 @@ from paretune.loss.group import per_response
 from paretune.loss.pair import pair_loss
 from paretune.loss.preference import Dpo, Margin, Tdpo
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def reduction(p):

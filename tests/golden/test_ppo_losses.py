@@ -17,12 +17,7 @@ from paretune.loss.policy import Clipped
 from paretune.loss.value import ValueClipped, ValueSquared
 from toy import advance
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def critic_loss(part, values, old, returns, weight):

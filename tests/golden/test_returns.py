@@ -14,12 +14,7 @@ from paretune.credit.whiten import Whiten, whiten
 from paretune.reduce import masked_mean, masked_var, row_mean
 from toy import advance, graded
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize("case", cases("ppo_masked_whiten"))

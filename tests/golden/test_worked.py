@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from byhand import near
 
 from paretune.batch import Outputs
 from paretune.credit.advantage import GroupNormalise, Spread, group_normalise
@@ -23,17 +24,7 @@ NAMES = ("polite", "meaning", "action", "safety")
 EQUAL = dict.fromkeys(NAMES, 0.25)
 PLAIN = GroupNormalise(form="population", eps=0.0)
 GATES = tuple(Gate(name, "safety", 0.5) for name in NAMES[:3])
-
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def near(x, want, tol=2e-6):
-    torch.testing.assert_close(x.flatten(), torch.tensor(want), atol=tol, rtol=0)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from byhand import near
 
 from paretune.algorithms.gdpo import gdpo_credit
 from paretune.credit.advantage import BatchNormalise, GroupNormalise, LeaveOneOut, Spread, leave_one_out
@@ -22,17 +23,7 @@ EQUAL = dict.fromkeys(NAMES, 0.25)
 Z = GroupNormalise(form="population", eps=0.0)
 BATCH = BatchNormalise(form="population", eps=0.0)
 GATES = tuple(Gate(name, "safety", 0.5) for name in NAMES[:3])
-
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def near(x, want, tol=2e-6):
-    torch.testing.assert_close(x.flatten(), torch.tensor(want).flatten(), atol=tol, rtol=0)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def signal(step, scores, **more):

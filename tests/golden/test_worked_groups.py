@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from byhand import near, one
 from groupbatch import pairs_of, read
 
 from paretune.batch import Outputs
@@ -17,20 +18,7 @@ from paretune.loss.ranking import Ranking, ranking_stages
 from paretune.reduce import token_weights
 from toy import graded
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def near(x, want, tol=1e-6):
-    torch.testing.assert_close(x.detach().flatten(), torch.tensor(want), atol=tol, rtol=0)
-
-
-def one(x):
-    return torch.tensor([float(x)])
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from byhand import near, one
 
 from paretune.batch import Outputs
 from paretune.credit.importance import TruncatedImportance, cut_ratio, sampler_ratio
@@ -11,24 +12,11 @@ from paretune.loss.policy import Clipped, surrogate
 from paretune.loss.ratio import log_ratio
 from paretune.loss.unclipped import CappedRatio, gamma_weight, soft_gate
 from paretune.loss.value import ValueClipped, clipped_error, squared_error
-from paretune.models.forward import Head, log_distribution
+from paretune.models.head import Head, log_distribution
 from paretune.reduce import token_weights
 from toy import advance, graded
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def near(x, want, tol=1e-6):
-    torch.testing.assert_close(x.detach().flatten(), torch.tensor(want), atol=tol, rtol=0)
-
-
-def one(x):
-    return torch.tensor([float(x)])
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from paretune.files import read_jsonl
 from paretune.learn.descend import descend
 from paretune.rundir import Run
 
-STEPS = {"ppo": 60, "salsa": 60, "pf_ppo": 60, "rto": 60, "safe_rlhf": 60, "ppo_max": 80, "superhf": 60}
+STEPS = {"ppo": 60, "salsa": 60, "pf_ppo": 60, "superhf": 32}
+STEPS |= dict.fromkeys(("ppo_c", "ppo_m", "dapo", "sft", "modpo"), 40)
+"""Of those that rise late or unsteadily: after 28 steps one seed or another is near what is asked."""
 RISE = {"ppo": 0.2, "modpo": 0.2, "safe_rlhf": 0.2}
 
 
@@ -18,7 +20,7 @@ def both(line):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", GRADIENT)
 def test_it_learns(tmp_path, name, seed):
-    recipe, steps = recipe_of(name), STEPS.get(name, 40)
+    recipe, steps = recipe_of(name), STEPS.get(name, 28)
     world = world_of(recipe, tmp_path, seed)
     descend(recipe, world, steps=steps, seed=seed, run=Run(tmp_path / "run"), checkpoint_every=steps)
     lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")

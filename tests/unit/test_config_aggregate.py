@@ -165,6 +165,13 @@ def test_a_line_for_each_contradiction(tmp_path: Path, section: str, value: str,
     assert expected in line
 
 
+def test_of_a_misspelt_algorithm_nobody_says_that_it_keeps_no_constraints(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        experiment(tmp_path, algorithm="{name: lagrangian_grop}", objectives="{safety: {at_least: 0.9}}")
+    (line,) = str(caught.value).split("\n")
+    assert 'algorithm.name: "lagrangian_grop" is no algorithm; did you mean "lagrangian_grpo"?' in line
+
+
 @pytest.mark.parametrize(
     ("aggregate", "objectives", "expected"),
     [

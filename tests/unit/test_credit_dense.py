@@ -12,13 +12,7 @@ from toy import advance, graded
 
 TUNED, REFERENCE, POLICY = (-1.0, -0.5, -2.0), (-1.4, -0.3, -2.2), (-1.2, -0.3, -1.7)
 PAY = chain(EndReward(), KlPenalty(0.01))
-
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def three_tokens(tuned=TUNED, score=0.8, clip=0.05, beta=0.05):

@@ -188,7 +188,8 @@ def test_the_best_stay_in_their_order():
 
 
 def test_the_best_are_those_of_one_signal():
-    with pytest.raises(WiringError, match="signal of 1 objective, and there are 2: put an aggregator"):
+    said = r"KeepBest needs one signal and got 2 objectives: put it after an aggregator \(WeightedSum\)"
+    with pytest.raises(WiringError, match=said):
         advance(KeepBest(), graded([[1.0, 2.0], [0.0, 1.0]]))
 
 

@@ -5,7 +5,8 @@ import torch
 
 from paretune.errors import WiringError
 from paretune.models.adapt import AdapterOff, Lora, add_lora
-from paretune.models.forward import head_of, probe_head, token_logp
+from paretune.models.forward import probe_head, token_logp
+from paretune.models.head import head_of
 from paretune.models.load import parameter_hash
 from paretune.models.measure import Models, Reference, response_logp
 from paretune.models.tiny import KINDS, tiny_model

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from paretune.errors import WiringError
-from paretune.models.forward import head_of, hidden_states, probe_head, run, token_logp
+from paretune.models.forward import probe_head, run, states, token_logp
+from paretune.models.head import Head, head_of
 from paretune.models.tiny import KINDS, random_model, tiny_model
 from tinyrows import VOCAB, batch_of, rows
 
@@ -67,16 +68,16 @@ def test_the_gradient_is_that_of_the_plain_computation():
         assert torch.allclose(a.grad, b.grad, rtol=1e-8, atol=1e-10)
 
 
-def test_the_logits_of_all_tokens_never_exist(monkeypatch):
-    sizes = []
-    import paretune.models.forward as forward
-
-    whole = forward.log_distribution
-    monkeypatch.setattr(forward, "log_distribution", lambda h, x, t: sizes.append(len(x)) or whole(h, x, t))
+@pytest.mark.parametrize("kept", [0, 10**6])
+def test_the_logits_of_all_tokens_never_exist(monkeypatch, kept):
+    sizes, logits = [], Head.logits
+    monkeypatch.setattr(Head, "logits", lambda self, x: sizes.append(len(x)) or logits(self, x))
+    monkeypatch.setattr("paretune.models.head.KEPT", kept)
     tokens, attend, where = rows()
     token_logp(tiny_model("llama", VOCAB), tokens, attend, where, chunk=4).sum().backward()
     assert max(sizes) == 4
-    assert sum(sizes) == 2 * int(where.sum())  # once forward, once again on the way back
+    passes = 1 if kept else 2  # once forward; once again on the way back, where nothing was kept
+    assert sum(sizes) == passes * int(where.sum())
 
 
 def test_nothing_asked_gives_zeros_that_can_be_differentiated():
@@ -140,8 +141,9 @@ def test_bfloat16_weights_have_a_float32_head():
     out = token_logp(model, tokens, attend, where)
     assert out.dtype == torch.float32
     assert head_of(model).weight.dtype == torch.float32
-    hidden = hidden_states(model, tokens, attend)
-    assert hidden.dtype == torch.bfloat16
+    found = states(model, tokens, attend)
+    assert found.flat.dtype == torch.bfloat16
+    hidden = found.flat[found.place]
     logits = hidden.double() @ model.get_output_embeddings().weight.double().T
     expected = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
     assert torch.allclose(out[:, 1:][where[:, 1:]].double(), expected[where[:, 1:]], atol=1e-5)

@@ -1,11 +1,11 @@
 """Reading all records of an experiment: what is taken, what is left out, what is complained of."""
 
-import csv
 import json
 import re
 from pathlib import Path
 
 import pytest
+from smallfiles import describe_model, rate, write
 
 from paretune.config import Experiment, load
 from paretune.errors import ConfigError, DataError
@@ -37,24 +37,12 @@ FILES = {
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a model's configuration and tokenizer, and small files of all kinds."""
     monkeypatch.chdir(tmp_path)
-    tokenizer = tiny_tokenizer()
-    tokenizer.save_pretrained("model")
-    tiny_config("llama", len(tokenizer), context=96).save_pretrained("model")
-    Path("model/model.safetensors").touch()
+    describe_model()
     write("train.jsonl", [{"prompt": f"train {i}"} for i in range(4)])
     write("test.jsonl", [{"prompt": f"test {i}"} for i in range(3)])
     write("shown.jsonl", [{"prompt": f"shown {i}", "response": "yes"} for i in range(3)])
     rate("rated.csv", [(f"rated {i}", f"reply {i}", "" if i % 3 else i) for i in range(30)])
     return tmp_path
-
-
-def write(name: str, rows: list[dict[str, object]]) -> None:
-    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def rate(name: str, rows: list[tuple[object, ...]]) -> None:
-    with Path(name).open("w", newline="") as file:
-        csv.writer(file).writerows([("prompt", "response", "safe"), *rows])
 
 
 def experiment(sections: dict[str, object], *overrides: str) -> Experiment:

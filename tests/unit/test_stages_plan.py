@@ -1,14 +1,13 @@
 """What `paretune check` says of a recipe, and that it tries everything and writes nothing."""
 
-import csv
 import json
 from pathlib import Path
 
 import pytest
+from smallfiles import describe_model, rate, write
 
 from paretune.config import Experiment, load
 from paretune.errors import ConfigError, WiringError
-from paretune.models.tiny import tiny_config, tiny_tokenizer
 from paretune.stages import pipeline
 from paretune.stages.pipeline import check
 
@@ -32,21 +31,12 @@ RECIPE = {
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    tokenizer = tiny_tokenizer()
-    tokenizer.save_pretrained("model")
-    tiny_config("llama", len(tokenizer), context=96).save_pretrained("model")
-    Path("model/model.safetensors").touch()
+    describe_model()
     write("a.jsonl", [{"prompt": f"train {i}"} for i in range(4)] + [{"prompt": "x" * 60}])
     write("b.jsonl", [{"prompt": f"more {i}"} for i in range(3)])
     write("test.jsonl", [{"prompt": f"test {i}"} for i in range(2)])
-    with Path("rated.csv").open("w", newline="") as file:
-        rows = [(f"rated {i}", f"reply {i}", i) for i in range(12)]
-        csv.writer(file).writerows([("prompt", "response", "safe"), *rows])
+    rate("rated.csv", [(f"rated {i}", f"reply {i}", i) for i in range(12)])
     return tmp_path
-
-
-def write(name: str, rows: list[dict[str, object]]) -> None:
-    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def experiment(*overrides: str) -> Experiment:

@@ -5,7 +5,7 @@ objectives give.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from paretune.algorithms.grpo import grpo
@@ -19,7 +19,7 @@ from paretune.credit.step import Step, chain, steps_of
 from paretune.credit.weights import PreferenceSum
 from paretune.credit.worst import Chebyshev, Worst
 from paretune.errors import WiringError
-from paretune.learn.recipe import Phase, Recipe
+from paretune.learn.recipe import Recipe, in_phases
 
 Weights = Mapping[str, float]
 Constraints = Sequence[Constraint]
@@ -56,12 +56,8 @@ def aggregated(
     home[place] = aggregator or home[place]
     if missing is not None:
         worth.insert(place if home is worth else len(worth), missing)
-    made = tuple(
-        replace(phase, recipe=aggregated(phase.recipe, aggregator, before=before, missing=missing))
-        if isinstance(phase, Phase)
-        else phase
-        for phase in recipe.before
-    )
+    again = partial(aggregated, aggregator=aggregator, before=before, missing=missing)
+    made = in_phases(recipe.before, again)
     return recipe.but(worth=chain(*before, *worth), credit=chain(*credit), before=made)
 
 

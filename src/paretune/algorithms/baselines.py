@@ -1,11 +1,12 @@
 """Critic-free policy gradients that differ from GRPO in what a response is compared with."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
-from paretune.algorithms.grpo import Gates, grpo
+from paretune.algorithms.grpo import grpo
 from paretune.algorithms.signature import extends
-from paretune.bounds import Count, NotNegative, Positive, Share
+from paretune.bounds import Count, NotNegative
 from paretune.credit.advantage import GroupNormalise, LeaveOneOut, Spread
 from paretune.credit.gae import ReturnToGo
 from paretune.credit.penalty import EndReward, KlPenalty
@@ -60,51 +61,32 @@ def rloo(
     return base.but(name="rloo", credit=chain(*price, LeaveOneOut(), Spread()), weigh=Weigh("constant", 1))
 
 
+@extends(grpo)
 def reinforce_pp(
     weights: Mapping[str, float],
     *,
-    gates: Gates = (),
     n: Count = 8,
-    max_new: Count = 256,
-    temperature: Positive = 1.0,
     baseline: Literal["none", "group"] = "none",
-    clip: Share = 0.2,
     kl: NotNegative = 0.01,
-    minibatch: Count | None = None,
-    epochs: Count = 1,
+    **more: Any,
 ) -> Recipe:
     """Returns of tokens, whitened over the whole batch; prompts are not compared apart.
 
     Args:
         weights: Weight of each objective.
-        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
         n: Responses to each prompt; 1 is enough without a baseline.
-        max_new: Longest response, in tokens.
-        temperature: Of sampling, and of every log-probability.
         baseline: "group" subtracts the mean of the prompt's responses before whitening, and charges the
             divergence in the loss instead of in the reward.
-        clip: How far the probability ratio may go from 1.
         kl: Price of the divergence from the reference.
-        minibatch: Rows of one optimiser step; None: all that were sampled.
-        epochs: Passes over the sampled responses.
+        more: As for `grpo`.
 
     Source: Hu et al. 2025 (arXiv:2501.03262). Differs: with a baseline the KL term has the value of k3; its
     gradient is that of k2, as there.
     """
     alone = baseline == "none"
-    base = grpo(
-        weights,
-        gates=gates,
-        n=max(n, 2) if alone else n,
-        max_new=max_new,
-        temperature=temperature,
-        clip=clip,
-        kl=0.0 if alone else kl,
-        minibatch=minibatch,
-        epochs=epochs,
-    )
-    source = Online(n=n, max_new=max_new, temperature=temperature)
-    base = base.but(name="reinforce_pp", source=source, weigh=Weigh("token"))
+    base = grpo(weights, n=max(n, 2) if alone else n, kl=0.0 if alone else kl, **more)
+    assert isinstance(base.source, Online)
+    base = base.but(name="reinforce_pp", source=replace(base.source, n=n), weigh=Weigh("token"))
     if not alone:
         return base.but(credit=chain(GroupNormalise("none"), Spread(), Whiten()))
     price = (KlPenalty(kl),) if kl else ()

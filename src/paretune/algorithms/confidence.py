@@ -10,7 +10,7 @@ from paretune.algorithms.views import Made, after_sum
 from paretune.bounds import NotNegative
 from paretune.credit.confidence import CalibrateByConfidence, Form
 from paretune.errors import WiringError
-from paretune.learn.recipe import CONFIDENCE, Phase, Recipe
+from paretune.learn.recipe import CONFIDENCE, Recipe, in_phases
 from paretune.rollout.sample import Online
 
 
@@ -24,11 +24,8 @@ def asking(recipe: Made) -> Made:
         raise WiringError(f"{recipe.name} reads stored responses, and confidence has to be asked for")
     if recipe.frame not in {"", "confidence"}:
         raise WiringError(f"{recipe.name} has a frame of its own ({recipe.frame}), and a prompt has one")
-    before = tuple(
-        replace(made, recipe=asking(made.recipe)) if isinstance(made, Phase) else made
-        for made in recipe.before
-    )
-    return recipe.but(source=replace(recipe.source, frame="confidence"), before=before)
+    source = replace(recipe.source, frame="confidence")
+    return recipe.but(source=source, before=in_phases(recipe.before, asking))
 
 
 @extends(ppo)

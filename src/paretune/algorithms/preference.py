@@ -8,7 +8,7 @@ from paretune.algorithms.signature import extends
 from paretune.bounds import Count, NotNegative, Positive
 from paretune.credit.aggregate import Gate
 from paretune.credit.keep import KeepBest
-from paretune.credit.step import chain
+from paretune.credit.step import chain, steps_of
 from paretune.errors import WiringError
 from paretune.learn.recipe import Recipe, Weigh
 from paretune.loss.exact import ExactKl
@@ -176,30 +176,23 @@ def pro(
     return dpo(weights, n=n, **more).but(name="pro", measure=(Reference(),), losses=losses)
 
 
+@extends(dpo, "form", "smoothing", "reduction", "reference", "beta", "responses")
 def superhf(
     weights: Mapping[str, float],
     *,
-    gates: Gates = (),
     n: Count = 16,
     keep: Count = 1,
-    max_new: Count = 256,
-    temperature: Positive = 1.0,
     kl: NotNegative = 0.35,
-    minibatch: Count | None = None,
-    epochs: Count = 1,
+    **more: Any,
 ) -> Recipe:
     """Sample many, imitate the best, and stay near what the reference would have said.
 
     Args:
         weights: Weight of each objective.
-        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
         n: Responses to each prompt, of which the best are kept.
         keep: How many are kept.
-        max_new: Longest response, in tokens.
-        temperature: Of sampling, and of every log-probability.
         kl: Coefficient of the exact KL(reference || policy).
-        minibatch: Rows of one optimiser step; None: all that were kept.
-        epochs: Passes over the kept responses.
+        more: As for `dpo`; an optimiser step is of responses that were kept.
 
     Source: Mukobi et al. 2023 (arXiv:2310.16763). Differs: likelihood and divergence are means over the same
     tokens; their code adds up rows in one of them.
@@ -207,15 +200,12 @@ def superhf(
     if n <= keep:
         raise WiringError(f"algorithm.n is {n}, and {keep} are kept: nothing is chosen; fix: more than that")
     near = (Term(kl, ExactKl()),) if kl else ()
-    return Recipe(
+    base = dpo(weights, responses="online", n=n, **more)
+    return base.but(
         name="superhf",
-        source=Online(n=n, max_new=max_new, temperature=temperature),
-        worth=chain(*gated(weights, gates), KeepBest(keep)),
-        measure=(Reference(),),
+        worth=chain(*steps_of(base.worth), KeepBest(keep)),
         losses=(Term(1.0, Likelihood()), *near),
         weigh=Weigh("token"),
-        epochs=epochs,
-        minibatch=minibatch,
     )
 
 

@@ -1,13 +1,14 @@
 """Thinking before the answer, around any recipe that samples: RLMT."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from paretune.algorithms.views import Made, after_sum
 from paretune.credit.unread import UnreadIsWorst
 from paretune.data.frame import Frame, View
 from paretune.errors import WiringError
-from paretune.learn.recipe import Phase
+from paretune.learn.recipe import in_phases
 from paretune.rollout.sample import Online
 
 Unscored = Literal["worst", "drop"]
@@ -42,12 +43,9 @@ def with_thinking(
         raise WiringError(
             f"{recipe.name} has a frame and a view of its own ({asked}), and a response has one"
         )
-    before = tuple(
-        replace(made, recipe=with_thinking(made.recipe, unscored, frame=frame, view=view))
-        if isinstance(made, Phase)
-        else made
-        for made in recipe.before
-    )
+    again = partial(with_thinking, unscored=unscored, frame=frame, view=view)
     base = recipe if unscored == "drop" else after_sum(recipe, UnreadIsWorst())
     source = replace(recipe.source, frame=frame)
-    return base.but(name=f"thinking_{recipe.name}", source=source, view=view, before=before)
+    return base.but(
+        name=f"thinking_{recipe.name}", source=source, view=view, before=in_phases(recipe.before, again)
+    )

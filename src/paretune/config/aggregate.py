@@ -72,6 +72,11 @@ def takes_constraints(function: Callable[..., Any]) -> bool:
     return "constraints" in inspect.signature(function).parameters
 
 
+def _may_keep(algorithm: str) -> bool:
+    """Whether an algorithm of this name keeps constraints; one that is misspelt may be meant to."""
+    return algorithm not in ALGORITHMS or takes_constraints(ALGORITHMS[algorithm])
+
+
 def constraints_of(e: Experiment) -> tuple[Constraint, ...]:
     """The levels that objectives give by `at_least`."""
     return tuple(
@@ -90,7 +95,7 @@ def aggregate_faults(e: Experiment) -> Iterator[Fault]:
         if o.at_least is None:
             for key in (key for key in given(o) if key in {"constraint", "at"}):
                 yield Fault((*path, key), "has no effect without at_least", fix="give both, or leave it out")
-        elif way not in WITH_LEVELS and not takes_constraints(ALGORITHMS[e.algorithm.name]):
+        elif way not in WITH_LEVELS and not _may_keep(e.algorithm.name):
             fix = "write aggregate: {name: lagrangian}, or leave it out"
             yield Fault((*path, "at_least"), f"has no effect with aggregate.name {way}", fix=fix)
         else:

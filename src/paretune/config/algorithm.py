@@ -51,8 +51,9 @@ def _unfit(e: Experiment) -> Iterator[Fault]:
     if found is not None:
         yield found
         return
+    own = _alone(e)
     try:
-        recipe = with_frame(e, _alone(e))
+        recipe = with_frame(e, own)
     except WiringError as error:
         key = ("thinking",) if e.thinking is not None else ("data", "world", "confidence")
         yield Fault(key, str(error), fix="leave it out, or take a method that samples its responses")
@@ -63,7 +64,7 @@ def _unfit(e: Experiment) -> Iterator[Fault]:
         yield Fault(("aggregate",), str(error))
         return
     yield from needed_faults(e, recipe)
-    yield from frame_faults(e, recipe)
+    yield from frame_faults(e, recipe, own.frame)
     if recipe.frame == "confidence" and takes_constraints(ALGORITHMS[e.algorithm.name]):
         wrong = f"{e.algorithm.name} credits objectives apart, and a stated confidence is none of its own"
         yield Fault(("algorithm", "name"), wrong, fix="take another algorithm, or ask for no confidence")

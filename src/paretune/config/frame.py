@@ -9,11 +9,9 @@ from paretune.config.faults import Fault, nearest
 from paretune.config.rules import WORLD, given
 from paretune.config.schema import Experiment, level
 from paretune.config.tree import short
+from paretune.data.frame import Frame
 from paretune.learn.evolution import Evolution
 from paretune.learn.recipe import CONFIDENCE, Recipe
-
-JUDGED_WITH_CONFIDENCE = ("ppo_m",)
-"""Algorithms whose reward must know what a stated confidence is worth."""
 
 
 def with_frame(e: Experiment, recipe: Recipe | Evolution) -> Recipe | Evolution:
@@ -29,12 +27,18 @@ def with_frame(e: Experiment, recipe: Recipe | Evolution) -> Recipe | Evolution:
     return recipe
 
 
-def frame_faults(e: Experiment, recipe: Recipe | Evolution) -> Iterator[Fault]:
-    """What frame and view need of the rest of a recipe, and what has no effect without them."""
+def frame_faults(e: Experiment, recipe: Recipe | Evolution, own: Frame) -> Iterator[Fault]:
+    """What frame and view need of the rest of a recipe, and what has no effect without them.
+
+    Args:
+        e: The experiment.
+        recipe: The algorithm's, with the frame that the experiment asks for.
+        own: The frame of the algorithm itself.
+    """
     yield from _world(e, recipe)
     yield from _traces(e)
     yield from _missing(e)
-    yield from _heads(e, recipe)
+    yield from _heads(e, recipe, own)
     yield from _correct(e, recipe)
     if recipe.frame == "confidence" and CONFIDENCE in e.objectives:
         wrong, fix = "is the name of the confidence that responses state", "give it another name"
@@ -74,11 +78,11 @@ def _missing(e: Experiment) -> Iterator[Fault]:
         yield Fault(("aggregate", "missing"), wrong, fix="leave out aggregate.missing")
 
 
-def _heads(e: Experiment, recipe: Recipe | Evolution) -> Iterator[Fault]:
+def _heads(e: Experiment, recipe: Recipe | Evolution, own: Frame) -> Iterator[Fault]:
     """Heads that know what confidence is worth, where they are needed and where they are not."""
     calibrated = [name for name, head in e.reward.objectives.items() if head.loss == "calibrated"]
     told = recipe.frame == "confidence" and recipe.view == "whole"
-    if e.algorithm.name in JUDGED_WITH_CONFIDENCE and not calibrated and e.reward.path is None:
+    if told and own == "confidence" and not calibrated and e.reward.path is None:
         wrong = f"{e.algorithm.name} needs a head that knows what a stated confidence is worth"
         fix = "write loss: calibrated at one that says whether an answer is right"
         yield Fault(("reward", "objectives"), wrong, fix=fix)

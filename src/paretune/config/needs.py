@@ -6,7 +6,7 @@ from paretune.config.faults import Fault
 from paretune.config.rules import given
 from paretune.config.schema import Experiment
 from paretune.learn.evolution import Evolution
-from paretune.learn.recipe import Phase, Recipe, Soup
+from paretune.learn.recipe import Recipe, Soup, phase_recipes
 from paretune.learn.search import Isotropic
 from paretune.rollout.sample import Offline
 
@@ -22,13 +22,8 @@ def needed_faults(e: Experiment, recipe: Recipe | Evolution) -> Iterator[Fault]:
 def _searched(e: Experiment, evolution: Evolution) -> Iterator[Fault]:
     """Of a method without gradients, and of the fit of its adapter."""
     name, said = e.algorithm.name, e.algorithm.arguments
-    reads, stored = isinstance(evolution.fitted.recipe.source, Offline), given(e.data.stored)
-    if reads and not stored:
-        fix = "name data.stored.ratings or data.stored.pairs, or write algorithm.warm: start"
-        yield Fault(("algorithm", "warm"), "reads stored responses, and there are none", fix=fix)
-    if stored and not reads:
-        fix = "leave it out, or write algorithm.warm: stored"
-        yield Fault(("data", "stored"), f"has no effect: {name} samples its own responses", fix=fix)
+    reads = isinstance(evolution.fitted.recipe.source, Offline)
+    yield from _stored(e, reads, "warm", "write algorithm.warm: start", "write algorithm.warm: stored")
     if e.data.demonstrations:
         yield Fault(("data", "demonstrations"), f"has no effect: {name} remembers none", fix="leave it out")
     if "r" in said and e.policy.lora is not None:
@@ -48,15 +43,9 @@ def _learnt(e: Experiment, recipe: Recipe) -> Iterator[Fault]:
         wrong = f"has no effect: {e.algorithm.name} tries no candidates"
         yield Fault(("run", "workers"), wrong, fix="leave it out")
     name = e.algorithm.name
-    phases = [made.recipe for made in recipe.before if isinstance(made, Phase)]
-    reads = any(isinstance(each.source, Offline) for each in (recipe, *phases))
-    stored = given(e.data.stored)
-    if reads and not stored:
-        fix = "name data.stored.ratings or data.stored.pairs, or take another algorithm.responses"
-        yield Fault(("algorithm", "responses"), "reads stored responses, and there are none", fix=fix)
-    if stored and not reads:
-        fix = "leave it out, or take an offline method with algorithm.responses: stored"
-        yield Fault(("data", "stored"), f"has no effect: {name} samples its own responses", fix=fix)
+    reads = any(isinstance(each.source, Offline) for each in (recipe, *phase_recipes(recipe.before)))
+    offline = "take an offline method with algorithm.responses: stored"
+    yield from _stored(e, reads, "responses", "take another algorithm.responses", offline)
     if recipe.aside is not None and e.policy.sft is None and not e.data.demonstrations:
         fix = "name data.demonstrations, or leave algorithm.lm out"
         yield Fault(("algorithm", "lm"), "needs demonstrations, and there are none", fix=fix)
@@ -71,6 +60,25 @@ def _learnt(e: Experiment, recipe: Recipe) -> Iterator[Fault]:
         yield from _never_sampled(e)
     if "values" in recipe.wants():
         yield from _critic(e, recipe)
+
+
+def _stored(e: Experiment, reads: bool, key: str, unread: str, read: str) -> Iterator[Fault]:
+    """Stored responses that are missing, or that nobody reads.
+
+    Args:
+        e: The experiment.
+        reads: The method reads some.
+        key: The argument of the algorithm that decides it.
+        unread: What makes the method read none.
+        read: What makes it read them.
+    """
+    stored = given(e.data.stored)
+    if reads and not stored:
+        fix = f"name data.stored.ratings or data.stored.pairs, or {unread}"
+        yield Fault(("algorithm", key), "reads stored responses, and there are none", fix=fix)
+    if stored and not reads:
+        wrong = f"has no effect: {e.algorithm.name} samples its own responses"
+        yield Fault(("data", "stored"), wrong, fix=f"leave it out, or {read}")
 
 
 def _never_sampled(e: Experiment) -> Iterator[Fault]:

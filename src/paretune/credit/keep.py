@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from paretune.batch import Batch
+from paretune.credit.penalty import one_signal
 from paretune.credit.step import Metrics, State, Step
 from paretune.errors import WiringError
 from paretune.reduce import ranked
@@ -48,11 +49,7 @@ class KeepBest(Step):
         Raises:
             WiringError: The signal is of several objectives.
         """
-        if batch.signal.shape[-1] != 1:
-            raise WiringError(
-                f"KeepBest reads a signal of 1 objective, and there are {batch.signal.shape[-1]}: "
-                "put an aggregator (WeightedSum) before it"
-            )
+        one_signal(batch, "KeepBest")
         best = best_rows(batch.signal, batch.group, batch.respond.any(-1), self.k)
         left = batch.rows(best.sort().values) if len(best) else batch
         return left, state, {"responses/kept": len(left) / max(len(batch), 1)}

@@ -182,5 +182,6 @@ def one_signal(batch: Batch, part: str) -> None:
     """
     if batch.signal.shape[-1] != 1:
         raise WiringError(
-            f"{part} needs one signal and got {batch.signal.shape[-1]} objectives: put it after an aggregator"
+            f"{part} needs one signal and got {batch.signal.shape[-1]} objectives: "
+            "put it after an aggregator (WeightedSum)"
         )

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from paretune.batch import Batch
-from paretune.data.records import Demonstration, Preference, Prompt, Rating, Record
+from paretune.data.records import Demonstration, Preference, Prompt, Rating, Record, Sample
 
 R = TypeVar("R", bound=Record)
 
@@ -45,6 +47,12 @@ def collate(
         scores=scores,
         signal=scores.clone(),
     )
+
+
+def kinds_of(samples: Sequence[Sample]) -> tuple[Int[Tensor, " B"], tuple[str, ...]]:
+    """Of each sample the place of its prompt's kind among the kinds, and the kinds as they first come."""
+    kinds = tuple(dict.fromkeys(sample.prompt.kind for sample in samples))
+    return torch.tensor([kinds.index(sample.prompt.kind) for sample in samples], dtype=torch.long), kinds
 
 
 def split_by_prompt(records: Sequence[R], share: float, seed: int) -> tuple[list[R], list[R]]:

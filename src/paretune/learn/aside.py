@@ -6,7 +6,7 @@ import torch
 
 from paretune.chance import generator
 from paretune.learn.fit import Task
-from paretune.objectives.reward_model import by_length
+from paretune.learn.microbatch import unit_passes
 
 
 class Stream:
@@ -30,7 +30,7 @@ def nudge(stream: Stream, units: Sequence[int], coefficient: float, micro_tokens
     part = stream.task.open(units)
     lengths = [stream.task.lengths[unit] for unit in units]
     whole = 0.0
-    for positions in by_length([max(n) for n in lengths], micro_tokens, [len(n) for n in lengths]):
+    for positions in unit_passes(lengths, micro_tokens, stream.task.model):
         loss, _ = part(positions)
         (coefficient * loss).backward()
         whole += float(loss.detach())

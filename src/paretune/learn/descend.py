@@ -17,7 +17,7 @@ from paretune.learn.check import check
 from paretune.learn.diagnose import Seen, collected, credited, known, peaks, weighed
 from paretune.learn.evolution import Evolution
 from paretune.learn.guard import Guard
-from paretune.learn.microbatch import cuts
+from paretune.learn.microbatch import passes
 from paretune.learn.optim import AdamW, Optimizer
 from paretune.learn.progress import Budget, Progress, begin
 from paretune.learn.recipe import Recipe
@@ -50,7 +50,7 @@ class World:
     """The prompts of a step, a function of the step alone."""
     optim: AdamW = field(default_factory=AdamW)
     micro_tokens: int = 8192
-    """Tokens of one forward pass with gradients; changes memory and speed only."""
+    """Tokens of a forward pass with gradients, shared prompts once; changes memory and speed only."""
     start: Sampler | None = None
     """Samples from the policy as it was before the first update."""
     stored: Callable[[int], Rollout] | None = None
@@ -189,10 +189,10 @@ def gradient(
     """
     optimizer.zero()
     part = part.set(weight=recipe.weigh(part.respond))
-    lengths, group = part.attend.sum(-1).tolist(), part.group.tolist() if recipe.by_group() else None
     losses, temperature = recipe.losses_at(guard.step), recipe.temperature()
     wants = recipe.wants() | {"entropy"}
-    for rows in cuts(lengths, world.micro_tokens, group):
+    asked = [m for m in (world.models.policy, world.models.critic) if m is not None]
+    for rows in passes(part, world.micro_tokens, asked, by_group=recipe.by_group()):
         micro = part.rows(torch.tensor(rows))
         out = forward(
             world.models.policy,

@@ -19,13 +19,14 @@ from paretune.chance import generator
 from paretune.data.records import Demonstration
 from paretune.data.template import encode_prompt, encode_response
 from paretune.errors import ConfigError, DataError, TrainingGuard, WiringError, complaint, joined
+from paretune.learn.microbatch import unit_passes
 from paretune.learn.optim import AdamW, Optimizer
 from paretune.learn.resume import load_latest, save_checkpoint, steps_in
 from paretune.learn.stop import StopRequest
 from paretune.memory import peak_memory
 from paretune.models.forward import device_of, token_logp
 from paretune.models.load import Language, context_length
-from paretune.objectives.reward_model import by_length, pad_rows
+from paretune.objectives.reward_model import pad_rows
 from paretune.reduce import token_weights
 from paretune.rundir import Run
 
@@ -61,7 +62,7 @@ class Fitting:
     batch: int = 32
     """Units of an optimiser step."""
     micro_tokens: int = 4096
-    """Tokens of a forward pass, padding included; changes memory and speed only."""
+    """Tokens of a forward pass; changes memory and speed only."""
     optim: AdamW = field(default_factory=lambda: AdamW(lr=3e-4, warmup=0.05, schedule="cosine"))
 
     def steps(self, units: int) -> int:
@@ -139,8 +140,7 @@ def _update(
     metrics: dict[str, float] = {"fit/loss": 0.0}
     optimizer.zero()
     lengths = [task.lengths[u] for u in units]
-    longest, rows = [max(n) for n in lengths], [len(n) for n in lengths]
-    for positions in by_length(longest, how.micro_tokens, rows):
+    for positions in unit_passes(lengths, how.micro_tokens, task.model):
         loss, found = part(positions)
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -1,6 +1,29 @@
 """How the rows of one optimiser step are cut into forward passes that fit the memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from paretune.batch import Batch
+from paretune.models.forward import can_pack
+from paretune.models.sharing import plan, sharings
+from paretune.objectives.reward_model import by_length
+
+
+def passes(batch: Batch, budget: int, models: Sequence[nn.Module], *, by_group: bool) -> list[list[int]]:
+    """Row numbers of each micro-batch of these rows, of at most `budget` tokens as the models read them.
+
+    Args:
+        batch: The rows of one optimiser step.
+        budget: Tokens of a micro-batch: what is computed where all models can be packed, so that a prompt
+            counts once for all rows that share it; else padding included and every row for itself.
+        models: Those that are asked with gradients.
+        by_group: Rows of a group are never parted.
+    """
+    lengths, group = batch.attend.sum(-1).tolist(), batch.group.tolist() if by_group else None
+    if all(can_pack(model) for model in models):
+        return plan(lengths, budget, sharings(batch.tokens, batch.attend), group)
+    return cuts(lengths, budget, group)
 
 
 def cuts(lengths: Sequence[int], budget: int, group: Sequence[int] | None = None) -> list[list[int]]:
@@ -27,3 +50,25 @@ def cuts(lengths: Sequence[int], budget: int, group: Sequence[int] | None = None
             width = longest[unit]
         parts[-1] += rows
     return [sorted(part) for part in parts]
+
+
+def unit_passes(lengths: Sequence[Sequence[int]], budget: int, model: nn.Module) -> Iterable[list[int]]:
+    """Numbers of the units of each micro-batch of a fit, the longest first; a unit is never parted.
+
+    Args:
+        lengths: For each unit, the tokens of each of its rows.
+        budget: Tokens of a micro-batch; padding counts where the model cannot be packed.
+        model: What is fitted.
+    """
+    longest = [max(rows) for rows in lengths]
+    if not can_pack(model):
+        return by_length(longest, budget, [len(rows) for rows in lengths])
+    parts: list[list[int]] = []
+    held = 0
+    for unit in sorted(range(len(lengths)), key=lambda unit: -longest[unit]):
+        if not parts or held + sum(lengths[unit]) > budget:
+            parts.append([])
+            held = 0
+        parts[-1].append(unit)
+        held += sum(lengths[unit])
+    return parts

@@ -79,8 +79,9 @@ class Optimizer:
             raise WiringError("nothing to train: every parameter is frozen; unfreeze some or add an adapter")
         self.masters = [p if _precise(p) else p.detach().float() for p in self.parameters]
         groups = [{"params": self.masters[network]} for network in self.networks]
+        fused = all(master.device.type in {"cpu", "cuda"} for master in self.masters)  # one sweep over memory
         self.adamw = torch.optim.AdamW(
-            groups, lr=how.lr, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay
+            groups, lr=how.lr, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay, fused=fused
         )
 
     def zero(self) -> None:

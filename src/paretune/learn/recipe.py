@@ -1,6 +1,6 @@
 """A recipe: everything that makes one algorithm different from another, and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -169,6 +169,18 @@ class Recipe:
     def but(self, **changes: Any) -> "Recipe":
         """The same recipe with some fields replaced."""
         return replace(self, **changes)
+
+
+def in_phases(before: Sequence[Phase | Soup], change: Callable[[Recipe], Recipe]) -> tuple[Phase | Soup, ...]:
+    """The models that are made first, with every phase's recipe changed."""
+    return tuple(
+        replace(made, recipe=change(made.recipe)) if isinstance(made, Phase) else made for made in before
+    )
+
+
+def phase_recipes(before: Sequence[Phase | Soup]) -> list[Recipe]:
+    """The recipes of the phases among the models that are made first."""
+    return [made.recipe for made in before if isinstance(made, Phase)]
 
 
 def explained(recipe: Recipe) -> list[str]:

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from paretune.errors import WiringError
 from paretune.models.adapt import Lora, add_lora, bare
-from paretune.models.forward import hidden_states
+from paretune.models.forward import states
 
 
 class Critic(nn.Module):
@@ -34,9 +34,11 @@ class Critic(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "B T"], attend: Bool[Tensor, "B T"]) -> Float[Tensor, "B T H"]:
         """At [b, t] the values of the state after tokens[b, t]; float32 heads whatever the body is."""
-        hidden = hidden_states(self.network, tokens, attend)
+        found = states(self.network, tokens, attend)
         with bare(self.network) as base:
-            return base.score(hidden.to(torch.promote_types(hidden.dtype, torch.float32)))
+            values = base.score(found.flat.to(torch.promote_types(found.flat.dtype, torch.float32)))
+        assert isinstance(values, Tensor)
+        return values[found.place]
 
 
 def new_critic(policy: nn.Module, heads: int, *, lora: Lora | None = None, seed: int = 0) -> Critic:

@@ -1,60 +1,23 @@
-"""Tokens to log-probabilities. The only one-token shift of the package, and the float32 head.
+"""Tokens to log-probabilities. The only one-token shift of the package.
 
-Every answer is aligned to the tokens it speaks of and lies on their device, wherever the model is.
+Every answer is aligned to the tokens it speaks of and lies on their device, wherever the model is. Rows come
+padded and go into the model packed, with what they begin with in common computed once (`models.packing`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from paretune.batch import Batch, Outputs
 from paretune.errors import WiringError
 from paretune.models.adapt import bare, inside
-
-CHUNK = 2048
-"""Tokens whose logits exist at one time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The last layer: hidden state to logits, in float32 or better.
-
-    logits = cap tanh(scale (W h + b) / cap), without cap the plain product.
-    """
-
-    weight: Float[Tensor, "V W"]
-    bias: Float[Tensor, " V"] | None = None
-    scale: float = 1.0
-    cap: float | None = None
-
-    def logits(self, hidden: Float[Tensor, "N W"]) -> Float[Tensor, "N V"]:
-        """What a softmax turns into the next token's distribution."""
-        x = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-        if self.scale != 1.0:
-            x = x * self.scale
-        return x if self.cap is None else self.cap * torch.tanh(x / self.cap)
-
-
-def head_of(model: nn.Module) -> Head:
-    """The head of a causal model, with the scaling its family applies; `probe_head` checks it."""
-    base = inside(model)
-    layer, config = base.get_output_embeddings(), base.config.get_text_config()
-    family = config.model_type
-    scale = 1.0
-    if family.startswith("cohere"):
-        scale = float(config.logit_scale)
-    elif getattr(config, "logits_scaling", None) is not None:
-        scale = float(config.logits_scaling) if family == "hyperclovax" else 1.0 / config.logits_scaling
-    dtype = torch.promote_types(layer.weight.dtype, torch.float32)
-    bias = getattr(layer, "bias", None)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return Head(layer.weight.to(dtype), None if bias is None else bias.to(dtype), scale, cap)
+from paretune.models.attention import attending, can_attend
+from paretune.models.head import CHUNK, against, head_of, spoken
+from paretune.models.packing import pack
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -72,7 +35,10 @@ def positions(attend: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
 def hidden_states(
     model: nn.Module, tokens: Int[Tensor, "B T"], attend: Bool[Tensor, "B T"]
 ) -> Float[Tensor, "B T W"]:
-    """The body's last hidden states, on the model's device; at padding they mean nothing."""
+    """The body's last hidden states, computed in padded rows by the model's own attention.
+
+    They lie on the model's device; at padding they mean nothing.
+    """
     device = device_of(model)
     tokens, attend = tokens.to(device), attend.to(device)
     with bare(model) as base:
@@ -82,6 +48,32 @@ def hidden_states(
     hidden = out.last_hidden_state
     assert isinstance(hidden, Tensor)
     return hidden
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """The body's last hidden states, without those of padding where the model can be packed."""
+
+    flat: Float[Tensor, "N W"]
+    place: Int[Tensor, "B T"]
+    """Where in `flat` the state after each real token lies; rows may share one. Of padding: any place."""
+
+
+def can_pack(model: nn.Module) -> bool:
+    """Whether rows reach this model, or the `network` it wraps, packed; unknown families read them padded."""
+    return can_attend(inside(getattr(model, "network", model)))
+
+
+def states(model: nn.Module, tokens: Int[Tensor, "B T"], attend: Bool[Tensor, "B T"]) -> States:
+    """The body's last hidden states, on the model's device: those of `hidden_states`, at the least cost."""
+    if not can_pack(model) or not attend.any():
+        hidden = hidden_states(model, tokens, attend)
+        place = torch.arange(attend.numel(), device=hidden.device).reshape(attend.shape)
+        return States(hidden.flatten(0, 1), place)
+    packed = pack(tokens, attend, device_of(model))
+    with bare(model) as base, attending(base, packed.layout):
+        out = base.base_model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False)
+    return States(out.last_hidden_state[0], packed.place)
 
 
 def token_logp(
@@ -181,69 +173,33 @@ def _ask(
     """The wanted quantities at `where`, scattered back over [B, T]."""
     used = attend.any(0).nonzero()
     width = int(used[-1]) + 1 if len(used) else 1
-    narrow, real, asked = tokens[:, :width], attend[:, :width], where[:, 1:width]
+    narrow, real = tokens[:, :width], attend[:, :width]
+    asked = where[:, 1:width]
     hidden = _before(model, narrow, real, asked)
-    against = None
+    targets = narrow[:, 1:][asked].to(hidden.device)
+    logp, entropy = spoken(
+        head_of(model), hidden, targets, temperature=temperature, entropy="entropy" in wants, chunk=chunk
+    )
+    found = {"logp": logp} if entropy is None else {"logp": logp, "entropy": entropy}
     if "kl_reference_policy" in wants and reference is not None:
         with torch.no_grad():
-            against = (head_of(reference), _before(reference, narrow, real, asked).split(chunk))
-    targets = narrow[:, 1:][asked].to(hidden.device)
-    columns = _chunked(head_of(model), hidden.split(chunk), targets.split(chunk), wants, against, temperature)
+            other = (head_of(reference), _before(reference, narrow, real, asked))
+        found["kl_reference_policy"] = against(
+            head_of(model), hidden, *other, temperature=temperature, chunk=chunk
+        )
     # The shift back: position t of the answer was read from the hidden state at t - 1.
     place = torch.zeros_like(where)
     place[:, 1:width] = asked
-    names = ("logp", *sorted(wants))
-    values = columns.to(tokens.device)
-    blank = torch.zeros(tokens.shape, dtype=values.dtype, device=tokens.device)
-    return {name: blank.masked_scatter(place, values[:, i]) for i, name in enumerate(names)}
+    blank = torch.zeros(tokens.shape, dtype=logp.dtype, device=tokens.device)
+    return {name: blank.masked_scatter(place, x.to(tokens.device)) for name, x in found.items()}
 
 
 def _before(model: nn.Module, tokens: Tensor, attend: Tensor, asked: Tensor) -> Tensor:
     """Hidden states of the tokens that stand just before the asked ones, [N, W]. This is the shift."""
-    hidden = hidden_states(model, tokens, attend)
-    return hidden[:, :-1][asked.to(hidden.device)]
-
-
-def _chunked(
-    head: Head,
-    hidden: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    wants: frozenset[str],
-    against: tuple[Head, Sequence[Tensor]] | None,
-    temperature: float,
-) -> Tensor:
-    """Columns (logp, wants in order) for all tokens; logits of one chunk at a time, also going back."""
-    again = len(hidden) > 1 and torch.is_grad_enabled()
-    parts = []
-    for i, (h, target) in enumerate(zip(hidden, targets, strict=True)):
-        other = None if against is None else (against[0], against[1][i])
-        arguments: tuple[Any, ...] = (head, h, target, wants, other, temperature)
-        parts.append(checkpoint(_columns, *arguments, use_reentrant=False) if again else _columns(*arguments))
-    return torch.cat(parts)
-
-
-def _columns(
-    head: Head,
-    hidden: Tensor,
-    targets: Tensor,
-    wants: frozenset[str],
-    against: tuple[Head, Tensor] | None,
-    temperature: float,
-) -> Tensor:
-    """One chunk: [N, 1 + len(wants)]."""
-    logp = log_distribution(head, hidden, temperature)
-    columns = {"logp": logp.gather(-1, targets[:, None]).squeeze(-1)}
-    if "entropy" in wants:
-        columns["entropy"] = -(logp.exp() * logp).sum(-1)
-    if against is not None:
-        other = log_distribution(*against, temperature)
-        columns["kl_reference_policy"] = (other.exp() * (other - logp)).sum(-1)
-    return torch.stack([columns[name] for name in ("logp", *sorted(wants))], -1)
-
-
-def log_distribution(head: Head, hidden: Float[Tensor, "N W"], temperature: float) -> Float[Tensor, "N V"]:
-    """Log softmax(logits / temperature): the one convention of sampler and trainer."""
-    return (head.logits(hidden) / temperature).log_softmax(-1)
+    if can_pack(model) and asked.any():  # what stands from the last asked token on is nobody's predecessor
+        tokens, attend = tokens[:, :-1], attend[:, :-1] & asked.flip(1).cumsum(1).flip(1).bool()
+    found = states(model, tokens, attend)
+    return found.flat[found.place[:, : asked.shape[1]][asked.to(found.place.device)]]
 
 
 @torch.no_grad()

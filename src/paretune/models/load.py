@@ -170,14 +170,7 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedToken
     Raises:
         DataError: There is none, or it cannot be read.
     """
-    local = disk_only(path)
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(
-                path, local_files_only=local, revision=revision or "main", trust_remote_code=False
-            )
-    except (OSError, ValueError) as error:
-        raise unreadable(path, "no tokenizer can be read here", error, local=local) from error
+    return _read(AutoTokenizer, path, revision, "no tokenizer can be read here")
 
 
 def read_weights(
@@ -262,11 +255,16 @@ def config_of(path: str, *, revision: str | None = None) -> Any:
     Raises:
         DataError: There is none, or it cannot be read.
     """
+    return _read(AutoConfig, path, revision, "no model configuration can be read here")
+
+
+def _read(kind: Any, path: str, revision: str | None, wrong: str) -> Any:
+    """What an Auto class makes of the small files of a folder or hub name."""
     local = disk_only(path)
     try:
         with quiet():
-            return AutoConfig.from_pretrained(
+            return kind.from_pretrained(
                 path, local_files_only=local, revision=revision or "main", trust_remote_code=False
             )
     except (OSError, ValueError) as error:
-        raise unreadable(path, "no model configuration can be read here", error, local=local) from error
+        raise unreadable(path, wrong, error, local=local) from error

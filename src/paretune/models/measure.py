@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from paretune.batch import Batch
 from paretune.errors import WiringError
-from paretune.models.forward import aligned_values, run, token_logp
+from paretune.models.forward import aligned_values, can_pack, run, token_logp
+from paretune.models.sharing import plan, sharings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ class Measure(Protocol):
     """A part that asks models about a batch; nothing it writes carries a gradient."""
 
     def __call__(self, batch: Batch, models: Models, temperature: float, rows: int) -> Batch:
-        """The batch with one more field; at most `rows` rows are asked at a time."""
+        """The batch with one more field; as many tokens as fill `rows` rows are asked at a time."""
         ...
 
 
@@ -46,18 +47,27 @@ class Measure(Protocol):
 def response_logp(
     model: nn.Module, batch: Batch, *, temperature: float = 1.0, rows: int = 32
 ) -> Float[Tensor, "B T"]:
-    """Log p of the response tokens, 0 elsewhere; rows of like length are asked together."""
+    """Log p of the response tokens, 0 elsewhere; see `by_parts`."""
 
     def ask(part: Batch) -> Tensor:
         return token_logp(model, part.tokens, part.attend, part.respond, temperature=temperature)
 
-    return by_parts(batch, rows, ask)
+    return by_parts(model, batch, rows, ask)
 
 
-def by_parts(batch: Batch, rows: int, ask: Callable[[Batch], Tensor]) -> Tensor:
-    """The answers for all rows in their order, `rows` of like length asked at a time."""
-    order = batch.attend.sum(-1).argsort(stable=True)
-    return torch.cat([ask(batch.rows(index)) for index in order.split(max(rows, 1))])[order.argsort()]
+def by_parts(model: nn.Module, batch: Batch, rows: int, ask: Callable[[Batch], Tensor]) -> Tensor:
+    """The answers for all rows in their order, as many tokens at a time as fill `rows` rows.
+
+    A prompt counts once for all rows that share it, where the model can be packed; elsewhere rows of like
+    length are asked together.
+    """
+    if can_pack(model):
+        lengths, budget = batch.attend.sum(-1).tolist(), max(rows, 1) * batch.tokens.shape[1]
+        cut = plan(lengths, budget, sharings(batch.tokens, batch.attend))
+        parts = [torch.tensor(part) for part in cut]
+    else:
+        parts = list(batch.attend.sum(-1).argsort(stable=True).split(max(rows, 1)))
+    return torch.cat([ask(batch.rows(index)) for index in parts])[torch.cat(parts).argsort()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +194,7 @@ class Values:
             return aligned_values(critic, part.tokens, part.attend, part.respond)
 
         with torch.no_grad():
-            return batch.set(values=by_parts(batch, rows, ask))
+            return batch.set(values=by_parts(critic, batch, rows, ask))
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,4 +214,4 @@ class Undecided:
             return entropy
 
         with torch.no_grad():
-            return batch.set(entropy=by_parts(batch, rows, ask))
+            return batch.set(entropy=by_parts(models.policy, batch, rows, ask))

@@ -12,8 +12,12 @@ from paretune.data.records import Prompt, Sample
 from paretune.data.template import encode_prompt, encode_response
 from paretune.errors import WiringError
 from paretune.models.adapt import bare
-from paretune.models.forward import device_of, hidden_states
+from paretune.models.forward import can_pack, device_of, states
 from paretune.models.load import context_length
+from paretune.models.sharing import plan, sharings
+
+NEAR = 1024
+"""Rows among which common beginnings are looked for: the responses to a prompt stand beside each other."""
 
 
 class RewardModel(nn.Module):
@@ -54,9 +58,9 @@ class RewardModel(nn.Module):
         They are read at the last position that `attend` marks, never by comparing tokens with a padding
         id: a model whose padding token also ends responses would otherwise be read one token early.
         """
-        hidden = hidden_states(self.network, tokens, attend)
+        found = states(self.network, tokens, attend)
         last = attend.shape[1] - 1 - attend.flip(1).int().argmax(1)
-        at = hidden[torch.arange(len(tokens), device=hidden.device), last.to(hidden.device)]
+        at = found.flat[found.place.gather(1, last[:, None].to(found.place.device)).squeeze(1)]
         with bare(self.network) as base:
             return base.score(at.to(torch.promote_types(at.dtype, torch.float32)))
 
@@ -73,15 +77,27 @@ class RewardModel(nn.Module):
     def scores(self, rows: Sequence[Sequence[int]], *, tokens: int = 4096) -> Float[Tensor, "B K"]:
         """Scores of token rows in label units, on the CPU; a row does not notice what stands beside it.
 
-        Rows longer than the model can read get NaN. Each forward pass reads at most `tokens` tokens.
+        Rows longer than the model can read get NaN. Each forward pass reads at most `tokens` tokens; what
+        rows begin with in common counts once.
         """
         result = torch.full((len(rows), len(self.objectives)), torch.nan)
         fits = [i for i, row in enumerate(rows) if 0 < len(row) <= self.longest]
-        for part in by_length([len(rows[i]) for i in fits], tokens):
-            index = [fits[i] for i in part]
+        for index in self._parts(rows, fits, tokens):
             ids, attend = pad_rows([rows[i] for i in index], device=device_of(self.network))
             result[index] = self.label_units(self(ids, attend)).cpu().to(result.dtype)
         return result
+
+    def _parts(self, rows: Sequence[Sequence[int]], which: Sequence[int], tokens: int) -> Iterator[list[int]]:
+        """Numbers of rows that are read in one pass."""
+        if not can_pack(self.network):
+            for part in by_length([len(rows[i]) for i in which], tokens):
+                yield [which[i] for i in part]
+            return
+        for start in range(0, len(which), NEAR):
+            near = which[start : start + NEAR]
+            lengths = [len(rows[i]) for i in near]
+            for part in plan(lengths, tokens, sharings(*pad_rows([rows[i] for i in near]))):
+                yield [near[i] for i in part]
 
 
 def pad_rows(

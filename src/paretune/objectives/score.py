@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paretune.batch import Batch
+from paretune.data.collate import kinds_of
 from paretune.data.frame import View, shown
 from paretune.data.records import Sample
 from paretune.errors import DataError, WiringError
@@ -100,8 +101,7 @@ def score(batch: Batch, samples: Sequence[Sample], scorers: Sequence[Scorer], vi
     given = {i: through(scorers[i], seen) for i in sorted({i for i, _ in found.values()})}
     columns = [given[i][:, column].to(batch.scores) for i, column in found.values()]
     scores = torch.stack(columns, -1) if columns else batch.scores.new_empty(len(batch), 0)
-    kinds = tuple(dict.fromkeys(sample.prompt.kind for sample in samples))
-    kind = torch.tensor([kinds.index(sample.prompt.kind) for sample in samples], dtype=torch.long)
+    kind, kinds = kinds_of(samples)
     preference = preferences(samples, batch.objectives)
     return batch.set(
         scores=scores,

@@ -16,7 +16,7 @@ from paretune.data.records import Prompt, Sample
 from paretune.data.template import decode_response, encode_prompt, wording_for
 from paretune.errors import DataError, WiringError, joined
 from paretune.models.load import Language, context_length
-from paretune.rollout.decode import decode
+from paretune.rollout.decode import ROWS, decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +87,8 @@ class LocalSampler:
 
     language: Language
     objectives: tuple[str, ...]
-    rows: int = 128
-    """Responses that are decoded at one time; changes memory and speed only."""
+    rows: int = ROWS
+    """Responses decoded at one time, each in place of one that ended; changes memory and speed only."""
 
     def __call__(
         self,
@@ -108,28 +108,23 @@ class LocalSampler:
         asked = [framed(prompt, how.frame, words) for prompt in prompts]
         ids = encode_prompts(self.language, asked, max_new=how.max_new)
         index = range(len(ids)) if prompt_index is None else prompt_index
-        # Prompts of like length are read together; a prompt cut in two by a wave is read twice.
+        # Prompts of like length are beside each other, so that little of their tables is padding.
         by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         work = [(i, j) for i in by_length for j in range(how.n)]
-        done: dict[tuple[int, int], tuple[list[int], NDArray[np.float32], bool]] = {}
         self.language.model.eval()
-        for first in range(0, len(work), self.rows):
-            wave = work[first : first + self.rows]
-            used = list(dict.fromkeys(i for i, _ in wave))
-            where = {i: place for place, i in enumerate(used)}
-            uniform = [
-                numpy_generator(seed, step, "sample", index[i], j).random(how.max_new) for i, j in wave
-            ]
-            out = decode(
-                self.language.model,
-                [ids[i] for i in used],
-                [where[i] for i, _ in wave],
-                np.stack(uniform),
-                stops=self.language.stops,
-                temperature=how.temperature,
-                pad=self.language.pad,
-            )
-            done |= zip(wave, zip(out.ids, out.logp, out.truncated, strict=True), strict=True)
+        out = decode(
+            self.language.model,
+            ids,
+            [i for i, _ in work],
+            np.stack(
+                [numpy_generator(seed, step, "sample", index[i], j).random(how.max_new) for i, j in work]
+            ),
+            stops=self.language.stops,
+            temperature=how.temperature,
+            pad=self.language.pad,
+            rows=self.rows,
+        )
+        done = dict(zip(work, zip(out.ids, out.logp, out.truncated, strict=True), strict=True))
         keys = sorted(done)
         return self._assemble(prompts, ids, [i for i, _ in keys], [done[key] for key in keys])
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from paretune.batch import Batch
-from paretune.data.collate import collate
+from paretune.data.collate import collate, kinds_of
 from paretune.data.records import Candidates, Sample
 from paretune.data.template import encode_prompt, encode_response
 from paretune.models.load import Language
@@ -38,6 +38,5 @@ class StoredResponses:
                 samples.append(Sample(prompt=found.prompt, response=response))
         batch = collate(prompts, responses, group, [False] * len(group), self.objectives, self.language.pad)
         scores = torch.tensor(labels)
-        kinds = tuple(dict.fromkeys(sample.prompt.kind for sample in samples))
-        kind = torch.tensor([kinds.index(sample.prompt.kind) for sample in samples], dtype=torch.long)
+        kind, kinds = kinds_of(samples)
         return batch.set(scores=scores, signal=scores, kind=kind, kinds=kinds), tuple(samples)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from paretune.batch import Batch
 from paretune.config import written_at
@@ -37,7 +38,9 @@ def align(work: Work) -> str:
         recipe = recipe_of(e)
         language = _searched(work, recipe) if isinstance(recipe, Evolution) else _learnt(work, recipe)
         save_model(language.model, language.tokenizer, work.folder("final"))
-    return f"{e.algorithm.name}, {_steps(work)} steps" + _rises(work)
+    lines = [line for line in read_jsonl(work.folder("metrics.jsonl")) if line["stage"] == "align"]
+    made = lines[-1]["step"] + 1 if lines else 0  # fewer than asked for where a budget ended them
+    return f"{e.algorithm.name}, {made} steps" + _rises(lines, tuple(e.objectives))
 
 
 def _learnt(work: Work, recipe: Recipe) -> Language:
@@ -105,11 +108,14 @@ def _shown(work: Work) -> OnStep:
 
 def _warn_of_share(work: Work, step: int, last: Sequence[Mapping[str, float]]) -> None:
     """Tell, once an objective, that the signal has pushed it down for some steps without a break."""
-    told = {e["text"].partition(":")[0] for e in read_jsonl(work.folder("events.jsonl")) if e["kind"] == DOWN}
     if len(last) < LASTING:
         return
-    for name in last[-1]:
-        if name not in told and all(name in shares for shares in last):
+    found = [name for name in last[-1] if all(name in shares for shares in last)]
+    if not found:
+        return
+    told = {e["text"].partition(":")[0] for e in read_jsonl(work.folder("events.jsonl")) if e["kind"] == DOWN}
+    for name in found:
+        if name not in told:
             mean = sum(shares[name] for shares in last) / LASTING
             text = f"the signal pushes it down: its share was negative for {LASTING} steps ({mean:.2f})"
             work.run.event(DOWN, f"{name}: {text} (step {step})")
@@ -125,20 +131,13 @@ def _warn(work: Work, step: int, apart: float) -> None:
     work.console.say(f"warning: {text}")
 
 
-def _rises(work: Work) -> str:
+def _rises(lines: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
     """What the training reward of each objective did, first fifth against last fifth."""
-    lines = [line for line in read_jsonl(work.folder("metrics.jsonl")) if line["stage"] == "align"]
     fifth = max(len(lines) // 5, 1)
     parts = []
-    for name in work.experiment.objectives:
+    for name in objectives:
         values = [line[f"score/{name}/mean"] for line in lines if line.get(f"score/{name}/mean") is not None]
         if values:
             rise = sum(values[-fifth:]) / len(values[-fifth:]) - sum(values[:fifth]) / len(values[:fifth])
             parts.append(f"{name} {rise:+.2f}")
     return "; training reward: " + " ".join(parts) if parts else ""
-
-
-def _steps(work: Work) -> int:
-    """The steps that were made: fewer than asked for where a budget ended them."""
-    lines = [line for line in read_jsonl(work.folder("metrics.jsonl")) if line["stage"] == "align"]
-    return lines[-1]["step"] + 1 if lines else 0

@@ -19,7 +19,7 @@ from paretune.models.adapt import AdapterOff
 from paretune.models.critic import Critic, critic_like, new_critic
 from paretune.models.load import Language, load_policy
 from paretune.models.measure import Models
-from paretune.objectives.reward_model import RewardModelScorer
+from paretune.objectives.reward_model import RewardModel, RewardModelScorer
 from paretune.objectives.trace import with_traces
 from paretune.rollout.sample import FromStart, LocalSampler, Offline, Online
 from paretune.rollout.stored import StoredResponses
@@ -46,14 +46,15 @@ def assembled(
     objectives, online = tuple(e.objectives), isinstance(recipe.source, Online)
     roles = check(recipe, objectives)
     start = _start(work, language)
+    reward = reward_of(work, "reward") if online else None
     return World(
         models=Models(
             policy=language.model,
-            critic=_critic(work, recipe, roles.critic_heads) if isinstance(recipe, Recipe) else None,
+            critic=_critic(work, recipe, roles.critic_heads, reward) if isinstance(recipe, Recipe) else None,
             frozen={"reference": start.model, **(frozen or {})},
         ),
         sampler=sampler(work, language),
-        scorers=with_traces(e.traces, RewardModelScorer(reward_of(work, "reward"))) if online else (),
+        scorers=() if reward is None else with_traces(e.traces, RewardModelScorer(reward)),
         objectives=objectives,
         prompts=stream_of(e, work.material.pools),
         optim=AdamW(
@@ -85,15 +86,15 @@ def _start(work: Work, language: Language) -> Language:
     return replace(start, model=start.model.requires_grad_(False))
 
 
-def _critic(work: Work, recipe: Recipe, heads: int) -> Critic | None:
-    """A critic that starts as the recipe says; none where no part asks it."""
+def _critic(work: Work, recipe: Recipe, heads: int, reward: RewardModel | None) -> Critic | None:
+    """A critic that starts as the recipe says, perhaps from the reward model; none where no part asks it."""
     if not heads:
         return None
     e = work.experiment
     how = lora(e.policy.lora)
     if recipe.critic.of == "policy":
         return new_critic(load_policy(work.start, seed=e.run.seed).model, heads, lora=how, seed=e.run.seed)
-    reward = reward_of(work, "reward")
+    reward = reward_of(work, "reward") if reward is None else reward
     columns = [reward.objectives.index(o.of or name) for name, o in e.objectives.items()]
     apart = torch.diag(torch.tensor(reward.scale))[columns]
     mixed = torch.tensor(list(e.weights.values())) @ apart

@@ -12,7 +12,7 @@ from paretune.data.records import Candidates, Demonstration, Preference, Prompt,
 from paretune.data.stored import comparable
 from paretune.data.stream import PromptStream
 from paretune.errors import DataError, complaint
-from paretune.learn.recipe import Phase, Recipe
+from paretune.learn.recipe import Recipe, phase_recipes
 from paretune.learn.reward_fit import label_scale
 from paretune.loss.preference import PairLoss
 from paretune.loss.ranking import Ranking
@@ -145,7 +145,7 @@ def _endless(e: Experiment) -> Iterator[str]:
 def _compares(e: Experiment) -> bool:
     """Whether responses are held against each other, and not only imitated."""
     recipe = recipe_of(e)
-    every = [recipe, *(made.recipe for made in recipe.before if isinstance(made, Phase))]
+    every = [recipe, *phase_recipes(recipe.before)]
     losses = [term.loss for each in every if isinstance(each, Recipe) for term in each.losses]
     return any(isinstance(loss, PairLoss | Ranking) for loss in losses)
 

@@ -1,0 +1,124 @@
+"""Our side of a step of alignment: GRPO."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.wire import Numbers, Stage
+from bench.workloads import MICRO_TOKENS, Workload, letters, model_folder, prompts_of
+from paretune.algorithms import grpo
+from paretune.batch import Batch
+from paretune.data.records import Prompt, Sample
+from paretune.learn.descend import World, train_step
+from paretune.learn.optim import AdamW
+from paretune.learn.progress import Progress, begin
+from paretune.learn.recipe import Recipe
+from paretune.models.load import Language, ModelSpec, load_policy
+from paretune.models.measure import Models
+from paretune.rollout.sample import LocalSampler, Online, Sampler
+from paretune.rundir import Run
+
+LR = 1e-6
+BETA = 0.04
+EPSILON = 0.2
+STEPS = 1000
+"""More than are ever asked for."""
+
+
+@dataclass(frozen=True)
+class Letters:
+    """The reward, once for each objective."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
+        """The same number in every column."""
+        return torch.tensor([[letters(sample.response)] * len(self.names) for sample in samples])
+
+
+@dataclass
+class Timed:
+    """A sampler that keeps the time."""
+
+    inner: Sampler
+    seconds: float = 0.0
+    seen: list[int] = field(default_factory=list)
+    """Of the last call: tokens of its prompts, and of its responses."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        how: Online,
+        *,
+        seed: int,
+        step: int,
+        prompt_index: Sequence[int] | None = None,
+    ) -> tuple[Batch, tuple[Sample, ...]]:
+        """See `Sampler`."""
+        start = time.perf_counter()
+        batch, samples = self.inner(prompts, how, seed=seed, step=step, prompt_index=prompt_index)
+        self.seconds = time.perf_counter() - start
+        responses = int(batch.respond.sum())
+        self.seen = [int(batch.attend.sum()) - responses, responses]
+        return batch, samples
+
+
+def alignment(workload: Workload, dtype: Any, **more: Any) -> tuple[Recipe, World, Timed]:
+    """GRPO as the package runs it; `more` changes fields of the world."""
+    language, frozen = policies(model_folder(workload.model, workload.full), dtype)
+    names = tuple(f"letters{i}" for i in range(workload.objectives))
+    inner = LocalSampler(language=language, objectives=names, rows=workload.prompts * workload.n)
+    sampler = Timed(inner)
+    weights = dict.fromkeys(names, 1.0)
+    recipe = grpo(weights, n=workload.n, max_new=workload.max_new, clip=EPSILON, kl=BETA)
+    steps = prompts_of(workload, 16, language.tokenizer)
+    world = World(
+        models=Models(policy=language.model, frozen=frozen),
+        sampler=sampler,
+        scorers=(Letters(names),),
+        objectives=names,
+        prompts=lambda step: steps[step % len(steps)],
+        optim=AdamW(lr=LR, warmup=0.0),
+        **({"micro_tokens": MICRO_TOKENS} | more),
+    )
+    return recipe, world, sampler
+
+
+def policies(folder: Path, dtype: Any) -> tuple[Language, dict[str, torch.nn.Module]]:
+    """The policy, and a frozen copy of it as the reference."""
+    spec = ModelSpec(path=str(folder), dtype=dtype)
+    return load_policy(spec), {"reference": load_policy(spec).model.requires_grad_(False)}
+
+
+def begun(recipe: Recipe, world: World) -> Progress:
+    """The state before the first step, its run in a folder that nobody reads."""
+    run = Run(Path(mkdtemp(prefix="bench-")))
+    return begin(recipe, world.models, world.optim, run, {}, run.path / "checkpoints")
+
+
+def main(job: dict[str, Any]) -> None:
+    """Serve steps of one workload."""
+    stage = Stage()
+    recipe, world, sampler = alignment(Workload(**job["workload"]), job["dtype"], **job.get("world", {}))
+    now = begun(recipe, world)
+
+    def step() -> Numbers:
+        train_step(recipe, world, now, STEPS, 0)
+        asked, answered = sampler.seen
+        return {"generate": sampler.seconds, "prompt_tokens": asked, "response_tokens": answered}
+
+    stage.tell({})
+    stage.serve(step)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,113 @@
+"""Our side of fitting to pairs and to ratings, and of scoring."""
+
+import json
+import sys
+from typing import Any
+
+from bench.ours import LR, STEPS, begun, policies
+from bench.wire import Numbers, Stage
+from bench.workloads import (
+    LONGEST,
+    PAIRS,
+    RATED,
+    SCORES,
+    model_folder,
+    pairs_up_to,
+    rated,
+    scorer_folder,
+)
+from paretune.algorithms import dpo
+from paretune.data.records import Sample
+from paretune.data.stored import candidates
+from paretune.learn.descend import World, train_step
+from paretune.learn.fit import Fitting, fit
+from paretune.learn.optim import AdamW
+from paretune.learn.reward_fit import Judging
+from paretune.models.load import load_tokenizer
+from paretune.models.measure import Models
+from paretune.objectives.reward_model import RewardModelScorer
+from paretune.objectives.reward_store import RewardSpec, load_reward_model, new_reward_model
+from paretune.rollout.sample import LocalSampler
+from paretune.rollout.stored import StoredResponses
+
+BATCH = 32
+"""Judgements of an optimiser step."""
+BETA = 0.1
+"""Of DPO."""
+
+
+def fitting(stage: Stage, kind: str, dtype: Any) -> None:
+    """A fit of one epoch each time; reading the text beforehand does not count."""
+    folder = str(model_folder("dialogue", False))
+    words = load_tokenizer(folder)
+    records = pairs_up_to(LONGEST, words)[:PAIRS] if kind == "reward" else rated(RATED, words)
+    name = "better" if kind == "reward" else "score"
+    model = new_reward_model(RewardSpec(path=folder, objectives=(name,), dtype=dtype), (1.0,), (0.0,))
+    task = Judging(model, records, {})
+    how = Fitting(epochs=1, batch=BATCH, optim=AdamW(lr=LR, warmup=0.0))
+    tokens = float(sum(sum(rows) for rows in task.lengths))
+
+    def step() -> Numbers:
+        fit(task, how, seed=0)
+        return {"tokens": tokens}
+
+    stage.tell({})
+    stage.serve(step)
+
+
+def aligning(stage: Stage, dtype: Any) -> None:
+    """DPO, once over the pairs each time."""
+    language, frozen = policies(model_folder("dialogue", False), dtype)
+    lists = candidates(pairs_up_to(LONGEST, language.tokenizer)[:PAIRS])
+    every = PAIRS // BATCH
+    stored = StoredResponses(
+        language, ("better",), lambda step: lists[step % every * BATCH : (step % every + 1) * BATCH]
+    )
+    recipe = dpo({"better": 1.0}, responses="stored", beta=BETA)
+    world = World(
+        models=Models(policy=language.model, frozen=frozen),
+        sampler=LocalSampler(language=language, objectives=("better",)),
+        scorers=(),
+        objectives=("better",),
+        prompts=lambda step: (),
+        optim=AdamW(lr=LR, warmup=0.0),
+        stored=stored,
+    )
+    now = begun(recipe, world)
+
+    def step() -> Numbers:
+        for _ in range(every):
+            train_step(recipe, world, now, STEPS, 0)
+        return {}
+
+    stage.tell({})
+    stage.serve(step)
+
+
+def scoring(stage: Stage, dtype: Any) -> None:
+    """All responses scored from their text each time."""
+    folder = str(scorer_folder())
+    found = rated(SCORES, load_tokenizer(folder))
+    samples = [Sample(prompt=each.prompt, response=each.response) for each in found]
+    scorer = RewardModelScorer(load_reward_model(folder, dtype=dtype))
+
+    def step() -> Numbers:
+        return {"score": float(scorer(samples).abs().mean())}
+
+    stage.tell({})
+    stage.serve(step)
+
+
+def main(job: dict[str, Any]) -> None:
+    """Serve fits, or passes of scoring."""
+    stage = Stage()
+    if job["kind"] == "scoring":
+        scoring(stage, job["dtype"])
+    elif job["kind"] == "dpo":
+        aligning(stage, job["dtype"])
+    else:
+        fitting(stage, job["kind"], job["dtype"])
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,218 @@
+"""Rows without their padding, and what several rows begin with computed once for all of them.
+
+A model's linear layers see one long row of real tokens. Attention puts the pieces that are of like length
+side by side: beginnings causally, and what is each row's own after the beginning that it shares.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paretune.models.attention import Rule, attend
+from paretune.models.sharing import Sharing, compact, sharings_of
+
+CROWD = 512
+"""Tokens that are enough for an attention call of their own, where more would be padded by a third."""
+
+
+def _move(x: Tensor, index: Tensor, back: Tensor) -> Tensor:
+    moved = _Move.apply(x, index, back)  # type: ignore[no-untyped-call]
+    assert isinstance(moved, Tensor)
+    return moved
+
+
+class _Move(torch.autograd.Function):
+    """x[index] along the first axis, where every row of x is taken once, or again where nobody will look."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """Beginnings of like length, in one causal call."""
+
+    start: int
+    """Where their rectangle begins among all."""
+    lengths: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.lengths), int(self.lengths.max())
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What is rows' own, of like length, after beginnings of one `_Begin`."""
+
+    start: int
+    lengths: NDArray[np.int64]
+    begin: _Begin
+    unit: Int[Tensor, " R"]
+    """Of each row, the place of its beginning."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.lengths), int(self.lengths.max())
+
+    def seen(self, window: int | None, device: torch.device) -> Bool[Tensor, "R Q S"]:
+        """Which keys [beginning, own] each query sees; one mask for all rows where they do not differ."""
+        wide, width = self.begin.shape[1], self.shape[1]
+        before = torch.from_numpy(self.begin.lengths)[self.unit.cpu()]
+        if bool((before == wide).all()):
+            before = before[:1]
+        place = torch.arange(wide + width)
+        key = torch.where(place < wide, place, place - wide + before[:, None])  # its place in its row
+        there = (place >= wide) | (place < before[:, None])
+        gap = (torch.arange(width) + before[:, None])[:, :, None] - key[:, None]
+        seen = there[:, None] & (gap >= 0)
+        return (seen if window is None else seen & (gap < window)).to(device)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the pieces lie, and the attention between them: a `How` of `models.attention`."""
+
+    pieces: tuple[_Begin | _Own, ...]
+    """As they lie; a beginning stands before what follows it."""
+    index: Int[Tensor, " M"]
+    """From places in the rectangles to places in the long row; of padding, any."""
+    back: Int[Tensor, " N"]
+    """And from the long row to the rectangles."""
+    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """Attention of the long row [1, N, heads, D]."""
+        slow = query.device.type == "cpu" and query.dtype in {torch.bfloat16, torch.float16}
+        dtype = torch.float32 if slow else query.dtype  # half precision goes back at half the speed there
+        q, k, v = (_move(x[0].to(dtype), self.index, self.back) for x in (query, key, value))
+        how: dict[str, Any] = {"scale": rule.scale, "softcap": rule.softcap}
+        out: list[Tensor] = []
+        known: dict[int, list[Tensor]] = {}
+        sizes = [math.prod(piece.shape) for piece in self.pieces]
+        cut = zip(self.pieces, *(x.split(sizes) for x in (q, k, v)), strict=True)  # slices go back slowly
+        for piece, *flat in cut:
+            asks, *parts = (x.unflatten(0, piece.shape) for x in flat)
+            if isinstance(piece, _Begin):
+                known[piece.start] = parts
+                part = attend(asks, *parts, window=rule.window, causal=True, **how)
+            else:
+                before = (x.index_select(0, piece.unit) for x in known[piece.begin.start])
+                keys, values = (torch.cat(pair, 1) for pair in zip(before, parts, strict=True))
+                seen = self._mask(piece, rule.window, query.device)
+                part = attend(asks, keys, values, seen=seen, **how)
+            out.append(part.flatten(0, 1))
+        return torch.cat(out).index_select(0, self.back)[None].to(query.dtype)
+
+    def _mask(self, own: _Own, window: int | None, device: torch.device) -> Tensor:
+        if window is not None and window >= own.begin.shape[1] + own.shape[1]:
+            window = None
+        if (own.start, window) not in self.masks:
+            self.masks[own.start, window] = own.seen(window, device)
+        return self.masks[own.start, window]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Rows as one long row."""
+
+    tokens: Int[Tensor, "1 N"]
+    positions: Int[Tensor, "1 N"]
+    """Of each token in its own row, from 0."""
+    place: Int[Tensor, "B T"]
+    """Where each real token lies in the long row; of padding, where the last real token before it does."""
+    layout: Layout
+
+
+def pack(
+    tokens: Int[Tensor, "B T"], attend: Bool[Tensor, "B T"], device: torch.device | None = None
+) -> Packed:
+    """Lay rows out without padding, common beginnings once.
+
+    Args:
+        tokens: Rows of token ids, at least one of them real.
+        attend: Real tokens, wherever they stand.
+        device: Where the answer is to lie.
+    """
+    rows, lengths = compact(tokens, attend)
+    found = [s for s in sharings_of(rows, lengths) if lengths[list(s.rows)].max() > 0]
+    pieces, place = _lay(found, lengths, rows.shape)
+    real = np.arange(rows.shape[1]) < lengths[:, None]
+    size = int(sum(piece.lengths.sum() for piece in pieces))
+    flat, positions = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    flat[place[real]] = rows[real]
+    positions[place[real]] = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)[real]
+    index, back = _rectangles(pieces)
+    where = torch.from_numpy(place).gather(1, (attend.cpu().long().cumsum(1) - 1).clamp(min=0))
+    on = [torch.from_numpy(x).to(device) for x in (flat, positions, index, back)]
+    there = tuple(p if isinstance(p, _Begin) else replace(p, unit=p.unit.to(device)) for p in pieces)
+    return Packed(on[0][None], on[1][None], where.to(device), Layout(there, on[2], on[3]))
+
+
+def _lay(
+    found: Sequence[Sharing], lengths: NDArray[np.int64], shape: tuple[int, ...]
+) -> tuple[list[_Begin | _Own], NDArray[np.int64]]:
+    """The pieces in the order in which they lie, and where each row's tokens come to lie."""
+    pieces: list[_Begin | _Own] = []
+    place = np.zeros(shape, np.int64)
+    at = corner = 0  # in the long row, and among the rectangles
+    for part in _alike([s.shared for s in found]):
+        sizes = np.array([found[i].shared for i in part])
+        begin = _Begin(corner, sizes)
+        pieces.append(begin)
+        corner += int(np.prod(begin.shape))
+        for i in part:
+            for row in found[i].rows:
+                place[row, : found[i].shared] = np.arange(at, at + found[i].shared)
+            at += found[i].shared
+        rest = [(row, u) for u, i in enumerate(part) for row in found[i].rows if lengths[row] > sizes[u]]
+        tails = [int(lengths[row] - sizes[u]) for row, u in rest]
+        for piece in _alike(tails):
+            unit = torch.tensor([rest[j][1] for j in piece])
+            own = _Own(corner, np.array([tails[j] for j in piece]), begin, unit)
+            pieces.append(own)
+            corner += int(np.prod(own.shape))
+            for j in piece:
+                row, u = rest[j]
+                place[row, sizes[u] : lengths[row]] = np.arange(at, at + tails[j])
+                at += tails[j]
+    return pieces, place
+
+
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of pieces of like length, the longest first."""
+    part: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if part and 4 * lengths[i] < 3 * lengths[part[0]] and len(part) * lengths[part[0]] >= CROWD:
+            yield part
+            part = []
+        part.append(i)
+    if part:
+        yield part
+
+
+def _rectangles(pieces: Sequence[_Begin | _Own]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """From the rectangles to the long row, padding reading its row's first; and back."""
+    index, back, at = [], [], 0
+    for piece in pieces:
+        width = piece.shape[1]
+        starts = at + np.concatenate([[0], piece.lengths[:-1].cumsum()])
+        column = np.arange(width)
+        real = column < piece.lengths[:, None]
+        index.append(np.where(real, starts[:, None] + column, starts[:, None]).reshape(-1))
+        back.append(piece.start + np.flatnonzero(real))
+        at += int(piece.lengths.sum())
+    return np.concatenate(index), np.concatenate(back)

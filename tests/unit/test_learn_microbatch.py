@@ -1,0 +1,64 @@
+"""Micro-batches count what a model computes: shared prompts once where it is packed, else padded rows."""
+
+import pytest
+import torch
+
+from paretune.learn.microbatch import passes, unit_passes
+from paretune.models.critic import new_critic
+from paretune.models.measure import response_logp
+from paretune.models.tiny import tiny_model
+from tinyrows import VOCAB, batch_of
+
+MODEL = tiny_model("llama", VOCAB, initial=0.3)
+
+
+def two_prompts():
+    """Two prompts of 20 tokens with four responses of 3 tokens each."""
+    rng = torch.Generator().manual_seed(0)
+    prompts = torch.randint(2, VOCAB, (2, 1, 20), generator=rng).expand(-1, 4, -1).reshape(8, 20)
+    tokens = torch.cat([prompts, torch.randint(2, VOCAB, (8, 3), generator=rng)], 1)
+    respond = torch.zeros_like(tokens).bool()
+    respond[:, 20:] = True
+    return batch_of(tokens, torch.ones_like(tokens).bool(), respond)
+
+
+@pytest.fixture
+def padded(monkeypatch):
+    monkeypatch.setattr("paretune.models.attention.FAMILIES", frozenset())
+
+
+def test_a_prompt_counts_once_for_its_responses():
+    batch = two_prompts()
+    assert passes(batch, 64, [MODEL], by_group=False) == [list(range(8))]
+    assert passes(batch, 63, [MODEL], by_group=False) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert passes(batch, 26, [MODEL, new_critic(MODEL, 1)], by_group=False) == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+    ]
+    alternate = batch.set(group=torch.arange(8) % 2)
+    assert passes(alternate, 26, [MODEL], by_group=True) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+@pytest.mark.usefixtures("padded")
+def test_every_row_counts_where_a_model_is_read_padded():
+    assert passes(two_prompts(), 64, [MODEL], by_group=False) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_units_of_a_fit_are_counted_without_padding():
+    lengths = [[10, 2], [9], [1], [8]]
+    assert unit_passes(lengths, 21, MODEL) == [[0, 1], [3, 2]]
+    assert unit_passes(lengths, 5, MODEL) == [[0], [1], [3], [2]]
+
+
+@pytest.mark.usefixtures("padded")
+def test_units_of_a_fit_are_counted_with_padding():
+    assert list(unit_passes([[10, 2], [9], [8]], 21, MODEL)) == [[0], [1, 2]]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_frozen_models_are_asked_in_passes_of_so_many_rows_tokens(rows):
+    batch, order = two_prompts(), torch.tensor([3, 6, 0, 5, 1, 2, 7, 4])
+    whole = response_logp(MODEL, batch)
+    assert torch.allclose(response_logp(MODEL, batch.rows(order), rows=rows), whole[order], atol=1e-5)
