@@ -156,6 +156,21 @@ def filtration(
 
 
 @app.command()
+def soup(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN [RUN]...", help="Finished runs.")],
+    steps: Annotated[int, typer.Option(min=1, max=20, help="Equal steps from one run to the next.")] = 4,
+    folder: Annotated[Path, typer.Option(help="Where the mixtures go.")] = Path("runs/soup"),
+) -> None:
+    """Average runs aligned to different weightings, and evaluate every mixture."""
+    from paretune.files import read_json
+    from paretune.report.table import soup_table
+    from paretune.stages.soups import soups
+
+    found = soups(folders, folder, steps)
+    _say(f"{soup_table(read_json(found) or {})}\n\n{found}")
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has and lacks."""
     from paretune.doctor import examine

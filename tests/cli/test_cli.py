@@ -46,7 +46,7 @@ def test_help_fits_on_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert leave("--help") == 0
     text = capsys.readouterr().out
     assert text.count("\n") <= 30
-    for command in ("demo", "run", "compare", "check", "recipes", "report", "filtration", "doctor"):
+    for command in ("demo", "run", "compare", "check", "recipes", "report", "filtration", "soup", "doctor"):
         assert f"  {command} " in text
     assert "..." not in text.replace("[ARGS]...", "")
 

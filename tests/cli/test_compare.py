@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from tiny import ENVIRONMENT, PROGRAM, SMALL, fingerprint
@@ -185,3 +186,47 @@ def test_a_trial_is_known_by_what_its_policy_answers_afterwards(finished, tmp_pa
     expected = 2 * found["mean"]["safety"] + found["mean"]["politeness"]
     assert training_reward(run, weights) == pytest.approx(expected)
     assert training_reward(tmp_path / "elsewhere", weights) is None
+
+
+@pytest.mark.slow
+def test_runs_of_one_start_are_mixed_and_every_mixture_evaluated(finished, tmp_path, capsys):
+    folder, _ = finished
+    runs = [str(folder / name / "recipe" / "seed-0") for name in ("grpo", "rloo")]
+    written = set()
+    for _ in range(2):
+        with pytest.raises(SystemExit) as caught:
+            main(["soup", *runs, "--steps", "2", "--folder", str(tmp_path / "soup")])
+        out, errors = capsys.readouterr()
+        assert caught.value.code == 0, errors
+        assert "0.5 : 0.5" in out
+        written.add((tmp_path / "soup" / "soup.json").read_text())
+    assert len(written) == 1, "the second call made nothing new"
+    found = json.loads(written.pop())
+    assert [each["shares"] for each in found["mixtures"]] == [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
+    # A mixture that is one of the runs is that run: same weights, same answers, same judgment.
+    for run, name in zip(runs, ("100-0", "0-100"), strict=True):
+        own, mixed = (
+            read_json(f / "eval" / "final" / "eval.json") for f in (Path(run), tmp_path / "soup" / name)
+        )
+        assert own["objectives"] == mixed["objectives"]
+        assert (tmp_path / "soup" / name / "report.html").exists()
+    assert found["start"].keys() == set(own["objectives"])
+    volume = found["hypervolume"]
+    assert 0 <= volume["runs"] <= volume["soups"]
+    with pytest.raises(SystemExit):
+        main(["soup", runs[0], str(folder / "rloo" / "recipe" / "seed-1"), "--folder", str(tmp_path / "s")])
+    assert "has another start, seed, reward, judge or evaluation" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["soup", runs[0], "--folder", str(tmp_path / "s")])
+    assert "two or more different runs" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_soups_mixtures_share_one_in_equal_steps():
+    from paretune.stages.soups import mixtures, slug
+
+    assert list(mixtures(2, 4)) == [(1, 0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0, 1)]
+    three = list(mixtures(3, 2))
+    assert len(three) == 6
+    assert all(sum(each) == 1 for each in three)
+    assert slug((0.125, 0.875)) == "12.5-87.5"

@@ -79,6 +79,25 @@ def filtration_table(found: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(aligned(rows, right=(1, 2, 3, 4)))
 
 
+def soup_table(found: Mapping[str, Any]) -> str:
+    """Lines of plain text: the mixtures of a soup with their means, and what they add to the runs' front."""
+    names = found["objectives"]
+    rows: list[tuple[str, ...]] = [("shares", *(one_line(n, LONGEST_NAME) for n in names), "front")]
+    rows.append(("the start", *(number(found["start"][name], 2) for name in names), ""))
+    for each in found["mixtures"]:
+        means = (number(each["mean"][name], 2) for name in names)
+        rows.append(
+            (" : ".join(f"{share:.3g}" for share in each["shares"]), *means, "*" * bool(each["front"]))
+        )
+    lines = aligned(rows, right=tuple(range(1, len(names) + 1)))
+    volume = found["hypervolume"]
+    if volume["soups"] is not None:
+        lines.append(
+            f"hypervolume above the start: the runs {volume['runs']:.3g}, with soups {volume['soups']:.3g}"
+        )
+    return "\n".join(lines)
+
+
 def stated(numbers: Mapping[str, Any]) -> list[str]:
     """What responses say of themselves: how far their confidence can be trusted, and how much they think."""
     found = []

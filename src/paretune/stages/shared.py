@@ -56,13 +56,18 @@ def take_over(run: Run, source: Path, e: Experiment) -> None:
         )
     if _read_by(source) != _read_by(run.path):
         raise ConfigError(f"{source}: cannot be taken over: made from other records; fix: leave out --shared")
-    for name in BEFORE_ALIGN:
-        if (source / name).is_dir() and not (run.path / name).exists():
-            _linked(source / name, run.path / name)
+    link_stages(source, run.path)
     for name in ("timing.jsonl", "metrics.jsonl"):
         if (source / name).exists():
             write_atomic(run.path / name, (source / name).read_bytes())
     run.event("shared", f"took over the policy, the reward and the judge of {source}")
+
+
+def link_stages(source: Path, target: Path) -> None:
+    """Give a run folder the models that another one has of the stages before the alignment."""
+    for name in BEFORE_ALIGN:
+        if (source / name).is_dir() and not (target / name).exists():
+            _linked(source / name, target / name)
 
 
 def _linked(source: Path, target: Path) -> None:
