@@ -5,7 +5,7 @@
     config/             the recipe as given, and with every key filled in
     env.json            versions and machine, no values of environment variables
     metrics.jsonl       one line a step, no clock inside: byte for byte the same after a resume
-    timing.jsonl        seconds and tokens of each step
+    timing.jsonl        seconds of each step and of its phases, tokens, memory
     events.jsonl        warnings, resumes, checkpoints, stops
 
 A whole file is written as `x.tmp`, fsync, replace, fsync of the folder. A line is appended in one write,

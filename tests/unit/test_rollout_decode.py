@@ -120,11 +120,22 @@ def test_log_probabilities_are_those_of_each_row_alone(kind):
     assert gap(model, out, row_prompt) < 1e-5
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_short_prompts_are_given_to_their_rows(kind):
+    prompts = PROMPTS[:3] + prompts_of(32)
+    model = model_of(kind)
+    out, row_prompt = ask(model, prompts, rows=6, limit=60)
+    assert out.ids == ask(model, prompts, limit=60)[0].ids
+    assert max(len(ids) for ids in out.ids) == 60
+    assert gap(model, out, row_prompt, prompts) < 1e-5
+
+
+@pytest.mark.parametrize("lengths", [(1, 3, 20), (1, 40)])
 @pytest.mark.parametrize("window", [1, 2, 7, 33, 64])
-def test_windows_end_in_the_prompt_and_in_the_response(window):
-    model = model_of("mistral", sliding_window=window)
-    out, row_prompt = ask(model, rows=8)
-    assert gap(model, out, row_prompt) < 1e-5
+def test_windows_end_in_the_prompt_and_in_the_response(window, lengths):
+    model, prompts = model_of("mistral", sliding_window=window), prompts_of(*lengths)
+    out, row_prompt = ask(model, prompts, rows=4)
+    assert gap(model, out, row_prompt, prompts) < 1e-5
 
 
 def test_soft_caps_windows_and_one_key_head_for_all():
@@ -226,7 +237,7 @@ def test_empty_cells_and_the_way_back():
     assert cells.shape == (2, 2, 6, 4)
     assert cells[:, 0, ::3, 0].tolist() == [[1, 0], [0, 2]]
     assert torch.equal(grid.rows(cells), x)
-    assert (grid.shortest, grid.width, grid.full) == (5, 32, False)
+    assert (grid.shortest, grid.size, grid.full) == (5, (2, 32), False)
     assert Grid.of([0, 0, 1, 1], [1, 1], torch.device("cpu")).full
 
 
@@ -236,12 +247,17 @@ def test_attention_over_a_shared_prompt_by_hand():
     The weights are 1/4 and 3/4: 2/4 + 18/4 = 5.
     """
     own = Cache(layers=1, rows=2, prompts=1, longest=1)
+    assert not own.shared
     rule = Rule(layer=0, scale=1.0)
     one = torch.ones(1, 1, 1, 1)
     own.read_prompts([(0, 1, 0)], one, 0 * one, 2 * one, rule)
     grid = Grid.of([0, 0], [1], torch.device("cpu"))
     own.begin(grid, torch.zeros(2, dtype=torch.long), (0, 0))
     pair = torch.ones(1, 2, 1, 1)
+    out = own.read_rows(pair, float(np.log(3.0)) * pair, 6 * pair, rule)
+    assert torch.allclose(out, 5 * pair)
+    own.give([0, 1], [0, 0])
+    own.begin(None, torch.ones(2, dtype=torch.long), (1, 1))
     out = own.read_rows(pair, float(np.log(3.0)) * pair, 6 * pair, rule)
     assert torch.allclose(out, 5 * pair)
 

@@ -84,7 +84,7 @@ class Candidates:
         guard = Guard.of(step, batch, samples)
         guard.sampled(batch)
         if e.kl or measured:
-            rows = max(1, world.micro_tokens // batch.tokens.shape[1])
+            rows = world.rows(batch)
             batch = Reference()(batch, world.models, e.source.temperature, rows)
         rng = generator(self.seed, step, "worth")
         after, memory, metrics = e.worth.advance(batch, worth, rng)

@@ -14,6 +14,7 @@ from paretune.data.records import Prompt, Sample
 from paretune.errors import WiringError
 from paretune.learn.aside import Stream, nudge
 from paretune.learn.check import check
+from paretune.learn.clock import Clock
 from paretune.learn.diagnose import Seen, collected, credited, known, peaks, weighed
 from paretune.learn.evolution import Evolution
 from paretune.learn.guard import Guard
@@ -57,6 +58,10 @@ class World:
     """Responses of a data set for a step, with what they are worth."""
     aside: Stream | None = None
     """Demonstrations to be remembered."""
+
+    def rows(self, batch: Batch) -> int:
+        """How many rows of a batch are read in one forward pass without gradients."""
+        return max(1, self.micro_tokens // batch.tokens.shape[1])
 
 
 def descend(
@@ -104,12 +109,14 @@ def descend(
             step, clock = now.step, time.perf_counter()
             metrics, batch, samples = train_step(recipe, world, now, steps, seed, budget)
             run.write(step, metrics)
-            run.timing(step, seconds=time.perf_counter() - clock, **now.cost, **peaks())
+            seconds = time.perf_counter() - clock
+            run.timing(step, seconds=seconds, **now.clock.reading(seconds), **now.cost, **peaks())
             if on_step is not None:
                 on_step(step, metrics, batch, samples)
             last = now.step == steps or now.spent(budget)
             if now.step % checkpoint_every == 0 or last or stop.requested:
-                now.save(run, keep)
+                with now.clock.phase("save"):
+                    now.save(run, keep)
             stop.obey(f"step {now.step} of {steps}")
 
 
@@ -118,7 +125,7 @@ def train_step(
 ) -> tuple[Metrics, Batch, Sequence[Sample]]:
     """One turn of the loop; `now` moves on by a step, the weights by at least one update."""
     step, temperature = now.step, recipe.temperature()
-    batch, samples = collect(recipe, world, seed, step)
+    batch, samples = collect(recipe, world, seed, step, now.clock)
     now.pay(batch, sampled=not isinstance(recipe.source, Offline))
     guard = Guard.of(step, batch, samples, now.saved)
     guard.sampled(batch)
@@ -126,34 +133,42 @@ def train_step(
     batch, now.worth, seen = recipe.worth.advance(batch, now.worth, generator(seed, step, "worth"))
     guard.signal(batch)
     metrics |= weighed(batch) | seen
-    for measure in recipe.measure:  # only the rows that are left cost a forward pass
-        batch = measure(batch, world.models, temperature, _rows(world, batch))
+    with now.clock.phase("measure"):
+        for measure in recipe.measure:  # only the rows that are left cost a forward pass
+            batch = measure(batch, world.models, temperature, world.rows(batch))
     guard.measured(batch)
     batch, now.credit, seen = recipe.credit.advance(batch, now.credit, generator(seed, step, "credit"))
     guard.credited(batch)
     metrics |= credited(batch) | seen
     lr = now.rate(world.optim, steps, budget, recipe.epochs)
-    metrics |= learn(recipe, world, batch, now, lr, seed, guard)
+    with now.clock.phase("learn"):
+        metrics |= learn(recipe, world, batch, now, lr, seed, guard)
     now.step += 1
     if budget is not None:
         metrics["budget/spent"] = now.paid[budget.currency] / budget.amount
     return known(metrics | {"lr": lr}), batch, samples
 
 
-def collect(recipe: Recipe | Evolution, world: World, seed: int, step: int) -> Rollout:
+def collect(
+    recipe: Recipe | Evolution, world: World, seed: int, step: int, clock: Clock | None = None
+) -> Rollout:
     """Sample responses to the prompts of the step, and score them; or read both. NaN = unscored."""
+    clock = clock or Clock()
     if isinstance(recipe.source, Offline):
         assert world.stored is not None
-        return world.stored(step)
+        with clock.phase("sample"):
+            return world.stored(step)
     sampler = world.start if isinstance(recipe.source, FromStart) else world.sampler
     assert sampler is not None
-    batch, samples = sampler(world.prompts(step), recipe.source, seed=seed, step=step, prompt_index=None)
+    with clock.phase("sample"):
+        batch, samples = sampler(world.prompts(step), recipe.source, seed=seed, step=step, prompt_index=None)
     if isinstance(recipe.source, FromStart):
         batch = batch.set(sampler_logp=None)  # not of the policy that learns
     objectives = recipe.scored(world.objectives)
     own = () if objectives == world.objectives else (StatedConfidence(),)
     scorers = (*world.scorers, *own)
-    return score(batch.set(objectives=objectives), samples, scorers, recipe.view), samples
+    with clock.phase("score"):
+        return score(batch.set(objectives=objectives), samples, scorers, recipe.view), samples
 
 
 def learn(
@@ -235,7 +250,3 @@ def _fit(recipe: Recipe, world: World) -> None:
         )
     if isinstance(critic, Critic) and critic.heads != needs:
         raise WiringError(f'recipe "{recipe.name}" needs {needs} heads of a critic; it has {critic.heads}')
-
-
-def _rows(world: World, batch: Batch) -> int:
-    return max(1, world.micro_tokens // batch.tokens.shape[1])

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from paretune.batch import Batch
 from paretune.credit.step import State
 from paretune.errors import ConfigError
+from paretune.learn.clock import Clock
 from paretune.learn.optim import AdamW, Optimizer
 from paretune.learn.recipe import Recipe
 from paretune.learn.resume import Checkpoint, load_latest, save_checkpoint
@@ -49,6 +50,8 @@ class Progress:
     """What all steps so far took, in each currency; the step under way as far as it has come."""
     cost: dict[str, int] = field(default_factory=dict)
     """What the step under way took: tokens sampled and trained on, and responses scored."""
+    clock: Clock = field(default_factory=Clock)
+    """Where the seconds of the step under way went."""
 
     def pay(self, batch: Batch, *, sampled: bool) -> None:
         """Open the account of a step that begins with this batch."""

@@ -60,15 +60,28 @@ def health(lines: Lines) -> list[dict[str, Any]]:
     return [item for item in drawn if item["chart"] is not None]
 
 
+PHASES = ("sample", "score", "measure", "learn", "save", "idle")
+"""Of a training step; "idle" is what no other phase accounts for."""
+
+
 def spent(lines: Lines) -> list[dict[str, Any]]:
-    """Seconds and tokens of the steps of each stage."""
-    stages: dict[str, dict[str, Any]] = {}
+    """Seconds and tokens of the steps of each stage, and which phases took the seconds."""
+    stages: dict[str, dict[str, float]] = {}
     for line in lines:
-        stage = stages.setdefault(str(line.get("stage")), {"steps": 0, "seconds": 0.0, "tokens": 0.0})
+        stage = stages.setdefault(
+            str(line.get("stage")), dict.fromkeys(("steps", "seconds", "tokens", *PHASES), 0.0)
+        )
         stage["steps"] += 1
-        stage["seconds"] += known(line.get("seconds")) or 0.0
-        stage["tokens"] += known(line.get("tokens")) or 0.0
-    return [{"stage": name, **sums} for name, sums in stages.items()]
+        for key in ("seconds", "tokens", *PHASES):
+            stage[key] += known(line.get(key)) or 0.0
+    return [{"stage": name, **sums, "phases": _phases(sums)} for name, sums in stages.items()]
+
+
+def _phases(sums: Mapping[str, float]) -> str:
+    """The phases with their shares, the largest first; "" where a stage has none."""
+    whole = sum(sums[phase] for phase in PHASES)
+    shares = sorted(((sums[phase] / whole, phase) for phase in PHASES), reverse=True) if whole else []
+    return ", ".join(f"{phase} {share:.0%}" for share, phase in shares if share >= 0.005)
 
 
 def _titled(title: str, key: str, lines: Lines, bounds: tuple[float, float] | None) -> dict[str, Any]:

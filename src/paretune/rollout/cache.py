@@ -2,7 +2,8 @@
 
 Rows and prompts lie compactly from 0 on; who leaves is replaced by the last one, so that every product is
 over what is alive. One more token in every row costs two products a layer with the prompts' tables, in which
-the rows of a prompt are so many queries of one, and two with the rows' own.
+the rows of a prompt are so many queries of one, and two with the rows' own. Where all prompts are `SHORT` the
+first two cost more than they save: there each row's own table begins with its prompt.
 
 A row's numbers do not depend on the rows beside it, as far as the machine's products let us see to it: sums
 run over `BLOCK` columns at a time, widths are multiples of `STEP`, and `FEWEST` rows or more ask a prompt.
@@ -23,6 +24,8 @@ STEP = 16
 """Widths of tables of keys are multiples of this."""
 BLOCK = 192
 """Columns that one product adds up: the libraries below cut longer sums in ways that depend on the length."""
+SHORT = 32
+"""Tokens up to which a prompt's keys and values are given to each row."""
 FIRST = 64
 """Columns that the rows' tables have at first; they double when a response is longer."""
 FEWEST = 4
@@ -47,8 +50,8 @@ class Grid:
     length: Int[Tensor, " P"]
     """Tokens of each prompt."""
     shortest: int
-    width: int
-    """Columns of the prompts' tables that anybody sees."""
+    size: tuple[int, int]
+    """Prompts, and columns of their tables that anybody sees."""
 
     @classmethod
     def of(
@@ -77,7 +80,7 @@ class Grid:
             full=row == list(range(len(cell))),
             length=torch.tensor(list(length), device=device),
             shortest=min(length),
-            width=rounded(max(length), STEP),
+            size=(len(length), rounded(max(length), STEP)),
         )
 
     def cells(self, x: Float[Tensor, "N K R D"]) -> Float[Tensor, "P K Q D"]:
@@ -106,6 +109,7 @@ class Cache:
     _tables: tuple[Tensor, Tensor, Tensor, Tensor] | None = field(default=None, init=False)
     """Keys and values of prompts, keys and values of rows: [layers, places, heads, width, D]."""
     _grid: Grid | None = field(default=None, init=False)
+    """None where rows hold their prompts themselves."""
     _age: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), init=False)
     _place: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), init=False)
     """Of each row's and each head's next token, in a layer's table whose places, heads and width are one."""
@@ -113,27 +117,45 @@ class Cache:
     """Columns of the rows' own tables that anybody sees."""
     _common: int = field(default=0, init=False)
     """The first of them, which every row sees."""
-    _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict, init=False)
+    _masks: dict[tuple[str, int | None], Tensor] = field(default_factory=dict, init=False)
 
-    def begin(self, grid: Grid, age: Int[Tensor, " N"], ages: tuple[int, int]) -> None:
+    @property
+    def shared(self) -> bool:
+        """Rows read their prompts where these lie; if not, they are to be given them."""
+        return self.longest > SHORT
+
+    def begin(self, grid: Grid | None, age: Int[Tensor, " N"], ages: tuple[int, int]) -> None:
         """Before a token is read in every row; the tables of the rows grow as their responses do.
 
         Args:
-            grid: Who continues what.
-            age: Tokens of its response that each row has read before.
+            grid: Who continues what; None where rows were given their prompts.
+            age: Tokens that each row has in its own table.
             ages: The smallest and the largest of them.
         """
-        assert self._tables is not None
         self._grid, self._age, self._masks = grid, age, {}
         self._common, self._own = ages[0] + 1, rounded(ages[1] + 1, STEP)
-        past_keys, past_values, keys, values = self._tables
-        heads, width = keys.shape[2:4]
-        if self._own > width:
-            more = (0, 0, 0, max(FIRST, width))
-            self._tables = (past_keys, past_values, F.pad(keys, more), F.pad(values, more))
-            width += more[-1]
+        heads, width = self._grown(self._own)
         line = torch.arange(len(age) * heads, device=age.device) * width
         self._place = line + age.repeat_interleave(heads)
+
+    def give(self, rows: Sequence[int], prompts: Sequence[int]) -> None:
+        """Let the tables of these rows begin with the prompts in these places."""
+        assert self._tables is not None
+        width = self._tables[0].shape[3]
+        self._grown(width)
+        for past, own in zip(self._tables[:2], self._tables[2:], strict=True):
+            own[:, list(rows), :, :width] = past[:, list(prompts)]
+
+    def _grown(self, width: int) -> tuple[int, int]:
+        """Heads and columns of the rows' own tables, which have `width` columns now at least."""
+        assert self._tables is not None
+        past_keys, past_values, keys, values = self._tables
+        heads, held = keys.shape[2:4]
+        if width > held:
+            more = (0, 0, 0, max(FIRST, held, width - held))
+            self._tables = (past_keys, past_values, F.pad(keys, more), F.pad(values, more))
+            held += more[-1]
+        return heads, held
 
     def move(self, what: str, to: Sequence[int], source: Sequence[int]) -> None:
         """Put some "prompts" or "rows" in the places of others."""
@@ -170,58 +192,66 @@ class Cache:
         What stands behind the rows fills the product up and is given zeros.
         """
         n, grid = len(self._age), self._grid
-        assert grid is not None
         past_keys, past_values, own_keys, own_values = (x[rule.layer] for x in self._allocated(key, value))
         q, k, v = (x[0, :n].to(own_keys.dtype) for x in (query, key, value))
         for table, new in ((own_keys, k), (own_values, v)):
             table.view(-1, table.shape[-1]).index_copy_(0, self._place, new.flatten(0, 1))
         q = (q * rule.scale).unflatten(1, (k.shape[1], -1))
-        past = grid.cells(q).flatten(0, 1) @ _seen(past_keys, len(grid.length), grid.width).mT
-        own = q.flatten(0, 1) @ _seen(own_keys, n, self._own).mT
-        past, own = self._weights(grid, past, own, rule)
-        read = _product(past, _seen(past_values, len(grid.length), grid.width))
-        mine = _product(own.flatten(0, 1), _seen(own_values, n, self._own))
-        read = grid.rows(read.unflatten(0, (len(grid.length), -1)))
-        out = (read + mine.view(read.shape)).flatten(1, 2).to(query.dtype)
-        behind = query.shape[1] - n
+        own = torch.bmm(q.flatten(0, 1), _seen(own_keys, n, self._own).mT)
+        own = _capped(own, rule.softcap).unflatten(0, q.shape[:2])
+        mine = self._mask(rule.window, own.dtype)
+        own[..., -mine.shape[-1] :] += mine[:, None, None]
+        past = None
+        if grid is None:
+            own = _softmax(own)
+        else:
+            past = torch.bmm(grid.cells(q).flatten(0, 1), _seen(past_keys, *grid.size).mT)
+            past, own = self._weights(grid, _capped(past, rule.softcap), own, rule.window)
+        out = _product(own.flatten(0, 1), _seen(own_values, n, self._own)).unflatten(0, q.shape[:2])
+        if grid is not None and past is not None:
+            read = _product(past, _seen(past_values, *grid.size))
+            out += grid.rows(read.unflatten(0, (grid.size[0], -1)))
+        out, behind = out.flatten(1, 2).to(query.dtype), query.shape[1] - n
         return (F.pad(out, (0, 0, 0, 0, 0, behind)) if behind else out)[None]
 
     def _weights(
-        self, grid: Grid, past: Float[Tensor, "PK Q W"], own: Float[Tensor, "NK R S"], rule: Rule
+        self, grid: Grid, past: Float[Tensor, "PK Q W"], own: Float[Tensor, "N K R S"], window: int | None
     ) -> tuple[Float[Tensor, "PK Q W"], Float[Tensor, "N K R S"]]:
         """From logits to weights, which are 1 in all for each query."""
-        seen, mine = self._mask(grid, rule.window, own.dtype)
-        past, own = (_capped(x, rule.softcap) for x in (past, own))
-        own = own.unflatten(0, (len(self._age), -1))
-        own[..., -mine.shape[-1] :] += mine[:, None, None]
+        prompts, width = grid.size
+        seen = self._past_mask(grid, window, own.dtype)
         if seen is not None:
-            each = past.view(len(grid.length), -1, past.shape[1] // own.shape[2], own.shape[2], grid.width)
+            each = past.view(prompts, own.shape[1], -1, own.shape[2], width)
             each[..., -seen.shape[-1] :] += seen[:, None, :, None]
-        logits = torch.cat([past, grid.cells(own).flatten(0, 1)], -1)
-        weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(own.dtype)
-        mine = weights[..., grid.width :].unflatten(0, (len(grid.length), -1))
-        return weights[..., : grid.width], grid.rows(mine)
+        weights = _softmax(torch.cat([past, grid.cells(own).flatten(0, 1)], -1))
+        return weights[..., :width], grid.rows(weights[..., width:].unflatten(0, (prompts, -1)))
 
-    def _mask(
-        self, grid: Grid, window: int | None, dtype: torch.dtype
-    ) -> tuple[Float[Tensor, "P C W"] | None, Float[Tensor, "N S"]]:
-        """0 or -inf: for the last columns of the prompts, None where all is seen; and for the rows' own."""
-        if window is not None and window > grid.width + self._own:
-            window = None
-        if window not in self._masks:
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "N S"]:
+        """0 or -inf, for the last of the rows' own columns: all see those before."""
+        if ("own", window) not in self._masks:
             age = self._age[:, None]
-            first, common = (grid.shortest, min(self._common, self._own - 1)) if window is None else (0, 0)
-            own = torch.arange(common, self._own, device=age.device)
-            mine = own <= age
-            column = torch.arange(first, grid.width, device=own.device)
+            common = min(self._common, self._own - 1) if window is None else 0
+            column = torch.arange(common, self._own, device=age.device)
+            seen = column <= age
+            if window is not None:
+                seen &= column > age - window
+            self._masks["own", window] = _logs(seen, dtype)
+        return self._masks["own", window]
+
+    def _past_mask(self, grid: Grid, window: int | None, dtype: torch.dtype) -> Float[Tensor, "P C W"] | None:
+        """0 or -inf, for the last columns of the prompts; None where all is seen."""
+        prompts, width = grid.size
+        first = grid.shortest if window is None else 0
+        if first == width:
+            return None
+        if ("past", window) not in self._masks:
+            column = torch.arange(first, width, device=self._age.device)
             seen = (column < grid.length[:, None])[:, None]
             if window is not None:
-                mine &= own > age - window
-                place = (grid.length[:, None] + age[grid.row].view(len(grid.length), -1))[..., None]
+                place = (grid.length[:, None] + self._age[grid.row].view(prompts, -1))[..., None]
                 seen = seen & (column > place - window)
-            past = _logs(seen, dtype) if first < grid.width else None
-            self._masks[window] = (past, _logs(mine, dtype))
-        return self._masks[window]
+            self._masks["past", window] = _logs(seen, dtype)
+        return self._masks["past", window]
 
     def _allocated(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The tables; on a CPU in float32 at least, whose products are no slower there and exact."""
@@ -251,6 +281,11 @@ def _seen(table: Float[Tensor, "A K W D"], places: int, width: int) -> Float[Ten
 
 def _capped(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _softmax(logits: Float[Tensor, "... S"]) -> Float[Tensor, "... S"]:
+    """In float32 at least, and back."""
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
 
 
 def _product(weights: Float[Tensor, "B Q S"], values: Float[Tensor, "B S D"]) -> Float[Tensor, "B Q D"]:

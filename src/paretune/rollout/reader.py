@@ -65,6 +65,8 @@ class Reader:
         self._held: list[int] = []
         self._ends: dict[int, Tensor] = {}
         self._grid: Grid | None = None
+        self._ages = (0, 0)
+        self._moved = True
         self._start = torch.zeros(0, dtype=torch.long, device=self._device)
         self.row = self.age = self._start
 
@@ -93,7 +95,7 @@ class Reader:
             stay = _closed(len(self._held), over)
             self._move("prompts", stay)
             self._held = [self._held[i] for i in stay]
-        self._grid = None
+        self._moved = True
         return new[kept]
 
     def _move(self, what: str, stay: Sequence[int]) -> None:
@@ -122,7 +124,13 @@ class Reader:
         self._born += [self._clock] * len(enter)
         entered = torch.tensor(enter, device=self._device)
         self.row, self.age = torch.cat([self.row, entered]), torch.cat([self.age, torch.zeros_like(entered)])
-        self._grid = None
+        self._moved = True
+        if not self._cache.shared:
+            place = {prompt: i for i, prompt in enumerate(self._held)}
+            self._cache.give(
+                range(len(self._rows) - len(enter), len(self._rows)),
+                [place[self._prompt_of[row]] for row in enter],
+            )
         return [torch.stack([self._ends[self._prompt_of[row]] for row in enter])]
 
     def _read_prompts(self, prompts: Sequence[int]) -> None:
@@ -155,18 +163,29 @@ class Reader:
 
     def _read(self, new: Int[Tensor, " N"]) -> Float[Tensor, "N W"]:
         """One more token in every row; the hidden states there."""
-        if self._grid is None:
-            place = {prompt: i for i, prompt in enumerate(self._held)}
-            of = [place[self._prompt_of[row]] for row in self._rows]
-            lengths = [len(self._prompts[prompt]) for prompt in self._held]
-            self._grid = Grid.of(of, lengths, self._device, fewest=self._fewest)
-            self._start = self._grid.length[torch.tensor(of, device=self._device)]
-        ages = (self._clock - max(self._born), self._clock - min(self._born))
-        self._cache.begin(self._grid, self.age, ages)
+        if self._moved:
+            self._arrange()
+            self._moved = False
+        age = self.age if self._cache.shared else self._start + self.age
+        self._cache.begin(self._grid, age, (self._clock + self._ages[0], self._clock + self._ages[1]))
         hidden = self._body(new, self._start + self.age, self._cache.read_rows)
         self._clock += 1
         self.age = self.age + 1
         return hidden
+
+    def _arrange(self) -> None:
+        """Work out who continues what, after rows have left or entered."""
+        place = {prompt: i for i, prompt in enumerate(self._held)}
+        of = [place[self._prompt_of[row]] for row in self._rows]
+        lengths = [len(self._prompts[prompt]) for prompt in self._held]
+        start = [lengths[i] for i in of]
+        self._start = torch.tensor(start, device=self._device)
+        ages = [-born for born in self._born]
+        if self._cache.shared:
+            self._grid = Grid.of(of, lengths, self._device, fewest=self._fewest)
+        else:
+            ages = [first + age for first, age in zip(start, ages, strict=True)]
+        self._ages = (min(ages), max(ages))
 
     def _body(self, tokens: Int[Tensor, " T"], place: Int[Tensor, " T"], how: How) -> Float[Tensor, "T W"]:
         n = len(tokens)

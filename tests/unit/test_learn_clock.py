@@ -1,0 +1,36 @@
+"""Seconds of a step by phase: they add up, and a checkpoint belongs to no step."""
+
+import pytest
+
+from paretune.learn.clock import PHASES, Clock
+from paretune.report.curves import PHASES as DRAWN
+from paretune.report.curves import spent
+
+
+def test_what_no_phase_accounts_for_is_idle_and_a_reading_begins_anew():
+    clock = Clock()
+    clock.seconds |= {"sample": 2.0, "learn": 3.0, "save": 10.0}
+    found = clock.reading(6.0)
+    assert found == {"sample": 2.0, "score": 0.0, "measure": 0.0, "learn": 3.0, "save": 10.0, "idle": 1.0}
+    assert set(clock.reading(0.5).values()) == {0.0, 0.5}
+
+
+def test_a_phase_counts_also_what_failed():
+    clock = Clock()
+    with pytest.raises(ZeroDivisionError), clock.phase("score"):
+        _ = 1 / 0
+    assert clock.seconds["score"] > 0
+    assert clock.seconds["learn"] == 0
+
+
+def test_the_report_shows_the_phases_of_the_stages_that_have_some():
+    lines = [
+        {"stage": "policy", "step": 0, "seconds": 2.0, "tokens": 10},
+        {"stage": "align", "step": 0, "seconds": 4.0, "tokens": 100, "sample": 1.0, "learn": 3.0},
+        {"stage": "align", "step": 1, "seconds": 4.0, "tokens": 100, "sample": 1.0, "learn": 3.0},
+    ]
+    policy, align = spent(lines)
+    assert policy["phases"] == ""
+    assert align["phases"] == "learn 75%, sample 25%"
+    assert (align["seconds"], align["tokens"], align["steps"]) == (8.0, 200, 2)
+    assert (*PHASES, "idle") == DRAWN
