@@ -174,8 +174,8 @@ class LearnSection(Section):
     lr: Positive = 1e-5
     prompts: Count = 16
     """Prompts a step."""
-    micro_tokens: Count = 8192
-    """Tokens a forward pass; changes memory and speed, never the result."""
+    micro_tokens: Count | None = None
+    """Tokens a forward pass; changes memory and speed alone. Null: 2,048 on a CPU, else 16,384."""
     warmup: Share = 0.03
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: NotNegative = 0.0

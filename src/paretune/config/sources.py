@@ -136,8 +136,8 @@ class Fit(Section):
     weight_decay: NotNegative = 0.0
     clip: Positive = 1.0
     """Largest norm of the gradient."""
-    micro_tokens: Count = 8192
-    """Tokens a forward pass; changes memory and speed, never the result."""
+    micro_tokens: Count | None = None
+    """Tokens a forward pass; changes memory and speed alone. Null: 2,048 on a CPU, else 16,384."""
 
 
 class Sft(Fit):

@@ -25,7 +25,7 @@ from paretune.rollout.sample import FromStart, LocalSampler, Offline, Online
 from paretune.rollout.stored import StoredResponses
 from paretune.stages.material import stream_of
 from paretune.stages.reward import reward_of
-from paretune.stages.work import Work, lora
+from paretune.stages.work import Work, lora, micro_tokens
 
 
 def assembled(
@@ -64,7 +64,7 @@ def assembled(
             weight_decay=learn.weight_decay,
             clip=learn.clip,
         ),
-        micro_tokens=learn.micro_tokens,
+        micro_tokens=micro_tokens(learn.micro_tokens, e.run.device),
         start=sampler(work, start) if isinstance(recipe.source, FromStart) else None,
         stored=_stored(work, language) if isinstance(recipe.source, Offline) else None,
         aside=_aside(work, language) if isinstance(recipe, Recipe) and recipe.aside else None,

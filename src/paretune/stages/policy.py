@@ -31,7 +31,7 @@ def taught(work: Work, name: str, seed: int) -> Language:
     assert policy.sft is not None
     language = _newborn(work, seed) if policy.path == "world" else load_policy(work.given, seed=seed)
     task = Imitation(language, work.material.demonstrations)
-    fit(task, fitting(policy.sft), seed=seed, keeping=work.keeping(name), on_step=work.told())
+    fit(task, fitting(policy.sft, work.device), seed=seed, keeping=work.keeping(name), on_step=work.told())
     return language
 
 

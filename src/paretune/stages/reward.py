@@ -75,7 +75,7 @@ def _fit(work: Work, name: str, section: RewardSection, found: Judgements) -> No
     fit_reward(
         model,
         calibrated(found.train, confident, _seed(work)) if confident else found.train,
-        fitting(section.fit),
+        fitting(section.fit, work.device),
         losses={name: _loss(head) for name, head in heads.items() if name not in confident},
         seed=_seed(work),
         keeping=work.keeping(name),

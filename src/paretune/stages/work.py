@@ -10,7 +10,7 @@ from paretune.learn.fit import Fitting, Keeping, OnStep
 from paretune.learn.optim import AdamW
 from paretune.learn.stop import StopRequest
 from paretune.models.adapt import Lora
-from paretune.models.load import ModelSpec
+from paretune.models.load import ModelSpec, device_named
 from paretune.rundir import Run
 from paretune.stages.console import Console
 from paretune.stages.gather import Material
@@ -73,12 +73,25 @@ class Work:
         return Keeping(run=self.run, folder=folder, every=5 * run.checkpoint_every, keep=run.keep)
 
 
-def fitting(how: Fit) -> Fitting:
+def micro_tokens(said: int | None, device: str) -> int:
+    """Tokens of a forward pass with gradients: what a recipe says, or what suits the device."""
+    if said is not None:
+        return said
+    # More gains nothing on a CPU, whose caches it leaves; an accelerator needs it to be busy.
+    return 2048 if device_named(device).type == "cpu" else 16_384
+
+
+def fitting(how: Fit, device: str) -> Fitting:
     """The fit that a section of a recipe describes."""
     optimizer = AdamW(
         lr=how.lr, warmup=how.warmup, schedule=how.schedule, weight_decay=how.weight_decay, clip=how.clip
     )
-    return Fitting(epochs=how.epochs, batch=how.batch, micro_tokens=how.micro_tokens, optim=optimizer)
+    return Fitting(
+        epochs=how.epochs,
+        batch=how.batch,
+        micro_tokens=micro_tokens(how.micro_tokens, device),
+        optim=optimizer,
+    )
 
 
 def lora(section: LoraSection | None) -> Lora | None:
