@@ -92,6 +92,8 @@ def draw() -> None:
                 panel.plot([p["value"] for p in points], [p["step"] for p in points], style, label=name)
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
+        seconds = [one["step"] for one in found if one["axis"] == axis]
+        panel.set_ylim(min(seconds) / 2, max(seconds) * 2)
         panel.set_xticks(AXES[axis], [str(value) for value in AXES[axis]])
         panel.set_xlabel(axis)
         panel.grid(visible=True, alpha=0.3)

@@ -27,8 +27,8 @@ NEVER = "<|never|>"
 """A token that no model writes: where it alone ends a response, all responses are of full length."""
 
 MICRO_TOKENS = 2048
-"""Tokens of a forward pass with gradients, on both sides, padding included. Neither is faster with more, here,
-and both take less memory than with their defaults."""
+"""Tokens of a forward pass with gradients on both sides, padding included. Neither is faster with more here,
+and both take less memory than by default."""
 
 Model = Literal["dialogue", "world", "wide"]
 """dialogue-7m; the shape of the built-in world's policy; dialogue-7m's shape with 4096 positions. The latter
@@ -55,10 +55,9 @@ class Workload:
     objectives: int = 1
 
     def micro(self) -> int:
-        """Rows of a forward pass of a peer, which pads them all to the longest that can be; a power of two."""
-        return 2 ** int(
-            math.log2(min(self.prompts * self.n, max(MICRO_TOKENS // (self.most + self.max_new), 1)))
-        )
+        """Rows of a peer's forward pass with gradients, all as long as the longest can be; a power of 2."""
+        rows = min(self.prompts * self.n, MICRO_TOKENS // (self.most + self.max_new))
+        return 2 ** int(math.log2(max(rows, 1)))
 
     def but(self, **changes: int | str) -> "Workload":
         """The same with some fields replaced."""
