@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from paretune.models.adapt import bare
-from paretune.models.attention import can_attend
+from paretune.models.attention import attending, can_attend
 from paretune.models.head import head_of
 from paretune.rollout.draw import Decoded, Written, draw
 from paretune.rollout.reader import Reader
@@ -50,7 +50,9 @@ def decode(
     with bare(model) as base:
         written = Written(head_of(base), uniform, stops, temperature)
         if can_attend(base):
-            _continuous(Reader(base, prompts, row_prompt, rows), written)
+            reader = Reader(base, prompts, row_prompt, rows)
+            with attending(base, reader.attention):
+                _continuous(reader, written)
         else:
             in_waves(base, prompts, row_prompt, written, rows, uniform.shape[1], pad)
     return written.decoded()

@@ -62,7 +62,9 @@ class Written:
             place: How many tokens each row has.
         """
         n = len(hidden)
-        logp = log_distribution(self._head, F.pad(hidden, (0, 0, 0, filled(n) - n)), self._temperature)[:n]
+        if n < filled(n):
+            hidden = F.pad(hidden, (0, 0, 0, filled(n) - n))
+        logp = log_distribution(self._head, hidden, self._temperature)[:n]
         new = draw(logp, self._chance[rows, place])
         self._ids[rows, place] = new
         self._logp[rows, place] = logp.gather(-1, new[:, None]).squeeze(-1).float()

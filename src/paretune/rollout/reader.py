@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from paretune.models.attention import How, attending
+from paretune.models.attention import How, Rule
 from paretune.models.forward import device_of
 from paretune.rollout.cache import FEWEST, Cache, Grid
 from paretune.rollout.draw import filled
@@ -65,6 +65,7 @@ class Reader:
         self._held: list[int] = []
         self._ends: dict[int, Tensor] = {}
         self._grid: Grid | None = None
+        self._how: How = self._cache.read_rows
         self._ages = (0, 0)
         self._moved = True
         self._start = torch.zeros(0, dtype=torch.long, device=self._device)
@@ -73,11 +74,15 @@ class Reader:
     def next(self, new: Int[Tensor, " N"]) -> Float[Tensor, "M W"]:
         """Read one more token in every row and let rows enter: the states from which each goes on.
 
-        There are none when all rows have left.
+        There are none when all rows have left. The model's attention is `attention` meanwhile.
         """
         states = [self._read(new)] if self._rows else []
         states += self._enter()
         return torch.cat(states) if states else torch.zeros(0, 1, device=self._device)
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """What the model's attention has to be while it reads: that over the cache."""
+        return self._how(query, key, value, rule)
 
     def leave(self, gone: Sequence[int], new: Int[Tensor, " N"]) -> Int[Tensor, " M"]:
         """Rows in these places are over, the last ones take their places; the tokens of those that stay."""
@@ -188,14 +193,11 @@ class Reader:
         self._ages = (min(ages), max(ages))
 
     def _body(self, tokens: Int[Tensor, " T"], place: Int[Tensor, " T"], how: How) -> Float[Tensor, "T W"]:
-        n = len(tokens)
-        behind = (0, filled(n) - n)
-        with attending(self._model, how):
-            out = self._model.base_model(
-                input_ids=torch.nn.functional.pad(tokens, behind)[None],
-                position_ids=torch.nn.functional.pad(place, behind)[None],
-                use_cache=False,
-            )
+        self._how, n = how, len(tokens)
+        behind = filled(n) - n
+        if behind:
+            tokens, place = (torch.nn.functional.pad(x, (0, behind)) for x in (tokens, place))
+        out = self._model.base_model(input_ids=tokens[None], position_ids=place[None], use_cache=False)
         hidden = out.last_hidden_state[0, :n]
         assert isinstance(hidden, Tensor)
         return hidden
