@@ -16,7 +16,7 @@ from paretune.rollout.waves import in_waves
 
 __all__ = ["Decoded", "decode", "draw"]
 
-ROWS = 128
+ROWS = 256
 """Rows that are decoded at one time, where nobody says how many."""
 
 
