@@ -161,7 +161,7 @@ def soup(
     steps: Annotated[int, typer.Option(min=1, max=20, help="Equal steps from one run to the next.")] = 4,
     folder: Annotated[Path, typer.Option(help="Where the mixtures go.")] = Path("runs/soup"),
 ) -> None:
-    """Average runs aligned to different weightings, and evaluate every mixture."""
+    """Average aligned runs, and evaluate every mixture."""
     from paretune.files import read_json
     from paretune.report.table import soup_table
     from paretune.stages.soups import soups

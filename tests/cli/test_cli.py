@@ -181,9 +181,12 @@ def test_recipes_are_listed_and_printed(folder: Path, capsys: pytest.CaptureFixt
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "compare-methods",
         "compare-world",
+        "confidence",
         "demo",
+        "evolution",
         "paper",
         "real-small",
+        "thinking",
     ]
     assert leave("recipes", "demo") == 0
     Path("copy.yaml").write_text(capsys.readouterr().out)

@@ -72,10 +72,8 @@ def assembled(
 
 
 def sampler(work: Work, language: Language) -> LocalSampler:
-    """Samples from this policy, as many rows at once as a step has."""
-    e = work.experiment
-    rows = e.learn.prompts * int(e.algorithm.arguments.get("n", 1))
-    return LocalSampler(language=language, objectives=tuple(e.objectives), rows=rows)
+    """Samples from this policy."""
+    return LocalSampler(language=language, objectives=tuple(work.experiment.objectives))
 
 
 def _start(work: Work, language: Language) -> Language:
