@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.wire import Numbers, Stage
-from bench.workloads import MICRO_TOKENS, Workload, letters, model_folder, prompts_of
+from bench.workloads import Workload, letters, model_folder, prompts_of
 from paretune.algorithms import grpo
 from paretune.batch import Batch
 from paretune.data.records import Prompt, Sample
@@ -26,6 +26,7 @@ from paretune.models.load import Language, ModelSpec, load_policy
 from paretune.models.measure import Models
 from paretune.rollout.sample import LocalSampler, Online, Sampler
 from paretune.rundir import Run
+from paretune.stages.work import micro_tokens
 
 LR = 1e-6
 BETA = 0.04
@@ -88,7 +89,7 @@ def alignment(workload: Workload, dtype: Any, **more: Any) -> tuple[Recipe, Worl
         objectives=names,
         prompts=lambda step: steps[step % len(steps)],
         optim=AdamW(lr=LR, warmup=0.0),
-        **({"micro_tokens": MICRO_TOKENS} | more),
+        **({"micro_tokens": micro_tokens(None, "cpu")} | more),
     )
     return recipe, world, sampler
 

@@ -175,7 +175,7 @@ class LearnSection(Section):
     prompts: Count = 16
     """Prompts a step."""
     micro_tokens: Count | None = None
-    """Tokens a forward pass; changes memory and speed alone. Null: 2,048 on a CPU, else 16,384."""
+    """Tokens a forward pass; changes memory and speed alone. Null: 1,024 on a CPU, else 16,384."""
     warmup: Share = 0.03
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: NotNegative = 0.0

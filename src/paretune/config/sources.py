@@ -137,7 +137,7 @@ class Fit(Section):
     clip: Positive = 1.0
     """Largest norm of the gradient."""
     micro_tokens: Count | None = None
-    """Tokens a forward pass; changes memory and speed alone. Null: 2,048 on a CPU, else 16,384."""
+    """Tokens a forward pass; changes memory and speed alone. Null: 1,024 on a CPU, else 16,384."""
 
 
 class Sft(Fit):

@@ -78,7 +78,7 @@ def micro_tokens(said: int | None, device: str) -> int:
     if said is not None:
         return said
     # More gains nothing on a CPU, whose caches it leaves; an accelerator needs it to be busy.
-    return 2048 if device_named(device).type == "cpu" else 16_384
+    return 1024 if device_named(device).type == "cpu" else 16_384
 
 
 def fitting(how: Fit, device: str) -> Fitting:
