@@ -91,6 +91,11 @@ def attend(
     return out.transpose(1, 2)
 
 
+def capped(logits: Float[Tensor, "..."], softcap: float | None) -> Float[Tensor, "..."]:
+    """Cap tanh(logit / cap); the logits themselves without a cap."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
 def _capped(
     query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float, seen: Tensor | None
 ) -> Tensor:
@@ -98,7 +103,7 @@ def _capped(
     n, heads, q, d = query.shape
     folded = query.reshape(n, key.shape[1], -1, q, d)  # heads that share keys stand together
     logits = folded @ key.transpose(-1, -2)[:, :, None] * scale
-    logits = softcap * torch.tanh(logits / softcap)
+    logits = capped(logits, softcap)
     if seen is not None:
         logits = logits.masked_fill(~seen[:, None, None], -torch.inf)
     weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(value.dtype)

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from paretune.models.adapt import inside
+from paretune.models.attention import capped
 
 CHUNK = 1024
 """Tokens whose logits exist at one time."""
@@ -37,7 +38,7 @@ class Head:
         x = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         if self.scale != 1.0:
             x = x * self.scale
-        return x if self.cap is None else self.cap * torch.tanh(x / self.cap)
+        return capped(x, self.cap)
 
 
 def head_of(model: nn.Module) -> Head:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from paretune.models.attention import Rule, attend
+from paretune.models.attention import Rule, attend, capped
 
 STEP = 16
 """Widths of tables of keys are multiples of this."""
@@ -198,7 +198,7 @@ class Cache:
             table.view(-1, table.shape[-1]).index_copy_(0, self._place, new.flatten(0, 1))
         q = (q * rule.scale).unflatten(1, (k.shape[1], -1))
         own = torch.bmm(q.flatten(0, 1), _seen(own_keys, n, self._own).mT)
-        own = _capped(own, rule.softcap).unflatten(0, q.shape[:2])
+        own = capped(own, rule.softcap).unflatten(0, q.shape[:2])
         mine = self._mask(rule.window, own.dtype)
         own[..., -mine.shape[-1] :] += mine[:, None, None]
         past = None
@@ -206,7 +206,7 @@ class Cache:
             own = _softmax(own)
         else:
             past = torch.bmm(grid.cells(q).flatten(0, 1), _seen(past_keys, *grid.size).mT)
-            past, own = self._weights(grid, _capped(past, rule.softcap), own, rule.window)
+            past, own = self._weights(grid, capped(past, rule.softcap), own, rule.window)
         out = _product(own.flatten(0, 1), _seen(own_values, n, self._own)).unflatten(0, q.shape[:2])
         if grid is not None and past is not None:
             read = _product(past, _seen(past_values, *grid.size))
@@ -277,10 +277,6 @@ def _logs(seen: Tensor, dtype: torch.dtype) -> Tensor:
 def _seen(table: Float[Tensor, "A K W D"], places: int, width: int) -> Float[Tensor, "B S D"]:
     """The part that is alive, every head for itself."""
     return table[:places, :, :width].flatten(0, 1)
-
-
-def _capped(logits: Tensor, softcap: float | None) -> Tensor:
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def _softmax(logits: Float[Tensor, "... S"]) -> Float[Tensor, "... S"]:

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from paretune.config import Experiment
+from paretune.config import Experiment, given, resolved
 from paretune.config.sources import RewardSection
+from paretune.rundir import environment, to_json
 from paretune.stages.gather import Judgements, Material
 
 SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -19,6 +20,15 @@ def manifest(experiment: Experiment, material: Material) -> dict[str, Any]:
         **material.manifest(),
         "records": _records(material),
         "models": {path: folder_hash(Path(path)) for path in _folders(experiment)},
+    }
+
+
+def laid_down(experiment: Experiment) -> dict[str, str]:
+    """What every run folder says of its recipe and its machine: text by path inside it."""
+    return {
+        "config/run.yaml": given(experiment),
+        "config/resolved.yaml": resolved(experiment),
+        "env.json": to_json(environment()),
     }
 
 

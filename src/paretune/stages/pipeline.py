@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from paretune.config import Experiment, config_hash, given, resolved
+from paretune.config import Experiment, config_hash
 from paretune.config.algorithm import recipe_of
 from paretune.config.sources import RewardSection
 from paretune.errors import ConfigError, DataError, WiringError
@@ -17,12 +17,12 @@ from paretune.learn.stop import StopRequest
 from paretune.models.load import device_named
 from paretune.report.page import write_report
 from paretune.report.table import closing_table
-from paretune.rundir import Run, environment, read_json, to_json
+from paretune.rundir import Run, read_json
 from paretune.stages.align import align
 from paretune.stages.console import Console, make_console
 from paretune.stages.gather import Material, Tell, gather
 from paretune.stages.judge import judge
-from paretune.stages.manifest import manifest
+from paretune.stages.manifest import laid_down, manifest
 from paretune.stages.plan import counted, planned
 from paretune.stages.policy import teach
 from paretune.stages.ready import from_hub
@@ -79,16 +79,11 @@ def _run(
     _, _, material = _tried(experiment, tell)
     if experiment.run.threads is not None:
         torch.set_num_threads(experiment.run.threads)
-    files = {
-        "config/run.yaml": given(experiment),
-        "config/resolved.yaml": resolved(experiment),
-        "env.json": to_json(environment()),
-    }
     with Run.claim(
         experiment.run.folder,
         name=experiment.name,
         config_hash=shared_key(experiment) if until in BEFORE_ALIGN else config_hash(experiment),
-        files=files,
+        files=laid_down(experiment),
         made_from=manifest(experiment, material),
     ) as opened:
         console.close(_counted(material))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from paretune.config import Experiment, config_hash, given, load, resolved
+from paretune.config import Experiment, config_hash, load
 from paretune.errors import ConfigError
 from paretune.files import read_json, to_json, write_atomic
 from paretune.front import hypervolume, nondominated
@@ -16,11 +16,11 @@ from paretune.learn.stop import StopRequest
 from paretune.models.load import ModelSpec, load_policy, save_model
 from paretune.models.soup import soup
 from paretune.report.page import write_report
-from paretune.rundir import Run, environment
+from paretune.rundir import Run
 from paretune.stages.console import Console, make_console
 from paretune.stages.gather import gather
 from paretune.stages.judge import judge
-from paretune.stages.manifest import folder_hash, manifest
+from paretune.stages.manifest import folder_hash, laid_down, manifest
 from paretune.stages.shared import link_stages, shared_key
 from paretune.stages.work import Work
 
@@ -76,12 +76,11 @@ def soups(folders: Sequence[Path], folder: Path, steps: int, console: Console | 
         for place, mixture in enumerate(shares, 1):
             console.open("soup", place, len(shares))
             e = _mixed(members, mixture, folder)
-            files = {"config/run.yaml": given(e), "config/resolved.yaml": resolved(e)}
             with Run.claim(
                 e.run.folder,
                 name=e.name,
                 config_hash=config_hash(e),
-                files={**files, "env.json": to_json(environment())},
+                files=laid_down(e),
                 made_from={**manifest(e, material), "soup": stirred},
             ) as run:
                 link_stages(members[0].folder, run.path)
@@ -90,7 +89,7 @@ def soups(folders: Sequence[Path], folder: Path, steps: int, console: Console | 
                 _stir(work, members, mixture)
                 judge(work)
                 write_report(run.path)
-            console.close(f"{Path(e.run.folder).name}: {_means(Path(e.run.folder), 'after')}")
+            console.close(f"{Path(e.run.folder).name}: {_means(Path(e.run.folder))}")
             stop.obey(f"mixture {place} of {len(shares)}")
     found = numbers_of(members, shares, folder)
     write_atomic(folder / FOUND, to_json(found))
@@ -121,9 +120,7 @@ def members_of(folders: Sequence[Path]) -> list[Member]:
     return found
 
 
-def numbers_of(
-    members: Sequence[Member], shares: Sequence[tuple[float, ...]], folder: Path
-) -> dict[str, Any]:
+def numbers_of(members: Sequence[Member], shares: Sequence[Mixture], folder: Path) -> dict[str, Any]:
     """What soup.json holds: the points, which of them nothing dominates, and volumes above the start."""
     before = _table(folder / slug(shares[0]), "before")
     names = list(before)
@@ -154,7 +151,7 @@ def numbers_of(
     }
 
 
-def slug(mixture: Sequence[float]) -> str:
+def slug(mixture: Mixture) -> str:
     """The folder of a mixture: its shares in per cent."""
     return "-".join(f"{100 * share:.4g}" for share in mixture)
 
@@ -164,7 +161,7 @@ def _judged(member: Member) -> Any:
     return e.model_dump(by_alias=True, mode="json", exclude=set(APART)), e.algorithm.arguments.get("max_new")
 
 
-def _mixed(members: Sequence[Member], mixture: Sequence[float], folder: Path) -> Experiment:
+def _mixed(members: Sequence[Member], mixture: Mixture, folder: Path) -> Experiment:
     """The first run's experiment with the averaged weights of all, in a folder of its own."""
     e = members[0].experiment
     pairs = list(zip(mixture, members, strict=True))
@@ -177,7 +174,7 @@ def _mixed(members: Sequence[Member], mixture: Sequence[float], folder: Path) ->
     return e.model_copy(update={"objectives": objectives, "run": run, "name": name})
 
 
-def _stir(work: Work, members: Sequence[Member], mixture: Sequence[float]) -> None:
+def _stir(work: Work, members: Sequence[Member], mixture: Mixture) -> None:
     """Save the average of the policies in `final/`."""
     if work.folder("final", "config.json").exists():
         return
@@ -197,5 +194,5 @@ def _table(folder: Path, arm: str) -> dict[str, float]:
     return {name: float("nan") if value is None else value for name, value in known}
 
 
-def _means(folder: Path, arm: str) -> str:
-    return " ".join(f"{name} {value:.2f}" for name, value in _table(folder, arm).items())
+def _means(folder: Path) -> str:
+    return " ".join(f"{name} {value:.2f}" for name, value in _table(folder, "after").items())

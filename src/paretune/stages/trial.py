@@ -1,5 +1,7 @@
 """After a tuning trial: what the training reward says of answers to prompts of the training."""
 
+from dataclasses import replace
+
 import torch
 
 from paretune.chance import seed_of
@@ -28,9 +30,7 @@ def trial(work: Work) -> str:
     e, folder = work.experiment, work.folder(*FOUND[:-1])
     if not (folder / FOUND[-1]).exists():
         recipe = recipe_of(e)
-        stream = stream_of(e, work.material.pools)
-        steps = -(-PROMPTS // stream.size)
-        prompts = [prompt for step in range(steps) for prompt in stream(step)][:PROMPTS]
+        prompts = replace(stream_of(e, work.material.pools), size=PROMPTS)(0)
         language = load_policy(work.trained, seed=e.run.seed)
         seed = seed_of(e.run.seed, 0, "trial")
         answers = written_by(work, language, prompts, n=1, frame=recipe.frame, seed=seed)
