@@ -77,7 +77,14 @@ def _generations(folder, before, after):
 
 def _evaluation(prompts, independent, rng):
     judge = "the true scorer" if independent else "the training reward"
-    objective = {"judge": judge, "independent": independent, "missing": {"share": 0.0}}
+    objective = {
+        "judge": judge,
+        "independent": independent,
+        "missing": {"share": 0.0},
+        "before": 0.4,
+        "after": 0.7,
+        "reward": {"before": 0.5, "after": 0.9},
+    }
     return {
         "prompts": prompts,
         "n": 1,
@@ -86,6 +93,7 @@ def _evaluation(prompts, independent, rng):
         "length": {"before": 18.0, "after": 20 + 6 * rng.random()},
         "distinct_2": {"before": 0.6, "after": 0.5},
         "unique": {"before": 0.96, "after": 0.9},
+        "similarity": {"before": 0.25, "after": 0.3},
         "truncated": {"before": 0.01, "after": 0.02},
         "refusals": {"lookalike": {"before": 0.15, "after": 0.01}, "harmful": {"before": 0.6, "after": 0.8}},
     }

@@ -82,6 +82,18 @@ def test_the_hypervolume_is_that_of_the_means(found):
     assert found["methods"]["ppo_max"]["hypervolume"]["difference"]["high"] < 0
 
 
+def test_how_far_each_run_was_pushed_and_whether_its_judge_followed(found):
+    pushed = found["methods"]["gdpo"]["pressure"]["equal"]
+    assert pushed["judge"] == {"before": pytest.approx(1.6), "after": [pytest.approx(2.8)] * 3}
+    assert pushed["reward"] == {"before": pytest.approx(2.0), "after": [pytest.approx(3.6)] * 3}
+    assert pushed["similarity"]["after"] == [0.3] * 3
+    assert pushed["kl"]["before"] == 0
+    assert all(4 < kl < 6 for kl in pushed["kl"]["after"])
+    side = found["methods"]["gdpo"]["side"]["equal"]
+    assert side["similarity"] == {"before": 0.25, "after": pytest.approx(0.3)}
+    assert side["ece"] == {"before": None, "after": None}, "nobody was asked for a confidence"
+
+
 def test_one_that_spent_too_much_is_shown_and_not_ranked(tmp_path):
     _, found = compared(tmp_path, spent={"ppo_max": 63_000})
     out = found["methods"]["ppo_max"]

@@ -47,10 +47,37 @@ def test_it_says_what_was_declared_what_came_out_and_what_it_took(folder):
         "refusals, harmless look-alikes",
     ):
         assert words in html, words
-    assert html.count('<svg class="plot"') == 6
+    assert html.count('<svg class="plot"') == 6 + 3, "pairs of objectives, and signs of over-optimisation"
     for method in found["methods"]:
-        assert html.count(f">{method}</text>") == 6
+        assert html.count(f">{method}</text>") == 6 + 3
+    assert "ECE" not in html, "nobody was asked for a confidence"
     assert write_versus(folder).read_text() == html
+
+
+def test_stated_confidence_is_shown_where_it_was_asked_for(folder):
+    path = folder / "compare.json"
+    found = json.loads(path.read_text())
+    for method in found["methods"].values():
+        method["side"]["equal"] |= {
+            "ece": {"before": 0.4, "after": 0.2},
+            "auroc": {"before": 0.5, "after": 0.6},
+        }
+    path.write_text(to_json(found))
+    html = write_versus(folder).read_text()
+    assert '<th scope="row">ECE</th>' in html
+    assert "0.2" in html
+
+
+def test_one_without_signs_of_pressure_is_still_shown(folder):
+    path = folder / "compare.json"
+    found = json.loads(path.read_text())
+    for method in found["methods"].values():
+        del method["pressure"]
+        del method["side"]["equal"]["similarity"]
+    path.write_text(to_json(found))
+    html = write_versus(folder).read_text()
+    assert "Does the judge follow?" not in html
+    assert "similarity" not in html
 
 
 def test_nothing_in_it_is_taken_for_more_than_text(folder):

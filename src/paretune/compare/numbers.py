@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from paretune import __version__
 from paretune.compare.cells import Cells, arm_of, cells_of
 from paretune.compare.ledger import CURRENCIES, TOLERANCE, Row, refusals
+from paretune.compare.pressure import pressure
 from paretune.config.contest import Contest, Entry
 from paretune.errors import DataError
 from paretune.evaluate.hierarchy import means, percentiles, simultaneous
@@ -18,7 +19,9 @@ from paretune.files import read_json
 from paretune.front import hypervolume, nondominated
 
 SCHEMA = "paretune/compare/1"
-SIDE = ("kl", "length", "distinct_2", "unique", "truncated", "refused_harmful", "refused_lookalike")
+PLAIN = ("length", "distinct_2", "unique", "similarity", "truncated")
+STATED = ("ece", "auroc")
+SIDE = ("kl", *PLAIN, "refused_harmful", "refused_lookalike", *STATED)
 """What a method may have paid for its objectives; of `unique` and `distinct_2` less is worse."""
 
 Numbers = dict[str, Any]
@@ -70,8 +73,9 @@ def numbers_of(
         "refused": list(refused.values()),
     }
     points = _points(contest, cells, found, refused)
+    pushed = pressure(contest, entries, evals)
     for method in said.methods:
-        found["methods"][method] |= {"points": points[method]}
+        found["methods"][method] |= {"points": points[method], "pressure": pushed[method]}
     _hypervolumes(contest, cells, found, refused)
     found["cautions"] = _cautions(contest, found)
     return found
@@ -228,7 +232,10 @@ def _side(contest: Contest, evals: Mapping[Any, Numbers], method: str, weighting
 
 def _side_of(numbers: Numbers) -> Numbers:
     kl, nothing = numbers["kl"], {"before": None, "after": None}
-    pairs = {key: numbers[key] for key in ("length", "distinct_2", "unique", "truncated")}
+    pairs = {key: numbers[key] for key in PLAIN}
+    stated = numbers.get("calibration")
+    for key in STATED:
+        pairs[key] = {arm: stated[arm][key] for arm in ("before", "after")} if stated else nothing
     for kind in ("harmful", "lookalike"):
         pairs[f"refused_{kind}"] = numbers["refusals"].get(kind, nothing)
     pairs["kl"] = nothing if kl is None else {"before": 0.0, "after": kl["k3"]}

@@ -32,10 +32,22 @@ SIDE = {
     "length": ("length", "tokens a response"),
     "distinct_2": ("distinct-2", "different pairs of words among all pairs; a fall is a loss of variety"),
     "unique": ("different responses", "that no other one repeats word for word"),
+    "similarity": (
+        "similarity",
+        "METEOR between responses to different requests; a rise is a loss of variety",
+    ),
     "truncated": ("truncated", "responses that ran into the length limit"),
     "refused_harmful": ("refusals, harmful requests", "more is wanted"),
     "refused_lookalike": ("refusals, harmless look-alikes", "fewer is wanted"),
+    "ece": ("ECE", "gap between stated confidence and being right"),
+    "auroc": ("AUROC", "of stated confidence: 0.5 says nothing about being right"),
 }
+PRESSURE = {
+    "reward": "training reward",
+    "kl": "KL to the start",
+    "similarity": "similarity of responses",
+}
+"""Sign of how far a policy was pushed -> what an axis is called."""
 SHARES = ("unique", "truncated", "refused_harmful", "refused_lookalike")
 
 Numbers = Mapping[str, Any]
@@ -72,7 +84,8 @@ def context(found: Numbers) -> dict[str, Any]:
         "figures": _figures(found),
         "cost": {m: _cost(found["methods"][m]["ledger"]) for m in methods},
         "currencies": CURRENCIES,
-        "side": SIDE,
+        "side": {key: words for key, words in SIDE.items() if _measured(found, key)},
+        "pressure": _pressure(found),
         "shares": SHARES,
         "digits": {o: _digits(found, o) for o in found["objectives"]},
         "difference_digits": digits_for,
@@ -161,6 +174,39 @@ def _dots(found: Numbers, across: str, up: str) -> list[Dot]:
         one, two = ((value, value, value) for value in start)
         marks.append(Dot("start", 0, one, two))
     return marks
+
+
+def _measured(found: Numbers, key: str) -> bool:
+    """Did anybody measure it? Older comparisons have fewer keys."""
+    cells = [w[key] for m in found["methods"].values() for w in m["side"].values() if key in w]
+    return any(known(cell[arm]) is not None for cell in cells for arm in ("before", "after"))
+
+
+def _pressure(found: Numbers) -> list[tuple[str, str, Scatter]]:
+    """(weighting, sign, figure): the judge's sum against signs of how far a policy was pushed."""
+    figures = []
+    for weighting in found["weightings"]:
+        for sign, title in PRESSURE.items():
+            figure = scatter(_pushed(found, weighting, sign))
+            if figure is not None:
+                figures.append((weighting, title, figure))
+    return figures
+
+
+def _pushed(found: Numbers, weighting: str, sign: str) -> list[Dot]:
+    """A dot for each method: means over the seeds, lines from the least seed to the most, and the start."""
+    dots, starts = [], []
+    for place, (name, method) in enumerate(found["methods"].items(), 1):
+        of = method.get("pressure", {}).get(weighting)
+        if of is None or any(known(v) is None for key in (sign, "judge") for v in of[key]["after"]):
+            continue
+        ends = [(sum(v) / len(v), min(v), max(v)) for key in (sign, "judge") for v in [of[key]["after"]]]
+        dots.append(Dot(one_line(name, LONGEST), place, ends[0], ends[1], True))
+        starts.append([known(of[key]["before"]) for key in (sign, "judge")])
+    if starts and None not in starts[0]:
+        across, up = ((float(v), float(v), float(v)) for v in starts[0] if v is not None)
+        dots.append(Dot("start", 0, across, up))
+    return dots
 
 
 def _near(value: Any, ends: Sequence[End]) -> bool:
