@@ -101,6 +101,7 @@ def test_weights_in_time_and_by_kind(tmp_path: Path) -> None:
     (step,) = recipe_of(e).worth.steps
     assert isinstance(step, ScheduledSum)
     assert step.points[1] == (5, {"safety": 1.5, "actionability": 1.0})
+    assert e.first_weights == {"safety": 2.0, "actionability": 1.0}, "what a critic starts from"
     check(recipe_of(e), tuple(e.objectives))
     e = experiment(tmp_path, objectives="{safety: {by_kind: {harmful: 3.0}}, actionability: {weight: 0.5}}")
     steps = recipe_of(e).worth.steps

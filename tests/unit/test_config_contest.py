@@ -156,3 +156,12 @@ def test_the_shipped_comparison_is_good_and_is_no_recipe():
     assert contest.said.first == "grpo"
     with pytest.raises(ConfigError, match="is a comparison of methods, not a recipe; fix: paretune compare"):
         load(path)
+
+
+def test_every_shipped_comparison_reads_back_run_by_run(tmp_path):
+    for name in ("compare-methods", "compare-world"):
+        contest = load_contest(shipped()[name], ["seeds=[0]", "tuning=null"])
+        for entry in contest.runs():
+            path = tmp_path / f"{name}-{entry.method}-{entry.weighting}.yaml"
+            path.write_text(resolved(entry.experiment))
+            assert config_hash(load(path)) == config_hash(entry.experiment), entry.label

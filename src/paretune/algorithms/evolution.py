@@ -24,11 +24,11 @@ def essa(
     population: Count = 96,
     search: Literal["cma", "isotropic"] = "cma",
     sigma: Positive | None = None,
-    rate: Positive = 1.0,
+    rate: Positive | None = None,
     share: Share = 1.0,
     noise: Literal["common", "fresh"] = "common",
     kl: NotNegative = 0.0,
-    r: Count = 8,
+    r: Count | None = None,
     warm: Literal["start", "stored"] = "start",
     warm_steps: Count = 20,
     warm_n: Count = 8,
@@ -45,11 +45,11 @@ def essa(
         population: Candidates of a generation.
         search: "cma" learns step size and covariance; "isotropic" keeps the step size, and needs no package.
         sigma: First step size in mean singular values; null: such that candidates differ by a standard error.
-        rate: Of "isotropic" alone: how far the mean goes, in step sizes.
+        rate: Of "isotropic" alone: how far the mean goes, in step sizes; null: 1 there.
         share: Of the singular values of each factor, the largest that move.
         noise: "common": candidates of a generation meet the same prompts and chance; "fresh": each its own.
         kl: Price of one nat by which a response is likelier than under the start, in the units of the signal.
-        r: Rank of the adapter on the projections of attention; a policy with `policy.lora` has its own.
+        r: Rank of the adapter on the projections of attention; null: 8, or that of `policy.lora`.
         warm: What the adapter is fitted to: the best of the start's own responses, or of data.stored.
         warm_steps: Training steps of that fit; its rate is learn.lr.
         warm_n: Responses to each prompt of which the best is imitated.
@@ -59,7 +59,10 @@ def essa(
     singular values, no KL. Differs: common chance; the incumbent is what is kept; the first step size, which
     the paper does not give, is calibrated; several objectives.
     """
-    how = Cma(population=population) if search == "cma" else Isotropic(population=population, rate=rate)
+    how = (
+        Cma(population=population) if search == "cma" else Isotropic(population=population, rate=rate or 1.0)
+    )
+    rank = r or 8
     first = sft(weights, gates=gates, responses=warm, n=warm_n, max_new=max_new, temperature=temperature)
     return Evolution(
         name="essa",
@@ -71,6 +74,6 @@ def essa(
         share=share,
         noise=noise,
         kl=kl,
-        adapter=Lora(r=r, alpha=2 * r, targets=ATTENTION),
+        adapter=Lora(r=rank, alpha=2 * rank, targets=ATTENTION),
         body=body,
     )

@@ -26,10 +26,10 @@ def _searched(e: Experiment, evolution: Evolution) -> Iterator[Fault]:
     yield from _stored(e, reads, "warm", "write algorithm.warm: start", "write algorithm.warm: stored")
     if e.data.demonstrations:
         yield Fault(("data", "demonstrations"), f"has no effect: {name} remembers none", fix="leave it out")
-    if "r" in said and e.policy.lora is not None:
+    if said.get("r") is not None and e.policy.lora is not None:
         fix = "leave it out, or leave out policy.lora"
         yield Fault(("algorithm", "r"), "has no effect beside policy.lora, which has its own rank", fix=fix)
-    if "rate" in said and not isinstance(evolution.search, Isotropic):
+    if said.get("rate") is not None and not isinstance(evolution.search, Isotropic):
         fix = "leave it out, or write algorithm.search: isotropic"
         yield Fault(("algorithm", "rate"), f"has no effect with search {said.get('search', 'cma')}", fix=fix)
     if e.run.budget is not None and e.run.budget.currency == "trained_tokens":

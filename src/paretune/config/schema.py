@@ -281,6 +281,11 @@ class Experiment(Section):
         return {name: objective.weight for name, objective in self.objectives.items()}
 
     @property
+    def first_weights(self) -> dict[str, float]:
+        """Objective -> its weight in the first step, where a schedule moves it later."""
+        return {n: o.schedule[0][1] if o.schedule else o.weight for n, o in self.objectives.items()}
+
+    @property
     def traces(self) -> dict[str, str]:
         """Objective of the thoughts -> the head that scores it."""
         return {name: o.of for name, o in self.objectives.items() if o.reads == "trace" and o.of is not None}
