@@ -179,7 +179,9 @@ def test_check_says_what_would_happen(folder: Path, capsys: pytest.CaptureFixtur
 def test_recipes_are_listed_and_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert leave("recipes") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "compare-confidence",
         "compare-methods",
+        "compare-real-small",
         "compare-world",
         "confidence",
         "demo",

@@ -66,6 +66,16 @@ def test_extends_lays_one_recipe_over_another(tmp_path: Path) -> None:
     assert f"n: 4  # {tmp_path / 'small.yaml'}:8" in text
 
 
+def test_a_null_takes_out_a_section_of_the_recipe_below(tmp_path: Path) -> None:
+    write(tmp_path, SMALL + "learn: {lr: 0.5, warmup: 0.1}\n")
+    top = "extends: small.yaml\nlearn: null\nrun: {seed: null}\n"
+    with pytest.raises(ConfigError, match=r"top.yaml:3:7: run.seed"):
+        load(write(tmp_path, top, "top.yaml"))
+    e = load(write(tmp_path, top.replace("seed: null", "seed: 3"), "top.yaml"))
+    assert (e.learn.lr, e.learn.warmup) == (1e-5, 0.03), "as if it had not been written"
+    assert "lr: 1e-05  # default" in resolved(e)
+
+
 def test_the_resolved_recipe_says_everything_and_where_it_came_from(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL)
     e = load(path, ["run.steps=7", "policy.lora={r: 4}"])

@@ -192,7 +192,7 @@ def _trials(said: Comparison) -> tuple[Settings, ...]:
 
 def _wrong_runs(contest: Contest) -> list[str]:
     """Mistakes of the recipes that the comparison makes; the method is named where the place does not."""
-    said, found = contest.said, dict[str, None]()
+    said, found = contest.said, dict[str, dict[str, None]]()
     settings: tuple[Settings, ...] = contest.trials or ({},)
     for method, weighting in itertools.product(said.methods, said.weightings):
         for tried in settings:
@@ -200,9 +200,15 @@ def _wrong_runs(contest: Contest) -> list[str]:
             experiment, wrong = built(tree, "")
             if experiment is not None:
                 wrong = [fault.at(contest._tree) for fault in _idle(contest, method, experiment)]
-            here = contest._tree.mark(()).file
-            found |= dict.fromkeys(w if w.startswith((here, OVERRIDE)) else f"{w} [{method}]" for w in wrong)
-    return list(found)
+            for line in wrong:
+                found.setdefault(line, {})[method] = None
+    here = contest._tree.mark(()).file
+    return [
+        line
+        if line.startswith((here, OVERRIDE)) or len(methods) == len(said.methods)
+        else f"{line} [{', '.join(methods)}]"
+        for line, methods in found.items()
+    ]
 
 
 def _idle(contest: Contest, method: str, experiment: Experiment) -> Iterator[Fault]:

@@ -102,7 +102,10 @@ def read_recipe(path: Path) -> tuple[Tree, str]:
 
 
 def laid_over(base: Tree, top: Tree) -> Tree:
-    """Sections are laid over each other key by key; any other value of `top` replaces that of `base`."""
+    """Sections are laid over each other key by key; any other value of `top` replaces that of `base`.
+
+    A null over a section takes it out, as if `base` did not have it.
+    """
     merged = Tree(deepcopy(base.values), {**base.marks, (): top.marks[()]}, [*base.wrong, *top.wrong])
     merged.refused = base.refused or top.refused
 
@@ -112,6 +115,9 @@ def laid_over(base: Tree, top: Tree) -> Tree:
             if isinstance(value, dict) and isinstance(into.get(key), dict):
                 merged.marks[here] = top.marks[here]
                 lay(value, into[key], here)
+            elif value is None and isinstance(into.get(key), dict):
+                _place(merged, Tree(), here)
+                del into[key]
             else:
                 _place(merged, top, here)
                 into[key] = value
