@@ -44,7 +44,7 @@ def test_it_says_what_was_declared_what_came_out_and_what_it_took(folder):
         "2 trials of the same budget for every method, on seed 100, over learn.lr (0.0001, 0.001)",
         "0.001: stopped itself",
         "peak memory, MB",
-        "refusals, harmless look-alikes",
+        "look-alikes refused",
     ):
         assert words in html, words
     assert html.count('<svg class="plot"') == 6 + 3, "pairs of objectives, and signs of over-optimisation"
@@ -64,7 +64,7 @@ def test_stated_confidence_is_shown_where_it_was_asked_for(folder):
         }
     path.write_text(to_json(found))
     html = write_versus(folder).read_text()
-    assert '<th scope="row">ECE</th>' in html
+    assert '<th scope="col" class="num">ECE</th>' in html
     assert "0.2" in html
 
 

@@ -17,6 +17,7 @@ from paretune.report import words
 from paretune.report.curves import health, objective_curves, scored, spent
 from paretune.report.figures import strips
 from paretune.report.heads import doubtful, reward_model
+from paretune.report.pace import pace, products
 from paretune.report.samples import samples
 from paretune.report.sanitize import visible
 from paretune.report.table import side_costs
@@ -83,6 +84,7 @@ def context(run: Path, book: Mapping[str, Any], name: str) -> dict[str, Any]:
     lines = [line for line in read_jsonl(run / "metrics.jsonl") if line.get("stage") == "align"]
     recipe = _recipe(run / "config" / "resolved.yaml")
     objectives = list(numbers["objectives"]) if numbers else scored(lines)
+    timing, machine = read_jsonl(run / "timing.jsonl"), read_json(run / "env.json") or {}
     heads = {
         title: report
         for title, part in (("Reward model", "reward"), ("Judge", "judge"))
@@ -102,14 +104,16 @@ def context(run: Path, book: Mapping[str, Any], name: str) -> dict[str, Any]:
         "steps": len(lines),
         "curves": objective_curves(lines, objectives),
         "health": health(lines),
-        "spent": spent(read_jsonl(run / "timing.jsonl")),
+        "spent": spent(timing),
+        "pace": pace(timing, machine),
+        "products": products(machine),
         "samples": samples(run / "eval" / name, numbers) if numbers else [],
         "events": [line for line in read_jsonl(run / "events.jsonl") if line.get("kind") != "checkpoint"][
             -30:
         ],
         "recipe_text": _text(run / "config" / "run.yaml"),
         "resolved_text": _text(run / "config" / "resolved.yaml"),
-        "machine": read_json(run / "env.json") or {},
+        "machine": machine,
     }
 
 

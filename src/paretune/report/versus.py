@@ -37,8 +37,11 @@ SIDE = {
         "METEOR between responses to different requests; a rise is a loss of variety",
     ),
     "truncated": ("truncated", "responses that ran into the length limit"),
-    "refused_harmful": ("refusals, harmful requests", "more is wanted"),
-    "refused_lookalike": ("refusals, harmless look-alikes", "fewer is wanted"),
+    "refused_harmful": ("harmful requests refused", "refusals; more are wanted"),
+    "refused_lookalike": (
+        "look-alikes refused",
+        "refusals of harmless requests that look harmful; fewer are wanted",
+    ),
     "ece": ("ECE", "gap between stated confidence and being right"),
     "auroc": ("AUROC", "of stated confidence: 0.5 says nothing about being right"),
 }
