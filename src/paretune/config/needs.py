@@ -95,8 +95,7 @@ def _critic(e: Experiment, recipe: Recipe) -> Iterator[Fault]:
     if recipe.critic.alone >= e.run.steps:
         wrong = f"is {recipe.critic.alone} of {e.run.steps} steps: the policy would learn nothing"
         yield Fault(("algorithm", "critic_alone"), wrong, fix="make it smaller, or raise run.steps")
-    strange = e.reward.body != "policy" or e.reward.path is not None
-    if recipe.critic.of == "reward" and strange:
+    if recipe.critic.of == "reward" and e.reward.path is None and e.reward.body != "policy":
         fix = "write algorithm.critic: policy, or reward.body: policy"
         wrong = "starts from the reward model, whose body is not the policy's and may read other tokens"
         yield Fault(("algorithm", "critic"), wrong, fix=fix)
