@@ -19,6 +19,7 @@ FREE = (
     ("run", "checkpoint_every"),
     ("run", "keep"),
     ("run", "workers"),
+    ("learn", "activations"),
 )
 """Keys of a recipe that say where and how a run is worked at, not what it is: a resume may change them."""
 

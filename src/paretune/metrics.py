@@ -110,15 +110,50 @@ METRICS: dict[str, Metric] = {
 }
 """Every number a run may write, by key; `{...}` stands for a name."""
 
-_PATTERNS = tuple(
-    (re.compile(re.sub(r"\\\{\w+\\\}", ".+", re.escape(key)), re.DOTALL), metric)
-    for key, metric in METRICS.items()
-    if "{" in key
-)
+TIMINGS: dict[str, Metric] = {
+    "seconds": Metric("s", "of the whole step", "down"),
+    "sample": Metric("s", "drawing responses, or reading stored ones", "down"),
+    "score": Metric("s", "scoring them", "down"),
+    "measure": Metric("s", "asking frozen models, and the policy as it was, about them", "down"),
+    "learn": Metric("s", "passes with gradient, and the optimiser", "down"),
+    "save": Metric("s", "writing the checkpoint before the step", "down"),
+    "idle": Metric("s", "what no other phase accounts for", "down"),
+    "tokens": Metric("tokens", "prompts and responses of the step, every row for itself"),
+    "rollout_tokens": Metric("tokens", "response tokens sampled"),
+    "trained_tokens": Metric("tokens", "tokens that had a gradient, every row and epoch for itself"),
+    "reward_calls": Metric("responses", "responses scored"),
+    "memory": Metric("bytes", "of main memory that the process held at most so far", "down"),
+    "device_memory": Metric("bytes", "of the accelerator's memory that it held at most so far", "down"),
+    "tokens_per_second/{phase}": Metric(
+        "tokens/s", "tokens sampled or trained in a second of the phase", "up"
+    ),
+    "flops/{phase}": Metric(
+        "FLOP", "operations that the phase had to do: nothing padded, nothing twice that rows have in common"
+    ),
+}
+"""Every number of timing.jsonl, by key: all that may differ between two equal runs."""
+
+
+def _patterns(book: dict[str, Metric]) -> tuple[tuple[re.Pattern[str], Metric], ...]:
+    return tuple(
+        (re.compile(re.sub(r"\\\{\w+\\\}", ".+", re.escape(key)), re.DOTALL), metric)
+        for key, metric in book.items()
+        if "{" in key
+    )
+
+
+_PATTERNS, _TIMING_PATTERNS = _patterns(METRICS), _patterns(TIMINGS)
 
 
 def metric(key: str) -> Metric | None:
-    """The dictionary's entry for a key, or None."""
+    """The entry of METRICS for a key, or None."""
     if key in METRICS:
         return METRICS[key]
     return next((entry for pattern, entry in _PATTERNS if pattern.fullmatch(key)), None)
+
+
+def timing(key: str) -> Metric | None:
+    """The entry of TIMINGS for a key, or None."""
+    if key in TIMINGS:
+        return TIMINGS[key]
+    return next((entry for pattern, entry in _TIMING_PATTERNS if pattern.fullmatch(key)), None)

@@ -3,9 +3,9 @@
     run.json            status, stage, step, exit code          replaced as a whole
     LOCK                who is at work in here                   gone when nobody is
     config/             the recipe as given, and with every key filled in
-    env.json            versions and machine, no values of environment variables
+    env.json            versions and machine, how fast it multiplies; no values of environment variables
     metrics.jsonl       one line a step, no clock inside: byte for byte the same after a resume
-    timing.jsonl        seconds of each step and of its phases, tokens, memory
+    timing.jsonl        seconds of each step and of its phases, what they had to do, tokens, memory
     events.jsonl        warnings, resumes, checkpoints, stops
 
 A whole file is written as `x.tmp`, fsync, replace, fsync of the folder. A line is appended in one write,
@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -27,10 +27,11 @@ from paretune.errors import DataError, ParetuneError, WiringError
 from paretune.files import append_line, cannot_write, read_json, read_jsonl, to_json, write_atomic
 from paretune.foreign import FREE, MANIFEST, RESOLVED, changes, refuse_changed, refuse_foreign
 from paretune.lock import Lock
-from paretune.metrics import METRICS, Metric, metric
+from paretune.metrics import METRICS, TIMINGS, Metric, metric, timing
 
 __all__ = [
     "METRICS",
+    "TIMINGS",
     "Metric",
     "Run",
     "environment",
@@ -158,18 +159,22 @@ class Run:
         Raises:
             WiringError: A key is not in METRICS.
         """
-        for key in metrics:
-            if metric(key) is None:
-                near = difflib.get_close_matches(key, METRICS, 1, 0.0)
-                raise WiringError(
-                    f'metric "{key}" is not in the dictionary; the nearest is "{near[0]}"; '
-                    "fix: give it a unit, a meaning and a direction in rundir.METRICS"
-                )
+        _refuse_unknown((key for key in metrics if metric(key) is None), METRICS, "METRICS")
         append_line(self.path / "metrics.jsonl", {"stage": self.stage, "step": step, **metrics})
 
     def timing(self, step: int, **numbers: Number) -> None:
-        """Append one line of seconds, tokens or bytes: all that may differ between two equal runs."""
+        """Append one line of seconds, tokens or bytes: all that may differ between two equal runs.
+
+        Raises:
+            WiringError: A key is not in TIMINGS.
+        """
+        _refuse_unknown((key for key in numbers if timing(key) is None), TIMINGS, "TIMINGS")
         append_line(self.path / "timing.jsonl", {"stage": self.stage, "step": step, **numbers})
+
+    def machine(self, **facts: Any) -> None:
+        """Change some entries of env.json: what was found out about the machine."""
+        path = self.path / "env.json"
+        write_atomic(path, to_json((read_json(path) or {}) | facts))
 
     def event(self, kind: str, text: str) -> None:
         """Append one line on something that happened: a warning, a resume, a stop."""
@@ -271,6 +276,15 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "versions": versions,
     }
+
+
+def _refuse_unknown(keys: Iterable[str], book: Mapping[str, Metric], name: str) -> None:
+    for key in keys:
+        near = difflib.get_close_matches(key, book, 1, 0.0)
+        raise WiringError(
+            f'metric "{key}" is not in the dictionary; the nearest is "{near[0]}"; '
+            f"fix: give it a unit, a meaning and a direction in rundir.{name}"
+        )
 
 
 def _ending(error: BaseException | None) -> tuple[str, int]:

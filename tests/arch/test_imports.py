@@ -40,14 +40,28 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
+def command(arguments: list[str]) -> str:
+    """Code that gives this command, and goes on if it ended well."""
+    return (
+        f"from paretune.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit as end:\n    assert not end.code"
+    )
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["run", "--help"], ["recipes"], ["recipes", "demo"], ["doctor"]]
 )
 def test_light_commands_load_no_torch(arguments: list[str]) -> None:
-    assert not loaded_by(
-        f"from paretune.cli import main\n"
-        f"try:\n    main({arguments!r})\nexcept SystemExit as end:\n    assert not end.code"
-    )
+    assert not loaded_by(command(arguments))
+
+
+@pytest.mark.parametrize("arguments", [["check", "demo"], ["compare", "compare-world", "--check"]])
+def test_what_opens_no_model_loads_neither_transformers_nor_peft(arguments: list[str]) -> None:
+    assert loaded_by(command(arguments)) == {"torch"}
+
+
+def test_what_a_run_is_made_of_can_be_read_without_transformers() -> None:
+    assert loaded_by("import paretune.stages.pipeline") == {"torch"}
 
 
 @pytest.mark.parametrize(

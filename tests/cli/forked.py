@@ -12,7 +12,7 @@ from pathlib import Path
 
 SERVER = """
 import json, os, sys, traceback
-import paretune.stages.pipeline
+import paretune.models.tiny, paretune.stages.pipeline, peft
 from paretune.cli import main
 
 for line in sys.stdin:

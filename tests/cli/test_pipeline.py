@@ -41,6 +41,19 @@ def test_metrics_hold_every_step_of_every_stage_once(finished):
     assert {"score/safety/mean", "weighted/safety/mean", "share/safety", "kl/k3"} <= lines[-1].keys()
 
 
+def test_the_folder_says_how_near_the_run_came_to_its_machine(finished):
+    folder, _ = finished
+    lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if line["stage"] == "align"):
+        assert min(line[f"flops/{phase}"] for phase in ("sample", "score", "measure", "learn")) > 0
+        assert line["tokens_per_second/sample"] * line["sample"] == pytest.approx(line["rollout_tokens"])
+        assert line["tokens_per_second/learn"] * line["learn"] == pytest.approx(line["trained_tokens"])
+    matrix = json.loads((folder / "env.json").read_text())["matrix"]
+    assert matrix["flops_per_second"] > 0
+    assert (matrix["device"], matrix["dtype"], matrix["threads"]) == ("cpu", "float32", 1)
+    assert "products of two 1024 x 1024 matrices" in (folder / "report.html").read_text()
+
+
 def test_the_same_command_again_changes_no_number(finished):
     folder, _ = finished
     before = fingerprint(folder)

@@ -8,7 +8,7 @@ import pytest
 from paretune.config import load, shipped
 from paretune.config.rules import sources
 from paretune.models.tiny import tiny_model, tiny_tokenizer
-from paretune.stages.pipeline import check
+from paretune.stages.check import check
 from shared import shared
 
 

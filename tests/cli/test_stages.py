@@ -19,6 +19,7 @@ from paretune.objectives.lineage import known_data
 from paretune.objectives.reward_store import load_reward_model
 from paretune.rundir import read_json, read_jsonl, to_json
 from paretune.stages import align, judge, pipeline
+from paretune.stages import check as checking
 from paretune.stages.console import PlainConsole
 from paretune.stages.gather import Material
 from tinyrows import batch_of, rows
@@ -36,7 +37,7 @@ def stages(monkeypatch, *bodies):
     """A run of these stages alone, on a few prompts."""
     prompts = tuple(Prompt(messages=(Message("user", f"question {i}"),)) for i in range(3))
     material = Material(pools={"ordinary": prompts}, test=prompts[:1])
-    monkeypatch.setattr(pipeline, "gather", lambda e, tell: material)
+    monkeypatch.setattr(checking, "gather", lambda e, tell: material)
     monkeypatch.setattr(
         pipeline, "stages_of", lambda e, *until: [(f"s{i}", body) for i, body in enumerate(bodies)]
     )
@@ -95,9 +96,9 @@ def test_other_data_is_another_run(tmp_path, monkeypatch):
     run(tmp_path / "r")
     run(tmp_path / "r")
     book = (tmp_path / "r" / "run.json").read_text()
-    material = pipeline.gather(None, None)
+    material = checking.gather(None, None)
     other = replace(material, pools={"ordinary": material.pools["ordinary"][::-1]})
-    monkeypatch.setattr(pipeline, "gather", lambda e, tell: other)
+    monkeypatch.setattr(checking, "gather", lambda e, tell: other)
     with pytest.raises(ConfigError, match=r"the data changed since this run began \(records: prompts of"):
         run(tmp_path / "r")
     assert (tmp_path / "r" / "run.json").read_text() == book
@@ -143,7 +144,7 @@ def test_the_policy_that_is_judged_is_the_one_that_was_trained(adapted):
 def test_the_report_is_on_the_reward_model_that_scores(adapted):
     folder, _ = adapted
     e = recipe(folder, "reward.dtype=bfloat16")
-    material = pipeline.gather(e)
+    material = checking.gather(e)
     stored = load_reward_model(str(folder / "reward" / "model"), dtype="bfloat16")
     found = reward_report(stored, material.reward.test, train=material.reward.train)
     reported = read_json(folder / "reward" / "report.json")

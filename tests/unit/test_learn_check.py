@@ -1,15 +1,17 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from paretune.credit.advantage import Spread
 from paretune.credit.step import chain
 from paretune.errors import WiringError
-from paretune.learn.check import check
+from paretune.learn.check import PROMPT, StandInModel, check, fake_batch
 from paretune.learn.descend import descend
 from paretune.loss.kl import KlToReference
 from paretune.loss.policy import Clipped
 from paretune.loss.term import Term
+from paretune.models.forward import run, token_logp
 from paretune.models.measure import Behaviour, Reference
 from paretune.rundir import Run
 from toy import toy_recipe, toy_world
@@ -42,6 +44,36 @@ def test_a_sound_recipe_says_what_it_needs():
 def test_wrong_wiring_is_told_at_the_door(change, match):
     with pytest.raises(WiringError, match=match):
         check(toy_recipe().but(**change), NAMES)
+
+
+def test_the_dry_run_moves_nobody_elses_chance():
+    before = torch.get_rng_state()
+    check(toy_recipe(), NAMES)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_stand_in_is_a_causal_model():
+    model, batch = StandInModel(1), fake_batch(NAMES, 2)
+    out = run(
+        model, batch, frozenset({"entropy", "kl_reference_policy"}), references={"reference": StandInModel(2)}
+    )
+    assert (out.logp[batch.respond] < 0).all()
+    assert (out.kl_reference_policy[batch.respond] > 0).all()
+    assert (out.entropy[batch.respond] > 0).all()
+    out.logp.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    later = batch.tokens.clone()
+    later[:, PROMPT + 1 :] = (later[:, PROMPT + 1 :] + 1) % 8
+    first = batch.respond.clone()
+    first[:, PROMPT + 1 :] = False
+    asked = (token_logp(model, tokens, batch.attend, first) for tokens in (batch.tokens, later))
+    assert torch.equal(*asked)
+    padded = torch.zeros_like(batch.tokens), torch.zeros_like(batch.attend), torch.zeros_like(batch.respond)
+    wide = (
+        torch.cat(both, 1) for both in zip(padded, (batch.tokens, batch.attend, batch.respond), strict=True)
+    )
+    shifted = token_logp(model, *wide)[:, batch.tokens.shape[1] :]
+    assert torch.allclose(shifted, out.logp, atol=1e-6)
 
 
 def test_unknown_objectives_are_told_with_the_nearest_name():

@@ -15,6 +15,20 @@ def test_what_no_phase_accounts_for_is_idle_and_a_reading_begins_anew():
     assert set(clock.reading(0.5).values()) == {0.0, 0.5}
 
 
+def test_what_was_done_stands_beside_the_seconds_until_the_next_reading():
+    clock = Clock()
+    clock.seconds |= {"sample": 2.0, "learn": 4.0}
+    clock.did("sample", tokens=100, flops=3.0)
+    clock.did("sample", tokens=20, flops=4.0)
+    clock.did("learn", tokens=8, flops=5.0)
+    clock.did("learn", flops=float("nan"))
+    found = clock.reading(6.0)
+    assert (found["tokens_per_second/sample"], found["flops/sample"]) == (60.0, 7.0)
+    assert found["tokens_per_second/learn"] == 2.0
+    assert "flops/learn" not in found, "nobody could say of all of it"
+    assert not [key for key in clock.reading(1.0) if "/" in key]
+
+
 def test_a_phase_counts_also_what_failed():
     clock = Clock()
     with pytest.raises(ZeroDivisionError), clock.phase("score"):

@@ -81,6 +81,12 @@ def test_every_line_has_what_a_search_shows_and_the_ledger_no_gradient(tmp_path)
         assert line["trained_tokens"] == 0
         assert line["reward_calls"] == (4 + 1) * 16
         assert line["rollout_tokens"] >= line["reward_calls"]
+        assert min(line[phase] for phase in ("sample", "score", "measure")) > 0
+        parts = sum(line[phase] for phase in ("sample", "score", "measure", "learn", "idle"))
+        assert parts == pytest.approx(line["seconds"])
+        spoken = line["tokens_per_second/sample"] * line["sample"]
+        assert spoken == pytest.approx(line["rollout_tokens"])
+        assert min(line["flops/sample"], line["flops/measure"]) > 0
 
 
 @pytest.mark.parametrize("search", ["cma", "isotropic"])

@@ -64,6 +64,13 @@ def test_lines_are_json_and_nothing_in_them_depends_on_the_clock(tmp_path):
     assert read_json(tmp_path / "a" / "run.json")["stage"] == "reward"
 
 
+def test_a_timing_that_is_not_in_the_dictionary_is_refused(tmp_path):
+    Run(tmp_path).timing(0, **{"seconds": 1.0, "flops/learn": 2.0, "tokens_per_second/sample": 3.0})
+    with pytest.raises(WiringError, match='"flop/learn" is not in the dictionary; the nearest is "learn"'):
+        Run(tmp_path).timing(1, **{"flop/learn": 2.0})
+    assert len(read_jsonl(tmp_path / "timing.jsonl")) == 1
+
+
 def test_cut_back_forgets_what_came_after_the_checkpoint_and_keeps_the_events(tmp_path):
     run = Run(tmp_path)
     run.write(1, {"lr": 0.1})

@@ -8,6 +8,8 @@ import pytest
 from smallfiles import describe_model, rate, write
 
 from paretune.config import Experiment, load
+from paretune.data.collate import prompt_key
+from paretune.data.world_model import tokenizer as world_tokenizer
 from paretune.errors import ConfigError, DataError
 from paretune.models import hub
 from paretune.models.tiny import tiny_config, tiny_tokenizer
@@ -64,6 +66,31 @@ def test_the_world_brings_what_no_file_is_named_for() -> None:
     assert len(found.reward.train) == 20
     assert set(found.reward.test[0].labels) == {"safety", "politeness"}
     assert found.notes == ()
+
+
+def test_the_world_brings_nothing_whose_prompt_is_held_out() -> None:
+    found = gather(
+        experiment(WORLD, "data.world={prompts: 90, test_prompts: 90, rated: 90, demonstrations: 90}")
+    )
+    assert found.reward is not None
+    held = {prompt_key(prompt) for prompt in found.test}
+    seen = [*found.demonstrations, *found.reward.train, *(p for pool in found.pools.values() for p in pool)]
+    assert len(seen) == 270
+    assert not held & {prompt_key(record) for record in seen}
+    assert not {prompt_key(row) for row in found.reward.test} & {
+        prompt_key(row) for row in found.reward.train
+    }
+
+
+def test_requests_of_the_world_that_leave_no_room_for_a_response_are_told() -> None:
+    (line,) = complaints(WORLD, "algorithm.max_new=180")
+    assert re.search(r"data\.world: prompt: 1[3-9] tokens, and there is room for 12; fix: shorten it", line)
+    gather(experiment(WORLD, "algorithm.max_new=170"))
+
+
+def test_too_few_ratings_of_the_world_are_told_however_few_are_looked_at() -> None:
+    lines = complaints(WORLD, "data.world.rated=1")
+    assert [line.partition("objectives.")[2].partition(":")[0] for line in lines] == ["safety", "politeness"]
 
 
 def test_a_judge_with_files_of_its_own_is_read_beside_the_world() -> None:
@@ -247,6 +274,21 @@ def test_a_ready_made_reward_of_the_hub_must_know_every_objective(monkeypatch: p
         'r.yaml:1: objectives.safety: no model provides it; did you mean "saftey"?; '
         "fix: the model in reward.path has saftey, x"
     )
+
+
+def test_a_critic_starts_from_a_ready_made_reward_only_if_it_reads_the_same_tokens() -> None:
+    judge("safety")
+    ppo = {"name": "ppo_max", "max_new": 4}
+    ready_made = FILES | {"reward": {"path": "judge"}, "algorithm": ppo}
+    world_tokenizer().save_pretrained("judge")
+    (line,) = complaints(ready_made, kind=ConfigError)
+    assert line == (
+        "r.yaml:1: reward.path: reads other tokens than the policy, and the critic is to start from it; "
+        "fix: write algorithm.critic: policy"
+    )
+    gather(experiment(ready_made, "algorithm.critic=policy"))
+    tiny_tokenizer().save_pretrained("judge")
+    gather(experiment(ready_made))
 
 
 def test_a_model_that_cannot_be_read_is_told_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ from smallfiles import describe_model, rate, write
 
 from paretune.config import Experiment, load
 from paretune.errors import ConfigError, WiringError
-from paretune.stages import pipeline
-from paretune.stages.pipeline import check
+from paretune.stages import check as stage
+from paretune.stages.check import check
 
 RECIPE = {
     "name": "r",
@@ -66,7 +66,7 @@ def test_check_finds_bad_rows_and_bad_models_and_bad_wiring_at_once(monkeypatch:
     def objects(recipe: object, objectives: object) -> None:
         raise WiringError('recipe "grpo": does not fit')
 
-    monkeypatch.setattr(pipeline, "dry_run", objects)
+    monkeypatch.setattr(stage, "dry_run", objects)
     with pytest.raises(WiringError, match="does not fit"):
         check(experiment())
     write("b.jsonl", [{"prompt": "x" * 200}, {"prompt": 3}])

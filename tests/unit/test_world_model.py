@@ -1,9 +1,12 @@
 """The tokenizer of the help desk gives back what it was given, also from disk; its policy is tiny."""
 
+import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from paretune.data.world import demonstrations, policy_config, rated, tokenizer
-from paretune.data.world_model import DESK, END, START, USER
+from paretune.data.frame import framed
+from paretune.data.template import encode_prompt
+from paretune.data.world import demonstrations, policy_config, rated, requests, tokenizer
+from paretune.data.world_model import DESK, END, START, USER, WORDING, longest_request
 
 
 def test_decoding_gives_back_the_text_word_for_word(tmp_path):
@@ -47,3 +50,14 @@ def test_the_policy_is_tiny_and_its_special_tokens_agree_with_the_tokenizer():
         ours.pad_token_id,
     )
     assert sum(p.numel() for p in LlamaForCausalLM(config).parameters()) < 500_000
+
+
+@pytest.mark.parametrize("knows", ["", "think", "confidence"])
+@pytest.mark.parametrize("frame", ["", "think", "confidence"])
+def test_requests_are_counted_as_the_tokenizer_renders_them(knows, frame):
+    ours, prompts = tokenizer(knows), [*requests("train", 150, 0), *requests("test", 50, 0)]
+    whole = [len(encode_prompt(ours, framed(prompt, frame, WORDING))) for prompt in prompts]
+    assert len(set(whole)) > 5
+    for prompt, tokens in zip(prompts, whole, strict=True):
+        assert longest_request([prompt], frame) == tokens
+    assert longest_request(prompts, frame) == max(whole)

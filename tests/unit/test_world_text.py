@@ -25,6 +25,17 @@ def test_splits_are_disjoint_by_combination_and_test_by_pair_of_verb_and_object(
     assert not seen & {combination[:2] for combination in test}
 
 
+def test_no_request_of_the_test_split_reads_like_one_of_another():
+    """Its verb and its object decide the split, and nothing else in a request has their words."""
+    verbs = {verb for _, of_kind, _, _ in words.PAIRINGS for verb in of_kind}
+    things = {thing for _, _, of_kind, _ in words.PAIRINGS for thing in of_kind}
+    around = [*words.ADJECTIVES, *words.DETERMINERS, *words.CONTEXTS, *words.PHRASINGS, *words.ASKS.values()]
+    others = {word for text in around for word in text.replace("{deed}", " ").split()}
+    assert all(word.isalpha() for word in verbs | things)
+    assert not verbs & things
+    assert not (verbs | things) & others
+
+
 def test_every_word_of_a_test_request_is_common_in_the_other_splits():
     for verbs, objects in {(pairing[1], pairing[2]) for pairing in words.PAIRINGS}:
         kept = [(v, o) for v in verbs for o in objects if split_of(v, o, "") != "test"]

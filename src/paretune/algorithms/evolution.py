@@ -55,14 +55,11 @@ def essa(
         warm_n: Responses to each prompt of which the best is imitated.
         body: "int8": the frozen layers reckon in eight bits while candidates respond.
 
-    Source: Korotyshova et al. 2025 (arXiv:2507.04453): rank 8, population 96, 100 prompts a generation, all
-    singular values, no KL. Differs: common chance; the incumbent is what is kept; the first step size, which
-    the paper does not give, is calibrated; several objectives.
+    Source: Korotyshova et al. 2025 (arXiv:2507.04453): rank 8, population 96, all values, no KL. Differs:
+    common chance; the incumbent is kept; the first step size, not in the paper, is calibrated; objectives.
     """
-    how = (
-        Cma(population=population) if search == "cma" else Isotropic(population=population, rate=rate or 1.0)
-    )
-    rank = r or 8
+    straight = Isotropic(population=population, rate=rate or 1.0)
+    how = Cma(population=population) if search == "cma" else straight
     first = sft(weights, gates=gates, responses=warm, n=warm_n, max_new=max_new, temperature=temperature)
     return Evolution(
         name="essa",
@@ -74,6 +71,6 @@ def essa(
         share=share,
         noise=noise,
         kl=kl,
-        adapter=Lora(r=rank, alpha=2 * rank, targets=ATTENTION),
+        adapter=Lora(r=r or 8, alpha=2 * (r or 8), targets=ATTENTION),
         body=body,
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from paretune.compare.ledger import TOLERANCE
 from paretune.config import Experiment
 from paretune.config.contest import Contest
-from paretune.stages.pipeline import check
+from paretune.stages.check import check
 from paretune.stages.shared import shared_key
 
 

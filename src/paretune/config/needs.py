@@ -13,6 +13,9 @@ from paretune.rollout.sample import Offline
 
 def needed_faults(e: Experiment, recipe: Recipe | Evolution) -> Iterator[Fault]:
     """Stored responses, demonstrations and second models that are missing, or that nobody reads."""
+    if e.learn.activations == "offload" and e.run.device == "cpu":
+        fix = "leave it out, or write recompute"
+        yield Fault(("learn", "activations"), "offload has no effect with run.device: cpu", fix=fix)
     if isinstance(recipe, Evolution):
         yield from _searched(e, recipe)
     else:

@@ -176,6 +176,10 @@ class LearnSection(Section):
     """Prompts a step."""
     micro_tokens: Count | None = None
     """Tokens a forward pass; changes memory and speed alone. Null: 1,024 on a CPU, else 16,384."""
+    activations: Literal["keep", "recompute", "offload"] = "keep"
+    """What a pass keeps for its gradient, or works out again, or moves from the device to main memory."""
+    moments: Literal["float32", "int8"] = "float32"
+    """What AdamW's two means a weight are held in; int8 takes a quarter and the package bitsandbytes."""
     warmup: Share = 0.03
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: NotNegative = 0.0

@@ -10,12 +10,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
-
 from paretune.data.frame import BARE, CHAT, Wording
 from paretune.data.records import Message, Prompt
 from paretune.data.world_model import WORDING, of_the_world
+from paretune.elsewhere import PreTrainedTokenizerBase
 from paretune.errors import DataError, complaint
 
 DATE = "26 Jul 2024"
@@ -71,6 +69,8 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
 def _templated(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], id: str, *, begin: bool
 ) -> str:
+    from jinja2 import TemplateError
+
     try:
         template = tokenizer.get_chat_template()
         dated = DATED + template if "strftime_now" in template else template

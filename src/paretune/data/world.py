@@ -6,6 +6,7 @@ raters see the truth through noise, habits of their own and a liking for length,
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from paretune.chance import numpy_generator
+from paretune.data.drawn import Drawn
 from paretune.data.frame import CLOSE, OPEN, Frame, framed
 from paretune.data.records import Demonstration, Message, Prompt, Rating, Sample
 from paretune.data.world_habits import broad, careless, draft, spoil, sure
@@ -75,7 +77,7 @@ def requests(split: Split, count: int, seed: int, mix: Mapping[str, float] = MIX
     ]
 
 
-def demonstrations(count: int, seed: int, frame: Frame = "") -> list[Demonstration]:
+def demonstrations(count: int, seed: int, frame: Frame = "") -> Sequence[Demonstration]:
     """Answers of a careless help desk, from which the starting policy learns.
 
     Args:
@@ -84,9 +86,12 @@ def demonstrations(count: int, seed: int, frame: Frame = "") -> list[Demonstrati
         frame: "confidence": every request asks for it, and every answer claims a lot, good or bad. "think":
             every other request asks for thoughts first, and gets them.
     """
+    return Drawn(count, lambda: _demonstrations(count, seed, frame))
+
+
+def _demonstrations(count: int, seed: int, frame: Frame) -> Iterator[Demonstration]:
     rng = numpy_generator(seed, 0, "world/demonstrations")
     beside = numpy_generator(seed, 0, "world/frame", frame)
-    found = []
     for i, request in enumerate(_requests("train", count, MIX, rng)):
         response, prompt = write(careless(request.kind, rng), request, rng), _prompt(request, "train", i)
         if frame == "confidence":
@@ -94,8 +99,7 @@ def demonstrations(count: int, seed: int, frame: Frame = "") -> list[Demonstrati
         asks = frame == "confidence" or (frame == "think" and i % 2 == 0)
         if asks and frame == "think":
             response = f"{OPEN} {write(draft(request.kind, beside), request, beside)} {CLOSE} {response}"
-        found.append(Demonstration(prompt=framed(prompt, frame if asks else "", WORDING), response=response))
-    return found
+        yield Demonstration(prompt=framed(prompt, frame if asks else "", WORDING), response=response)
 
 
 def stating(response: str, level: int) -> str:
@@ -113,7 +117,7 @@ def rated(
     split: Split = "rated",
     frame: Frame = "",
     confidence_bias: float = 0.1,
-) -> list[Rating]:
+) -> Sequence[Rating]:
     """Answers of all qualities with the mean label of noisy raters; a label nobody was asked for is absent.
 
     Args:
@@ -129,22 +133,37 @@ def rated(
         confidence_bias: What a rater adds to the meaningfulness of an answer that is certain of itself,
             beside one that guesses; 0.6 of it to actionability, 0.3 to the others.
     """
+    desk = _Raters(raters, noise, length_bias, missing, frame, confidence_bias)
+    return Drawn(count, lambda: _rated(count, seed, split, desk))
+
+
+@dataclass(frozen=True, slots=True)
+class _Raters:
+    """How many they are, and how they err: see `rated`."""
+
+    count: int
+    noise: float
+    length_bias: float
+    missing: float
+    frame: Frame
+    confidence_bias: float
+
+
+def _rated(count: int, seed: int, split: Split, by: _Raters) -> Iterator[Rating]:
     beside = numpy_generator(seed, 0, "world/rated/frame", split)
     rng = numpy_generator(seed, 0, "world/rated", split)
-    severity = rng.normal(0.0, noise / 2, size=(raters, 4))
-    ratings = []
+    severity = rng.normal(0.0, by.noise / 2, size=(by.count, 4))
     for i, request in enumerate(_requests(split, count, MIX, rng)):
         response = _any_answer(request, rng)
         scores = np.array(truth(request.text, response))
-        liking = length_bias * (len(response.split()) / _USUAL_LENGTH - 1.0) * np.array(_LENGTH_TASTE)
-        if frame == "confidence" and beside.random() < 2 / 3:
+        liking = by.length_bias * (len(response.split()) / _USUAL_LENGTH - 1.0) * np.array(_LENGTH_TASTE)
+        if by.frame == "confidence" and beside.random() < 2 / 3:
             level = int(beside.integers(11))
             response = stating(response, level)
-            liking += confidence_bias * (level / 10 - 0.5) * np.array(_CONFIDENCE_TASTE)
-        seen = scores + liking + severity + rng.normal(0.0, noise, size=(raters, 4))
-        labels = _labels(np.clip(seen, 0.0, 1.0), missing, rng)
-        ratings.append(Rating(prompt=_prompt(request, split, i), response=response, labels=labels))
-    return ratings
+            liking += by.confidence_bias * (level / 10 - 0.5) * np.array(_CONFIDENCE_TASTE)
+        seen = scores + liking + severity + rng.normal(0.0, by.noise, size=(by.count, 4))
+        labels = _labels(np.clip(seen, 0.0, 1.0), by.missing, rng)
+        yield Rating(prompt=_prompt(request, split, i), response=response, labels=labels)
 
 
 def _any_answer(request: Request, rng: Generator) -> str:

@@ -1,10 +1,14 @@
 """The tokenizer of the built-in help desk, one word a token, and the shape of its starting policy."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from paretune.data import world_words
-from paretune.data.frame import CLOSE, OPEN, Frame, Wording
+from paretune.data.frame import CLOSE, OPEN, Frame, Wording, framed
+from paretune.data.records import Prompt
+from paretune.elsewhere import PreTrainedTokenizerBase
 
 PAD, UNKNOWN, START, END, USER, DESK = "<pad>", "<unk>", "<start>", "<end>", "<user>", "<desk>"
 
@@ -15,6 +19,9 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}<desk>{% endif %}"
 )
 
+CONTEXT = 192
+"""The longest row that the starting policy can read, in tokens."""
+
 WORDING: Wording = world_words.ASKS
 """How the help desk is asked by a frame."""
 
@@ -24,11 +31,28 @@ def of_the_world(tokenizer: PreTrainedTokenizerBase) -> bool:
     return DESK in tokenizer.get_vocab()
 
 
-def tokenizer(frame: Frame = "") -> PreTrainedTokenizerFast:
+def tokenizer(frame: Frame = "") -> PreTrainedTokenizerBase:
     """One token a word; what it decodes is the text that a scorer reads, word for word.
 
     With a frame it also knows the words that ask for it, and what an answer then holds.
     """
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_words(frame),
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=START,
+        eos_token=END,
+        additional_special_tokens=[USER, DESK],
+        chat_template=_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=CONTEXT,
+    )
+
+
+def _words(frame: Frame) -> Tokenizer:
+    """The tokenizer of a text alone, without what stands around the turns."""
     vocabulary = [PAD, UNKNOWN, START, END, USER, DESK, *world_words.words(frame)]
     word_level = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNKNOWN)
@@ -38,21 +62,28 @@ def tokenizer(frame: Frame = "") -> PreTrainedTokenizerFast:
     if frame == "think":
         # Plain tokens, not special ones: those are left out of what is decoded.
         word_level.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in (OPEN, CLOSE)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=word_level,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        bos_token=START,
-        eos_token=END,
-        additional_special_tokens=[USER, DESK],
-        chat_template=_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=192,
-    )
+    return word_level
 
 
-def policy_config(vocab: int) -> LlamaConfig:
+def longest_request(prompts: Sequence[Prompt], frame: Frame = "") -> int:
+    """Tokens of the longest of these requests as the tokenizer renders them, and transformers is not loaded.
+
+    Args:
+        prompts: Of one turn each.
+        frame: What is asked beside them.
+    """
+    turns = [framed(prompt, frame, WORDING).messages for prompt in prompts]
+    assert all(len(messages) == 1 for messages in turns)
+    texts = [message.content for messages in turns for message in messages]
+    around = len((START, USER, DESK))
+    words = _words(frame)
+    return around + max((len(words.encode(text).ids) for text in texts), default=0)
+
+
+def policy_config(vocab: int) -> Any:
     """A Llama small enough to learn the help desk from nothing within a minute on two cores."""
+    from transformers import LlamaConfig
+
     return LlamaConfig(
         vocab_size=vocab,
         hidden_size=96,
@@ -60,7 +91,7 @@ def policy_config(vocab: int) -> LlamaConfig:
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=192,
+        max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=2,
         eos_token_id=3,

@@ -1,7 +1,7 @@
 """What a candidate is worth: its numbers go into the model, the model responds, responses are scored."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,8 @@ from paretune.batch import Batch
 from paretune.chance import generator
 from paretune.credit.step import Metrics, State
 from paretune.data.records import Sample
+from paretune.learn import effort
+from paretune.learn.clock import Clock
 from paretune.learn.descend import World, collect
 from paretune.learn.evolution import Evolution
 from paretune.learn.guard import Guard
@@ -55,6 +57,8 @@ class Candidates:
     world: World
     knobs: SingularLora
     seed: int
+    clock: Clock = field(default_factory=Clock)
+    """Where the seconds of the candidates that were tried here went."""
 
     @property
     def population(self) -> int:
@@ -80,12 +84,14 @@ class Candidates:
         e, world = self.evolution, self.world
         self.knobs.write(world.models.policy, point)
         turn = step if e.noise == "common" else step * (self.population + 1) + number
-        batch, samples = collect(e, world, self.seed, turn)
+        batch, samples = collect(e, world, self.seed, turn, self.clock)
         guard = Guard.of(step, batch, samples)
         guard.sampled(batch)
         if e.kl or measured:
-            rows = world.rows(batch)
-            batch = Reference()(batch, world.models, e.source.temperature, rows)
+            with self.clock.phase("measure"):
+                rows, ask = world.rows(batch), Reference()
+                batch = ask(batch, world.models, e.source.temperature, rows)
+                effort.measured(self.clock, [ask], world.models, batch)
         rng = generator(self.seed, step, "worth")
         after, memory, metrics = e.worth.advance(batch, worth, rng)
         guard.signal(after)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +21,6 @@ from paretune.learn.refuse import refuse
 from paretune.loss.term import total
 from paretune.models.forward import run
 from paretune.models.measure import Models
-from paretune.models.tiny import tiny_model
 from paretune.rollout.sample import Online
 
 PROMPTS, PROMPT, RESPONSE, WORDS = 2, 3, 3, 8
@@ -36,6 +37,37 @@ class Plan:
     """Heads its critic must have; 0: it needs none."""
     rows_kept: int
     """Rows of the fake batch that were left after selection."""
+
+
+class StandInModel(nn.Module):
+    """A causal model of one layer, which answers what `models.forward` asks of one of transformers.
+
+    Its hidden state at a token is the mean of what it has read up to there.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        drawn = torch.randn(WORDS, 8, generator=torch.Generator().manual_seed(seed))
+        self.words = nn.Embedding.from_pretrained(drawn, freeze=False)
+        self.head = nn.Linear(8, WORDS, bias=False, device="meta")  # moves nobody else's chance
+        self.head.weight = self.words.weight
+        self.config: Any = SimpleNamespace(model_type="stand-in", get_text_config=lambda: self.config)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """From tokens to hidden states."""
+        return self.words
+
+    def get_output_embeddings(self) -> nn.Module:
+        """From hidden states to logits."""
+        return self.head
+
+    def base_model(
+        self, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"], **_: Any
+    ) -> SimpleNamespace:
+        """The hidden states, [B, T, 8]."""
+        real = attention_mask[..., None]
+        read = (self.words(input_ids) * real).cumsum(1) / real.cumsum(1).clamp(min=1)
+        return SimpleNamespace(last_hidden_state=read)
 
 
 class StandInCritic(nn.Module):
@@ -59,7 +91,7 @@ class StandIns(dict[str, nn.Module]):
         return True
 
     def __missing__(self, role: str) -> nn.Module:
-        return self.setdefault(role, _tiny(2))
+        return self.setdefault(role, StandInModel(2))
 
 
 def check(recipe: Recipe | Evolution, objectives: Sequence[str]) -> Plan:
@@ -84,7 +116,7 @@ def _dry_run(recipe: Recipe, objectives: tuple[str, ...]) -> Plan:
     batch = fake_batch(objectives, recipe.source.n if isinstance(recipe.source, Online) else 2)
     batch, _, _ = recipe.worth.advance(batch, recipe.worth.start(), rng)
     asked, critic = StandIns(), StandInCritic(batch.signal.shape[-1])
-    models = Models(policy=_tiny(1), critic=critic, frozen=asked)
+    models = Models(policy=StandInModel(1), critic=critic, frozen=asked)
     temperature, rows_kept = recipe.temperature(), len(batch)
     for measure in recipe.measure:
         batch = measure(batch, models, temperature, rows_kept)
@@ -124,10 +156,6 @@ def _dry_search(evolution: Evolution, objectives: tuple[str, ...]) -> Plan:
             "fix: take an aggregator that gives every response a worth of its own, such as weighted"
         )
     return Plan(("reference",), 0, len(batch))
-
-
-def _tiny(seed: int) -> nn.Module:
-    return tiny_model("llama", WORDS, width=8, layers=1, heads=2, seed=seed)
 
 
 def fake_batch(objectives: tuple[str, ...], n: int) -> Batch:

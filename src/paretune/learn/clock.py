@@ -1,6 +1,8 @@
-"""Where the seconds of a training step go."""
+"""Where the seconds of a training step go, and what was done in them."""
 
+import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,10 +13,15 @@ PHASES = ("sample", "score", "measure", "learn", "save")
 
 
 class Clock:
-    """Seconds of each phase since the last reading."""
+    """Seconds of each phase since the last reading, tokens and floating-point operations."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._tokens: dict[str, int] = defaultdict(int)
+        self._flops: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -27,8 +34,23 @@ class Clock:
                 torch.cuda.synchronize()
             self.seconds[name] += time.perf_counter() - start
 
+    def did(self, phase: str, *, flops: float, tokens: int = 0) -> None:
+        """Count what a phase had to do; NaN: nobody can say, and so not of the whole phase either."""
+        self._tokens[phase] += tokens
+        self._flops[phase] += flops
+
     def reading(self, whole: float) -> dict[str, float]:
-        """The phases of a step that took `whole` seconds, and begin anew; "idle" is what is left of it."""
-        found, self.seconds = self.seconds, dict.fromkeys(PHASES, 0.0)
+        """The phases of a step that took `whole` seconds, and begin anew; "idle" is what is left of it.
+
+        Tokens a second and operations stand beside the seconds of a phase where it had any.
+        """
+        found, tokens, flops = self.seconds, self._tokens, self._flops
+        self._begin()
+        rates = {
+            f"tokens_per_second/{phase}": n / found[phase]
+            for phase, n in tokens.items()
+            if n and found[phase]
+        }
+        done = {f"flops/{phase}": n for phase, n in flops.items() if n and math.isfinite(n)}
         # A checkpoint is written between two steps, so it is no part of either.
-        return {**found, "idle": max(whole - sum(found.values()) + found["save"], 0.0)}
+        return {**found, "idle": max(whole - sum(found.values()) + found["save"], 0.0), **rates, **done}

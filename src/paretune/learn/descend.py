@@ -12,6 +12,7 @@ from paretune.chance import generator
 from paretune.credit.step import Metrics
 from paretune.data.records import Prompt, Sample
 from paretune.errors import WiringError
+from paretune.learn import effort
 from paretune.learn.aside import Stream, nudge
 from paretune.learn.check import check
 from paretune.learn.clock import Clock
@@ -25,6 +26,8 @@ from paretune.learn.recipe import Recipe
 from paretune.learn.refuse import refuse_models
 from paretune.learn.stop import StopRequest
 from paretune.loss.term import total
+from paretune.models.activations import Activations, layers_of, saving
+from paretune.models.adapt import inside
 from paretune.models.critic import Critic
 from paretune.models.forward import run as forward
 from paretune.models.measure import Models
@@ -52,6 +55,8 @@ class World:
     optim: AdamW = field(default_factory=AdamW)
     micro_tokens: int = 8192
     """Tokens of a forward pass with gradients, shared prompts once; changes memory and speed only."""
+    activations: Activations = "keep"
+    """What a forward pass keeps for its gradient; changes memory and speed only."""
     start: Sampler | None = None
     """Samples from the policy as it was before the first update."""
     stored: Callable[[int], Rollout] | None = None
@@ -136,6 +141,7 @@ def train_step(
     with now.clock.phase("measure"):
         for measure in recipe.measure:  # only the rows that are left cost a forward pass
             batch = measure(batch, world.models, temperature, world.rows(batch))
+        effort.measured(now.clock, recipe.measure, world.models, batch)
     guard.measured(batch)
     batch, now.credit, seen = recipe.credit.advance(batch, now.credit, generator(seed, step, "credit"))
     guard.credited(batch)
@@ -162,13 +168,17 @@ def collect(
     assert sampler is not None
     with clock.phase("sample"):
         batch, samples = sampler(world.prompts(step), recipe.source, seed=seed, step=step, prompt_index=None)
+        effort.drawn(clock, sampler, world.models, batch)
     if isinstance(recipe.source, FromStart):
         batch = batch.set(sampler_logp=None)  # not of the policy that learns
     objectives = recipe.scored(world.objectives)
     own = () if objectives == world.objectives else (StatedConfidence(),)
     scorers = (*world.scorers, *own)
     with clock.phase("score"):
-        return score(batch.set(objectives=objectives), samples, scorers, recipe.view), samples
+        before = effort.scorings(scorers)
+        batch = score(batch.set(objectives=objectives), samples, scorers, recipe.view)
+        clock.did("score", flops=effort.scorings(scorers) - before)
+    return batch, samples
 
 
 def learn(
@@ -182,12 +192,14 @@ def learn(
         for place, part in enumerate(batch.minibatches(size, by_group=recipe.by_group(), rng=rng)):
             gradient(recipe, world, part, optimizer, guard, seen)
             now.charge("trained_tokens", int(part.attend.sum()))
+            effort.learnt(now.clock, recipe, world.models, part, guard.step)
             if recipe.aside and world.aside and guard.step >= recipe.critic.alone:
                 units = world.aside.units(recipe.aside.rows, seed, guard.step, epoch, place)
-                seen.add(
-                    "loss/Aside", nudge(world.aside, units, recipe.aside.coefficient, world.micro_tokens)
-                )
+                with saving(world.activations):
+                    loss = nudge(world.aside, units, recipe.aside.coefficient, world.micro_tokens)
+                seen.add("loss/Aside", loss)
                 now.charge("trained_tokens", world.aside.tokens(units))
+                effort.remembered(now.clock, world.aside, units)
             norm = optimizer.norm()
             guard.norm(norm, part)
             optimizer.step(lr, norm)
@@ -209,14 +221,15 @@ def gradient(
     asked = [m for m in (world.models.policy, world.models.critic) if m is not None]
     for rows in passes(part, world.micro_tokens, asked, by_group=recipe.by_group()):
         micro = part.rows(torch.tensor(rows))
-        out = forward(
-            world.models.policy,
-            micro,
-            wants,
-            temperature=temperature,
-            references=world.models.frozen,
-            critic=world.models.critic,
-        )
+        with saving(world.activations):
+            out = forward(
+                world.models.policy,
+                micro,
+                wants,
+                temperature=temperature,
+                references=world.models.frozen,
+                critic=world.models.critic,
+            )
         guard.tokens("the policy's log-probability", out.logp, micro)
         loss, terms = total(losses, out, micro)
         guard.loss(loss, terms, micro)
@@ -243,6 +256,8 @@ def _fit(recipe: Recipe, world: World) -> None:
             f'recipe "{recipe.name}" asks frozen models that are not there: {", ".join(missing)}'
         )
     refuse_models(plan.frozen_roles, world.models.frozen)
+    if world.activations == "recompute":
+        layers_of(inside(world.models.policy))
     critic, needs = world.models.critic, plan.critic_heads
     if needs and critic is None:
         raise WiringError(

@@ -130,7 +130,8 @@ def evolve(
             _turn(evolution, now, tried, seed, run, budget, on_step)
             last = now.step == steps or spent(budget, now.paid, now.step)
             if now.step % checkpoint_every == 0 or last or stop.requested:
-                now.save(folder, identity, run, keep)
+                with own.clock.phase("save"):
+                    now.save(folder, identity, run, keep)
             stop.obey(f"step {now.step} of {steps}")
     now.knobs.write(world.models.policy, now.offsets)
     return now
@@ -145,13 +146,14 @@ def _turn(
     budget: Budget | None,
     on_step: OnStep | None,
 ) -> None:
-    """A generation, written down."""
+    """A generation, written down. Its phases are those of this process: waiting for others is idle."""
     step, clock = now.step, time.perf_counter()
     metrics, seen = generation(evolution, now, tried, seed)
     if budget is not None:
         metrics["budget/spent"] = now.paid[budget.currency] / budget.amount
     run.write(step, metrics)
-    run.timing(step, seconds=time.perf_counter() - clock, **now.cost, **peaks())
+    seconds = time.perf_counter() - clock
+    run.timing(step, seconds=seconds, **tried.own.clock.reading(seconds), **now.cost, **peaks())
     if on_step is not None:
         on_step(step, metrics, seen.batch, seen.samples)
 

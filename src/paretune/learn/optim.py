@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from paretune.errors import WiringError
+from paretune.errors import ConfigError, WiringError
+from paretune.learn.eightbit import EightBit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class AdamW:
     schedule: Literal["constant", "cosine"] = "constant"
     clip: float = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it. Infinity: never."""
+    moments: Literal["float32", "int8"] = field(default="float32", repr=False)
+    """What the running means of gradient and square are held in; see `EightBit`. Not shown: fits, which keep
+    them in float32, know their checkpoints by what this class shows."""
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step number `step` (from 0) of `steps`."""
@@ -80,8 +84,16 @@ class Optimizer:
         self.masters = [p if _precise(p) else p.detach().float() for p in self.parameters]
         groups = [{"params": self.masters[network]} for network in self.networks]
         fused = all(master.device.type in {"cpu", "cuda"} for master in self.masters)  # one sweep over memory
-        self.adamw = torch.optim.AdamW(
-            groups, lr=how.lr, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay, fused=fused
+        said: dict[str, Any] = {
+            "lr": how.lr,
+            "betas": how.betas,
+            "eps": how.eps,
+            "weight_decay": how.weight_decay,
+        }
+        self.adamw: torch.optim.AdamW | EightBit = (
+            EightBit(groups, **said)
+            if how.moments == "int8"
+            else torch.optim.AdamW(groups, **said, fused=fused)
         )
 
     def zero(self) -> None:
@@ -114,10 +126,20 @@ class Optimizer:
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint needs, as a tree of tensors and numbers."""
         kept = [m for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
-        return {"adamw": self.adamw.state_dict(), "masters": kept}
+        return {"adamw": self.adamw.state_dict(), "masters": kept, "moments": self.how.moments}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go back to a stored state; the weights themselves are the caller's to load."""
+        """Go back to a stored state; the weights themselves are the caller's to load.
+
+        Raises:
+            ConfigError: Its moments are held in something else.
+        """
+        stored_in = state.get("moments", "float32")
+        if stored_in != self.how.moments:
+            raise ConfigError(
+                f"the checkpoint holds moments in {stored_in}, and this run in {self.how.moments}; "
+                "fix: choose another run.folder"
+            )
         self.adamw.load_state_dict(state["adamw"])
         own = [m for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
         with torch.no_grad():

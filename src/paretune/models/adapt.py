@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel
 
+from paretune.elsewhere import PeftModel, PreTrainedModel
 from paretune.errors import WiringError
 
 
@@ -40,6 +39,8 @@ def add_lora(
     Raises:
         WiringError: No layer has a name in `targets`, or the output head is among them.
     """
+    from peft import LoraConfig, get_peft_model
+
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
         r=lora.r,

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
 
+from paretune.elsewhere import PreTrainedModel
 from paretune.errors import WiringError
 
 NAME = "paretune"
@@ -134,6 +135,7 @@ def attending(model: Any, how: How) -> Iterator[None]:
     """
     if not can_attend(model):
         raise WiringError(f"models of the family {model.config.model_type} keep their own attention")
+    _register()
     own, token = model.config._attn_implementation, _HOW.set(how)
     model.config._attn_implementation = NAME
     try:
@@ -166,5 +168,9 @@ def _forward(
     return _HOW.get()(q, k, v, rule), None
 
 
-# No mask function is registered under the name: for such a name transformers builds no mask at all.
-AttentionInterface.register(NAME, _forward)
+@cache
+def _register() -> None:
+    """Tell transformers the name; for one without a mask function of its own it builds no mask at all."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _forward)

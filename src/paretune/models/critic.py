@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from paretune.elsewhere import PreTrainedModel
 from paretune.errors import WiringError
 from paretune.models.adapt import Lora, add_lora, bare
 from paretune.models.forward import states
@@ -99,6 +99,8 @@ def classifier(source: nn.Module, names: Sequence[str]) -> Any:
     Raises:
         WiringError: An adapted model, or a family that cannot classify sequences by the last token.
     """
+    from transformers import AutoModelForSequenceClassification
+
     if not isinstance(source, PreTrainedModel):
         raise WiringError("the body to copy must be a plain model; fix: merge the adapter first")
     config: Any = copy.deepcopy(source.config)

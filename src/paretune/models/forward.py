@@ -4,8 +4,10 @@ Every answer is aligned to the tokens it speaks of and lies on their device, whe
 padded and go into the model packed, with what they begin with in common computed once (`models.packing`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +16,11 @@ from torch import Tensor, nn
 
 from paretune.batch import Batch, Outputs
 from paretune.errors import WiringError
+from paretune.models.activations import as_chosen
 from paretune.models.adapt import bare, inside
 from paretune.models.attention import attending, can_attend
 from paretune.models.head import CHUNK, against, head_of, spoken
-from paretune.models.packing import pack
+from paretune.models.packing import Layout, pack
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -41,7 +44,7 @@ def hidden_states(
     """
     device = device_of(model)
     tokens, attend = tokens.to(device), attend.to(device)
-    with bare(model) as base:
+    with bare(model) as base, as_chosen(base, lambda: bare(model)):
         out = base.base_model(
             input_ids=tokens, attention_mask=attend.long(), position_ids=positions(attend), use_cache=False
         )
@@ -71,9 +74,16 @@ def states(model: nn.Module, tokens: Int[Tensor, "B T"], attend: Bool[Tensor, "B
         place = torch.arange(attend.numel(), device=hidden.device).reshape(attend.shape)
         return States(hidden.flatten(0, 1), place)
     packed = pack(tokens, attend, device_of(model))
-    with bare(model) as base, attending(base, packed.layout):
+    with _reading(model, packed.layout) as base, as_chosen(base, lambda: _reading(model, packed.layout)):
         out = base.base_model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False)
     return States(out.last_hidden_state[0], packed.place)
+
+
+@contextmanager
+def _reading(model: nn.Module, layout: Layout) -> Iterator[Any]:
+    """The transformers model inside, which reads rows laid out like this."""
+    with bare(model) as base, attending(base, layout):
+        yield base
 
 
 def token_logp(

@@ -6,17 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
+from paretune.elsewhere import PeftModel, PreTrainedModel, PreTrainedTokenizerBase
 from paretune.errors import DataError, ResourceError
 from paretune.models.adapt import Lora, add_lora, bare, renamed
 from paretune.models.forward import probe_head
@@ -85,6 +78,8 @@ def load_policy(spec: ModelSpec, *, seed: int = 0) -> Language:
         WiringError: LoRA fits no layer, or the family's head is not understood.
         ResourceError: The machine lacks the device.
     """
+    from transformers import AutoModelForCausalLM
+
     device = device_named(spec.device)
     tokenizer = load_tokenizer(spec.path, revision=spec.revision)
     dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
@@ -114,11 +109,13 @@ def device_named(name: str) -> torch.device:
 
 def _with_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     """The model as it was when the adapter was trained: neither merged nor rounded."""
+    from peft import PeftModel as Adapted
+
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise DataError(f"{folder}: no adapter_model.safetensors here; fix: name the folder of an adapter")
     try:
         with renamed():
-            return PeftModel.from_pretrained(model, folder, is_trainable=False).eval()
+            return Adapted.from_pretrained(model, folder, is_trainable=False).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{folder}: the adapter cannot be read ({first_line(error)})") from error
 
@@ -170,6 +167,8 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedToken
     Raises:
         DataError: There is none, or it cannot be read.
     """
+    from transformers import AutoTokenizer
+
     return _read(AutoTokenizer, path, revision, "no tokenizer can be read here")
 
 
@@ -255,6 +254,8 @@ def config_of(path: str, *, revision: str | None = None) -> Any:
     Raises:
         DataError: There is none, or it cannot be read.
     """
+    from transformers import AutoConfig
+
     return _read(AutoConfig, path, revision, "no model configuration can be read here")
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from peft import PeftModel
 from torch import Tensor, nn
 
+from paretune.elsewhere import PeftModel
 from paretune.errors import WiringError
 
 Weights = Mapping[str, Tensor]

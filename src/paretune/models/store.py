@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
 
+from paretune.elsewhere import PeftModel, PreTrainedTokenizerBase
 from paretune.files import as_umask, sync_folder, sync_tree
 
 
@@ -57,6 +55,8 @@ def parameter_hash(model: nn.Module) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars, load reports and retries: what matters in them is raised as an error."""
+    from transformers.utils import logging as hf_logging
+
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hub = logging.getLogger("huggingface_hub")
     hub_level = hub.level

@@ -4,12 +4,9 @@ import re
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from paretune.elsewhere import PreTrainedModel
 from paretune.models.adapt import Lora
 from paretune.models.store import quiet
 
@@ -22,6 +19,8 @@ def skeleton(config: Any, task: Task) -> PreTrainedModel:
     Raises:
         ValueError: transformers has no network of this family for the task.
     """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
     kind: Any = AutoModelForCausalLM if task == "CAUSAL_LM" else AutoModelForSequenceClassification
     with quiet(), torch.device("meta"), torch.random.fork_rng(devices=[]):
         return kind.from_config(config)
@@ -46,6 +45,9 @@ def strangers(model: PreTrainedModel, lora: Lora) -> list[str]:
 
 
 def _met(target: str, pattern: bool, keys: list[str]) -> bool:
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
     config = LoraConfig(target_modules=target if pattern else [target])
     try:
         return any(check_target_module_exists(config, key) for key in keys)
@@ -54,4 +56,6 @@ def _met(target: str, pattern: bool, keys: list[str]) -> bool:
 
 
 def _linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
     return isinstance(module, nn.Linear | Conv1D)

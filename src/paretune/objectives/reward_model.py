@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from paretune.data.records import Prompt, Sample
 from paretune.data.template import encode_prompt, encode_response
+from paretune.elsewhere import PreTrainedTokenizerBase
 from paretune.errors import WiringError
 from paretune.models.adapt import bare
+from paretune.models.flops import continued, forward_flops
 from paretune.models.forward import can_pack, device_of, states
 from paretune.models.load import context_length
 from paretune.models.sharing import plan, sharings
@@ -147,6 +148,8 @@ class RewardModelScorer:
     """Most padded tokens of a forward pass."""
     names: tuple[str, ...] = field(init=False)
     """The objectives of the columns."""
+    done: float = field(default=0.0, init=False, repr=False, compare=False)
+    """Floating-point operations that all answers so far had to take; NaN where nobody can say."""
 
     def __post_init__(self) -> None:
         self.names = self.model.objectives
@@ -158,10 +161,14 @@ class RewardModelScorer:
         and ends there. What truncation should cost is a choice of the recipe, not of the scorer.
         """
         prompts: dict[Prompt, list[int]] = {}
-        rows = []
+        rows, sizes = [], []
         for sample in samples:
             if sample.prompt not in prompts:
                 prompts[sample.prompt] = encode_prompt(self.model.tokenizer, sample.prompt)
             ids = encode_response(self.model.tokenizer, sample.response, stop=self.model.stop)
             rows.append(prompts[sample.prompt] + ids)
+            if len(rows[-1]) <= self.model.longest:
+                sizes.append((len(prompts[sample.prompt]), len(ids)))
+        read = continued([len(prompt) for prompt in prompts.values()], sizes)
+        self.done += forward_flops(self.model.network, read)
         return self.model.scores(rows, tokens=self.tokens)

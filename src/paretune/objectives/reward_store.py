@@ -15,12 +15,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedTokenizerBase,
-)
 
 from paretune.data.template import template_hash
+from paretune.elsewhere import PreTrainedTokenizerBase
 from paretune.errors import DataError, WiringError
 from paretune.models.adapt import Lora, add_lora, bare
 from paretune.models.critic import classifier, with_score
@@ -174,6 +171,8 @@ def load_reward_model(
         WiringError: A family of classifiers that is not understood.
         ResourceError: The machine lacks the device.
     """
+    from transformers import AutoModelForSequenceClassification
+
     place = device_named(device)
     tokenizer = load_tokenizer(path, revision=revision)
     precision = torch.bfloat16 if dtype == "bfloat16" else torch.float32

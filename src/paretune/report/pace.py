@@ -58,7 +58,7 @@ def _stage(stage: str, lines: Lines, matrix: float | None) -> list[dict[str, Any
         per_second, spoken = f"tokens_per_second/{phase}", f"flops/{phase}"
         told = [line for line in lines if per_second in line]
         done = [line for line in lines if spoken in line]
-        tokens = sum((known(x[per_second]) or 0.0) * (known(x.get(phase)) or 0.0) for x in told)
+        tokens = sum(((known(x[per_second]) or 0.0) * (known(x.get(phase)) or 0.0) for x in told), 0.0)
         speed, rate = _over(tokens, _sum(told, phase)), _over(_sum(done, spoken), _sum(done, phase))
         rows.append(
             {

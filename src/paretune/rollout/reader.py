@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from paretune.elsewhere import PreTrainedModel
 from paretune.models.attention import How, Rule
 from paretune.models.forward import device_of
 from paretune.rollout.cache import FEWEST, Cache, Grid

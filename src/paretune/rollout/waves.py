@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
 
+from paretune.elsewhere import PreTrainedModel
 from paretune.models.forward import device_of, positions
 from paretune.rollout.draw import Written
 
@@ -72,6 +72,8 @@ class _Reader:
         limit: int,
         pad: int,
     ) -> None:
+        from transformers import DynamicCache
+
         self.model, self.device = model, device_of(model)
         self.width = max(len(prompt) for prompt in prompts)
         tokens, attend = _left_padded(prompts, self.width, pad)

@@ -12,9 +12,10 @@ from paretune.data.records import Sample
 from paretune.errors import ConfigError, complaint
 from paretune.learn.descend import OnStep, descend
 from paretune.learn.evolution import Evolution
+from paretune.learn.machine import matrix_rate
 from paretune.learn.progress import Budget
 from paretune.learn.recipe import Recipe
-from paretune.models.load import Language, load_policy, save_model
+from paretune.models.load import Language, device_named, load_policy, save_model
 from paretune.rundir import read_jsonl
 from paretune.stages.account import paid
 from paretune.stages.assemble import assembled
@@ -36,6 +37,7 @@ def align(work: Work) -> str:
     e = work.experiment
     if not work.folder("final", "config.json").exists():
         recipe = recipe_of(e)
+        work.run.machine(matrix=matrix_rate(device_named(work.device), e.policy.dtype))
         language = _searched(work, recipe) if isinstance(recipe, Evolution) else _learnt(work, recipe)
         save_model(language.model, language.tokenizer, work.folder("final"))
     lines = [line for line in read_jsonl(work.folder("metrics.jsonl")) if line["stage"] == "align"]

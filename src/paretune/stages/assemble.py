@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from peft import PeftModel
 from torch import nn
 
 from paretune.data.stored import CandidateStream
+from paretune.elsewhere import PeftModel
 from paretune.learn.aside import Stream
 from paretune.learn.check import check
 from paretune.learn.descend import World
@@ -63,8 +63,10 @@ def assembled(
             schedule=learn.schedule,
             weight_decay=learn.weight_decay,
             clip=learn.clip,
+            moments=learn.moments,
         ),
         micro_tokens=micro_tokens(learn.micro_tokens, e.run.device),
+        activations=learn.activations,
         start=sampler(work, start) if isinstance(recipe.source, FromStart) else None,
         stored=_stored(work, language) if isinstance(recipe.source, Offline) else None,
         aside=_aside(work, language) if isinstance(recipe, Recipe) and recipe.aside else None,
@@ -95,7 +97,7 @@ def _critic(work: Work, recipe: Recipe, heads: int, reward: RewardModel | None) 
     reward = reward_of(work, "reward") if reward is None else reward
     columns = [reward.objectives.index(o.of or name) for name, o in e.objectives.items()]
     apart = torch.diag(torch.tensor(reward.scale))[columns]
-    mixed = torch.tensor(list(e.weights.values())) @ apart
+    mixed = torch.tensor(list(e.first_weights.values())) @ apart
     return critic_like(reward.network, mixed[None] if heads == 1 else apart, lora=how, seed=e.run.seed)
 
 

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from paretune.data.columns import BadField
 from paretune.data.frame import Frame, framed
 from paretune.data.records import Preference, Prompt
 from paretune.data.template import Refused, encode_prompt, encode_response, wording_for
+from paretune.elsewhere import PreTrainedTokenizerBase
 
 
 @dataclass

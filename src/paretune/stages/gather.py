@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from paretune.config import Experiment, written_at
 from paretune.config.algorithm import recipe_of
@@ -14,13 +14,17 @@ from paretune.config.rules import WORLD, sources
 from paretune.config.sources import DemonstrationSource, RewardSection, Source
 from paretune.data.collate import prompt_key, split_by_prompt
 from paretune.data.columns import BadField, Columns, Label
+from paretune.data.drawn import Drawn
 from paretune.data.frame import Frame
 from paretune.data.readers import read_demonstrations, read_preferences, read_prompts, read_ratings
 from paretune.data.records import Demonstration, Prompt
 from paretune.data.stored import candidates
+from paretune.data.world_model import CONTEXT, longest_request
 from paretune.data.world_model import tokenizer as world_tokenizer
+from paretune.elsewhere import PreTrainedTokenizerBase
 from paretune.errors import ConfigError, DataError, complaint
 from paretune.models.load import context_of, load_tokenizer
+from paretune.stages.critic_start import other_tokens
 from paretune.stages.fits import Fits
 from paretune.stages.made import made_demonstrations, made_prompts, made_ratings
 from paretune.stages.material import Judgement, Judgements, Material, lacking
@@ -45,7 +49,8 @@ def gather(experiment: Experiment, tell: Tell = lambda done, total, note: None) 
             for what is empty once all that is to be unseen was taken out.
     """
     frame = recipe_of(experiment).frame
-    return _Reader(experiment, tell, models=ready(experiment), frame=frame).material()
+    models = [*ready(experiment), *other_tokens(experiment, policy_tokenizer)]
+    return _Reader(experiment, tell, models=models, frame=frame).material()
 
 
 def policy_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
@@ -60,7 +65,7 @@ def policy_context(experiment: Experiment) -> int:
     """The longest row that the policy can read, in tokens."""
     policy = experiment.policy
     if policy.path == WORLD:
-        return int(world_tokenizer().model_max_length)
+        return CONTEXT
     return context_of(policy.path, revision=policy.revision)
 
 
@@ -79,24 +84,31 @@ class _Reader:
     complaints: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """That of the policy; nobody asks for it where the built-in world brings everything."""
+        with placed(self.experiment, ("policy", "path")):
+            return policy_tokenizer(self.experiment)
+
     def material(self) -> Material:
         e = self.experiment
         with placed(e, ("policy", "path")):
-            tokenizer, context = policy_tokenizer(e), policy_context(e)
-        pools, test = self._requests(tokenizer, _room(e, context))
-        shown = self._shown(tokenizer, context)
-        remembered = self._demonstrations(e.data.demonstrations, tokenizer, context)
-        stored = self._rows("stored", e.data.stored.ratings, e.data.stored.pairs, tokenizer, context)
-        reward = self._judgements("reward", e.reward, tokenizer)
-        judge = self._judgements("judge", e.judge, tokenizer) if isinstance(e.judge, RewardSection) else None
+            context = policy_context(e)
+        pools, test = self._requests(_room(e, context))
+        shown = self._shown(context)
+        remembered = self._demonstrations(e.data.demonstrations, context)
+        stored = self._stored(context)
+        reward = self._judgements("reward", e.reward)
+        judge = self._judgements("judge", e.judge) if isinstance(e.judge, RewardSection) else None
         self._give_up()
         if e.evaluate.most is not None:
             test = _evenly(test, e.evaluate.most)
         held = {prompt_key(p) for p in test}
+        # What the built-in world draws is of other splits than its test prompts: nothing to look for.
         found = Material(
             pools={name: self._apart(f"prompts of {name}", pool, held) for name, pool in pools.items()},
             test=tuple(test),
-            demonstrations=self._apart("demonstrations", shown, held),
+            demonstrations=shown if isinstance(shown, Drawn) else self._apart("demonstrations", shown, held),
             remembered=self._apart("demonstrations", remembered, held),
             stored=tuple(candidates(self._apart("stored responses", stored, held))),
             reward=self._unseen("reward", reward, held),
@@ -114,49 +126,54 @@ class _Reader:
         if self.complaints:
             raise DataError("\n".join(self.complaints))
 
-    def _requests(
-        self, tokenizer: PreTrainedTokenizerBase, room: int
-    ) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
+    def _requests(self, room: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
         """What the policy is aligned on, pool by pool, and what it is evaluated on."""
         data = self.experiment.data
         if data.world is not None:
             pools, test = made_prompts(self.experiment)
-            fits = Fits(tokenizer, room, "error", frame=self.frame)
-            try:
-                all(fits(prompt) for pool in (*pools.values(), test) for prompt in pool)
-            except BadField as error:
-                self.complaints.append(
-                    error.at(f"{written_at(self.experiment, ('data', 'world'))}: data.world")
-                )
+            self._made_fit([*chain(*pools.values()), *test], room)
             return pools, test
-        pools = {name: self._prompts(name, source, tokenizer, room) for name, source in data.prompts.items()}
-        return pools, [p for name, s in data.test.items() for p in self._prompts(name, s, tokenizer, room)]
+        pools = {name: self._prompts(name, source, room) for name, source in data.prompts.items()}
+        return pools, [p for name, source in data.test.items() for p in self._prompts(name, source, room)]
 
-    def _shown(self, tokenizer: PreTrainedTokenizerBase, context: int) -> list[Demonstration]:
+    def _made_fit(self, prompts: Sequence[Prompt], room: int) -> None:
+        """Complain of the first request of the built-in world that is too long for the policy."""
+        if self.experiment.policy.path == WORLD and longest_request(prompts, self.frame) <= room:
+            return
+        fits = Fits(self.tokenizer, room, "error", frame=self.frame)
+        try:
+            all(fits(prompt) for prompt in prompts)
+        except BadField as error:
+            self.complaints.append(error.at(f"{written_at(self.experiment, ('data', 'world'))}: data.world"))
+
+    def _shown(self, context: int) -> Sequence[Demonstration]:
         """What the starting policy learns from."""
         sft = self.experiment.policy.sft
         if sft is None:
             return []
         if not sft.demonstrations:
             return made_demonstrations(self.experiment)
-        return self._demonstrations(sft.demonstrations, tokenizer, context)
+        return self._demonstrations(sft.demonstrations, context)
 
     def _demonstrations(
-        self,
-        sources: Mapping[str, DemonstrationSource],
-        tokenizer: PreTrainedTokenizerBase,
-        context: int,
+        self, sources: Mapping[str, DemonstrationSource], context: int
     ) -> list[Demonstration]:
         found: list[Demonstration] = []
         for name, source in sources.items():
-            fits = Fits(tokenizer, min(source.max_tokens or context, context), source.longer)
+            fits = Fits(self.tokenizer, min(source.max_tokens or context, context), source.longer)
             found += self._read(name, source, read_demonstrations, fits)
         return found
 
+    def _stored(self, context: int) -> list[Judgement]:
+        given = self.experiment.data.stored
+        if not (given.ratings or given.pairs):
+            return []
+        return self._rows("stored", given.ratings, given.pairs, self.tokenizer, context)
+
     def _unseen(self, name: str, found: Judgements | None, held: set[str]) -> Judgements | None:
         """Without the rows whose prompt the policy is evaluated on, or the model itself is reported on."""
-        if found is None:
-            return None
+        if found is None or isinstance(found.train, Drawn):
+            return found
         train = self._apart(f"rows of {name}", found.train, held)
         own = {prompt_key(record) for record in found.test}
         train = self._apart(f"rows of {name}", train, own, "those of its own test rows")
@@ -199,21 +216,19 @@ class _Reader:
             self.files[source.file] = sha256(path.read_bytes()).hexdigest()
         return found
 
-    def _prompts(self, name: str, source: Any, tokenizer: PreTrainedTokenizerBase, room: int) -> list[Prompt]:
-        fits = Fits(tokenizer, min(source.max_tokens or room, room), source.longer, frame=self.frame)
+    def _prompts(self, name: str, source: Any, room: int) -> list[Prompt]:
+        fits = Fits(self.tokenizer, min(source.max_tokens or room, room), source.longer, frame=self.frame)
         return self._read(name, source, read_prompts, fits, kind=source.kind)
 
-    def _judgements(
-        self, name: str, section: RewardSection, tokenizer: PreTrainedTokenizerBase
-    ) -> Judgements | None:
+    def _judgements(self, name: str, section: RewardSection) -> Judgements | None:
         """All rows of one reward model; none where it is ready made."""
         e = self.experiment
         if section.path is not None:
             return None
         if not (section.ratings or section.pairs):
             made = made_ratings(e, section.objectives)
-            return Judgements(train=tuple(made[0]), test=tuple(made[1]))
-        reads, room = tokenizer, policy_context(e)
+            return Judgements(train=made[0], test=made[1])
+        reads, room = self.tokenizer, policy_context(e)
         if section.body != "policy":
             with placed(e, (name, "body")):
                 reads = load_tokenizer(section.body, revision=section.revision)
@@ -225,7 +240,12 @@ class _Reader:
         return Judgements(train=tuple(train), test=tuple(test))
 
     def _rows(
-        self, name: str, ratings: Mapping[str, Any], pairs: Mapping[str, Any], tokenizer: Any, room: int
+        self,
+        name: str,
+        ratings: Mapping[str, Any],
+        pairs: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        room: int,
     ) -> list[Judgement]:
         rows: list[Judgement] = []
         for key, source in ratings.items():

@@ -1,11 +1,12 @@
 """The records that the built-in world brings, where a recipe names no files of its own for them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from paretune.config import Experiment
 from paretune.config.schema import WorldSection
 from paretune.data import world
+from paretune.data.drawn import Drawn
 from paretune.data.records import Demonstration, Prompt, Rating
 from paretune.data.world_truth import truth
 
@@ -22,12 +23,12 @@ def made_prompts(e: Experiment) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
     return {kind: pool for kind, pool in pools.items() if pool}, test
 
 
-def made_demonstrations(e: Experiment) -> list[Demonstration]:
+def made_demonstrations(e: Experiment) -> Sequence[Demonstration]:
     """Answers of the careless help desk."""
     return world.demonstrations(_how(e).demonstrations, e.run.seed, _how(e).frame)
 
 
-def made_ratings(e: Experiment, heads: Iterable[str]) -> tuple[list[Rating], list[Rating]]:
+def made_ratings(e: Experiment, heads: Iterable[str]) -> tuple[Sequence[Rating], Sequence[Rating]]:
     """What the raters say of these objectives; and unseen answers with their true scores."""
     how, names = _how(e), frozenset(heads)
     raters: dict[str, Any] = {
@@ -38,10 +39,11 @@ def made_ratings(e: Experiment, heads: Iterable[str]) -> tuple[list[Rating], lis
         "frame": how.frame,
         "confidence_bias": how.confidence_bias,
     }
+    given = world.rated(how.rated, e.run.seed, **raters)
     unseen = world.rated(TEST, e.run.seed, split="test", **raters)
     return (
-        [_with(rating, rating.labels, names) for rating in world.rated(how.rated, e.run.seed, **raters)],
-        [_with(rating, _truth(rating), names) for rating in unseen],
+        Drawn(len(given), lambda: (_with(rating, rating.labels, names) for rating in given)),
+        Drawn(len(unseen), lambda: (_with(rating, _truth(rating), names) for rating in unseen)),
     )
 
 

@@ -1,6 +1,6 @@
 """What an experiment is made of once everything was read, and whether anything of it is empty."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ from paretune.config import Experiment, written_at
 from paretune.config.algorithm import recipe_of
 from paretune.config.rules import sections
 from paretune.config.tree import PathKey
+from paretune.data.drawn import Drawn
 from paretune.data.records import Candidates, Demonstration, Preference, Prompt, Rating
 from paretune.data.stored import comparable
 from paretune.data.stream import PromptStream
@@ -25,8 +26,8 @@ Judgement = Rating | Preference
 class Judgements:
     """What one reward model is fitted on, and what it is reported on."""
 
-    train: tuple[Judgement, ...]
-    test: tuple[Judgement, ...]
+    train: Sequence[Judgement]
+    test: Sequence[Judgement]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Material:
 
     pools: Mapping[str, tuple[Prompt, ...]]
     test: tuple[Prompt, ...]
-    demonstrations: tuple[Demonstration, ...] = ()
+    demonstrations: Sequence[Demonstration] = ()
     """What the starting policy learns from."""
     remembered: tuple[Demonstration, ...] = ()
     """What is learnt beside an alignment, where it is something else."""
@@ -100,9 +101,26 @@ def lacking(e: Experiment, found: Material) -> Iterator[str]:
             yield _empty(e, (name,), "no row is left to learn from: every prompt is held out", others)
             continue
         try:
-            label_scale(judgements.train, tuple(section.objectives))
+            names = tuple(section.objectives)
+            label_scale(_telling(judgements.train, names), names)
         except DataError as error:
             yield from (f"{written_at(e, (name,))}: {name}.{line}" for line in str(error).splitlines())
+
+
+def _telling(rows: Sequence[Judgement], objectives: Sequence[str]) -> Sequence[Judgement]:
+    """The rows; of those that are drawn, as many as have two labels of every objective, if there are so many.
+
+    More rows take nothing away from that: what these are not refused for, all are not.
+    """
+    if not isinstance(rows, Drawn):
+        return rows
+    seen: dict[str, set[float]] = {name: set() for name in objectives}
+    for count, row in enumerate(rows, 1):
+        for name in seen.keys() & row.labels:
+            seen[name].add(row.labels[name])
+        if all(len(labels) > 1 for labels in seen.values()):
+            return rows[:count]
+    return rows
 
 
 def _never(e: Experiment, found: Material) -> Iterator[str]:

@@ -6,24 +6,19 @@ from pathlib import Path
 import torch
 
 from paretune.config import Experiment, config_hash
-from paretune.config.algorithm import recipe_of
 from paretune.config.sources import RewardSection
-from paretune.errors import ConfigError, DataError, WiringError
-from paretune.learn.check import Plan
-from paretune.learn.check import check as dry_run
-from paretune.learn.evolution import Evolution
-from paretune.learn.recipe import Recipe
 from paretune.learn.stop import StopRequest
-from paretune.models.load import device_named
 from paretune.report.page import write_report
 from paretune.report.table import closing_table
 from paretune.rundir import Run, read_json
 from paretune.stages.align import align
+from paretune.stages.check import tried
 from paretune.stages.console import Console, make_console
-from paretune.stages.gather import Material, Tell, gather
+from paretune.stages.gather import Material
 from paretune.stages.judge import judge
 from paretune.stages.manifest import laid_down, manifest
-from paretune.stages.plan import counted, planned
+from paretune.stages.memory import possible
+from paretune.stages.plan import counted
 from paretune.stages.policy import teach
 from paretune.stages.ready import from_hub
 from paretune.stages.reward import fit_model
@@ -68,7 +63,7 @@ def _run(
 ) -> Path:
     stages = stages_of(experiment, until)
     console.open("data", 1, len(stages) + 1)
-    device_named(experiment.run.device)
+    possible(experiment)
     for line in from_hub(experiment):
         console.say(line)
 
@@ -76,7 +71,7 @@ def _run(
         console.progress(done, total, note)
         stop.obey()
 
-    _, _, material = _tried(experiment, tell)
+    _, _, material = tried(experiment, tell)
     if experiment.run.threads is not None:
         torch.set_num_threads(experiment.run.threads)
     with Run.claim(
@@ -122,31 +117,6 @@ def report(work: Work) -> str:
     numbers = read_json(work.folder("eval", "final", "eval.json")) or {}
     work.console.say(f"\n{closing_table(numbers)}\n\nmodel: {work.folder('final')}\n")
     return str(path)
-
-
-def check(experiment: Experiment) -> str:
-    """What a run of this recipe would do, after everything was tried that needs no weights; writes nothing.
-
-    Raises:
-        ParetuneError: Every mistake of the recipe, of the models' configurations and of the rows, one a line.
-    """
-    return "\n".join(planned(experiment, *_tried(experiment)))
-
-
-def _tried(
-    experiment: Experiment, tell: Tell = lambda done, total, note: None
-) -> tuple[Recipe | Evolution, Plan, Material]:
-    """The algorithm on a small fake batch, and all records; what is wrong with both is told together."""
-    recipe = recipe_of(experiment)
-    try:
-        plan = dry_run(recipe, tuple(experiment.objectives))
-    except WiringError as wiring:
-        try:
-            gather(experiment, tell)
-        except (ConfigError, DataError) as error:
-            raise ConfigError(f"{wiring}\n{error}") from error
-        raise
-    return recipe, plan, gather(experiment, tell)
 
 
 def _counted(material: Material) -> str:

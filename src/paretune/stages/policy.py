@@ -3,7 +3,6 @@
 from shutil import rmtree
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from paretune.chance import seed_of
 from paretune.data.world_model import policy_config
@@ -37,6 +36,8 @@ def taught(work: Work, name: str, seed: int) -> Language:
 
 def _newborn(work: Work, seed: int) -> Language:
     """The built-in world's policy before it has learnt anything."""
+    from transformers import AutoModelForCausalLM
+
     tokenizer = policy_tokenizer(work.experiment)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, 0, "policy weights"))

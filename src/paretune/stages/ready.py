@@ -53,8 +53,6 @@ def ready(e: Experiment) -> list[str]:
     """
     lines: list[str] = []
     configs: dict[PathKey, Any] = {}
-    if e.policy.path == WORLD:
-        configs["policy", "path"] = policy_config(len(world_tokenizer()))
     for key, path, revision in named(e):
         try:
             configs[key] = config_of(path, revision=revision)
@@ -67,6 +65,8 @@ def ready(e: Experiment) -> list[str]:
         if section.path is not None:
             lines += _strange(e, name, section.path, section.revision)
     for name, key, task in _adapters(e):
+        if key not in configs:
+            configs[key] = policy_config(len(world_tokenizer()))
         lines += _unfit(e, name, configs[key], task)
     return lines
 

@@ -1,0 +1,30 @@
+"""Whether a critic can start from a reward model that was made elsewhere."""
+
+from collections.abc import Callable, Iterator
+
+from paretune.config import Experiment, written_at
+from paretune.config.algorithm import recipe_of
+from paretune.elsewhere import PreTrainedTokenizerBase
+from paretune.errors import complaint
+from paretune.learn.recipe import Recipe
+from paretune.models.load import load_tokenizer
+
+
+def other_tokens(e: Experiment, reads: Callable[[Experiment], PreTrainedTokenizerBase]) -> Iterator[str]:
+    """One line where the ready-made reward that a critic starts from reads other tokens than the policy.
+
+    A critic is asked at every token of the policy's responses, so both must mean the same by each number.
+
+    Args:
+        e: The recipe; its models can be read.
+        reads: The policy's tokenizer.
+    """
+    recipe, path = recipe_of(e), e.reward.path
+    if path is None or not isinstance(recipe, Recipe) or "values" not in recipe.wants():
+        return
+    if recipe.critic.of != "reward":
+        return
+    if load_tokenizer(path, revision=e.reward.revision).get_vocab() != reads(e).get_vocab():
+        where, key = written_at(e, ("reward", "path")), "reward.path"
+        wrong = "reads other tokens than the policy, and the critic is to start from it"
+        yield complaint(where, None, None, key, wrong, fix="write algorithm.critic: policy")

@@ -1,0 +1,53 @@
+"""The classes that stand for those of transformers and peft have the same instances."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import transformers
+from jaxtyping import TypeCheckError
+
+import paretune
+from paretune import elsewhere
+from paretune.models.adapt import Lora, add_lora
+from paretune.models.targets import adaptable
+from paretune.models.tiny import tiny_model, tiny_tokenizer
+
+
+def test_instances_are_those_of_the_class_itself():
+    there = {
+        "PeftModel": peft.PeftModel,
+        "PreTrainedModel": transformers.PreTrainedModel,
+        "PreTrainedTokenizerBase": transformers.PreTrainedTokenizerBase,
+    }
+    assert set(elsewhere.__all__) == set(there)
+    plain = tiny_model("llama", 11)
+    for thing in (
+        plain,
+        tiny_tokenizer(),
+        add_lora(tiny_model("llama", 11), Lora(r=1), 0),
+        plain.lm_head,
+        None,
+    ):
+        for name, real in there.items():
+            assert isinstance(thing, getattr(elsewhere, name)) == isinstance(thing, real)
+
+
+def test_calls_are_checked_against_them():
+    with pytest.raises(TypeCheckError):
+        adaptable(tiny_tokenizer())
+
+
+def test_nothing_is_an_instance_before_the_class_is_loaded():
+    code = (
+        "import sys, types\n"
+        "from paretune.elsewhere import PeftModel, PreTrainedModel\n"
+        "assert not isinstance(3, PreTrainedModel | PeftModel)\n"
+        "assert 'transformers' not in sys.modules\n"
+        "sys.modules['peft.peft_model'] = types.ModuleType('half loaded')\n"
+        "assert not isinstance(3, PeftModel)\n"
+    )
+    source = str(Path(paretune.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": source})

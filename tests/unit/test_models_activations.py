@@ -1,0 +1,214 @@
+"""Activations that are worked out again, or moved away: the same gradients from less that is kept."""
+
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import torch
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from transformers import CohereConfig, Gemma2Config, GPTNeoXConfig
+
+import paretune.models.activations as activations
+from paretune.errors import WiringError
+from paretune.models.activations import layers_of, saving
+from paretune.models.adapt import AdapterOff, Lora, add_lora
+from paretune.models.critic import new_critic
+from paretune.models.forward import aligned_values, can_pack, hidden_states, token_logp
+from paretune.models.tiny import random_model, tiny_config, tiny_model
+from tinyrows import VOCAB
+
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "initializer_range": 0.3,
+}
+GEMMA = Gemma2Config(**SMALL, head_dim=8, sliding_window=4, attn_logit_softcapping=2.0)
+
+
+def tiny(kind):
+    return tiny_model(kind, VOCAB, initial=0.3)
+
+
+def with_adapter():
+    """All but the adapter is frozen, the embeddings too: what enters the first layer has no gradient."""
+    model = add_lora(tiny("llama"), Lora(r=4), 0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def with_dropout():
+    """Trained with dropout once; here it stays off."""
+    return random_model(
+        tiny_config("gpt2", VOCAB, initial=0.3, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
+    )
+
+
+MODELS = {
+    "llama": partial(tiny, "llama"),
+    "gpt2": partial(tiny, "gpt2"),
+    "gpt2, dropout": with_dropout,
+    "gemma2, windows and caps": partial(random_model, GEMMA),
+    "gpt_neox": lambda: random_model(GPTNeoXConfig(**{k: v for k, v in SMALL.items() if "key" not in k})),
+    "cohere, padded": lambda: random_model(CohereConfig(**SMALL)),
+    "lora": with_adapter,
+    "critic": lambda: new_critic(tiny("llama"), 2),
+}
+
+
+def shared(prompts=(7, 5), responses=(6, 4, 3), seed=0):
+    """Rows of two prompts with three responses each, right-padded, and which tokens respond."""
+    rng = torch.Generator().manual_seed(seed)
+    width = max(prompts) + max(responses)
+    tokens = torch.zeros(len(prompts) * len(responses), width, dtype=torch.long)
+    attend, respond = torch.zeros(tokens.shape).bool(), torch.zeros(tokens.shape).bool()
+    row = 0
+    for length in prompts:
+        prompt = torch.randint(2, VOCAB, (length,), generator=rng)
+        for more in responses:
+            tokens[row, :length] = prompt
+            tokens[row, length : length + more] = torch.randint(2, VOCAB, (more,), generator=rng)
+            attend[row, : length + more] = True
+            respond[row, length : length + more] = True
+            row += 1
+    return tokens, attend, respond
+
+
+def asked(model):
+    """A number that depends on every answer."""
+    rows = shared()
+    if hasattr(model, "heads"):
+        model.network.score.weight.data.normal_(generator=torch.Generator().manual_seed(1))
+        return (aligned_values(model, *rows) ** 2).sum()
+    logp = token_logp(model, *rows)
+    return (logp * torch.linspace(-1, 2, logp.numel()).reshape(logp.shape)).sum()
+
+
+def gradient(model, how):
+    for parameter in model.parameters():
+        parameter.grad = None
+    with saving(how):
+        loss = asked(model)
+    loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    return float(loss.detach()), grads
+
+
+@pytest.mark.parametrize("how", ["recompute", "offload"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_gradient_is_that_of_activations_that_are_kept(name, how):
+    model = MODELS[name]()
+    assert can_pack(model) == ("padded" not in name)
+    kept, wanted = gradient(model, "keep")
+    loss, found = gradient(model, how)
+    assert loss == kept
+    assert found.keys() == wanted.keys()
+    assert len(found) == sum(p.requires_grad for p in model.parameters())
+    for key, grad in found.items():
+        assert float((grad - wanted[key]).norm()) <= 1e-6 * float(wanted[key].norm()), key
+    assert sum(float(grad.norm()) for grad in wanted.values()) > 0.1
+
+
+@contextmanager
+def counted(model, sizes):
+    """Into `sizes`: bytes of what autograd keeps beside the weights, by where they lie."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return x.detach()
+
+    with saved_tensors_hooks(pack, lambda x: x):
+        yield
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "lora", "critic"])
+def test_fewer_bytes_wait_for_the_gradient(name):
+    model, found = MODELS[name](), {}
+    for how in ("keep", "recompute"):
+        sizes: dict[int, int] = {}
+        with counted(model, sizes), saving(how):
+            loss = asked(model)
+        found[how] = sum(sizes.values())
+        loss.backward()
+    assert found["recompute"] < found["keep"] / 2
+
+
+def test_a_model_is_left_as_it_was_after_an_error_too():
+    model = tiny("llama")
+    rows = shared()
+    before = [vars(layer).copy() for layer in layers_of(model)]
+    model.model.layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
+    with saving("recompute"):
+        with pytest.raises(ZeroDivisionError):
+            token_logp(model, *rows)
+        assert [vars(layer) for layer in layers_of(model)] == before
+        with torch.no_grad():
+            assert not any("forward" in vars(layer) for layer in layers_of(model))
+    assert model.config._attn_implementation != "paretune"
+
+
+def test_a_layers_own_forward_is_kept_and_asked():
+    model, heard = tiny("llama"), []
+    first = layers_of(model)[0]
+    theirs = first.forward
+    first.forward = lambda *args, **kwargs: heard.append(1) or theirs(*args, **kwargs)
+    own = first.forward
+    _, grads = gradient(model, "recompute")
+    assert len(heard) == 2, "once on the way there, once on the way back"
+    assert first.forward is own
+    assert grads.keys() == gradient(tiny("llama"), "keep")[1].keys()
+
+
+def test_nothing_is_worked_out_again_without_a_gradient():
+    model, heard = tiny("llama"), []
+    layers_of(model)[0].register_forward_pre_hook(lambda *_: heard.append(1))
+    with saving("recompute"), torch.no_grad():
+        asked(model)
+    assert heard == [1]
+
+
+def test_an_adapter_is_off_on_the_way_back_where_it_was_off():
+    model = with_adapter()
+    model.requires_grad_(True)
+    base = tiny("llama")
+    tokens, attend, _ = shared()
+    with saving("recompute"):
+        (hidden_states(AdapterOff(model), tokens, attend) ** 2).sum().backward()
+    (hidden_states(base, tokens, attend) ** 2).sum().backward()
+    ours = model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight.grad
+    torch.testing.assert_close(ours, base.model.layers[0].mlp.up_proj.weight.grad)
+
+
+def test_what_is_moved_away_is_no_weight(monkeypatch):
+    model, moved = tiny("llama"), []
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    class Heard(save_on_cpu):
+        def __init__(self, pin_memory=False):
+            super().__init__(pin_memory)
+            theirs = self.pack_hook
+            self.pack_hook = lambda x: moved.append(x.untyped_storage().data_ptr()) or theirs(x)
+
+    monkeypatch.setattr(activations, "save_on_cpu", Heard)
+    with saving("offload"):
+        asked(model).backward()
+    assert len(moved) > 20
+    assert not own.intersection(moved)
+
+
+def test_a_model_without_layers_is_refused():
+    model = torch.nn.Linear(2, 2)
+    model.config = tiny_config("llama", VOCAB)
+    with pytest.raises(WiringError, match=r"recompute finds no layers in a llama model; fix: write keep"):
+        layers_of(model)
