@@ -14,7 +14,7 @@ from paretune.config.contest import load_contest
 from paretune.errors import ConfigError, DataError
 from paretune.files import to_json
 from paretune.report.scatter import Dot, scatter
-from paretune.report.versus import write_versus
+from paretune.report.versus import versus_table, write_versus
 
 
 @pytest.fixture
@@ -52,6 +52,14 @@ def test_it_says_what_was_declared_what_came_out_and_what_it_took(folder):
         assert html.count(f">{method}</text>") == 6 + 3
     assert "ECE" not in html, "nobody was asked for a confidence"
     assert write_versus(folder).read_text() == html
+
+
+def test_one_method_at_nought_does_not_lengthen_the_numbers_of_all(folder):
+    path = folder / "compare.json"
+    found = json.loads(path.read_text())
+    found["methods"]["rloo"]["points"]["equal"]["safety"] |= {"mean": 1e-4, "low": 0.0, "high": 3e-4}
+    path.write_text(to_json(found))
+    assert not re.search(r"\d\.\d{4,}\]", versus_table(found))
 
 
 def test_stated_confidence_is_shown_where_it_was_asked_for(folder):

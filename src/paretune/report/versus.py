@@ -143,9 +143,9 @@ def _judges(found: Numbers) -> dict[str, list[str]]:
 
 
 def _digits(found: Numbers, objective: str) -> int:
-    """Decimals for the means of an objective: those of its narrowest interval."""
+    """Decimals for the means of an objective: those that its middle interval asks for."""
     points = [p[objective] for m in found["methods"].values() for p in m["points"].values()]
-    return max(digits_for({"low": p["low"], "high": p["high"]}) for p in points)
+    return sorted(digits_for({"low": p["low"], "high": p["high"]}) for p in points)[len(points) // 2]
 
 
 def _cost(ledger: Numbers) -> dict[str, str]:

@@ -4,17 +4,29 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 
+import torch
 from torch import nn
 
 from paretune.chance import seed_of
+from paretune.config import written_at
+from paretune.config.algorithm import recipe_of
+from paretune.config.rules import WORLD
+from paretune.errors import ConfigError, complaint
 from paretune.learn.descend import descend
 from paretune.learn.recipe import Phase, Recipe, Soup
 from paretune.models.adapt import Lora
+from paretune.models.forward import token_logp
 from paretune.models.load import Language, load_policy, save_model
 from paretune.models.soup import soup
-from paretune.stages.assemble import assembled
+from paretune.reduce import masked_mean
+from paretune.rollout.sample import Online
+from paretune.stages.assemble import assembled, sampler
+from paretune.stages.material import stream_of
 from paretune.stages.policy import taught
 from paretune.stages.work import Work, lora
+
+STRANGE = 0.5
+"""Nats a token by which an average may fall short of the worse of what it is made of."""
 
 
 def made_before(work: Work, recipe: Recipe) -> dict[str, nn.Module]:
@@ -68,6 +80,40 @@ def _soup(work: Work, made: Soup) -> Language:
     if made.other:
         second = load_policy(replace(work.start, path=made.other, revision=None))
     else:
-        second = taught(work, f"{made.role}-second", seed_of(work.experiment.run.seed, 0, "second start"))
+        # The built-in world's policy shares no pretrained weights with one of another seed: no average of
+        # the two would be a language model. So its second start is the first one, taught once more.
+        seed = seed_of(work.experiment.run.seed, 0, "second start")
+        again = work.experiment.policy.path == WORLD
+        second = taught(work, f"{made.role}-second", seed, start=again)
     weights = (1 - made.share, made.share)
-    return replace(first, model=soup((first.model, second.model), weights))
+    mixed = replace(first, model=soup((first.model, second.model), weights))
+    _refuse_strangers(work, first, second, mixed)
+    return mixed
+
+
+def _refuse_strangers(work: Work, first: Language, second: Language, mixed: Language) -> None:
+    """Is the average a model of language still? It is where both grew from the same weights.
+
+    Raises:
+        ConfigError: What the start says is far less likely under it than under the worse of both.
+    """
+    e = work.experiment
+    source = recipe_of(e).source
+    assert isinstance(source, Online)
+    prompts = stream_of(e, work.material.pools)(0)
+    batch, _ = sampler(work, first)(prompts, source, seed=seed_of(e.run.seed, 0, "soup"), step=0)
+    asked = batch.tokens, batch.attend, batch.respond
+    with torch.no_grad():
+        each = [
+            masked_mean(token_logp(model, *asked), batch.respond)
+            for model in (first.model, second.model, mixed.model)
+        ]
+    one, two, mean = (float(x) for x in each)
+    if not mean >= min(one, two) - STRANGE:
+        where, key = written_at(e, ("algorithm",)), "algorithm.second"
+        wrong = (
+            f"a token that the start writes has {mean:.2f} nats under the average of both starts, and "
+            f"{one:.2f} and {two:.2f} under each: they did not grow from the same weights"
+        )
+        fix = "name a model that was fitted from the same pretrained one"
+        raise ConfigError(complaint(where, None, None, key, wrong, fix=fix))

@@ -5,6 +5,7 @@ from shutil import rmtree
 import torch
 
 from paretune.chance import seed_of
+from paretune.config.rules import WORLD
 from paretune.data.world_model import policy_config
 from paretune.learn.fit import Imitation, fit
 from paretune.models.load import Language, as_language, device_named, load_policy, save_model
@@ -24,11 +25,21 @@ def teach(work: Work) -> str:
     return f"imitates {len(work.material.demonstrations):,} demonstrations, good and bad alike"
 
 
-def taught(work: Work, name: str, seed: int) -> Language:
-    """A policy fitted to the demonstrations; `name` is the folder of its checkpoints while that lasts."""
+def taught(work: Work, name: str, seed: int, *, start: bool = False) -> Language:
+    """A policy fitted to the demonstrations; `name` is the folder of its checkpoints while that lasts.
+
+    Args:
+        work: The experiment.
+        name: Of the folder.
+        seed: Decides the order of the demonstrations, and the weights of a policy that has none yet.
+        start: Fit the start of the alignment once more, instead of what that was made from.
+    """
     policy = work.experiment.policy
     assert policy.sft is not None
-    language = _newborn(work, seed) if policy.path == "world" else load_policy(work.given, seed=seed)
+    if start or policy.path != WORLD:
+        language = load_policy(work.start if start else work.given, seed=seed)
+    else:
+        language = _newborn(work, seed)
     task = Imitation(language, work.material.demonstrations)
     fit(task, fitting(policy.sft, work.device), seed=seed, keeping=work.keeping(name), on_step=work.told())
     return language
