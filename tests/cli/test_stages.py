@@ -18,7 +18,7 @@ from paretune.models.tiny import tiny_model, tiny_tokenizer
 from paretune.objectives.lineage import known_data
 from paretune.objectives.reward_store import load_reward_model
 from paretune.rundir import read_json, read_jsonl, to_json
-from paretune.stages import align, judge, pipeline
+from paretune.stages import align, before, judge, pipeline
 from paretune.stages import check as checking
 from paretune.stages.console import PlainConsole
 from paretune.stages.gather import Material
@@ -228,3 +228,16 @@ def test_json_of_a_manifest_is_stable(adapted):
     folder, _ = adapted
     text = (folder / "data" / "manifest.json").read_text()
     assert to_json(read_json(folder / "data" / "manifest.json")) == text
+
+
+def test_a_soup_of_the_start_and_of_itself_taught_once_more_is_a_reference_and_no_other_average(
+    tmp_path, monkeypatch
+):
+    salsa = "algorithm={name: salsa, max_new: 12}"
+    run(tmp_path / "r", salsa)
+    assert (tmp_path / "r" / "phases" / "soup" / "model.safetensors").exists()
+    monkeypatch.setattr(before, "STRANGE", -9.0)
+    with pytest.raises(
+        ConfigError, match=r"algorithm\.second: .*did not grow from the same weights; fix: name"
+    ):
+        run(tmp_path / "s", salsa)

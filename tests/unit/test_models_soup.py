@@ -1,5 +1,6 @@
 """Averages of weights: by hand, to the bit where nothing is to be averaged, and of adapters by products."""
 
+import copy
 import math
 
 import pytest
@@ -9,9 +10,9 @@ from paretune.errors import WiringError
 from paretune.models.adapt import Lora, add_lora
 from paretune.models.forward import token_logp
 from paretune.models.load import parameter_hash
-from paretune.models.soup import average, cut, lora_soup, soup, soup_states
+from paretune.models.soup import average, cut, lora_soup, shortfall, soup, soup_states
 from paretune.models.tiny import tiny_model
-from tinyrows import VOCAB, rows
+from tinyrows import VOCAB, batch_of, rows
 
 
 def adapter(b, a):
@@ -166,3 +167,20 @@ def test_members_that_do_not_fit_are_refused():
         lora_soup((random_adapter(1, 2), random_adapter(2, 2, m=8)), (0.5, 0.5), (1.0, 1.0))
     with pytest.raises(WiringError, match="at least 1"):
         lora_soup((random_adapter(1, 2), random_adapter(2, 2)), (0.5, 0.5), (1.0, 1.0), rank=0)
+
+
+def test_models_that_answer_alike_and_share_no_weights_have_an_average_that_is_no_model():
+    model = tiny_model("llama", VOCAB, initial=0.5)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in twin.model.layers:  # the same function, its hidden units in another order
+            for weight in (layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight):
+                weight.copy_(weight.flip(0))
+            layer.mlp.down_proj.weight.copy_(layer.mlp.down_proj.weight.flip(1))
+    batch = batch_of(*rows([6, 9, 4]))
+    with torch.no_grad():  # its own likeliest tokens, which the average of strangers finds unlikely
+        best = model(batch.tokens).logits[:, :-1].argmax(-1)
+        batch = batch.set(tokens=torch.cat([batch.tokens[:, :1], best], 1), respond=batch.attend.clone())
+    assert shortfall(twin, (model, model), batch) == pytest.approx(0, abs=1e-4)
+    assert shortfall(soup((model, model), (0.5, 0.5)), (model, model), batch) == 0
+    assert shortfall(soup((model, twin), (0.5, 0.5)), (model, twin), batch) > 0.1

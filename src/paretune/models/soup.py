@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from paretune.batch import Batch
 from paretune.elsewhere import PeftModel
 from paretune.errors import WiringError
+from paretune.models.forward import token_logp
+from paretune.reduce import masked_mean
 
 Weights = Mapping[str, Tensor]
 """Tensors by name, as `state_dict` gives them."""
@@ -51,6 +54,18 @@ def soup(models: Sequence[nn.Module], weights: Sequence[float]) -> Any:
     out = copy.deepcopy(whole[0])
     out.load_state_dict(blend)
     return out
+
+
+@torch.no_grad()
+def shortfall(mixed: nn.Module, members: Sequence[nn.Module], batch: Batch) -> float:
+    """Nats a token by which the responses are less likely under an average than under its worst member.
+
+    Near 0, or below, where the members grew from the same weights. Members that did not may answer alike and
+    still have an average that is no model of language.
+    """
+    asked = batch.tokens, batch.attend, batch.respond
+    means = [float(masked_mean(token_logp(m, *asked), batch.respond)) for m in (mixed, *members)]
+    return min(means[1:]) - means[0]
 
 
 def soup_states(members: Sequence[Weights], weights: Sequence[float]) -> dict[str, Tensor]:

@@ -97,9 +97,14 @@ def _shown(work: Work) -> OnStep:
         means = " ".join(
             f"{name[:8]} {metrics.get(f'score/{name}/mean', float('nan')):.2f}" for name in batch.objectives
         )
-        spent = f"  {metrics['budget/spent']:.0%} spent" if "budget/spent" in metrics else ""
+        share, last, spent = metrics.get("budget/spent"), steps, ""
+        if share is not None:  # run.steps is a bound that is far off then
+            last, spent = (
+                min(max(round((step + 1) / max(share, 1e-9)), step + 1), steps),
+                f"  {share:.0%} spent",
+            )
         kl = metrics.get("kl/k3", float("nan"))
-        work.console.progress(step + 1, steps, f"{means}  KL/token {kl:.3f}{spent}")
+        work.console.progress(step + 1, last, f"{means}  KL/token {kl:.3f}{spent}")
         _warn(work, step, metrics.get("sampler/apart/max", 0.0))
         shares = {name: metrics.get(f"share/{name}", 0.0) for name in batch.objectives}
         downwards.append({name: share for name, share in shares.items() if share < 0})

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 
-import torch
 from torch import nn
 
 from paretune.chance import seed_of
@@ -15,10 +14,8 @@ from paretune.errors import ConfigError, complaint
 from paretune.learn.descend import descend
 from paretune.learn.recipe import Phase, Recipe, Soup
 from paretune.models.adapt import Lora
-from paretune.models.forward import token_logp
 from paretune.models.load import Language, load_policy, save_model
-from paretune.models.soup import soup
-from paretune.reduce import masked_mean
+from paretune.models.soup import shortfall, soup
 from paretune.rollout.sample import Online
 from paretune.stages.assemble import assembled, sampler
 from paretune.stages.material import stream_of
@@ -102,18 +99,12 @@ def _refuse_strangers(work: Work, first: Language, second: Language, mixed: Lang
     assert isinstance(source, Online)
     prompts = stream_of(e, work.material.pools)(0)
     batch, _ = sampler(work, first)(prompts, source, seed=seed_of(e.run.seed, 0, "soup"), step=0)
-    asked = batch.tokens, batch.attend, batch.respond
-    with torch.no_grad():
-        each = [
-            masked_mean(token_logp(model, *asked), batch.respond)
-            for model in (first.model, second.model, mixed.model)
-        ]
-    one, two, mean = (float(x) for x in each)
-    if not mean >= min(one, two) - STRANGE:
+    short = shortfall(mixed.model, (first.model, second.model), batch)
+    if not short <= STRANGE:
         where, key = written_at(e, ("algorithm",)), "algorithm.second"
         wrong = (
-            f"a token that the start writes has {mean:.2f} nats under the average of both starts, and "
-            f"{one:.2f} and {two:.2f} under each: they did not grow from the same weights"
+            f"a token of the start's responses has {short:.2f} nats less under the average of both starts "
+            "than under either: they did not grow from the same weights"
         )
         fix = "name a model that was fitted from the same pretrained one"
         raise ConfigError(complaint(where, None, None, key, wrong, fix=fix))
