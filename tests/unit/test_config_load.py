@@ -74,6 +74,8 @@ def test_a_null_takes_out_a_section_of_the_recipe_below(tmp_path: Path) -> None:
     e = load(write(tmp_path, top.replace("seed: null", "seed: 3"), "top.yaml"))
     assert (e.learn.lr, e.learn.warmup) == (1e-5, 0.03), "as if it had not been written"
     assert "lr: 1e-05  # default" in resolved(e)
+    e = load(tmp_path / "small.yaml", ["learn=null"])
+    assert (e.learn.lr, e.learn.warmup) == (1e-5, 0.03), "on the line as in a file"
 
 
 def test_the_resolved_recipe_says_everything_and_where_it_came_from(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Records are drawn in their order, once, and no further than somebody looks."""
 
 from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 
@@ -37,3 +38,9 @@ def test_they_are_equal_where_their_records_are() -> None:
     assert Drawn(3, lambda: iter("abc")) == ["a", "b", "c"] == Drawn(3, lambda: iter("abc"))
     assert Drawn(2, lambda: iter("ab")) != ["a", "c"]
     assert not Drawn(0, lambda: iter(()))
+
+
+def test_another_process_gets_the_records() -> None:
+    drawn = Drawn(3, lambda: iter("abc"))
+    assert ForkingPickler.loads(bytes(ForkingPickler.dumps(drawn))) == ("a", "b", "c")
+    assert list(drawn) == ["a", "b", "c"]

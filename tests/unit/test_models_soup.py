@@ -181,6 +181,6 @@ def test_models_that_answer_alike_and_share_no_weights_have_an_average_that_is_n
     with torch.no_grad():  # its own likeliest tokens, which the average of strangers finds unlikely
         best = model(batch.tokens).logits[:, :-1].argmax(-1)
         batch = batch.set(tokens=torch.cat([batch.tokens[:, :1], best], 1), respond=batch.attend.clone())
-    assert shortfall(twin, (model, model), batch) == pytest.approx(0, abs=1e-4)
-    assert shortfall(soup((model, model), (0.5, 0.5)), (model, model), batch) == 0
-    assert shortfall(soup((model, twin), (0.5, 0.5)), (model, twin), batch) > 0.1
+    assert shortfall(twin, model, batch) == pytest.approx(0, abs=1e-4)
+    assert shortfall(soup((model, model), (0.5, 0.5)), model, batch) == 0
+    assert shortfall(soup((model, twin), (0.5, 0.5)), model, batch) > 0.1

@@ -287,6 +287,10 @@ def test_a_critic_starts_from_a_ready_made_reward_only_if_it_reads_the_same_toke
         "fix: write algorithm.critic: policy"
     )
     gather(experiment(ready_made, "algorithm.critic=policy"))
+    (Path("judge") / "tokenizer.json").unlink()
+    (Path("judge") / "tokenizer_config.json").unlink()
+    (line,) = complaints(ready_made, kind=ConfigError)
+    assert line.startswith("r.yaml:1: reward.path: ")
     tiny_tokenizer().save_pretrained("judge")
     gather(experiment(ready_made))
 

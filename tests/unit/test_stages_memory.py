@@ -15,6 +15,7 @@ from paretune.models.load import as_language
 from paretune.models.tiny import tiny_model, tiny_tokenizer
 from paretune.rundir import Run
 from paretune.stages import assemble, pipeline
+from paretune.stages.check import check
 from paretune.stages.console import PlainConsole
 from paretune.stages.gather import Material
 from paretune.stages.memory import possible
@@ -58,6 +59,13 @@ def test_a_machine_whose_only_device_is_the_cpu_refuses_it_before_anything_is_wr
     assert not (tmp_path / "r").exists()
     with pytest.raises(ResourceError, match="no CUDA device"):
         possible(experiment("learn.activations=offload", "run.device=cuda"))
+
+
+def test_a_check_finds_it_too(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"learn\.activations: offload has no effect"):
+        check(experiment("learn.activations=offload"))
+    assert check(experiment("learn.activations=offload", "run.device=cuda")).startswith("demo: ok")
 
 
 def test_a_machine_with_a_device_of_its_own_has_somewhere_to_move_them_from(monkeypatch):

@@ -149,7 +149,8 @@ def salsa(weights: Mapping[str, float], *, second: str = "", share: Share = 0.5,
 
     Args:
         weights: Weight of each objective.
-        second: Folder of the other model; "": one more is made as the start was, with another seed.
+        second: Folder of the other model; "": one more is made as the start was, with another seed. That of
+            the built-in world, which has no pretrained weights, is the start taught once more.
         share: Of the second model in the average.
         more: As for `ppo`.
 

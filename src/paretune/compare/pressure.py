@@ -12,15 +12,16 @@ SIGNS = ("reward", "kl", "similarity", "judge")
 def pressure(contest: Contest, entries: Sequence[Entry], evals: Mapping[Any, Numbers]) -> Numbers:
     """Method -> weighting -> each of `SIGNS` -> the start's, in the mean of the seeds, and each seed's after.
 
-    `reward` and `judge` are sums over the objectives with the weights of the baseline's training, for all
-    methods alike, gates left out; of objectives in different units they order the runs of one weighting and
-    say nothing else. `kl` is in nats a response. What somebody did not measure is null.
+    `reward` and `judge` are sums over the objectives, for all methods with the weights of the baseline's
+    training (those a schedule ends at; weights by kind and gates are left out). Of objectives in different
+    units they order the runs of one weighting and say nothing else. `kl` is in nats a response. What somebody
+    did not measure is null.
 
     Source: Gao et al. 2023 (arXiv:2210.10760), figure 1: the judged score against the divergence; Mukobi et
     al. 2023, SuperHF (arXiv:2310.16763): similarity of responses as a sign of it.
     """
     found: Numbers = {method: {} for method in contest.said.methods}
-    first = {e.weighting: e.experiment.weights for e in entries if e.method == contest.said.first}
+    first = {e.weighting: e.experiment.last_weights for e in entries if e.method == contest.said.first}
     for method in contest.said.methods:
         for weighting in contest.said.weightings:
             here = [e for e in entries if (e.method, e.weighting) == (method, weighting)]

@@ -157,6 +157,11 @@ def override(tree: Tree, given: str, at: Mark) -> None:
             wrong = f"{dotted(path[:depth])} is {short(into)}, not a section"
             tree.wrong.append(complaint(at.file, at.line, at.col, dotted(path), wrong))
             return
+    if value is None and isinstance(into.get(str(path[-1])), dict):
+        del into[str(path[-1])]  # as a null in a recipe that extends another
+        for old in [old for old in tree.marks if old[: len(path)] == path]:
+            del tree.marks[old]
+        return
     into[str(path[-1])] = value
     for old in [old for old in tree.marks if old[: len(path)] == path]:
         del tree.marks[old]

@@ -177,7 +177,7 @@ class LearnSection(Section):
     micro_tokens: Count | None = None
     """Tokens a forward pass; changes memory and speed alone. Null: 1,024 on a CPU, else 16,384."""
     activations: Literal["keep", "recompute", "offload"] = "keep"
-    """What a pass keeps for its gradient, or works out again, or moves from the device to main memory."""
+    """What a pass of the alignment keeps for its gradient, works out again, or moves to main memory."""
     moments: Literal["float32", "int8"] = "float32"
     """What AdamW's two means a weight are held in; int8 takes a quarter and the package bitsandbytes."""
     warmup: Share = 0.03
@@ -288,6 +288,11 @@ class Experiment(Section):
     def first_weights(self) -> dict[str, float]:
         """Objective -> its weight in the first step, where a schedule moves it later."""
         return {n: o.schedule[0][1] if o.schedule else o.weight for n, o in self.objectives.items()}
+
+    @property
+    def last_weights(self) -> dict[str, float]:
+        """Objective -> its weight in the end, where a schedule moves it."""
+        return {n: o.schedule[-1][1] if o.schedule else o.weight for n, o in self.objectives.items()}
 
     @property
     def traces(self) -> dict[str, str]:

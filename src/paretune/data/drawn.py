@@ -42,6 +42,10 @@ class Drawn(Sequence[R], Generic[R]):
     def __iter__(self) -> Iterator[R]:
         return (self[i] for i in range(self._count))
 
+    def __reduce__(self) -> tuple[type, tuple[tuple[R, ...]]]:
+        """Another process gets the records, all drawn."""
+        return tuple, (tuple(self),)
+
     __hash__ = None  # type: ignore[assignment]  # as of lists
 
     def __eq__(self, other: object) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from paretune.batch import Batch
 from paretune.elsewhere import PeftModel
 from paretune.errors import WiringError
-from paretune.models.forward import token_logp
+from paretune.models.measure import response_logp
 from paretune.reduce import masked_mean
 
 Weights = Mapping[str, Tensor]
@@ -57,15 +57,21 @@ def soup(models: Sequence[nn.Module], weights: Sequence[float]) -> Any:
 
 
 @torch.no_grad()
-def shortfall(mixed: nn.Module, members: Sequence[nn.Module], batch: Batch) -> float:
-    """Nats a token by which the responses are less likely under an average than under its worst member.
+def shortfall(mixed: nn.Module, writer: nn.Module, batch: Batch, *, rows: int = 32) -> float:
+    """Nats a token by which responses are less likely under an average than under the member that wrote them.
 
-    Near 0, or below, where the members grew from the same weights. Members that did not may answer alike and
-    still have an average that is no model of language.
+    Near 0 where the members grew from the same weights. Members that did not may answer alike and still have
+    an average that is no model of language.
+
+    Args:
+        mixed: The average.
+        writer: The member that wrote the responses.
+        batch: The responses.
+        rows: Asked at one time; changes memory only.
     """
-    asked = batch.tokens, batch.attend, batch.respond
-    means = [float(masked_mean(token_logp(m, *asked), batch.respond)) for m in (mixed, *members)]
-    return min(means[1:]) - means[0]
+    asked = (response_logp(model, batch, rows=rows) for model in (writer, mixed))
+    own, under = (float(masked_mean(logp, batch.respond)) for logp in asked)
+    return own - under
 
 
 def soup_states(members: Sequence[Weights], weights: Sequence[float]) -> dict[str, Tensor]:

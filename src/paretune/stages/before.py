@@ -20,10 +20,10 @@ from paretune.rollout.sample import Online
 from paretune.stages.assemble import assembled, sampler
 from paretune.stages.material import stream_of
 from paretune.stages.policy import taught
-from paretune.stages.work import Work, lora
+from paretune.stages.work import Work, lora, micro_tokens
 
-STRANGE = 0.5
-"""Nats a token by which an average may fall short of the worse of what it is made of."""
+STRANGE = 1.0
+"""Nats a token by which the start's own responses may be less likely under an average than under itself."""
 
 
 def made_before(work: Work, recipe: Recipe) -> dict[str, nn.Module]:
@@ -84,27 +84,28 @@ def _soup(work: Work, made: Soup) -> Language:
         second = taught(work, f"{made.role}-second", seed, start=again)
     weights = (1 - made.share, made.share)
     mixed = replace(first, model=soup((first.model, second.model), weights))
-    _refuse_strangers(work, first, second, mixed)
+    _refuse_strangers(work, first, mixed)
     return mixed
 
 
-def _refuse_strangers(work: Work, first: Language, second: Language, mixed: Language) -> None:
+def _refuse_strangers(work: Work, first: Language, mixed: Language) -> None:
     """Is the average a model of language still? It is where both grew from the same weights.
 
     Raises:
-        ConfigError: What the start says is far less likely under it than under the worse of both.
+        ConfigError: What the start says is far less likely under it than under the start.
     """
     e = work.experiment
     source = recipe_of(e).source
     assert isinstance(source, Online)
     prompts = stream_of(e, work.material.pools)(0)
     batch, _ = sampler(work, first)(prompts, source, seed=seed_of(e.run.seed, 0, "soup"), step=0)
-    short = shortfall(mixed.model, (first.model, second.model), batch)
+    most = micro_tokens(e.learn.micro_tokens, e.run.device)
+    short = shortfall(mixed.model, first.model, batch, rows=max(1, most // batch.tokens.shape[1]))
     if not short <= STRANGE:
-        where, key = written_at(e, ("algorithm",)), "algorithm.second"
+        where, key = written_at(e, ("algorithm", "second")), "algorithm.second"
         wrong = (
             f"a token of the start's responses has {short:.2f} nats less under the average of both starts "
-            "than under either: they did not grow from the same weights"
+            "than under the start: they did not grow from the same weights"
         )
         fix = "name a model that was fitted from the same pretrained one"
         raise ConfigError(complaint(where, None, None, key, wrong, fix=fix))

@@ -8,6 +8,7 @@ from paretune.learn.check import check as dry_run
 from paretune.learn.evolution import Evolution
 from paretune.learn.recipe import Recipe
 from paretune.stages.gather import Material, Tell, gather
+from paretune.stages.memory import possible
 from paretune.stages.plan import planned
 
 
@@ -17,7 +18,10 @@ def check(experiment: Experiment) -> str:
     Raises:
         ParetuneError: Every mistake of the recipe, of the models' configurations and of the rows, one a line.
     """
-    return "\n".join(planned(experiment, *tried(experiment)))
+    found = tried(experiment)
+    if experiment.run.device != "cuda":  # which may be meant for another machine than this one
+        possible(experiment)
+    return "\n".join(planned(experiment, *found))
 
 
 def tried(

@@ -8,6 +8,7 @@ from paretune.elsewhere import PreTrainedTokenizerBase
 from paretune.errors import complaint
 from paretune.learn.recipe import Recipe
 from paretune.models.load import load_tokenizer
+from paretune.stages.ready import placed
 
 
 def other_tokens(e: Experiment, reads: Callable[[Experiment], PreTrainedTokenizerBase]) -> Iterator[str]:
@@ -18,13 +19,20 @@ def other_tokens(e: Experiment, reads: Callable[[Experiment], PreTrainedTokenize
     Args:
         e: The recipe; its models can be read.
         reads: The policy's tokenizer.
+
+    Raises:
+        ConfigError: One of the two has no tokenizer that can be read.
     """
     recipe, path = recipe_of(e), e.reward.path
     if path is None or not isinstance(recipe, Recipe) or "values" not in recipe.wants():
         return
     if recipe.critic.of != "reward":
         return
-    if load_tokenizer(path, revision=e.reward.revision).get_vocab() != reads(e).get_vocab():
+    with placed(e, ("reward", "path")):
+        known = load_tokenizer(path, revision=e.reward.revision).get_vocab()
+    with placed(e, ("policy", "path")):
+        spoken = reads(e).get_vocab()
+    if known != spoken:
         where, key = written_at(e, ("reward", "path")), "reward.path"
         wrong = "reads other tokens than the policy, and the critic is to start from it"
         yield complaint(where, None, None, key, wrong, fix="write algorithm.critic: policy")
