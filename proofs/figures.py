@@ -58,7 +58,8 @@ def confidence(found: dict, weighting: str) -> plt.Figure:
             axis.bar_label(bars, fmt="%.3f", fontsize=7)
         axis.set_xticks([i + 0.2 for i in range(len(names))], names)
         axis.set_ylabel(key.upper())
-    axes[0].legend()
+        axis.margins(y=0.12)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
