@@ -58,15 +58,13 @@ def essa(
     Source: Korotyshova et al. 2025 (arXiv:2507.04453): rank 8, population 96, all values, no KL. Differs:
     common chance; the incumbent is kept; the first step size, not in the paper, is calibrated; objectives.
     """
-    straight = Isotropic(population=population, rate=rate or 1.0)
-    how = Cma(population=population) if search == "cma" else straight
     first = sft(weights, gates=gates, responses=warm, n=warm_n, max_new=max_new, temperature=temperature)
     return Evolution(
         name="essa",
         source=Online(n=n, max_new=max_new, temperature=temperature),
         worth=chain(*gated(weights, gates)),
         before=(Phase(role="warm", recipe=first, steps=warm_steps),),
-        search=how,
+        search=_search(search, population, rate),
         sigma=sigma,
         share=share,
         noise=noise,
@@ -74,3 +72,9 @@ def essa(
         adapter=Lora(r=r or 8, alpha=2 * (r or 8), targets=ATTENTION),
         body=body,
     )
+
+
+def _search(name: str, population: int, rate: float | None) -> Cma | Isotropic:
+    if name == "cma":
+        return Cma(population=population)
+    return Isotropic(population=population, rate=1.0 if rate is None else rate)
