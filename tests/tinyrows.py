@@ -6,6 +6,19 @@ from paretune.batch import Batch
 
 VOCAB = 37
 
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "initializer_range": 0.3,
+}
+"""A network of two layers, in the words that configurations of transformers share."""
+
 
 def rows(lengths=(9, 6, 3), starts=(4, 2, 1), seed=0):
     width = max(lengths)

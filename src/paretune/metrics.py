@@ -134,7 +134,10 @@ TIMINGS: dict[str, Metric] = {
 """Every number of timing.jsonl, by key: all that may differ between two equal runs."""
 
 
-def _patterns(book: dict[str, Metric]) -> tuple[tuple[re.Pattern[str], Metric], ...]:
+_Patterns = tuple[tuple[re.Pattern[str], Metric], ...]
+
+
+def _patterns(book: dict[str, Metric]) -> _Patterns:
     return tuple(
         (re.compile(re.sub(r"\\\{\w+\\\}", ".+", re.escape(key)), re.DOTALL), metric)
         for key, metric in book.items()
@@ -147,13 +150,15 @@ _PATTERNS, _TIMING_PATTERNS = _patterns(METRICS), _patterns(TIMINGS)
 
 def metric(key: str) -> Metric | None:
     """The entry of METRICS for a key, or None."""
-    if key in METRICS:
-        return METRICS[key]
-    return next((entry for pattern, entry in _PATTERNS if pattern.fullmatch(key)), None)
+    return _entry(METRICS, _PATTERNS, key)
 
 
 def timing(key: str) -> Metric | None:
     """The entry of TIMINGS for a key, or None."""
-    if key in TIMINGS:
-        return TIMINGS[key]
-    return next((entry for pattern, entry in _TIMING_PATTERNS if pattern.fullmatch(key)), None)
+    return _entry(TIMINGS, _TIMING_PATTERNS, key)
+
+
+def _entry(book: dict[str, Metric], patterns: _Patterns, key: str) -> Metric | None:
+    if key in book:
+        return book[key]
+    return next((entry for pattern, entry in patterns if pattern.fullmatch(key)), None)

@@ -14,19 +14,8 @@ from paretune.models.forward import can_pack, run
 from paretune.models.packing import pack
 from paretune.models.sharing import plan, sharings
 from paretune.models.tiny import KINDS, random_model, tiny_config, tiny_model
-from tinyrows import VOCAB, batch_of
+from tinyrows import SMALL, VOCAB, batch_of
 
-SMALL = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "initializer_range": 0.3,
-}
 GROUPED = SMALL | {"num_key_value_heads": 2}
 GEMMA = GROUPED | {"head_dim": 8}
 CONFIGS = {kind: tiny_config(kind, VOCAB, initial=0.3) for kind in KINDS} | {

@@ -15,20 +15,10 @@ from paretune.models.adapt import AdapterOff, Lora, add_lora
 from paretune.models.critic import new_critic
 from paretune.models.forward import aligned_values, can_pack, hidden_states, token_logp
 from paretune.models.tiny import random_model, tiny_config, tiny_model
+from tinyrows import SMALL as TWO_LAYERS
 from tinyrows import VOCAB
 
-SMALL = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "initializer_range": 0.3,
-}
+SMALL = TWO_LAYERS | {"num_key_value_heads": 2}
 GEMMA = Gemma2Config(**SMALL, head_dim=8, sliding_window=4, attn_logit_softcapping=2.0)
 
 

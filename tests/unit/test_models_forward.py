@@ -10,6 +10,7 @@ from paretune.errors import WiringError
 from paretune.models.forward import probe_head, run, states, token_logp
 from paretune.models.head import Head, head_of
 from paretune.models.tiny import KINDS, random_model, tiny_model
+from tinyrows import SMALL as TWO_LAYERS
 from tinyrows import VOCAB, batch_of, rows
 
 
@@ -149,19 +150,7 @@ def test_bfloat16_weights_have_a_float32_head():
     assert torch.allclose(out[:, 1:][where[:, 1:]].double(), expected[where[:, 1:]], atol=1e-5)
 
 
-SMALL = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "initializer_range": 0.3,
-}
+SMALL = TWO_LAYERS | {"num_key_value_heads": 2, "head_dim": 8}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from paretune import __version__
 from paretune.compare.cells import Cells, arm_of, cells_of
 from paretune.compare.ledger import CURRENCIES, TOLERANCE, Row, refusals
-from paretune.compare.pressure import pressure
+from paretune.compare.pressure import divergence, pressure
 from paretune.config.contest import Contest, Entry
 from paretune.errors import DataError
 from paretune.evaluate.hierarchy import means, percentiles, simultaneous
@@ -231,14 +231,14 @@ def _side(contest: Contest, evals: Mapping[Any, Numbers], method: str, weighting
 
 
 def _side_of(numbers: Numbers) -> Numbers:
-    kl, nothing = numbers["kl"], {"before": None, "after": None}
+    nothing = {"before": None, "after": None}
     pairs = {key: numbers[key] for key in PLAIN}
     stated = numbers.get("calibration")
     for key in STATED:
         pairs[key] = {arm: stated[arm][key] for arm in ("before", "after")} if stated else nothing
     for kind in ("harmful", "lookalike"):
         pairs[f"refused_{kind}"] = numbers["refusals"].get(kind, nothing)
-    pairs["kl"] = nothing if kl is None else {"before": 0.0, "after": kl["k3"]}
+    pairs["kl"] = divergence(numbers)
     return {key: {arm: pair[arm] for arm in ("before", "after")} for key, pair in pairs.items()}
 
 

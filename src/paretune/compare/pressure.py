@@ -37,27 +37,32 @@ def pressure(contest: Contest, entries: Sequence[Entry], evals: Mapping[Any, Num
 
 
 def _of(weights: Mapping[str, float], numbers: Numbers) -> dict[str, Numbers]:
-    objectives, kl = numbers["objectives"], numbers["kl"]
+    objectives = numbers["objectives"]
     judged = {name: objectives[name] for name in weights if name in objectives and weights[name]}
     scored = {name: one["reward"] for name, one in judged.items() if one.get("reward")}
     return {
         "judge": _sums(weights, judged),
         "reward": _sums(weights, scored if scored.keys() == judged.keys() else {}),
-        "kl": {"before": None, "after": None} if kl is None else {"before": 0.0, "after": kl["k3"]},
-        "similarity": {arm: numbers["similarity"][arm] for arm in ("before", "after")},
+        "kl": divergence(numbers),
+        "similarity": numbers["similarity"],
     }
+
+
+def divergence(numbers: Numbers) -> Numbers:
+    """The KL of an evaluation, in nats a response: 0 at the start; null after it where nobody measured it."""
+    kl = numbers["kl"]
+    return {"before": None, "after": None} if kl is None else {"before": 0.0, "after": kl["k3"]}
 
 
 def _sums(weights: Mapping[str, float], means: Mapping[str, Numbers]) -> Numbers:
     """Weighted sums before and after; null where a mean is not known."""
     found: Numbers = {}
     for arm in ("before", "after"):
-        values = [means[name][arm] for name in means]
-        known = bool(values) and all(value is not None for value in values)
-        found[arm] = sum(weights[name] * means[name][arm] for name in means) if known else None
+        known = bool(means) and all(one[arm] is not None for one in means.values())
+        found[arm] = sum(weights[name] * one[arm] for name, one in means.items()) if known else None
     return found
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    return sum(known) / len(known) if len(known) == len(values) else None

@@ -158,14 +158,11 @@ def override(tree: Tree, given: str, at: Mark) -> None:
             tree.wrong.append(complaint(at.file, at.line, at.col, dotted(path), wrong))
             return
     if value is None and isinstance(into.get(str(path[-1])), dict):
+        _place(tree, Tree(), path)
         del into[str(path[-1])]  # as a null in a recipe that extends another
-        for old in [old for old in tree.marks if old[: len(path)] == path]:
-            del tree.marks[old]
-        return
-    into[str(path[-1])] = value
-    for old in [old for old in tree.marks if old[: len(path)] == path]:
-        del tree.marks[old]
-    tree.marks[path] = at
+    else:
+        _place(tree, Tree(marks={path: at}), path)
+        into[str(path[-1])] = value
 
 
 def _validated(values: dict[str, Any]) -> tuple[Experiment | None, list[Fault]]:

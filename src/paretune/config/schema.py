@@ -287,12 +287,15 @@ class Experiment(Section):
     @property
     def first_weights(self) -> dict[str, float]:
         """Objective -> its weight in the first step, where a schedule moves it later."""
-        return {n: o.schedule[0][1] if o.schedule else o.weight for n, o in self.objectives.items()}
+        return self._scheduled(0)
 
     @property
     def last_weights(self) -> dict[str, float]:
         """Objective -> its weight in the end, where a schedule moves it."""
-        return {n: o.schedule[-1][1] if o.schedule else o.weight for n, o in self.objectives.items()}
+        return self._scheduled(-1)
+
+    def _scheduled(self, point: int) -> dict[str, float]:
+        return {n: o.schedule[point][1] if o.schedule else o.weight for n, o in self.objectives.items()}
 
     @property
     def traces(self) -> dict[str, str]:

@@ -97,20 +97,20 @@ def _shown(work: Work) -> OnStep:
         means = " ".join(
             f"{name[:8]} {metrics.get(f'score/{name}/mean', float('nan')):.2f}" for name in batch.objectives
         )
-        share, last, spent = metrics.get("budget/spent"), steps, ""
-        if share is not None:  # run.steps is a bound that is far off then
-            last, spent = (
-                min(max(round((step + 1) / max(share, 1e-9)), step + 1), steps),
-                f"  {share:.0%} spent",
-            )
-        kl = metrics.get("kl/k3", float("nan"))
-        work.console.progress(step + 1, last, f"{means}  KL/token {kl:.3f}{spent}")
+        share, kl = metrics.get("budget/spent"), metrics.get("kl/k3", float("nan"))
+        spent = "" if share is None else f"  {share:.0%} spent"
+        work.console.progress(step + 1, _last(step + 1, steps, share), f"{means}  KL/token {kl:.3f}{spent}")
         _warn(work, step, metrics.get("sampler/apart/max", 0.0))
         shares = {name: metrics.get(f"share/{name}", 0.0) for name in batch.objectives}
         downwards.append({name: share for name, share in shares.items() if share < 0})
         _warn_of_share(work, step, downwards[-LASTING:])
 
     return hear
+
+
+def _last(done: int, steps: int, share: float | None) -> int:
+    """How many steps there will be; with a budget, of which this share is spent, at the pace so far."""
+    return min(max(round(done / share), done), steps) if share else steps
 
 
 def _warn_of_share(work: Work, step: int, last: Sequence[Mapping[str, float]]) -> None:
