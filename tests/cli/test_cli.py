@@ -182,6 +182,7 @@ def test_recipes_are_listed_and_printed(folder: Path, capsys: pytest.CaptureFixt
         "compare-confidence",
         "compare-methods",
         "compare-real-small",
+        "compare-thinking",
         "compare-world",
         "confidence",
         "demo",

@@ -162,6 +162,8 @@ def test_only_what_the_algorithm_does_not_decide_is_shared():
         == key("learn.lr=0.5", "run.steps=9", "objectives.safety.weight=2")
     )
     assert len({key(), key("run.seed=1"), key("reward.fit.lr=1e-3"), key("policy.sft.epochs=1")}) == 4
+    thinks = "data.world.thinking=true"  # the start knows the tags; who is asked for them is decided later
+    assert key() != key(thinks) == key(thinks, "thinking.unscored=worst")
 
 
 @pytest.mark.slow

@@ -159,7 +159,7 @@ def test_the_shipped_comparison_is_good_and_is_no_recipe():
 
 
 def test_every_shipped_comparison_reads_back_run_by_run(tmp_path):
-    for name in ("compare-methods", "compare-world", "compare-confidence"):
+    for name in ("compare-methods", "compare-world", "compare-confidence", "compare-thinking"):
         contest = load_contest(shipped()[name], ["seeds=[0]", "tuning=null"])
         for entry in contest.runs():
             path = tmp_path / f"{name}-{entry.method}-{entry.weighting}.yaml"

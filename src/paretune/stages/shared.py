@@ -24,7 +24,7 @@ BEFORE_ALIGN = ("policy", "reward", "judge")
 """The stages, and the folders they fill."""
 RECORDS = ("demonstrations", "reward train", "reward test", "judge train", "judge test")
 """Of the manifest, the records that these stages read."""
-LATER = ("name", "objectives", "algorithm", "aggregate", "learn", "run", "evaluate")
+LATER = ("name", "objectives", "algorithm", "aggregate", "thinking", "learn", "run", "evaluate")
 """Sections of a recipe that only later stages read."""
 
 
