@@ -29,11 +29,14 @@ from paretune.objectives.reward_model import RewardModelScorer
 from paretune.objectives.reward_store import RewardSpec, load_reward_model, new_reward_model
 from paretune.rollout.sample import LocalSampler
 from paretune.rollout.stored import StoredResponses
+from paretune.stages.work import micro_tokens
 
 BATCH = 32
 """Judgements of an optimiser step."""
 BETA = 0.1
 """Of DPO."""
+PASS = micro_tokens(None, "cpu")
+"""Tokens of a forward pass: what a recipe gets that does not say."""
 
 
 def fitting(stage: Stage, kind: str, dtype: Any) -> None:
@@ -44,7 +47,7 @@ def fitting(stage: Stage, kind: str, dtype: Any) -> None:
     name = "better" if kind == "reward" else "score"
     model = new_reward_model(RewardSpec(path=folder, objectives=(name,), dtype=dtype), (1.0,), (0.0,))
     task = Judging(model, records, {})
-    how = Fitting(epochs=1, batch=BATCH, optim=AdamW(lr=LR, warmup=0.0))
+    how = Fitting(epochs=1, batch=BATCH, micro_tokens=PASS, optim=AdamW(lr=LR, warmup=0.0))
     tokens = float(sum(sum(rows) for rows in task.lengths))
 
     def step() -> Numbers:
@@ -72,6 +75,7 @@ def aligning(stage: Stage, dtype: Any) -> None:
         prompts=lambda step: (),
         optim=AdamW(lr=LR, warmup=0.0),
         stored=stored,
+        micro_tokens=PASS,
     )
     now = begun(recipe, world)
 

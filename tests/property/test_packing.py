@@ -107,6 +107,20 @@ def test_every_family_is_answered_as_in_padded_rows(name, crowd, monkeypatch):
     assert model.config._attn_implementation != "paretune", "outside a call the model keeps its own attention"
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral, window 4", "gemma2, window 4", "gpt2"])
+def test_what_fills_a_long_row_up_is_never_seen(name, monkeypatch):
+    model, reference = (random_model(CONFIGS[name], seed=s) for s in (0, 1))
+    rows = ragged((5, 17, 9, 3), (0, 3, 6, 11), (1, 2, 7, 20))
+    asked = []
+    monkeypatch.setattr(forward, "rounded_rows", lambda n, like: asked.append(n) or n + 37)
+    ours, plain = (
+        answers(model, critic_for(model), reference, rows, monkeypatch, packed=packed)
+        for packed in (True, False)
+    )
+    assert asked
+    assert_equal(ours, plain)
+
+
 MODEL, REFERENCE = (random_model(CONFIGS["mistral, window 4"], seed=s) for s in (0, 1))
 CRITIC = critic_for(MODEL)
 

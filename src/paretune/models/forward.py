@@ -7,6 +7,7 @@ padded and go into the model packed, with what they begin with in common compute
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from paretune.models.adapt import bare, inside
 from paretune.models.attention import attending, can_attend
 from paretune.models.head import CHUNK, against, head_of, spoken
 from paretune.models.packing import Layout, pack
+from paretune.models.rounding import rounded_rows
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -73,7 +75,8 @@ def states(model: nn.Module, tokens: Int[Tensor, "B T"], attend: Bool[Tensor, "B
         hidden = hidden_states(model, tokens, attend)
         place = torch.arange(attend.numel(), device=hidden.device).reshape(attend.shape)
         return States(hidden.flatten(0, 1), place)
-    packed = pack(tokens, attend, device_of(model))
+    weight = inside(model).get_input_embeddings().weight
+    packed = pack(tokens, attend, weight.device, size=partial(rounded_rows, like=weight))
     with _reading(model, packed.layout) as base, as_chosen(base, lambda: _reading(model, packed.layout)):
         out = base.base_model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False)
     return States(out.last_hidden_state[0], packed.place)

@@ -5,7 +5,7 @@ side by side: beginnings causally, and what is each row's own after the beginnin
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paretune.models.attention import Rule, attend
+from paretune.models.rounding import slow_half
 from paretune.models.sharing import Sharing, compact, sharings_of
 
 CROWD = 512
@@ -96,8 +97,7 @@ class Layout:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """Attention of the long row [1, N, heads, D]."""
-        slow = query.device.type == "cpu" and query.dtype in {torch.bfloat16, torch.float16}
-        dtype = torch.float32 if slow else query.dtype  # half precision goes back at half the speed there
+        dtype = torch.float32 if slow_half(query) else query.dtype  # it goes back at half the speed there
         q, k, v = (_move(x[0].to(dtype), self.index, self.back) for x in (query, key, value))
         how: dict[str, Any] = {"scale": rule.scale, "softcap": rule.softcap}
         out: list[Tensor] = []
@@ -138,7 +138,11 @@ class Packed:
 
 
 def pack(
-    tokens: Int[Tensor, "B T"], attend: Bool[Tensor, "B T"], device: torch.device | None = None
+    tokens: Int[Tensor, "B T"],
+    attend: Bool[Tensor, "B T"],
+    device: torch.device | None = None,
+    *,
+    size: Callable[[int], int] = lambda n: n,
 ) -> Packed:
     """Lay rows out without padding, common beginnings once.
 
@@ -146,13 +150,18 @@ def pack(
         tokens: Rows of token ids, at least one of them real.
         attend: Real tokens, wherever they stand.
         device: Where the answer is to lie.
+        size: From the tokens that must be computed to the length of the long row. What fills it up stands
+            behind as a row of its own, at which nobody looks.
     """
     rows, lengths = compact(tokens, attend)
     found = [s for s in sharings_of(rows, lengths) if lengths[list(s.rows)].max() > 0]
     pieces, place = _lay(found, lengths, rows.shape)
     real = np.arange(rows.shape[1]) < lengths[:, None]
-    size = int(sum(piece.lengths.sum() for piece in pieces))
-    flat, positions = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    n = int(sum(piece.lengths.sum() for piece in pieces))
+    flat, positions = np.zeros(size(n), np.int64), np.zeros(size(n), np.int64)
+    if size(n) > n:
+        pieces.append(_Begin(sum(math.prod(piece.shape) for piece in pieces), np.array([size(n) - n])))
+        positions[n:] = np.arange(size(n) - n)
     flat[place[real]] = rows[real]
     positions[place[real]] = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)[real]
     index, back = _rectangles(pieces)

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from paretune.models.attention import Rule, attend, capped
+from paretune.models.rounding import rounded
 
 STEP = 16
 """Widths of tables of keys are multiples of this."""
@@ -30,11 +31,6 @@ FIRST = 64
 """Columns that the rows' tables have at first; they double when a response is longer."""
 FEWEST = 4
 """Rows of a product: for fewer another routine is taken, whose last bits are others."""
-
-
-def rounded(n: int, to: int) -> int:
-    """The next multiple."""
-    return -(-n // to) * to
 
 
 @dataclass(frozen=True, slots=True)

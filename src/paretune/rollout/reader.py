@@ -11,6 +11,7 @@ from torch import Tensor
 from paretune.elsewhere import PreTrainedModel
 from paretune.models.attention import How, Rule
 from paretune.models.forward import device_of
+from paretune.models.rounding import rounded_rows
 from paretune.rollout.cache import FEWEST, Cache, Grid
 from paretune.rollout.draw import filled
 
@@ -44,6 +45,7 @@ class Reader:
             rows: Places.
         """
         self._model, self._device = model, device_of(model)
+        self._weight = model.get_input_embeddings().weight
         self._prompts, self._prompt_of = prompts, row_prompt
         self._left = Counter(row_prompt)
         rows = min(rows, len(row_prompt))
@@ -194,7 +196,7 @@ class Reader:
 
     def _body(self, tokens: Int[Tensor, " T"], place: Int[Tensor, " T"], how: How) -> Float[Tensor, "T W"]:
         self._how, n = how, len(tokens)
-        behind = filled(n) - n
+        behind = rounded_rows(filled(n), self._weight) - n
         if behind:
             tokens, place = (torch.nn.functional.pad(x, (0, behind)) for x in (tokens, place))
         out = self._model.base_model(input_ids=tokens[None], position_ids=place[None], use_cache=False)

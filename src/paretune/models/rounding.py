@@ -1,0 +1,34 @@
+"""How many rows a product is given where fewer are asked for."""
+
+import torch
+from torch import Tensor
+
+HALVES = frozenset({torch.bfloat16, torch.float16})
+FEW = 128
+"""Rows up to which numbers are close together: each counts in a step of decoding."""
+
+
+def slow_half(x: Tensor) -> bool:
+    """Whether this is half precision on a CPU, where products alone are fast, and they not in every shape."""
+    return x.device.type == "cpu" and x.dtype in HALVES
+
+
+def rounded_rows(n: int, like: Tensor) -> int:
+    """Rows to compute where n are asked for; what fills up is ignored.
+
+    In half precision on a CPU the library compiles a kernel for every new number of rows. That takes some
+    milliseconds, and the half megabyte that it needs is not given back: passes of ever new sizes took twice
+    their time, and memory grew with every step of a run.
+
+    Args:
+        n: Rows, tokens all in one.
+        like: A weight of the model, or its input.
+    """
+    if not slow_half(like):
+        return n
+    return rounded(n, 8 if n <= FEW else 64)
+
+
+def rounded(n: int, to: int) -> int:
+    """The next multiple."""
+    return -(-n // to) * to
