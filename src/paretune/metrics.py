@@ -31,7 +31,9 @@ METRICS: dict[str, Metric] = {
     "constraint/{objective}": Metric("score", "how far the constraint is broken; negative: it holds", "down"),
     "signal/mean": Metric("signal", "mean of the aggregated signal", "up"),
     "signal/std": Metric("signal", "standard deviation of the aggregated signal"),
-    "groups/flat": Metric("share", "prompts whose responses all have the same signal and so teach nothing"),
+    "groups/flat": Metric(
+        "share", "prompts of several responses that all have the same signal and so teach nothing"
+    ),
     "groups/kept": Metric("share", "prompts left after those were dropped whose responses differ too little"),
     "responses/kept": Metric("share", "responses left after all but the best of their prompts were dropped"),
     "penalty/kl": Metric("signal", "mean price of a response for leaving the reference", "down"),
@@ -99,7 +101,8 @@ METRICS: dict[str, Metric] = {
     "search/moved": Metric("singular value", "Euclidean distance of the incumbent from the fitted adapter"),
     "search/flipped": Metric("values", "singular values that the incumbent has turned negative"),
     "grad_norm": Metric("norm", "norm of the gradient before clipping"),
-    "lr": Metric("1", "learning rate of the step"),
+    "lr": Metric("1", "learning rate of the step; 0 while the critic learns alone"),
+    "lr/critic": Metric("1", "learning rate of the critic"),
     "loss/total": Metric("loss", "the loss that was descended"),
     "loss/{term}": Metric("loss", "one term of the loss, its coefficient not applied"),
     "state/{part}": Metric("1", "a number a stateful part carries: a multiplier, a running scale"),

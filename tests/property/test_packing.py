@@ -185,6 +185,19 @@ def test_only_equal_tokens_are_shared_and_only_where_it_pays():
     assert [s.rows for s in sharings(nested, torch.ones_like(nested).bool())] == [(0, 1), (2, 3)]
 
 
+def test_a_long_beginning_is_computed_once_unless_the_budget_is_strict():
+    tokens, attend, _ = ragged((30,), (5,) * 6, ())
+    lengths, shared = attend.sum(1).tolist(), sharings(tokens, attend)
+    assert plan(lengths, 32, shared) == [[0], [1], [2], [3], [4], [5]], "each row reads the 30 again"
+    assert plan(lengths, 32, shared, strict=False) == [[0, 1, 2, 3, 4, 5]], (
+        "60 tokens, for 90 that are allowed"
+    )
+    tokens, attend, _ = ragged((30,), (25,) * 6, ())
+    lengths, shared = attend.sum(1).tolist(), sharings(tokens, attend)
+    assert plan(lengths, 32, shared, strict=False) == [[0, 1], [2, 3], [4, 5]]
+    assert plan(lengths, 200, shared, strict=False) == plan(lengths, 200, shared)
+
+
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 

@@ -199,3 +199,33 @@ def test_ways_and_objectives_that_contradict_each_other(
         experiment(tmp_path, aggregate=aggregate, objectives=objectives)
     (line,) = str(caught.value).split("\n")
     assert expected in line
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        "{safety: {at_least: 0.7}}",
+        "{safety: {at_least: 0.7, weight: 0.5}}",
+        "{safety: {at_least: 0.7}, actionability: {weight: 0}}",
+    ],
+)
+def test_a_constraint_on_all_that_is_rewarded_has_nothing_to_be_held_against(
+    tmp_path: Path, objectives: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        experiment(tmp_path, algorithm="{name: safe_rlhf}", objectives=objectives)
+    (line,) = str(caught.value).split("\n")
+    assert 'algorithm: "safe_rlhf" weighs a constraint against a reward, and "safety" is both' in line
+    assert "; fix: give another objective a weight, or take ppo" in line
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        "{safety: {at_least: 0.7, weight: 0}, actionability: {}}",
+        "{safety: {at_least: 0.7}, actionability: {at_least: 0.5, weight: 0}}",
+    ],
+)
+def test_a_constraint_beside_a_reward_or_another_constraint_is_held(tmp_path: Path, objectives: str) -> None:
+    e = experiment(tmp_path, algorithm="{name: safe_rlhf}", objectives=objectives)
+    check(recipe_of(e), tuple(e.objectives))

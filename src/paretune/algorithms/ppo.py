@@ -61,7 +61,7 @@ def ppo(
         unfinished: Worth of a response that ran into the length limit, whatever it scored; None: its score.
         critic: Whose body the critic starts from; with "reward" it starts with that model's heads too.
         critic_rate: The critic's learning rate as a multiple of learn.lr.
-        critic_alone: Training steps in which only the critic learns.
+        critic_alone: Training steps in which only the critic learns; the policy warms up after them.
         minibatch: Rows of one optimiser step; None: all that were sampled.
         epochs: Passes over the sampled responses.
 
@@ -111,7 +111,7 @@ def ppo_max(
         weights: Weight of each objective.
         value_weight: Coefficient of the critic's loss.
         critic_rate: The critic's learning rate as a multiple of learn.lr; 1.65e-6 to 5e-7 in the paper.
-        critic_alone: Training steps in which only the critic learns.
+        critic_alone: Training steps in which only the critic learns; the policy warms up after them.
         epochs: Passes over the sampled responses.
         reward_clip: Bound of the scaled reward; None: none.
         scaling: "normalise" also takes off the running mean; "scale" is what the released script does, there
@@ -195,13 +195,19 @@ def safe_rlhf(
         more: As for `ppo`.
 
     Raises:
-        WiringError: There is no constraint, or a gate.
+        WiringError: There is no constraint, or a gate, or nothing beside what is constrained.
 
     Source: Dai et al. 2023 (arXiv:2310.12773). Differs: any number of objectives and constraints, on scores
     that are to be large; their cost model is an objective of the reward model.
     """
     if gates:
         raise WiringError('"safe_rlhf" credits objectives apart and takes no gate; fix: leave out `when`')
+    held = {constraint.objective for constraint in constraints}
+    if held and len(held | {name for name, weight in weights.items() if weight}) == 1:
+        raise WiringError(
+            f'"safe_rlhf" weighs a constraint against a reward, and "{min(held)}" is both: its multiplier '
+            "has no effect; fix: give another objective a weight, or take ppo and leave out at_least"
+        )
     base = ppo(weights, kl=kl, value_clip=value_clip, epochs=epochs, **more)
     both = Lagrangian(
         weights, tuple(constraints), "advantages", rate, "gradient", start_at, 0.0, most, window, delay

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from paretune.config.beforehand import beyond
 from paretune.config.faults import Fault
 from paretune.config.rules import given
 from paretune.config.schema import Experiment
@@ -16,6 +17,7 @@ def needed_faults(e: Experiment, recipe: Recipe | Evolution) -> Iterator[Fault]:
     if e.learn.activations == "offload" and e.run.device == "cpu":
         fix = "leave it out, or write recompute"
         yield Fault(("learn", "activations"), "offload has no effect with run.device: cpu", fix=fix)
+    yield from beyond(e, recipe)
     if isinstance(recipe, Evolution):
         yield from _searched(e, recipe)
     else:

@@ -55,6 +55,8 @@ class World:
     optim: AdamW = field(default_factory=AdamW)
     micro_tokens: int = 8192
     """Tokens of a forward pass with gradients, shared prompts once; changes memory and speed only."""
+    strict: bool = False
+    """Never more than `micro_tokens`, even if a long prompt is then read again for each of its responses."""
     activations: Activations = "keep"
     """What a forward pass keeps for its gradient; changes memory and speed only."""
     start: Sampler | None = None
@@ -146,13 +148,16 @@ def train_step(
     batch, now.credit, seen = recipe.credit.advance(batch, now.credit, generator(seed, step, "credit"))
     guard.credited(batch)
     metrics |= credited(batch) | seen
-    lr = now.rate(world.optim, steps, budget, recipe.epochs)
+    rates = now.rates(world.optim, steps, budget, recipe.epochs)
     with now.clock.phase("learn"):
-        metrics |= learn(recipe, world, batch, now, lr, seed, guard)
+        metrics |= learn(recipe, world, batch, now, rates, seed, guard)
     now.step += 1
     if budget is not None:
         metrics["budget/spent"] = now.paid[budget.currency] / budget.amount
-    return known(metrics | {"lr": lr}), batch, samples
+    metrics["lr"], own = rates
+    if world.models.critic is not None:
+        metrics["lr/critic"] = recipe.critic.rate * own
+    return known(metrics), batch, samples
 
 
 def collect(
@@ -182,9 +187,15 @@ def collect(
 
 
 def learn(
-    recipe: Recipe, world: World, batch: Batch, now: Progress, lr: float, seed: int, guard: Guard
+    recipe: Recipe,
+    world: World,
+    batch: Batch,
+    now: Progress,
+    rates: tuple[float, float],
+    seed: int,
+    guard: Guard,
 ) -> Metrics:
-    """Epochs times minibatches: one optimiser step each."""
+    """Epochs times minibatches: one optimiser step each, at the rates of policy and critic."""
     seen, optimizer = Seen(), now.optimizer
     for epoch in range(recipe.epochs):
         rng = generator(seed, guard.step, "minibatches", epoch)
@@ -202,7 +213,7 @@ def learn(
                 effort.remembered(now.clock, world.aside, units)
             norm = optimizer.norm()
             guard.norm(norm, part)
-            optimizer.step(lr, norm)
+            optimizer.step(rates[0], norm, rates[1])
             seen.update(norm)
     return seen.metrics()
 
@@ -219,7 +230,7 @@ def gradient(
     losses, temperature = recipe.losses_at(guard.step), recipe.temperature()
     wants = recipe.wants() | {"entropy"}
     asked = [m for m in (world.models.policy, world.models.critic) if m is not None]
-    for rows in passes(part, world.micro_tokens, asked, by_group=recipe.by_group()):
+    for rows in passes(part, world.micro_tokens, asked, by_group=recipe.by_group(), strict=world.strict):
         micro = part.rows(torch.tensor(rows))
         with saving(world.activations):
             out = forward(

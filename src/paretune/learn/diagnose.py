@@ -32,13 +32,15 @@ def collected(batch: Batch) -> Metrics:
 
 
 def weighed(batch: Batch) -> Metrics:
-    """The signal after `worth`, and the share of prompts that teach nothing."""
+    """The signal after `worth`, and of prompts with several responses the share that teaches nothing."""
     known = batch.signal[~batch.signal.isnan()].double()
-    flat = (group_std(batch.signal, batch.group) == 0).all(-1)
+    moments = _moments("signal", known) if batch.signal.shape[-1] == 1 else {}
     index, num_groups = group_index(batch.group)
+    if num_groups == len(batch):
+        return moments  # one response differs from no other, so nothing is said of how many do
+    flat = (group_std(batch.signal, batch.group) == 0).all(-1)
     # Every row of a group says the same; the last one to be written stands for it.
     per_group = flat.new_zeros(num_groups).scatter_(0, index, flat)
-    moments = _moments("signal", known) if batch.signal.shape[-1] == 1 else {}
     return moments | {"groups/flat": float(per_group.double().mean())}
 
 

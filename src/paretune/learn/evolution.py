@@ -84,7 +84,7 @@ class Evolution:
         fitness = "mean signal" + (f" - {self.kl:g} nats of KL" if self.kl else "")
         parts: list[tuple[str, list[str]]] = [
             ("algorithm", [self.name]),
-            ("before", [repr(self.fitted)]),
+            ("before", self.fitted.explained()),
             ("moves", [f"share={self.share:g} of the singular values of the adapter; body: {self.body}"]),
             ("source", [repr(self.source)]),
             ("view", [] if self.view == "whole" else [self.view]),

@@ -10,7 +10,9 @@ from paretune.models.sharing import plan, sharings
 from paretune.objectives.reward_model import by_length
 
 
-def passes(batch: Batch, budget: int, models: Sequence[nn.Module], *, by_group: bool) -> list[list[int]]:
+def passes(
+    batch: Batch, budget: int, models: Sequence[nn.Module], *, by_group: bool, strict: bool = True
+) -> list[list[int]]:
     """Row numbers of each micro-batch of these rows, of at most `budget` tokens as the models read them.
 
     Args:
@@ -19,10 +21,11 @@ def passes(batch: Batch, budget: int, models: Sequence[nn.Module], *, by_group: 
             counts once for all rows that share it; else padding included and every row for itself.
         models: Those that are asked with gradients.
         by_group: Rows of a group are never parted.
+        strict: Rows with a long beginning in common are parted too where they do not fit; see `plan`.
     """
     lengths, group = batch.attend.sum(-1).tolist(), batch.group.tolist() if by_group else None
     if all(can_pack(model) for model in models):
-        return plan(lengths, budget, sharings(batch.tokens, batch.attend), group)
+        return plan(lengths, budget, sharings(batch.tokens, batch.attend), group, strict=strict)
     return cuts(lengths, budget, group)
 
 

@@ -105,9 +105,17 @@ class Optimizer:
         """Norm of the whole gradient as it stands; not finite when any entry is not."""
         return _norm(self.parameters)
 
-    def step(self, lr: float, norm: float) -> None:
-        """Move the weights along the gradient, scaled down where its `norm` is above the bound."""
-        for network, factor, group in zip(self.networks, self.factors, self.adamw.param_groups, strict=False):
+    def step(self, lr: float, norm: float, critic: float | None = None) -> None:
+        """Move the weights along the gradient, scaled down where its `norm` is above the bound.
+
+        Args:
+            lr: Learning rate.
+            norm: Of the whole gradient.
+            critic: What the critic's rate is a multiple of; None: of `lr`.
+        """
+        rates = (lr, lr if critic is None else critic)
+        groups = zip(self.networks, rates, self.factors, self.adamw.param_groups, strict=False)
+        for network, rate, factor, group in groups:
             own = norm if len(self.networks) == 1 else _norm(self.parameters[network])
             scale = min(1.0, self.how.clip / own) if own > 0 else 1.0
             for parameter, master in zip(self.parameters[network], self.masters[network], strict=True):
@@ -115,7 +123,7 @@ class Optimizer:
                     master.grad = parameter.grad.to(master.dtype)
                     if scale < 1.0:
                         master.grad.mul_(scale)
-            group["lr"] = lr * factor
+            group["lr"] = rate * factor
         self.adamw.step()
         with torch.no_grad():
             for parameter, master in zip(self.parameters, self.masters, strict=True):

@@ -52,9 +52,15 @@ class Progress:
     """What the step under way took: tokens sampled and trained on, and responses scored."""
     clock: Clock = field(default_factory=Clock)
     """Where the seconds of the step under way went."""
+    alone: int = 0
+    """Steps at the beginning in which only the critic learns."""
+    begun: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CURRENCIES, 0))
+    """What those steps took, once the policy learns too."""
 
     def pay(self, batch: Batch, *, sampled: bool) -> None:
         """Open the account of a step that begins with this batch."""
+        if self.step == self.alone:
+            self.begun = dict(self.paid)
         self.cost = {"tokens": int(batch.attend.sum()), **dict.fromkeys(CURRENCIES, 0)}
         self.charge("rollout_tokens", int(batch.respond.sum()) if sampled else 0)
         self.charge("reward_calls", len(batch) if sampled else 0)
@@ -68,14 +74,29 @@ class Progress:
         """Would another step of the mean size end further from the amount than the last one did?"""
         return spent(budget, self.paid, self.step)
 
-    def rate(self, how: AdamW, steps: int, budget: Budget | None, epochs: int) -> float:
-        """Learning rate of the step under way, once it is paid for; with a budget, by what is spent of it."""
+    def rates(self, how: AdamW, steps: int, budget: Budget | None, epochs: int) -> tuple[float, float]:
+        """Learning rates of the step under way, once it is paid for; with a budget, by what is spent of it.
+
+        That of the policy, which warms up when it begins to learn and is 0 before; and that which the
+        critic's is a multiple of.
+        """
+        both = self._rate(how, steps, budget, epochs, 0, dict.fromkeys(CURRENCIES, 0))
+        if self.step < self.alone:
+            return 0.0, both
+        return self._rate(how, steps, budget, epochs, self.alone, self.begun), both
+
+    def _rate(
+        self, how: AdamW, steps: int, budget: Budget | None, epochs: int, first: int, begun: Mapping[str, int]
+    ) -> float:
+        """The rate of who learns from the step `first` on, before which this much had been paid."""
         if budget is None:
-            return how.rate(self.step, steps)
-        paid, step = self.paid[budget.currency], self.cost[budget.currency]
+            return how.rate(self.step - first, steps - first)
+        before = begun[budget.currency]
+        paid, step = self.paid[budget.currency] - before, self.cost[budget.currency]
         # A step's own trained tokens are not known yet: every token of it, once an epoch, is a fair guess.
         ahead = epochs * self.cost["tokens"] if budget.currency == "trained_tokens" else 0
-        return how.rate_at((paid - step) / budget.amount, (paid + ahead) / budget.amount)
+        left = budget.amount - before
+        return how.rate_at((paid - step) / left, (paid + ahead) / left)
 
     def save(self, run: Run, keep: int) -> None:
         """Write a checkpoint of the run.
@@ -89,6 +110,7 @@ class Progress:
             "worth": self.worth,
             "credit": self.credit,
             "paid": self.paid,
+            "begun": self.begun,
         }
         save_checkpoint(self.folder, self.step, trees, dict(self.identity), offsets=run.offsets(), keep=keep)
         self.saved = self.step
@@ -98,7 +120,8 @@ class Progress:
         """Go on from a checkpoint: weights, optimiser and states; the run's lines are cut back to it.
 
         Raises:
-            ConfigError: The checkpoint is of another recipe, seed, number of steps or policy.
+            ConfigError: The checkpoint is of another recipe, seed, number of steps or policy, or was made
+                before a policy whose critic learns alone first had a warm-up of its own.
         """
         refuse_other(found, self.identity, run)
         stored = found.tree("weights")
@@ -114,6 +137,13 @@ class Progress:
         self.worth = found.tree("worth", self.worth)
         self.credit = found.tree("credit", self.credit)
         self.paid = found.tree("paid")
+        if "begun" in found.trees:
+            self.begun = found.tree("begun")
+        elif 0 < self.alone < found.step:
+            raise ConfigError(
+                f"{run.path}: the checkpoint is of a version in which the critic's steps alone used up the "
+                "policy's warm-up; fix: choose another run.folder"
+            )
         self.step = self.saved = found.step
         run.cut_back(found.offsets)
         run.event("go_on", f"from the checkpoint of step {found.step}")
@@ -149,6 +179,7 @@ def begin(
     policy = [weight for name, weight in weights.items() if not name.startswith("critic.")]
     optimizer = Optimizer(how, policy, critic, recipe.critic.rate)
     now = Progress(identity, weights, optimizer, recipe.worth.start(), recipe.credit.start(), folder)
+    now.alone = recipe.critic.alone
     found = load_latest(folder, run.event)
     if found is None:
         run.restart(run.stage)

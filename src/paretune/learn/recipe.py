@@ -56,7 +56,7 @@ class CriticStart:
     of: Literal["policy", "reward"] = "policy"
     """Whose body it gets; that of the reward model also brings its heads, weighted as the recipe weights."""
     alone: int = 0
-    """Training steps at the beginning in which only the critic learns."""
+    """Training steps at the beginning in which only the critic learns; the policy warms up after them."""
     rate: float = 1.0
     """Its learning rate as a multiple of the policy's."""
 
@@ -87,6 +87,10 @@ class Phase:
     role: str
     recipe: "Recipe"
     steps: int
+
+    def explained(self) -> list[str]:
+        """To be read: its recipe as a block of lines below its name."""
+        return [f"Phase(role={self.role!r}, steps={self.steps}), its recipe:", *explained(self.recipe)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +192,7 @@ def explained(recipe: Recipe) -> list[str]:
     rows = recipe.minibatch
     parts: list[tuple[str, list[str]]] = [
         ("algorithm", [recipe.name]),
-        ("before", [repr(made) for made in recipe.before]),
+        ("before", [line for made in recipe.before for line in _made(made)]),
         ("source", [repr(recipe.source)]),
         ("view", [] if recipe.view == "whole" else [recipe.view]),
         ("worth", [repr(step) for step in steps_of(recipe.worth)]),
@@ -201,3 +205,7 @@ def explained(recipe: Recipe) -> list[str]:
         ("aside", [] if recipe.aside is None else [repr(recipe.aside)]),
     ]
     return [f"{'' if at else part:<10} {line}" for part, lines in parts for at, line in enumerate(lines)]
+
+
+def _made(made: Phase | Soup) -> list[str]:
+    return made.explained() if isinstance(made, Phase) else [repr(made)]

@@ -63,7 +63,7 @@ def by_parts(model: nn.Module, batch: Batch, rows: int, ask: Callable[[Batch], T
     """
     if can_pack(model):
         lengths, budget = batch.attend.sum(-1).tolist(), max(rows, 1) * batch.tokens.shape[1]
-        cut = plan(lengths, budget, sharings(batch.tokens, batch.attend))
+        cut = plan(lengths, budget, sharings(batch.tokens, batch.attend), strict=False)
         parts = [torch.tensor(part) for part in cut]
     else:
         parts = list(batch.attend.sum(-1).argsort(stable=True).split(max(rows, 1)))

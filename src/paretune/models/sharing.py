@@ -10,6 +10,8 @@ from torch import Tensor
 
 WORTH = 8
 """A beginning is shared where that saves one token in so many."""
+LONG = 3
+"""Beginnings that fill more than one part in so many of a pass are not computed again to keep to its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ def plan(
     budget: int,
     shared: Sequence[Sharing],
     group: Sequence[int] | None = None,
+    *,
+    strict: bool = True,
 ) -> list[list[int]]:
     """Row numbers of forward passes of at most `budget` tokens, what rows share counted once.
 
@@ -95,11 +99,13 @@ def plan(
         budget: Tokens of a pass.
         shared: Of all rows; see `sharings`.
         group: Where given, rows of equal number are never parted.
+        strict: Else rows that share much get room for `LONG` times their beginning, however small the budget
+            is: it would be computed again for every few of them.
     """
     of = {row: sharing for sharing in shared for row in sharing.rows}
     parts: list[list[int]] = []
     held: list[int] = []
-    for rows in _units(lengths, budget, shared, group):
+    for rows in _units(lengths, budget, shared, group, strict):
         if not parts or _tokens(held + rows, lengths, of) > budget:
             parts.append([])
             held = []
@@ -109,16 +115,21 @@ def plan(
 
 
 def _units(
-    lengths: Sequence[int], budget: int, shared: Sequence[Sharing], group: Sequence[int] | None
+    lengths: Sequence[int],
+    budget: int,
+    shared: Sequence[Sharing],
+    group: Sequence[int] | None,
+    strict: bool,
 ) -> list[list[int]]:
     """Rows that a plan keeps together, those with the longest row first."""
     units: list[list[int]] = []
     if group is None:
         for sharing in shared:
-            held = budget + 1
+            room = budget if strict else max(budget, LONG * sharing.shared)
+            held = room + 1
             for row in sharing.rows:
                 own = lengths[row] - sharing.shared
-                if held + own > budget:
+                if held + own > room:
                     units.append([])
                     held = sharing.shared
                 units[-1].append(row)

@@ -79,7 +79,7 @@ class RewardModel(nn.Module):
         """Scores of token rows in label units, on the CPU; a row does not notice what stands beside it.
 
         Rows longer than the model can read get NaN. Each forward pass reads at most `tokens` tokens; what
-        rows begin with in common counts once.
+        rows begin with in common counts once, and a pass may hold three times as much where that is long.
         """
         result = torch.full((len(rows), len(self.objectives)), torch.nan)
         fits = [i for i, row in enumerate(rows) if 0 < len(row) <= self.longest]
@@ -97,7 +97,7 @@ class RewardModel(nn.Module):
         for start in range(0, len(which), NEAR):
             near = which[start : start + NEAR]
             lengths = [len(rows[i]) for i in near]
-            for part in plan(lengths, tokens, sharings(*pad_rows([rows[i] for i in near]))):
+            for part in plan(lengths, tokens, sharings(*pad_rows([rows[i] for i in near])), strict=False):
                 yield [near[i] for i in part]
 
 

@@ -66,6 +66,7 @@ def assembled(
             moments=learn.moments,
         ),
         micro_tokens=micro_tokens(learn.micro_tokens, e.run.device),
+        strict=learn.micro_tokens is not None,
         activations=learn.activations,
         start=sampler(work, start) if isinstance(recipe.source, FromStart) else None,
         stored=_stored(work, language) if isinstance(recipe.source, Offline) else None,

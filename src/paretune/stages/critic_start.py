@@ -11,6 +11,14 @@ from paretune.models.load import load_tokenizer
 from paretune.stages.ready import placed
 
 
+def ready_made(e: Experiment) -> str | None:
+    """Folder or hub name of the ready-made reward that a critic starts from; None where none does."""
+    recipe = recipe_of(e)
+    if not isinstance(recipe, Recipe) or "values" not in recipe.wants() or recipe.critic.of != "reward":
+        return None
+    return e.reward.path
+
+
 def other_tokens(e: Experiment, reads: Callable[[Experiment], PreTrainedTokenizerBase]) -> Iterator[str]:
     """One line where the ready-made reward that a critic starts from reads other tokens than the policy.
 
@@ -23,10 +31,8 @@ def other_tokens(e: Experiment, reads: Callable[[Experiment], PreTrainedTokenize
     Raises:
         ConfigError: One of the two has no tokenizer that can be read.
     """
-    recipe, path = recipe_of(e), e.reward.path
-    if path is None or not isinstance(recipe, Recipe) or "values" not in recipe.wants():
-        return
-    if recipe.critic.of != "reward":
+    path = ready_made(e)
+    if path is None:
         return
     with placed(e, ("reward", "path")):
         known = load_tokenizer(path, revision=e.reward.revision).get_vocab()

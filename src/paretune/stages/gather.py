@@ -24,6 +24,7 @@ from paretune.data.world_model import tokenizer as world_tokenizer
 from paretune.elsewhere import PreTrainedTokenizerBase
 from paretune.errors import ConfigError, DataError, complaint
 from paretune.models.load import context_of, load_tokenizer
+from paretune.stages.again import unlayered
 from paretune.stages.critic_start import other_tokens
 from paretune.stages.fits import Fits
 from paretune.stages.made import made_demonstrations, made_prompts, made_ratings
@@ -44,12 +45,17 @@ def gather(experiment: Experiment, tell: Tell = lambda done, total, note: None) 
 
     Raises:
         ConfigError: A model cannot be read, a ready-made one does not know the objectives, an adapter fits
-            nothing, or responses are so long that the policy could read no prompt; bad rows are told with it.
+            nothing, layers cannot be worked out again as asked for, or responses are so long that the policy
+            could read no prompt; bad rows are told with it.
         DataError: One line for every bad row of every file, for rows that are too long for their model, and
             for what is empty once all that is to be unseen was taken out.
     """
     frame = recipe_of(experiment).frame
-    models = [*ready(experiment), *other_tokens(experiment, policy_tokenizer)]
+    models = [
+        *ready(experiment),
+        *other_tokens(experiment, policy_tokenizer),
+        *unlayered(experiment),
+    ]
     return _Reader(experiment, tell, models=models, frame=frame).material()
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from paretune.config import Experiment
 from paretune.config.sources import Fit
 from paretune.config.sources import Lora as LoraSection
@@ -71,6 +73,12 @@ class Work:
         run = self.experiment.run
         folder = self.folder("checkpoints", name)
         return Keeping(run=self.run, folder=folder, every=5 * run.checkpoint_every, keep=run.keep)
+
+
+def take_threads(e: Experiment) -> None:
+    """Let torch take as many CPU threads as the recipe says; where it says nothing, as many as it does."""
+    if e.run.threads is not None:
+        torch.set_num_threads(e.run.threads)
 
 
 def micro_tokens(said: int | None, device: str) -> int:
