@@ -1,6 +1,7 @@
 """How the cost of a step grows: with responses a prompt, with the prompt's length, with objectives.
 
 python -m bench.growth            measures into bench/growth.json, and draws docs/design/growth.svg
+python -m bench.growth --alone    measures our side again, and keeps what was measured of the peer
 python -m bench.growth --draw     draws it again
 python -m bench.growth --credit   says what share of a step scoring and credit take at 10,000 rows
 """
@@ -63,7 +64,8 @@ def measured(axis: str, value: int, module: str, runs: int) -> dict[str, float]:
 def everything(runs: int, peer: bool, most: float) -> None:
     """Measure place by place, in turn; an axis of a peer ends where a step takes too long."""
     model_folder(BASE.model, BASE.full)
-    found: list[dict[str, Any]] = []
+    before = json.loads(MEASURED.read_text()) if not peer and MEASURED.exists() else []
+    found: list[dict[str, Any]] = [one for one in before if one["side"] == "peer"]
     for axis, values in AXES.items():
         slow = not peer
         for value in values:
@@ -150,7 +152,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--draw", action="store_true", help="only draw what was measured")
     parser.add_argument("--credit", action="store_true", help="only the share of scoring and credit")
-    parser.add_argument("--alone", action="store_true", help="without the peer")
+    parser.add_argument("--alone", action="store_true", help="our side anew, the peer as it was")
     parser.add_argument("--most", type=float, default=40.0, help="seconds of a peer's step that end its axis")
     asked = parser.parse_args()
     if asked.credit:

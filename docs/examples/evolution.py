@@ -3,28 +3,19 @@
 python docs/examples/evolution.py
 """
 
-import textwrap
-
 import torch
 from small import block, table
 from torch import Tensor
 
 from paretune.algorithms.evolution import essa
-from paretune.learn.recipe import explained
 from paretune.learn.search import Cma, Isotropic, Search, midranks
 from paretune.models.singular import num_moved, spectrum
 
 
 def parts() -> None:
-    """The method, as `paretune check` prints it; its phase by its own lines."""
+    """The method, as `paretune check` prints it."""
     block("parts")
-    made = essa({"polite": 1.0, "safety": 1.0})
-    for line in made.explained():
-        if line.startswith("before"):
-            print(f"before     Phase(role={made.fitted.role!r}, steps={made.fitted.steps}), its recipe:")
-            print("\n".join(f"           {inner}" for inner in explained(made.fitted.recipe)))
-        else:
-            print(textwrap.fill(line, 110, subsequent_indent=" " * 15, break_long_words=False))
+    print("\n".join(essa({"polite": 1.0, "safety": 1.0}).explained()))
 
 
 def offsets() -> None:

@@ -37,16 +37,14 @@ def parts() -> None:
 
 
 def chosen(recipe: Recipe, fields: tuple[str, ...]) -> None:
-    """The lines of these fields; a phase by its own lines."""
+    """The lines of these fields; those of a phase as they are."""
     field = ""
     for line in explained(recipe):
         field = line.split(maxsplit=1)[0] if line[0] != " " else field
         if field not in fields:
             continue
         if field == "before" and isinstance(recipe.before[0], Phase):
-            phase = recipe.before[0]
-            print(f"before     Phase(role={phase.role!r}, steps={phase.steps}), its recipe:")
-            print("\n".join(f"           {inner}" for inner in explained(phase.recipe)))
+            print(line)
         else:
             print(textwrap.fill(line, 110, subsequent_indent=" " * 15, break_long_words=False))
 

@@ -66,8 +66,11 @@ def run(
     recipe: Recipe,
     overrides: Overrides = None,
     until: Annotated[
-        Literal["judge", "align", "trial"] | None,
-        typer.Option(help="Leave out the stages after this one; trial: score answers to training prompts."),
+        Literal["judge", "align", "trial", "judged-trial"] | None,
+        typer.Option(
+            help="Leave out the stages after this one; trial: score answers to training prompts; "
+            "judged-trial: by the judge too."
+        ),
     ] = None,
     shared: Annotated[
         Path | None,
@@ -129,8 +132,10 @@ def recipes(
     if name is not None:
         print(find_recipe(name).read_text(encoding="utf-8"), end="")
         return
-    for known, path in shipped().items():
-        _say(f"{known:<12} {summary(path)}")
+    every = shipped()
+    width = max(map(len, every), default=0)
+    for known, path in every.items():
+        _say(f"{known:<{width}}  {summary(path)}")
 
 
 @app.command()
@@ -154,7 +159,7 @@ def filtration(
     from paretune.report.table import filtration_table
 
     if arm not in ("before", "after"):
-        raise ConfigError(f"--arm: {arm} is neither before nor after")
+        raise ConfigError(f"--arm: {arm} is neither before nor after; fix: --arm before, or --arm after")
     _say(filtration_table(filtration_of(folder, "before" if arm == "before" else "after")))
 
 

@@ -12,6 +12,12 @@ from paretune.files import read_json, to_json
 
 MANIFEST = "data/manifest.json"
 RESOLVED = "config/resolved.yaml"
+LAID = frozenset(
+    {"run.json", "run.json.tmp", "LOCK", "env.json", "events.jsonl", "config/run.yaml", RESOLVED, MANIFEST}
+)
+"""What a run folder holds before anything was made in it."""
+EMPTY = frozenset({"metrics.jsonl", "timing.jsonl"})
+"""What it may hold besides, as long as nothing is in it."""
 FREE = (
     ("run", "folder"),
     ("run", "device"),
@@ -51,7 +57,7 @@ def refuse_foreign(path: Path, config_hash: str, resolved: str = "") -> None:
                 f'{path}: run.folder: holds files that are no run, such as "{foreign[0]}"; '
                 "fix: choose another run.folder"
             )
-    elif book.get("config_hash") != config_hash:
+    elif book.get("config_hash") != config_hash and not unmade(path):
         found = [change for change in changes(path, resolved) if change[0] not in FREE]
         hashes = f"configuration {str(book.get('config_hash'))[:12]} there, {config_hash[:12]} here"
         differs = [f"{'.'.join(key)} is {there} there, {here} here" for key, there, here in found]
@@ -59,6 +65,37 @@ def refuse_foreign(path: Path, config_hash: str, resolved: str = "") -> None:
             f"{path}: run.folder: holds another run ({_three(differs, '; ') or hashes}); "
             "fix: choose another run.folder, or remove this one"
         )
+
+
+def unmade(path: Path) -> bool:
+    """Whether a run was begun in the folder, but ended before it had made anything.
+
+    One that is done may have had nothing to make, and others take over what it says.
+    """
+    book = read_json(path / "run.json")
+    if book is None or book.get("status") == "done":
+        return False
+    files = {str(file.relative_to(path)): file for file in path.rglob("*") if not file.is_dir()}
+    return files.keys() <= LAID | EMPTY and not any(
+        file.stat().st_size for name, file in files.items() if name in EMPTY
+    )
+
+
+def begin_anew(path: Path, config_hash: str, made_from: Mapping[str, Any]) -> bool:
+    """Empty a locked folder whose run, begun by another recipe or from other data, has made nothing.
+
+    Returns:
+        Whether it was emptied.
+    """
+    book = read_json(path / "run.json")
+    if book is None or not unmade(path):
+        return False
+    if book.get("config_hash") == config_hash and not _changed(path, made_from):
+        return False
+    for name in sorted(LAID | EMPTY, key="run.json".__eq__):  # last: until then it is a run's folder
+        if name != "LOCK":
+            (path / name).unlink(missing_ok=True)
+    return True
 
 
 def changes(path: Path, resolved: str) -> list[Change]:
@@ -95,18 +132,25 @@ def refuse_changed(path: Path, made_from: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: They changed since the run began.
     """
-    before, now = read_json(path / MANIFEST), json.loads(to_json(made_from))
-    changed = [
-        f"{key}: {name}" if name else key
-        for key in sorted((before or {}).keys() | now.keys())
-        for name in _differing((before or {}).get(key), now.get(key))
-        if key != "left_out"
-    ]
-    if before is not None and now and changed:
+    changed = _changed(path, made_from)
+    if changed:
         raise ConfigError(
             f"{path}: run.folder: the data changed since this run began ({_three(changed, ', ')}); "
             "fix: put it back, or choose another run.folder"
         )
+
+
+def _changed(path: Path, made_from: Mapping[str, Any]) -> list[str]:
+    """Names of what is not as it was when the run began; nothing where one of the two is not known."""
+    before, now = read_json(path / MANIFEST), json.loads(to_json(made_from))
+    if before is None or not now:
+        return []
+    return [
+        f"{key}: {name}" if name else key
+        for key in sorted(before.keys() | now.keys())
+        for name in _differing(before.get(key), now.get(key))
+        if key != "left_out"
+    ]
 
 
 def _differing(before: Any, now: Any) -> list[str]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from paretune.errors import DataError, ParetuneError, WiringError
 from paretune.files import append_line, cannot_write, read_json, read_jsonl, to_json, write_atomic
-from paretune.foreign import FREE, MANIFEST, RESOLVED, changes, refuse_changed, refuse_foreign
+from paretune.foreign import FREE, MANIFEST, RESOLVED, begin_anew, changes, refuse_changed, refuse_foreign
 from paretune.lock import Lock
 from paretune.metrics import METRICS, TIMINGS, Metric, metric, timing
 
@@ -91,8 +91,8 @@ class Run:
             made_from: What data/manifest.json says, and has said since the run began; `left_out` may differ.
 
         Raises:
-            ConfigError: The folder holds another run or foreign files, another process is at work in it, or
-                it was begun with other data.
+            ConfigError: The folder holds another run, which has made something, or foreign files, another
+                process is at work in it, or it was begun with other data.
         """
         resolved = (files or {}).get(RESOLVED, "")
         refuse_foreign(Path(path), config_hash, resolved)
@@ -100,6 +100,7 @@ class Run:
         run._lock = Lock(run.path, config_hash)
         try:
             refuse_foreign(run.path, config_hash, resolved)
+            anew = begin_anew(run.path, config_hash, made_from or {})
             refuse_changed(run.path, made_from or {})
             run._cut_torn_lines()
             run._open_book(name, config_hash, run._lock.previous, resolved)
@@ -108,6 +109,8 @@ class Run:
                 (run.path / inside).parent.mkdir(parents=True, exist_ok=True)
                 if not (run.path / inside).exists():
                     write_atomic(run.path / inside, text)
+            if anew:
+                run.event("anew", "in the folder of a run that had made nothing")
         except BaseException:
             run.release()
             raise

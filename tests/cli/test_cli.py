@@ -178,7 +178,10 @@ def test_check_says_what_would_happen(folder: Path, capsys: pytest.CaptureFixtur
 
 def test_recipes_are_listed_and_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert leave("recipes") == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+    listed = capsys.readouterr().out.splitlines()
+    assert {line[len("compare-confidence") :][:2] for line in listed} == {"  "}, "one column of summaries"
+    assert not any(line[len("compare-confidence") + 2].isspace() for line in listed)
+    assert [line.split()[0] for line in listed] == [
         "compare-confidence",
         "compare-methods",
         "compare-real-small",
@@ -233,3 +236,18 @@ def test_output_cut_short_by_a_pipe_is_no_bug(folder: Path) -> None:
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert leave("--version") == 0
     assert capsys.readouterr().out == f"paretune {paretune.__version__}\n"
+
+
+def test_an_arm_that_is_none_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave("filtration", "run", "--arm", "middle") == 2
+    wrong = "--arm: middle is neither before nor after; fix: --arm before, or --arm after\n"
+    assert capsys.readouterr().err == wrong
+
+
+def test_a_soup_of_one_folder_is_told_that_two_are_needed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folders in (["a"], ["a", "./a"]):
+        assert leave("soup", *folders) == 2
+        wrong = "a soup is made of two or more different runs; fix: name at least two folders\n"
+        assert capsys.readouterr().err == wrong

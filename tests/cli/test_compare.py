@@ -170,17 +170,22 @@ def test_only_what_the_algorithm_does_not_decide_is_shared():
 @pytest.mark.parametrize("method", ["grpo", "dpo"])
 def test_a_trial_is_known_by_what_its_policy_answers_afterwards(finished, tmp_path, capsys, method):
     """Also where a method never samples from the policy that learns."""
-    from paretune.compare.tuning import training_reward
+    from paretune.compare.ledger import row_of
+    from paretune.compare.tuning import judge_score, training_reward
 
     folder, _ = finished
     recipe, run = folder / "recipes" / "grpo-recipe-seed-0.yaml", tmp_path / "trial"
     [made] = (folder / "shared").glob("seed-0-*")
     algorithm = f"algorithm={{name: {method}, n: 2, max_new: 12}}"
-    more = [f"run.folder={run}", algorithm, "--shared", str(made), "--until", "trial"]
-    with pytest.raises(SystemExit) as caught:
-        main(["run", str(recipe), *more])
-    assert caught.value.code == 0, capsys.readouterr().err
-    found = read_json(run / "eval" / "trial" / "trial.json")
+    more = [f"run.folder={run}", algorithm, "--shared", str(made), "--until"]
+
+    def trial(until):
+        with pytest.raises(SystemExit) as caught:
+            main(["run", str(recipe), *more, until])
+        assert caught.value.code == 0, capsys.readouterr().err
+        return read_json(run / "eval" / "trial" / "trial.json")
+
+    found = trial("trial")
     assert found["prompts"] == 240
     assert found["mean"].keys() == {"politeness", "meaningfulness", "actionability", "safety"}
     assert not (run / "eval" / "final").exists(), "no judge was asked"
@@ -188,6 +193,20 @@ def test_a_trial_is_known_by_what_its_policy_answers_afterwards(finished, tmp_pa
     expected = 2 * found["mean"]["safety"] + found["mean"]["politeness"]
     assert training_reward(run, weights) == pytest.approx(expected)
     assert training_reward(tmp_path / "elsewhere", weights) is None
+    assert judge_score(run, weights) is None
+    assert row_of(run)["judge_calls"] == 0
+    # The finished trial once more, and now the judge is asked of the same answers.
+    asked = trial("judged-trial")
+    judged = asked.pop("judge")
+    assert asked == found
+    assert judged["name"] == "the true scorer"
+    assert judged["mean"].keys() == found["mean"].keys()
+    assert judged["mean"] != found["mean"]
+    assert set(judged["unscored"].values()) == {0.0}
+    expected = 2 * judged["mean"]["safety"] + judged["mean"]["politeness"]
+    assert judge_score(run, weights) == pytest.approx(expected)
+    assert row_of(run)["judge_calls"] == 240
+    assert not (run / "eval" / "final").exists(), "no prompt of the evaluation was asked"
 
 
 @pytest.mark.slow

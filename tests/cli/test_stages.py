@@ -104,6 +104,14 @@ def test_other_data_is_another_run(tmp_path, monkeypatch):
     assert (tmp_path / "r" / "run.json").read_text() == book
 
 
+def test_stages_that_cannot_be_taken_over_are_refused_before_the_records_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checking, "gather", lambda e, tell: pytest.fail("records were read"))
+    e = recipe(tmp_path / "r")
+    with pytest.raises(ConfigError, match="nowhere: cannot be taken over: holds no run"):
+        pipeline.run(e, PlainConsole(), shared=tmp_path / "nowhere")
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
     """A run with an adapter on a bfloat16 policy and a bfloat16 reward model; the policy as trained."""

@@ -70,6 +70,38 @@ def test_differences_are_paired_and_their_words_follow_the_interval(found):
     assert lost["high"] - lost["low"] < 2 * wide, "what makes a prompt hard cancels out"
 
 
+def test_changes_against_the_start_are_paired_with_the_same_run_before_it_was_trained(found):
+    for method in MEANS:
+        for objective, point in found["methods"][method]["points"]["equal"].items():
+            moved = point["from_start"]
+            assert moved["change"] == pytest.approx(point["mean"] - found["start"][objective])
+            assert moved["low"] < moved["change"] < moved["high"]
+            assert moved["verdict"] == "better", "the baseline too: it is compared with where it began"
+    grpo = found["methods"]["grpo"]["points"]["equal"]
+    moved = grpo["politeness"]["from_start"]
+    assert moved["high"] - moved["low"] < 2 * (grpo["politeness"]["high"] - grpo["politeness"]["low"])
+
+
+def test_a_fall_below_the_start_is_a_word_of_its_own_and_so_is_what_nobody_independent_saw(tmp_path):
+    _, found = compared(tmp_path, means=MEANS | {"rloo": (0.2, 0.55, 0.34, 0.64)}, spent={"grpo": 63_000})
+    rloo = {o: p["from_start"]["verdict"] for o, p in found["methods"]["rloo"]["points"]["equal"].items()}
+    assert rloo == {"politeness": "worse"} | dict.fromkeys(list(rloo)[1:], "no evidence")
+    assert {p["from_start"]["verdict"] for p in found["methods"]["grpo"]["points"]["equal"].values()} == {
+        "not ranked"
+    }
+    (tmp_path / "own").mkdir()
+    _, found = compared(tmp_path / "own", independent=False)
+    words = {
+        p["from_start"]["verdict"] for m in found["methods"].values() for p in m["points"]["equal"].values()
+    }
+    assert words == {"no evidence"}
+
+
+def test_few_prompts_are_warned_of(tmp_path):
+    _, found = compared(tmp_path, prompts=12)
+    assert any(line.startswith("Only 12 test prompts: ") for line in found["cautions"])
+
+
 def test_the_hypervolume_is_that_of_the_means(found):
     for method, entry in found["methods"].items():
         volume = 1.0

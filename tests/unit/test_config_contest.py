@@ -165,3 +165,11 @@ def test_every_shipped_comparison_reads_back_run_by_run(tmp_path):
             path = tmp_path / f"{name}-{entry.method}-{entry.weighting}.yaml"
             path.write_text(resolved(entry.experiment))
             assert config_hash(load(path)) == config_hash(entry.experiment), entry.label
+
+
+def test_a_recipe_is_no_comparison_and_is_told_so_in_one_line(tmp_path):
+    for path in (shipped()["demo"], written(tmp_path, "extends: base.yaml\nrun: {steps: 3}\n")):
+        assert wrong(path) == [
+            f"{path}:1: is a recipe, not a comparison of methods; fix: paretune run {path}"
+        ]
+    assert wrong(written(tmp_path, "recipe: demo\npolicy: {}\n"))[0].startswith(f"{tmp_path}")

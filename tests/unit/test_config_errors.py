@@ -217,6 +217,24 @@ def test_bytes_that_are_no_text(folder: Path) -> None:
             'objectives.safety.when: "kindness" is not in objectives',
         ),
         ("objectives", "{safety: {weight: .nan}}", "nan is not a finite number"),
+        ("algorithm", "{name: gpro}", 'algorithm.name: "gpro" is no algorithm; did you mean "grpo"?'),
+        (
+            "algorithm",
+            "{name: safe_rlhf}",
+            "algorithm: there is no constraint to keep; fix: give an objective a level by at_least",
+        ),
+        (
+            "data",
+            "{prompts: {a: {file: p.jsonl, kind: harmfull}}, test: {a: {file: t.jsonl, kind: ordinary}}}",
+            'data.prompts.a.kind: "harmfull" is not a kind whose refusals are counted apart; '
+            'did you mean "harmful"?; fix: write harmful, or a word less like it',
+        ),
+        (
+            "data",
+            "{prompts: {a: {file: p.jsonl}}, test: {a: {file: t.jsonl, kind: Look-alike}}}",
+            'data.test.a.kind: "Look-alike" is not a kind whose refusals are counted apart; '
+            'did you mean "lookalike"?',
+        ),
         ("algorithm", "{name: grpo, m: 3}", "algorithm.m: unknown key"),
         ("algorithm", "{name: grpo, weights: {}}", "algorithm.weights: unknown key"),
         ("algorithm", "{name: grpo, n: many}", 'algorithm.n: "many" is not a whole number'),
@@ -301,6 +319,23 @@ def test_a_ready_made_reward_must_provide_the_objectives(folder: Path) -> None:
         'r.yaml:4:14: objectives.safety: no model provides it; did you mean "safety_score"?; '
         "fix: the model in reward.path has safety_score"
     )
+
+
+def test_a_ready_made_reward_without_names_is_one_mistake_with_what_to_write(folder: Path) -> None:
+    (folder / "rm").mkdir()
+    (folder / "rm" / "config.json").write_text("{}")
+    (line,) = complaints(FILES | {"reward": "{path: rm}", "objectives": "{safety: {}, polite: {}}"})
+    assert line == (
+        'r.yaml:3:10: reward.path: "rm/config.json" does not say which objective each output of '
+        "the model is; fix: write into it, in the order of the outputs: "
+        '{"id2label": {"0": "safety", "1": "polite"}}'
+    )
+
+
+def test_a_remedy_names_an_objective_once(folder: Path) -> None:
+    judged = "{objectives: {safety: {}}, ratings: {x: {file: q.jsonl, labels: {safety: s}}}}"
+    (line,) = complaints(FILES | {"judge": judged, "evaluate": "{margin: {kind: 0.1}}"})
+    assert line.endswith('"kind" is not in objectives; fix: one of safety')
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,10 @@ def test_the_state_survives_a_checkpoint_bit_for_bit():
         (lambda: Constraint("a", 1.5, of="rate", at=0.5), "asks for at least 1.5"),
         (lambda: Constraint("a", NAN), "asks for at least nan"),
         (lambda: Constraint("a", 0.5, of="quantile", at=1.0), "must lie between 0 and 1"),
-        (lambda: Lagrangian(R, ()), "has no constraint"),
+        (
+            lambda: Lagrangian(R, ()),
+            "there is no constraint to keep; fix: give an objective a level by at_least",
+        ),
         (lambda: Lagrangian(R, (*SAFE, *SAFE)), "one of them twice"),
         (lambda: Lagrangian(R, SAFE, start_at=20.0), "must lie between least"),
         (lambda: Lagrangian(R, SAFE, window=0), "window 0"),

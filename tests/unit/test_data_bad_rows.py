@@ -2,9 +2,10 @@
 
 import pytest
 
-from paretune.data.columns import Label
+from paretune.data.columns import COUNTED, Columns, Label, counted_kind
 from paretune.data.readers import read_demonstrations, read_preferences, read_prompts, read_ratings
 from paretune.errors import DataError
+from paretune.evaluate.caution import KINDS
 
 TURNS = 'write "text" or [{"role": "user", "content": "text"}]'
 TURN = 'write {"role": "user", "content": "..."}'
@@ -238,12 +239,58 @@ def test_twenty_bad_rows_are_shown_and_the_rest_counted(tmp_path):
     assert lines[-1] == "... and 30 more"
 
 
+def test_a_column_that_no_row_has_is_told_once(tmp_path):
+    path = tmp_path / "many.jsonl"
+    rows = "".join(f'{{"promt": "{i}", "answer": "b"}}\n' for i in range(3000))
+    path.write_text(rows)
+    fix = 'name it under columns: {prompt: ...}, or "-" where there is none'
+    wrong = "no row has such a column; there are promt, answer"
+    whole = f'{path}: prompt: {wrong}; did you mean "promt"?; fix: {fix}'
+    assert complaints(read_prompts, path) == [whole]
+    path.write_text(rows + "{\n")
+    assert complaints(read_prompts, path)[:1] == [whole], "what cannot be read at all is no row"
+    assert len(complaints(read_prompts, path)) == 2
+    path.write_text(rows + '{"prompt": "a"}\n')
+    assert len(complaints(read_prompts, path)) == 21, "one row has it"
+
+
 def test_a_label_is_judged_in_the_units_asked_for(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text('{"prompt": "a", "response": "b", "x": 1e39}\n')
     (small,) = read_ratings(path, labels={"x": Label(aspect="x", scale=1e-39)})
     assert small.labels["x"] == pytest.approx(1.0)
     assert "1e+41 is more" in complaints(read_ratings, path, labels={"x": Label(aspect="x", scale=100.0)})[0]
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("harmful", ""),
+        ("lookalike", ""),
+        ("", ""),
+        ("harmfull", "harmful"),
+        ("Harmful", "harmful"),
+        ("harmul", "harmful"),
+        ("look-alike", "lookalike"),
+        ("lookalikes", "lookalike"),
+        ("harmless", ""),
+        ("unharmful", ""),
+        ("benign", ""),
+    ],
+)
+def test_a_kind_that_is_all_but_one_that_is_counted(word, meant):
+    assert set(COUNTED) == set(KINDS), "those that the evaluation counts"
+    assert counted_kind(word) == meant
+
+
+def test_kinds_of_rows_are_looked_at(tmp_path):
+    path = tmp_path / "k.jsonl"
+    path.write_text('{"prompt": "a", "of": "harmful"}\n{"prompt": "b", "of": "harmfull"}\n')
+    assert complaints(read_prompts, path, columns=Columns(kind="of")) == [
+        f'{path}:2: of: "harmfull" is not a kind whose refusals are counted apart; did you mean "harmful"?; '
+        "fix: write harmful, or a word less like it"
+    ]
+    assert read_prompts(path, columns=Columns(kind="of"), kind="all")[1].kind == "all"
 
 
 def test_names_from_a_file_cannot_break_the_line(tmp_path):

@@ -28,6 +28,34 @@ CASES = [
         ["u.jsonl:2:16: not UTF-8 (byte 0xf6); fix: save the file as UTF-8"],
     ),
     (
+        "CSV with semicolons",
+        read_prompts,
+        "s.csv",
+        'prompt;"response";safe\na;b;1\nc, or d;e;2\n',
+        {},
+        ["s.csv:1: its columns are parted by semicolons; fix: save it with commas, or as JSON lines"],
+    ),
+    (
+        "CSV with tabs",
+        read_prompts,
+        "s.csv",
+        "prompt\tsafe\na\t1\n",
+        {},
+        ["s.csv:1: its columns are parted by tabs; fix: save it with commas, or as JSON lines"],
+    ),
+    (
+        "a CSV column with a semicolon in its name",
+        read_prompts,
+        "s.csv",
+        '"prompt; text"\na\n',
+        {},
+        [
+            "s.csv:2: prompt: no such column; this row has prompt; text; "
+            'did you mean "prompt; text"?; fix: name it under columns: {prompt: ...}, '
+            'or "-" where there is none'
+        ],
+    ),
+    (
         "bad UTF-8 in CSV",
         read_prompts,
         "u.csv",

@@ -40,6 +40,12 @@ def test_flat_groups_are_counted_by_prompt():
     ) == {"advantage/max": 3.0}
 
 
+def test_nothing_is_said_of_groups_where_every_prompt_has_one_response():
+    seen = weighed(graded([1.0, 0.0, 0.5], group=[0, 1, 2]))
+    assert "groups/flat" not in seen, "one response differs from no other: no prompt teaches less for it"
+    assert seen["signal/mean"] == pytest.approx(0.5)
+
+
 def test_tokens_are_averaged_over_micro_batches_and_updates():
     batch = graded([1.0, 0.0], lengths=[1, 3])
     mask = batch.respond.float()

@@ -30,3 +30,24 @@ def test_what_a_recipe_does_not_have_has_no_line():
     lines = explained(ALGORITHMS["gdpo"]({"helpful": 1.0}, minibatch=8))
     assert not any(line.startswith("worth") for line in lines)
     assert lines[-1] == "updates    epochs=1, minibatch=8"
+
+
+def test_a_phase_is_a_block_of_parts_below_its_name():
+    recipe = ALGORITHMS["rto"]({"helpful": 1.0})
+    (phase,) = recipe.before
+    inner = explained(phase.recipe)
+    lines = explained(recipe)
+    assert lines[1] == f"before     Phase(role='dpo', steps={phase.steps}), its recipe:"
+    assert lines[2 : 2 + len(inner)] == [f"           {line}" for line in inner]
+    assert inner[0] == "algorithm  dpo"
+    assert lines[2 + len(inner)].startswith("source     ")
+
+
+def test_the_fit_before_a_search_is_a_block_too():
+    evolution = ALGORITHMS["essa"]({"helpful": 1.0})
+    lines = evolution.explained()
+    assert lines[1:3] == [
+        "before     Phase(role='warm', steps=20), its recipe:",
+        "           algorithm  sft",
+    ]
+    assert max(map(len, lines)) < 150

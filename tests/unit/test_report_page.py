@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from madeup_run import OBJECTIVES, make, numbers
+from madeup_run import OBJECTIVES, RESOLVED, make, numbers
 from paretune.errors import ConfigError, DataError
 from paretune.report.figures import chart, nice_ticks, running_mean, strips, tick_label
 from paretune.report.heads import doubtful
@@ -74,6 +74,52 @@ def test_heads_that_nothing_speaks_for_stand_at_the_top(tmp_path):
     said = summary(report)
     assert said.startswith("4 heads on unseen prompts: politeness ρ 0.93")
     assert said.endswith(f"; ⚠ {'; '.join(doubtful(report))}")
+
+
+def test_a_head_that_ranks_the_wrong_way_is_told(tmp_path):
+    folder = make(tmp_path / "r", prompts=60, steps=2)
+    report = read_json(folder / "reward" / "report.json")
+    report["objectives"]["safety"] |= {"n": 21, "spearman": -0.43}
+    report["objectives"]["meaningfulness"] |= {"n": 9, "spearman": 0.0}
+    report["objectives"]["politeness"] |= {"n": 14, "spearman": -0.1, "beats": {"constant": False}}
+    report["objectives"]["actionability"] |= {"n": 0, "pairs": 80, "spearman": None}
+    assert doubtful(report) == [
+        "politeness does no better than a constant (n = 14)",
+        "meaningfulness does not rank responses as the labels do (rank correlation 0.00, n = 9)",
+        "safety does not rank responses as the labels do (rank correlation −0.43, n = 21)",
+    ]
+    (folder / "reward" / "report.json").write_text(json.dumps(report))
+    assert "(rank correlation −0.43, n = 21). The policy was trained" in write_report(folder).read_text()
+
+
+def test_under_a_budget_the_header_says_what_was_spent_of_it(tmp_path):
+    folder = make(tmp_path / "r", evaluated=False, steps=0)
+    assert "<span>0 of 60 steps</span>" in write_report(folder).read_text()
+    recipe = RESOLVED.replace("steps: 60", "steps: 48000, budget: {currency: rollout_tokens, amount: 48000}")
+    (folder / "config" / "resolved.yaml").write_text(recipe)
+    assert "<span>0 steps, 0 rollout_tokens of a budget of 48,000</span>" in write_report(folder).read_text()
+    lines = [{"stage": "align", "step": i, "budget/spent": share} for i, share in enumerate((0.5, 0.998))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html = write_report(folder).read_text()
+    assert "<span>2 steps, 47,904 rollout_tokens of a budget of 48,000</span>" in html
+    assert "of 48000 steps" not in html
+
+
+def test_a_ready_made_reward_is_named(tmp_path):
+    folder = make(tmp_path / "r", evaluated=False, steps=1)
+    recipe = RESOLVED + "reward: {path: models/rated, revision: v2}\njudge: truth\n"
+    (folder / "config" / "resolved.yaml").write_text(recipe)
+    html = write_report(folder).read_text()
+    assert "Reward model: ready-made, <b>models/rated</b>, revision v2." in html
+    assert "No report of a reward model" not in html
+    (folder / "config" / "resolved.yaml").write_text(recipe.replace("truth", "{path: '<b>org/judge'}"))
+    assert "Judge: ready-made, <b>&lt;b&gt;org/judge</b>." in write_report(folder).read_text()
+
+
+def test_few_prompts_are_warned_of(tmp_path):
+    said = "Only 29 test prompts: intervals that rest on so few are often too narrow"
+    assert any(line.startswith(said) for line in numbers(prompts=29)[0]["warnings"])
+    assert not any("test prompts" in line for line in numbers(prompts=30)[0]["warnings"])
 
 
 def test_what_is_missing_is_said(tmp_path):
@@ -165,6 +211,12 @@ def test_curves_have_gaps_where_nobody_could_say():
     assert chart([(0.0, None)]) is None
     assert chart([(5.0, 2.0)]).thin.startswith("M")
     assert running_mean([(0.0, 1.0), (1.0, 3.0), (2.0, None)], 2) == [(0.0, 1.0), (1.0, 2.0), (2.0, None)]
+
+
+def test_a_curve_that_is_always_0_has_an_axis_that_begins_there():
+    drawn = chart([(0.0, 0.0), (1.0, 0.0)])
+    assert [label for _, label in drawn.up] == ["0", "0.25", "0.50", "0.75", "1.00"]
+    assert chart([(0.0, 2.0), (1.0, 2.0)]).up[0][1] == "1.8"
 
 
 def test_ticks_are_round_and_cover_the_range():

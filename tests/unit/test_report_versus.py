@@ -43,7 +43,9 @@ def test_it_says_what_was_declared_what_came_out_and_what_it_took(folder):
         "politeness 0.00, meaningfulness 0.00",
         "2 trials of the same budget for every method, on seed 100, over learn.lr (0.0001, 0.001)",
         "0.001: stopped itself",
-        "peak memory, MB",
+        "peak memory, MiB",
+        "tokens sampled<br><b>budget: 60,000</b>",
+        "<h2>Against the start</h2>",
         "look-alikes refused",
     ):
         assert words in html, words
@@ -52,6 +54,34 @@ def test_it_says_what_was_declared_what_came_out_and_what_it_took(folder):
         assert html.count(f">{method}</text>") == 6 + 3
     assert "ECE" not in html, "nobody was asked for a confidence"
     assert write_versus(folder).read_text() == html
+
+
+def test_it_says_how_each_method_moved_from_the_start(folder):
+    path = folder / "compare.json"
+    found = json.loads(path.read_text())
+    found["methods"]["rloo"]["points"]["equal"]["safety"]["from_start"] = {
+        "change": -0.125, "low": -0.25, "high": -0.01, "verdict": "worse",
+    }  # fmt: skip
+    path.write_text(to_json(found))
+    html = write_versus(folder).read_text()
+    part = html[html.index("Against the start") : html.index("Two objectives at a time")]
+    assert "▼ worse" in part
+    assert "−0.12 [−0.25, −0.01]" in part
+    assert part.count("▲ better") == 3 * 4 - 1
+    assert part.count("not ranked") == 4, "of ppo_max, which spent too much"
+    for method in found["methods"].values():
+        for point in method["points"]["equal"].values():
+            del point["from_start"]  # as it was written before there were such changes
+    path.write_text(to_json(found))
+    assert "Against the start" not in write_versus(folder).read_text()
+
+
+def test_memory_is_in_mebibytes(folder):
+    path = folder / "compare.json"
+    found = json.loads(path.read_text())
+    found["methods"]["rloo"]["ledger"]["peak_memory"] = 700 * 2**20
+    path.write_text(to_json(found))
+    assert '<td class="num">700</td>' in write_versus(folder).read_text()
 
 
 def test_one_method_at_nought_does_not_lengthen_the_numbers_of_all(folder):
@@ -101,6 +131,35 @@ def test_nothing_in_it_is_taken_for_more_than_text(folder):
         assert "default-src 'none'" in html
         assert not re.search(r"<(script|img|iframe|a|link|form|object)\b", html)
         assert not re.search(r"<[^>]*\son\w+\s*=", html)
+
+
+def test_it_says_by_whom_the_settings_were_chosen(folder):
+    path = folder / "compare.json"
+    found = json.loads(path.read_text())
+    assert found["tuning"]["by"] == "reward"
+    html = write_versus(folder).read_text()
+    assert "chosen by training reward" in html
+    assert "no judge saw a trial" in html
+    found["tuning"]["by"] = "judge"
+    for number, (name, method) in enumerate(found["tuning"]["methods"].items()):
+        method |= {"by": "judge", "best": 1.25 + number, "median": 1.125}
+        method["trials"][0]["judge"], method["trials"][1]["judge"] = 1.25 + number, None
+        found["methods"][name]["tuning_ledger"]["judge_calls"] = 480
+    path.write_text(to_json(found))
+    html = write_versus(folder).read_text()
+    for words in (
+        "chosen by the judge, on training prompts",
+        "0.0001: judge 1.250, reward 2.500",
+        "0.001: stopped itself",
+        "scored 1,920 answers of trials",
+        "no longer wholly fresh",
+    ):
+        assert words in html, words
+    assert "no judge saw a trial" not in html
+    assert "chosen by training reward" not in html
+    del found["tuning"]["by"]  # as it was written before there was a choice
+    path.write_text(to_json(found))
+    assert "no judge saw a trial" in write_versus(folder).read_text()
 
 
 def test_a_folder_without_numbers_or_with_others_is_an_error_in_one_line(tmp_path):

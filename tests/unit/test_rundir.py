@@ -162,6 +162,57 @@ def test_a_folder_is_never_shared_by_two_configurations(tmp_path):
         Run.claim(tmp_path / "file", name="r", config_hash="one")
 
 
+def begun(folder, **made_from):
+    """A folder whose run failed before its first stage."""
+    files = {"config/run.yaml": "a: 1\n", RESOLVED: "a: 1\n", "env.json": "{}"}
+    claim = Run.claim(folder, name="r", config_hash="one", files=files, made_from=made_from or {"test": 1})
+    with pytest.raises(ConfigError, match="gone"), claim:
+        raise ConfigError("gone")
+
+
+def test_a_folder_in_which_nothing_was_made_is_taken_over_by_another_recipe(tmp_path):
+    begun(tmp_path / "r")
+    later = {"config_hash": "two", "files": {"config/run.yaml": "a: 2\n"}, "made_from": {"test": 2}}
+    with Run.claim(tmp_path / "r", name="later", **later) as run:
+        assert run.before is None
+        book = read_json(tmp_path / "r" / "run.json")
+    assert (book["name"], book["config_hash"], book["attempt"]) == ("later", "two", 1)
+    assert (tmp_path / "r" / "config" / "run.yaml").read_text() == "a: 2\n"
+    assert not (tmp_path / "r" / RESOLVED).exists()
+    assert read_json(tmp_path / "r" / "data" / "manifest.json") == {"test": 2}
+    (line,) = read_jsonl(tmp_path / "r" / "events.jsonl")
+    assert (line["kind"], line["text"]) == ("anew", "in the folder of a run that had made nothing")
+
+
+def test_a_folder_in_which_nothing_was_made_may_have_other_data_and_may_be_gone_on_in(tmp_path):
+    begun(tmp_path / "r")
+    with Run.claim(tmp_path / "r", name="r", config_hash="one", made_from={"test": 1}) as run:
+        assert run.before is not None
+        run.update(status="failed")
+    begun(tmp_path / "s")
+    with Run.claim(tmp_path / "s", name="r", config_hash="one", made_from={"test": 2}) as run:
+        assert run.before is None
+
+
+@pytest.mark.parametrize(
+    "made", ["metrics.jsonl", "policy/model.safetensors", "checkpoints/a/state.json", "notes.txt", "config/x"]
+)
+def test_a_folder_in_which_anything_was_made_is_refused(tmp_path, made):
+    begun(tmp_path / "r")
+    (tmp_path / "r" / made).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "r" / made).write_text("{}\n")
+    with pytest.raises(ConfigError, match="holds another run"):
+        Run.claim(tmp_path / "r", name="r", config_hash="two")
+    assert (tmp_path / "r" / "config" / "run.yaml").read_text() == "a: 1\n"
+
+
+def test_a_run_at_work_that_has_made_nothing_yet_is_left_alone(tmp_path):
+    with Run.claim(tmp_path / "r", name="r", config_hash="one"):
+        with pytest.raises(ConfigError, match="is at work in this folder"):
+            Run.claim(tmp_path / "r", name="r", config_hash="two")
+        assert read_json(tmp_path / "r" / "run.json")["config_hash"] == "one"
+
+
 def recipe(run="steps: 60", more=""):
     """A resolved recipe, as far as claims look at it."""
     return f"name: r\nrun:\n  folder: r\n  {run}\n  threads: 1\n{more}"

@@ -85,3 +85,58 @@ def test_check_says_which_pool_a_short_run_does_not_come_to() -> None:
     lines = check(experiment("run.steps=1", "learn.prompts=1")).split("\n")
     assert lines[2] in {f"           no prompt of {name} comes up in 1 steps of 1" for name in "ab"}
     assert not any("comes up" in line for line in check(experiment()).split("\n"))
+
+
+def told(part: str, lines: list[str]) -> list[str]:
+    """The lines of a part, without its name."""
+    begin = next(at for at, line in enumerate(lines) if line.startswith(f"{part:<10} "))
+    end = next((at for at in range(begin + 1, len(lines)) if lines[at][0] != " "), len(lines))
+    return [line[11:] for line in lines[begin:end]]
+
+
+def test_check_says_that_nobody_else_judges_the_reward() -> None:
+    lines = check(experiment()).split("\n")
+    assert told("judge", lines) == ["none: the reward judges itself, no gain will be called better"]
+    rate("other.csv", [(f"other {i}", f"reply {i}", i) for i in range(12)])
+    own = "judge={objectives: {safety: {}}, held_out: 0.5, "
+    judged = own + "ratings: {r: {file: other.csv, labels: {safety: safe}}}}"
+    assert "to fit" in told("judge", check(experiment(judged)).split("\n"))[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ((), ["at most 60 steps x 16 prompts x 8 responses of up to 8 tokens"]),
+        (
+            ("run.steps=1200", "run.budget={currency: rollout_tokens, amount: 20000}", "algorithm.n=4"),
+            [
+                "at most 1,200 steps x 16 prompts x 4 responses of up to 8 tokens, "
+                "or until 20,000 rollout_tokens are spent"
+            ],
+        ),
+        (
+            ("algorithm={name: dpo, max_new: 8, responses: start, n: 4}",),
+            ["at most 60 steps x 16 prompts x 4 responses of up to 8 tokens"],
+        ),
+        (
+            (
+                "algorithm={name: dpo, max_new: 8, responses: stored}",
+                "data.stored.ratings={r: {file: stored.csv, labels: {safety: safe}}}",
+            ),
+            ["at most 60 steps x 16 prompts with their stored responses"],
+        ),
+        (
+            ("algorithm={name: essa, max_new: 8, population: 16, warm_steps: 20}",),
+            [
+                "beforehand warm: 20 steps x 16 prompts x 8 responses of up to 8 tokens",
+                "some candidates beforehand, to find the first step size",
+                "at most 60 steps x 17 candidates x 16 prompts x 1 responses of up to 8 tokens",
+            ],
+        ),
+    ],
+    ids=["online", "budget", "start", "stored", "search"],
+)
+def test_check_says_how_much_there_is_to_do(overrides: tuple[str, ...], said: list[str]) -> None:
+    rate("stored.csv", [(f"asked {i // 2}", f"reply {i}", i) for i in range(12)])
+    lines = check(experiment(*overrides, "evaluate.n=3")).split("\n")
+    assert told("size", lines) == [*said, "then 2 x 6 answers of up to 8 tokens to be judged"]

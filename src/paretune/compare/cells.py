@@ -25,6 +25,10 @@ class Cells:
     mean: NDArray[np.float64]
     draws: NDArray[np.float64]
     """[D, C]"""
+    start: NDArray[np.float64]
+    """[C]: the mean of the policies that the runs of a cell began with, on the same prompts."""
+    start_draws: NDArray[np.float64]
+    """[D, C], drawn together with `draws`: pairs stay pairs."""
     prompts: tuple[int, ...]
     """Of each seed."""
     crossed: bool
@@ -36,24 +40,30 @@ def cells_of(contest: Contest, entries: Sequence[Entry]) -> Cells:
     said, seeds, scores, ids = contest.said, contest.said.seeds, [], []
     objectives: tuple[str, ...] = ()
     for seed in seeds:
-        tables = [(e, *arm_of(e)) for e in entries if e.seed == seed]
+        tables = [(e, *arm_of(e), arm_of(e, "before")[1]) for e in entries if e.seed == seed]
         first, objectives = tables[0][1], tuple(tables[0][2])
-        for entry, prompts, columns in tables:
+        for entry, prompts, columns, _ in tables:
             if prompts != first or tuple(columns) != objectives:
                 raise DataError(
                     f"{entry.experiment.run.folder}: was evaluated on other prompts or objectives than "
                     f"{tables[0][0].experiment.run.folder}; fix: choose another name for the comparison"
                 )
-        scores.append(np.stack([column for _, _, part in tables for column in part.values()], 1))
+        after = [columns[o] for _, _, columns, _ in tables for o in objectives]
+        before = [columns[o] for _, _, _, columns in tables for o in objectives]
+        scores.append(np.stack([*after, *before], 1))
         ids.append(first)
     order = [(e.method, e.weighting, o) for e in entries if e.seed == seeds[0] for o in objectives]
     crossed = len(seeds) > 1 and all(prompts == ids[0] for prompts in ids)
+    whole, drawn = means(scores), resampled(scores, crossed=crossed, draws=said.draws, seed=0)
+    count = len(order)
     return Cells(
         objectives=objectives,
         index={key: place for place, key in enumerate(order)},
-        each=np.stack([means([part]) for part in scores]),
-        mean=means(scores),
-        draws=resampled(scores, crossed=crossed, draws=said.draws, seed=0),
+        each=np.stack([means([part[:, :count]]) for part in scores]),
+        mean=whole[:count],
+        draws=drawn[:, :count],
+        start=whole[count:],
+        start_draws=drawn[:, count:],
         prompts=tuple(len(part) for part in scores),
         crossed=crossed,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from paretune.compare.jobs import GUARD, Job, Worker
 from paretune.compare.ledger import Row, rows
 from paretune.compare.numbers import numbers_of
-from paretune.compare.tuning import chosen, settings_of
+from paretune.compare.tuning import by_judge, chosen, judged, settings_of
 from paretune.config import config_hash, resolved
 from paretune.config.contest import Contest, Entry
 from paretune.errors import ConfigError
@@ -19,6 +19,7 @@ from paretune.lock import Lock
 from paretune.report.versus import versus_table, write_versus
 from paretune.stages.console import Console, make_console
 from paretune.stages.shared import shared_key
+from paretune.stages.trial import JUDGED
 
 DECLARED = "declared.json"
 """What was written down before the first run, and cannot be changed after it."""
@@ -56,7 +57,7 @@ def declare(contest: Contest) -> None:
         "schema": "paretune/declared/1",
         "budget": said.budget.model_dump(),
         "reference": said.reference,
-        "tuning": said.tuning.model_dump(mode="json") if said.tuning else None,
+        "tuning": said.tuning.declared() if said.tuning else None,
         "level": said.level,
         "draws": said.draws,
     }
@@ -154,7 +155,8 @@ class _Conduct:
         e = entry.experiment
         folder = Path(e.run.folder)
         name = "-".join(folder.relative_to(self.contest.folder).parts)
-        more = ("--until", "trial") if trial else ()
+        asked = trial and by_judge(self.contest)
+        more = ("--until", JUDGED if asked else "trial") if trial else ()
         return Job(
             label=f"{entry.method} {folder.name}" if trial else entry.label,
             arguments=(
@@ -167,6 +169,7 @@ class _Conduct:
             folder=folder,
             log=self.contest.folder / "logs" / f"{name}.log",
             may_fail=trial,
+            judged=asked,
         )
 
     def _made(self, entry: Entry) -> Path:
@@ -195,7 +198,8 @@ class _Conduct:
 def _complete(job: Job) -> bool:
     """Whether the run is over: for good, or, of a trial, because training stopped itself."""
     book: Mapping[str, Any] = read_json(job.folder / "run.json") or {}
-    return book.get("status") == "done" or _stopped_itself(job)
+    whole = judged(job.folder) or not job.judged
+    return (book.get("status") == "done" and whole) or _stopped_itself(job)
 
 
 def _stopped_itself(job: Job) -> bool:

@@ -36,6 +36,8 @@ class Job:
     """Where all it says goes."""
     may_fail: bool = False
     """Training that stops itself is a result, not the end of everything."""
+    judged: bool = False
+    """It is complete only with the judge's scores of a trial."""
 
 
 @dataclass

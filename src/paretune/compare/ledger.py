@@ -7,12 +7,14 @@ from typing import Any
 from paretune.config.contest import Contest, Entry
 from paretune.files import read_json, read_jsonl
 from paretune.stages.account import paid, resources
+from paretune.stages.trial import FOUND
 
 TOLERANCE = 0.02
 """How much of the declared amount, and of each other, what two methods spent may differ."""
 CURRENCIES = ("rollout_tokens", "trained_tokens", "reward_calls", "judge_calls", "seconds", "peak_memory")
 """Response tokens sampled; tokens trained on, prompts and every epoch counted; responses the reward scored;
-responses the judge scored, before and after; seconds in training steps; bytes of main memory at most."""
+responses the judge scored, before and after, and of a trial that is chosen by it; seconds in training steps;
+bytes of main memory at most."""
 
 Row = dict[str, Any]
 
@@ -26,7 +28,9 @@ def row_of(folder: Path, **names: Any) -> Row:
     """
     lines = read_jsonl(folder / "timing.jsonl")
     numbers = read_json(folder / "eval" / "final" / "eval.json") or {}
+    trial = read_json(folder.joinpath(*FOUND)) or {}
     judged = 2 * int(numbers.get("prompts", 0)) * int(numbers.get("n", 0))
+    judged += int(trial["prompts"]) if "judge" in trial else 0
     steps = sum(line["stage"] == "align" for line in lines)
     return {**names, **paid(lines), "judge_calls": judged, **resources(lines), "steps": steps}
 

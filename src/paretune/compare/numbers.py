@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretune import __version__
-from paretune.compare.cells import Cells, arm_of, cells_of
+from paretune.compare.cells import Cells, cells_of
+from paretune.compare.change import from_start, to_baseline
 from paretune.compare.ledger import CURRENCIES, TOLERANCE, Row, refusals
 from paretune.compare.pressure import divergence, pressure
 from paretune.config.contest import Contest, Entry
 from paretune.errors import DataError
-from paretune.evaluate.hierarchy import means, percentiles, simultaneous
-from paretune.evaluate.statistics import verdict
+from paretune.evaluate.caution import few_prompts
+from paretune.evaluate.hierarchy import percentiles
 from paretune.files import read_json
 from paretune.front import hypervolume, nondominated
 
@@ -69,7 +70,7 @@ def numbers_of(
             for method in said.methods
         },
         "shared": [row for row in ledger if row["kind"] == "shared"],
-        "start": _start(contest, entries),
+        "start": _start(contest, cells),
         "refused": list(refused.values()),
     }
     points = _points(contest, cells, found, refused)
@@ -103,12 +104,13 @@ def _judged(objectives: Sequence[str], evals: Any) -> Numbers:
 
 
 def _points(contest: Contest, cells: Cells, found: Numbers, refused: Mapping[str, str]) -> Numbers:
-    """Method -> weighting -> objective -> mean, interval, seeds, difference to the baseline, rank."""
-    said = contest.said
+    """Method -> weighting -> objective -> mean, interval, seeds, both kinds of changes, rank."""
+    said, judged = contest.said, found["objectives"]
     low, high = percentiles(cells.draws, said.level)
     points: Numbers = {method: {} for method in said.methods}
     for weighting in said.weightings:
-        differences = _differences(contest, cells, found, weighting)
+        differences = to_baseline(contest, cells, judged, refused, weighting)
+        moved = from_start(contest, cells, judged, refused, weighting)
         for method in said.methods:
             points[method][weighting] = {
                 o: {
@@ -117,6 +119,7 @@ def _points(contest: Contest, cells: Cells, found: Numbers, refused: Mapping[str
                     "high": high[c],
                     "seeds": cells.each[:, c].tolist(),
                     "difference": differences.get((method, o)),
+                    "from_start": moved[method, o],
                     "rank": None,
                 }
                 for o in cells.objectives
@@ -126,30 +129,6 @@ def _points(contest: Contest, cells: Cells, found: Numbers, refused: Mapping[str
         for o in cells.objectives:
             _rank([points[method][weighting][o] for method in able], "mean")
     return points
-
-
-def _differences(
-    contest: Contest, cells: Cells, found: Numbers, weighting: str
-) -> dict[tuple[str, str], Numbers]:
-    """(method, objective) -> paired difference to the baseline; intervals hold for all of them at once."""
-    said, first = contest.said, contest.said.first
-    keys = [(m, o) for m in said.methods if m != first for o in cells.objectives]
-    if not keys:
-        return {}
-    out = {method for method in said.methods if found["methods"][method]["refused"]}
-    ours = [cells.index[m, weighting, o] for m, o in keys]
-    theirs = [cells.index[first, weighting, o] for _, o in keys]
-    change = cells.mean[ours] - cells.mean[theirs]
-    low, high = simultaneous(change, cells.draws[:, ours] - cells.draws[:, theirs], said.level)
-    whole: dict[tuple[str, str], Numbers] = {}
-    for place, (method, o) in enumerate(keys):
-        who = found["objectives"][o]
-        bounds = float(low[place]), float(high[place])
-        word = verdict(*bounds, independent=who["independent"], missing=who["missing"])
-        # Who spent more may well be better: no word is said of it.
-        word = "not ranked" if out & {method, first} else word
-        whole[method, o] = {"change": change[place], "low": bounds[0], "high": bounds[1], "verdict": word}
-    return whole
 
 
 def _hypervolumes(contest: Contest, cells: Cells, found: Numbers, refused: Mapping[str, str]) -> None:
@@ -213,7 +192,7 @@ def _tuning_row(ledger: Sequence[Row], method: str) -> Numbers | None:
     rows = [row for row in ledger if row["kind"] == "tuning" and row["method"] == method]
     if not rows:
         return None
-    keys = ("rollout_tokens", "trained_tokens", "reward_calls", "seconds")
+    keys = ("rollout_tokens", "trained_tokens", "reward_calls", "judge_calls", "seconds")
     return {"runs": len(rows), **{key: sum(float(row.get(key) or 0.0) for row in rows) for key in keys}}
 
 
@@ -242,13 +221,10 @@ def _side_of(numbers: Numbers) -> Numbers:
     return {key: {arm: pair[arm] for arm in ("before", "after")} for key, pair in pairs.items()}
 
 
-def _start(contest: Contest, entries: Sequence[Entry]) -> Numbers:
-    """Objective -> mean over the seeds of the policy before any training."""
-    said = contest.said
-    method, weighting = next(iter(said.methods)), next(iter(said.weightings))
-    tables = [arm_of(e, "before")[1] for e in entries if (e.method, e.weighting) == (method, weighting)]
-    whole = means([np.stack(list(table.values()), 1) for table in tables])
-    return dict(zip(tables[0], whole.tolist(), strict=True))
+def _start(contest: Contest, cells: Cells) -> Numbers:
+    """Objective -> mean over the seeds of the policy before any training, that of the first method."""
+    method, weighting = next(iter(contest.said.methods)), next(iter(contest.said.weightings))
+    return {o: float(cells.start[cells.index[method, weighting, o]]) for o in cells.objectives}
 
 
 def _tuning(contest: Contest, tuned: Mapping[str, Any]) -> Numbers | None:
@@ -267,6 +243,7 @@ def _cautions(contest: Contest, found: Numbers) -> list[str]:
             f"Judge = training reward for {', '.join(own)}: a higher mean cannot be told from a policy that "
             "pleases its reward better; fix: add a `judge:` fitted on other data to the recipe."
         )
+    lines += few_prompts(min(found["prompts"]))
     count = len(contest.said.seeds)
     if count == 1:
         lines.append("One seed: how much another training seed would change is in no interval.")
@@ -274,4 +251,9 @@ def _cautions(contest: Contest, found: Numbers) -> list[str]:
         lines.append(f"{count} seeds: the spread between training runs is known only roughly; 5 are better.")
     if contest.said.tuning is None:
         lines.append("No tuning: every method ran with the settings it was given.")
+    elif contest.said.tuning.by == "judge":
+        lines.append(
+            "The judge chose the settings, by answers to training prompts: it saw no prompt of the "
+            "evaluation before, but it is no longer wholly fresh."
+        )
     return lines

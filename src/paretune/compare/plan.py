@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from paretune.compare.ledger import TOLERANCE
 from paretune.config import Experiment
-from paretune.config.contest import Contest
+from paretune.config.algorithm import recipe_of
+from paretune.config.beforehand import perhaps_beyond
+from paretune.config.contest import Contest, Entry
 from paretune.stages.check import check
 from paretune.stages.shared import shared_key
 
@@ -17,8 +19,8 @@ def planned(contest: Contest) -> str:
     """
     said, entries = contest.said, contest.runs()
     trials = [trial for method in said.methods for trial in contest.tried(method)]
-    for experiment in _apart(contest):
-        check(experiment)
+    for entry in _apart(contest):
+        check(_short(entry.experiment))
     keys = {(entry.seed, shared_key(entry.experiment)) for entry in [*trials, *entries]}
     budget, count = said.budget, len(entries) + len(trials)
     lines = [
@@ -32,18 +34,21 @@ def planned(contest: Contest) -> str:
         f"reference  {', '.join(f'{k} {v:g}' for k, v in said.reference.items()) or 'none: no hypervolume'}",
         f"at a time  {said.jobs}",
         *_coarse(contest),
+        *_dear(contest),
     ]
     return "\n".join(lines)
 
 
-def _apart(contest: Contest) -> Iterator[Experiment]:
-    """One experiment of every method, with a bound on its steps that a plan can go through."""
+def _apart(contest: Contest) -> Iterator[Entry]:
+    """One run of every method."""
     for entry in contest.runs():
         if entry.weighting == next(iter(contest.said.weightings)) and entry.seed == contest.said.seeds[0]:
-            run = entry.experiment.run
-            yield entry.experiment.model_copy(
-                update={"run": run.model_copy(update={"steps": min(run.steps, 100)})}
-            )
+            yield entry
+
+
+def _short(e: Experiment) -> Experiment:
+    """The experiment with a bound on its steps that a plan can go through."""
+    return e.model_copy(update={"run": e.run.model_copy(update={"steps": min(e.run.steps, 100)})})
 
 
 def _tuning(contest: Contest, trials: int) -> str:
@@ -51,7 +56,8 @@ def _tuning(contest: Contest, trials: int) -> str:
     if tuning is None:
         return "none: every method runs with the settings that it was given"
     keys = ", ".join(f"{key} in {list(values)}" for key, values in tuning.over.items())
-    return f"{trials} trials: {tuning.trials} a method, on seed {tuning.seed}, over {keys}"
+    chosen = "; chosen by the judge on training prompts" if tuning.by == "judge" else ""
+    return f"{trials} trials: {tuning.trials} a method, on seed {tuning.seed}, over {keys}{chosen}"
 
 
 def _coarse(contest: Contest) -> Iterator[str]:
@@ -72,3 +78,10 @@ def _coarse(contest: Contest) -> Iterator[str]:
             f"{', '.join(methods)}: a run may end more than {TOLERANCE:.0%} from the budget, and is then not "
             "ranked; fix: lower learn.prompts, or raise budget.amount"
         )
+
+
+def _dear(contest: Contest) -> Iterator[str]:
+    """Methods that may spend the budget on what they make before their own loop begins."""
+    for entry in _apart(contest):
+        for line in perhaps_beyond(entry.experiment, recipe_of(entry.experiment)):
+            yield f"warning    {line} [{entry.method}]"

@@ -1,7 +1,7 @@
 """The schema of a comparison: methods, seeds and weightings under one budget, declared beforehand."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -24,6 +24,12 @@ class TuningSection(Section):
     """Of every trial; none of `seeds`."""
     over: dict[Text, Values] = Field(min_length=1)
     """Key of a recipe -> the values to be tried; of more combinations than `trials` the seed draws."""
+    by: Literal["reward", "judge"] = "reward"
+    """Whose scores of answers to training prompts choose: the training reward's, or the judge's."""
+
+    def declared(self) -> dict[str, Any]:
+        """What is written down beforehand; a choice by reward is not named, as before there was another."""
+        return self.model_dump(mode="json", exclude={"by"} if self.by == "reward" else None)
 
 
 class Comparison(Section):

@@ -10,14 +10,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from paretune.config.comparison import Comparison
-from paretune.config.fairness import combinations, unfair
+from paretune.config.fairness import combinations, unfair, unjudged
 from paretune.config.faults import Fault, schema_faults, slug
 from paretune.config.load import OVERRIDE, built, in_order, laid_over, override, read_recipe
 from paretune.config.recipes import find_recipe
 from paretune.config.schema import Experiment
 from paretune.config.tree import Mark, PathKey, Tree, parse, read_text, short
-from paretune.errors import ConfigError, joined
+from paretune.errors import ConfigError, complaint, joined
 
+RECIPE = {"extends", "data", "policy", "reward", "objectives", "algorithm"}
+"""Keys of a recipe that no comparison has at its top."""
 Settings = Mapping[str, Any]
 """Keys of a recipe, spelt a.b, and their values."""
 
@@ -115,6 +117,9 @@ def load_contest(path: Path, overrides: Sequence[str] = ()) -> Contest:
         ConfigError: One line for each mistake of the file, of the overrides, and of the recipes they make.
     """
     tree, text = _read(path, overrides)
+    if not {"recipe", "methods"} & tree.values.keys() and RECIPE & tree.values.keys():
+        fix = f"paretune run {path}"
+        raise ConfigError(complaint(path, 1, None, "", "is a recipe, not a comparison of methods", fix=fix))
     said, faults = (None, []) if tree.refused else _validated(tree.values)
     wrong = [*tree.wrong, *(fault.at(tree) for fault in faults)]
     base = Tree(marks={(): tree.mark(())})
@@ -194,12 +199,17 @@ def _wrong_runs(contest: Contest) -> list[str]:
     """Mistakes of the recipes that the comparison makes; the method is named where the place does not."""
     said, found = contest.said, dict[str, dict[str, None]]()
     settings: tuple[Settings, ...] = contest.trials or ({},)
+    first = next(iter(said.weightings))
     for method, weighting in itertools.product(said.methods, said.weightings):
         for tried in settings:
             tree = contest.tree(method, weighting, said.seeds[0], tried, contest.folder / "check")
             experiment, wrong = built(tree, "")
             if experiment is not None:
-                wrong = [fault.at(contest._tree) for fault in _idle(contest, method, experiment)]
+                faults = list(_idle(contest, method, experiment))
+                # Trials are made under the first weighting alone.
+                if said.tuning is not None and said.tuning.by == "judge" and weighting == first:
+                    faults += unjudged(experiment)
+                wrong = [fault.at(contest._tree) for fault in faults]
             for line in wrong:
                 found.setdefault(line, {})[method] = None
     here = contest._tree.mark(()).file

@@ -2,10 +2,14 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from paretune.config.comparison import Comparison
 from paretune.config.faults import Fault, nearest
+from paretune.config.outside import labels_of
+from paretune.config.schema import Experiment
+from paretune.config.sources import RewardSection
 from paretune.config.tree import PathKey, short
 
 RESERVED = ("shared", "tuning", "recipes", "logs")
@@ -81,6 +85,30 @@ def _tuning_faults(said: Comparison, trials: int) -> Iterator[Fault]:
         fix = "try fewer, or name more values"
         wrong = f"is {trials}, and there are {count} combinations of values"
         yield Fault(("tuning", "trials"), wrong, fix=fix)
+
+
+def unjudged(e: Experiment) -> Iterator[Fault]:
+    """What keeps the judge of a trial from choosing its settings, as far as it shows without the judge."""
+    path, instead = ("tuning", "by"), "write tuning.by: reward"
+    if e.judge is None:
+        wrong = "judge needs one that is not the training reward, and the recipe has none"
+        yield Fault(path, wrong, fix=f"give the recipe a judge, or {instead}")
+        return
+    known = _judged(e.judge)
+    for name, objective in e.objectives.items():
+        if known is not None and objective.weight and (objective.of or name) not in known:
+            wrong = f"the judge does not score {short(name)}, which has a weight"
+            fix = f"take a judge that does (it scores {', '.join(known) or 'nothing'}), or {instead}"
+            yield Fault(path, wrong, fix=fix)
+
+
+def _judged(judge: RewardSection | str) -> Iterable[str] | None:
+    """The objectives that a judge scores; None: its folder is not here to be asked."""
+    if not isinstance(judge, RewardSection):
+        from paretune.data.world import OBJECTIVES
+
+        return OBJECTIVES
+    return judge.objectives if judge.path is None else labels_of(Path(judge.path))
 
 
 def combinations(said: Comparison) -> list[dict[str, Any]]:

@@ -35,8 +35,10 @@ class Fault:
 
 
 def nearest(word: str, words: Iterable[str], cutoff: float = 0.5) -> str:
-    """The word that was probably meant, or nothing."""
-    return next(iter(get_close_matches(word, list(words), 1, cutoff)), "")
+    """The word that was probably meant, or nothing; one of the very same letters before all others."""
+    every = list(words)
+    close = get_close_matches(word, every, len(every) or 1, cutoff)
+    return next((near for near in close if sorted(near) == sorted(word)), next(iter(close), ""))
 
 
 def slug(word: str) -> str:

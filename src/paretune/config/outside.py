@@ -71,15 +71,27 @@ def _labels(e: Experiment, name: str, folder: Path) -> Iterator[Fault]:
     file = folder / "config.json"
     if name != "reward" or not file.is_file():
         return
-    try:
-        labels = json.loads(file.read_text(encoding="utf-8")).get("id2label") or {}
-        names = [str(label) for label in labels.values()]
-    except (ValueError, AttributeError, RecursionError):
+    names = labels_of(folder)
+    if names is None:
         yield Fault((name, "path"), f"{short(str(file))} is not the configuration of a model", alone=True)
+        return
+    if not names:
+        example = json.dumps({"id2label": dict(enumerate(e.objectives))})
+        wrong = f"{short(str(file))} does not say which objective each output of the model is"
+        yield Fault((name, "path"), wrong, fix=f"write into it, in the order of the outputs: {example}")
         return
     for objective, section in e.objectives.items():
         if (section.of or objective) not in names:
-            fix = f"the model in reward.path has {', '.join(names) or 'no names'}"
+            fix = f"the model in reward.path has {', '.join(names)}"
             yield Fault(
                 ("objectives", objective), "no model provides it", meant=nearest(objective, names), fix=fix
             )
+
+
+def labels_of(folder: Path) -> list[str] | None:
+    """The names in a ready-made model's config.json; None where there is none that can be read."""
+    try:
+        labels = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
+        return [str(label) for label in labels.values()]
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from paretune.config.faults import Fault, nearest
+from paretune.config.kinds import kind_faults
 from paretune.config.schema import Experiment
 from paretune.config.sources import Columns, RewardSection, Section, Source
 from paretune.config.tree import PathKey, short
@@ -197,7 +198,7 @@ def _heads(name: str, section: RewardSection) -> Iterator[Fault]:
 
 
 def _known(path: PathKey, word: str, words: Iterable[str], where: str) -> Iterator[Fault]:
-    every = list(words)
+    every = list(dict.fromkeys(words))
     if word not in every:
         yield Fault(
             path,
@@ -332,4 +333,5 @@ RULES: tuple[Callable[[Experiment], Iterator[Fault]], ...] = (
     _objectives,
     _stored,
     _columns,
+    kind_faults,
 )

@@ -175,8 +175,8 @@ class LearnSection(Section):
     prompts: Count = 16
     """Prompts a step."""
     micro_tokens: Count | None = None
-    """Tokens a forward pass; changes memory and speed alone. Null: 1,024 on a CPU, else 16,384, and up to three
-    times a prompt that responses share; a number is kept to, even if long prompts are then read again."""
+    """Tokens of a pass with gradients; changes memory and speed alone. Null: 1,024 on a CPU, else 16,384, and
+    up to three times a prompt that responses share. A number is kept to, even if prompts are read again."""
     activations: Literal["keep", "recompute", "offload"] = "keep"
     """What a pass of the alignment keeps for its gradient, works out again, or moves to main memory."""
     moments: Literal["float32", "int8"] = "float32"

@@ -125,7 +125,7 @@ class Lagrangian(Step):
     def __post_init__(self) -> None:
         names = [constraint.name for constraint in self.constraints]
         if not names:
-            raise WiringError("Lagrangian has no constraint: give an objective a level by `at_least`")
+            raise WiringError("there is no constraint to keep; fix: give an objective a level by at_least")
         if len(set(names)) < len(names):
             raise WiringError(f"Lagrangian has the constraints {', '.join(names)}, one of them twice")
         if not 0 <= self.least <= self.start_at <= self.most or self.start_at <= 0 or self.most == math.inf:

@@ -1,6 +1,7 @@
 """Which column of a file says what, and single values: text, turns, numbers; a wrong one is a `BadField`."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,6 +16,9 @@ Values = Mapping[str, Any]
 ROLES = ("system", "user", "assistant")
 SYNONYMS = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 SYNONYMS |= {"ai": "assistant", "chatgpt": "assistant", "developer": "system"}
+COUNTED = ("harmful", "lookalike")
+"""Kinds of prompts whose refusals are counted apart."""
+UNCOUNTED = "is not a kind whose refusals are counted apart"
 NO_PROMPT = "-"
 LARGEST = 2.0**128 - 2.0**104
 """Of the numbers that float32 holds, about 3.4e38."""
@@ -62,11 +66,13 @@ class Label:
 class BadField(DataError):
     """What is wrong with one column of one row, and with further ones where several were looked at."""
 
-    def __init__(self, key: str, wrong: str, *, meant: str = "", fix: str = "") -> None:
+    def __init__(self, key: str, wrong: str, *, meant: str = "", fix: str = "", absent: bool = False) -> None:
         key = shortened(key, 80)
         super().__init__(complaint("row", None, None, key, wrong, meant=meant, fix=fix))
         self.key, self.wrong, self.meant, self.fix = key, wrong, meant, fix
         self.further: tuple[BadField, ...] = ()
+        self.absent = absent
+        """The row has no such column."""
 
     def at(self, place: str) -> str:
         """The complaint, for a row that stands at `place`."""
@@ -80,6 +86,16 @@ class BadField(DataError):
 def nearest(name: str, names: Iterable[str]) -> str:
     """The name that was probably meant, or nothing."""
     return shortened(next(iter(get_close_matches(name, list(names), 1)), ""))
+
+
+def counted_kind(word: str) -> str:
+    """The kind whose refusals are counted that a word is all but spelt as; "" for one, and for other words.
+
+    An "unharmful" prompt is of another kind: what stands before the word is no slip.
+    """
+    bare = re.sub(r"[\W_]", "", word.lower())
+    meant = next(iter(get_close_matches(bare, COUNTED, 1, 0.85)), "")
+    return "" if word == meant or (bare != meant and bare.endswith(meant)) else meant
 
 
 def found(columns: Columns, field: str, values: Values) -> str:
@@ -99,8 +115,10 @@ def missing(columns: Columns, field: str, values: Values) -> BadField:
     """The complaint that no column holds `field`."""
     given = getattr(columns, field)
     names = [given] if given else list(USUAL[field])
-    wrong = "null" if names[0] in values else f"no such column; this row has {some(values)}"
-    return BadField(names[0], wrong, meant=nearest(names[0], set(values) - set(names)), fix=_remedy(field))
+    absent = names[0] not in values
+    wrong = f"no such column; this row has {some(values)}" if absent else "null"
+    meant = nearest(names[0], set(values) - set(names))
+    return BadField(names[0], wrong, meant=meant, fix=_remedy(field), absent=absent)
 
 
 def _remedy(field: str) -> str:

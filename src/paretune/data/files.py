@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,13 @@ def _json_rows(path: Path, stream: Iterable[bytes], problems: list[str]) -> Iter
 def _csv_rows(path: Path, stream: Iterable[bytes], problems: list[str]) -> Iterator[Row]:
     before = csv.field_size_limit(2**31 - 1)  # the default refuses cells above 128 KiB
     try:
-        reader = csv.reader((text for _, text, _ in _lines(path, stream, problems)), strict=True)
+        lines = (text for _, text, _ in _lines(path, stream, problems))
+        first = next(lines, "")
+        if mark := _parted(first):
+            fix = "save it with commas, or as JSON lines"
+            problems.append(complaint(path, 1, None, "", f"its columns are parted by {mark}", fix=fix))
+            return
+        reader = csv.reader(chain([first], lines), strict=True)
         header = next(reader, None) or []
         double = sorted({name for name in header if header.count(name) > 1})
         if double:
@@ -194,6 +201,16 @@ def _csv_rows(path: Path, stream: Iterable[bytes], problems: list[str]) -> Itera
         problems.append(complaint(path, reader.line_num, None, "", f"broken CSV: {error}", fix=fix))
     finally:
         csv.field_size_limit(before)
+
+
+def _parted(header: str) -> str:
+    """What stands between the columns of a header that knows no comma; "" where it has but one."""
+    if "," in header:
+        return ""
+    marks = {";": "semicolons", "\t": "tabs"}
+    return next(
+        (name for mark, name in marks.items() if len(next(csv.reader([header], delimiter=mark))) > 1), ""
+    )
 
 
 def _parquet_rows(path: Path, problems: list[str]) -> Iterator[Row]:

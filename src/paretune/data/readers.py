@@ -7,10 +7,12 @@ from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 from paretune.chance import seed_of
 from paretune.data.columns import (
+    UNCOUNTED,
     BadField,
     Columns,
     Label,
     Values,
+    counted_kind,
     missing,
     nearest,
     shortened,
@@ -140,6 +142,9 @@ def _prompt(turns: Turns, values: Values, columns: Columns, place: str, kind: st
     """The prompt with the name its row has, or else that of its place."""
     name, word = (value_of(columns, field, values) for field in ("id", "kind"))
     id = place.rpartition("/")[2] if name is None or name == "" else str(name)
+    if not kind and word is not None and (meant := counted_kind(str(word))):
+        fix = f"write {meant}, or a word less like it"
+        raise BadField(columns.kind, f'"{shortened(str(word))}" {UNCOUNTED}', meant=meant, fix=fix)
     return Prompt(messages=turns, id=id, kind=kind or ("" if word is None else str(word)))
 
 
@@ -154,19 +159,24 @@ def _records(
         raise TypeError(f"readers take no {', '.join(sorted(unknown))}")
     problems: list[str] = []
     found: list[_Found[R]] = []
+    bad: dict[str, BadField] = {}
     columns = options.get("columns", Columns())
-    rows = 0
+    rows = asked = 0
     where = _Where(options.get("where", {}))
     for row in read_rows(source, problems, options.get("root", ".")):
         rows += 1
         if not where.holds(row):
             continue
+        asked += 1
         try:
             record = make(row.values, columns, row.place)
             if record is not None:
                 found.append(_Found(record, row.place, len(problems)))
         except BadField as error:
             problems.extend(error.every(row.place))
+            bad[row.place] = error
+    if asked == len(bad) > 1:
+        problems = _in_one(problems, bad, where.columns, lambda *said: _about(source, options, *said))
     records = _admitted(found, options, problems)
     if rows:
         vain = [_about(source, options, f"where.{key}", *said) for key, *said in where.complaints()]
@@ -177,6 +187,19 @@ def _records(
     if problems:
         raise DataError(joined(problems))
     return records
+
+
+def _in_one(
+    problems: list[str], bad: Mapping[str, BadField], names: Mapping[str, None], about: Callable[..., str]
+) -> list[str]:
+    """The complaints; one for all rows, first, where all that is wrong with them is a column none has."""
+    first = next(iter(bad.values()))
+    if not all(error.absent and error.key == first.key for error in bad.values()):
+        return problems
+    wrong = f"no row has such a column; there are {some(names)}"
+    told = {error.at(place) for place, error in bad.items()}
+    whole = about(first.key, wrong, nearest(first.key, names), first.fix)
+    return [whole, *(line for line in problems if line not in told)]
 
 
 def _about(source: str | Path, options: Options, key: str, wrong: str, meant: str = "", fix: str = "") -> str:

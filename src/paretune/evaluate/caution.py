@@ -10,6 +10,8 @@ LONGER = 1.5
 """A change of the mean length by this factor is told."""
 RISE = 0.1
 """Standard deviations of the start that a reward must rise by before a flat judge is held against it."""
+FEW = 30
+"""Prompts below which a bootstrap of them sees too little of how much prompts differ."""
 REPEATED = 0.7
 """Fewer different responses than this share, after a fall of a tenth, is told as a collapse."""
 
@@ -17,7 +19,23 @@ REPEATED = 0.7
 def warnings(numbers: Mapping[str, Any]) -> list[str]:
     """Sentences on what looks wrong, the loudest first."""
     objectives: Mapping[str, Mapping[str, Any]] = numbers["objectives"]
-    return [*_judges(objectives), *_losses(objectives), *_over_optimised(objectives), *_costs(numbers)]
+    return [
+        *_judges(objectives),
+        *few_prompts(numbers["prompts"]),
+        *_losses(objectives),
+        *_over_optimised(objectives),
+        *_costs(numbers),
+    ]
+
+
+def few_prompts(count: int) -> list[str]:
+    """A sentence where the prompts are too few for their intervals to be believed, else none."""
+    if count >= FEW:
+        return []
+    return [
+        f"Only {count} test prompt{'s' * (count != 1)}: intervals that rest on so few are often too narrow; "
+        f"fix: evaluate on {FEW} or more."
+    ]
 
 
 def not_checked(numbers: Mapping[str, Any], *, phrases: bool) -> list[str]:

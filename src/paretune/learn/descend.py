@@ -37,6 +37,9 @@ from paretune.objectives.trace import spoken
 from paretune.rollout.sample import FromStart, Offline, Online, Sampler
 from paretune.rundir import Run
 
+UNKEPT = 2
+"""Times the tokens of a pass with gradients that one without them reads."""
+
 OnStep = Callable[[int, Metrics, Batch, Sequence[Sample]], None]
 Rollout = tuple[Batch, Sequence[Sample]]
 
@@ -67,8 +70,8 @@ class World:
     """Demonstrations to be remembered."""
 
     def rows(self, batch: Batch) -> int:
-        """How many rows of a batch are read in one forward pass without gradients."""
-        return max(1, self.micro_tokens // batch.tokens.shape[1])
+        """How many rows of a batch are read in one forward pass without gradients, which keeps far less."""
+        return max(1, UNKEPT * self.micro_tokens // batch.tokens.shape[1])
 
 
 def descend(

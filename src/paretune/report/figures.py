@@ -65,8 +65,8 @@ def chart(points: Points, bounds: tuple[float, float] | None = None) -> Chart | 
     smooth = running_mean(points, window)
     low, high = min([*values, *(bounds or ())]), max([*values, *(bounds or ())])
     if high - low < 1e-12 * max(1.0, abs(high)):
-        pad = abs(high) / 10 or 1.0
-        low, high = low - pad, high + pad
+        pad = abs(high) / 10
+        low, high = (low - pad, high + pad) if pad else (0.0, 1.0)
     ticks = nice_ticks(low, high, 4)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
     first, last = points[0][0], max(points[-1][0], points[0][0] + 1)

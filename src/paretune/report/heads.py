@@ -48,7 +48,9 @@ def reward_model(title: str, report: Mapping[str, Any] | None) -> dict[str, Any]
 
 
 def doubtful(report: Mapping[str, Any]) -> list[str]:
-    """The heads that nothing speaks for: no label was held out for them, or a constant does as well.
+    """The heads that nothing speaks for.
+
+    No label was held out for them, a constant does as well, or they rank responses against their labels.
 
     Args:
         report: Of `<run>/reward/report.json`.
@@ -59,6 +61,11 @@ def doubtful(report: Mapping[str, Any]) -> list[str]:
             found.append(f"{name} has no held-out labels (n = 0)")
         elif (head.get("beats") or {}).get("constant") is False:
             found.append(f"{name} does no better than a constant (n = {_count(head)})")
+        elif (rank := known(head.get("spearman"))) is not None and rank <= 0:
+            found.append(
+                f"{name} does not rank responses as the labels do (rank correlation {number(rank)}, "
+                f"n = {_count(head)})"
+            )
     return found
 
 

@@ -100,6 +100,7 @@ def context(run: Path, book: Mapping[str, Any], name: str) -> dict[str, Any]:
         "models": [
             found for title, report in heads.items() if (found := reward_model(title, report)) is not None
         ],
+        "ready": _ready_made(recipe),
         "doubts": {title: doubts for title, report in heads.items() if (doubts := doubtful(report))},
         "steps": len(lines),
         "curves": objective_curves(lines, objectives),
@@ -153,17 +154,33 @@ def _facts(recipe: Mapping[str, Any], book: Mapping[str, Any], lines: list[dict[
         found = recipe.get(section)
         return found.get(key) if isinstance(found, Mapping) else None
 
-    steps = (
-        f"{len(lines)} of {entry('run', 'steps')} steps" if entry("run", "steps") else f"{len(lines)} steps"
-    )
     found = [
         f"policy {entry('policy', 'path')}" if entry("policy", "path") else "",
         f"algorithm {entry('algorithm', 'name')}" if entry("algorithm", "name") else "",
-        steps,
+        _length(entry("run", "steps"), entry("run", "budget"), lines),
         f"seed {entry('run', 'seed')}" if entry("run", "seed") is not None else "",
         f"started {book['started']}" if book.get("started") else "",
     ]
     return [fact for fact in found if fact]
+
+
+def _length(steps: Any, budget: Any, lines: list[dict[str, Any]]) -> str:
+    """How far the alignment came: under a budget by what was spent of it, else by its steps."""
+    if not isinstance(budget, Mapping):
+        return f"{len(lines)} of {steps} steps" if steps else f"{len(lines)} steps"
+    share = words.known(lines[-1].get("budget/spent")) if lines else 0.0
+    spent = words.ABSENT if share is None else f"{share * budget['amount']:,.0f}"
+    return f"{len(lines)} steps, {spent} {budget['currency']} of a budget of {budget['amount']:,}"
+
+
+def _ready_made(recipe: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """What the models are called that the recipe brings instead of fitting them -> path and revision."""
+    found = {}
+    for title, part in (("Reward model", "reward"), ("Judge", "judge")):
+        section = recipe.get(part)
+        if isinstance(section, Mapping) and section.get("path"):
+            found[title] = (str(section["path"]), str(section.get("revision") or ""))
+    return found
 
 
 def _recipe(path: Path) -> dict[str, Any]:

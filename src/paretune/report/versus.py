@@ -24,7 +24,7 @@ CURRENCIES = {
     "reward_calls": "reward calls",
     "judge_calls": "judge calls",
     "seconds": "seconds",
-    "peak_memory": "peak memory, MB",
+    "peak_memory": "peak memory, MiB",
 }
 """Key of the ledger -> what a column is called."""
 SIDE = {
@@ -84,6 +84,8 @@ def context(found: Numbers) -> dict[str, Any]:
         "numbers_of": {m: i for i, m in enumerate(methods, 1)},
         "own_judge": [name for name, o in found["objectives"].items() if not o["independent"]],
         "judges": _judges(found),
+        "by_judge": (found["tuning"] or {}).get("by") == "judge",
+        "moved": all("from_start" in cell for cell in _every_cell(found)),
         "figures": _figures(found),
         "cost": {m: _cost(found["methods"][m]["ledger"]) for m in methods},
         "currencies": CURRENCIES,
@@ -142,6 +144,11 @@ def _judges(found: Numbers) -> dict[str, list[str]]:
     return judges
 
 
+def _every_cell(found: Numbers) -> list[Numbers]:
+    points = [point for method in found["methods"].values() for point in method["points"].values()]
+    return [cell for point in points for cell in point.values()]
+
+
 def _digits(found: Numbers, objective: str) -> int:
     """Decimals for the means of an objective: those that its middle interval asks for."""
     points = [p[objective] for m in found["methods"].values() for p in m["points"].values()]
@@ -151,7 +158,7 @@ def _digits(found: Numbers, objective: str) -> int:
 def _cost(ledger: Numbers) -> dict[str, str]:
     shown = {key: ledger[key] for key in CURRENCIES}
     if known(shown["peak_memory"]) is not None:
-        shown["peak_memory"] = shown["peak_memory"] / 1e6
+        shown["peak_memory"] = shown["peak_memory"] / 2**20
     return {key: ABSENT if known(value) is None else f"{value:,.0f}" for key, value in shown.items()}
 
 

@@ -37,7 +37,7 @@ def judge(work: Work) -> str:
             for i, language in enumerate((start, after))
         )
         rewards = model_judges(work, "reward", "the training reward")
-        judges = _judges(work, rewards)
+        judges = judges_of(work, rewards)
         found = evaluate(
             one,
             two,
@@ -96,7 +96,8 @@ def written_by(
     )
 
 
-def _judges(work: Work, reward: tuple[Judge, ...]) -> tuple[Judge, ...]:
+def judges_of(work: Work, reward: tuple[Judge, ...]) -> tuple[Judge, ...]:
+    """Who judges a run: the truth, the model of `judge`, or `reward` where the recipe has neither."""
     chosen = work.experiment.judge
     if chosen == "truth":
         return _with_traces(work, Judge(name="the true scorer", scorer=TrueScorer()))

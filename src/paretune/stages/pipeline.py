@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from paretune.config import Experiment, config_hash
+from paretune.config import Experiment, config_hash, written_at
 from paretune.config.sources import RewardSection
+from paretune.errors import ConfigError, complaint
 from paretune.learn.stop import StopRequest
 from paretune.report.page import write_report
 from paretune.report.table import closing_table
@@ -22,9 +21,9 @@ from paretune.stages.plan import counted
 from paretune.stages.policy import teach
 from paretune.stages.ready import from_hub
 from paretune.stages.reward import fit_model
-from paretune.stages.shared import BEFORE_ALIGN, shared_key, take_over
-from paretune.stages.trial import trial
-from paretune.stages.work import Work
+from paretune.stages.shared import BEFORE_ALIGN, refuse_unlike, shared_key, take_over, wanting
+from paretune.stages.trial import JUDGED, trial
+from paretune.stages.work import Work, take_threads
 
 Stage = Callable[[Work], str]
 
@@ -62,6 +61,8 @@ def _run(
     experiment: Experiment, console: Console, stop: StopRequest, command: str, until: str, shared: Path | None
 ) -> Path:
     stages = stages_of(experiment, until)
+    if shared is not None and wanting(Path(experiment.run.folder)):
+        refuse_unlike(shared, experiment)  # before the records are read, which may take minutes
     console.open("data", 1, len(stages) + 1)
     possible(experiment)
     for line in from_hub(experiment):
@@ -72,8 +73,7 @@ def _run(
         stop.obey()
 
     _, _, material = tried(experiment, tell)
-    if experiment.run.threads is not None:
-        torch.set_num_threads(experiment.run.threads)
+    take_threads(experiment)
     with Run.claim(
         experiment.run.folder,
         name=experiment.name,
@@ -100,14 +100,21 @@ def _run(
 
 
 def stages_of(experiment: Experiment, until: str = "") -> list[tuple[str, Stage]]:
-    """The stages after the data, by name, in order; `until`: without those after it."""
+    """The stages after the data, by name, in order; `until`: without those after it.
+
+    Raises:
+        ConfigError: A judge is to score a trial, and the recipe has none.
+    """
+    if until == JUDGED and experiment.judge is None:
+        wrong, fix = "is missing: the judge is to score a trial", "write judge, or take --until trial"
+        raise ConfigError(complaint(written_at(experiment, ("judge",)), None, None, "judge", wrong, fix=fix))
     stages: list[tuple[str, Stage]] = [("policy", teach), ("reward", lambda work: fit_model(work, "reward"))]
     if isinstance(experiment.judge, RewardSection):
         stages.append(("judge", lambda work: fit_model(work, "judge")))
     if until not in BEFORE_ALIGN:
         stages.append(("align", align))
-    if until == "trial":
-        return [*stages, ("trial", trial)]
+    if until in ("trial", JUDGED):
+        return [*stages, ("trial", lambda work: trial(work, judged=until == JUDGED))]
     return stages if until else [*stages, ("evaluate", judge), ("report", report)]
 
 

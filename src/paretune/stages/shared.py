@@ -46,14 +46,9 @@ def take_over(run: Run, source: Path, e: Experiment) -> None:
     Raises:
         ConfigError: `source` holds no finished stages, or those of another recipe or of other records.
     """
-    if (run.path / "metrics.jsonl").exists():
+    if not wanting(run.path):
         return
-    book = read_json(source / "run.json")
-    if book is None or book.get("status") != "done" or book.get("config_hash") != shared_key(e):
-        wrong = "its stages are not finished" if book and book.get("status") != "done" else "made otherwise"
-        raise ConfigError(
-            f"{source}: cannot be taken over: {wrong if book else 'holds no run'}; fix: leave out --shared"
-        )
+    refuse_unlike(source, e)
     if _read_by(source) != _read_by(run.path):
         raise ConfigError(f"{source}: cannot be taken over: made from other records; fix: leave out --shared")
     link_stages(source, run.path)
@@ -61,6 +56,25 @@ def take_over(run: Run, source: Path, e: Experiment) -> None:
         if (source / name).exists():
             write_atomic(run.path / name, (source / name).read_bytes())
     run.event("shared", f"took over the policy, the reward and the judge of {source}")
+
+
+def wanting(folder: Path) -> bool:
+    """Whether a run folder has no lines of its own yet, and so would take over those of another."""
+    return not (folder / "metrics.jsonl").exists()
+
+
+def refuse_unlike(source: Path, e: Experiment) -> None:
+    """Refuse, before anything of the recipe is read, stages that it could not take over.
+
+    Raises:
+        ConfigError: `source` holds no finished stages, or those of another recipe.
+    """
+    book = read_json(source / "run.json")
+    if book is None or book.get("status") != "done" or book.get("config_hash") != shared_key(e):
+        wrong = "its stages are not finished" if book and book.get("status") != "done" else "made otherwise"
+        raise ConfigError(
+            f"{source}: cannot be taken over: {wrong if book else 'holds no run'}; fix: leave out --shared"
+        )
 
 
 def link_stages(source: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ from paretune.stages.gather import gather
 from paretune.stages.judge import judge
 from paretune.stages.manifest import folder_hash, laid_down, manifest
 from paretune.stages.shared import link_stages, shared_key
-from paretune.stages.work import Work
+from paretune.stages.work import Work, take_threads
 
 FOUND = "soup.json"
 APART = ("name", "objectives", "algorithm", "aggregate", "learn", "run")
@@ -52,7 +52,8 @@ def soups(folders: Sequence[Path], folder: Path, steps: int, console: Console | 
     """Average the policies of finished runs in every mixture, evaluate each, and write soup.json.
 
     Each mixture is a run folder of its own, with the model in `final/`, its evaluation and its page; its
-    objectives have the averaged weights. The same call again makes only what is missing.
+    objectives have the averaged weights, and their `run` is the first run's, threads included. The same call
+    again makes only what is missing.
 
     Args:
         folders: Of two or more finished runs with the same start, test prompts and judge.
@@ -68,6 +69,7 @@ def soups(folders: Sequence[Path], folder: Path, steps: int, console: Console | 
         aligned to any weighting, not to one reward each; adapters are averaged as the products they add.
     """
     members = members_of(folders)
+    take_threads(members[0].experiment)
     shares = list(mixtures(len(members), steps))
     console = console or make_console()
     stirred = {str(member.folder): folder_hash(member.folder / "final") for member in members}
@@ -102,14 +104,14 @@ def members_of(folders: Sequence[Path]) -> list[Member]:
     Raises:
         ConfigError: One is not finished, there are fewer than two, or they have other starts or judges.
     """
+    if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
+        raise ConfigError("a soup is made of two or more different runs; fix: name at least two folders")
     found = []
     for folder in folders:
         book = read_json(folder / "run.json")
         if book is None or not (folder / "final" / "config.json").exists():
             raise ConfigError(f"{folder}: holds no finished run; fix: name runs with a final model")
         found.append(Member(folder=folder, experiment=load(folder / "config" / "resolved.yaml")))
-    if len(found) < 2 or len({member.folder.resolve() for member in found}) < len(found):
-        raise ConfigError("a soup is made of two or more different runs; fix: name at least two folders")
     first = found[0]
     for other in found[1:]:
         if shared_key(other.experiment) != shared_key(first.experiment) or _judged(other) != _judged(first):
