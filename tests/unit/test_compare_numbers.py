@@ -86,9 +86,9 @@ def test_a_fall_below_the_start_is_a_word_of_its_own_and_so_is_what_nobody_indep
     _, found = compared(tmp_path, means=MEANS | {"rloo": (0.2, 0.55, 0.34, 0.64)}, spent={"grpo": 63_000})
     rloo = {o: p["from_start"]["verdict"] for o, p in found["methods"]["rloo"]["points"]["equal"].items()}
     assert rloo == {"politeness": "worse"} | dict.fromkeys(list(rloo)[1:], "no evidence")
-    assert {p["from_start"]["verdict"] for p in found["methods"]["grpo"]["points"]["equal"].values()} == {
-        "not ranked"
-    }
+    over = found["methods"]["grpo"]["points"]["equal"].values()
+    assert found["methods"]["grpo"]["refused"]
+    assert {p["from_start"]["verdict"] for p in over} == {"better"}, "its start had no budget"
     (tmp_path / "own").mkdir()
     _, found = compared(tmp_path / "own", independent=False)
     words = {

@@ -46,11 +46,11 @@ def to_baseline(
 
 
 def from_start(
-    contest: Contest, cells: Cells, judged: Mapping[str, Any], refused: Mapping[str, str], weighting: str
+    contest: Contest, cells: Cells, judged: Mapping[str, Any], weighting: str
 ) -> dict[Key, Numbers]:
     """Paired changes of all methods, the baseline too, from the policies that their own runs began with.
 
-    Arguments as of `to_baseline`; of a method that is not ranked no word is said here either.
+    Arguments as of `to_baseline`. Methods that are not ranked have their words here: no budgets are compared.
     """
     keys = [(m, o) for m in contest.said.methods for o in cells.objectives]
     own = [cells.index[m, weighting, o] for m, o in keys]
@@ -60,7 +60,7 @@ def from_start(
         cells.draws[:, own] - cells.start_draws[:, own],
         contest.said.level,
         judged,
-        set(refused),
+        set(),
     )
 
 

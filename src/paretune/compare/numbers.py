@@ -110,7 +110,7 @@ def _points(contest: Contest, cells: Cells, found: Numbers, refused: Mapping[str
     points: Numbers = {method: {} for method in said.methods}
     for weighting in said.weightings:
         differences = to_baseline(contest, cells, judged, refused, weighting)
-        moved = from_start(contest, cells, judged, refused, weighting)
+        moved = from_start(contest, cells, judged, weighting)
         for method in said.methods:
             points[method][weighting] = {
                 o: {
