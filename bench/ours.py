@@ -31,6 +31,8 @@ from paretune.stages.work import micro_tokens
 LR = 1e-6
 BETA = 0.04
 EPSILON = 0.2
+PASS = micro_tokens(None, "cpu")
+"""Tokens of a forward pass: what a recipe gets that does not say."""
 STEPS = 1000
 """More than are ever asked for."""
 
@@ -89,7 +91,7 @@ def alignment(workload: Workload, dtype: Any, **more: Any) -> tuple[Recipe, Worl
         objectives=names,
         prompts=lambda step: steps[step % len(steps)],
         optim=AdamW(lr=LR, warmup=0.0),
-        **({"micro_tokens": micro_tokens(None, "cpu")} | more),
+        **({"micro_tokens": PASS} | more),
     )
     return recipe, world, sampler
 

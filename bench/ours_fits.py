@@ -4,7 +4,7 @@ import json
 import sys
 from typing import Any
 
-from bench.ours import LR, STEPS, begun, policies
+from bench.ours import LR, PASS, STEPS, begun, policies
 from bench.wire import Numbers, Stage
 from bench.workloads import (
     LONGEST,
@@ -29,14 +29,11 @@ from paretune.objectives.reward_model import RewardModelScorer
 from paretune.objectives.reward_store import RewardSpec, load_reward_model, new_reward_model
 from paretune.rollout.sample import LocalSampler
 from paretune.rollout.stored import StoredResponses
-from paretune.stages.work import micro_tokens
 
 BATCH = 32
 """Judgements of an optimiser step."""
 BETA = 0.1
 """Of DPO."""
-PASS = micro_tokens(None, "cpu")
-"""Tokens of a forward pass: what a recipe gets that does not say."""
 
 
 def fitting(stage: Stage, kind: str, dtype: Any) -> None:

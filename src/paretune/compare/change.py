@@ -1,6 +1,7 @@
 """Paired changes of all methods and objectives of a weighting, with intervals that hold for all at once."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,8 @@ def to_baseline(
     ours = [cells.index[m, weighting, o] for m, o in keys]
     theirs = [cells.index[first, weighting, o] for _, o in keys]
     silent = {m for m in contest.said.methods if {m, first} & refused.keys()}
-    return _worded(
-        keys,
-        cells.mean[ours] - cells.mean[theirs],
-        cells.draws[:, ours] - cells.draws[:, theirs],
-        contest.said.level,
-        judged,
-        silent,
-    )
+    change, draws = cells.mean[ours] - cells.mean[theirs], cells.draws[:, ours] - cells.draws[:, theirs]
+    return _worded(contest, judged, keys, change, draws, silent)
 
 
 def from_start(
@@ -54,28 +49,22 @@ def from_start(
     """
     keys = [(m, o) for m in contest.said.methods for o in cells.objectives]
     own = [cells.index[m, weighting, o] for m, o in keys]
-    return _worded(
-        keys,
-        cells.mean[own] - cells.start[own],
-        cells.draws[:, own] - cells.start_draws[:, own],
-        contest.said.level,
-        judged,
-        set(),
-    )
+    change, draws = cells.mean[own] - cells.start[own], cells.draws[:, own] - cells.start_draws[:, own]
+    return _worded(contest, judged, keys, change, draws)
 
 
 def _worded(
+    contest: Contest,
+    judged: Mapping[str, Any],
     keys: Sequence[Key],
     change: Floats,
     draws: Floats,
-    level: float,
-    judged: Mapping[str, Any],
-    silent: set[str],
+    silent: AbstractSet[str] = frozenset(),
 ) -> dict[Key, Numbers]:
     """Change, interval and verdict of each; the intervals hold for all of them at once."""
     if not keys:
         return {}
-    low, high = simultaneous(change, draws, level)
+    low, high = simultaneous(change, draws, contest.said.level)
     found: dict[Key, Numbers] = {}
     for place, (method, o) in enumerate(keys):
         bounds = float(low[place]), float(high[place])

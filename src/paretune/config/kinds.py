@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from paretune.config.faults import Fault
 from paretune.config.schema import Experiment
 from paretune.config.tree import short
-from paretune.data.columns import UNCOUNTED, counted_kind
+from paretune.data.columns import LESS_LIKE, UNCOUNTED, counted_kind
 
 
 def kind_faults(e: Experiment) -> Iterator[Fault]:
@@ -14,6 +14,6 @@ def kind_faults(e: Experiment) -> Iterator[Fault]:
         for name, source in found.items():
             meant = counted_kind(source.kind)
             if meant:
-                fix = f"write {meant}, or a word less like it"
+                fix = LESS_LIKE.format(meant)
                 wrong = f"{short(source.kind)} {UNCOUNTED}"
                 yield Fault(("data", group, name, "kind"), wrong, meant=meant, fix=fix, alone=True)

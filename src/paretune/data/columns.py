@@ -19,6 +19,8 @@ SYNONYMS |= {"ai": "assistant", "chatgpt": "assistant", "developer": "system"}
 COUNTED = ("harmful", "lookalike")
 """Kinds of prompts whose refusals are counted apart."""
 UNCOUNTED = "is not a kind whose refusals are counted apart"
+LESS_LIKE = "write {}, or a word less like it"
+"""What to do about it; of the kind that was meant."""
 NO_PROMPT = "-"
 LARGEST = 2.0**128 - 2.0**104
 """Of the numbers that float32 holds, about 3.4e38."""

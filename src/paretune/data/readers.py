@@ -7,6 +7,7 @@ from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 from paretune.chance import seed_of
 from paretune.data.columns import (
+    LESS_LIKE,
     UNCOUNTED,
     BadField,
     Columns,
@@ -143,7 +144,7 @@ def _prompt(turns: Turns, values: Values, columns: Columns, place: str, kind: st
     name, word = (value_of(columns, field, values) for field in ("id", "kind"))
     id = place.rpartition("/")[2] if name is None or name == "" else str(name)
     if not kind and word is not None and (meant := counted_kind(str(word))):
-        fix = f"write {meant}, or a word less like it"
+        fix = LESS_LIKE.format(meant)
         raise BadField(columns.kind, f'"{shortened(str(word))}" {UNCOUNTED}', meant=meant, fix=fix)
     return Prompt(messages=turns, id=id, kind=kind or ("" if word is None else str(word)))
 

@@ -19,7 +19,7 @@ from paretune.learn.clock import Clock
 from paretune.learn.diagnose import Seen, collected, credited, known, peaks, weighed
 from paretune.learn.evolution import Evolution
 from paretune.learn.guard import Guard
-from paretune.learn.microbatch import passes
+from paretune.learn.microbatch import passes, rows_unkept
 from paretune.learn.optim import AdamW, Optimizer
 from paretune.learn.progress import Budget, Progress, begin
 from paretune.learn.recipe import Recipe
@@ -36,9 +36,6 @@ from paretune.objectives.score import Scorer, owners, score
 from paretune.objectives.trace import spoken
 from paretune.rollout.sample import FromStart, Offline, Online, Sampler
 from paretune.rundir import Run
-
-UNKEPT = 2
-"""Times the tokens of a pass with gradients that one without them reads."""
 
 OnStep = Callable[[int, Metrics, Batch, Sequence[Sample]], None]
 Rollout = tuple[Batch, Sequence[Sample]]
@@ -71,7 +68,7 @@ class World:
 
     def rows(self, batch: Batch) -> int:
         """How many rows of a batch are read in one forward pass without gradients, which keeps far less."""
-        return max(1, UNKEPT * self.micro_tokens // batch.tokens.shape[1])
+        return rows_unkept(batch, self.micro_tokens)
 
 
 def descend(

@@ -9,6 +9,14 @@ from paretune.models.forward import can_pack
 from paretune.models.sharing import plan, sharings
 from paretune.objectives.reward_model import by_length
 
+UNKEPT = 2
+"""Times the tokens of a pass with gradients that one without them reads."""
+
+
+def rows_unkept(batch: Batch, budget: int) -> int:
+    """How many rows a pass without gradients reads where one with them computes `budget` tokens."""
+    return max(1, UNKEPT * budget // batch.tokens.shape[1])
+
 
 def passes(
     batch: Batch, budget: int, models: Sequence[nn.Module], *, by_group: bool, strict: bool = True

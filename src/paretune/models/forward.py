@@ -27,9 +27,14 @@ from paretune.models.rounding import rounded_rows
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's input goes."""
-    device = inside(model).get_input_embeddings().weight.device
-    assert isinstance(device, torch.device)
-    return device
+    return weight_of(model).device
+
+
+def weight_of(model: nn.Module) -> Tensor:
+    """The table of the tokens: it lies where the input goes, and is as precise as what is computed."""
+    weight = inside(model).get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def positions(attend: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
@@ -75,7 +80,7 @@ def states(model: nn.Module, tokens: Int[Tensor, "B T"], attend: Bool[Tensor, "B
         hidden = hidden_states(model, tokens, attend)
         place = torch.arange(attend.numel(), device=hidden.device).reshape(attend.shape)
         return States(hidden.flatten(0, 1), place)
-    weight = inside(model).get_input_embeddings().weight
+    weight = weight_of(model)
     packed = pack(tokens, attend, weight.device, size=partial(rounded_rows, like=weight))
     with _reading(model, packed.layout) as base, as_chosen(base, lambda: _reading(model, packed.layout)):
         out = base.base_model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False)

@@ -158,10 +158,11 @@ def pack(
     pieces, place = _lay(found, lengths, rows.shape)
     real = np.arange(rows.shape[1]) < lengths[:, None]
     n = int(sum(piece.lengths.sum() for piece in pieces))
-    flat, positions = np.zeros(size(n), np.int64), np.zeros(size(n), np.int64)
-    if size(n) > n:
-        pieces.append(_Begin(sum(math.prod(piece.shape) for piece in pieces), np.array([size(n) - n])))
-        positions[n:] = np.arange(size(n) - n)
+    behind = size(n) - n
+    flat, positions = np.zeros(n + behind, np.int64), np.zeros(n + behind, np.int64)
+    if behind:
+        pieces.append(_Begin(sum(math.prod(piece.shape) for piece in pieces), np.array([behind])))
+        positions[n:] = np.arange(behind)
     flat[place[real]] = rows[real]
     positions[place[real]] = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)[real]
     index, back = _rectangles(pieces)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paretune.elsewhere import PreTrainedModel
 from paretune.models.attention import How, Rule
-from paretune.models.forward import device_of
+from paretune.models.forward import weight_of
 from paretune.models.rounding import rounded_rows
 from paretune.rollout.cache import FEWEST, Cache, Grid
 from paretune.rollout.draw import filled
@@ -44,8 +44,8 @@ class Reader:
             row_prompt: For each row the number of its prompt; rows of a prompt stand together.
             rows: Places.
         """
-        self._model, self._device = model, device_of(model)
-        self._weight = model.get_input_embeddings().weight
+        self._model, self._weight = model, weight_of(model)
+        self._device = self._weight.device
         self._prompts, self._prompt_of = prompts, row_prompt
         self._left = Counter(row_prompt)
         rows = min(rows, len(row_prompt))

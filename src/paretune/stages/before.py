@@ -12,6 +12,7 @@ from paretune.config.algorithm import recipe_of
 from paretune.config.rules import WORLD
 from paretune.errors import ConfigError, complaint
 from paretune.learn.descend import descend
+from paretune.learn.microbatch import rows_unkept
 from paretune.learn.recipe import Phase, Recipe, Soup
 from paretune.models.adapt import Lora
 from paretune.models.load import Language, load_policy, save_model
@@ -100,7 +101,7 @@ def _refuse_strangers(work: Work, first: Language, mixed: Language) -> None:
     prompts = stream_of(e, work.material.pools)(0)
     batch, _ = sampler(work, first)(prompts, source, seed=seed_of(e.run.seed, 0, "soup"), step=0)
     most = micro_tokens(e.learn.micro_tokens, e.run.device)
-    short = shortfall(mixed.model, first.model, batch, rows=max(1, most // batch.tokens.shape[1]))
+    short = shortfall(mixed.model, first.model, batch, rows=rows_unkept(batch, most))
     if not short <= STRANGE:
         where, key = written_at(e, ("algorithm", "second")), "algorithm.second"
         wrong = (
