@@ -20,12 +20,12 @@ from bench.ours import Letters
 from bench.wire import Worker
 from bench.workloads import HERE, MADE, WORKLOADS, Workload, model_folder
 from paretune.algorithms import ALGORITHMS
-from paretune.chance import generator
+from paretune.chance import torch_generator
 from paretune.data.collate import collate
 from paretune.data.records import Message, Prompt, Sample
-from paretune.learn.diagnose import collected, credited, weighed
-from paretune.learn.recipe import Recipe
-from paretune.objectives.score import score
+from paretune.learn.diagnose import advantage_metrics, reward_metrics, rollout_metrics
+from paretune.learn.recipe import AlgorithmSpec
+from paretune.objectives.score import score_batch
 
 MEASURED = HERE / "growth.json"
 PICTURE = HERE.parent / "docs" / "design" / "growth.svg"
@@ -127,22 +127,26 @@ def _credit_once(name: str, workload: Workload) -> float:
     """Seconds from sampled responses to advantages, metrics of the step included."""
     names = tuple(f"letters{i}" for i in range(OBJECTIVES))
     recipe = ALGORITHMS[name](dict.fromkeys(names, 1.0), n=workload.n, max_new=workload.max_new)
-    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe, AlgorithmSpec)
     group = [i // workload.n for i in range(ROWS)]
     prompts = [Prompt(messages=(Message("user", str(i)),)) for i in range(ROWS // workload.n + 1)]
     rng = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, workload.max_new + 1, (ROWS,), generator=rng).tolist()
     samples = [Sample(prompt=prompts[g], response="e" * n) for g, n in zip(group, lengths, strict=True)]
     batch = collate([[1] * workload.most] * ROWS, [[2] * n for n in lengths], group, [False] * ROWS, names, 0)
-    logp = torch.where(batch.respond, -1.0, 0.0)
-    batch = batch.set(sampler_logp=logp, behaviour_logp=logp, reference_logp=logp)
+    logp = torch.where(batch.response_mask, -1.0, 0.0)
+    batch = batch.replace(rollout_logprobs=logp, old_logprobs=logp, ref_logprobs=logp)
     start = time.perf_counter()
-    batch = score(batch, samples, (Letters(names),))
-    collected(batch)
-    batch, *_ = recipe.worth.advance(batch, recipe.worth.start(), generator(0, 0, "worth"))
-    weighed(batch)
-    batch, *_ = recipe.credit.advance(batch, recipe.credit.start(), generator(0, 0, "credit"))
-    credited(batch)
+    batch = score_batch(batch, samples, (Letters(names),))
+    rollout_metrics(batch)
+    batch, *_ = recipe.reward_steps.apply_stateful(
+        batch, recipe.reward_steps.init_state(), torch_generator(0, 0, "worth")
+    )
+    reward_metrics(batch)
+    batch, *_ = recipe.credit.apply_stateful(
+        batch, recipe.credit.init_state(), torch_generator(0, 0, "credit")
+    )
+    advantage_metrics(batch)
     return time.perf_counter() - start
 
 

@@ -18,20 +18,20 @@ from bench.workloads import Workload, letters, model_folder, prompts_of
 from paretune.algorithms import grpo
 from paretune.batch import Batch
 from paretune.data.records import Prompt, Sample
-from paretune.learn.descend import World, train_step
-from paretune.learn.optim import AdamW
-from paretune.learn.progress import Progress, begin
-from paretune.learn.recipe import Recipe
-from paretune.models.load import Language, ModelSpec, load_policy
+from paretune.learn.descend import TrainingContext, train_step
+from paretune.learn.optim import OptimizerConfig
+from paretune.learn.progress import TrainState, start_or_resume
+from paretune.learn.recipe import AlgorithmSpec
+from paretune.models.load import ModelSpec, PolicyModel, load_policy
 from paretune.models.measure import Models
-from paretune.rollout.sample import LocalSampler, Online, Sampler
+from paretune.rollout.sample import LocalSampler, OnPolicy, Sampler
 from paretune.rundir import Run
-from paretune.stages.work import micro_tokens
+from paretune.stages.work import resolve_max_tokens_per_pass
 
 LR = 1e-6
 BETA = 0.04
 EPSILON = 0.2
-PASS = micro_tokens(None, "cpu")
+PASS = resolve_max_tokens_per_pass(None, "cpu")
 """Tokens of a forward pass: what a recipe gets that does not say."""
 STEPS = 1000
 """More than are ever asked for."""
@@ -60,7 +60,7 @@ class Timed:
     def __call__(
         self,
         prompts: Sequence[Prompt],
-        how: Online,
+        how: OnPolicy,
         *,
         seed: int,
         step: int,
@@ -70,42 +70,44 @@ class Timed:
         start = time.perf_counter()
         batch, samples = self.inner(prompts, how, seed=seed, step=step, prompt_index=prompt_index)
         self.seconds = time.perf_counter() - start
-        responses = int(batch.respond.sum())
-        self.seen = [int(batch.attend.sum()) - responses, responses]
+        responses = int(batch.response_mask.sum())
+        self.seen = [int(batch.attention_mask.sum()) - responses, responses]
         return batch, samples
 
 
-def alignment(workload: Workload, dtype: Any, **more: Any) -> tuple[Recipe, World, Timed]:
+def alignment(workload: Workload, dtype: Any, **more: Any) -> tuple[AlgorithmSpec, TrainingContext, Timed]:
     """GRPO as the package runs it; `more` changes fields of the world."""
     language, frozen = policies(model_folder(workload.model, workload.full), dtype)
     names = tuple(f"letters{i}" for i in range(workload.objectives))
-    inner = LocalSampler(language=language, objectives=names, rows=workload.prompts * workload.n)
+    inner = LocalSampler(policy=language, objectives=names, max_rows=workload.prompts * workload.n)
     sampler = Timed(inner)
     weights = dict.fromkeys(names, 1.0)
-    recipe = grpo(weights, n=workload.n, max_new=workload.max_new, clip=EPSILON, kl=BETA)
+    recipe = grpo(
+        weights, num_generations=workload.n, max_new_tokens=workload.max_new, clip_range=EPSILON, kl_coef=BETA
+    )
     steps = prompts_of(workload, 16, language.tokenizer)
-    world = World(
+    world = TrainingContext(
         models=Models(policy=language.model, frozen=frozen),
         sampler=sampler,
         scorers=(Letters(names),),
         objectives=names,
-        prompts=lambda step: steps[step % len(steps)],
-        optim=AdamW(lr=LR, warmup=0.0),
+        prompts_for_step=lambda step: steps[step % len(steps)],
+        optim_config=OptimizerConfig(learning_rate=LR, warmup_ratio=0.0),
         **({"micro_tokens": PASS} | more),
     )
     return recipe, world, sampler
 
 
-def policies(folder: Path, dtype: Any) -> tuple[Language, dict[str, torch.nn.Module]]:
+def policies(folder: Path, dtype: Any) -> tuple[PolicyModel, dict[str, torch.nn.Module]]:
     """The policy, and a frozen copy of it as the reference."""
     spec = ModelSpec(path=str(folder), dtype=dtype)
     return load_policy(spec), {"reference": load_policy(spec).model.requires_grad_(False)}
 
 
-def begun(recipe: Recipe, world: World) -> Progress:
+def begun(recipe: AlgorithmSpec, world: TrainingContext) -> TrainState:
     """The state before the first step, its run in a folder that nobody reads."""
     run = Run(Path(mkdtemp(prefix="bench-")))
-    return begin(recipe, world.models, world.optim, run, {}, run.path / "checkpoints")
+    return start_or_resume(recipe, world.models, world.optim_config, run, {}, run.path / "checkpoints")
 
 
 def main(job: dict[str, Any]) -> None:

@@ -18,17 +18,17 @@ from bench.workloads import (
 )
 from paretune.algorithms import dpo
 from paretune.data.records import Sample
-from paretune.data.stored import candidates
-from paretune.learn.descend import World, train_step
-from paretune.learn.fit import Fitting, fit
-from paretune.learn.optim import AdamW
-from paretune.learn.reward_fit import Judging
+from paretune.data.stored import group_responses
+from paretune.learn.descend import TrainingContext, train_step
+from paretune.learn.fit import SupervisedConfig, fit
+from paretune.learn.optim import OptimizerConfig
+from paretune.learn.reward_fit import RewardTask
 from paretune.models.load import load_tokenizer
 from paretune.models.measure import Models
 from paretune.objectives.reward_model import RewardModelScorer
-from paretune.objectives.reward_store import RewardSpec, load_reward_model, new_reward_model
+from paretune.objectives.reward_store import RewardModelSpec, load_reward_model, new_reward_model
 from paretune.rollout.sample import LocalSampler
-from paretune.rollout.stored import StoredResponses
+from paretune.rollout.stored import StoredResponseReader
 
 BATCH = 32
 """Judgements of an optimiser step."""
@@ -42,9 +42,14 @@ def fitting(stage: Stage, kind: str, dtype: Any) -> None:
     words = load_tokenizer(folder)
     records = pairs_up_to(LONGEST, words)[:PAIRS] if kind == "reward" else rated(RATED, words)
     name = "better" if kind == "reward" else "score"
-    model = new_reward_model(RewardSpec(path=folder, objectives=(name,), dtype=dtype), (1.0,), (0.0,))
-    task = Judging(model, records, {})
-    how = Fitting(epochs=1, batch=BATCH, micro_tokens=PASS, optim=AdamW(lr=LR, warmup=0.0))
+    model = new_reward_model(RewardModelSpec(path=folder, objectives=(name,), dtype=dtype), (1.0,), (0.0,))
+    task = RewardTask(model, records, {})
+    how = SupervisedConfig(
+        num_train_epochs=1,
+        batch_size=BATCH,
+        max_tokens_per_pass=PASS,
+        optim_config=OptimizerConfig(learning_rate=LR, warmup_ratio=0.0),
+    )
     tokens = float(sum(sum(rows) for rows in task.lengths))
 
     def step() -> Numbers:
@@ -58,21 +63,21 @@ def fitting(stage: Stage, kind: str, dtype: Any) -> None:
 def aligning(stage: Stage, dtype: Any) -> None:
     """DPO, once over the pairs each time."""
     language, frozen = policies(model_folder("dialogue", False), dtype)
-    lists = candidates(pairs_up_to(LONGEST, language.tokenizer)[:PAIRS])
+    lists = group_responses(pairs_up_to(LONGEST, language.tokenizer)[:PAIRS])
     every = PAIRS // BATCH
-    stored = StoredResponses(
+    stored = StoredResponseReader(
         language, ("better",), lambda step: lists[step % every * BATCH : (step % every + 1) * BATCH]
     )
-    recipe = dpo({"better": 1.0}, responses="stored", beta=BETA)
-    world = World(
+    recipe = dpo({"better": 1.0}, response_source="stored", beta=BETA)
+    world = TrainingContext(
         models=Models(policy=language.model, frozen=frozen),
-        sampler=LocalSampler(language=language, objectives=("better",)),
+        sampler=LocalSampler(policy=language, objectives=("better",)),
         scorers=(),
         objectives=("better",),
-        prompts=lambda step: (),
-        optim=AdamW(lr=LR, warmup=0.0),
-        stored=stored,
-        micro_tokens=PASS,
+        prompts_for_step=lambda step: (),
+        optim_config=OptimizerConfig(learning_rate=LR, warmup_ratio=0.0),
+        stored_rollouts=stored,
+        max_tokens_per_pass=PASS,
     )
     now = begun(recipe, world)
 

@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
 from paretune.data import world
-from paretune.data.readers import read_preferences, read_ratings
-from paretune.data.records import Message, Preference, Prompt, Rating
-from paretune.data.template import encode_prompt, render
+from paretune.data.readers import read_preference_pairs, read_ratings
+from paretune.data.records import Message, PreferencePair, Prompt, Rating
+from paretune.data.template import encode_prompt, render_prompt
+from paretune.data.world_model import helpdesk_tokenizer as world_tokenizer
 from paretune.data.world_model import policy_config
-from paretune.data.world_model import tokenizer as world_tokenizer
-from paretune.objectives.reward_store import RewardSpec, new_reward_model, save_reward_model
+from paretune.objectives.reward_store import RewardModelSpec, new_reward_model, save_reward_model
 
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"
@@ -119,7 +119,7 @@ def prompts_of(workload: Workload, steps: int, words: PreTrainedTokenizerBase) -
 
 def _fitting(workload: Workload, words: PreTrainedTokenizerBase, count: int) -> list[Prompt]:
     if workload.model == "world":
-        return world.requests("train", count, 0)
+        return world.generate_requests("train", count, 0)
     found = []
     for given in _shuffled(dict.fromkeys(pair.prompt.messages for pair in pairs())):
         turns = _cut(given, workload.most, words) if workload.least == workload.most else given
@@ -152,13 +152,13 @@ def _shuffled(prompts: Iterable[tuple[Message, ...]]) -> list[tuple[Message, ...
     return sorted(prompts, key=lambda turns: hashlib.sha256(turns[-1].content.encode()).hexdigest())
 
 
-def pairs() -> list[Preference]:
+def pairs() -> list[PreferencePair]:
     """Real comparisons, multi-turn, of uneven length."""
     folder = SHARED / "data" / "preferences"
     return [
         pair
         for name in ("hh_helpful", "hh_harmless")
-        for pair in read_preferences(folder / f"{name}.train.jsonl.gz", objective="better")
+        for pair in read_preference_pairs(folder / f"{name}.train.jsonl.gz", objective="better")
     ]
 
 
@@ -171,7 +171,7 @@ def ratings() -> list[Rating]:
     found = []
     for name, aspect in RATINGS.items():
         file = SHARED / "data" / "ratings" / f"{name}.train.jsonl.gz"
-        rows = read_ratings(file, labels={"score": aspect}, most=300)
+        rows = read_ratings(file, labels={"score": aspect}, max_rows=300)
         values = torch.tensor([row.labels["score"] for row in rows])
         mean, deviation = float(values.mean()), float(values.std())
         found += [replace(row, labels={"score": (row.labels["score"] - mean) / deviation}) for row in rows]
@@ -183,13 +183,13 @@ def letters(text: str) -> float:
     return text.count("e") / (len(text) + 1)
 
 
-def pairs_up_to(tokens: int, words: PreTrainedTokenizerBase) -> list[Preference]:
+def pairs_up_to(tokens: int, words: PreTrainedTokenizerBase) -> list[PreferencePair]:
     """The comparisons whose two rows have at most so many tokens, in an order of no meaning."""
     order = sorted(pairs(), key=lambda pair: hashlib.sha256(pair.chosen.encode()).hexdigest())
     return [pair for pair in order if max(row_lengths(pair, words)) <= tokens]
 
 
-def row_lengths(pair: Preference, words: PreTrainedTokenizerBase) -> tuple[int, int]:
+def row_lengths(pair: PreferencePair, words: PreTrainedTokenizerBase) -> tuple[int, int]:
     """Tokens of the prompt with each of the two responses and the token that ends it."""
     prompt = len(encode_prompt(words, pair.prompt))
     chosen, rejected = (
@@ -212,7 +212,7 @@ def scorer_folder() -> Path:
     folder = MADE / "scorer"
     if not (folder / "config.json").exists():
         model = new_reward_model(
-            RewardSpec(path=str(model_folder("dialogue", False)), objectives=("score",)), (1.0,), (0.0,)
+            RewardModelSpec(path=str(model_folder("dialogue", False)), objectives=("score",)), (1.0,), (0.0,)
         )
         head = model.network.score.weight  # type: ignore[union-attr]
         torch.nn.init.normal_(head, std=0.05, generator=torch.Generator().manual_seed(0))
@@ -229,4 +229,4 @@ def rated(count: int, words: PreTrainedTokenizerBase) -> list[Rating]:
 
 def text_of(rating: Rating, words: PreTrainedTokenizerBase) -> str:
     """A rated response as a classifier reads it: the conversation, the response and what ends it."""
-    return render(words, rating.prompt) + rating.response + words.convert_ids_to_tokens(2)
+    return render_prompt(words, rating.prompt) + rating.response + words.convert_ids_to_tokens(2)

@@ -23,7 +23,7 @@ def main(seeds: list[str]) -> int:
         begin = time.monotonic()
         program = str(Path(sys.executable).with_name("paretune"))
         result = subprocess.run(
-            [program, "demo", "--seed", seed, f"run.folder={folder}"],
+            [program, "demo", "--seed", seed, f"run.output_dir={folder}"],
             capture_output=True,
             text=True,
             check=False,

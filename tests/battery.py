@@ -6,20 +6,20 @@ import torch
 
 from paretune.algorithms import ALGORITHMS
 from paretune.chance import numpy_generator
-from paretune.data.records import Candidates, Sample
-from paretune.data.stored import CandidateStream
+from paretune.data.records import ResponseGroup, Sample
+from paretune.data.stored import ResponseGroupStream
 from paretune.data.toy import FIRST, OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
-from paretune.learn.check import check
-from paretune.learn.descend import World, descend
-from paretune.learn.optim import AdamW
-from paretune.learn.recipe import Phase, Recipe
-from paretune.models.critic import new_critic
-from paretune.models.load import Language
+from paretune.learn.check import check_spec
+from paretune.learn.descend import TrainingContext, train
+from paretune.learn.optim import OptimizerConfig
+from paretune.learn.recipe import AlgorithmSpec, PretrainPhase
+from paretune.models.critic import critic_from_policy
+from paretune.models.load import PolicyModel
 from paretune.models.measure import Models
-from paretune.models.soup import soup
+from paretune.models.soup import merge_models
 from paretune.models.tiny import tiny_model
 from paretune.rollout.sample import LocalSampler
-from paretune.rollout.stored import StoredResponses
+from paretune.rollout.stored import StoredResponseReader
 from paretune.rundir import Run
 from toy import algorithm
 
@@ -42,57 +42,61 @@ GRADIENT = sorted(name for name in ALGORITHMS if name != "essa")
 """Those that `descend` runs."""
 
 
-def recipe_of(name: str, **more: object) -> Recipe:
+def recipe_of(name: str, **more: object) -> AlgorithmSpec:
     return algorithm(name, **(SIZES | MORE.get(name, {}) | more))
 
 
-def language(seed: int = 0) -> Language:
+def language(seed: int = 0) -> PolicyModel:
     model = tiny_model("llama", VOCAB, seed=seed, width=16, layers=1, heads=2, context=32, stop=STOP, pad=PAD)
-    return Language(model=model, tokenizer=toy_tokenizer(), stops=(STOP,), pad=PAD)
+    return PolicyModel(model=model, tokenizer=toy_tokenizer(), eos_ids=(STOP,), pad_id=PAD)
 
 
-def world_of(recipe: Recipe, folder, seed: int = 0, *, lr: float = 1e-2, micro_tokens: int = 8192) -> World:
+def world_of(
+    recipe: AlgorithmSpec, folder, seed: int = 0, *, lr: float = 1e-2, micro_tokens: int = 8192
+) -> TrainingContext:
     """A tiny policy and everything that the recipe asks for beside it; phases are run."""
     policy, start = language(seed), language(seed)
     start.model.requires_grad_(False)
-    heads = check(recipe, OBJECTIVES).critic_heads
+    heads = check_spec(recipe, OBJECTIVES).num_critic_heads
     frozen = {"reference": start.model}
-    for made in recipe.before:
+    for made in recipe.phases:
         frozen[made.role] = _made(made, folder / made.role, seed, start, lr)
-    return World(
+    return TrainingContext(
         models=Models(
             policy=policy.model,
-            critic=new_critic(language(seed).model, heads) if heads else None,
+            critic=critic_from_policy(language(seed).model, heads) if heads else None,
             frozen=frozen,
         ),
         sampler=LocalSampler(policy, OBJECTIVES),
         scorers=(ToyScorer(),),
         objectives=OBJECTIVES,
-        prompts=lambda step: toy_prompts(step, 6),
-        optim=AdamW(lr=lr),
-        micro_tokens=micro_tokens,
-        start=LocalSampler(start, OBJECTIVES),
-        stored=StoredResponses(policy, OBJECTIVES, CandidateStream(stored(seed), 6, seed)),
+        prompts_for_step=lambda step: toy_prompts(step, 6),
+        optim_config=OptimizerConfig(learning_rate=lr),
+        max_tokens_per_pass=micro_tokens,
+        frozen_policy_sampler=LocalSampler(start, OBJECTIVES),
+        stored_rollouts=StoredResponseReader(policy, OBJECTIVES, ResponseGroupStream(stored(seed), 6, seed)),
     )
 
 
 def _made(made, folder, seed, start, lr):
-    if isinstance(made, Phase):
-        world = world_of(made.recipe, folder, seed, lr=lr)
-        descend(made.recipe, world, steps=made.steps, seed=seed, run=Run(folder), checkpoint_every=made.steps)
+    if isinstance(made, PretrainPhase):
+        world = world_of(made.spec, folder, seed, lr=lr)
+        train(
+            made.spec, world, max_steps=made.max_steps, seed=seed, run=Run(folder), save_steps=made.max_steps
+        )
         return world.models.policy.requires_grad_(False)
     second = language(seed + 100).model if made.other == "" else copy.deepcopy(start.model)
-    return soup((start.model, second), (1 - made.share, made.share)).requires_grad_(False)
+    return merge_models((start.model, second), (1 - made.share, made.share)).requires_grad_(False)
 
 
-def stored(seed: int, num: int = 24) -> tuple[Candidates, ...]:
+def stored(seed: int, num: int = 24) -> tuple[ResponseGroup, ...]:
     """Random answers to toy prompts with their true scores; a label is missing here and there."""
     rng, found = numpy_generator(seed, 0, "toy stored"), []
     for prompt in toy_prompts(1000 + seed, num):
         texts = [" ".join(map(str, rng.integers(FIRST, VOCAB, size=4))) for _ in range(3)]
         scores = ToyScorer()([Sample(prompt=prompt, response=text) for text in texts])
         labels = tuple(dict(zip(OBJECTIVES, row, strict=True)) for row in scores.tolist())
-        found.append(Candidates(prompt=prompt, responses=tuple(texts), labels=labels))
+        found.append(ResponseGroup(prompt=prompt, responses=tuple(texts), labels=labels))
     return tuple(found)
 
 

@@ -4,12 +4,12 @@ import torch
 
 from paretune.algorithms.evolution import essa
 from paretune.data.toy import OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
-from paretune.learn.candidates import Candidates
-from paretune.learn.descend import World, descend
+from paretune.learn.candidates import CandidateEvaluator
+from paretune.learn.descend import TrainingContext, train
 from paretune.learn.evolve import evolve
-from paretune.learn.optim import AdamW
-from paretune.models.adapt import AdapterOff, Lora, add_lora
-from paretune.models.load import Language
+from paretune.learn.optim import OptimizerConfig
+from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
+from paretune.models.load import PolicyModel
 from paretune.models.measure import Models
 from paretune.models.tiny import tiny_model
 from paretune.rollout.sample import LocalSampler
@@ -25,17 +25,17 @@ def method(**more):
 
 def world_of(model, prompts=16, lr=1e-2):
     """The toy task before this policy."""
-    language = Language(model=model, tokenizer=toy_tokenizer(), stops=(STOP,), pad=PAD)
-    start = AdapterOff(model)
-    asked = Language(model=start, tokenizer=toy_tokenizer(), stops=(STOP,), pad=PAD)
-    return World(
+    language = PolicyModel(model=model, tokenizer=toy_tokenizer(), eos_ids=(STOP,), pad_id=PAD)
+    start = AdapterDisabledModel(model)
+    asked = PolicyModel(model=start, tokenizer=toy_tokenizer(), eos_ids=(STOP,), pad_id=PAD)
+    return TrainingContext(
         models=Models(policy=model, frozen={"reference": start}),
         sampler=LocalSampler(language, OBJECTIVES),
         scorers=(ToyScorer(),),
         objectives=OBJECTIVES,
-        prompts=lambda step: toy_prompts(step, prompts),
-        optim=AdamW(lr=lr),
-        start=LocalSampler(asked, OBJECTIVES),
+        prompts_for_step=lambda step: toy_prompts(step, prompts),
+        optim_config=OptimizerConfig(learning_rate=lr),
+        frozen_policy_sampler=LocalSampler(asked, OBJECTIVES),
     )
 
 
@@ -44,14 +44,18 @@ def policy(seed=0, r=4):
     model = tiny_model(
         "llama", VOCAB, seed=seed, width=16, layers=1, heads=2, context=32, stop=STOP, pad=PAD, initial=0.3
     )
-    return add_lora(model, Lora(r=r, alpha=2 * r, targets=("q_proj", "k_proj", "v_proj", "o_proj")), seed)
+    return add_lora(
+        model, LoraSpec(r=r, alpha=2 * r, target_modules=("q_proj", "k_proj", "v_proj", "o_proj")), seed
+    )
 
 
 def fitted(folder, evolution=None, seed=0, **more):
     """The same after the phase that comes before a search."""
     evolution, world = evolution or method(), world_of(policy(seed), **more)
-    phase = evolution.fitted
-    descend(phase.recipe, world, steps=phase.steps, seed=seed, run=Run(folder), checkpoint_every=phase.steps)
+    phase = evolution.adapter_phase
+    train(
+        phase.spec, world, max_steps=phase.max_steps, seed=seed, run=Run(folder), save_steps=phase.max_steps
+    )
     return world
 
 
@@ -68,11 +72,11 @@ def touched(seed=0):
 
 def hire(knobs):
     """What another process makes its candidates of."""
-    return Candidates(method(), touched(), knobs, 0)
+    return CandidateEvaluator(method(), touched(), knobs, 0)
 
 
 def searched(folder, evolution=None, world=None, *, steps=4, seed=0, every=2, **more):
     """Evolve: what was found, and the bytes of the metrics."""
     evolution, world = evolution or method(), world or touched(seed)
-    found = evolve(evolution, world, steps=steps, seed=seed, run=Run(folder), checkpoint_every=every, **more)
+    found = evolve(evolution, world, max_steps=steps, seed=seed, run=Run(folder), save_steps=every, **more)
     return found, (folder / "metrics.jsonl").read_bytes()

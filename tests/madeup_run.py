@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from paretune.evaluate.caution import not_checked, warnings
-from paretune.evaluate.compare import Question, by_kind, compare, rates
-from paretune.rundir import Run, environment, to_json, write_atomic
+from paretune.evaluate.caution import evaluation_warnings, limitations
+from paretune.evaluate.compare import ComparisonSpec, compare_by_category, compare_objectives, compare_rates
+from paretune.rundir import Run, environment_info, to_json, write_atomic
 
 OBJECTIVES = ("politeness", "meaningfulness", "actionability", "safety")
 KINDS = ("ordinary", "harmful", "lookalike")
 RESOLVED = """name: demo # from demo.yaml:1
 policy: {path: world} # from demo.yaml:4
-algorithm: {name: grpo, n: 8, kl: 0.04}
-run: {steps: 60, seed: 0}
+algorithm: {name: grpo, num_generations: 8, kl_coef: 0.04}
+run: {max_steps: 60, seed: 0}
 """
 
 
@@ -23,11 +23,11 @@ def numbers(objectives=OBJECTIVES, prompts=240, seed=0, independent=True, lost=0
     lift = np.array([0.22, 0.08, 0.02, -0.07] * size)[:size]
     after = np.clip(before + lift + rng.normal(0, 0.22, before.shape), 0, 1)
     after[:lost, :, 0] = np.nan
-    question = Question(
+    question = ComparisonSpec(
         objectives=tuple(objectives),
-        judges=dict.fromkeys(objectives, judge),
+        judge_names=dict.fromkeys(objectives, judge),
         independent=dict.fromkeys(objectives, independent),
-        draws=500,
+        bootstrap_samples=500,
     )
     clusters = np.arange(prompts)
     kinds = [KINDS[i % 3] for i in range(prompts)]
@@ -35,17 +35,17 @@ def numbers(objectives=OBJECTIVES, prompts=240, seed=0, independent=True, lost=0
     kind = np.array(kinds)
     found = {
         "schema": "paretune/eval/1", "prompts": prompts, "n": 1, "level": 0.95, "draws": 500, "seed": 1000,
-        "objectives": compare(question, before, after, clusters, (before, np.clip(after + 0.1, 0, 1))),
-        "kinds": by_kind(question, kinds, before, after, clusters),
+        "objectives": compare_objectives(question, before, after, clusters, (before, np.clip(after + 0.1, 0, 1))),
+        "kinds": compare_by_category(question, kinds, before, after, clusters),
         "kl": {"k1": 3.91, "k3": 4.13, "low": 3.5, "high": 4.4, "per_token": 0.17, "unit": "nats/response"},
         "length": {"before": 18.2, "after": 23.4, "low": 4.1, "high": 6.3, "unit": "tokens"},
         "distinct_1": {"before": 0.121, "after": 0.102}, "distinct_2": {"before": 0.612, "after": 0.554},
         "unique": {"before": 0.96, "after": 0.91},
-        "truncated": rates(np.zeros(prompts), np.zeros(prompts), 0.95),
-        "refusals": {k: rates(refused[0][kind == k], refused[1][kind == k], 0.95) for k in KINDS},
+        "truncated": compare_rates(np.zeros(prompts), np.zeros(prompts), 0.95),
+        "refusals": {k: compare_rates(refused[0][kind == k], refused[1][kind == k], 0.95) for k in KINDS},
     }  # fmt: skip
-    found["warnings"] = warnings(found)
-    found["not_checked"] = not_checked(found, phrases=True)
+    found["warnings"] = evaluation_warnings(found)
+    found["not_checked"] = limitations(found, refusals_by_phrase=True)
     return found, before, after
 
 
@@ -79,10 +79,10 @@ def make(folder, *, name="demo", text=None, objectives=OBJECTIVES, steps=60, eva
     files = {
         "config/run.yaml": RESOLVED,
         "config/resolved.yaml": RESOLVED,
-        "env.json": to_json(environment()),
+        "env.json": to_json(environment_info()),
     }
-    with Run.claim(folder, name=name, config_hash="c0ffee" * 8, files=files) as run:
-        run.event("warning", text(0))
+    with Run.start_or_resume(folder, name=name, config_hash="c0ffee" * 8, files=files) as run:
+        run.log_event("warning", text(0))
         for step in range(steps):
             at = step / 60
             line = {
@@ -93,11 +93,14 @@ def make(folder, *, name="demo", text=None, objectives=OBJECTIVES, steps=60, eva
             }
             for k, objective in enumerate(objectives):
                 line[f"score/{objective}/mean"] = 0.5 + 0.1 * k * at + 0.05 * rng.standard_normal()
-                line[f"score/{objective}/unscored"] = 0.0
-                line[f"weighted/{objective}/mean"] = 0.25 + 0.05 * at if k else float("nan")
-                line[f"share/{objective}"] = 0.25 + 0.1 * rng.standard_normal()
-            run.write(step, line | {"groups/flat": 0.1, "clip/high": 0.01 * rng.random(), "lr": 1e-5})
-            run.timing(step, seconds=1.5, tokens=4096)
+                line[f"score/{objective}/unscored_fraction"] = 0.0
+                line[f"weighted_score/{objective}/mean"] = 0.25 + 0.05 * at if k else float("nan")
+                line[f"variance_share/{objective}"] = 0.25 + 0.1 * rng.standard_normal()
+            run.log_metrics(
+                step,
+                line | {"groups/zero_variance": 0.1, "clip_fraction/high": 0.01 * rng.random(), "lr": 1e-5},
+            )
+            run.log_timing(step, seconds=1.5, tokens=4096)
         if evaluated:
             _evaluated(run.path, objectives, text, rng, how)
     return folder

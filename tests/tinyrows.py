@@ -31,12 +31,12 @@ def rows(lengths=(9, 6, 3), starts=(4, 2, 1), seed=0):
 def batch_of(tokens, attend, respond):
     nothing = torch.full((len(tokens), 1), torch.nan)
     return Batch(
-        tokens=tokens,
-        attend=attend,
-        respond=respond,
+        input_ids=tokens,
+        attention_mask=attend,
+        response_mask=respond,
         group=torch.arange(len(tokens)),
         truncated=torch.zeros(len(tokens), dtype=torch.bool),
         objectives=("a",),
         scores=nothing,
-        signal=nothing,
+        rewards=nothing,
     )

@@ -11,10 +11,10 @@ from paretune.algorithms.grpo import grpo
 from paretune.batch import Batch
 from paretune.credit.constraint import Constraint
 from paretune.data.toy import OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
-from paretune.learn.descend import World, descend
-from paretune.learn.optim import AdamW
-from paretune.learn.progress import trainable
-from paretune.models.load import Language
+from paretune.learn.descend import TrainingContext, train
+from paretune.learn.optim import OptimizerConfig
+from paretune.learn.progress import trainable_parameters
+from paretune.models.load import PolicyModel
 from paretune.models.measure import Models
 from paretune.models.tiny import tiny_model
 from paretune.rollout.sample import LocalSampler
@@ -35,14 +35,14 @@ def graded(scores, group=None, objectives=None, respond=None, lengths=None):
     attend = respond.clone()
     attend[:, 0] = True
     return Batch(
-        tokens=torch.arange(rows * width).reshape(rows, width) % 7,
-        attend=attend,
-        respond=respond,
+        input_ids=torch.arange(rows * width).reshape(rows, width) % 7,
+        attention_mask=attend,
+        response_mask=respond,
         group=torch.zeros(rows, dtype=torch.long) if group is None else torch.tensor(group),
         truncated=torch.zeros(rows, dtype=torch.bool),
         objectives=tuple(objectives or [f"k{k}" for k in range(scores.shape[1])]),
         scores=scores,
-        signal=scores,
+        rewards=scores,
     )
 
 
@@ -68,29 +68,29 @@ def algorithm(name, **more):
 def toy_world(seed=0, *, lr=1e-2, scorers=None, prompts=None, **more):
     """A tiny random policy before the toy task, its start frozen as the reference."""
     model = tiny_model("llama", VOCAB, seed=seed, width=16, layers=1, heads=2, context=32, stop=STOP, pad=PAD)
-    language = Language(model=model, tokenizer=toy_tokenizer(), stops=(STOP,), pad=PAD)
+    language = PolicyModel(model=model, tokenizer=toy_tokenizer(), eos_ids=(STOP,), pad_id=PAD)
     reference = copy.deepcopy(model).requires_grad_(False)
-    return World(
+    return TrainingContext(
         models=Models(policy=model, frozen={"reference": reference}),
         sampler=LocalSampler(language, OBJECTIVES),
         scorers=scorers or (ToyScorer(),),
         objectives=OBJECTIVES,
-        prompts=prompts or (lambda step: toy_prompts(step, 6)),
-        optim=AdamW(lr=lr),
+        prompts_for_step=prompts or (lambda step: toy_prompts(step, 6)),
+        optim_config=OptimizerConfig(learning_rate=lr),
         **more,
     )
 
 
 def digest(world):
     """SHA-256 of all that is learnt."""
-    rows = [p.detach().numpy().tobytes() for p in trainable(world.models).values()]
+    rows = [p.detach().numpy().tobytes() for p in trainable_parameters(world.models).values()]
     return hashlib.sha256(b"".join(rows)).hexdigest()
 
 
 def trained(folder, world=None, recipe=None, *, steps=4, seed=0, every=2, **more):
     """Train the toy task: the digest of the weights, and the bytes of the metrics."""
     world, recipe, run = world or toy_world(), recipe or toy_recipe(), Run(folder)
-    descend(recipe, world, steps=steps, seed=seed, run=run, checkpoint_every=every, **more)
+    train(recipe, world, max_steps=steps, seed=seed, run=run, save_steps=every, **more)
     return digest(world), (folder / "metrics.jsonl").read_bytes()
 
 

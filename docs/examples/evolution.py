@@ -8,23 +8,26 @@ from small import block, table
 from torch import Tensor
 
 from paretune.algorithms.evolution import essa
-from paretune.learn.search import Cma, Isotropic, Search, midranks
-from paretune.models.singular import num_moved, spectrum
+from paretune.learn.search import CmaES, IsotropicES, SearchStrategy, centered_ranks
+from paretune.models.singular import svd_factors, trainable_count
 
 
 def parts() -> None:
     """The method, as `paretune check` prints it."""
     block("parts")
-    print("\n".join(essa({"polite": 1.0, "safety": 1.0}).explained()))
+    print("\n".join(essa({"polite": 1.0, "safety": 1.0}).describe()))
 
 
 def offsets() -> None:
     """B = diag(3, 1), A = diag(2, 1): what is added to the largest singular value of each."""
     block("offsets")
-    b, a = spectrum(torch.diag(torch.tensor([3.0, 1.0]))), spectrum(torch.diag(torch.tensor([2.0, 1.0])))
+    b, a = (
+        svd_factors(torch.diag(torch.tensor([3.0, 1.0]))),
+        svd_factors(torch.diag(torch.tensor([2.0, 1.0]))),
+    )
     rows: list[list[object]] = []
     for left, right in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (-4.0, 0.0)):
-        product = b.moved(torch.tensor([left])) @ a.moved(torch.tensor([right]))
+        product = b.reconstruct(torch.tensor([left])) @ a.reconstruct(torch.tensor([right]))
         rows.append([f"B {left:+g}, A {right:+g}", *(f"{x:g}" for x in product.diagonal().tolist())])
     table(("offset", "first", "second"), rows)
 
@@ -34,18 +37,23 @@ def sizes() -> None:
     block("sizes")
     rows: list[list[object]] = []
     for layers, rank, share in ((28, 8, 1.0), (28, 2, 1.0), (28, 32, 0.1), (64, 8, 1.0), (80, 4, 1.0)):
-        rows.append([str(layers), str(rank), f"{share:g}", str(layers * 4 * 2 * num_moved(rank, share))])
+        rows.append(
+            [str(layers), str(rank), f"{share:g}", str(layers * 4 * 2 * trainable_count(rank, share))]
+        )
     table(("layers", "rank", "share", "N"), rows)
 
 
 def climbs() -> None:
     """Fitness is minus the squared distance from (1, ..., 1), without and with noise of one."""
     block("climbs")
-    searches: dict[str, Search] = {"cma": Cma(population=16), "isotropic": Isotropic(population=16)}
+    searches: dict[str, SearchStrategy] = {
+        "cma": CmaES(population_size=16),
+        "isotropic": IsotropicES(population_size=16),
+    }
     rows: list[list[object]] = []
     for name, search in searches.items():
         for noise in (0.0, 1.0):
-            seeker, seen = search.begin(10, 0.1), [10.0]
+            seeker, seen = search.init_state(10, 0.1), [10.0]
             rng = torch.Generator().manual_seed(0)
             for generation in range(100):
                 x = seeker.ask(0, generation)
@@ -61,7 +69,7 @@ def ties() -> None:
     """Ranks of six candidates, of which some are worth the same."""
     block("ties")
     for worth in ([0.1, 0.5, 0.3, 0.9, 0.2, 0.7], [0.0, 1.0, 0.0, 1.0, 1.0, 0.0], [0.5] * 6):
-        ranks = ", ".join(f"{x:g}" for x in midranks(torch.tensor(worth)).tolist())
+        ranks = ", ".join(f"{x:g}" for x in centered_ranks(torch.tensor(worth)).tolist())
         print(f"{worth}: {ranks}")
 
 

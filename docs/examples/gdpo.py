@@ -7,7 +7,7 @@ from typing import get_args
 
 from small import after, block, column, graded, table
 
-from paretune.algorithms.gdpo import Form, gdpo_credit, mo_grpo
+from paretune.algorithms.gdpo import GdpoVariant, gdpo_credit, mo_grpo
 from paretune.algorithms.grpo import grpo
 
 NAN = float("nan")
@@ -18,16 +18,16 @@ GROUP = [0, 0, 0, 0, 1, 1, 1]
 LENGTHS = [60, 10, 40, 50, 30, 30, 30]
 
 
-def advantages(form: Form, scores: list[list[float]], group: list[int]) -> list[float]:
+def advantages(form: GdpoVariant, scores: list[list[float]], group: list[int]) -> list[float]:
     """Of the first token of each response."""
     batch = graded(scores, OBJECTIVES, group, LENGTHS[: len(scores)])
-    return column(after(batch, gdpo_credit(WEIGHTS, form)).need("advantages")[:, 1])
+    return column(after(batch, gdpo_credit(WEIGHTS, form)).require("advantages")[:, 1])
 
 
 def forms(scores: list[list[float]], group: list[int]) -> None:
     """A line for every form."""
     head = [f"{'AB'[g]}{group[:i].count(g) + 1}" for i, g in enumerate(group)]
-    table(("form", *head), [[form, *advantages(form, scores, group)] for form in get_args(Form)])
+    table(("form", *head), [[form, *advantages(form, scores, group)] for form in get_args(GdpoVariant)])
 
 
 def told_apart() -> None:
@@ -44,7 +44,7 @@ def told_apart() -> None:
         objectives = ("right", "short", "kind")[: len(scores[0])]
         equal = dict.fromkeys(objectives, 1.0)
         for recipe in (grpo(equal), mo_grpo(equal)):
-            signal = column(after(graded(scores, objectives), recipe.worth, recipe.credit).signal)
+            signal = column(after(graded(scores, objectives), recipe.reward_steps, recipe.credit).rewards)
             rows.append([name, recipe.name, *signal, *[""] * (4 - len(signal))])
     table(("scores of a group", "algorithm", "A1", "A2", "A3", "A4"), rows)
 
@@ -64,7 +64,7 @@ def main() -> None:
     batch = graded(SCORES, OBJECTIVES, GROUP, LENGTHS)
     recipes = {"grpo": grpo(WEIGHTS), "mo_grpo": mo_grpo(WEIGHTS)}
     rows = [
-        [name, *column(after(batch, r.worth, r.credit).need("advantages")[:, 1])]
+        [name, *column(after(batch, r.reward_steps, r.credit).require("advantages")[:, 1])]
         for name, r in recipes.items()
     ]
     table(("algorithm", "A1", "A2", "A3", "A4", "B1", "B2", "B3"), rows)

@@ -11,12 +11,12 @@ from small import after, block, graded, table
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.grpo import grpo
 from paretune.batch import Outputs
-from paretune.credit.advantage import GroupNormalise, Spread
-from paretune.credit.step import Chain, Step
-from paretune.learn.recipe import Recipe, Weigh
+from paretune.credit.advantage import BroadcastToTokens, GroupNormalize
+from paretune.credit.step import Chain, CreditStep
+from paretune.learn.recipe import AlgorithmSpec, LossAggregation
 from paretune.loss.kl import KlToReference
-from paretune.loss.policy import Clipped
-from paretune.loss.term import Term, total
+from paretune.loss.policy import ClippedSurrogate
+from paretune.loss.term import WeightedLoss, total_loss
 
 WEIGHTS = {"polite": 1.0, "safety": 1.0}
 GATES = (("polite", "safety", 0.5, 0.0),)
@@ -34,19 +34,23 @@ def said(part: object) -> str:
     return f"{type(part).__name__}({inside})"
 
 
-def lines(recipe: Recipe) -> list[tuple[str, str]]:
+def lines(recipe: AlgorithmSpec) -> list[tuple[str, str]]:
     """Every part, by the field of the recipe that it stands in."""
     found: list[tuple[str, str]] = []
     for field in fields(recipe):
         value = getattr(recipe, field.name)
         each = (
-            list(value) if isinstance(value, tuple) else _steps(value) if isinstance(value, Step) else [value]
+            list(value)
+            if isinstance(value, tuple)
+            else _steps(value)
+            if isinstance(value, CreditStep)
+            else [value]
         )
         found += [(field.name if i == 0 else "", said(part)) for i, part in enumerate(each)]
     return found
 
 
-def _steps(step: Step) -> list[Step]:
+def _steps(step: CreditStep) -> list[CreditStep]:
     return [inner for part in step.steps for inner in _steps(part)] if isinstance(step, Chain) else [step]
 
 
@@ -60,19 +64,37 @@ def parts() -> None:
 def one_step() -> None:
     """Two responses of two tokens and of one, worth 1 and 0, at the start of an update."""
     block("one step")
-    batch = after(graded([1.0, 0.0], lengths=[2, 1]), GroupNormalise(form="population", eps=0.0), Spread())
-    logp = torch.where(batch.respond, torch.tensor([[0.0, -0.7, -1.0], [0.0, -0.5, 0.0]]), 0.0)
-    reference = torch.where(batch.respond, torch.tensor([[0.0, -0.9, -1.0], [0.0, 0.0, 0.0]]), 0.0)
-    batch = batch.set(behaviour_logp=logp, reference_logp=reference, weight=Weigh("sequence")(batch.respond))
+    batch = after(
+        graded([1.0, 0.0], lengths=[2, 1]),
+        GroupNormalize(std_estimator="population", eps=0.0),
+        BroadcastToTokens(),
+    )
+    logp = torch.where(batch.response_mask, torch.tensor([[0.0, -0.7, -1.0], [0.0, -0.5, 0.0]]), 0.0)
+    reference = torch.where(batch.response_mask, torch.tensor([[0.0, -0.9, -1.0], [0.0, 0.0, 0.0]]), 0.0)
+    batch = batch.replace(
+        old_logprobs=logp,
+        ref_logprobs=reference,
+        loss_weights=LossAggregation("sequence")(batch.response_mask),
+    )
     now = logp.clone().requires_grad_()
-    loss, terms = total((Term(1.0, Clipped()), Term(0.04, KlToReference())), Outputs(logp=now), batch)
+    loss, terms = total_loss(
+        (WeightedLoss(1.0, ClippedSurrogate()), WeightedLoss(0.04, KlToReference())),
+        Outputs(logprobs=now),
+        batch,
+    )
     (slope,) = torch.autograd.grad(loss, now)
     rows: list[list[object]] = []
-    for row, t in batch.respond.nonzero().tolist():
+    for row, t in batch.response_mask.nonzero().tolist():
         gap = float(logp[row, t] - reference[row, t])
-        advantage = float(batch.need("advantages")[row, t, 0])
+        advantage = float(batch.require("advantages")[row, t, 0])
         rows.append(
-            [f"o{row + 1}, {t}", advantage, gap, float(batch.need("weight")[row, t]), float(slope[row, t])]
+            [
+                f"o{row + 1}, {t}",
+                advantage,
+                gap,
+                float(batch.require("loss_weights")[row, t]),
+                float(slope[row, t]),
+            ]
         )
     table(("token", "advantage", "log p - log p_ref", "weight", "slope"), rows)
     print(*(f"{name} {value:.6f}," for name, value in terms.items()), f"loss {float(loss.detach()):.9f}")
@@ -90,7 +112,7 @@ def family() -> None:
                 print(f"  {field:<9} {value}")
 
 
-def _by_field(recipe: Recipe) -> list[tuple[str, str]]:
+def _by_field(recipe: AlgorithmSpec) -> list[tuple[str, str]]:
     joined: dict[str, list[str]] = {}
     last = ""
     for name, part in lines(recipe):

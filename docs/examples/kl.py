@@ -7,8 +7,8 @@ import torch
 from small import after, block, column, graded, table
 
 from paretune.batch import Outputs
-from paretune.credit.penalty import EndReward, KlPenalty
-from paretune.loss.kl import ESTIMATORS, KlToReference
+from paretune.credit.penalty import KlPenalty, TerminalReward
+from paretune.loss.kl import KL_ESTIMATORS, KlToReference
 
 GAPS = torch.tensor([-5.0, -0.5, 0.0, 0.2, 5.0])
 
@@ -18,7 +18,7 @@ def values() -> None:
     for name, pick in (("values", 0), ("slopes", 1)):
         block(name)
         rows: list[list[object]] = []
-        for estimator, function in ESTIMATORS.items():
+        for estimator, function in KL_ESTIMATORS.items():
             gap = GAPS.clone().requires_grad_()
             value = function(gap)
             (slope,) = torch.autograd.grad(value.sum(), gap)
@@ -40,7 +40,7 @@ def directions() -> None:
     for name, function in exact.items():
         value = function(logits.softmax(-1))
         rows.append([name, float(value.detach()), *column(torch.autograd.grad(value, logits)[0])])
-    for name, estimator in ESTIMATORS.items():
+    for name, estimator in KL_ESTIMATORS.items():
         each = estimator(logits.log_softmax(-1) - reference.log())
         expected = (policy * each).sum()
         rows.append([name, float(expected.detach()), *column(torch.autograd.grad(expected, logits)[0])])
@@ -53,16 +53,16 @@ def off_policy() -> None:
     reference, old = torch.tensor([0.25, 0.75]), torch.tensor([0.8, 0.2])
     logits = torch.tensor([0.5, 0.5]).log().requires_grad_()
     batch = graded([0.0, 0.0])
-    on = batch.respond
+    on = batch.response_mask
     rows: list[list[object]] = []
     for estimator, ratios in (("k3", ("none", "token")), ("k3_k2", ("none",))):
         for ratio in ratios:
-            batch = batch.set(
-                reference_logp=torch.where(on, reference.log()[:, None], 0.0),
-                behaviour_logp=torch.where(on, old.log()[:, None], 0.0),
-                weight=torch.where(on, old[:, None], 0.0),
+            batch = batch.replace(
+                ref_logprobs=torch.where(on, reference.log()[:, None], 0.0),
+                old_logprobs=torch.where(on, old.log()[:, None], 0.0),
+                loss_weights=torch.where(on, old[:, None], 0.0),
             )
-            out = Outputs(logp=torch.where(on, logits.log_softmax(-1)[:, None], 0.0))
+            out = Outputs(logprobs=torch.where(on, logits.log_softmax(-1)[:, None], 0.0))
             loss = KlToReference(estimator, ratio)(out, batch)
             rows.append(
                 [estimator, ratio, float(loss.detach()), *column(torch.autograd.grad(loss, logits)[0])]
@@ -74,13 +74,13 @@ def in_the_reward() -> None:
     """One response of three tokens, worth 1."""
     block("in the reward")
     batch = graded([1.0], lengths=[3])
-    batch = batch.set(
-        behaviour_logp=torch.tensor([[0.0, -0.2, -0.5, -1.0]]),
-        reference_logp=torch.tensor([[0.0, -0.4, -0.4, -1.5]]),
+    batch = batch.replace(
+        old_logprobs=torch.tensor([[0.0, -0.2, -0.5, -1.0]]),
+        ref_logprobs=torch.tensor([[0.0, -0.4, -0.4, -1.5]]),
     )
     for estimator in ("k1", "k2", "k3"):
-        paid = after(batch, EndReward(), KlPenalty(0.1, estimator)).need("token_reward")
-        whole = after(batch, KlPenalty(0.1, estimator, on="response")).signal
+        paid = after(batch, TerminalReward(), KlPenalty(0.1, estimator)).require("token_rewards")
+        whole = after(batch, KlPenalty(0.1, estimator, level="response")).rewards
         numbers = "  ".join(f"{x:7.4f}" for x in column(paid[:, 1:]))
         print(f"{estimator}  tokens {numbers}   response {float(whole):.4f}")
 

@@ -11,13 +11,13 @@ from small import after, block, column, graded, table
 
 from paretune.algorithms.ppo import pf_ppo, rto, safe_rlhf, salsa
 from paretune.credit.constraint import Constraint, Lagrangian
-from paretune.credit.dense import PlaceTokenReward
-from paretune.credit.penalty import EndReward, KlPenalty
-from paretune.credit.resample import ByRank, rank_odds, response_odds
+from paretune.credit.dense import RedistributeTokenRewards
+from paretune.credit.penalty import KlPenalty, TerminalReward
+from paretune.credit.resample import RankFiltrationStrategy, rank_probabilities, response_probabilities
 from paretune.evaluate.filtration import r_squared
-from paretune.learn.recipe import Phase, Recipe, explained
+from paretune.learn.recipe import AlgorithmSpec, PretrainPhase, describe
 from paretune.models.measure import implicit_reward
-from paretune.models.soup import lora_soup, soup_states
+from paretune.models.soup import merge_loras, merge_state_dicts
 
 WEIGHTS = {"polite": 1.0, "safety": 1.0}
 
@@ -25,7 +25,7 @@ WEIGHTS = {"polite": 1.0, "safety": 1.0}
 def parts() -> None:
     """What each changes of PPO, as `paretune check` prints it."""
     held = {"actionability": 1.0, "safety": 0.0}
-    made: dict[str, tuple[Recipe, tuple[str, ...]]] = {
+    made: dict[str, tuple[AlgorithmSpec, tuple[str, ...]]] = {
         "pf_ppo": (pf_ppo(WEIGHTS), ("source", "worth")),
         "salsa": (salsa(WEIGHTS), ("before", "measure")),
         "safe_rlhf": (safe_rlhf(held, constraints=(Constraint("safety", 0.8),)), ("worth", "credit")),
@@ -36,14 +36,14 @@ def parts() -> None:
         chosen(recipe, fields)
 
 
-def chosen(recipe: Recipe, fields: tuple[str, ...]) -> None:
+def chosen(recipe: AlgorithmSpec, fields: tuple[str, ...]) -> None:
     """The lines of these fields; those of a phase as they are."""
     field = ""
-    for line in explained(recipe):
+    for line in describe(recipe):
         field = line.split(maxsplit=1)[0] if line[0] != " " else field
         if field not in fields:
             continue
-        if field == "before" and isinstance(recipe.before[0], Phase):
+        if field == "before" and isinstance(recipe.phases[0], PretrainPhase):
             print(line)
         else:
             print(textwrap.fill(line, 110, subsequent_indent=" " * 15, break_long_words=False))
@@ -54,16 +54,16 @@ def odds() -> None:
     block("odds")
     worth = np.array([5.0, 4, 3, 2, 1])
     rows: list[list[object]] = [["uniform", *[0.2] * 5, 3.0, 5.0]]
-    each: tuple[ByRank, ...] = ("best_of_n", "best_random", "best_worst")
+    each: tuple[RankFiltrationStrategy, ...] = ("best_of_n", "best_random", "best_worst")
     for name in each:
-        h = np.array(rank_odds(name, 5))
+        h = np.array(rank_probabilities(name, 5))
         rows.append([name, *h.tolist(), float(h @ worth), float(1 / (h**2).sum())])
     table(("odds", "5", "4", "3", "2", "1", "mean reward", "1 / sum of squares"), rows)
     block("power")
     signal = torch.tensor([2.0, 1.0, 0.0, -1.0, -3.0])[:, None]
     group = torch.zeros(5, dtype=torch.long)
     powers: list[list[object]] = [
-        [f"power {p:g}", *column(response_odds(signal, group, "power", p))] for p in (1.0, 2.0)
+        [f"power {p:g}", *column(response_probabilities(signal, group, "power", p))] for p in (1.0, 2.0)
     ]
     table(("reward", "2", "1", "0", "-1", "-3"), powers)
 
@@ -81,7 +81,7 @@ def soups() -> None:
     block("soups")
     first, second = {"w": torch.tensor([1.0, 3.0])}, {"w": torch.tensor([3.0, -1.0])}
     for share in (0.5, 0.75, 0.0):
-        mixed = soup_states([first, second], (1 - share, share))["w"]
+        mixed = merge_state_dicts([first, second], (1 - share, share))["w"]
         print(f"(1, 3) and (3, -1), share {share:g} of the second: {column(mixed)}")
     logits = {"start": 2.0, "second": -0.5, "soup": 0.75, "policy later": 1.5}
     p = {name: torch.sigmoid(torch.tensor(x)) for name, x in logits.items()}
@@ -91,7 +91,7 @@ def soups() -> None:
         {"m.lora_A.weight": torch.tensor([[a]]), "m.lora_B.weight": torch.tensor([[b]])}
         for b, a in ((1.0, 2.0), (3.0, 4.0))
     ]
-    both = lora_soup(adapters, (0.5, 0.5), (1.0, 1.0)).tensors
+    both = merge_loras(adapters, (0.5, 0.5), (1.0, 1.0)).tensors
     product = float(both["m.lora_B.weight"] @ both["m.lora_A.weight"])
     print(f"adapters 1 x 2 and 3 x 4: product {product:g}; of averaged factors it would be {2.0 * 3.0:g}")
 
@@ -106,16 +106,21 @@ def constraint() -> None:
     block("constraint")
     held = Constraint("safety", 1.0)
     batch = graded([[0.0, 0.5]], objectives=("useful", "safety"))
-    batch = batch.set(advantages=torch.tensor([[[0.0, 0.0], [1.0, -0.5]]]))
+    batch = batch.replace(advantages=torch.tensor([[[0.0, 0.0], [1.0, -0.5]]]))
     rows: list[list[object]] = []
     for rate in (0.0, 0.1):
         step = Lagrangian(
             {"useful": 1.0, "safety": 0.0}, (held,), "advantages", rate, "gradient", 1.0, 0.0, 5.0
         )
-        out, _, seen = step.advance(batch, step.start(), torch.Generator())
+        out, _, seen = step.apply_stateful(batch, step.init_state(), torch.Generator())
         multiplier = seen["state/multiplier/safety"]
         rows.append(
-            [f"{rate:g}", seen["constraint/safety"], multiplier, *column(out.need("advantages")[0, 1])]
+            [
+                f"{rate:g}",
+                seen["constraint_violation/safety"],
+                multiplier,
+                *column(out.require("advantages")[0, 1]),
+            ]
         )
     table(("rate", "broken by", "multiplier", "advantage of (1, -0.5)"), rows, 6)
 
@@ -126,17 +131,17 @@ def dense() -> None:
     tuned, reference, policy = (
         torch.tensor([[0.0, *x]]) for x in ([-1.0, -0.5, -2.0], [-1.4, -0.3, -2.2], [-1.2, -0.3, -1.7])
     )
-    batch = graded([0.8], lengths=[3]).set(behaviour_logp=policy, reference_logp=reference)
-    gained = implicit_reward(tuned, reference, batch.respond, 0.05)[..., None]
-    whole = (EndReward(), KlPenalty(0.01))
+    batch = graded([0.8], lengths=[3]).replace(old_logprobs=policy, ref_logprobs=reference)
+    gained = implicit_reward(tuned, reference, batch.response_mask, 0.05)[..., None]
+    whole = (TerminalReward(), KlPenalty(0.01))
     rows: list[list[object]] = []
     for name, start, steps in (
         ("ppo", None, whole),
         ("rto", gained, whole),
-        ("rto, place: end", gained, (PlaceTokenReward("end"), *whole)),
-        ("rto, place: shaping", gained, (PlaceTokenReward("shaping"), *whole)),
+        ("rto, place: end", gained, (RedistributeTokenRewards("end"), *whole)),
+        ("rto, place: shaping", gained, (RedistributeTokenRewards("shaping"), *whole)),
     ):
-        reward = column(after(batch.set(token_reward=start), *steps).need("token_reward")[0, 1:])
+        reward = column(after(batch.replace(token_rewards=start), *steps).require("token_rewards")[0, 1:])
         rows.append([name, *reward, sum(reward)])
     table(("", "r1", "r2", "r3", "return"), rows)
 

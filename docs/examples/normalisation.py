@@ -6,17 +6,23 @@ python docs/examples/normalisation.py
 import torch
 from small import after, block, column, graded, table
 
-from paretune.credit.advantage import BatchNormalise, GroupNormalise, LeaveOneOut, Spread, group_normalise
-from paretune.credit.penalty import Clip
-from paretune.credit.running import RunningScale
-from paretune.credit.select import DropFlatGroups
-from paretune.credit.step import Step
+from paretune.credit.advantage import (
+    BatchNormalize,
+    BroadcastToTokens,
+    GroupNormalize,
+    LeaveOneOut,
+    group_normalize,
+)
+from paretune.credit.penalty import ClipReward
+from paretune.credit.running import RunningNormalize
+from paretune.credit.select import DropZeroVarianceGroups
+from paretune.credit.step import CreditStep
 from paretune.credit.whiten import Whiten
 
-FORMS: dict[str, Step] = {
-    'GroupNormalise("std")': GroupNormalise("std"),
-    '  form="population"': GroupNormalise("std", form="population"),
-    '  "none"': GroupNormalise("none"),
+FORMS: dict[str, CreditStep] = {
+    'GroupNormalise("std")': GroupNormalize("std"),
+    '  form="population"': GroupNormalize("std", std_estimator="population"),
+    '  "none"': GroupNormalize("none"),
     "LeaveOneOut()": LeaveOneOut(),
     '  "std"': LeaveOneOut("std"),
 }
@@ -36,8 +42,8 @@ def forms() -> None:
     )
 
 
-def _summed(name: str, step: Step, rewards: tuple[float, ...]) -> list[object]:
-    signal = column(after(graded(rewards), step).signal)
+def _summed(name: str, step: CreditStep, rewards: tuple[float, ...]) -> list[object]:
+    signal = column(after(graded(rewards), step).rewards)
     return [name, *signal, sum(signal)]
 
 
@@ -51,7 +57,7 @@ def flat() -> None:
     rows: list[list[object]] = []
     for name, x in (("rounding", noise), ("settled", settled)):
         for eps, floor in ((0.0, 0.0), (1e-4, 0.0), (1e-4, 1e-5)):
-            z = group_normalise(x, group, "std", "population", eps, floor)
+            z = group_normalize(x, group, "std", "population", eps, floor)
             rows.append([name, f"{eps:g}", f"{floor:g}", *column(z)])
     table(("group", "eps", "floor", "A1", "A2", "A3", "A4"), rows)
 
@@ -60,15 +66,18 @@ def batch() -> None:
     """Two prompts, of large and of small spread, and one whose responses are all alike."""
     block("batch")
     rewards, group = (1.0, 0.0, 0.0, 1.0, 0.6, 0.4, 0.5, 0.5), [0] * 4 + [1] * 4
-    scales: dict[str, tuple[Step, ...]] = {
-        "of the group": (GroupNormalise("std", form="population", eps=0.0),),
-        "of the batch": (GroupNormalise("batch", form="population", eps=0.0),),
-        "none": (GroupNormalise("none"),),
-        "none, then BatchNormalise": (GroupNormalise("none"), BatchNormalise(form="population", eps=0.0)),
+    scales: dict[str, tuple[CreditStep, ...]] = {
+        "of the group": (GroupNormalize("std", std_estimator="population", eps=0.0),),
+        "of the batch": (GroupNormalize("batch", std_estimator="population", eps=0.0),),
+        "none": (GroupNormalize("none"),),
+        "none, then BatchNormalise": (
+            GroupNormalize("none"),
+            BatchNormalize(std_estimator="population", eps=0.0),
+        ),
     }
-    rows = [[name, *column(after(graded(rewards, group=group), *s).signal)] for name, s in scales.items()]
+    rows = [[name, *column(after(graded(rewards, group=group), *s).rewards)] for name, s in scales.items()]
     table(("rewards", *map(str, rewards)), rows, 3)
-    kept = after(graded((*rewards, 0.7, 0.7), group=[*group, 2, 2]), DropFlatGroups(0.2))
+    kept = after(graded((*rewards, 0.7, 0.7), group=[*group, 2, 2]), DropZeroVarianceGroups(0.2))
     print(f"DropFlatGroups(0.2) of these and of (0.7, 0.7): {kept.group.unique().tolist()} of [0, 1, 2] stay")
 
 
@@ -76,15 +85,15 @@ def whitening() -> None:
     """Each response once, or as often as it is long."""
     block("whitening")
     rewards, group, lengths = (1.0, 0.0, 0.0, 0.0, 1.0, 1.0), [0] * 4 + [1] * 2, (2, 20, 20, 20, 4, 4)
-    chains: dict[str, tuple[Step, ...]] = {
-        "group mean only": (GroupNormalise("none"), Spread()),
-        "BatchNormalise()": (GroupNormalise("none"), BatchNormalise(), Spread()),
-        "Whiten()": (GroupNormalise("none"), Spread(), Whiten()),
-        'Whiten(mean="kept")': (GroupNormalise("none"), Spread(), Whiten(mean="kept")),
+    chains: dict[str, tuple[CreditStep, ...]] = {
+        "group mean only": (GroupNormalize("none"), BroadcastToTokens()),
+        "BatchNormalise()": (GroupNormalize("none"), BatchNormalize(), BroadcastToTokens()),
+        "Whiten()": (GroupNormalize("none"), BroadcastToTokens(), Whiten()),
+        'Whiten(mean="kept")': (GroupNormalize("none"), BroadcastToTokens(), Whiten(shift_mean="kept")),
     }
     rows: list[list[object]] = []
     for name, steps in chains.items():
-        advantages = after(graded(rewards, group=group, lengths=lengths), *steps).need("advantages")
+        advantages = after(graded(rewards, group=group, lengths=lengths), *steps).require("advantages")
         rows.append([name, *column(advantages[:, 1])])
     table(("tokens", *map(str, lengths)), rows)
 
@@ -93,17 +102,17 @@ def running() -> None:
     """Three steps of training; the third one has a runaway score."""
     block("running")
     rows: list[list[object]] = []
-    parts: dict[str, Step] = {
-        "exact": RunningScale(),
-        "inflated": RunningScale(memory="inflated"),
-        "fading": RunningScale(memory="fading"),
+    parts: dict[str, CreditStep] = {
+        "exact": RunningNormalize(),
+        "inflated": RunningNormalize(moments_mode="inflated"),
+        "fading": RunningNormalize(moments_mode="fading"),
     }
     for name, part in parts.items():
-        state = part.start()
+        state = part.init_state()
         for step, rewards in enumerate(((1.0, 3.0), (2.0, 4.0), (3.0, 30.0))):
-            out, state, _ = part.advance(graded(rewards), state, torch.Generator())
-            cut = after(out, Clip(-0.8, 0.8)).signal
-            rows.append([name, step, *map(str, rewards), *column(out.signal), *column(cut)])
+            out, state, _ = part.apply_stateful(graded(rewards), state, torch.Generator())
+            cut = after(out, ClipReward(-0.8, 0.8)).rewards
+            rows.append([name, step, *map(str, rewards), *column(out.rewards), *column(cut)])
     table(("memory", "step", "s1", "s2", "scaled 1", "scaled 2", "cut 1", "cut 2"), rows)
 
 

@@ -5,21 +5,21 @@ python docs/examples/order.py
 
 from small import FOUR, NAMES, after, block, column, graded, reported, table
 
-from paretune.credit.advantage import BatchNormalise, GroupNormalise
+from paretune.credit.advantage import BatchNormalize, GroupNormalize
 from paretune.credit.aggregate import Gate, WeightedSum
-from paretune.credit.step import Step
+from paretune.credit.step import CreditStep
 
 RESPONSES = ("o1 unsafe", "o2", "o3", "o4")
 EQUAL = WeightedSum(dict.fromkeys(NAMES, 1 / 4))
 SAFETY_THREE = WeightedSum(dict.fromkeys(NAMES, 1 / 6) | {"safety": 3 / 6})
-COMPARE = GroupNormalise("std", form="population", eps=0.0)
-SCALE = BatchNormalise(form="population", eps=0.0)
-GATES = tuple(Gate(name, on="safety", at_least=0.5) for name in NAMES if name != "safety")
+COMPARE = GroupNormalize("std", std_estimator="population", eps=0.0)
+SCALE = BatchNormalize(std_estimator="population", eps=0.0)
+GATES = tuple(Gate(name, condition_objective="safety", threshold=0.5) for name in NAMES if name != "safety")
 
 
-def signal(*steps: Step) -> list[float]:
+def signal(*steps: CreditStep) -> list[float]:
     """What the steps make of the four responses."""
-    return column(after(graded(FOUR, NAMES), *steps).signal)
+    return column(after(graded(FOUR, NAMES), *steps).rewards)
 
 
 def main() -> None:
@@ -33,16 +33,16 @@ def main() -> None:
 
     block("shares")
     _, seen = reported(graded(FOUR, NAMES), EQUAL)
-    table(("objective", "share"), [(name, seen[f"share/{name}"]) for name in NAMES])
+    table(("objective", "share"), [(name, seen[f"variance_share/{name}"]) for name in NAMES])
 
     block("normalise first")
-    every = after(graded(FOUR, NAMES), COMPARE).signal.tolist()
+    every = after(graded(FOUR, NAMES), COMPARE).rewards.tolist()
     apart, scaled = signal(COMPARE, EQUAL), signal(COMPARE, EQUAL, SCALE)
     rows = zip(RESPONSES, every, apart, scaled, strict=True)
     table(("response", *NAMES, "sum", "advantage"), ([name, *z, a, b] for name, z, a, b in rows))
 
     block("gated")
-    gated = after(graded(FOUR, NAMES), *GATES).signal.tolist()
+    gated = after(graded(FOUR, NAMES), *GATES).rewards.tolist()
     table(("response", *NAMES), ([name, *row] for name, row in zip(RESPONSES, gated, strict=True)), 1)
 
     block("gate in both orders")

@@ -6,24 +6,24 @@ python docs/examples/own.py
 from small import block
 
 from paretune.algorithms.grpo import grpo
-from paretune.credit.advantage import LeaveOneOut, Spread
+from paretune.credit.advantage import BroadcastToTokens, LeaveOneOut
 from paretune.credit.penalty import KlPenalty
 from paretune.credit.step import chain
 from paretune.errors import WiringError
-from paretune.learn.check import check
+from paretune.learn.check import check_spec
 
 
 def main() -> None:
     """Print what the page shows."""
     block("plan")
     base = grpo({"polite": 1.0, "safety": 1.0})
-    mine = base.but(name="mine", credit=chain(LeaveOneOut("std"), Spread()))
-    print(check(mine, ["polite", "safety"]))
+    mine = base.replace(name="mine", credit=chain(LeaveOneOut("std"), BroadcastToTokens()))
+    print(check_spec(mine, ["polite", "safety"]))
     block("refused")
-    price = KlPenalty(0.05, on="response")
-    twice = base.but(name="twice", credit=chain(price, LeaveOneOut(), Spread()))
+    price = KlPenalty(0.05, level="response")
+    twice = base.replace(name="twice", credit=chain(price, LeaveOneOut(), BroadcastToTokens()))
     try:
-        check(twice, ["polite", "safety"])
+        check_spec(twice, ["polite", "safety"])
     except WiringError as error:
         print(error)
 

@@ -9,9 +9,9 @@ from small import after, block, column, graded, shown, table
 from paretune.algorithms.ppo import ppo, ppo_max
 from paretune.batch import Batch
 from paretune.credit.gae import Gae
-from paretune.credit.penalty import Clip, EndReward, KlPenalty
-from paretune.credit.running import RunningScale
-from paretune.credit.step import Step
+from paretune.credit.penalty import ClipReward, KlPenalty, TerminalReward
+from paretune.credit.running import RunningNormalize
+from paretune.credit.step import CreditStep
 from paretune.credit.whiten import Whiten
 
 WEIGHTS = {"polite": 1.0, "safety": 1.0}
@@ -24,15 +24,15 @@ def parts() -> None:
     block("parts")
     shown(ppo(WEIGHTS))
     block("parts of ppo_max")
-    shown(ppo_max(WEIGHTS, lm=0.1))
+    shown(ppo_max(WEIGHTS, auxiliary_lm_coef=0.1))
 
 
 def responded(gaps: list[float], values: list[float]) -> Batch:
     """One response of worth 1 whose tokens have these log-ratios to the reference, and these values."""
     zero = torch.zeros(1, 1 + len(gaps))
-    return graded([1.0], lengths=[len(gaps)]).set(
-        behaviour_logp=torch.tensor([[0.0, *gaps]]),
-        reference_logp=zero,
+    return graded([1.0], lengths=[len(gaps)]).replace(
+        old_logprobs=torch.tensor([[0.0, *gaps]]),
+        ref_logprobs=zero,
         values=torch.tensor([[0.0, *values]])[..., None],
     )
 
@@ -45,18 +45,22 @@ def one_response() -> None:
     theirs = responded([0.2, -0.1, 0.0, 0.0], [0.5, 0.4, 0.3, 0.1])
     rows: list[list[object]] = []
     for name, batch in (("at the last token", ours), ("one place later", theirs)):
-        out = after(batch, EndReward(), price, Gae(1.0, 0.95))
-        for what, x in (("reward", out.token_reward), ("advantage", out.advantages), ("return", out.returns)):
+        out = after(batch, TerminalReward(), price, Gae(1.0, 0.95))
+        for what, x in (
+            ("reward", out.token_rewards),
+            ("advantage", out.advantages),
+            ("return", out.returns),
+        ):
             assert x is not None
             rows.append([f"{name}: {what}", *column(x[0, 1:])])
     table(("paid", "1", "2", "3", "4"), [row + [""] * (5 - len(row)) for row in rows])
     block("whitened")
-    whites: list[tuple[str, Step]] = [
+    whites: list[tuple[str, CreditStep]] = [
         ('Whiten("sample")', Whiten()),
         ('Whiten("population")', Whiten("population")),
     ]
     found = [
-        [name, *column(after(ours, EndReward(), price, Gae(), step).need("advantages")[0, 1:])]
+        [name, *column(after(ours, TerminalReward(), price, Gae(), step).require("advantages")[0, 1:])]
         for name, step in whites
     ]
     table(("", "A1", "A2", "A3"), found)
@@ -66,14 +70,14 @@ def scales() -> None:
     """The reward of PPO-max over two steps, and that of the released script."""
     block("scales")
     rows: list[list[object]] = []
-    cut = Clip(-0.8, 0.8)
-    for name, scale in (("normalise", RunningScale()), ("scale", RunningScale(mean="kept"))):
-        state, rng = scale.start(), torch.Generator()
+    cut = ClipReward(-0.8, 0.8)
+    for name, scale in (("normalise", RunningNormalize()), ("scale", RunningNormalize(shift_mean="kept"))):
+        state, rng = scale.init_state(), torch.Generator()
         for number, signal in enumerate(STEPS):
-            batch, state, _ = scale.advance(graded(signal), state, rng)
+            batch, state, _ = scale.apply_stateful(graded(signal), state, rng)
             so_far = [float(state.mean), float(scale.std(state))]
             for was, now, bounded in zip(
-                signal, column(batch.signal), column(after(batch, cut).signal), strict=True
+                signal, column(batch.rewards), column(after(batch, cut).rewards), strict=True
             ):
                 rows.append([name, str(number), *so_far, f"{was:g}", now, bounded])
     table(("scaling", "step", "mean", "std", "signal", "scaled", "cut to 0.8"), rows)

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from paretune.algorithms.preference import dpo, modpo, pro, sft, superhf, tdpo
 from paretune.batch import Batch, Outputs
-from paretune.credit.keep import KeepBest
-from paretune.learn.recipe import Weigh
-from paretune.loss.exact import ExactKl
-from paretune.loss.imitate import Likelihood, LikelihoodOfBest
-from paretune.loss.pair import Form, pair_loss
-from paretune.loss.preference import Dpo, Margin, PairLoss, Tdpo
-from paretune.loss.ranking import Ranking
+from paretune.credit.keep import BestOfN
+from paretune.learn.recipe import LossAggregation
+from paretune.loss.exact import FullKl
+from paretune.loss.imitate import BestOfNSft, SftLoss
+from paretune.loss.pair import PairLossType, pair_loss
+from paretune.loss.preference import Dpo, ModpoMargin, PairLoss, Tdpo
+from paretune.loss.ranking import PreferenceRanking
 from paretune.loss.term import Loss
 
 WEIGHTS = {"polite": 1.0, "safety": 1.0}
-FORMS: tuple[tuple[str, Form, float], ...] = (
+FORMS: tuple[tuple[str, PairLossType, float], ...] = (
     ("sigmoid", "sigmoid", 0.0),
     ("sigmoid, smoothing 0.1", "sigmoid", 0.1),
     ("sigmoid, smoothing 0.2", "sigmoid", 0.2),
@@ -67,10 +67,10 @@ def optima() -> None:
 
 def paired(loss: PairLoss, batch: Batch, logp: Tensor, drift: Tensor | None = None) -> Tensor:
     """The loss of a batch of responses of one token."""
-    batch = batch.set(weight=Weigh("sequence")(batch.respond))
+    batch = batch.replace(loss_weights=LossAggregation("sequence")(batch.response_mask))
     padded = torch.stack([torch.zeros_like(logp), logp], -1)
     kl = None if drift is None else torch.stack([torch.zeros_like(drift), drift], -1)
-    return loss(Outputs(logp=padded, kl_reference_policy=kl), batch)
+    return loss(Outputs(logprobs=padded, ref_policy_kl=kl), batch)
 
 
 def drifts() -> None:
@@ -80,7 +80,7 @@ def drifts() -> None:
     word = torch.tensor([0, 1])[:, None]
     batch = graded([1.0, 0.0])
     known = torch.stack([torch.zeros(2), reference.gather(1, word)[:, 0].log()], -1)
-    batch = batch.set(reference_logp=known)
+    batch = batch.replace(ref_logprobs=known)
     rows: list[list[object]] = []
     losses: dict[str, PairLoss] = {
         "Dpo()": Dpo(),
@@ -105,8 +105,8 @@ def margins() -> None:
     rows: list[list[object]] = []
     for weight in (1.0, 0.9, 0.5, 0.1):
         batch = graded([[1.0, 0.3], [0.0, 0.0]], objectives=("helpful", "safety"))
-        batch = batch.set(reference_logp=torch.zeros(2, 2))
-        margin = Margin("helpful", {"helpful": weight, "safety": 1 - weight})
+        batch = batch.replace(ref_logprobs=torch.zeros(2, 2))
+        margin = ModpoMargin("helpful", {"helpful": weight, "safety": 1 - weight})
         logp = torch.tensor([3.0, 0.0]).requires_grad_()
         loss = paired(Dpo(0.1, margin=margin), batch, logp)
         push = -torch.autograd.grad(loss, logp)[0][0]
@@ -125,24 +125,24 @@ def rankings() -> None:
     }
     rows: list[list[object]] = []
     for name, (worth, logp) in cases.items():
-        slope, loss = slopes_of(Ranking(), graded(worth), torch.tensor(logp))
+        slope, loss = slopes_of(PreferenceRanking(), graded(worth), torch.tensor(logp))
         rows.append([name, loss, *(-slope).tolist()])
     table(("list", "loss", "push 1", "2", "3"), [row + [""] * (5 - len(row)) for row in rows], 6)
     block("anchor")
     long = graded([1.0, 0.0, 0.0], lengths=[10, 1, 1])
-    long = long.set(weight=Weigh("sequence")(long.respond))
-    logp = torch.where(long.respond, -1.0, 0.0)
+    long = long.replace(loss_weights=LossAggregation("sequence")(long.response_mask))
+    logp = torch.where(long.response_mask, -1.0, 0.0)
     for reduction in ("sum", "mean"):
         own = 0.05 * 2**2
-        number = own * float(LikelihoodOfBest(reduction)(Outputs(logp=logp), long))
+        number = own * float(BestOfNSft(reduction)(Outputs(logprobs=logp), long))
         print(f"0.05 x (3 - 1)^2 x likelihood of a best response of 10 tokens, {reduction}: {number:.4f}")
 
 
 def slopes_of(loss: Loss, batch: Batch, logp: Tensor) -> tuple[Tensor, float]:
     """Slope on the log-probability of each response of one token, and the loss."""
-    batch = batch.set(weight=Weigh("sequence")(batch.respond))
+    batch = batch.replace(loss_weights=LossAggregation("sequence")(batch.response_mask))
     mine = logp.clone().requires_grad_()
-    number = loss(Outputs(logp=torch.stack([torch.zeros_like(mine), mine], -1)), batch)
+    number = loss(Outputs(logprobs=torch.stack([torch.zeros_like(mine), mine], -1)), batch)
     return torch.autograd.grad(number, mine)[0], float(number.detach())
 
 
@@ -152,20 +152,20 @@ def best() -> None:
     scores = [0.1, 0.9, 0.3, -1.0, -2.0, -0.5]
     batch = graded(scores, group=[0, 0, 0, 1, 1, 1])
     for k in (1, 2):
-        print(f"KeepBest({k}) of {scores}: {column(after(batch, KeepBest(k)).signal)}")
+        print(f"KeepBest({k}) of {scores}: {column(after(batch, BestOfN(k)).rewards)}")
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     forward, backward = (float((x * (x / y).log()).sum()) for x, y in ((p, q), (q, p)))
     print(f"KL(reference || policy) = {forward:.7f}, KL(policy || reference) = {backward:.7f}")
     rows: list[list[object]] = []
     for name, lengths in (("one response", [2]), ("the same twice", [2, 2])):
         found = graded([0.0] * len(lengths), lengths=lengths)
-        found = found.set(weight=Weigh("token")(found.respond))
-        mask = found.respond
+        found = found.replace(loss_weights=LossAggregation("token")(found.response_mask))
+        mask = found.response_mask
         out = Outputs(
-            logp=torch.where(mask, torch.tensor(0.1).log(), 0.0),
-            kl_reference_policy=torch.where(mask, forward, 0.0),
+            logprobs=torch.where(mask, torch.tensor(0.1).log(), 0.0),
+            ref_policy_kl=torch.where(mask, forward, 0.0),
         )
-        rows.append([name, float(Likelihood()(out, found)), float(ExactKl()(out, found))])
+        rows.append([name, float(SftLoss()(out, found)), float(FullKl()(out, found))])
     table(("", "Likelihood", "ExactKl"), rows)
 
 

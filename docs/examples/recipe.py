@@ -19,22 +19,22 @@ from paretune.config.sources import Section
 
 WIDTH = 110
 SECTIONS: Mapping[str, type[Section]] = {
-    "recipe": schema.Experiment,
+    "recipe": schema.Config,
     "data": schema.DataSection,
     "prompts": sources.PromptSource,
     "ratings": sources.RatingSource,
     "pairs": sources.PairSource,
-    "columns": sources.Columns,
+    "columns": sources.ColumnsSection,
     "world": schema.WorldSection,
-    "stored": schema.StoredSection,
+    "stored": schema.StoredResponsesSection,
     "policy": schema.PolicySection,
-    "lora": sources.Lora,
-    "sft": sources.Sft,
+    "lora": sources.LoraSection,
+    "sft": sources.SftSection,
     "reward": sources.RewardSection,
-    "head": sources.Head,
+    "head": sources.RewardHeadSection,
     "objective": schema.ObjectiveSection,
     "thinking": schema.ThinkingSection,
-    "learn": schema.LearnSection,
+    "learn": schema.TrainingSection,
     "run": schema.RunSection,
     "budget": schema.BudgetSection,
     "evaluate": schema.EvaluateSection,
@@ -58,19 +58,19 @@ WORDS = {
     ("reward", "pairs"): "NAME: {...}, files of pairs of which one was chosen.",
     ("reward", "test_ratings"): "As ratings: what the report tries the heads on.",
     ("reward", "test_pairs"): "As pairs.",
-    ("reward", "fit"): "As policy.sft, without demonstrations.",
+    ("reward", "training"): "As policy.sft, without demonstrations.",
     ("objective", "at"): "For a rate, the least score that counts; for a quantile, its share.",
-    ("learn", "lr"): "Learning rate of AdamW.",
-    ("learn", "warmup"): "Share of the steps, or of the budget, over which the rate rises from 0.",
-    ("run", "steps"): "Training steps of the alignment.",
+    ("training", "learning_rate"): "Learning rate of AdamW.",
+    ("training", "warmup_ratio"): "Share of the steps, or of the budget, over which the rate rises from 0.",
+    ("run", "max_steps"): "Training steps of the alignment.",
     ("run", "seed"): "All chance comes from it.",
-    ("run", "checkpoint_every"): "Steps from one checkpoint to the next.",
+    ("run", "save_steps"): "Steps from one checkpoint to the next.",
     ("budget", "currency"): "What is counted.",
     ("evaluate", "temperature"): "Of sampling, before and after.",
     ("evaluate", "seed"): "Of the responses of the evaluation.",
 }
 """What is said of keys that the schema says nothing of."""
-SHOWN = {("run", "folder"): "runs/NAME", ("recipe", "name"): "FILE"}
+SHOWN = {("run", "output_dir"): "runs/NAME", ("recipe", "name"): "FILE"}
 """Defaults that depend on other keys."""
 
 

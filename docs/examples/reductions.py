@@ -7,16 +7,21 @@ import torch
 from small import block, column, graded, table
 
 from paretune.batch import Batch
-from paretune.credit.penalty import overlong
-from paretune.learn.recipe import Weigh
+from paretune.credit.penalty import soft_overlong_penalty
+from paretune.learn.recipe import LossAggregation
 
-WEIGHS = (Weigh("sequence"), Weigh("token"), Weigh("sequence_sum"), Weigh("constant", 8))
+WEIGHS = (
+    LossAggregation("sequence"),
+    LossAggregation("token"),
+    LossAggregation("sequence_sum"),
+    LossAggregation("constant", 8),
+)
 
 
 def lengths_2_and_6() -> tuple[Batch, torch.Tensor]:
     """Two responses; every token of the first loses 1, every token of the second gains 1."""
     batch = graded([0.0, 0.0], lengths=[2, 6])
-    return batch, torch.where(batch.respond, torch.tensor([[1.0], [-1.0]]), 0.0)
+    return batch, torch.where(batch.response_mask, torch.tensor([[1.0], [-1.0]]), 0.0)
 
 
 def weights() -> None:
@@ -25,9 +30,9 @@ def weights() -> None:
     batch, each = lengths_2_and_6()
     rows: list[list[object]] = []
     for weigh in WEIGHS:
-        weight = weigh(batch.respond)
+        weight = weigh(batch.response_mask)
         short, long = float(weight[0, 1]), float(weight[1, 1])
-        name = f"{weigh.by}, length {weigh.length}" if weigh.by == "constant" else weigh.by
+        name = f"{weigh.mode}, length {weigh.norm_length}" if weigh.mode == "constant" else weigh.mode
         rows.append([name, short, long, 2 * short, 6 * long, float((each * weight).sum())])
     table(("by", "token of 2", "token of 6", "response of 2", "response of 6", "loss"), rows)
 
@@ -38,11 +43,11 @@ def cuts() -> None:
     batch, each = lengths_2_and_6()
     rows: list[list[object]] = []
     for weigh in WEIGHS:
-        weight = weigh(batch.respond)
+        weight = weigh(batch.response_mask)
         whole = float((each * weight).sum())
         parts = sum(float((each[i] * weight[i]).sum()) for i in range(2))
-        own = sum(float((each[i] * weigh(batch.respond[i : i + 1])[0]).sum()) for i in range(2)) / 2
-        rows.append([weigh.by, whole, parts, own])
+        own = sum(float((each[i] * weigh(batch.response_mask[i : i + 1])[0]).sum()) for i in range(2)) / 2
+        rows.append([weigh.mode, whole, parts, own])
     table(("by", "whole", "cut in two", "mean of two means"), rows)
 
 
@@ -50,10 +55,10 @@ def empty() -> None:
     """A response without a credited token beside one of two tokens."""
     block("empty")
     batch = graded([0.0, 0.0], lengths=[2, 2])
-    respond = batch.respond.clone()
+    respond = batch.response_mask.clone()
     respond[1] = False
     for rule in ("count", "skip"):
-        weight = Weigh("sequence", empty=rule)(respond)
+        weight = LossAggregation("sequence", empty_rows=rule)(respond)
         print(f'empty="{rule}": a token of the other response counts {float(weight[0, 1]):.4f}')
 
 
@@ -61,7 +66,7 @@ def overlong_penalty() -> None:
     """What responses of these lengths pay, with the limit of the paper."""
     block("overlong")
     lengths = (10000, 16384, 18432, 20480)
-    price = column(overlong(torch.tensor(lengths), longest=20480, buffer=4096))
+    price = column(soft_overlong_penalty(torch.tensor(lengths), max_new_tokens=20480, buffer_length=4096))
     table(("tokens", *map(str, lengths)), [["price", *price]])
 
 

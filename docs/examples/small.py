@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from paretune.batch import Batch
-from paretune.credit.step import Metrics, Step, chain
+from paretune.credit.step import CreditStep, Metrics, chain
 from paretune.data.collate import collate
-from paretune.learn.recipe import Recipe, explained
+from paretune.learn.recipe import AlgorithmSpec, describe
 
 torch.set_default_dtype(torch.float64)
 
@@ -34,18 +34,18 @@ def graded(
     rows = len(table)
     responses = [[1] * length for length in lengths or [1] * rows]
     batch = collate([[0]] * rows, responses, group or [0] * rows, [False] * rows, objectives, 0)
-    return batch.set(scores=table, signal=table)
+    return batch.replace(scores=table, rewards=table)
 
 
-def after(batch: Batch, *steps: Step) -> Batch:
+def after(batch: Batch, *steps: CreditStep) -> Batch:
     """The batch after these steps, each at its start."""
     return reported(batch, *steps)[0]
 
 
-def reported(batch: Batch, *steps: Step) -> tuple[Batch, Metrics]:
+def reported(batch: Batch, *steps: CreditStep) -> tuple[Batch, Metrics]:
     """The batch after these steps, and what they report."""
     whole = chain(*steps)
-    out, _, metrics = whole.advance(batch, whole.start(), torch.Generator().manual_seed(0))
+    out, _, metrics = whole.apply_stateful(batch, whole.init_state(), torch.Generator().manual_seed(0))
     return out, metrics
 
 
@@ -59,9 +59,9 @@ def block(name: str) -> None:
     print(f"[{name}]")
 
 
-def shown(recipe: Recipe) -> None:
+def shown(recipe: AlgorithmSpec) -> None:
     """The parts, as `paretune check` prints them; long lines are broken."""
-    for line in explained(recipe):
+    for line in describe(recipe):
         print(textwrap.fill(line, 110, subsequent_indent=" " * 15, break_long_words=False))
 
 

@@ -8,19 +8,19 @@ from small import after, block, column, graded, table
 
 from paretune.batch import Outputs
 from paretune.credit.gae import Gae, ReturnToGo
-from paretune.credit.step import Step
+from paretune.credit.step import CreditStep
 from paretune.credit.whiten import Whiten
-from paretune.loss.value import ValueClipped, ValueSquared
+from paretune.loss.value import ClippedValueLoss, SquaredValueLoss
 
 
 def advantages() -> None:
     """One response of three tokens."""
     block("advantages")
-    batch = graded([0.0], lengths=[3]).set(
-        token_reward=torch.tensor([[0.0, -0.1, 0.05, 1.0]])[..., None],
+    batch = graded([0.0], lengths=[3]).replace(
+        token_rewards=torch.tensor([[0.0, -0.1, 0.05, 1.0]])[..., None],
         values=torch.tensor([[0.0, 0.5, 0.4, 0.6]])[..., None],
     )
-    chains: dict[str, tuple[Step, ...]] = {
+    chains: dict[str, tuple[CreditStep, ...]] = {
         "Gae(lam=0)": (Gae(lam=0.0),),
         "Gae(lam=0.95)": (Gae(lam=0.95),),
         "Gae(lam=1)": (Gae(lam=1.0),),
@@ -32,24 +32,24 @@ def advantages() -> None:
     for name, steps in chains.items():
         out = after(batch, *steps)
         returns = [""] * 3 if out.returns is None else column(out.returns[0, 1:])
-        rows.append([name, *column(out.need("advantages")[0, 1:]), *returns])
+        rows.append([name, *column(out.require("advantages")[0, 1:]), *returns])
     table(("", "A1", "A2", "A3", "return 1", "return 2", "return 3"), rows)
 
 
 def losses() -> None:
     """A value that was 0.4 and is to be 1."""
     block("losses")
-    batch = graded([0.0]).set(
+    batch = graded([0.0]).replace(
         values=torch.tensor([0.0, 0.4]).reshape(1, 2, 1),
         returns=torch.tensor([0.0, 1.0]).reshape(1, 2, 1),
     )
-    batch = batch.set(weight=batch.respond.double())
+    batch = batch.replace(loss_weights=batch.response_mask.double())
     rows: list[list[object]] = []
     for now in (0.1, 0.3, 0.5, 0.7, 0.9, 1.3):
         row: list[object] = [f"{now:g}"]
-        for loss in (ValueSquared(), ValueClipped(0.2)):
+        for loss in (SquaredValueLoss(), ClippedValueLoss(0.2)):
             values = torch.tensor([0.0, now]).reshape(1, 2, 1).requires_grad_()
-            number = loss(Outputs(logp=torch.zeros(1, 2), values=values), batch)
+            number = loss(Outputs(logprobs=torch.zeros(1, 2), values=values), batch)
             (slope,) = torch.autograd.grad(number, values)
             row += [float(number.detach()), float(slope[0, 1])]
         rows.append(row)

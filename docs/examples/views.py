@@ -11,12 +11,12 @@ from small import block, column, graded, table
 from paretune.algorithms.confidence import ppo_c, ppo_m
 from paretune.algorithms.grpo import grpo
 from paretune.algorithms.thinking import with_thinking
-from paretune.credit.confidence import CalibrateByConfidence
+from paretune.credit.confidence import ConfidenceCalibratedReward
 from paretune.credit.step import chain
-from paretune.credit.unread import UnreadIsWorst
-from paretune.data.frame import thought
-from paretune.evaluate.calibration import calibration
-from paretune.learn.recipe import Recipe, explained
+from paretune.credit.unread import InvalidFormatPenalty
+from paretune.data.frame import parse_thinking
+from paretune.evaluate.calibration import calibration_metrics
+from paretune.learn.recipe import AlgorithmSpec, describe
 
 WEIGHTS = {"polite": 1.0, "safety": 1.0}
 
@@ -33,10 +33,10 @@ def parts() -> None:
         chosen(recipe)
 
 
-def chosen(recipe: Recipe) -> None:
+def chosen(recipe: AlgorithmSpec) -> None:
     """The lines of source, view and worth."""
     at = ""
-    for line in explained(recipe):
+    for line in describe(recipe):
         at = line[:10].strip() or at
         if at in {"source", "view", "worth"}:
             print(textwrap.fill(line, 110, subsequent_indent=" " * 15, break_long_words=False))
@@ -56,7 +56,7 @@ def forms() -> None:
         "<think>a</think> B</think> C",
         "<think>a</think> B <think>c</think> D",
     ):
-        found = thought(response)
+        found = parse_thinking(response)
         rows.append([response, *(found or ("", "unread"))])
     table(("response", "thoughts", "answer"), rows)
 
@@ -64,13 +64,13 @@ def forms() -> None:
 def unread() -> None:
     """Two training steps, two columns; the last response of each is unread."""
     block("unread")
-    step, rng = UnreadIsWorst(), torch.Generator()
-    state, rows = step.start(), []
+    step, rng = InvalidFormatPenalty(), torch.Generator()
+    state, rows = step.init_state(), []
     for at, scores in enumerate(([[0.9, 0.2], [0.4, 0.6]], [[0.7, 0.8], [0.8, 0.9]])):
         batch = graded([*scores, [torch.nan, torch.nan]], ("polite", "safety"))
-        batch = batch.set(readable=torch.tensor([True, True, False]))
-        batch, state, _ = step.advance(batch, state, rng)
-        rows += [[f"step {at + 1}, response {i + 1}", *column(row)] for i, row in enumerate(batch.signal)]
+        batch = batch.replace(format_valid=torch.tensor([True, True, False]))
+        batch, state, _ = step.apply_stateful(batch, state, rng)
+        rows += [[f"step {at + 1}, response {i + 1}", *column(row)] for i, row in enumerate(batch.rewards)]
     table(("", "polite", "safety"), rows)
 
 
@@ -79,19 +79,19 @@ def adjusted() -> None:
     block("adjusted")
     rewards, stated = [2.0, -1.0, 0.5], [0.9, 0.9, torch.nan]
     batch = graded([[r, c] for r, c in zip(rewards, stated, strict=True)], ("score", "confidence"))
-    batch = batch.set(signal=batch.signal[:, :1])
+    batch = batch.replace(rewards=batch.rewards[:, :1])
     rows: list[list[object]] = []
     for unstated in ("unadjusted", "worst"):
-        step = chain(CalibrateByConfidence(unstated=unstated, start_at=0.0))
-        got, _, _ = step.advance(batch, step.start(), torch.Generator())
-        rows.append([f'unstated "{unstated}"', *column(got.signal)])
+        step = chain(ConfidenceCalibratedReward(missing_confidence=unstated, initial_baseline=0.0))
+        got, _, _ = step.apply_stateful(batch, step.init_state(), torch.Generator())
+        rows.append([f'unstated "{unstated}"', *column(got.rewards)])
     table(("", "2, sure", "-1, sure", "0.5, silent"), rows)
 
 
 def measured() -> None:
     """Five answers."""
     block("measured")
-    found = calibration([0.9, 0.9, 0.8, 0.6, 0.6], [1, 0, 1, 0, 1])
+    found = calibration_metrics([0.9, 0.9, 0.8, 0.6, 0.6], [1, 0, 1, 0, 1])
     table(("", "ECE", "Brier", "AUROC"), [["five answers", found.ece, found.brier, found.auroc]])
 
 

@@ -6,16 +6,16 @@ python docs/examples/worth.py
 import torch
 from small import after, block, column, graded, table
 
-from paretune.credit.confidence import Form, confidence_adjustment
-from paretune.credit.dense import PlaceTokenReward
-from paretune.credit.resample import ByRank, rank_odds
+from paretune.credit.confidence import AdjustmentType, confidence_adjustment
+from paretune.credit.dense import RedistributeTokenRewards
+from paretune.credit.resample import RankFiltrationStrategy, rank_probabilities
 from paretune.models.measure import implicit_reward
 
 
 def confidence() -> None:
     """Two rewards about a mean of 1, by what is claimed."""
     block("confidence")
-    forms: dict[Form, float] = {"difference": 2.0, "threshold": 0.5}
+    forms: dict[AdjustmentType, float] = {"difference": 2.0, "threshold": 0.5}
     rows: list[list[object]] = []
     for form, w in forms.items():
         for reward in (2.0, 0.2):
@@ -28,8 +28,8 @@ def confidence() -> None:
 def odds() -> None:
     """Five responses, the best first."""
     block("odds")
-    names: tuple[ByRank, ...] = ("best_of_n", "best_random", "best_worst")
-    table(("rank", *"12345"), [[name, *column(torch.tensor(rank_odds(name, 5)))] for name in names])
+    names: tuple[RankFiltrationStrategy, ...] = ("best_of_n", "best_random", "best_worst")
+    table(("rank", *"12345"), [[name, *column(torch.tensor(rank_probabilities(name, 5)))] for name in names])
 
 
 def dense() -> None:
@@ -37,17 +37,19 @@ def dense() -> None:
     block("dense")
     batch = graded([0.8], lengths=[3])
     gain = torch.tensor([[0.0, 0.4, -0.2, 0.2]])
-    reward = implicit_reward(gain, torch.zeros(1, 4), batch.respond, 0.05)
-    batch = batch.set(tokens=torch.tensor([[5, 6, 7, 8]]), token_reward=reward[..., None])
+    reward = implicit_reward(gain, torch.zeros(1, 4), batch.response_mask, 0.05)
+    batch = batch.replace(input_ids=torch.tensor([[5, 6, 7, 8]]), token_rewards=reward[..., None])
     parts = {
         "as it is": (),
-        'PlaceTokenReward("sentence", ends=(7,))': (PlaceTokenReward("sentence", ends=(7,)),),
-        'PlaceTokenReward("end")': (PlaceTokenReward("end"),),
-        'PlaceTokenReward("shaping")': (PlaceTokenReward("shaping"),),
+        'PlaceTokenReward("sentence", ends=(7,))': (
+            RedistributeTokenRewards("sentence", sentence_end_ids=(7,)),
+        ),
+        'PlaceTokenReward("end")': (RedistributeTokenRewards("end"),),
+        'PlaceTokenReward("shaping")': (RedistributeTokenRewards("shaping"),),
     }
     rows: list[list[object]] = []
     for name, steps in parts.items():
-        paid = after(batch, *steps).need("token_reward")[0, 1:]
+        paid = after(batch, *steps).require("token_rewards")[0, 1:]
         rows.append([name, *column(paid), *column(paid.sum(0))])
     table(("", "r1", "r2", "r3", "sum"), rows)
 

@@ -20,7 +20,7 @@ import typer
 from paretune import __version__
 from paretune.errors import ConfigError, ParetuneError
 
-BUG, INTERRUPTED = 1, 130
+EXIT_BUG, EXIT_INTERRUPTED = 1, 130
 
 app = typer.Typer(
     name="paretune",
@@ -31,22 +31,23 @@ app = typer.Typer(
     "stopped itself, 75 stopped by a signal, 130 Ctrl-C (the message says what is saved).",
 )
 
-Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]
-Overrides = Annotated[
+RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]
+OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values that replace those of the recipe.")
 ]
 
 
-def _version(asked: bool | None) -> None:
-    if asked:
-        _say(f"paretune {__version__}")
+def _print_version(requested: bool | None) -> None:
+    if requested:
+        _echo(f"paretune {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def common(
+def main_options(
     version: Annotated[
-        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool | None,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
     ] = None,
 ) -> None:
     """Align a language model to several objectives at once, and see what each one costs the others."""
@@ -54,17 +55,17 @@ def common(
 
 @app.command()
 def demo(
-    overrides: Overrides = None,
+    overrides: OverridesArgument = None,
     seed: Annotated[int, typer.Option(help="Another seed makes another world and another run.")] = 0,
 ) -> None:
     """From nothing to a report in minutes, offline."""
-    _run("demo", [f"run.seed={seed}", *(overrides or [])])
+    _run_recipe("demo", [f"run.seed={seed}", *(overrides or [])])
 
 
 @app.command()
 def run(
-    recipe: Recipe,
-    overrides: Overrides = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
     until: Annotated[
         Literal["judge", "align", "trial", "judged-trial"] | None,
         typer.Option(
@@ -72,54 +73,54 @@ def run(
             "judged-trial: by the judge too."
         ),
     ] = None,
-    shared: Annotated[
+    reuse_from: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Take over policy, reward and judge of a run `--until judge`."),
     ] = None,
 ) -> None:
     """Run a recipe; again: go on where it stopped."""
-    _run(recipe, overrides or [], until or "", shared)
+    _run_recipe(recipe, overrides or [], until or "", reuse_from)
 
 
 @app.command()
-def compare(
-    comparison: Annotated[
+def benchmark(
+    benchmark_file: Annotated[
         str, typer.Argument(metavar="FILE", help="A YAML file, or the name of a shipped comparison.")
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values that replace those of the file.")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say what it would do.")] = False,
+    dry_run: Annotated[bool, typer.Option("--check", help="Only say what it would do.")] = False,
 ) -> None:
     """Compare methods under one budget; again: go on."""
     try:
         from paretune.config import find_recipe
-        from paretune.config.contest import load_contest
+        from paretune.config.contest import load_benchmark
 
-        contest = load_contest(find_recipe(comparison), overrides or [])
-        if check:
-            from paretune.compare.plan import planned
+        contest = load_benchmark(find_recipe(benchmark_file), overrides or [])
+        if dry_run:
+            from paretune.compare.plan import describe_benchmark
 
-            _say(planned(contest))
+            _echo(describe_benchmark(contest))
             return
-        from paretune.compare.conduct import conduct
+        from paretune.compare.conduct import run_benchmark
 
-        found = conduct(contest)
+        found = run_benchmark(contest)
     except KeyboardInterrupt as error:
-        _say(str(error) or "interrupted; the same command goes on from what is saved", error=True)
-        raise typer.Exit(INTERRUPTED) from None
+        _echo(str(error) or "interrupted; the same command goes on from what is saved", error=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if found["refused"]:
         raise ConfigError("\n".join(found["refused"]))
 
 
 @app.command()
-def check(recipe: Recipe, overrides: Overrides = None) -> None:
+def check(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Check a recipe, its files and its wiring."""
-    with _tidying_nothing():
-        from paretune.config import find_recipe, load
+    with _gc_disabled():
+        from paretune.config import find_recipe, load_config
         from paretune.stages.check import check as plan
 
-        _say(plan(load(find_recipe(recipe), overrides or [])))
+        _echo(plan(load_config(find_recipe(recipe), overrides or [])))
 
 
 @app.command()
@@ -127,87 +128,89 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this one, to be copied and changed.")] = None,
 ) -> None:
     """List the shipped recipes, or print one."""
-    from paretune.config import find_recipe, shipped, summary
+    from paretune.config import bundled_recipes, find_recipe, recipe_summary
 
     if name is not None:
         print(find_recipe(name).read_text(encoding="utf-8"), end="")
         return
-    every = shipped()
+    every = bundled_recipes()
     width = max(map(len, every), default=0)
     for known, path in every.items():
-        _say(f"{known:<{width}}  {summary(path)}")
+        _echo(f"{known:<{width}}  {recipe_summary(path)}")
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
+def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
     """Write the report of a run again."""
-    _refuse_empty(folder)
+    _require_results(run_dir)
     from paretune.report.page import write_report
 
-    _say(str(write_report(folder)))
+    _echo(str(write_report(run_dir)))
 
 
 @app.command()
-def filtration(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+def reward_filtering(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     arm: Annotated[
         str, typer.Option(help="before: the start's responses; after: the trained policy's.")
     ] = "before",
 ) -> None:
     """Say which responses a reward can be trusted on."""
-    from paretune.evaluate.filtration import filtration_of
-    from paretune.report.table import filtration_table
+    from paretune.evaluate.filtration import compare_reward_filters
+    from paretune.report.table import reward_filtering_table
 
     if arm not in ("before", "after"):
         raise ConfigError(f"--arm: {arm} is neither before nor after; fix: --arm before, or --arm after")
-    _say(filtration_table(filtration_of(folder, "before" if arm == "before" else "after")))
+    _echo(reward_filtering_table(compare_reward_filters(run_dir, "before" if arm == "before" else "after")))
 
 
 @app.command()
-def soup(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN [RUN]...", help="Finished runs.")],
-    steps: Annotated[int, typer.Option(min=1, max=20, help="Equal steps from one run to the next.")] = 4,
-    folder: Annotated[Path, typer.Option(help="Where the mixtures go.")] = Path("runs/soup"),
+def merge(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN RUN [RUN]...", help="Finished runs.")],
+    grid_steps: Annotated[int, typer.Option(min=1, max=20, help="Equal steps from one run to the next.")] = 4,
+    output_dir: Annotated[Path, typer.Option(help="Where the mixtures go.")] = Path("runs/soup"),
 ) -> None:
     """Average aligned runs, and evaluate every mixture."""
     from paretune.files import read_json
-    from paretune.report.table import soup_table
-    from paretune.stages.soups import soups
+    from paretune.report.table import merge_table
+    from paretune.stages.soups import merge_runs
 
-    found = soups(folders, folder, steps)
-    _say(f"{soup_table(read_json(found) or {})}\n\n{found}")
+    found = merge_runs(run_dirs, output_dir, grid_steps)
+    _echo(f"{merge_table(read_json(found) or {})}\n\n{found}")
 
 
 @app.command()
 def doctor() -> None:
     """Say what this machine has and lacks."""
-    from paretune.doctor import examine
+    from paretune.doctor import check_environment
 
-    lines, healthy = examine()
-    _say("\n".join(lines))
+    lines, healthy = check_environment()
+    _echo("\n".join(lines))
     raise typer.Exit(0 if healthy else 3)
 
 
-def _run(recipe: str, overrides: Sequence[str], until: str = "", shared: Path | None = None) -> None:
+def _run_recipe(
+    recipe: str, overrides: Sequence[str], until: str = "", reuse_from: Path | None = None
+) -> None:
     folder = None
     try:
-        from paretune.config import find_recipe, load
+        from paretune.config import find_recipe, load_config
 
-        experiment = load(find_recipe(recipe), overrides)
-        folder = Path(experiment.run.folder)
+        experiment = load_config(find_recipe(recipe), overrides)
+        folder = Path(experiment.run.output_dir)
         from paretune.stages.console import make_console
-        from paretune.stages.pipeline import run as run_stages
+        from paretune.stages.pipeline import run_pipeline as run_stages
 
         command = shlex.join(["paretune", *sys.argv[1:]])
-        run_stages(experiment, make_console(), command=command, until=until, shared=shared)
+        run_stages(experiment, make_console(), command=command, until=until, reuse_from=reuse_from)
     except KeyboardInterrupt as error:
         # One that waited for a step to be complete says itself what was saved; one that did not wait cannot.
-        _say(str(error) or _interrupted(folder), error=True)
-        raise typer.Exit(INTERRUPTED) from None
+        _echo(str(error) or _interrupted_message(folder), error=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 @contextmanager
-def _tidying_nothing() -> Iterator[None]:
+def _gc_disabled() -> Iterator[None]:
     """For what ends soon: to look for garbage among all that it imports takes a third of its time."""
     gc.disable()
     try:
@@ -217,27 +220,27 @@ def _tidying_nothing() -> Iterator[None]:
         gc.enable()
 
 
-def _interrupted(folder: Path | None) -> str:
-    if folder is not None and (folder / "run.json").exists():
-        return f"interrupted; the same command goes on from what is saved in {folder}"
+def _interrupted_message(output_dir: Path | None) -> str:
+    if output_dir is not None and (output_dir / "run.json").exists():
+        return f"interrupted; the same command goes on from what is saved in {output_dir}"
     return "interrupted before anything was saved; the same command begins anew"
 
 
-def _refuse_empty(folder: Path) -> None:
+def _require_results(run_dir: Path) -> None:
     """Refuse a folder that is no run, or a run of which there is nothing to report yet."""
     from paretune.files import read_json
 
-    if not folder.is_dir():
-        wrong = "is a file" if folder.exists() else "there is no such folder"
-        raise ConfigError(f"{folder}: {wrong}; fix: name the folder of a run")
-    book = read_json(folder / "run.json")
-    said = (folder / "metrics.jsonl", *folder.glob("eval/*/eval.json"))
+    if not run_dir.is_dir():
+        wrong = "is a file" if run_dir.exists() else "there is no such folder"
+        raise ConfigError(f"{run_dir}: {wrong}; fix: name the folder of a run")
+    book = read_json(run_dir / "run.json")
+    said = (run_dir / "metrics.jsonl", *run_dir.glob("eval/*/eval.json"))
     if book is not None and not any(file.exists() and file.stat().st_size for file in said):
         state = f"{book.get('status', 'begun')}, stage {book.get('stage', 'data')}"
-        raise ConfigError(f"{folder}: nothing to report yet ({state}); fix: give the run's command again")
+        raise ConfigError(f"{run_dir}: nothing to report yet ({state}); fix: give the run's command again")
 
 
-def _say(text: str, *, error: bool = False) -> None:
+def _echo(text: str, *, error: bool = False) -> None:
     """Print lines, without the control characters that names and rows of data may hold."""
     from paretune.report.sanitize import sanitize
 
@@ -245,7 +248,7 @@ def _say(text: str, *, error: bool = False) -> None:
         print(sanitize(line), file=sys.stderr if error else sys.stdout, flush=True)
 
 
-def _crash_file(error: Exception) -> Path:
+def _write_crash_file(error: Exception) -> Path:
     """The traceback in a file of its own: it holds code lines only, no values."""
     name = time.strftime("paretune-crash-%Y%m%d-%H%M%S-")
     with tempfile.NamedTemporaryFile("w", prefix=name, suffix=".txt", delete=False, encoding="utf-8") as file:
@@ -253,21 +256,21 @@ def _crash_file(error: Exception) -> Path:
     return Path(file.name)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
     # Threads that wait by spinning are ten times slower wherever another program wants the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app(args=None if arguments is None else list(arguments))
+        app(args=None if argv is None else list(argv))
     except ParetuneError as error:
-        _say(str(error), error=True)
+        _echo(str(error), error=True)
         code = error.exit_code
     except Exception as error:
-        _say(
-            f"a bug of ours: {type(error).__name__}; the traceback is in {_crash_file(error)}",
+        _echo(
+            f"a bug of ours: {type(error).__name__}; the traceback is in {_write_crash_file(error)}",
             error=True,
         )
-        code = BUG
+        code = EXIT_BUG
     else:
         code = 0
     sys.exit(code)

@@ -28,7 +28,7 @@ class DataError(ParetuneError, ValueError):
     exit_code = 2
 
 
-class MissingExtra(ParetuneError, ImportError):
+class MissingDependencyError(ParetuneError, ImportError):
     """An optional part of the package is not installed."""
 
     exit_code = 3
@@ -40,29 +40,36 @@ class ResourceError(ParetuneError, RuntimeError):
     exit_code = 3
 
 
-class TrainingGuard(ParetuneError, ArithmeticError):
+class NonFiniteError(ParetuneError, ArithmeticError):
     """Training met a NaN or an infinity, and stopped before it reached the weights."""
 
     exit_code = 4
 
 
-class Stopped(ParetuneError):
+class RunInterrupted(ParetuneError):
     """A signal asked the run to stop, and a good checkpoint was written first."""
 
     exit_code = 75
 
 
-def complaint(
-    file: object, line: int | None, col: int | None, key: str, wrong: str, *, meant: str = "", fix: str = ""
+def format_issue(
+    file: object,
+    line: int | None,
+    col: int | None,
+    key: str,
+    problem: str,
+    *,
+    suggestion: str = "",
+    fix: str = "",
 ) -> str:
     """One line of the form `file:line:col: key: what is wrong; did you mean "..."; fix: ...`."""
     place = ":".join(str(part) for part in (file, line, col) if part is not None)
-    tail = (f'; did you mean "{meant}"?' if meant else "") + (f"; fix: {fix}" if fix else "")
-    return f"{place}: {key}: {wrong}{tail}" if key else f"{place}: {wrong}{tail}"
+    tail = (f'; did you mean "{suggestion}"?' if suggestion else "") + (f"; fix: {fix}" if fix else "")
+    return f"{place}: {key}: {problem}{tail}" if key else f"{place}: {problem}{tail}"
 
 
-def joined(complaints: Iterable[str], most: int = 20) -> str:
-    """All complaints, one a line, at most `most` of them and a count of the rest."""
-    lines = list(complaints)
-    rest = len(lines) - most
-    return "\n".join([*lines[:most], *([f"... and {rest} more"] if rest > 0 else [])])
+def join_issues(issues: Iterable[str], max_issues: int = 20) -> str:
+    """All complaints, one a line, at most `max_issues` of them and a count of the rest."""
+    lines = list(issues)
+    rest = len(lines) - max_issues
+    return "\n".join([*lines[:max_issues], *([f"... and {rest} more"] if rest > 0 else [])])

@@ -25,12 +25,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        fsync_dir(path.parent)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
 
 
-def as_umask(folder: Path) -> None:
+def apply_umask(folder: Path) -> None:
     """Give every file below a folder the mode that new files have: safetensors writes for its owner alone."""
     probe = folder / ".mode.tmp"
     probe.touch()
@@ -41,7 +41,7 @@ def as_umask(folder: Path) -> None:
             path.chmod(mode)
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_dir(folder: Path) -> None:
     """Make the names in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -50,15 +50,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sync_tree(folder: Path) -> None:
+def fsync_tree(folder: Path) -> None:
     """Make everything below a folder survive a power cut, files first."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     for inner in [path for path in folder.rglob("*") if path.is_dir()]:
-        sync_folder(inner)
-    sync_folder(folder)
+        fsync_dir(inner)
+    fsync_dir(folder)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -98,16 +98,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def to_json(value: Any) -> str:
     """JSON with null where a number is not finite, since JSON has no NaN."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
+    return json.dumps(_nonfinite_to_null(value), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
 
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
+def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     """Append an object to a JSONL file in one write, so that a kill tears the last line at most.
 
     Raises:
         ResourceError: The disk is full or the file cannot be written.
     """
-    data = (json.dumps(_finite(line), ensure_ascii=True, allow_nan=False) + "\n").encode()
+    data = (json.dumps(_nonfinite_to_null(record), ensure_ascii=True, allow_nan=False) + "\n").encode()
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -116,20 +116,20 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
 
 
-def cannot_write(path: Path, error: OSError) -> ResourceError:
+def write_error(path: Path, error: OSError) -> ResourceError:
     """The error for a file or folder the system would not let us write."""
     why = error.strerror or str(error)
     return ResourceError(f"{path}: cannot be written: {why}; fix: free space or choose another place")
 
 
-def _finite(value: Any) -> Any:
+def _nonfinite_to_null(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
+        return {str(key): _nonfinite_to_null(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [_nonfinite_to_null(entry) for entry in value]
     if isinstance(value, str | int | bool) or value is None:
         return value
     number = float(value)

@@ -20,15 +20,15 @@ def nondominated(points: Points, duplicates: Literal["keep", "first"] = "keep") 
     Raises:
         DataError: The points are no table of finite numbers.
     """
-    points = _table(points)
-    beaten = np.asarray(_dominates(points).any(0))
+    points = _validated_points(points)
+    beaten = np.asarray(_dominance_matrix(points).any(0))
     if duplicates == "first":
         equal = (points[:, None] == points[None]).all(-1)
         beaten |= np.triu(equal, 1).any(0)
     return ~beaten
 
 
-def ranks(points: Points) -> NDArray[np.int64]:
+def pareto_ranks(points: Points) -> NDArray[np.int64]:
     """0 for the front, 1 for the front of the rest, and so on; equal points share a rank.
 
     Raises:
@@ -36,8 +36,8 @@ def ranks(points: Points) -> NDArray[np.int64]:
 
     Source: Deb et al. 2002, section III.A (NSGA-II), fast non-dominated sorting.
     """
-    points = _table(points)
-    dominates = _dominates(points)
+    points = _validated_points(points)
+    dominates = _dominance_matrix(points)
     rank = np.full(len(points), -1, np.int64)
     level = 0
     while (left := rank < 0).any():
@@ -46,11 +46,11 @@ def ranks(points: Points) -> NDArray[np.int64]:
     return rank
 
 
-def hypervolume(points: Points, worst: NDArray[np.float64]) -> float:
-    """Volume of what the points dominate above the corner `worst`; exact, in any number of objectives.
+def hypervolume(points: Points, ref_point: NDArray[np.float64]) -> float:
+    """Volume of what the points dominate above the corner `ref_point`; exact, in any number of objectives.
 
-    Points that are not above `worst` in every objective add nothing. Volumes can be compared only when they
-    share `worst` and the units of every objective.
+    Points that are not above `ref_point` in every objective add nothing. Volumes can be compared only when they
+    share `ref_point` and the units of every objective.
 
     Raises:
         DataError: The points are no table of finite numbers, or the corner has another number of objectives.
@@ -58,11 +58,11 @@ def hypervolume(points: Points, worst: NDArray[np.float64]) -> float:
     Source: While, Bradstreet and Barone 2012, WFG (IEEE TEC 16:1): each point adds the box below it less
     what the points after it cover of that box.
     """
-    above = _above(_table(points), worst)
-    return _volume(above[nondominated(above, "first")])
+    above = _relative_to_ref_point(_validated_points(points), ref_point)
+    return _volume_above_origin(above[nondominated(above, "first")])
 
 
-def contributions(points: Points, worst: NDArray[np.float64]) -> NDArray[np.float64]:
+def hypervolume_contributions(points: Points, ref_point: NDArray[np.float64]) -> NDArray[np.float64]:
     """The volume of the front that goes when one point is taken away; 0 for duplicates.
 
     Dominated points are worth nothing, and none of them steps in for a point that was taken away.
@@ -70,18 +70,18 @@ def contributions(points: Points, worst: NDArray[np.float64]) -> NDArray[np.floa
     Raises:
         DataError: As for `hypervolume`.
     """
-    points = _table(points)
+    points = _validated_points(points)
     twice = (points[:, None] == points[None]).all(-1).sum(0) > 1
     front, lost = nondominated(points, "first"), np.zeros(len(points))
-    whole = hypervolume(points[front], worst)
+    whole = hypervolume(points[front], ref_point)
     for i in np.flatnonzero(front & ~twice):
         others = front.copy()
         others[i] = False
-        lost[i] = whole - hypervolume(points[others], worst)
+        lost[i] = whole - hypervolume(points[others], ref_point)
     return lost
 
 
-def igd(points: Points, reference: Points) -> float:
+def igd(points: Points, reference_set: Points) -> float:
     """Inverted generational distance: mean distance of the reference points to the nearest of the points.
 
     Raises:
@@ -89,10 +89,10 @@ def igd(points: Points, reference: Points) -> float:
 
     Source: Coello Coello and Reyes Sierra 2004, with exponent 1.
     """
-    return float(np.linalg.norm(_gaps(points, reference), axis=-1).min(1).mean())
+    return float(np.linalg.norm(_pairwise_gaps(points, reference_set), axis=-1).min(1).mean())
 
 
-def igd_plus(points: Points, reference: Points) -> float:
+def igd_plus(points: Points, reference_set: Points) -> float:
     """The same, counting only the objectives in which the point falls short of the reference point.
 
     Raises:
@@ -100,11 +100,11 @@ def igd_plus(points: Points, reference: Points) -> float:
 
     Source: Ishibuchi et al. 2015, IGD+, which never prefers a set that another one dominates.
     """
-    short = np.maximum(_gaps(points, reference), 0.0)
+    short = np.maximum(_pairwise_gaps(points, reference_set), 0.0)
     return float(np.linalg.norm(short, axis=-1).min(1).mean())
 
 
-def epsilon(points: Points, reference: Points) -> float:
+def additive_epsilon(points: Points, reference_set: Points) -> float:
     """The smallest amount by which the points must rise to cover the reference; negative if they exceed it.
 
     Raises:
@@ -112,10 +112,10 @@ def epsilon(points: Points, reference: Points) -> float:
 
     Source: Zitzler et al. 2003, section 4.2, additive epsilon indicator.
     """
-    return float(_gaps(points, reference).max(-1).min(1).max())
+    return float(_pairwise_gaps(points, reference_set).max(-1).min(1).max())
 
 
-def _table(points: Points) -> Points:
+def _validated_points(points: Points) -> Points:
     table = np.asarray(points, np.float64)
     if table.ndim != 2 or not np.isfinite(table).all():
         raise DataError(
@@ -125,21 +125,21 @@ def _table(points: Points) -> Points:
     return table
 
 
-def _dominates(points: Points) -> NDArray[np.bool_]:
+def _dominance_matrix(points: Points) -> NDArray[np.bool_]:
     """[i, j]: i dominates j."""
     at_least = np.asarray((points[:, None] >= points[None]).all(-1))
     return at_least & ~at_least.T
 
 
-def _above(points: Points, worst: NDArray[np.float64]) -> Points:
+def _relative_to_ref_point(points: Points, ref_point: NDArray[np.float64]) -> Points:
     """The points as seen from the corner, without those that are not above it everywhere."""
-    corner = np.asarray(worst, np.float64)
+    corner = np.asarray(ref_point, np.float64)
     if corner.shape != points.shape[1:]:
         raise DataError(f"the corner has shape {corner.shape}, and the points have {points.shape[1]} columns")
     return points[(points > corner).all(-1)] - corner
 
 
-def _volume(front: Points) -> float:
+def _volume_above_origin(front: Points) -> float:
     """Volume above 0 of a front without duplicates."""
     if not len(front):
         return 0.0
@@ -150,13 +150,13 @@ def _volume(front: Points) -> float:
     total = 0.0
     for i, point in enumerate(order):
         covered = np.minimum(order[i + 1 :], point)
-        total += float(point.prod()) - _volume(covered[nondominated(covered, "first")])
+        total += float(point.prod()) - _volume_above_origin(covered[nondominated(covered, "first")])
     return total
 
 
-def _gaps(points: Points, reference: Points) -> NDArray[np.float64]:
+def _pairwise_gaps(points: Points, reference_set: Points) -> NDArray[np.float64]:
     """[R, N, K]: how far each reference point is above each point."""
-    ours, theirs = _table(points), _table(reference)
+    ours, theirs = _validated_points(points), _validated_points(reference_set)
     if ours.shape[1] != theirs.shape[1] or not len(ours) or not len(theirs):
         raise DataError(f"cannot compare points of shape {ours.shape} with a reference of {theirs.shape}")
     return theirs[:, None] - ours[None]

@@ -11,7 +11,7 @@ from typing import Any
 from paretune.errors import ConfigError
 
 
-class Lock:
+class RunLock:
     """The file LOCK of a folder, held from construction to `release`.
 
     The kernel's lock on the file decides, so a killed process never blocks the next one and two processes
@@ -24,10 +24,10 @@ class Lock:
 
     def __init__(self, folder: Path, config_hash: str) -> None:
         self.path = folder / "LOCK"
-        self.handle: int | None = None
+        self.fd: int | None = None
         while True:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            holder = self._try(handle)
+            holder = self._acquire(handle)
             # Whoever held it may have removed the file between our open and our lock: then ours is no
             # longer the file of that name, and we start over.
             if _same_file(handle, self.path):
@@ -36,31 +36,31 @@ class Lock:
         mine = {"pid": os.getpid(), "host": platform.node(), "boot": boot_id(), "config_hash": config_hash}
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(mine).encode(), 0)
-        self.handle = handle
-        self.previous = f"process {holder.get('pid')}" if holder else ""
+        self.fd = handle
+        self.previous_holder = f"process {holder.get('pid')}" if holder else ""
         """Who held it and never gave it back, or ""."""
 
-    def _try(self, handle: int) -> dict[str, Any]:
+    def _acquire(self, fd: int) -> dict[str, Any]:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            holder = _holder(handle)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            holder = _read_holder(fd)
             if holder and holder.get("host") != platform.node():
                 raise BlockingIOError
         except BlockingIOError:
-            who = _holder(handle)
-            os.close(handle)
-            raise ConfigError(_in_use(self.path, who)) from None
+            who = _read_holder(fd)
+            os.close(fd)
+            raise ConfigError(_in_use_message(self.path, who)) from None
         return holder
 
     def release(self) -> None:
         """Give it back; harmless when done twice."""
-        if self.handle is not None:
+        if self.fd is not None:
             self.path.unlink(missing_ok=True)
-            os.close(self.handle)
-            self.handle = None
+            os.close(self.fd)
+            self.fd = None
 
 
-def holder(folder: Path) -> str:
+def lock_holder(folder: Path) -> str:
     """Who is at work in a folder on this machine, or ""; to be asked, not to be relied on."""
     try:
         handle = os.open(folder / "LOCK", os.O_RDWR)
@@ -69,7 +69,7 @@ def holder(folder: Path) -> str:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return f"process {_holder(handle).get('pid', 'unknown')}"
+        return f"process {_read_holder(handle).get('pid', 'unknown')}"
     finally:
         os.close(handle)
     return ""
@@ -81,24 +81,28 @@ def boot_id() -> str:
     return path.read_text().strip() if path.exists() else ""
 
 
-def _holder(handle: int) -> dict[str, Any]:
+def _read_holder(fd: int) -> dict[str, Any]:
     try:
-        found = json.loads(os.pread(handle, 4096, 0))
+        found = json.loads(os.pread(fd, 4096, 0))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _in_use(path: Path, who: Mapping[str, Any]) -> str:
-    place = f"process {who['pid']} on {who['host']}" if "pid" in who and "host" in who else "another process"
+def _in_use_message(path: Path, holder_info: Mapping[str, Any]) -> str:
+    place = (
+        f"process {holder_info['pid']} on {holder_info['host']}"
+        if "pid" in holder_info and "host" in holder_info
+        else "another process"
+    )
     return (
-        f"{path}: run.folder: {place} is at work in this folder; "
-        "fix: wait for it, or choose another run.folder (if that machine is gone, remove LOCK)"
+        f"{path}: run.output_dir: {place} is at work in this folder; "
+        "fix: wait for it, or choose another run.output_dir (if that machine is gone, remove LOCK)"
     )
 
 
-def _same_file(handle: int, path: Path) -> bool:
+def _same_file(fd: int, path: Path) -> bool:
     try:
-        return os.fstat(handle).st_ino == path.stat().st_ino
+        return os.fstat(fd).st_ino == path.stat().st_ino
     except FileNotFoundError:
         return False

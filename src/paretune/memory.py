@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 
-def peak_memory() -> int:
+def peak_rss_bytes() -> int:
     """Bytes of main memory that this program held at most, so far; 0 where the system does not tell.
 
     On Linux this is the high-water mark of the program itself. `getrusage` would also count what the program
@@ -15,10 +15,10 @@ def peak_memory() -> int:
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
-    return _usage()
+    return _rusage_peak_rss_bytes()
 
 
-def _usage() -> int:
+def _rusage_peak_rss_bytes() -> int:
     try:
         import resource
     except ImportError:  # not on Windows

@@ -9,88 +9,104 @@ class Metric:
     """What a number in metrics.jsonl means."""
 
     unit: str
-    meaning: str
-    better: str = ""
+    description: str
+    direction: str = ""
     """"up", "down", or "" where neither direction is good in itself."""
 
 
 METRICS: dict[str, Metric] = {
     "score/{objective}/mean": Metric("score", "mean of the objective as scored, over the scored rows", "up"),
     "score/{objective}/std": Metric("score", "standard deviation of the objective over the scored rows"),
-    "score/{objective}/unscored": Metric("share", "rows nobody could score on the objective", "down"),
-    "weighted/{objective}/mean": Metric("signal", "mean of weight * gate * score", "up"),
-    "share/{objective}": Metric(
+    "score/{objective}/unscored_fraction": Metric(
+        "share", "rows nobody could score on the objective", "down"
+    ),
+    "weighted_score/{objective}/mean": Metric("signal", "mean of weight * gate * score", "up"),
+    "variance_share/{objective}": Metric(
         "share", "the objective's part in the signal's spread within groups: Cov(part, signal) / Var(signal)"
     ),
-    "active/{objective}": Metric(
+    "active_objective/{objective}": Metric(
         "share", "responses, or under an order of objectives pairs of them, that the objective decides"
     ),
-    "responses/drawn": Metric("share", "responses that were drawn by their rank, once or more often"),
-    "missing/filled": Metric("share", "scores nobody gave that a policy for missing scores filled in"),
-    "missing/dropped": Metric("share", "responses left out because a score was missing"),
-    "constraint/{objective}": Metric("score", "how far the constraint is broken; negative: it holds", "down"),
-    "signal/mean": Metric("signal", "mean of the aggregated signal", "up"),
-    "signal/std": Metric("signal", "standard deviation of the aggregated signal"),
-    "groups/flat": Metric(
+    "responses/resampled": Metric("share", "responses that were drawn by their rank, once or more often"),
+    "missing_scores/filled": Metric("share", "scores nobody gave that a policy for missing scores filled in"),
+    "missing_scores/dropped": Metric("share", "responses left out because a score was missing"),
+    "constraint_violation/{objective}": Metric(
+        "score", "how far the constraint is broken; negative: it holds", "down"
+    ),
+    "reward/mean": Metric("signal", "mean of the aggregated signal", "up"),
+    "reward/std": Metric("signal", "standard deviation of the aggregated signal"),
+    "groups/zero_variance": Metric(
         "share", "prompts of several responses that all have the same signal and so teach nothing"
     ),
     "groups/kept": Metric("share", "prompts left after those were dropped whose responses differ too little"),
     "responses/kept": Metric("share", "responses left after all but the best of their prompts were dropped"),
     "penalty/kl": Metric("signal", "mean price of a response for leaving the reference", "down"),
     "penalty/overlong": Metric("signal", "mean price of a response for nearing the length limit", "down"),
-    "signal/cut": Metric("share", "scored signals that lay beyond the clip bounds"),
-    "advantages/cut": Metric("share", "advantages of response tokens that lay beyond the clip bounds"),
-    "advantage/max": Metric("advantage", "largest magnitude of an advantage"),
-    "clip/low": Metric("share", "response tokens whose gradient the lower clip bound cuts off"),
-    "clip/high": Metric("share", "response tokens whose gradient the upper clip bound cuts off"),
-    "clip/most": Metric("share", "response tokens of negative advantage whose ratio was too large to count"),
-    "clip/stale": Metric("share", "response tokens left out because the policy has left them behind"),
-    "clip/value": Metric("share", "values of the critic that their clip range held back"),
+    "reward/clipped": Metric("share", "scored signals that lay beyond the clip bounds"),
+    "advantages/clipped": Metric("share", "advantages of response tokens that lay beyond the clip bounds"),
+    "advantages/max_abs": Metric("advantage", "largest magnitude of an advantage"),
+    "clip_fraction/low": Metric("share", "response tokens whose gradient the lower clip bound cuts off"),
+    "clip_fraction/high": Metric("share", "response tokens whose gradient the upper clip bound cuts off"),
+    "clip_fraction/dual": Metric(
+        "share", "response tokens of negative advantage whose ratio was too large to count"
+    ),
+    "clip_fraction/off_policy_mask": Metric(
+        "share", "response tokens left out because the policy has left them behind"
+    ),
+    "clip_fraction/value": Metric("share", "values of the critic that their clip range held back"),
     "ratio/max": Metric("ratio", "largest probability ratio of trained to sampling policy"),
     "ratio/min": Metric("ratio", "smallest probability ratio of trained to sampling policy"),
-    "ratio/weight": Metric("weight", "mean weight that a loss gives response tokens for their ratio"),
+    "ratio/mean_loss_weight": Metric(
+        "weight", "mean weight that a loss gives response tokens for their ratio"
+    ),
     "ratio/clamped": Metric("tokens", "response tokens whose log-ratio was clamped before exp", "down"),
-    "importance/mean": Metric("ratio", "mean ratio of trainer to sampler, before the cut"),
-    "importance/max": Metric("ratio", "largest ratio of trainer to sampler, before the cut"),
-    "importance/min": Metric("ratio", "smallest ratio of trainer to sampler, before the cut"),
-    "importance/cut": Metric("share", "response tokens whose ratio of trainer to sampler was cut", "down"),
-    "importance/uncertain": Metric("share", "response tokens kept because the policy was undecided there"),
+    "importance_weights/mean": Metric("ratio", "mean ratio of trainer to sampler, before the cut"),
+    "importance_weights/max": Metric("ratio", "largest ratio of trainer to sampler, before the cut"),
+    "importance_weights/min": Metric("ratio", "smallest ratio of trainer to sampler, before the cut"),
+    "importance_weights/truncated": Metric(
+        "share", "response tokens whose ratio of trainer to sampler was cut", "down"
+    ),
+    "top_entropy_tokens/kept": Metric("share", "response tokens kept because the policy was undecided there"),
     "entropy": Metric("nats/token", "mean entropy of the policy over response tokens"),
     "kl/k1": Metric("nats/token", "mean of log p(policy) - log p(reference) over response tokens"),
     "kl/k3": Metric("nats/token", "mean of r - 1 - log r, r = p(reference) / p(policy), never negative"),
-    "kl/exact": Metric(
+    "kl/full": Metric(
         "nats/token", "mean over response tokens of KL(reference || policy), all words counted"
     ),
-    "kl/sampler": Metric(
+    "kl/rollout": Metric(
         "nats/token", "k3 between the sampler's own log-probabilities and the trainer's", "down"
     ),
-    "sampler/apart/max": Metric(
+    "rollout/prob_diff_max": Metric(
         "probability", "largest difference between what sampler and trainer give a response token", "down"
     ),
-    "pairs/none": Metric(
+    "pairs/missing": Metric(
         "share", "prompts without a better and a worse response, which teach nothing", "down"
     ),
     "pairs/margin": Metric(
         "reward", "mean implicit reward of the chosen response over the rejected one", "up"
     ),
     "pairs/accuracy": Metric("share", "pairs whose chosen response has the larger implicit reward", "up"),
-    "pairs/chosen/logp": Metric("nats", "mean log-probability of a chosen response; it may fall too"),
-    "pairs/rejected/logp": Metric("nats", "mean log-probability of a rejected response"),
+    "pairs/chosen/logprob": Metric("nats", "mean log-probability of a chosen response; it may fall too"),
+    "pairs/rejected/logprob": Metric("nats", "mean log-probability of a rejected response"),
     "pairs/chosen/length": Metric("tokens", "mean length of a chosen response"),
     "pairs/rejected/length": Metric("tokens", "mean length of a rejected response"),
     "pairs/chosen/kl": Metric(
         "nats", "mean over chosen responses of KL(reference || policy), tokens added up"
     ),
     "pairs/rejected/kl": Metric("nats", "the same over rejected responses"),
-    "ranking/none": Metric("share", "prompts without two scored responses, which teach nothing", "down"),
-    "ranking/flat": Metric("share", "responses that are no better than any ranked below them", "down"),
+    "ranking/missing": Metric("share", "prompts without two scored responses, which teach nothing", "down"),
+    "ranking/ties": Metric("share", "responses that are no better than any ranked below them", "down"),
     "ranking/accuracy": Metric("share", "pairs of unequal signal that the policy ranks the same way", "up"),
     "truncated": Metric("share", "responses that ran into the length limit", "down"),
     "length": Metric("tokens", "mean response length, the stop token included"),
-    "length/answer": Metric("words", "mean length of the answers behind thoughts that could be read"),
-    "length/trace": Metric("words", "mean length of those thoughts"),
-    "view/unread": Metric("share", "responses without the form in which scorers are shown them", "down"),
-    "budget/spent": Metric("share", "part of the run's budget that all steps so far took"),
+    "responses/answer_length": Metric(
+        "words", "mean length of the answers behind thoughts that could be read"
+    ),
+    "responses/thinking_length": Metric("words", "mean length of those thoughts"),
+    "responses/format_invalid": Metric(
+        "share", "responses without the form in which scorers are shown them", "down"
+    ),
+    "budget/used": Metric("share", "part of the run's budget that all steps so far took"),
     "fitness/mean": Metric("signal", "mean fitness of the candidates of a generation", "up"),
     "fitness/best": Metric("signal", "fitness of its luckiest candidate, which is not the one that is kept"),
     "fitness/std": Metric("signal", "standard deviation of the fitness over the candidates"),
@@ -98,11 +114,13 @@ METRICS: dict[str, Metric] = {
     "fitness/ties": Metric("share", "candidates that are worth exactly what another one is worth", "down"),
     "candidates/{objective}/mean": Metric("score", "mean of the objective over all candidates", "up"),
     "search/sigma": Metric("singular value", "step size of the search after the generation"),
-    "search/moved": Metric("singular value", "Euclidean distance of the incumbent from the fitted adapter"),
-    "search/flipped": Metric("values", "singular values that the incumbent has turned negative"),
+    "search/distance": Metric(
+        "singular value", "Euclidean distance of the incumbent from the fitted adapter"
+    ),
+    "search/sign_flips": Metric("values", "singular values that the incumbent has turned negative"),
     "grad_norm": Metric("norm", "norm of the gradient before clipping"),
     "lr": Metric("1", "learning rate of the step; 0 while the critic learns alone"),
-    "lr/critic": Metric("1", "learning rate of the critic"),
+    "learning_rate/critic": Metric("1", "learning rate of the critic"),
     "loss/total": Metric("loss", "the loss that was descended"),
     "loss/{term}": Metric("loss", "one term of the loss, its coefficient not applied"),
     "state/{part}": Metric("1", "a number a stateful part carries: a multiplier, a running scale"),
@@ -137,31 +155,31 @@ TIMINGS: dict[str, Metric] = {
 """Every number of timing.jsonl, by key: all that may differ between two equal runs."""
 
 
-_Patterns = tuple[tuple[re.Pattern[str], Metric], ...]
+_KeyPatterns = tuple[tuple[re.Pattern[str], Metric], ...]
 
 
-def _patterns(book: dict[str, Metric]) -> _Patterns:
+def _key_patterns(metrics: dict[str, Metric]) -> _KeyPatterns:
     return tuple(
         (re.compile(re.sub(r"\\\{\w+\\\}", ".+", re.escape(key)), re.DOTALL), metric)
-        for key, metric in book.items()
+        for key, metric in metrics.items()
         if "{" in key
     )
 
 
-_PATTERNS, _TIMING_PATTERNS = _patterns(METRICS), _patterns(TIMINGS)
+_PATTERNS, _TIMING_PATTERNS = _key_patterns(METRICS), _key_patterns(TIMINGS)
 
 
-def metric(key: str) -> Metric | None:
+def find_metric(key: str) -> Metric | None:
     """The entry of METRICS for a key, or None."""
-    return _entry(METRICS, _PATTERNS, key)
+    return _find(METRICS, _PATTERNS, key)
 
 
-def timing(key: str) -> Metric | None:
+def find_timing(key: str) -> Metric | None:
     """The entry of TIMINGS for a key, or None."""
-    return _entry(TIMINGS, _TIMING_PATTERNS, key)
+    return _find(TIMINGS, _TIMING_PATTERNS, key)
 
 
-def _entry(book: dict[str, Metric], patterns: _Patterns, key: str) -> Metric | None:
-    if key in book:
-        return book[key]
+def _find(metrics: dict[str, Metric], patterns: _KeyPatterns, key: str) -> Metric | None:
+    if key in metrics:
+        return metrics[key]
     return next((entry for pattern, entry in patterns if pattern.fullmatch(key)), None)

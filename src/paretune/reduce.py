@@ -8,7 +8,7 @@ from torch import Tensor
 
 from paretune.errors import WiringError
 
-FLAT = 1e-5
+ZERO_STD_RTOL = 1e-5
 """A group whose spread is below this share of its largest magnitude counts as flat.
 
 Float32 rounding alone gives groups of equal rewards a spread of about 1e-7 of their size, which a
@@ -22,12 +22,14 @@ def masked_mean(x: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"]) -> Float[Tenso
 
 
 def masked_var(
-    x: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"], form: Literal["sample", "population"] = "sample"
+    x: Float[Tensor, "*n"],
+    mask: Bool[Tensor, "*n"],
+    std_estimator: Literal["sample", "population"] = "sample",
 ) -> Float[Tensor, ""]:
     """Variance of `x` where `mask`, in two passes; NaN where there are too few numbers for the form."""
     count = mask.sum().to(x.dtype)
     squares = torch.where(mask, (x - masked_mean(x, mask)).square(), 0.0).sum()
-    return squares / (count - 1 if form == "sample" else count)
+    return squares / (count - 1 if std_estimator == "sample" else count)
 
 
 def row_mean(x: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
@@ -61,19 +63,19 @@ def group_mean(x: Float[Tensor, "B J"], group: Int[Tensor, " B"]) -> Float[Tenso
 def group_std(
     x: Float[Tensor, "B J"],
     group: Int[Tensor, " B"],
-    form: Literal["sample", "population"] = "sample",
-    floor: float = FLAT,
+    std_estimator: Literal["sample", "population"] = "sample",
+    zero_std_rtol: float = ZERO_STD_RTOL,
 ) -> Float[Tensor, "B J"]:
     """Standard deviation over each row's group, NaN rows left out; exactly 0 where the group is flat.
 
     Two passes, so that a large mean cancels nothing. A group of one is flat, and so is one whose spread is at
-    most `floor` times its largest magnitude.
+    most `zero_std_rtol` times its largest magnitude.
     """
     mean = group_mean(x, group)
     count = group_count(x, group)
-    divisor = count - 1 if form == "sample" else count
+    divisor = count - 1 if std_estimator == "sample" else count
     std = (group_sum((x - mean).square(), group) / divisor.clamp(min=1)).sqrt()
-    return torch.where(std <= floor * group_max_abs(x, group), torch.zeros_like(std), std)
+    return torch.where(std <= zero_std_rtol * group_max_abs(x, group), torch.zeros_like(std), std)
 
 
 def group_max_abs(x: Float[Tensor, "B J"], group: Int[Tensor, " B"]) -> Float[Tensor, "B J"]:
@@ -84,21 +86,24 @@ def group_max_abs(x: Float[Tensor, "B J"], group: Int[Tensor, " B"]) -> Float[Te
     return most.scatter_reduce_(0, where, x.nan_to_num(0.0).abs(), "amax")[index]
 
 
-def ranked(signal: Float[Tensor, "B 1"], group: Int[Tensor, " B"]) -> list[Int[Tensor, " G"]]:
+def rank_by_group(rewards: Float[Tensor, "B 1"], group: Int[Tensor, " B"]) -> list[Int[Tensor, " G"]]:
     """Row indices of every group, best signal first; ties keep their order; unscored rows last."""
-    if signal.shape[-1] != 1:
-        raise WiringError(f"signal still holds {signal.shape[-1]} objectives: add an aggregator")
-    value = signal[:, 0].nan_to_num(nan=-torch.inf)
+    if rewards.shape[-1] != 1:
+        raise WiringError(f"signal still holds {rewards.shape[-1]} objectives: add an aggregator")
+    value = rewards[:, 0].nan_to_num(nan=-torch.inf)
     rows = [(group == label).nonzero().squeeze(-1) for label in group.unique()]
     return [r[value[r].argsort(descending=True, stable=True)] for r in rows]
 
 
-By = Literal["token", "sequence", "sequence_sum", "constant"]
+LossAggregationMode = Literal["token", "sequence", "sequence_sum", "constant"]
 """What is counted alike; see `token_weights`."""
 
 
 def token_weights(
-    respond: Bool[Tensor, "B T"], by: By, length: int = 1, empty: Literal["count", "skip"] = "count"
+    response_mask: Bool[Tensor, "B T"],
+    mode: LossAggregationMode,
+    norm_length: int = 1,
+    empty_rows: Literal["count", "skip"] = "count",
 ) -> Float[Tensor, "B T"]:
     """How much each response token counts in a loss of the form (per-token loss * weight).sum().
 
@@ -108,26 +113,26 @@ def token_weights(
     any cut into micro-batches adds up to the same gradient.
 
     Args:
-        respond: Tokens that are counted.
-        by: The mean that is taken.
-        length: For "constant", the length that stands for all responses.
-        empty: Is a row without any counted token one of the rows (TRL), or not (verl)?
+        response_mask: Tokens that are counted.
+        mode: The mean that is taken.
+        norm_length: For "constant", the length that stands for all responses.
+        empty_rows: Is a row without any counted token one of the rows (TRL), or not (verl)?
     """
-    mask = respond.to(torch.get_default_dtype())
-    if by == "token":
+    mask = response_mask.to(torch.get_default_dtype())
+    if mode == "token":
         return mask / mask.sum().clamp(min=1)
-    rows = max(len(mask) if empty == "count" else int(respond.any(-1).sum()), 1)
-    if by == "sequence":
+    rows = max(len(mask) if empty_rows == "count" else int(response_mask.any(-1).sum()), 1)
+    if mode == "sequence":
         return mask / mask.sum(-1, keepdim=True).clamp(min=1) / rows
-    return mask / (rows if by == "sequence_sum" else length * rows)
+    return mask / (rows if mode == "sequence_sum" else norm_length * rows)
 
 
-def label_weights(label: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+def label_weights(labels: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
     """Weight of every label that exists so that each objective with labels counts the same; 0 where NaN.
 
     The weights of the labels that exist sum to 1. Computed over a whole data set.
     """
-    known = ~label.isnan()
+    known = ~labels.isnan()
     seen = known.sum(0)
     objectives = (seen > 0).sum().clamp(min=1)
     return known / (seen.clamp(min=1) * objectives)

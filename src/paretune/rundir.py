@@ -24,27 +24,35 @@ from types import TracebackType
 from typing import Any
 
 from paretune.errors import DataError, ParetuneError, WiringError
-from paretune.files import append_line, cannot_write, read_json, read_jsonl, to_json, write_atomic
-from paretune.foreign import FREE, MANIFEST, RESOLVED, begin_anew, changes, refuse_changed, refuse_foreign
-from paretune.lock import Lock
-from paretune.metrics import METRICS, TIMINGS, Metric, metric, timing
+from paretune.files import append_jsonl, read_json, read_jsonl, to_json, write_atomic, write_error
+from paretune.foreign import (
+    MANIFEST_FILE,
+    RESOLVED_CONFIG_FILE,
+    RESUME_MUTABLE_KEYS,
+    check_data_unchanged,
+    check_resumable,
+    config_changes,
+    reset_if_no_results,
+)
+from paretune.lock import RunLock
+from paretune.metrics import METRICS, TIMINGS, Metric, find_metric, find_timing
 
 __all__ = [
     "METRICS",
     "TIMINGS",
     "Metric",
     "Run",
-    "environment",
-    "metric",
+    "environment_info",
+    "find_metric",
     "read_json",
     "read_jsonl",
     "to_json",
     "write_atomic",
 ]
 
-SCHEMA = "paretune/run/1"
-LINES = ("metrics.jsonl", "timing.jsonl", "events.jsonl")
-CUT_BACK = ("metrics.jsonl", "timing.jsonl")
+RUN_SCHEMA = "paretune/run/1"
+JSONL_FILES = ("metrics.jsonl", "timing.jsonl", "events.jsonl")
+RESUME_TRUNCATED_FILES = ("metrics.jsonl", "timing.jsonl")
 """The files a resume cuts back to the checkpoint; events stay, for a crash is part of the story."""
 
 Number = int | float
@@ -62,23 +70,23 @@ class Run:
     def __init__(self, path: str | Path, *, stage: str = "align") -> None:
         self.path = Path(path)
         self.stage = stage
-        self.before: Mapping[str, Any] | None = None
+        self.previous_state: Mapping[str, Any] | None = None
         """What run.json said before this attempt claimed the folder; None: the run is new."""
-        self._lock: Lock | None = None
+        self._lock: RunLock | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise cannot_write(self.path, error) from error
+            raise write_error(self.path, error) from error
 
     @classmethod
-    def claim(
+    def start_or_resume(
         cls,
         path: str | Path,
         *,
         name: str,
         config_hash: str,
         files: Mapping[str, str] | None = None,
-        made_from: Mapping[str, Any] | None = None,
+        data_manifest: Mapping[str, Any] | None = None,
     ) -> "Run":
         """Open a new run folder, or one that the same configuration began, and lock it.
 
@@ -88,29 +96,32 @@ class Run:
             config_hash: Of everything that decides the run's numbers; another hash is another run.
             files: Text of files to lay down when the folder is new, by path inside the folder; a refusal
                 says what differs in config/resolved.yaml.
-            made_from: What data/manifest.json says, and has said since the run began; `left_out` may differ.
+            data_manifest: What data/manifest.json says, and has said since the run began; `left_out` may differ.
 
         Raises:
             ConfigError: The folder holds another run, which has made something, or foreign files, another
                 process is at work in it, or it was begun with other data.
         """
-        resolved = (files or {}).get(RESOLVED, "")
-        refuse_foreign(Path(path), config_hash, resolved)
+        resolved = (files or {}).get(RESOLVED_CONFIG_FILE, "")
+        check_resumable(Path(path), config_hash, resolved)
         run = cls(path)
-        run._lock = Lock(run.path, config_hash)
+        run._lock = RunLock(run.path, config_hash)
         try:
-            refuse_foreign(run.path, config_hash, resolved)
-            anew = begin_anew(run.path, config_hash, made_from or {})
-            refuse_changed(run.path, made_from or {})
-            run._cut_torn_lines()
-            run._open_book(name, config_hash, run._lock.previous, resolved)
-            laid = {**(files or {}), **({MANIFEST: to_json(made_from)} if made_from is not None else {})}
+            check_resumable(run.path, config_hash, resolved)
+            anew = reset_if_no_results(run.path, config_hash, data_manifest or {})
+            check_data_unchanged(run.path, data_manifest or {})
+            run._drop_torn_lines()
+            run._start_attempt(name, config_hash, run._lock.previous_holder, resolved)
+            laid = {
+                **(files or {}),
+                **({MANIFEST_FILE: to_json(data_manifest)} if data_manifest is not None else {}),
+            }
             for inside, text in laid.items():
                 (run.path / inside).parent.mkdir(parents=True, exist_ok=True)
                 if not (run.path / inside).exists():
                     write_atomic(run.path / inside, text)
             if anew:
-                run.event("anew", "in the folder of a run that had made nothing")
+                run.log_event("anew", "in the folder of a run that had made nothing")
         except BaseException:
             run.release()
             raise
@@ -121,77 +132,77 @@ class Run:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        status, code = _ending(error)
+        status, code = _exit_status(exc)
         try:
-            if error is not None:
-                self.event(status, f"{type(error).__name__}: {error}")
-            self.update(status=status, exit_code=code)
+            if exc is not None:
+                self.log_event(status, f"{type(exc).__name__}: {exc}")
+            self.update_state(status=status, exit_code=code)
         finally:
             self.release()
 
     # --- what a run says of itself -------------------------------------------------------------
 
-    def begin(self, stage: str) -> None:
+    def enter_stage(self, stage: str) -> None:
         """Enter a stage: later metrics carry its name."""
         self.stage = stage
-        self.update(stage=stage)
+        self.update_state(stage=stage)
 
-    def goes_on(self, steps: int) -> str:
-        """Where a run that was begun before stands, as one line; "" for a new one. `steps`: of the run."""
-        if self.before is None:
+    def resume_message(self, max_steps: int) -> str:
+        """Where a run that was begun before stands, as one line; "" for a new one. `max_steps`: of the run."""
+        if self.previous_state is None:
             return ""
-        stage = self.before.get("stage")
-        if self.before.get("status") == "done":
+        stage = self.previous_state.get("stage")
+        if self.previous_state.get("status") == "done":
             return f"goes on in {self.path}: every stage was complete"
         if stage == "align":
-            return f"goes on in {self.path}: stage align, step {self.before.get('step', 0)} of {steps}"
+            return f"goes on in {self.path}: stage align, step {self.previous_state.get('step', 0)} of {max_steps}"
         return f"goes on in {self.path}: " + (f"stage {stage}" if stage else "no stage was begun")
 
-    def update(self, **changes: str | int | float | None) -> None:
+    def update_state(self, **changes: str | int | float | None) -> None:
         """Change some entries of run.json."""
-        book = read_json(self.path / "run.json") or {"schema": SCHEMA}
+        book = read_json(self.path / "run.json") or {"schema": RUN_SCHEMA}
         write_atomic(self.path / "run.json", to_json(book | changes))
 
-    def write(self, step: int, metrics: Mapping[str, Number]) -> None:
+    def log_metrics(self, step: int, metrics: Mapping[str, Number]) -> None:
         """Append one line of metrics; a number that is not finite becomes null.
 
         Raises:
             WiringError: A key is not in METRICS.
         """
-        _refuse_unknown((key for key in metrics if metric(key) is None), METRICS, "METRICS")
-        append_line(self.path / "metrics.jsonl", {"stage": self.stage, "step": step, **metrics})
+        _check_known_metrics((key for key in metrics if find_metric(key) is None), METRICS, "METRICS")
+        append_jsonl(self.path / "metrics.jsonl", {"stage": self.stage, "step": step, **metrics})
 
-    def timing(self, step: int, **numbers: Number) -> None:
+    def log_timing(self, step: int, **timings: Number) -> None:
         """Append one line of seconds, tokens or bytes: all that may differ between two equal runs.
 
         Raises:
             WiringError: A key is not in TIMINGS.
         """
-        _refuse_unknown((key for key in numbers if timing(key) is None), TIMINGS, "TIMINGS")
-        append_line(self.path / "timing.jsonl", {"stage": self.stage, "step": step, **numbers})
+        _check_known_metrics((key for key in timings if find_timing(key) is None), TIMINGS, "TIMINGS")
+        append_jsonl(self.path / "timing.jsonl", {"stage": self.stage, "step": step, **timings})
 
-    def machine(self, **facts: Any) -> None:
+    def update_environment(self, **facts: Any) -> None:
         """Change some entries of env.json: what was found out about the machine."""
         path = self.path / "env.json"
         write_atomic(path, to_json((read_json(path) or {}) | facts))
 
-    def event(self, kind: str, text: str) -> None:
+    def log_event(self, event_type: str, text: str) -> None:
         """Append one line on something that happened: a warning, a resume, a stop."""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        append_line(
-            self.path / "events.jsonl", {"time": when, "stage": self.stage, "kind": kind, "text": text}
+        append_jsonl(
+            self.path / "events.jsonl", {"time": when, "stage": self.stage, "kind": event_type, "text": text}
         )
 
     # --- stopping and going on -----------------------------------------------------------------
 
-    def offsets(self) -> dict[str, int]:
+    def log_offsets(self) -> dict[str, int]:
         """Byte lengths of the files a resume cuts back; what they count has reached the disk."""
         sizes = {}
-        for name in CUT_BACK:
+        for name in RESUME_TRUNCATED_FILES:
             path = self.path / name
             if path.exists():
                 with path.open("rb") as file:
@@ -201,13 +212,13 @@ class Run:
                 sizes[name] = 0
         return sizes
 
-    def cut_back(self, offsets: Mapping[str, int]) -> None:
-        """Forget the lines written after `offsets` were taken.
+    def truncate_logs(self, offsets: Mapping[str, int]) -> None:
+        """Forget the lines written after `log_offsets` were taken.
 
         Raises:
             DataError: A file is shorter than that.
         """
-        for name in CUT_BACK:
+        for name in RESUME_TRUNCATED_FILES:
             size, path = offsets.get(name, 0), self.path / name
             have = path.stat().st_size if path.exists() else 0
             if have < size:
@@ -217,9 +228,9 @@ class Run:
             if have > size:
                 os.truncate(path, size)
 
-    def restart(self, stage: str) -> None:
+    def discard_stage(self, stage: str) -> None:
         """Forget what a stage wrote, and all after it: it begins again, having no checkpoint."""
-        for name in CUT_BACK:
+        for name in RESUME_TRUNCATED_FILES:
             path, at = self.path / name, 0
             if not path.exists():
                 continue
@@ -237,34 +248,34 @@ class Run:
 
     # --- within --------------------------------------------------------------------------------
 
-    def _cut_torn_lines(self) -> None:
-        for name in LINES:
+    def _drop_torn_lines(self) -> None:
+        for name in JSONL_FILES:
             path = self.path / name
             if path.exists():
                 content = path.read_bytes()
                 os.truncate(path, content.rfind(b"\n") + 1)
 
-    def _open_book(self, name: str, config_hash: str, previous_holder: str, resolved: str) -> None:
-        book = self.before = read_json(self.path / "run.json")
+    def _start_attempt(self, name: str, config_hash: str, previous_holder: str, resolved_config: str) -> None:
+        book = self.previous_state = read_json(self.path / "run.json")
         if book is None:
-            book = {"schema": SCHEMA, "name": name, "config_hash": config_hash, "step": 0, "attempt": 0}
+            book = {"schema": RUN_SCHEMA, "name": name, "config_hash": config_hash, "step": 0, "attempt": 0}
             book["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         attempt = int(book.get("attempt", 0)) + 1
         host = platform.node()
         now = {"status": "running", "exit_code": None, "attempt": attempt, "host": host, "pid": os.getpid()}
         write_atomic(self.path / "run.json", to_json(book | now))
         if previous_holder:
-            self.event("stale_lock", f"took over the lock of {previous_holder}, which is gone")
+            self.log_event("stale_lock", f"took over the lock of {previous_holder}, which is gone")
         if attempt > 1:
             moved = [
                 f"{'.'.join(key)} was {there}, is {here}"
-                for key, there, here in changes(self.path, resolved)
-                if key in FREE
+                for key, there, here in config_changes(self.path, resolved_config)
+                if key in RESUME_MUTABLE_KEYS
             ]
-            self.event("resume", "; ".join([f"attempt {attempt}", *moved]))
+            self.log_event("resume", "; ".join([f"attempt {attempt}", *moved]))
 
 
-def environment() -> dict[str, Any]:
+def environment_info() -> dict[str, Any]:
     """Versions and machine, for env.json; nothing secret, no values of environment variables."""
     names = ("paretune", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy", "pydantic")
     versions: dict[str, str | None] = {}
@@ -281,16 +292,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _refuse_unknown(keys: Iterable[str], book: Mapping[str, Metric], name: str) -> None:
+def _check_known_metrics(keys: Iterable[str], registry: Mapping[str, Metric], registry_name: str) -> None:
     for key in keys:
-        near = difflib.get_close_matches(key, book, 1, 0.0)
+        near = difflib.get_close_matches(key, registry, 1, 0.0)
         raise WiringError(
             f'metric "{key}" is not in the dictionary; the nearest is "{near[0]}"; '
-            f"fix: give it a unit, a meaning and a direction in rundir.{name}"
+            f"fix: give it a unit, a meaning and a direction in rundir.{registry_name}"
         )
 
 
-def _ending(error: BaseException | None) -> tuple[str, int]:
+def _exit_status(error: BaseException | None) -> tuple[str, int]:
     if error is None:
         return "done", 0
     if isinstance(error, KeyboardInterrupt):

@@ -54,21 +54,21 @@ def test_help_fits_on_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
 def test_run_gives_the_stages_an_experiment(folder: Path, stages: types.ModuleType) -> None:
     seen = []
     stages.run = lambda experiment, console, command="", **_: seen.append(experiment)
-    assert leave("run", "mine.yaml", "run.steps=3") == 0
-    assert leave("demo", "--seed", "5", "run.steps=2") == 0
+    assert leave("run", "mine.yaml", "run.max_steps=3") == 0
+    assert leave("demo", "--seed", "5", "run.max_steps=2") == 0
     assert [(e.name, e.run.steps, e.run.seed) for e in seen] == [("mine", 3, 0), ("demo", 2, 5)]
 
 
 def test_a_recipe_with_mistakes_leaves_with_2_and_writes_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert leave("run", "mine.yaml", "run.stpes=3", "learn.lr=fast") == 2
+    assert leave("run", "mine.yaml", "run.stpes=3", "training.learning_rate=fast") == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        '(override):1: run.stpes: unknown key; did you mean "run.steps"?; '
+        '(override):1: run.stpes: unknown key; did you mean "run.max_steps"?; '
         "fix: this section has folder, steps, budget, seed, checkpoint_every, keep, threads, workers, device",
-        '(override):2: learn.lr: "fast" is not a number',
+        '(override):2: training.learning_rate: "fast" is not a number',
     ]
     assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
 
@@ -95,10 +95,10 @@ def test_typing_errors(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (errors.WiringError("x"), 2),
         (errors.DataError("x"), 2),
-        (errors.MissingExtra("x"), 3),
+        (errors.MissingDependencyError("x"), 3),
         (errors.ResourceError("x"), 3),
-        (errors.TrainingGuard("x"), 4),
-        (errors.Stopped("x"), 75),
+        (errors.NonFiniteError("x"), 4),
+        (errors.RunInterrupted("x"), 75),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -168,11 +168,11 @@ def test_control_characters_do_not_reach_the_terminal(
 
 
 def test_check_says_what_would_happen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert leave("check", "mine.yaml", "algorithm.max_new=64") == 0
+    assert leave("check", "mine.yaml", "algorithm.max_new_tokens=64") == 0
     assert capsys.readouterr().out.startswith("mine: ok")
     assert leave("check", "mine.yaml") == 2
     wrong = "256 tokens leave no room for a prompt: the policy reads 192 in all; fix: make it smaller"
-    assert capsys.readouterr().err == f"mine.yaml:5: algorithm.max_new: {wrong}\n"
+    assert capsys.readouterr().err == f"mine.yaml:5: algorithm.max_new_tokens: {wrong}\n"
     assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
 
 

@@ -27,7 +27,7 @@ reference: {{politeness: 0, safety: 0}}
 draws: 200
 jobs: 2
 """
-SETTINGS = [word for word in SMALL if not word.startswith(("algorithm.", "run.steps"))]
+SETTINGS = [word for word in SMALL if not word.startswith(("algorithm.", "run.max_steps"))]
 
 
 def compare(folder, *more):
@@ -81,7 +81,7 @@ def test_a_killed_comparison_goes_on_and_ranks(finished):
 def test_a_run_that_took_over_shared_stages_is_byte_for_byte_the_one_made_alone(finished, tmp_path):
     folder, _ = finished
     recipe = folder / "recipes" / "grpo-recipe-seed-0.yaml"
-    alone = said([*PROGRAM, "run", str(recipe), f"run.folder={tmp_path / 'alone'}"])
+    alone = said([*PROGRAM, "run", str(recipe), f"run.output_dir={tmp_path / 'alone'}"])
     assert alone.returncode == 0, alone.stderr
     shared = folder / "grpo" / "recipe" / "seed-0"
     assert fingerprint(shared) == fingerprint(tmp_path / "alone")
@@ -127,57 +127,67 @@ def test_a_check_prints_the_plan_and_writes_nothing(tmp_path, capsys):
 
 
 def test_stages_of_another_recipe_are_not_taken_over(tmp_path):
-    from paretune.config import load, shipped
+    from paretune.config import bundled_recipes, load_config
     from paretune.errors import ConfigError
     from paretune.rundir import Run
-    from paretune.stages.shared import shared_key, take_over
+    from paretune.stages.shared import reuse_key, reuse_stages
 
-    e = load(shipped()["demo"], ["run.seed=1"])
+    e = load_config(bundled_recipes()["demo"], ["run.seed=1"])
     with pytest.raises(ConfigError, match="cannot be taken over: holds no run"):
-        take_over(Run(tmp_path / "run"), tmp_path / "nothing", e)
+        reuse_stages(Run(tmp_path / "run"), tmp_path / "nothing", e)
     source = tmp_path / "source"
     (source / "data").mkdir(parents=True)
     (source / "run.json").write_text(json.dumps({"status": "done", "config_hash": "other"}))
     with pytest.raises(ConfigError, match="cannot be taken over: made otherwise"):
-        take_over(Run(tmp_path / "run"), source, e)
-    (source / "run.json").write_text(json.dumps({"status": "stopped", "config_hash": shared_key(e)}))
+        reuse_stages(Run(tmp_path / "run"), source, e)
+    (source / "run.json").write_text(json.dumps({"status": "stopped", "config_hash": reuse_key(e)}))
     with pytest.raises(ConfigError, match="its stages are not finished"):
-        take_over(Run(tmp_path / "run"), source, e)
-    (source / "run.json").write_text(json.dumps({"status": "done", "config_hash": shared_key(e)}))
+        reuse_stages(Run(tmp_path / "run"), source, e)
+    (source / "run.json").write_text(json.dumps({"status": "done", "config_hash": reuse_key(e)}))
     (source / "data" / "manifest.json").write_text('{"records": {"reward train": "others"}}')
     with pytest.raises(ConfigError, match="made from other records"):
-        take_over(Run(tmp_path / "run"), source, e)
+        reuse_stages(Run(tmp_path / "run"), source, e)
 
 
 def test_only_what_the_algorithm_does_not_decide_is_shared():
-    from paretune.config import load, shipped
-    from paretune.stages.shared import shared_key
+    from paretune.config import bundled_recipes, load_config
+    from paretune.stages.shared import reuse_key
 
     def key(*more):
-        return shared_key(load(shipped()["demo"], more))
+        return reuse_key(load_config(bundled_recipes()["demo"], more))
 
     assert (
         key()
         == key("algorithm.name=gdpo")
-        == key("learn.lr=0.5", "run.steps=9", "objectives.safety.weight=2")
+        == key("training.learning_rate=0.5", "run.max_steps=9", "objectives.safety.weight=2")
     )
-    assert len({key(), key("run.seed=1"), key("reward.fit.lr=1e-3"), key("policy.sft.epochs=1")}) == 4
+    assert (
+        len(
+            {
+                key(),
+                key("run.seed=1"),
+                key("reward.training.learning_rate=1e-3"),
+                key("policy.sft.num_train_epochs=1"),
+            }
+        )
+        == 4
+    )
     thinks = "data.world.thinking=true"  # the start knows the tags; who is asked for them is decided later
-    assert key() != key(thinks) == key(thinks, "thinking.unscored=worst")
+    assert key() != key(thinks) == key(thinks, "thinking.invalid_format=worst")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["grpo", "dpo"])
 def test_a_trial_is_known_by_what_its_policy_answers_afterwards(finished, tmp_path, capsys, method):
     """Also where a method never samples from the policy that learns."""
-    from paretune.compare.ledger import row_of
+    from paretune.compare.ledger import run_costs
     from paretune.compare.tuning import judge_score, training_reward
 
     folder, _ = finished
     recipe, run = folder / "recipes" / "grpo-recipe-seed-0.yaml", tmp_path / "trial"
     [made] = (folder / "shared").glob("seed-0-*")
     algorithm = f"algorithm={{name: {method}, n: 2, max_new: 12}}"
-    more = [f"run.folder={run}", algorithm, "--shared", str(made), "--until"]
+    more = [f"run.output_dir={run}", algorithm, "--shared", str(made), "--until"]
 
     def trial(until):
         with pytest.raises(SystemExit) as caught:
@@ -194,7 +204,7 @@ def test_a_trial_is_known_by_what_its_policy_answers_afterwards(finished, tmp_pa
     assert training_reward(run, weights) == pytest.approx(expected)
     assert training_reward(tmp_path / "elsewhere", weights) is None
     assert judge_score(run, weights) is None
-    assert row_of(run)["judge_calls"] == 0
+    assert run_costs(run)["judge_calls"] == 0
     # The finished trial once more, and now the judge is asked of the same answers.
     asked = trial("judged-trial")
     judged = asked.pop("judge")
@@ -205,7 +215,7 @@ def test_a_trial_is_known_by_what_its_policy_answers_afterwards(finished, tmp_pa
     assert set(judged["unscored"].values()) == {0.0}
     expected = 2 * judged["mean"]["safety"] + judged["mean"]["politeness"]
     assert judge_score(run, weights) == pytest.approx(expected)
-    assert row_of(run)["judge_calls"] == 240
+    assert run_costs(run)["judge_calls"] == 240
     assert not (run / "eval" / "final").exists(), "no prompt of the evaluation was asked"
 
 
@@ -244,10 +254,10 @@ def test_runs_of_one_start_are_mixed_and_every_mixture_evaluated(finished, tmp_p
 
 
 def test_a_soups_mixtures_share_one_in_equal_steps():
-    from paretune.stages.soups import mixtures, slug
+    from paretune.stages.soups import merge_dir_name, merge_grid
 
-    assert list(mixtures(2, 4)) == [(1, 0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0, 1)]
-    three = list(mixtures(3, 2))
+    assert list(merge_grid(2, 4)) == [(1, 0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0, 1)]
+    three = list(merge_grid(3, 2))
     assert len(three) == 6
     assert all(sum(each) == 1 for each in three)
-    assert slug((0.125, 0.875)) == "12.5-87.5"
+    assert merge_dir_name((0.125, 0.875)) == "12.5-87.5"

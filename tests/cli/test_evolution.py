@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_in_more_processes_and_changes_no_number(finished, 
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    again = demo(other, ESSA, "run.workers=2")
+    again = demo(other, ESSA, "run.num_workers=2")
     assert again.returncode == 0, again.stderr
     assert "stage align" in again.stdout
     assert fingerprint(other) == fingerprint(folder)
@@ -77,7 +77,7 @@ def test_eight_bits_are_for_the_search_alone(finished, tmp_path):
     folder, _ = finished
     other = tmp_path / "int8"
     said = ESSA.replace("r: 2", "body: int8")
-    result = demo(other, said, "policy.lora={r: 2, targets: [q_proj, up_proj]}", "run.steps=1")
+    result = demo(other, said, "policy.lora={r: 2, targets: [q_proj, up_proj]}", "run.max_steps=1")
     assert result.returncode == 0, result.stderr
     before, after = (load_file(path / "model.safetensors") for path in (folder / "policy", other / "final"))
     moved = {name for name, weight in before.items() if not weight.equal(after[name])}

@@ -38,7 +38,9 @@ def test_metrics_hold_every_step_of_every_stage_once(finished):
         stage: [x["step"] for x in lines if x["stage"] == stage] for stage in ("policy", "reward", "align")
     }
     assert steps == {"policy": [0, 1, 2, 3], "reward": [0, 1, 2, 3], "align": [0, 1, 2, 3]}
-    assert {"score/safety/mean", "weighted/safety/mean", "share/safety", "kl/k3"} <= lines[-1].keys()
+    assert {"score/safety/mean", "weighted_score/safety/mean", "variance_share/safety", "kl/k3"} <= lines[
+        -1
+    ].keys()
 
 
 def test_the_folder_says_how_near_the_run_came_to_its_machine(finished):
@@ -67,7 +69,7 @@ def test_how_often_it_is_saved_may_change_in_a_resume(finished):
     folder, first = finished
     assert "goes on in" not in first.stdout
     before = fingerprint(folder)
-    again = demo(folder, "run.keep=3", "run.checkpoint_every=2")
+    again = demo(folder, "run.save_total_limit=3", "run.save_steps=2")
     assert again.returncode == 0, again.stderr
     assert fingerprint(folder) == before
 

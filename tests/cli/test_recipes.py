@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from paretune.config import load, shipped
-from paretune.config.rules import sources
+from paretune.config import bundled_recipes, load_config
+from paretune.config.rules import data_sources
 from paretune.models.tiny import tiny_model, tiny_tokenizer
 from paretune.stages.check import check
 from shared import shared
@@ -18,16 +18,19 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_demo() -> None:
-    assert check(load(shipped()["demo"])).startswith("demo: ok")
+    assert check(load_config(bundled_recipes()["demo"])).startswith("demo: ok")
 
 
 def test_real_small() -> None:
     root, model = shared("data"), shared("models", "dialogue-7m")
-    e = load(shipped()["real-small"], [f"data.root={root}", f"policy.path={model}"])
+    e = load_config(bundled_recipes()["real-small"], [f"data.root={root}", f"policy.path={model}"])
     assert check(e).startswith("real-small: ok")
-    named = {str(path[0]): {s.file for p, _, s in sources(e) if p[0] == path[0]} for path, _, _ in sources(e)}
+    named = {
+        str(path[0]): {s.file for p, _, s in data_sources(e) if p[0] == path[0]}
+        for path, _, _ in data_sources(e)
+    }
     assert not named["reward"] & named["judge"]
-    tests = {s.file for p, _, s in sources(e) if p[1] in {"test", "test_ratings", "test_pairs"}}
+    tests = {s.file for p, _, s in data_sources(e) if p[1] in {"test", "test_ratings", "test_pairs"}}
     assert all(".test." in file for file in tests)
 
 
@@ -43,7 +46,7 @@ def test_paper(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tiny_model("qwen2", len(tokenizer), context=512).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    e = load(shipped()["paper"], ["data.root=.", "policy.path=./model"])
+    e = load_config(bundled_recipes()["paper"], ["data.root=.", "policy.path=./model"])
     text = check(e)
     assert text.startswith("paper: ok\nprompts    3 attack, 3 benign, 3 borderline; 9 unseen\n")
     assert "hub " not in text

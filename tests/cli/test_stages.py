@@ -8,35 +8,35 @@ import pytest
 import torch
 from tiny import SMALL
 
-from paretune.config import load, shipped
+from paretune.config import bundled_recipes, load_config
 from paretune.data.records import Message, Prompt
-from paretune.errors import ConfigError, ResourceError, Stopped
+from paretune.errors import ConfigError, ResourceError, RunInterrupted
 from paretune.learn.reward_report import reward_report
-from paretune.models.forward import token_logp
-from paretune.models.load import as_language, load_policy
+from paretune.models.forward import compute_logprobs
+from paretune.models.load import as_policy_model, load_policy
 from paretune.models.tiny import tiny_model, tiny_tokenizer
-from paretune.objectives.lineage import known_data
+from paretune.objectives.lineage import provenance_hashes
 from paretune.objectives.reward_store import load_reward_model
 from paretune.rundir import read_json, read_jsonl, to_json
 from paretune.stages import align, before, judge, pipeline
 from paretune.stages import check as checking
 from paretune.stages.console import PlainConsole
-from paretune.stages.gather import Material
+from paretune.stages.gather import Dataset
 from tinyrows import batch_of, rows
 
 
 def recipe(folder, *more):
-    return load(shipped()["demo"], [f"run.folder={folder}", *SMALL, *more])
+    return load_config(bundled_recipes()["demo"], [f"run.output_dir={folder}", *SMALL, *more])
 
 
 def run(folder, *more):
-    return pipeline.run(recipe(folder, *more), PlainConsole())
+    return pipeline.run_pipeline(recipe(folder, *more), PlainConsole())
 
 
 def stages(monkeypatch, *bodies):
     """A run of these stages alone, on a few prompts."""
     prompts = tuple(Prompt(messages=(Message("user", f"question {i}"),)) for i in range(3))
-    material = Material(pools={"ordinary": prompts}, test=prompts[:1])
+    material = Dataset(train_prompts={"ordinary": prompts}, test_prompts=prompts[:1])
     monkeypatch.setattr(checking, "gather", lambda e, tell: material)
     monkeypatch.setattr(
         pipeline, "stages_of", lambda e, *until: [(f"s{i}", body) for i, body in enumerate(bodies)]
@@ -44,7 +44,8 @@ def stages(monkeypatch, *bodies):
 
 
 @pytest.mark.parametrize(
-    ("number", "error", "code"), [(signal.SIGTERM, Stopped, 75), (signal.SIGINT, KeyboardInterrupt, 130)]
+    ("number", "error", "code"),
+    [(signal.SIGTERM, RunInterrupted, 75), (signal.SIGINT, KeyboardInterrupt, 130)],
 )
 def test_a_signal_where_no_loop_listens_is_obeyed_when_the_stage_is_complete(
     tmp_path, monkeypatch, number, error, code
@@ -63,7 +64,7 @@ def test_a_signal_where_no_loop_listens_is_obeyed_when_the_stage_is_complete(
     assert (book["status"], book["exit_code"]) == ("stopped", code)
     assert not (tmp_path / "r" / "LOCK").exists()
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
-    if error is Stopped:
+    if error is RunInterrupted:
         assert 'after the stage "s0"' in str(raised.value)
 
 
@@ -84,10 +85,10 @@ def test_a_signal_while_responses_are_written_is_obeyed_between_batches(tmp_path
 
     monkeypatch.setattr(judge, "generate", asking)
     tokenizer = tiny_tokenizer()
-    language = as_language(tiny_model("llama", len(tokenizer)), tokenizer)
+    language = as_policy_model(tiny_model("llama", len(tokenizer)), tokenizer)
     monkeypatch.setattr(judge, "load_policy", lambda spec, seed: language)
-    stages(monkeypatch, judge.judge)
-    with pytest.raises(Stopped):
+    stages(monkeypatch, judge.evaluate_policies)
+    with pytest.raises(RunInterrupted):
         run(tmp_path / "r")
 
 
@@ -96,8 +97,8 @@ def test_other_data_is_another_run(tmp_path, monkeypatch):
     run(tmp_path / "r")
     run(tmp_path / "r")
     book = (tmp_path / "r" / "run.json").read_text()
-    material = checking.gather(None, None)
-    other = replace(material, pools={"ordinary": material.pools["ordinary"][::-1]})
+    material = checking.load_data(None, None)
+    other = replace(material, pools={"ordinary": material.train_prompts["ordinary"][::-1]})
     monkeypatch.setattr(checking, "gather", lambda e, tell: other)
     with pytest.raises(ConfigError, match=r"the data changed since this run began \(records: prompts of"):
         run(tmp_path / "r")
@@ -108,7 +109,7 @@ def test_stages_that_cannot_be_taken_over_are_refused_before_the_records_are_rea
     monkeypatch.setattr(checking, "gather", lambda e, tell: pytest.fail("records were read"))
     e = recipe(tmp_path / "r")
     with pytest.raises(ConfigError, match="nowhere: cannot be taken over: holds no run"):
-        pipeline.run(e, PlainConsole(), shared=tmp_path / "nowhere")
+        pipeline.run_pipeline(e, PlainConsole(), reuse_from=tmp_path / "nowhere")
     assert not (tmp_path / "r").exists()
 
 
@@ -131,7 +132,7 @@ def adapted(tmp_path_factory):
             lambda spec, seed: trained.setdefault(spec.adapter or "start", load_policy(spec, seed=seed)),
         )
         bfloat16 = ("policy.dtype=bfloat16", "policy.lora={r: 4, alpha: 64}", "reward.dtype=bfloat16")
-        run(folder, *bfloat16, "learn.lr=5e-2", "run.steps=2", "algorithm.max_new=6")
+        run(folder, *bfloat16, "training.learning_rate=5e-2", "run.max_steps=2", "algorithm.max_new_tokens=6")
     return folder, trained
 
 
@@ -142,7 +143,7 @@ def test_the_policy_that_is_judged_is_the_one_that_was_trained(adapted):
     attend = torch.ones_like(tokens, dtype=torch.bool)
     with torch.no_grad():
         one, two, start = (
-            token_logp(model, tokens, attend, attend)
+            compute_logprobs(model, tokens, attend, attend)
             for model in (trained["policy"], judged.model, trained["start"].model)
         )
     assert torch.equal(one, two)
@@ -152,14 +153,14 @@ def test_the_policy_that_is_judged_is_the_one_that_was_trained(adapted):
 def test_the_report_is_on_the_reward_model_that_scores(adapted):
     folder, _ = adapted
     e = recipe(folder, "reward.dtype=bfloat16")
-    material = checking.gather(e)
+    material = checking.load_data(e)
     stored = load_reward_model(str(folder / "reward" / "model"), dtype="bfloat16")
     found = reward_report(stored, material.reward.test, train=material.reward.train)
     reported = read_json(folder / "reward" / "report.json")
     for name, head in found["objectives"].items():
         assert head["mae"] == pytest.approx(reported["objectives"][name]["mae"], abs=1e-12)
     assert next(stored.network.parameters()).dtype is torch.bfloat16
-    assert known_data(stored.data)
+    assert provenance_hashes(stored.provenance)
 
 
 def test_the_folder_of_a_run_says_which_records_it_was_made_from(adapted):
@@ -171,13 +172,13 @@ def test_the_folder_of_a_run_says_which_records_it_was_made_from(adapted):
 
 def test_a_sampler_that_is_not_the_policy_is_told_once(tmp_path, monkeypatch, capsys):
     def stage(work):
-        hear = align._warn
+        hear = align._warn_rollout_mismatch
         for step, apart in enumerate((0.0, 0.019, 0.03, 0.5)):
             hear(work, step, apart)
         return "done"
 
     stages(monkeypatch, stage)
-    pipeline.run(recipe(tmp_path / "r"), PlainConsole())
+    pipeline.run_pipeline(recipe(tmp_path / "r"), PlainConsole())
     told = [e["text"] for e in read_jsonl(tmp_path / "r" / "events.jsonl") if e["kind"] == "sampler_apart"]
     assert len(told) == 1
     assert told[0].startswith("step 2: sampler and trainer differ by 0.030")
@@ -190,11 +191,11 @@ def test_an_objective_that_the_signal_pushes_down_is_told_once_and_not_for_one_b
     def stage(work):
         shares = [{"safety": -0.1}] * 4 + [{}] + [{"safety": -0.2, "politeness": -0.3}] * 7
         for step in range(len(shares)):
-            align._warn_of_share(work, step, shares[: step + 1][-align.LASTING :])
+            align._warn_negative_share(work, step, shares[: step + 1][-align.NEGATIVE_SHARE_PATIENCE :])
         return "done"
 
     stages(monkeypatch, stage)
-    pipeline.run(recipe(tmp_path / "r"), PlainConsole())
+    pipeline.run_pipeline(recipe(tmp_path / "r"), PlainConsole())
     told = [e["text"] for e in read_jsonl(tmp_path / "r" / "events.jsonl") if e["kind"] == "pushed_down"]
     assert [text.partition(":")[0] for text in told] == ["safety", "politeness"]
     assert "negative for 5 steps (-0.20) (step 9)" in told[0]
@@ -208,21 +209,21 @@ def test_the_live_line_says_that_its_divergence_is_a_mean_of_tokens(tmp_path, mo
         def progress(self, done, total, note):
             notes.append((done, total, note))
 
-    batch = batch_of(*rows()).set(objectives=("safety",))
+    batch = batch_of(*rows()).replace(objectives=("safety",))
 
     def stage(work):
-        align._shown(work)(1, {"score/safety/mean": 0.25, "kl/k3": 0.0625}, batch, ())
+        align._step_callback(work)(1, {"score/safety/mean": 0.25, "kl/k3": 0.0625}, batch, ())
         return "done"
 
     stages(monkeypatch, stage)
-    pipeline.run(recipe(tmp_path / "r"), Heard())
+    pipeline.run_pipeline(recipe(tmp_path / "r"), Heard())
     assert (2, 4, "safety 0.25  KL/token 0.062") in notes
 
 
 def test_a_run_says_which_names_are_taken_as_hub_names(tmp_path, monkeypatch, capsys):
     stages(monkeypatch, lambda work: "done")
-    pipeline.run(recipe(tmp_path / "r", "reward.body=own/body"), PlainConsole())
-    assert "reward.body: own/body is no folder here: taken as a hub name\n" in capsys.readouterr().out
+    pipeline.run_pipeline(recipe(tmp_path / "r", "reward.init_from=own/body"), PlainConsole())
+    assert "reward.init_from: own/body is no folder here: taken as a hub name\n" in capsys.readouterr().out
 
 
 def test_the_device_is_looked_for_before_anything_is_written(tmp_path, monkeypatch):

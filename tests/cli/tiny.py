@@ -8,28 +8,28 @@ from pathlib import Path
 from forked import ENVIRONMENT, done
 
 SMALL = (
-    "data.world.prompts=24",
-    "data.world.test_prompts=12",
-    "data.world.rated=64",
-    "data.world.demonstrations=64",
-    "policy.sft.epochs=1",
-    "policy.sft.batch=16",
-    "reward.fit.epochs=1",
-    "reward.fit.batch=16",
-    "algorithm.n=2",
-    "algorithm.max_new=12",
-    "learn.prompts=4",
-    "run.steps=4",
-    "run.checkpoint_every=1",
-    "run.threads=1",
-    "evaluate.n=1",
-    "evaluate.draws=200",
+    "data.world.num_prompts=24",
+    "data.world.num_test_prompts=12",
+    "data.world.num_ratings=64",
+    "data.world.num_demonstrations=64",
+    "policy.sft.num_train_epochs=1",
+    "policy.sft.batch_size=16",
+    "reward.training.num_train_epochs=1",
+    "reward.training.batch_size=16",
+    "algorithm.num_generations=2",
+    "algorithm.max_new_tokens=12",
+    "training.prompts_per_step=4",
+    "run.max_steps=4",
+    "run.save_steps=1",
+    "run.num_threads=1",
+    "evaluate.num_generations=1",
+    "evaluate.bootstrap_samples=200",
 )
 PROGRAM = (sys.executable, "-c", "from paretune.cli import main; main()")
 
 
 def command(folder: Path, *more: str) -> list[str]:
-    return ["demo", f"run.folder={folder}", *SMALL, *more]
+    return ["demo", f"run.output_dir={folder}", *SMALL, *more]
 
 
 def demo(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -9,17 +9,17 @@ from paretune.algorithms.aggregates import aggregated, chebyshev_grpo, lagrangia
 from paretune.algorithms.gdpo import gdpo
 from paretune.algorithms.grpo import grpo
 from paretune.algorithms.ppo import rto
-from paretune.credit.adaptive import CorrelationTarget, HypervolumeGuided
+from paretune.credit.adaptive import CorrelationTargetWeightedSum, HypervolumeGuidedWeighting
 from paretune.credit.aggregate import Gate, WeightedSum
 from paretune.credit.constraint import Constraint, Lagrangian
-from paretune.credit.missing import Missing
+from paretune.credit.missing import HandleMissingScores
 from paretune.credit.order import Lexicographic
-from paretune.credit.step import chain, steps_of
-from paretune.credit.threshold import Target, Threshold
-from paretune.credit.weights import KindSum, PreferenceSum, ScheduledSum
-from paretune.credit.worst import Chebyshev, Worst
+from paretune.credit.step import chain, flatten_steps
+from paretune.credit.threshold import DistanceToTarget, Threshold
+from paretune.credit.weights import PerCategoryWeightedSum, PreferenceWeightedSum, ScheduledWeightedSum
+from paretune.credit.worst import Chebyshev, MinObjective
 from paretune.errors import WiringError
-from paretune.learn.check import check
+from paretune.learn.check import check_spec
 from toy import WEIGHTS, advance, graded, stop_after, toy_world, trained
 from toy import Cut as PowerCut
 
@@ -28,7 +28,7 @@ HIGH = Constraint("high", 0.9)
 
 
 def test_lagrangian_grpo_that_does_not_move_is_grpo_with_equal_weights_to_the_last_bit(tmp_path):
-    ours = lagrangian_grpo({"even": 1.0}, constraints=(HIGH,), rate=0.0, **SMALL)
+    ours = lagrangian_grpo({"even": 1.0}, constraints=(HIGH,), multiplier_lr=0.0, **SMALL)
     parent = grpo(WEIGHTS, **SMALL)
     assert (
         trained(tmp_path / "a", toy_world(), ours, steps=2)[0]
@@ -40,8 +40,8 @@ def test_chebyshev_grpo_of_one_objective_is_grpo_in_credit():
     batch = graded([[0.2], [0.7], [0.4], [0.9]], objectives=("even",))
     one = {"even": 1.0}
     for of in ("response", "mean"):
-        ours, parent = chebyshev_grpo(one, of=of), grpo(one)
-        a, b = (advance(chain(r.worth, r.credit), batch)[0].advantages for r in (ours, parent))
+        ours, parent = chebyshev_grpo(one, criterion=of), grpo(one)
+        a, b = (advance(chain(r.reward_steps, r.credit), batch)[0].advantages for r in (ours, parent))
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
@@ -55,39 +55,41 @@ def test_multipliers_go_on_after_a_power_cut_as_if_nothing_had_happened(tmp_path
 
 W = {"k0": 0.3, "k1": 0.5, "k2": 0.2}
 NEUTRAL = {
-    "schedule": ScheduledSum(((0, W),)),
-    "kinds": KindSum({}, W),
-    "preference": PreferenceSum(),
-    "multipliers": Lagrangian(W, (Constraint("k0", 0.0),), rate=0.0, start_at=1e-300, least=0.0),
-    "correlation": CorrelationTarget(W, {}),
+    "schedule": ScheduledWeightedSum(((0, W),)),
+    "kinds": PerCategoryWeightedSum({}, W),
+    "preference": PreferenceWeightedSum(),
+    "multipliers": Lagrangian(
+        W, (Constraint("k0", 0.0),), dual_learning_rate=0.0, initial_multiplier=1e-300, min_multiplier=0.0
+    ),
+    "correlation": CorrelationTargetWeightedSum(W, {}),
 }
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_a_neutral_setting_is_the_weighted_sum_bit_for_bit(name):
     batch = graded(torch.rand(12, 3).tolist(), group=[0, 1, 2] * 4)
-    batch = batch.set(kind=torch.zeros(12).long(), kinds=("",))
-    batch = batch.set(preference=torch.tensor([0.3, 0.5, 0.2]).expand(12, 3))
+    batch = batch.replace(category=torch.zeros(12).long(), categories=("",))
+    batch = batch.replace(preference_weights=torch.tensor([0.3, 0.5, 0.2]).expand(12, 3))
     ours, _ = advance(NEUTRAL[name], batch)
     want, _ = advance(WeightedSum(W), batch)
-    assert torch.equal(ours.signal, want.signal)
+    assert torch.equal(ours.rewards, want.rewards)
 
 
 USED = {"k0": 1.0, "k1": 1.0}
 WAYS = {
     "sum": WeightedSum,
-    "schedule": lambda w: ScheduledSum(((0, w), (9, w))),
-    "kinds": lambda w: KindSum({}, w),
-    "worst": lambda w: Worst(tuple(name for name, weight in w.items() if weight)),
-    "soft worst": lambda w: Worst(tuple(name for name, weight in w.items() if weight), 3.0),
+    "schedule": lambda w: ScheduledWeightedSum(((0, w), (9, w))),
+    "kinds": lambda w: PerCategoryWeightedSum({}, w),
+    "worst": lambda w: MinObjective(tuple(name for name, weight in w.items() if weight)),
+    "soft worst": lambda w: MinObjective(tuple(name for name, weight in w.items() if weight), 3.0),
     "chebyshev": lambda w: Chebyshev(w, rho=0.1),
-    "chebyshev of the mean": lambda w: Chebyshev(w, of="mean", rho=0.1),
+    "chebyshev of the mean": lambda w: Chebyshev(w, distance_of="mean", rho=0.1),
     "order": lambda w: Lexicographic(tuple((name, 0.5) for name, weight in w.items() if weight)),
     "multipliers": lambda w: Lagrangian(w, (Constraint("k0", 0.6), Constraint("k1", 0.5, "rate", 0.5))),
-    "correlation": lambda w: CorrelationTarget(w, {"k0": 0.9}),
-    "renormalise": lambda w: chain(Missing("renormalise", w), WeightedSum(w)),
-    "group mean": lambda w: chain(Missing("group_mean", w), WeightedSum(w)),
-    "drop": lambda w: chain(Missing("drop", w), WeightedSum(w)),
+    "correlation": lambda w: CorrelationTargetWeightedSum(w, {"k0": 0.9}),
+    "renormalise": lambda w: chain(HandleMissingScores("renormalise", w), WeightedSum(w)),
+    "group mean": lambda w: chain(HandleMissingScores("group_mean", w), WeightedSum(w)),
+    "drop": lambda w: chain(HandleMissingScores("drop", w), WeightedSum(w)),
 }
 
 
@@ -102,14 +104,14 @@ def test_an_objective_of_weight_0_changes_nothing_bit_for_bit(way, extra):
     names = ("k0", *(f"idle{i}" for i in range(extra)), "k1")
     group = [i % 4 for i in range(16)]
     kind = {"kind": torch.zeros(16).long(), "kinds": ("",)}
-    alone = graded(scores, group=group).set(**kind)
-    beside = graded(more, group=group, objectives=names).set(**kind)
+    alone = graded(scores, group=group).replace(**kind)
+    beside = graded(more, group=group, objectives=names).replace(**kind)
     zeros = {name: 0.0 for name in names if name.startswith("idle")}
     want, seen = advance(WAYS[way](USED), alone)
     ours, seen_too = advance(WAYS[way](USED | zeros), beside)
-    assert torch.equal(ours.signal, want.signal)
-    assert {k: v for k, v in seen_too.items() if "idle" not in k and k != "missing/filled"} == {
-        k: v for k, v in seen.items() if k != "missing/filled"
+    assert torch.equal(ours.rewards, want.rewards)
+    assert {k: v for k, v in seen_too.items() if "idle" not in k and k != "missing_scores/filled"} == {
+        k: v for k, v in seen.items() if k != "missing_scores/filled"
     }
 
 
@@ -121,46 +123,48 @@ def test_an_objective_of_weight_0_changes_no_weight_of_the_policy(tmp_path):
 
 EVERY = [
     *(make(WEIGHTS | {"k0": 0.5, "k1": 0.5}) for make in WAYS.values()),
-    PreferenceSum(),
+    PreferenceWeightedSum(),
     Lagrangian(USED, (Constraint("k0", 0.2, "quantile", 0.1),)),
 ]
 
 
 @pytest.mark.parametrize("step", EVERY, ids=lambda step: type(step).__name__)
 def test_every_way_passes_the_dry_run(step):
-    before = (Threshold("k0", 0.9), Target("even", 0.5))
-    recipe = aggregated(grpo(WEIGHTS, gates=(), **SMALL), step, before=before)
-    assert check(recipe, ("even", "high", "k0", "k1")).frozen_roles == ("reference",)
+    before = (Threshold("k0", 0.9), DistanceToTarget("even", 0.5))
+    recipe = aggregated(grpo(WEIGHTS, gates=(), **SMALL), step, score_steps=before)
+    assert check_spec(recipe, ("even", "high", "k0", "k1")).frozen_roles == ("reference",)
 
 
 def test_missing_scores_are_seen_to_behind_the_gates_and_before_anything_is_compared():
-    drop, gate = Missing("drop", WEIGHTS), Gate("even", "high", 0.5)
-    early = aggregated(grpo(WEIGHTS).but(worth=chain(gate, WeightedSum(WEIGHTS))), missing=drop)
-    assert early.worth.steps == (gate, drop, WeightedSum(WEIGHTS))
-    late = aggregated(gdpo(WEIGHTS), Worst(("even", "high")), missing=drop)
-    assert late.worth.steps == (drop,)
-    assert Worst(("even", "high")) in late.credit.steps
-    check(late, ("even", "high"))
+    drop, gate = HandleMissingScores("drop", WEIGHTS), Gate("even", "high", 0.5)
+    early = aggregated(
+        grpo(WEIGHTS).replace(reward_steps=chain(gate, WeightedSum(WEIGHTS))), missing_step=drop
+    )
+    assert early.reward_steps.steps == (gate, drop, WeightedSum(WEIGHTS))
+    late = aggregated(gdpo(WEIGHTS), MinObjective(("even", "high")), missing_step=drop)
+    assert late.reward_steps.steps == (drop,)
+    assert MinObjective(("even", "high")) in late.credit.steps
+    check_spec(late, ("even", "high"))
 
 
 def test_the_growth_of_the_front_belongs_behind_normalisation():
     recipe = grpo(WEIGHTS, **SMALL)
     normalise, spread = recipe.credit.steps
-    guided = HypervolumeGuided(("even", "high"))
-    check(recipe.but(credit=chain(normalise, guided, spread)), ("even", "high"))
+    guided = HypervolumeGuidedWeighting(("even", "high"))
+    check_spec(recipe.replace(credit=chain(normalise, guided, spread)), ("even", "high"))
     with pytest.raises(WiringError, match="HypervolumeGuided has no effect before GroupNormalise"):
-        check(recipe.but(credit=chain(guided, normalise, spread)), ("even", "high"))
+        check_spec(recipe.replace(credit=chain(guided, normalise, spread)), ("even", "high"))
 
 
 def test_a_recipe_without_a_sum_has_no_place_for_another_way():
     recipe = lagrangian_grpo({"even": 1.0}, constraints=(HIGH,))
     with pytest.raises(WiringError, match="Worst has no WeightedSum to take the place of among Lagrangian"):
-        aggregated(recipe, Worst(("even",)))
+        aggregated(recipe, MinObjective(("even",)))
 
 
 def test_a_phase_has_the_aggregator_of_the_recipe_it_is_made_for():
-    recipe = aggregated(rto(WEIGHTS), Worst(("even", "high")))
-    (phase,) = recipe.before
-    for worth in (recipe.worth, phase.recipe.worth):
-        assert Worst(("even", "high")) in steps_of(worth)
-        assert not any(isinstance(step, WeightedSum) for step in steps_of(worth))
+    recipe = aggregated(rto(WEIGHTS), MinObjective(("even", "high")))
+    (phase,) = recipe.phases
+    for worth in (recipe.reward_steps, phase.spec.reward_steps):
+        assert MinObjective(("even", "high")) in flatten_steps(worth)
+        assert not any(isinstance(step, WeightedSum) for step in flatten_steps(worth))

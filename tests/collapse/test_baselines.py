@@ -6,10 +6,10 @@ import torch
 from paretune.algorithms.baselines import dr_grpo, reinforce_pp, rloo
 from paretune.algorithms.gdpo import gdpo, gdpo_credit, mo_grpo
 from paretune.algorithms.grpo import grpo
-from paretune.credit.advantage import GroupNormalise, Spread
+from paretune.credit.advantage import BroadcastToTokens, GroupNormalize
 from paretune.credit.aggregate import WeightedSum
 from paretune.credit.step import chain
-from paretune.learn.recipe import Weigh
+from paretune.learn.recipe import LossAggregation
 from toy import WEIGHTS, advance, graded, toy_world, trained
 
 SMALL = {"n": 4, "max_new": 4}
@@ -20,13 +20,13 @@ GROUP = [0, 0, 0, 1, 1, 1]
 def credit(recipe, scores=SCORES):
     names = ("even", "high")[: len(scores[0])]
     zero = torch.zeros(len(scores), 3)
-    batch = graded(scores, group=GROUP, objectives=names).set(behaviour_logp=zero, reference_logp=zero)
+    batch = graded(scores, group=GROUP, objectives=names).replace(old_logprobs=zero, ref_logprobs=zero)
     return advance(chain(recipe.worth, recipe.credit), batch)[0].advantages
 
 
 def test_dr_grpo_with_spread_and_sequence_weights_is_grpo_to_the_last_bit(tmp_path):
-    recipe = dr_grpo(WEIGHTS, kl=0.04, **SMALL).but(
-        credit=chain(GroupNormalise("std"), Spread()), weigh=Weigh("sequence")
+    recipe = dr_grpo(WEIGHTS, kl_coef=0.04, **SMALL).replace(
+        credit=chain(GroupNormalize("std"), BroadcastToTokens()), loss_aggregation=LossAggregation("sequence")
     )
     ours = trained(tmp_path / "ours", toy_world(), recipe, steps=2)
     parent = trained(tmp_path / "parent", toy_world(), grpo(WEIGHTS, **SMALL), steps=2)
@@ -41,7 +41,7 @@ def test_mo_grpo_with_one_objective_is_grpo_to_the_last_bit(tmp_path):
 
 def test_rloo_is_dr_grpo_times_n_over_n_less_one():
     torch.testing.assert_close(credit(rloo(WEIGHTS)), credit(dr_grpo(WEIGHTS)) * 3 / 2)
-    assert torch.equal(credit(rloo(WEIGHTS)), credit(rloo(WEIGHTS, kl=0.0)))
+    assert torch.equal(credit(rloo(WEIGHTS)), credit(rloo(WEIGHTS, kl_coef=0.0)))
 
 
 def test_gdpo_is_mo_grpo_but_for_one_factor():
@@ -56,7 +56,7 @@ def test_gdpo_is_mo_grpo_but_for_one_factor():
 def test_of_one_objective_the_authors_gdpo_is_plain_grpo():
     batch = graded([row[:1] for row in SCORES], group=GROUP, objectives=("even",))
     ours, _ = advance(gdpo_credit({"even": 2.0}, "nvlabs"), batch)
-    parent, _ = advance(chain(WeightedSum({"even": 2.0}), GroupNormalise(), Spread()), batch)
+    parent, _ = advance(chain(WeightedSum({"even": 2.0}), GroupNormalize(), BroadcastToTokens()), batch)
     assert torch.equal(ours.advantages, parent.advantages)
 
 
@@ -67,13 +67,13 @@ def test_reinforce_with_a_group_baseline_is_dr_grpo_in_one_scale():
 
 
 def test_reinforce_without_baseline_needs_no_group():
-    recipe = reinforce_pp(WEIGHTS, n=1)
-    assert recipe.source.n == 1
+    recipe = reinforce_pp(WEIGHTS, num_generations=1)
+    assert recipe.rollout.num_generations == 1
     every = credit(recipe)
     renumbered = graded(SCORES, objectives=("even", "high"), group=list(range(6)))
     zero = torch.zeros(6, 3)
     alone, _ = advance(
-        chain(recipe.worth, recipe.credit), renumbered.set(behaviour_logp=zero, reference_logp=zero)
+        chain(recipe.reward_steps, recipe.credit), renumbered.replace(old_logprobs=zero, ref_logprobs=zero)
     )
     assert torch.equal(every, alone.advantages)
 

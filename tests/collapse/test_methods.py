@@ -11,16 +11,16 @@ from paretune.algorithms.ppo import ppo, ppo_max
 from paretune.batch import Outputs
 from paretune.credit.constraint import Constraint
 from paretune.credit.gae import Gae, ReturnToGo
-from paretune.credit.penalty import EndReward
+from paretune.credit.penalty import TerminalReward
 from paretune.credit.resample import ResampleByRank
-from paretune.credit.step import chain, steps_of
+from paretune.credit.step import chain, flatten_steps
 from paretune.credit.whiten import Whiten
-from paretune.learn.recipe import Weigh
-from paretune.loss.imitate import Likelihood
-from paretune.loss.ranking import Ranking
-from paretune.loss.term import Term
+from paretune.learn.recipe import LossAggregation
+from paretune.loss.imitate import SftLoss
+from paretune.loss.ranking import PreferenceRanking
+from paretune.loss.term import WeightedLoss
 from paretune.reduce import token_weights
-from paretune.rollout.sample import Online
+from paretune.rollout.sample import OnPolicy
 from toy import WEIGHTS, advance, algorithm, graded, trained
 
 STEPS = {"steps": 2, "every": 2}
@@ -28,10 +28,10 @@ STEPS = {"steps": 2, "every": 2}
 
 def learnt(folder, recipe, frozen=None):
     """The policy's weights after two steps; `frozen` takes the place of models that phases would make."""
-    world = world_of(recipe.but(before=()) if frozen else recipe, folder)
+    world = world_of(recipe.but(phases=()) if frozen else recipe, folder)
     if frozen:
         world = replace(world, models=replace(world.models, frozen={**world.models.frozen, **frozen}))
-    trained(folder / "run", world, recipe.but(before=()), **STEPS)
+    trained(folder / "run", world, recipe.but(phases=()), **STEPS)
     return weights_of(world.models.policy)
 
 
@@ -63,11 +63,13 @@ def test_rto_whose_tuned_policy_is_the_start_is_ppo(tmp_path):
 
 def test_ppo_max_without_its_scale_and_clip_is_ppo(tmp_path):
     how = {"n": 4, "max_new": 6, "epochs": 2, "critic_alone": 0, "critic_rate": 1.0, "value_weight": 0.1}
-    recipe = ppo_max(WEIGHTS, reward_clip=None, advantages="whitened", **how)
-    total, scale = steps_of(recipe.worth)
+    recipe = ppo_max(WEIGHTS, reward_clip=None, advantage_normalization="whitened", **how)
+    total, scale = flatten_steps(recipe.reward_steps)
     parent = ppo(WEIGHTS, **how)
-    same(learnt(tmp_path / "max", recipe.but(worth=chain(total))), learnt(tmp_path / "ppo", parent))
-    assert recipe.but(name="ppo", worth=parent.worth) == parent
+    same(
+        learnt(tmp_path / "max", recipe.replace(reward_steps=chain(total))), learnt(tmp_path / "ppo", parent)
+    )
+    assert recipe.replace(name="ppo", reward_steps=parent.reward_steps) == parent
     assert type(scale).__name__ == "RunningScale"
 
 
@@ -82,31 +84,31 @@ def test_a_critic_that_learns_alone_leaves_the_policy(tmp_path):
 
 def test_ppo_with_values_of_nothing_is_reinforce_with_whitening():
     batch = graded([0.9, 0.1, 0.4, 0.7], group=[0, 1, 2, 3], lengths=[2, 3, 1, 2])
-    batch = batch.set(values=torch.zeros(*batch.tokens.shape, 1))
-    ours, _ = advance(chain(EndReward(), Gae(1.0, 1.0), Whiten()), batch)
-    parent, _ = advance(chain(EndReward(), ReturnToGo(1.0), Whiten()), batch)
+    batch = batch.replace(values=torch.zeros(*batch.input_ids.shape, 1))
+    ours, _ = advance(chain(TerminalReward(), Gae(1.0, 1.0), Whiten()), batch)
+    parent, _ = advance(chain(TerminalReward(), ReturnToGo(1.0), Whiten()), batch)
     torch.testing.assert_close(ours.advantages, parent.advantages)
 
 
 def test_safe_rlhf_whose_constraint_weighs_nothing_has_the_advantages_of_its_first_head():
     batch = graded([[0.9, 0.1], [0.2, 0.8], [0.5, 0.4]], group=[0, 1, 2], objectives=("even", "high"))
-    zero = torch.zeros(batch.tokens.shape)
-    batch = batch.set(behaviour_logp=zero, reference_logp=zero - 0.1 * batch.respond)
-    values = torch.rand(*batch.tokens.shape, 2, generator=torch.Generator().manual_seed(0))
+    zero = torch.zeros(batch.input_ids.shape)
+    batch = batch.replace(old_logprobs=zero, ref_logprobs=zero - 0.1 * batch.response_mask)
+    values = torch.rand(*batch.input_ids.shape, 2, generator=torch.Generator().manual_seed(0))
     constraint = (Constraint("high", 0.5),)
     held = algorithm("safe_rlhf", constraints=constraint, start_at=1e-30, rate=0.0)
     first = {"even": 1.0, "high": 0.0}
-    held = held.but(
+    held = held.replace(
         credit=chain(
             *(
                 replace(step, weights=first) if hasattr(step, "weights") else step
-                for step in steps_of(held.credit)
+                for step in flatten_steps(held.credit)
             )
         )
     )
-    ours, _ = advance(chain(held.worth, held.credit), batch.set(values=values))
-    parent = ppo(first, kl=0.01)
-    want, _ = advance(chain(parent.worth, parent.credit), batch.set(values=values[..., :1]))
+    ours, _ = advance(chain(held.reward_steps, held.credit), batch.replace(values=values))
+    parent = ppo(first, kl_coef=0.01)
+    want, _ = advance(chain(parent.reward_steps, parent.credit), batch.replace(values=values[..., :1]))
     torch.testing.assert_close(ours.advantages, want.advantages)
 
 
@@ -117,27 +119,32 @@ def test_tdpo_without_the_drift_is_dpo(tmp_path):
 
 def test_pro_of_two_is_a_logistic_loss_of_the_margin_times_the_gap():
     batch = graded([0.9, 0.4, 0.1, 0.8], group=[0, 0, 1, 1], lengths=[2, 3, 1, 2])
-    batch = batch.set(weight=token_weights(batch.respond, "sequence"))
+    batch = batch.replace(loss_weights=token_weights(batch.response_mask, "sequence"))
     logp = torch.where(
-        batch.respond, -torch.rand(batch.tokens.shape, generator=torch.Generator().manual_seed(1)), 0
+        batch.response_mask, -torch.rand(batch.input_ids.shape, generator=torch.Generator().manual_seed(1)), 0
     )
-    score = logp.sum(-1) / batch.respond.sum(-1)
+    score = logp.sum(-1) / batch.response_mask.sum(-1)
     margins = torch.stack([0.5 * (score[0] - score[1]), 0.7 * (score[3] - score[2])])
-    torch.testing.assert_close(Ranking()(Outputs(logp=logp), batch), -F.logsigmoid(margins).mean())
+    torch.testing.assert_close(
+        PreferenceRanking()(Outputs(logprobs=logp), batch), -F.logsigmoid(margins).mean()
+    )
 
 
 def test_superhf_of_one_without_a_price_is_fine_tuning_on_own_samples(tmp_path):
-    one = Online(n=1, max_new=6)
-    ours = recipe_of("superhf", kl=0.0).but(source=one)
-    parent = recipe_of("grpo", n=2).but(
-        source=one, credit=chain(), losses=(Term(1.0, Likelihood()),), weigh=Weigh("token")
+    one = OnPolicy(num_generations=1, max_new_tokens=6)
+    ours = recipe_of("superhf", kl=0.0).replace(rollout=one)
+    parent = recipe_of("grpo", n=2).replace(
+        rollout=one,
+        credit=chain(),
+        losses=(WeightedLoss(1.0, SftLoss()),),
+        loss_aggregation=LossAggregation("token"),
     )
     same(learnt(tmp_path / "superhf", ours), learnt(tmp_path / "sft", parent))
 
 
 def test_pf_ppo_with_equal_odds_draws_every_response_alike():
     batch = graded([0.9, 0.1, 0.4, 0.7], group=[0, 0, 0, 0])
-    step = ResampleByRank("power", keep=4, power=0.0)
+    step = ResampleByRank("power", num_samples=4, exponent=0.0)
     drawn = torch.zeros(4)
     for seed in range(400):
         left, _ = advance(step, batch, seed)

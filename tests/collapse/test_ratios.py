@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from paretune.algorithms.grpo import grpo
-from paretune.algorithms.ratios import cispo, corrected, dapo, gspo, sapo
-from paretune.credit.importance import TruncatedImportance
-from paretune.models.measure import Behaviour, Reference
+from paretune.algorithms.ratios import cispo, dapo, gspo, sapo, with_importance_correction
+from paretune.credit.importance import TruncatedImportanceSampling
+from paretune.models.measure import OldLogprobs, RefLogprobs
 from toy import WEIGHTS, digest, toy_world, trained
 
 ONE = {"n": 6, "max_new": 1, "minibatch": 12, "epochs": 2}
@@ -27,7 +27,7 @@ def weights(folder, recipe):
 def parent(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grpo")
     start = digest(toy_world())
-    made = weights(folder, grpo(WEIGHTS, kl=0.0, clip=0.05, **ONE))
+    made = weights(folder, grpo(WEIGHTS, kl_coef=0.0, clip_range=0.05, **ONE))
     assert made[0] != start
     return made
 
@@ -35,7 +35,7 @@ def parent(tmp_path_factory):
 @pytest.mark.parametrize(
     "recipe",
     [
-        dapo(WEIGHTS, flat=0.0, overlong=0.0, **SAME, **ONE),
+        dapo(WEIGHTS, min_std_ratio=0.0, overlong_buffer_fraction=0.0, **SAME, **ONE),
         gspo(WEIGHTS, **SAME, **ONE),
     ],
     ids=lambda recipe: recipe.name,
@@ -45,25 +45,25 @@ def test_equal_to_grpo_bit_for_bit(tmp_path, parent, recipe):
 
 
 ON_POLICY = {"n": 6, "max_new": 4}
-TRAINER = (Behaviour("trainer"), Reference())
+TRAINER = (OldLogprobs("trainer"), RefLogprobs())
 """With one update a step and the trainer's own record, every ratio is 1."""
 
 
 @pytest.mark.parametrize(
     "recipe",
-    [cispo(WEIGHTS, **ON_POLICY), sapo(WEIGHTS, down=1.0, **ON_POLICY), sapo(WEIGHTS, **ON_POLICY)],
+    [cispo(WEIGHTS, **ON_POLICY), sapo(WEIGHTS, tau_neg=1.0, **ON_POLICY), sapo(WEIGHTS, **ON_POLICY)],
     ids=["cispo", "sapo", "sapo-uneven"],
 )
 def test_on_policy_they_take_the_step_of_grpo(tmp_path, recipe):
     same = {"weigh": recipe.weigh, "measure": TRAINER}
-    base = grpo(WEIGHTS, kl=0.0, **ON_POLICY).but(**same)
+    base = grpo(WEIGHTS, kl_coef=0.0, **ON_POLICY).replace(**same)
     _, ours = weights(tmp_path / "ours", recipe.but(**same))
     _, theirs = weights(tmp_path / "theirs", base)
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
 
 
 def test_a_sampler_that_is_the_trainer_needs_no_correction(tmp_path):
-    base = grpo(WEIGHTS, kl=0.0, **ON_POLICY).but(measure=TRAINER)
+    base = grpo(WEIGHTS, kl_coef=0.0, **ON_POLICY).replace(model_passes=TRAINER)
     _, plain = weights(tmp_path / "plain", base)
-    _, ours = weights(tmp_path / "ours", corrected(base, TruncatedImportance()))
+    _, ours = weights(tmp_path / "ours", with_importance_correction(base, TruncatedImportanceSampling()))
     torch.testing.assert_close(ours, plain, atol=2e-3, rtol=0)

@@ -10,9 +10,9 @@ from battery import GRADIENT, recipe_of, weights_of, world_of
 from paretune.algorithms import ALGORITHMS
 from paretune.data.toy import OBJECTIVES
 from paretune.files import read_jsonl
-from paretune.learn.check import check
-from paretune.learn.recipe import explained
-from paretune.metrics import metric
+from paretune.learn.check import check_spec
+from paretune.learn.recipe import describe
+from paretune.metrics import find_metric
 from toy import Cut, stop_after, trained
 
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "algorithms").glob("*.md"))
@@ -21,9 +21,9 @@ every = pytest.mark.parametrize("name", GRADIENT)
 
 @every
 def test_it_is_wired(name):
-    plan = check(recipe_of(name), OBJECTIVES)
-    assert plan.rows_kept >= 1
-    assert ("values" in recipe_of(name).wants()) == (plan.critic_heads > 0)
+    plan = check_spec(recipe_of(name), OBJECTIVES)
+    assert plan.num_selected_rows >= 1
+    assert ("values" in recipe_of(name).requires()) == (plan.num_critic_heads > 0)
 
 
 @every
@@ -39,7 +39,7 @@ def test_it_runs_is_finite_and_deterministic_and_leaves_frozen_models_alone(tmp_
     for line in read_jsonl(tmp_path / "a" / "run" / "metrics.jsonl"):
         numbers = {key: value for key, value in line.items() if key not in ("stage", "step")}
         assert all(value is not None for value in numbers.values()), line
-        assert all(metric(key) for key in numbers)
+        assert all(find_metric(key) for key in numbers)
     moved = weights_of(world.models.policy)
     start = world.models.frozen["reference"].state_dict()
     assert any(not torch.equal(value, start[key]) for key, value in moved.items())
@@ -70,7 +70,7 @@ def test_micro_batches_change_nothing(tmp_path, name):
 
 @every
 def test_it_explains_itself(name):
-    text = "\n".join(explained(recipe_of(name)))
+    text = "\n".join(describe(recipe_of(name)))
     assert re.search(rf"algorithm +{name}\b", text)
     assert " at 0x" not in text
 

@@ -3,7 +3,7 @@
 import torch
 from lossbatch import Logits, batch_of, outputs, weights
 
-from paretune.models.forward import run
+from paretune.models.forward import compute_outputs
 from paretune.reduce import group_sum
 
 
@@ -12,7 +12,7 @@ def rows_of(sums, lengths, signal, group, **fields):
     mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
     each = {name: torch.where(mask, (x / lengths)[:, None], 0.0) for name, x in fields.items()}
     batch = batch_of(mask, weight=weights(mask, "sequence"), **each)
-    batch = batch.set(group=group, signal=signal, scores=signal)
+    batch = batch.replace(group=group, rewards=signal, scores=signal)
     return outputs((sums / lengths)[:, None].expand(mask.shape), mask), batch
 
 
@@ -30,7 +30,7 @@ def pairs_of(chosen, rejected, reference_chosen, reference_rejected, length=1, o
         reference_logp=torch.cat([reference_chosen, reference_rejected]),
     )
     names = ("preferred", *(f"other{i}" for i in range(1, signal.shape[1])))
-    return out, batch.set(objectives=names)
+    return out, batch.replace(objectives=names)
 
 
 def read(logits, labels, reference=None, respond=None):
@@ -39,17 +39,17 @@ def read(logits, labels, reference=None, respond=None):
     if respond is None:
         respond = (labels != -100) & (torch.arange(labels.shape[1]) > 0)
     blank = torch.ones(len(labels), labels.shape[1] - 1)
-    batch = batch_of(blank, weight=blank).set(tokens=labels.clamp(min=0), respond=respond)
-    batch = batch.set(attend=torch.ones_like(respond), weight=weights(respond, "sequence"))
+    batch = batch_of(blank, weight=blank).replace(input_ids=labels.clamp(min=0), response_mask=respond)
+    batch = batch.replace(attention_mask=torch.ones_like(respond), loss_weights=weights(respond, "sequence"))
     if reference is None:
-        return run(Logits(logits), batch), batch
+        return compute_outputs(Logits(logits), batch), batch
     frozen = Logits(reference)
-    batch = batch.set(reference_logp=run(frozen, batch).logp)
+    batch = batch.replace(ref_logprobs=compute_outputs(frozen, batch).logprobs)
     wants = frozenset({"kl_reference_policy"})
-    return run(Logits(logits), batch, wants, references={"reference": frozen}), batch
+    return compute_outputs(Logits(logits), batch, wants, references={"reference": frozen}), batch
 
 
 def evenly(batch):
     """The weights scaled so that every group counts the same, also where a response is empty."""
     whole = group_sum(batch.weight.sum(-1, keepdim=True), batch.group)
-    return batch.set(weight=batch.weight / whole / len(batch.group.unique()))
+    return batch.set(loss_weights=batch.weight / whole / len(batch.group.unique()))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from paretune.batch import Batch, Outputs
-from paretune.models.forward import run
+from paretune.models.forward import compute_outputs
 from paretune.reduce import token_weights
 
 
@@ -25,22 +25,22 @@ def batch_of(mask, advantages=None, *, weight, **fields):
         spread = advantages if advantages.ndim == 2 else advantages[:, None].expand(mask.shape)
         fields["advantages"] = torch.where(mask.bool(), spread, 0.0)[..., None]
     return Batch(
-        tokens=torch.zeros_like(respond, dtype=torch.long),
-        attend=attend,
-        respond=respond,
+        input_ids=torch.zeros_like(respond, dtype=torch.long),
+        attention_mask=attend,
+        response_mask=respond,
         group=torch.arange(rows),
         truncated=torch.zeros(rows, dtype=torch.bool),
         objectives=("reward",),
         scores=unscored,
-        signal=unscored,
-        weight=shifted(weight),
+        rewards=unscored,
+        loss_weights=shifted(weight),
         **{name: F.pad(x, (0, 0, 1, 0)) if x.ndim == 3 else shifted(x) for name, x in fields.items()},
     )
 
 
 def outputs(logp, mask, **more):
     """What a forward pass gives: 0 where nobody responds."""
-    return Outputs(logp=shifted(torch.where(mask.bool(), logp, 0.0)), **more)
+    return Outputs(logprobs=shifted(torch.where(mask.bool(), logp, 0.0)), **more)
 
 
 def weights(mask, by, length=1, empty="count"):
@@ -96,5 +96,5 @@ def asked(logits, tokens, respond, temperature=1.0):
     """Log-probability and entropy by our forward pass: logits[:, t] are those of tokens[:, t + 1]."""
     width = tokens.shape[1]
     batch = batch_of(torch.ones(len(tokens), width - 1), weight=torch.zeros(len(tokens), width - 1))
-    batch = batch.set(tokens=tokens, respond=respond)
-    return run(Logits(logits), batch, frozenset({"entropy"}), temperature=temperature)
+    batch = batch.replace(input_ids=tokens, response_mask=respond)
+    return compute_outputs(Logits(logits), batch, frozenset({"entropy"}), temperature=temperature)

@@ -5,10 +5,10 @@ import torch
 from cases import cases, numbers
 
 from paretune.algorithms.gdpo import gdpo_credit
-from paretune.credit.advantage import BatchNormalise, GroupNormalise, LeaveOneOut, Spread
+from paretune.credit.advantage import BatchNormalize, BroadcastToTokens, GroupNormalize, LeaveOneOut
 from paretune.credit.aggregate import WeightedSum
-from paretune.credit.penalty import Clip
-from paretune.credit.published import MissingIsZero
+from paretune.credit.penalty import ClipReward
+from paretune.credit.published import MissingAsZero
 from paretune.credit.step import chain
 from paretune.credit.whiten import Whiten
 from toy import advance, graded
@@ -27,7 +27,9 @@ def groups(rows, n):
 def advantages(credit, scores, group, respond=None):
     """[B, T] with a mask of response tokens, [B] without."""
     batch = graded(scores, group=group, respond=respond)
-    a = advance(chain(credit, Spread()) if respond is None else credit, batch)[0].advantages[..., 0]
+    a = advance(chain(credit, BroadcastToTokens()) if respond is None else credit, batch)[0].advantages[
+        ..., 0
+    ]
     return a if respond is not None else a[:, 1]
 
 
@@ -39,13 +41,13 @@ def test_trl_grpo(case):
         credit = gdpo_credit(weights, "trl")
     else:
         divide = {"group": "std", "batch": "batch", "none": "none"}[p["scale_rewards"]]
-        credit = chain(MissingIsZero(), WeightedSum(weights), GroupNormalise(divide))
+        credit = chain(MissingAsZero(), WeightedSum(weights), GroupNormalize(divide))
     case.check(advantages(credit, rewards, group), case.expected["advantages"])
     # What TRL logs: the weighted raw sum over the rows that have a score, and its spread over the batch.
-    total, seen = advance(chain(MissingIsZero(), WeightedSum(weights)), graded(rewards, group=group))
-    known = total.signal[~total.signal.isnan()]
+    total, seen = advance(chain(MissingAsZero(), WeightedSum(weights)), graded(rewards, group=group))
+    known = total.rewards[~total.rewards.isnan()]
     case.check(known.mean(), case.expected["reward"])
-    assert sum(seen[f"weighted/{k}/mean"] for k in weights) == pytest.approx(float(known.mean()))
+    assert sum(seen[f"weighted_score/{k}/mean"] for k in weights) == pytest.approx(float(known.mean()))
     # Of equal rewards theirs is the noise of float32, ours 0.
     want = case.expected["reward_std"]
     case.check(known.std(), want if want > 1e-7 else 0.0)
@@ -54,12 +56,12 @@ def test_trl_grpo(case):
 @pytest.mark.parametrize("case", cases("trl_rloo_advantages"))
 def test_trl_rloo(case):
     rewards, p = case.input("rewards"), case.params
-    steps = [MissingIsZero(), WeightedSum(weights_of([1.0] * rewards.shape[1]))]
+    steps = [MissingAsZero(), WeightedSum(weights_of([1.0] * rewards.shape[1]))]
     if p["reward_clip_range"]:
-        steps.append(Clip(*p["reward_clip_range"]))
+        steps.append(ClipReward(*p["reward_clip_range"]))
     steps.append(LeaveOneOut())
     if p["normalize_advantages"]:
-        steps.append(BatchNormalise("removed"))
+        steps.append(BatchNormalize("removed"))
     group = groups(len(rewards), p["num_generations"])
     case.check(advantages(chain(*steps), rewards, group), case.expected["advantages"])
 
@@ -71,7 +73,7 @@ def test_gdpo_of_its_authors(case):
     credit = gdpo_credit(weights, "nvlabs")
     if not p["apply_gdpo"]:
         divide = "std" if p["scale_rewards"] else "none"
-        credit = chain(MissingIsZero("all"), WeightedSum(weights), GroupNormalise(divide))
+        credit = chain(MissingAsZero("all"), WeightedSum(weights), GroupNormalize(divide))
     case.check(advantages(credit, rewards, group), case.expected["advantages"])
 
 
@@ -80,9 +82,9 @@ def verl(estimator, scores, weights, group, respond):
     raw = {"eps": 1e-6, "floor": 0.0, "alone": "raw"}
     credit = {
         "gdpo": gdpo_credit(weights, "verl"),
-        "grpo": chain(WeightedSum(weights), GroupNormalise(**raw), Spread()),
-        "grpo_no_std": chain(WeightedSum(weights), GroupNormalise("none", **raw), Spread()),
-        "rpp": chain(WeightedSum(weights), GroupNormalise("none"), Spread(), Whiten()),
+        "grpo": chain(WeightedSum(weights), GroupNormalize(**raw), BroadcastToTokens()),
+        "grpo_no_std": chain(WeightedSum(weights), GroupNormalize("none", **raw), BroadcastToTokens()),
+        "rpp": chain(WeightedSum(weights), GroupNormalize("none"), BroadcastToTokens(), Whiten()),
     }[estimator]
     return advantages(credit, scores, group, respond)
 
@@ -110,7 +112,7 @@ def test_dr_grpo(case):
     p = case.params
     rewards = case.input("rewards").sum(1, keepdim=True)
     divide = {"grpo": "std", "drgrpo": "none"}[p["critic_type"]]
-    got = advantages(GroupNormalise(divide, eps=1e-8), rewards, groups(len(rewards), p["num_samples"]))
+    got = advantages(GroupNormalize(divide, eps=1e-8), rewards, groups(len(rewards), p["num_samples"]))
     case.check(got, case.expected["advantages"])
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from paretune.batch import Batch, Outputs
-from paretune.credit.advantage import GroupNormalise, Spread
+from paretune.credit.advantage import BroadcastToTokens, GroupNormalize
 from paretune.credit.step import chain
-from paretune.learn.recipe import Weigh
-from paretune.loss.kl import KlToReference, k3_k2
-from paretune.loss.policy import Clipped
-from paretune.loss.term import Term, total
+from paretune.learn.recipe import LossAggregation
+from paretune.loss.kl import KlToReference, k3_value_k2_grad
+from paretune.loss.policy import ClippedSurrogate
+from paretune.loss.term import WeightedLoss, total_loss
 
 REFERENCE = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 REWARD = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
@@ -28,7 +28,7 @@ def test_exact_gradient_ascent_reaches_the_optimum():
         logp = logits.log_softmax(0)
         p = logp.exp().detach()
         # The expectation over actions, of the same per-sample terms the losses use.
-        gain = (p * (logp * (REWARD - (p * REWARD).sum()) - k3_k2(logp - REFERENCE.log()))).sum()
+        gain = (p * (logp * (REWARD - (p * REWARD).sum()) - k3_value_k2_grad(logp - REFERENCE.log()))).sum()
         (slope,) = torch.autograd.grad(gain, logits)
         with torch.no_grad():
             logits += 0.5 * slope
@@ -46,16 +46,16 @@ def drawn(logits, rng, n):
     old[:, 1], reference[:, 1] = logits.log_softmax(0)[action], REFERENCE.log()[action]
     score = REWARD[action][:, None]
     return action, Batch(
-        tokens=torch.stack([torch.zeros_like(action), action], 1),
-        attend=torch.ones_like(respond),
-        respond=respond,
+        input_ids=torch.stack([torch.zeros_like(action), action], 1),
+        attention_mask=torch.ones_like(respond),
+        response_mask=respond,
         group=torch.zeros(n, dtype=torch.long),
         truncated=torch.zeros(n, dtype=torch.bool),
         objectives=("reward",),
         scores=score,
-        signal=score,
-        behaviour_logp=old,
-        reference_logp=reference,
+        rewards=score,
+        old_logprobs=old,
+        ref_logprobs=reference,
     )
 
 
@@ -63,14 +63,14 @@ def drawn(logits, rng, n):
 def test_sampled_groups_reach_it_too(seed):
     rng = torch.Generator().manual_seed(seed)
     logits = REFERENCE.log().clone().requires_grad_()
-    credit = chain(GroupNormalise("none"), Spread())
-    terms, trail = (Term(1.0, Clipped()), Term(1.0, KlToReference())), []
+    credit = chain(GroupNormalize("none"), BroadcastToTokens())
+    terms, trail = (WeightedLoss(1.0, ClippedSurrogate()), WeightedLoss(1.0, KlToReference())), []
     for step in range(120):
         action, batch = drawn(logits.detach(), rng, N)
-        batch, _, _ = credit.advance(batch, credit.start(), rng)
-        batch = batch.set(weight=Weigh("sequence")(batch.respond).double())
+        batch, _, _ = credit.apply_stateful(batch, credit.init_state(), rng)
+        batch = batch.replace(loss_weights=LossAggregation("sequence")(batch.response_mask).double())
         logp = torch.stack([torch.zeros(N, dtype=torch.float64), logits.log_softmax(0)[action]], 1)
-        loss, _ = total(terms, Outputs(logp=logp), batch)
+        loss, _ = total_loss(terms, Outputs(logprobs=logp), batch)
         (slope,) = torch.autograd.grad(loss, logits)
         with torch.no_grad():
             logits -= 0.6 * slope

@@ -7,10 +7,10 @@ import pytest
 import torch
 from cases import Case, cases
 
-from paretune.credit.confidence import CalibrateByConfidence
-from paretune.data.confidence import stated_confidence, without_confidence
-from paretune.evaluate.calibration import bins, ece, on_unit_scale, overconfidence, with_most_common
-from paretune.objectives.reward_loss import BradleyTerry, CalibratedPairs
+from paretune.credit.confidence import ConfidenceCalibratedReward
+from paretune.data.confidence import parse_confidence, strip_confidence
+from paretune.evaluate.calibration import bin_indices, ece, impute_most_common, overconfidence, to_unit_scale
+from paretune.objectives.reward_loss import BradleyTerryLoss, ConfidenceCalibrationLoss
 from toy import graded
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -20,14 +20,19 @@ pytestmark = pytest.mark.usefixtures("double")
 def test_rewards_adjusted_by_confidence(case: Case) -> None:
     p = case.params
     form = "spread" if p["avg_type"] == "std" else p["adjustment_type"]
-    part = CalibrateByConfidence(form=form, w=p["w"], decay=1 - p["alpha"], start_at=p["initial_avg"])
-    state = part.start()
+    part = ConfidenceCalibratedReward(
+        adjustment_type=form,
+        confidence_coef=p["w"],
+        ema_decay=1 - p["alpha"],
+        initial_baseline=p["initial_avg"],
+    )
+    state = part.init_state()
     for given, want in zip(case.inputs["batches"], case.expected["steps"], strict=True):
         stated = [[c / 10] for c in given["confidence"]]
         batch = graded(stated, objectives=("confidence",))
-        batch = batch.set(signal=torch.tensor(given["rewards"])[:, None])
-        batch, state, seen = part.advance(batch, state, torch.Generator())
-        case.check(batch.signal[:, 0], want["adjusted"])
+        batch = batch.replace(rewards=torch.tensor(given["rewards"])[:, None])
+        batch, state, seen = part.apply_stateful(batch, state, torch.Generator())
+        case.check(batch.rewards[:, 0], want["adjusted"])
         case.check(state, want["reward_avg"])
         assert seen == {"state/reward_level": float(state)}
 
@@ -36,13 +41,13 @@ def test_rewards_adjusted_by_confidence(case: Case) -> None:
 def test_confidence_read_from_text(case: Case) -> None:
     """Ours reads a response without its end token, and no match is NaN, which counts as 5 of 10 later."""
     response = case.inputs["text"].removesuffix("</s>").rstrip()
-    said, want = 10 * stated_confidence(response), case.expected["confidence"]
+    said, want = 10 * parse_confidence(response), case.expected["confidence"]
     left = case.expected["text_without_confidence"].removesuffix("</s>").rstrip()
     if "85%" in response:  # theirs takes 85 % for 10 of 10 and leaves the sign behind
         assert (want, left) == (10.0, "%")
         want, left = 8.5, ""
     case.check(5.0 if math.isnan(said) else said, want)
-    assert without_confidence(response) == left
+    assert strip_confidence(response) == left
 
 
 @pytest.mark.parametrize("case", cases("ppom_calibrated_reward_loss"))
@@ -55,9 +60,9 @@ def test_reward_models_calibrated_by_confidence(case: Case) -> None:
     each = []
     for i, margin in enumerate(margins):
         four = (x[name][i] for name in ("cwh", "cwl", "rwl", "rwh"))
-        each.append(CalibratedPairs(kind=kind, margin=margin)(*four))
+        each.append(ConfidenceCalibrationLoss(loss_type=kind, margin=margin)(*four))
         if mode == "combined":
-            each[-1] = each[-1] + BradleyTerry(margin=margin)(x["chosen"][i], x["reject"][i])
+            each[-1] = each[-1] + BradleyTerryLoss(margin=margin)(x["chosen"][i], x["reject"][i])
     loss = torch.stack(each).mean()
     loss.backward()
     case.check(loss, case.expected["loss"])
@@ -70,7 +75,7 @@ def test_reward_models_calibrated_by_confidence(case: Case) -> None:
 def test_calibration_error(case: Case) -> None:
     confidence, right = (np.array(case.inputs[key]) for key in ("y_confs", "y_true"))
     case.check(ece(confidence, right, case.params["n_bins"]), case.expected["ece"])
-    assert bins(confidence, case.params["n_bins"]).tolist() == case.expected["bin_index"]
+    assert bin_indices(confidence, case.params["n_bins"]).tolist() == case.expected["bin_index"]
     case.check(overconfidence(confidence, right), case.expected["mpce"])
 
 
@@ -79,4 +84,4 @@ def test_confidence_put_on_one_scale(case: Case) -> None:
     raw = [math.nan if c is None else float(c) for c in case.inputs["confidence"]]
     # Theirs divides the most common number by 10 even where it is in percent.
     want = [0.85 if score == 8.5 else score for score in case.expected["scores"]]
-    case.check(with_most_common(on_unit_scale(raw)).tolist(), want)
+    case.check(impute_most_common(to_unit_scale(raw)).tolist(), want)

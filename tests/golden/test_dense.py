@@ -5,7 +5,7 @@ import torch
 from cases import Case, cases
 
 from paretune.credit.gae import Gae
-from paretune.credit.penalty import Clip, EndReward, KlPenalty
+from paretune.credit.penalty import ClipReward, KlPenalty, TerminalReward
 from paretune.credit.step import chain
 from paretune.models.measure import implicit_reward
 from toy import advance, graded
@@ -22,18 +22,18 @@ def test_dense_rewards(case: Case) -> None:
     beta, clip = p["dpo_reward_scale"] or 1.0, p["dpo_reward_clip"] or None
     dense = implicit_reward(case.input("dpo_logps"), reference, respond, beta, clip)
     case.check(dense, want["token_reward"])
-    batch = graded(case.input("r"), respond=respond).set(
-        token_reward=dense[..., None],
-        behaviour_logp=case.input("actor_logps"),
-        reference_logp=reference,
+    batch = graded(case.input("r"), respond=respond).replace(
+        token_rewards=dense[..., None],
+        old_logprobs=case.input("actor_logps"),
+        ref_logprobs=reference,
         values=torch.where(respond, case.input("values"), 0.0)[..., None],
     )
-    paid = chain(Clip(-10.0, 10.0), EndReward(), KlPenalty(max(p["kl_coef"], 0.0)))
+    paid = chain(ClipReward(-10.0, 10.0), TerminalReward(), KlPenalty(max(p["kl_coef"], 0.0)))
     batch, _ = advance(chain(paid, Gae(p["gamma"], p["lam"])), batch)
     # A row that nobody wrote is paid at its last place by theirs, and not at all by ours.
     some = respond.any(-1)
-    case.check(batch.token_reward[some, :, 0], torch.tensor(want["reward"])[some].tolist())
-    gap = (batch.behaviour_logp - batch.reference_logp) * respond
+    case.check(batch.token_rewards[some, :, 0], torch.tensor(want["reward"])[some].tolist())
+    gap = (batch.old_logprobs - batch.ref_logprobs) * respond
     case.check(gap, want["kl"])
     case.check(batch.advantages[..., 0], want["advantages"])
     case.check(batch.returns[..., 0], want["returns"])

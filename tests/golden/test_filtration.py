@@ -4,8 +4,8 @@ import pytest
 import torch
 from cases import Case, cases
 
-from paretune.credit.resample import response_odds
-from paretune.evaluate.similarity import meteor, similarity
+from paretune.credit.resample import response_probabilities
+from paretune.evaluate.similarity import mean_pairwise_meteor, meteor
 
 NAMES = {"bw": "best_worst", "br": "four_to_one", "pow": "power"}
 
@@ -15,7 +15,7 @@ def test_odds_of_responses(case: Case) -> None:
     """Their weights are draws from the whole buffer, ours within a prompt; of ties theirs takes others."""
     rewards, group = case.input("rewards"), torch.tensor(case.inputs["prompt_id"])
     for theirs, ours in NAMES.items():
-        odds = response_odds(rewards[:, None], group, ours, float(case.params["pow"]))
+        odds = response_probabilities(rewards[:, None], group, ours, float(case.params["pow"]))
         weights = torch.tensor(case.expected[theirs]["weights"], dtype=torch.float64)
         for label in group.unique():
             rows = group == label
@@ -28,7 +28,7 @@ def test_odds_of_responses(case: Case) -> None:
 def test_the_best_is_the_first_of_the_best(case: Case) -> None:
     """As in the build of theirs that filters; the one that weighs takes the last."""
     rewards, group = case.input("rewards"), torch.tensor(case.inputs["prompt_id"])
-    best = response_odds(rewards[:, None], group, "best_of_n").nonzero().flatten().tolist()
+    best = response_probabilities(rewards[:, None], group, "best_of_n").nonzero().flatten().tolist()
     assert best == sorted(want["filter_best_index"] for want in case.expected["groups"].values())
 
 
@@ -50,4 +50,4 @@ def test_similarity_of_texts(case: Case) -> None:
             assert score <= want[i][j] + 1e-8
             assert (score > 0) == bool({*reference.lower().split()} & {*hypothesis.lower().split()})
     if case.name in EXACT:
-        case.check(similarity(texts), case.expected["similarity"])
+        case.check(mean_pairwise_meteor(texts), case.expected["similarity"])

@@ -5,14 +5,14 @@ import torch
 from cases import Case, cases
 from lossbatch import batch_of, outputs, token_mean, weights
 
-from paretune.credit.advantage import group_normalise
-from paretune.credit.importance import most_uncertain
+from paretune.credit.advantage import group_normalize
+from paretune.credit.importance import high_entropy_mask
 from paretune.loss.entropy import EntropyBonus
 from paretune.loss.kl import KlToReference
-from paretune.loss.policy import Clipped, DropStale
-from paretune.loss.ratio import bounded
-from paretune.loss.term import Term, total
-from paretune.loss.unclipped import CappedRatio, GammaWeighted, SoftGate
+from paretune.loss.policy import ClippedSurrogate, OffPolicyMask
+from paretune.loss.ratio import clamp_log_ratio
+from paretune.loss.term import WeightedLoss, total_loss
+from paretune.loss.unclipped import ClippedIsWeight, GammaWeight, SoftClip
 from paretune.reduce import row_mean
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -22,11 +22,11 @@ def policy_loss(p):
     """The part that TRL's options name."""
     high = p["eps"] if p["eps_high"] is None else p["eps_high"]
     part = {
-        "cispo": lambda: CappedRatio(most=high),
-        "sapo": lambda: SoftGate(1.0, 1.05),
-        "vespo": GammaWeighted,
-    }.get(p["loss_type"], lambda: Clipped(p["eps"], high, p["delta"], p["level"]))()
-    return part if p["off_policy_mask"] is None else DropStale(part, p["off_policy_mask"])
+        "cispo": lambda: ClippedIsWeight(max_ratio=high),
+        "sapo": lambda: SoftClip(1.0, 1.05),
+        "vespo": GammaWeight,
+    }.get(p["loss_type"], lambda: ClippedSurrogate(p["eps"], high, p["delta"], p["level"]))()
+    return part if p["off_policy_mask"] is None else OffPolicyMask(part, p["off_policy_mask"])
 
 
 def trl_weights(p, mask):
@@ -40,7 +40,7 @@ def trl_batch(case):
     p, mask = case.params, case.input("mask")
     logp = case.input("logps").requires_grad_()
     entropy = case.input("entropy")
-    importance = most_uncertain(entropy, mask.bool(), p["top_entropy"]).double()
+    importance = high_entropy_mask(entropy, mask.bool(), p["top_entropy"]).double()
     batch = batch_of(
         mask,
         case.input("advantages"),
@@ -50,8 +50,10 @@ def trl_batch(case):
         importance=importance,
     )
     if p["top_entropy"] == 1.0:
-        batch = batch.set(importance=None)
-    out = outputs(logp, mask, entropy=torch.where(batch.respond, torch.nn.functional.pad(entropy, (1, 0)), 0))
+        batch = batch.replace(importance_weights=None)
+    out = outputs(
+        logp, mask, entropy=torch.where(batch.response_mask, torch.nn.functional.pad(entropy, (1, 0)), 0)
+    )
     return logp, out, batch
 
 
@@ -61,15 +63,15 @@ def test_trl(case: Case):
     logp, out, batch = trl_batch(case)
     policy = policy_loss(p)
     penalty = KlToReference("k3", p["level"] if p["bias_kl"] else "none")
-    terms = [Term(1.0, policy), Term(p["beta"], penalty)]
+    terms = [WeightedLoss(1.0, policy), WeightedLoss(p["beta"], penalty)]
     # Their bonus averages over kept tokens, by its own denominator.
-    loss, _ = total(terms, out, batch)
-    bonus = batch.set(weight=batch.respond / batch.respond.sum())
+    loss, _ = total_loss(terms, out, batch)
+    bonus = batch.replace(loss_weights=batch.response_mask / batch.response_mask.sum())
     loss = loss + p["entropy_coef"] * EntropyBonus()(out, bonus)
     (slope,) = torch.autograd.grad(loss, logp)
     case.check(loss, case.expected["loss"])
     case.check(slope, case.grad["logps"])
-    trl_metrics(case, policy.watch(out, batch), penalty, out, batch)
+    trl_metrics(case, policy.metrics(out, batch), penalty, out, batch)
 
 
 def trl_metrics(case, seen, penalty, out, batch):
@@ -77,20 +79,20 @@ def trl_metrics(case, seen, penalty, out, batch):
     p, want = case.params, case.expected["metrics"]
     mean = batch_mean(p, batch)
     if "kl" in want:
-        each = batch.set(weight=batch.respond / batch.respond.sum())
+        each = batch.set(loss_weights=batch.respond / batch.respond.sum())
         assert float(penalty(out, each).detach()) == pytest.approx(want["kl"], rel=1e-6)
     if "clip_ratio/low_mean" in want:
-        low, high = seen["clip/low"], seen["clip/high"]
+        low, high = seen["clip_fraction/low"], seen["clip_fraction/high"]
         got = {"low_mean": mean(low), "high_mean": mean(high), "region_mean": mean(low) + mean(high)}
         got["low_min"] = row_mean(low, batch.respond).min()
         got["high_max"] = row_mean(high, batch.respond).max()
         for key, value in got.items():
             assert float(value) == pytest.approx(want[f"clip_ratio/{key}"], abs=1e-6), key
     if "vespo/phi_seq_mean" in want:
-        rows = row_mean(seen["ratio/weight"], batch.respond)
+        rows = row_mean(seen["ratio/mean_loss_weight"], batch.respond)
         assert float(rows.mean()) == pytest.approx(want["vespo/phi_seq_mean"], rel=1e-6)
     if "cispo_clip_ratio" in want:
-        good = seen["clip/high"] * (batch.advantages[..., 0] > 0)
+        good = seen["clip_fraction/high"] * (batch.advantages[..., 0] > 0)
         assert float(token_mean(good, batch)) == pytest.approx(want["cispo_clip_ratio"], abs=1e-6)
 
 
@@ -118,16 +120,21 @@ def test_verl(case: Case):
         behaviour_logp=torch.where(mask.bool(), case.input("old_log_prob"), 0.0),
     )
     out = outputs(logp, mask)
-    part = Clipped(p["cliprange_low"], p["cliprange_high"], p["clip_ratio_c"])
+    part = ClippedSurrogate(p["cliprange_low"], p["cliprange_high"], p["clip_ratio_c"])
     loss = part(out, batch)
     (slope,) = torch.autograd.grad(loss, logp)
-    seen = part.watch(out, batch)
+    seen = part.metrics(out, batch)
     case.check(loss, case.expected["pg_loss"])
     case.check(slope, case.grad["log_prob"])
     # verl counts a token above its dual bound in both fractions.
-    case.check(token_mean(seen["clip/low"] + seen["clip/high"], batch), case.expected["pg_clipfrac"])
-    case.check(token_mean(-bounded(out.logp - batch.behaviour_logp), batch), case.expected["ppo_kl"])
-    case.check(token_mean(seen["clip/most"], batch), case.expected["pg_clipfrac_lower"])
+    case.check(
+        token_mean(seen["clip_fraction/low"] + seen["clip_fraction/high"], batch),
+        case.expected["pg_clipfrac"],
+    )
+    case.check(
+        token_mean(-clamp_log_ratio(out.logprobs - batch.old_logprobs), batch), case.expected["ppo_kl"]
+    )
+    case.check(token_mean(seen["clip_fraction/dual"], batch), case.expected["pg_clipfrac_lower"])
 
 
 @pytest.mark.parametrize("case", cases("drgrpo"))
@@ -136,7 +143,7 @@ def test_dr_grpo(case: Case):
     reward = case.input("rewards").sum(-1, keepdim=True)
     group = torch.arange(len(reward)) // p["num_samples"]
     divide = "std" if p["critic_type"] == "grpo" else "none"
-    advantages = group_normalise(reward, group, divide, "sample", 1e-8)[:, 0]
+    advantages = group_normalize(reward, group, divide, "sample", 1e-8)[:, 0]
     by = "sequence" if p["critic_type"] == "grpo" else "constant"
     weight = weights(mask, by, p["generate_max_length"]) * case.input("loss_mask")[:, None]
     logp = case.input("new_logps").requires_grad_()
@@ -147,8 +154,10 @@ def test_dr_grpo(case: Case):
         behaviour_logp=torch.where(mask.bool(), case.input("old_logps"), 0.0),
         reference_logp=torch.where(mask.bool(), case.input("ref_logps"), 0.0),
     )
-    clip = Clipped(p["cliprange"], p["cliprange"])
-    loss, parts = total((Term(1.0, clip), Term(p["beta"], KlToReference("k3"))), outputs(logp, mask), batch)
+    clip = ClippedSurrogate(p["cliprange"], p["cliprange"])
+    loss, parts = total_loss(
+        (WeightedLoss(1.0, clip), WeightedLoss(p["beta"], KlToReference("k3"))), outputs(logp, mask), batch
+    )
     (slope,) = torch.autograd.grad(loss, logp)
     case.check(advantages, case.expected["advantages"])
     case.check(torch.tensor(parts["Clipped"]), case.expected["pg_loss"])

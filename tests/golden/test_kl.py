@@ -44,7 +44,7 @@ def test_log_probability_and_entropy_of_logits(case: Case):
     tokens = torch.nn.functional.pad(index, (1, 0))
     respond = torch.ones_like(tokens, dtype=torch.bool)
     respond[:, 0] = False
-    logp = asked(padded, tokens, respond, case.params["temperature"]).logp
+    logp = asked(padded, tokens, respond, case.params["temperature"]).logprobs
     entropy = asked(padded, tokens, respond).entropy  # theirs is that at temperature 1 whatever T is
     for name, x in (("selective_log_softmax", logp[:, 1:]), ("entropy", entropy[:, 1:])):
         case.check(x, case.expected[name])

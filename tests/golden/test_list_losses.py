@@ -7,11 +7,11 @@ import torch
 from cases import Case, cases
 from groupbatch import read, rows_of
 
-from paretune.credit.keep import best_rows
-from paretune.loss.exact import ExactKl
+from paretune.credit.keep import top_k_rows
+from paretune.loss.exact import FullKl
 from paretune.loss.group import per_response
-from paretune.loss.imitate import Likelihood, LikelihoodOfBest
-from paretune.loss.ranking import Ranking, ranking_stages
+from paretune.loss.imitate import BestOfNSft, SftLoss
+from paretune.loss.ranking import PreferenceRanking, ranking_stage_losses
 from paretune.reduce import token_weights
 
 ADDED = 1e-10
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("double")
 def stages(out, batch, rewards):
     """Stage by stage the mean over prompts: ours, and ours with the added number."""
     score = per_response(out.logp, batch.respond, "mean").reshape(rewards.shape)
-    ours = torch.stack([ranking_stages(s, r) for s, r in zip(score, rewards, strict=True)])
+    ours = torch.stack([ranking_stage_losses(s, r) for s, r in zip(score, rewards, strict=True)])
     own = ((rewards - rewards[:, -1:]) * score)[:, :-1]
     theirs = torch.logaddexp(torch.full_like(own, math.log(ADDED)), ours + own) - own
     return ours.mean(0), theirs.mean(0)
@@ -34,12 +34,12 @@ def pro(case, out, batch, leaf):
     num, n = rewards.shape
     ours, theirs = stages(out, batch, rewards)
     case.check(theirs, case.expected["rank_losses"])
-    ranked = Ranking()(out, batch)
+    ranked = PreferenceRanking()(out, batch)
     torch.testing.assert_close(ranked, ours.sum())
     designated = torch.arange(num) * n + case.input("sft_index").long()
     taught = torch.zeros_like(batch.respond)
     taught[designated] = batch.respond[designated]
-    sft = weight * (n - 1) ** 2 * Likelihood()(out, batch.set(weight=taught / num))
+    sft = weight * (n - 1) ** 2 * SftLoss()(out, batch.set(loss_weights=taught / num))
     case.check(sft, case.expected["sft_loss"])
     whole = ranked + (theirs - ours).sum() + sft
     case.check(whole, case.expected["total"])
@@ -52,9 +52,12 @@ def test_pro(case: Case):
     sums, rewards = case.input("sum_logps").requires_grad_(), case.input("rewards")
     group = torch.arange(len(sums)).repeat_interleave(sums.shape[1])
     out, batch = rows_of(sums.flatten(), case.input("lengths").flatten(), rewards.reshape(-1, 1), group)
-    case.check(per_response(out.logp, batch.respond, "mean").reshape(rewards.shape), case.expected["scores"])
+    case.check(
+        per_response(out.logprobs, batch.response_mask, "mean").reshape(rewards.shape),
+        case.expected["scores"],
+    )
     case.check(pro(case, out, batch, sums), case.grad["sum_logps"])
-    torch.testing.assert_close(LikelihoodOfBest("sum")(out, batch), -sums[:, 0].mean())
+    torch.testing.assert_close(BestOfNSft("sum")(out, batch), -sums[:, 0].mean())
 
 
 @pytest.mark.parametrize("case", cases("pro_loss_from_logits"))
@@ -67,7 +70,7 @@ def test_pro_from_logits(case: Case):
     rows = logits.transpose(0, 1).reshape(num * n, width, -1)
     out, batch = read(rows, ids.reshape(-1, width), respond=respond)
     group = torch.arange(num).repeat_interleave(n)
-    batch = batch.set(group=group, signal=case.input("rewards").reshape(-1, 1))
+    batch = batch.replace(group=group, rewards=case.input("rewards").reshape(-1, 1))
     case.check(pro(case, out, batch, logits), case.grad["logits"])
 
 
@@ -77,7 +80,7 @@ def test_superhf(case: Case):
     p, labels = case.params, case.input("labels")
     logits, frozen = case.input("logits").requires_grad_(), case.input("ref_logits")
     out, batch = read(logits, labels)
-    loss = Likelihood()(out, batch.set(weight=token_weights(batch.respond, "token")))
+    loss = SftLoss()(out, batch.replace(loss_weights=token_weights(batch.response_mask, "token")))
     case.check(loss, case.expected["ce"])
     if p["inverse_loss_penalty"] > 0:
         loss = loss + p["inverse_loss_penalty"] / loss
@@ -85,7 +88,7 @@ def test_superhf(case: Case):
         wide = (torch.nn.functional.pad(x, (0, 0, 0, 1)) for x in (logits, frozen))
         late = torch.nn.functional.pad(labels, (1, 0), value=-100)
         there, asked = read(next(wide), late, next(wide))
-        divergence = len(labels) * ExactKl()(there, asked)
+        divergence = len(labels) * FullKl()(there, asked)
         case.check(divergence, case.expected["kl_sum"])
         loss = loss + p["kl_coefficient"] * divergence
     case.check(loss, case.expected["loss"])
@@ -101,7 +104,7 @@ def test_the_best_of_each_prompt(case: Case):
         signal = signal - p["length_penalty"] * lengths.log()
     expected = case.expected if isinstance(case.expected, dict) else {}
     group = torch.arange(p["num_prompts"]).repeat_interleave(p["superbatch_size"])
-    best = best_rows(signal[:, None], group, lengths > 0, p["top_k"])
+    best = top_k_rows(signal[:, None], group, lengths > 0, p["top_k"])
     if case.raises:  # theirs falls over a prompt without a response; ours leaves it out
         empty = [g for g in range(p["num_prompts"]) if (lengths[group == g] == 0).all()]
         assert empty

@@ -8,9 +8,17 @@ import torch
 from cases import Case, cases
 
 from paretune.credit.constraint import Constraint, Lagrangian
-from paretune.front import contributions, epsilon, hypervolume, igd, igd_plus, nondominated, ranks
+from paretune.front import (
+    additive_epsilon,
+    hypervolume,
+    hypervolume_contributions,
+    igd,
+    igd_plus,
+    nondominated,
+    pareto_ranks,
+)
 from paretune.learn.reward_metrics import pair_metrics
-from paretune.objectives.reward_loss import BradleyTerry, Regression, labelled_loss
+from paretune.objectives.reward_loss import BradleyTerryLoss, RegressionLoss, weighted_loss_sum
 from toy import graded
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -24,13 +32,13 @@ def table(case: Case, key: str) -> np.ndarray:
 def test_hypervolume_and_what_each_point_adds(case: Case) -> None:
     points, worst = table(case, "points"), table(case, "ref")
     case.check(hypervolume(points, worst), case.expected["hypervolume"])
-    case.check(contributions(points, worst).tolist(), case.expected["contributions"])
+    case.check(hypervolume_contributions(points, worst).tolist(), case.expected["contributions"])
 
 
 @pytest.mark.parametrize("case", cases("mo_nondominated_sort"))
 def test_fronts_and_ranks(case: Case) -> None:
     points, expected = table(case, "points"), case.expected
-    assert ranks(points).tolist() == expected["rank"]
+    assert pareto_ranks(points).tolist() == expected["rank"]
     assert nondominated(points, "first").tolist() == expected["nondominated"]
     assert nondominated(points).tolist() == expected["nondominated_keep"]
 
@@ -40,7 +48,7 @@ def test_distances_between_fronts(case: Case) -> None:
     points, reference, expected = table(case, "points"), table(case, "ref_set"), case.expected
     case.check(igd(points, reference), expected["igd"])
     case.check(igd_plus(points, reference), expected["igd_plus"])
-    case.check(epsilon(points, reference), expected["epsilon_additive"])
+    case.check(additive_epsilon(points, reference), expected["epsilon_additive"])
 
 
 @pytest.mark.parametrize("case", cases("safe_rlhf_lambda"))
@@ -50,20 +58,20 @@ def test_the_multiplier_of_safe_rlhf(case: Case) -> None:
     part = Lagrangian(
         {"reward": 1.0},
         (Constraint("safety", -p["threshold"]),),
-        rate=p["lambda_lr"],
-        form="gradient",
-        start_at=p["lambda_init"],
-        least=0.0,
-        most=p["lambda_max"] or 1e300,
-        window=p["window"],
-        delay=p["delay"],
+        dual_learning_rate=p["lambda_lr"],
+        update_rule="gradient",
+        initial_multiplier=p["lambda_init"],
+        min_multiplier=0.0,
+        max_multiplier=p["lambda_max"] or 1e300,
+        window_size=p["window"],
+        update_delay_steps=p["delay"],
     )
-    state = part.start()
+    state = part.init_state()
     steps = []
     for costs in case.inputs["episode_costs_per_step"]:
         batch = graded([[0.0, -cost] for cost in costs], objectives=("reward", "safety"))
-        _, state, seen = part.advance(batch, state, torch.Generator())
-        cost = p["threshold"] + seen["constraint/safety"]
+        _, state, seen = part.apply_stateful(batch, state, torch.Generator())
+        cost = p["threshold"] + seen["constraint_violation/safety"]
         steps.append((math.exp(float(state["log"][0])), cost))
         assert seen["state/multiplier/safety"] == steps[-1][0]
     for key, column in (("lambda", 0), ("episode_cost", 1)):
@@ -74,8 +82,8 @@ def pair_loss(case: Case, x: torch.Tensor, label: float) -> torch.Tensor:
     """Their fifth column judges the pair; a label of 0 counts as a preference for the second row."""
     mode, size = case.params["mode"], abs(label)
     chosen, rejected = (x[0, 4], x[1, 4]) if label < 0 else (x[1, 4], x[0, 4])
-    each = BradleyTerry(margin=size if mode == "margin_bt" else 0.0)(chosen, rejected)
-    return labelled_loss(each, torch.tensor(size if mode == "scaled_bt" else 1.0))
+    each = BradleyTerryLoss(margin=size if mode == "margin_bt" else 0.0)(chosen, rejected)
+    return weighted_loss_sum(each, torch.tensor(size if mode == "scaled_bt" else 1.0))
 
 
 @pytest.mark.parametrize("case", cases("regression_reward_loss"))
@@ -85,7 +93,7 @@ def test_regression_and_scaled_pairs(case: Case) -> None:
     if case.params["mode"] == "regression":
         known = label != -100
         label = torch.where(known, label, torch.nan)
-        loss = labelled_loss(Regression()(x, label), known / known.sum())
+        loss = weighted_loss_sum(RegressionLoss()(x, label), known / known.sum())
     else:
         loss = pair_loss(case, x, float(label[0, 0]))
     loss.backward()
@@ -97,9 +105,9 @@ def test_regression_and_scaled_pairs(case: Case) -> None:
 def test_bradley_terry_with_margin_and_centre(case: Case) -> None:
     chosen, rejected = (case.input(key).requires_grad_() for key in ("chosen", "rejected"))
     margin = case.input("margin") if "margin" in case.inputs else torch.zeros(len(chosen))
-    part = BradleyTerry(centre=case.params["center_rewards_coefficient"] or 0.0)
+    part = BradleyTerryLoss(center_rewards_coefficient=case.params["center_rewards_coefficient"] or 0.0)
     pairs = [
-        BradleyTerry(margin=m, centre=part.centre)(c, r)
+        BradleyTerryLoss(margin=m, center_rewards_coefficient=part.center_rewards_coefficient)(c, r)
         for c, r, m in zip(chosen, rejected, margin.tolist(), strict=True)
     ]
     loss = torch.stack(pairs).mean()

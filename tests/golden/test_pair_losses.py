@@ -8,7 +8,7 @@ from groupbatch import evenly, pairs_of, read
 from paretune.data.collate import collate
 from paretune.loss.group import per_response
 from paretune.loss.pair import pair_loss
-from paretune.loss.preference import Dpo, Margin, Tdpo
+from paretune.loss.preference import Dpo, ModpoMargin, Tdpo
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -21,9 +21,12 @@ def reduction(p):
 def test_log_probabilities_of_responses(case: Case):
     logits, labels = case.input("logits").requires_grad_(), case.input("labels")
     out, batch = read(logits, labels)
-    logp, expected = per_response(out.logp, batch.respond, reduction(case.params)), case.expected["logps"]
+    logp, expected = (
+        per_response(out.logprobs, batch.response_mask, reduction(case.params)),
+        case.expected["logps"],
+    )
     # A mean over no token: they say NaN, we 0.
-    empty = ~batch.respond.any(-1)
+    empty = ~batch.response_mask.any(-1)
     assert (logp[empty] == 0).all()
     case.check(logp, [0.0 if x == "NaN" and none else x for x, none in zip(expected, empty, strict=True)])
     if "logits" in case.grad:
@@ -42,9 +45,9 @@ def test_pairs_are_rows_of_one_batch(case: Case):
             answers.append(ids[begin:])
     num = len(asked)
     batch = collate(asked, answers, [i % (num // 2) for i in range(num)], [False] * num, ("any",), 0)
-    case.check(batch.tokens, case.expected["concatenated_input_ids"])
-    case.check(batch.attend, case.expected["concatenated_attention_mask"])
-    case.check(torch.where(batch.respond, batch.tokens, -100), case.expected["concatenated_labels"])
+    case.check(batch.input_ids, case.expected["concatenated_input_ids"])
+    case.check(batch.attention_mask, case.expected["concatenated_attention_mask"])
+    case.check(torch.where(batch.response_mask, batch.input_ids, -100), case.expected["concatenated_labels"])
 
 
 def published(case, *names):
@@ -68,7 +71,7 @@ def test_dpo_and_ipo(case: Case):
     out, batch = pairs_of(*sides)
     form = "ipo" if p["ipo"] else "sigmoid"
     plain = Dpo(p["beta"], form)
-    rewards = plain.rewards(out, batch, plain.pairs(batch))
+    rewards = plain.implicit_rewards(out, batch, plain.make_pairs(batch))
     losses = pair_loss(*rewards, form, p["beta"], p["label_smoothing"])
     case.check(rewards[0], case.expected["chosen_rewards"])
     case.check(rewards[1], case.expected["rejected_rewards"])
@@ -110,11 +113,11 @@ def test_modpo(case: Case):
     others = torch.cat([case.input("chosen_margin_reward"), case.input("rejected_margin_reward")])
     out, batch = pairs_of(*sides, others=others)
     weights = dict(zip(batch.objectives, case.inputs["w"], strict=True))
-    part = Dpo(p["beta"], p["loss_type"], margin=Margin("preferred", weights))
-    rewards = part.rewards(out, batch, part.pairs(batch))
+    part = Dpo(p["beta"], p["loss_type"], margin=ModpoMargin("preferred", weights))
+    rewards = part.implicit_rewards(out, batch, part.make_pairs(batch))
     case.check(rewards[0], case.expected["chosen_rewards"])
     case.check(rewards[1], case.expected["rejected_rewards"])
-    case.check(part.per_pair(*rewards), case.expected["losses"])
+    case.check(part.per_pair_loss(*rewards), case.expected["losses"])
     for name, slope in zip(names[:2], torch.autograd.grad(part(out, batch), sides[:2]), strict=True):
         case.check(slope, case.grad[name])
 
@@ -123,8 +126,8 @@ def test_modpo(case: Case):
 def test_log_ratios_and_drift(case: Case):
     logits, reference, labels = (case.input(name) for name in ("logits", "reference_logits", "labels"))
     out, batch = read(logits.requires_grad_(), labels, reference)
-    quantities = (out.logp - batch.reference_logp, out.kl_reference_policy, out.logp)
-    margin, drift, logp = (per_response(x, batch.respond, reduction(case.params)) for x in quantities)
+    quantities = (out.logprobs - batch.ref_logprobs, out.ref_policy_kl, out.logprobs)
+    margin, drift, logp = (per_response(x, batch.response_mask, reduction(case.params)) for x in quantities)
     case.check(margin, case.expected["logps_margin"])
     case.check(drift, case.expected["position_kl"])
     case.check(logp, case.expected["logps"])
@@ -133,7 +136,7 @@ def test_log_ratios_and_drift(case: Case):
     case.check(slope, case.grad["logits"])
     everywhere = (torch.arange(labels.shape[1]) > 0).expand(labels.shape)
     each, _ = read(logits, labels, reference, everywhere)
-    case.check(each.kl_reference_policy[:, 1:], case.expected["per_position_kl"])
+    case.check(each.ref_policy_kl[:, 1:], case.expected["per_position_kl"])
 
 
 @pytest.mark.parametrize("case", cases("tdpo_loss"))
@@ -143,17 +146,19 @@ def test_tdpo(case: Case):
     out, batch = read(logits, labels, case.input("reference_logits"))
     num = len(labels) // 2
     signal = torch.arange(2).repeat_interleave(num).neg()[:, None].double()
-    batch = evenly(batch.set(group=torch.arange(num).repeat(2), signal=signal))
+    batch = evenly(batch.replace(group=torch.arange(num).repeat(2), rewards=signal))
     part = Tdpo(2, p["beta"], p["alpha"]) if p["if_tdpo2"] else Tdpo(1, p["beta"])
-    pairs = part.pairs(batch)
-    case.check(part.per_pair(*part.rewards(out, batch, pairs)), case.expected["losses"])
-    margin = per_response(out.logp - batch.reference_logp, batch.respond, "sum")
-    drift = per_response(out.kl_reference_policy, batch.respond, "sum")
+    pairs = part.make_pairs(batch)
+    case.check(part.per_pair_loss(*part.implicit_rewards(out, batch, pairs)), case.expected["losses"])
+    margin = per_response(out.logprobs - batch.ref_logprobs, batch.response_mask, "sum")
+    drift = per_response(out.ref_policy_kl, batch.response_mask, "sum")
     case.check(margin, case.expected["logps_margin"])
     case.check(drift, case.expected["position_kl"])
     # Their logged rewards are those of form 1, whatever the form.
     for name, reward in zip(
-        ("chosen_rewards", "rejected_rewards"), Tdpo(1, p["beta"]).rewards(out, batch, pairs), strict=True
+        ("chosen_rewards", "rejected_rewards"),
+        Tdpo(1, p["beta"]).implicit_rewards(out, batch, pairs),
+        strict=True,
     ):
         case.check(reward, case.expected[name])
     (slope,) = torch.autograd.grad(part(out, batch), logits)

@@ -8,13 +8,13 @@ from torch.nn.functional import pad
 
 from paretune.credit.aggregate import weighted_sum
 from paretune.credit.gae import Gae
-from paretune.credit.penalty import EndReward, KlPenalty
+from paretune.credit.penalty import KlPenalty, TerminalReward
 from paretune.credit.step import chain
 from paretune.credit.whiten import whiten
 from paretune.divergence import k3
-from paretune.loss.entropy import EntropyBonus, distance_to_target
-from paretune.loss.policy import Clipped
-from paretune.loss.value import ValueClipped, ValueSquared
+from paretune.loss.entropy import EntropyBonus, entropy_target_distance
+from paretune.loss.policy import ClippedSurrogate
+from paretune.loss.value import ClippedValueLoss, SquaredValueLoss
 from toy import advance
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -25,7 +25,7 @@ def critic_loss(part, values, old, returns, weight):
     mask = torch.ones_like(weight)
     batch = batch_of(mask, weight=weight, values=old[..., None], returns=returns[..., None])
     out = outputs(mask, mask, values=pad(values[..., None], (0, 0, 1, 0)))
-    return part(out, batch), part.watch(out, batch).get("clip/value"), batch
+    return part(out, batch), part.watch(out, batch).get("clip_fraction/value"), batch
 
 
 @pytest.mark.parametrize("case", cases("ppo_losses"))
@@ -39,10 +39,10 @@ def test_trl(case: Case):
         weight=weights(mask, "token"),
         behaviour_logp=torch.where(mask, case.input("old_logprobs"), 0.0),
     )
-    out, part = outputs(logp, mask), Clipped(p["cliprange"], p["cliprange"])
-    policy, seen = part(out, batch), part.watch(out, batch)
+    out, part = outputs(logp, mask), ClippedSurrogate(p["cliprange"], p["cliprange"])
+    policy, seen = part(out, batch), part.metrics(out, batch)
     value, held, _ = critic_loss(
-        ValueClipped(p["cliprange_value"]),
+        ClippedValueLoss(p["cliprange_value"]),
         values,
         case.input("old_values"),
         case.input("returns"),
@@ -53,7 +53,10 @@ def test_trl(case: Case):
     case.check(policy, case.expected["pg_loss"])
     case.check(value, case.expected["vf_loss"])
     case.check(loss, case.expected["loss"])
-    case.check(token_mean(seen["clip/low"] + seen["clip/high"], batch), case.expected["pg_clipfrac"])
+    case.check(
+        token_mean(seen["clip_fraction/low"] + seen["clip_fraction/high"], batch),
+        case.expected["pg_clipfrac"],
+    )
     case.check(held[shifted(value_mask)].mean(), case.expected["vf_clipfrac"])
     case.check(slopes[0], case.grad["new_logprobs"])
     case.check(slopes[1], case.grad["vpred"])
@@ -70,7 +73,7 @@ def test_verl_critic(case: Case):
     }[case.params["loss_agg_mode"]]
     values = case.input("vpreds").requires_grad_()
     loss, held, _ = critic_loss(
-        ValueClipped(case.params["cliprange_value"]),
+        ClippedValueLoss(case.params["cliprange_value"]),
         values,
         case.input("values"),
         case.input("returns"),
@@ -95,10 +98,10 @@ def test_openrlhf(case: Case):
         behaviour_logp=torch.where(mask, case.input("old_log_probs"), 0.0),
         importance=case.input("policy_w"),
     )
-    policy = Clipped(p["clip_eps"], p["clip_eps"])(outputs(logp, mask), batch)
+    policy = ClippedSurrogate(p["clip_eps"], p["clip_eps"])(outputs(logp, mask), batch)
     clip = p["value_clip_eps"]
     value, _, _ = critic_loss(
-        ValueSquared() if clip is None else ValueClipped(clip),
+        SquaredValueLoss() if clip is None else ClippedValueLoss(clip),
         values,
         case.input("old_values"),
         case.input("returns"),
@@ -134,18 +137,22 @@ def test_moss(case: Case):
     batch = batch_of(
         mask, advantages, weight=weights(mask, "token"), behaviour_logp=case.input("old_logprobs")
     )
-    batch = batch.set(tokens=tokens, behaviour_logp=torch.where(respond, batch.behaviour_logp, 0.0))
+    batch = batch.replace(input_ids=tokens, old_logprobs=torch.where(respond, batch.old_logprobs, 0.0))
     # Without their switch the surrogate is not clipped, which is a bound that nothing reaches.
-    part = Clipped(p["pg_clip"], p["pg_clip"]) if p["use_policy_loss_clip"] else Clipped(1.0, 1e30)
+    part = (
+        ClippedSurrogate(p["pg_clip"], p["pg_clip"])
+        if p["use_policy_loss_clip"]
+        else ClippedSurrogate(1.0, 1e30)
+    )
     policy, critic = part(out, batch), (values[:, :-1], case.input("old_values"), case.input("returns"))
     value, _, _ = critic_loss(
-        ValueClipped(p["value_clip"]) if p["use_critic_loss_clip"] else ValueSquared(),
+        ClippedValueLoss(p["value_clip"]) if p["use_critic_loss_clip"] else SquaredValueLoss(),
         *critic,
         weights(mask, "token"),
     )
     loss = policy + p["vf_loss_weight"] * value
     if p["use_entropy_loss"]:
-        target = distance_to_target(-EntropyBonus()(out, batch), p["entropy_clip"])
+        target = entropy_target_distance(-EntropyBonus()(out, batch), p["entropy_clip"])
         case.check(target, case.expected["entro_loss"])
         loss = loss + p["entropy_loss_weight"] * target
     slopes = torch.autograd.grad(loss, (logits, values))
@@ -154,7 +161,7 @@ def test_moss(case: Case):
     case.check(loss, case.expected["loss"])
     case.check(slopes[0], case.grad["policy_logits"])
     case.check(slopes[1], case.grad["values"])
-    case.check(token_mean(k3(batch.behaviour_logp - out.logp), batch), case.expected["approx_kl"])
+    case.check(token_mean(k3(batch.old_logprobs - out.logprobs), batch), case.expected["approx_kl"])
     moss_fractions(case, out, critic, batch)
 
 
@@ -169,9 +176,11 @@ def moss_advantages(case, mask):
 def moss_fractions(case, out, values, batch):
     """They count what their bounds would hold back, in use or not."""
     p = case.params
-    seen = Clipped(p["pg_clip"], p["pg_clip"]).watch(out, batch)
-    case.check(token_mean(seen["clip/low"] + seen["clip/high"], batch), case.expected["pg_clip"])
-    _, held, _ = critic_loss(ValueClipped(p["value_clip"]), *values, torch.zeros_like(values[0]))
+    seen = ClippedSurrogate(p["pg_clip"], p["pg_clip"]).metrics(out, batch)
+    case.check(
+        token_mean(seen["clip_fraction/low"] + seen["clip_fraction/high"], batch), case.expected["pg_clip"]
+    )
+    _, held, _ = critic_loss(ClippedValueLoss(p["value_clip"]), *values, torch.zeros_like(values[0]))
     case.check(token_mean(held, batch), case.expected["vf_clip"])
 
 
@@ -187,13 +196,14 @@ def test_safe_rlhf(case: Case):
     p, mask, start = case.params, case.input("mask").bool(), case.params["start"]
     respond = mask & (torch.arange(mask.shape[1]) >= start)
     batch = safe_batch(case, mask, respond)
-    priced, _ = advance(chain(EndReward(), KlPenalty(p["kl_coeff"])), batch)
+    priced, _ = advance(chain(TerminalReward(), KlPenalty(p["kl_coeff"])), batch)
     limit = p["clip_range_score"]
     credited, _ = advance(
-        Gae(p["gamma"], p["gae_lambda"]), priced.set(token_reward=priced.token_reward.clamp(-limit, limit))
+        Gae(p["gamma"], p["gae_lambda"]),
+        priced.replace(token_rewards=priced.token_rewards.clamp(-limit, limit)),
     )
     for k, (side, (advantages, returns, sign)) in enumerate(SIDES.items()):
-        paid = torch.where(respond, credited.token_reward[:, 1:, k], 0.0)
+        paid = torch.where(respond, credited.token_rewards[:, 1:, k], 0.0)
         want = torch.where(respond, numbers(case.expected[f"kl_{side}s"]), 0.0)
         case.check(sign * paid, want.tolist())
         case.check(sign * credited.advantages[:, 1 + start :, k], case.expected[advantages])
@@ -203,14 +213,14 @@ def test_safe_rlhf(case: Case):
     case.check(whole[:, 1 + start :, 0], case.expected["combined_advantages"])
     logp = case.input("log_probs").requires_grad_()
     clip = p["clip_range_ratio"]
-    actor = Clipped(clip, clip)(outputs(logp, respond), credited.set(advantages=whole))
+    actor = ClippedSurrogate(clip, clip)(outputs(logp, respond), credited.replace(advantages=whole))
     (slope,) = torch.autograd.grad(actor, logp)
     case.check(actor, case.expected["actor_loss"])
     case.check(slope[:, start:], case.grad["actor_loss/log_probs"])
     values = case.input("new_reward_values").requires_grad_()
     old, returns = credited.values[:, 1:, 0], credited.returns[:, 1:, 0]
     critic, _, _ = critic_loss(
-        ValueClipped(p["clip_range_value"]), values, old, returns, credited.weight[:, 1:]
+        ClippedValueLoss(p["clip_range_value"]), values, old, returns, credited.loss_weights[:, 1:]
     )
     (slope,) = torch.autograd.grad(critic, values)
     case.check(critic, case.expected["critic_loss"])
@@ -228,4 +238,4 @@ def safe_batch(case, mask, respond):
         values=torch.where(mask[..., None], values, 0.0),
         **{name: torch.where(respond, x, 0.0) for name, x in fields.items()},
     )
-    return batch.set(scores=signal, signal=signal, objectives=tuple(SIDES))
+    return batch.replace(scores=signal, rewards=signal, objectives=tuple(SIDES))

@@ -7,8 +7,15 @@ import torch
 from cases import cases, tolerance
 
 from paretune.credit.gae import Gae, gae
-from paretune.credit.penalty import Clip, EndReward, KlPenalty, OverlongPenalty, divergence, overlong
-from paretune.credit.running import RunningScale
+from paretune.credit.penalty import (
+    ClipReward,
+    KlPenalty,
+    OverlongPenalty,
+    TerminalReward,
+    kl_estimate,
+    soft_overlong_penalty,
+)
+from paretune.credit.running import RunningNormalize
 from paretune.credit.step import chain
 from paretune.credit.whiten import Whiten, whiten
 from paretune.reduce import masked_mean, masked_var, row_mean
@@ -25,7 +32,7 @@ def test_masked_whitening(case):
     case.check(masked_var(x, mask, "population"), want["var_population"])
     case.check(masked_var(x, mask), want["var_unbiased"])
     case.check(whiten(x, mask), want["whitened"])
-    case.check(whiten(x, mask, mean="restored"), want["whitened_no_shift"])
+    case.check(whiten(x, mask, shift_mean="restored"), want["whitened_no_shift"])
     case.check(whiten(x, mask, "population"), want["whitened_population"])
     case.check(whiten(x, mask, "population", "restored"), want["whitened_no_shift_population"])
 
@@ -39,7 +46,9 @@ def test_whitening_of_moss(case):
     clip = case.params["clip"]
     if clip is not None:
         batch = graded(torch.zeros(len(x)), respond=torch.ones_like(mask))
-        cut, _ = advance(Clip(-clip, clip, on="advantages"), batch.set(advantages=white[..., None]))
+        cut, _ = advance(
+            ClipReward(-clip, clip, apply_to="advantages"), batch.replace(advantages=white[..., None])
+        )
         case.check(cut.advantages[..., 0], case.expected["clipped"])
 
 
@@ -49,9 +58,9 @@ def ppo_batch(case):
     values, width = case.input("values"), case.input("values").shape[1]
     at = torch.arange(width)[None]
     padding, past = at > last[:, None], at > last[:, None] + 1
-    batch = graded(scores, respond=~past).set(
-        behaviour_logp=torch.where(padding, 1.0, case.input("logprobs")),
-        reference_logp=torch.where(padding, 1.0, case.input("ref_logprobs")),
+    batch = graded(scores, respond=~past).replace(
+        old_logprobs=torch.where(padding, 1.0, case.input("logprobs")),
+        ref_logprobs=torch.where(padding, 1.0, case.input("ref_logprobs")),
         values=torch.where(past, 0.0, values)[..., None],
     )
     return batch, padding
@@ -62,16 +71,16 @@ def test_rewards_and_advantages_of_ppo(case):
     p, want = case.params, case.expected
     batch, padding = ppo_batch(case)
     case.check(padding, want["padding_mask"])
-    case.check(~batch.respond, want["padding_mask_p1"])
+    case.check(~batch.response_mask, want["padding_mask_p1"])
     case.check(batch.values[..., 0], want["values_masked"])
-    gap = batch.behaviour_logp - batch.reference_logp
-    case.check(divergence(gap, p["kl_estimator"]), want["kl"])
-    rewards = [EndReward(), KlPenalty(p["kl_coef"], p["kl_estimator"])]
+    gap = batch.old_logprobs - batch.ref_logprobs
+    case.check(kl_estimate(gap, p["kl_estimator"]), want["kl"])
+    rewards = [TerminalReward(), KlPenalty(p["kl_coef"], p["kl_estimator"])]
     form = {"trl": "sample", "summarize": "population"}[p["implementation"]]
     if p["whiten_rewards"]:
-        rewards.append(Whiten(form, "restored", on="token_reward"))
+        rewards.append(Whiten(form, "restored", apply_to="token_reward"))
     batch, _ = advance(chain(*rewards, Gae(p["gamma"], p["lam"])), batch)
-    case.check(batch.token_reward[..., 0], want["rewards"])
+    case.check(batch.token_rewards[..., 0], want["rewards"])
     case.check(batch.advantages[..., 0], want["advantages_raw"])
     case.check(batch.returns[..., 0], want["returns"])
     # Over the response without the place after it; by the plain function, for its NaN of a single token.
@@ -82,8 +91,8 @@ def test_rewards_and_advantages_of_ppo(case):
 @pytest.mark.parametrize("case", cases("verl_gae"))
 def test_gae_that_passes_over_holes(case):
     respond = case.input("response_mask").bool()
-    batch = graded(torch.zeros(len(respond)), respond=respond).set(
-        token_reward=case.input("token_level_rewards")[..., None], values=case.input("values")[..., None]
+    batch = graded(torch.zeros(len(respond)), respond=respond).replace(
+        token_rewards=case.input("token_level_rewards")[..., None], values=case.input("values")[..., None]
     )
     batch, _ = advance(chain(Gae(case.params["gamma"], case.params["lam"]), Whiten()), batch)
     case.check(batch.advantages[..., 0], case.expected["advantages_masked"])
@@ -110,14 +119,14 @@ def fed(step, batches):
 @pytest.mark.parametrize("case", cases("moss_running_reward"))
 def test_running_reward_of_moss(case):
     p = case.params
-    scale = RunningScale("removed" if p["use_norm"] else "kept")
+    scale = RunningNormalize("removed" if p["use_norm"] else "kept")
     assert p["use_scaling"]
-    cut = Clip(-p["clip"], p["clip"]) if p["use_clip"] else chain()
+    cut = ClipReward(-p["clip"], p["clip"]) if p["use_clip"] else chain()
     seen = fed(scale, case.inputs["batches"])
     for (state, signal), want in zip(seen, case.expected["steps"], strict=True):
-        case.check(advance(cut, graded(signal))[0].signal[:, 0], want["rewards"])
+        case.check(advance(cut, graded(signal))[0].rewards[:, 0], want["rewards"])
         case.check(state.mean.flatten()[0], want["running_mean"])
-        case.check(state.num.flatten()[0], want["count"])
+        case.check(state.count.flatten()[0], want["count"])
         # The published code divides by a standard deviation of about 1e-12, digits of noise, where ours is
         # infinite, so that nothing is blown up.
         unknown = float(want["running_std"]) < 1e-11
@@ -129,7 +138,7 @@ def test_running_normaliser_of_safe_rlhf(case):
     p = case.params
     memory = {"RunningMeanStd": "inflated", "ExponentialMovingAverage": "fading"}[p["type"]]
     mean = {"affine": "removed", "scale": "kept", "identity": "kept"}[p["function"]]
-    scale = RunningScale(mean, memory, p["momentum"] or 0.9, eps=1e-8)
+    scale = RunningNormalize(mean, memory, p["momentum"] or 0.9, eps=1e-8)
     batches = [[row[0] for row in batch] for batch in case.inputs["batches"]]
     seen = zip(fed(scale, batches), batches, case.expected["steps"], strict=True)
     for (state, signal), raw, want in seen:
@@ -137,14 +146,14 @@ def test_running_normaliser_of_safe_rlhf(case):
         case.check(got[:, None], want["normalized"])
         case.check(state.mean.reshape(1), want["mean"])
         case.check(state.var.reshape(1), want["var"])
-        case.check(state.num.flatten()[0], want["count"])
+        case.check(state.count.flatten()[0], want["count"])
 
 
 @pytest.mark.parametrize("case", cases("dapo_overlong"))
 def test_overlong_penalty_without_a_least_value(case):
     p = case.params
     lengths = torch.tensor(case.inputs["lengths"])
-    got = overlong(lengths, p["max_resp_len"], p["buffer_len"], p["factor"], -math.inf)
+    got = soft_overlong_penalty(lengths, p["max_resp_len"], p["buffer_len"], p["factor"], -math.inf)
     case.check(got, case.expected["penalty"])
 
 
@@ -153,11 +162,11 @@ def test_overlong_penalty_of_the_paper(case):
     p = case.params
     lengths = case.inputs["lengths"]
     case.check(
-        overlong(torch.tensor(lengths), p["max_completion_len"], p["soft_punish_cache"]),
+        soft_overlong_penalty(torch.tensor(lengths), p["max_completion_len"], p["soft_punish_cache"]),
         case.expected["penalty"],
     )
     part = OverlongPenalty(p["max_completion_len"], p["soft_punish_cache"])
     batch, seen = advance(part, graded([0.0] * len(lengths), lengths=lengths))
-    case.check(batch.signal[:, 0], case.expected["penalty"])
-    assert seen["penalty/overlong"] == pytest.approx(-float(batch.signal.mean()))
+    case.check(batch.rewards[:, 0], case.expected["penalty"])
+    assert seen["penalty/overlong"] == pytest.approx(-float(batch.rewards.mean()))
     assert tolerance(case.topic) == 1e-7

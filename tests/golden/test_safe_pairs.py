@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import Case, cases
 
-from paretune.objectives.reward_loss import BoundedPairs, CostPairs, diverging
+from paretune.objectives.reward_loss import CostModelLoss, RegularizedBradleyTerryLoss, differing_span_mask
 from paretune.reduce import row_mean
 
 
@@ -21,7 +21,7 @@ def counted(case: Case, scores: torch.Tensor):
     if case.params["loss_type"] == "sequence-wise":
         x, y = (z.gather(1, a.sum(-1, keepdim=True) - 1) for z, a in zip((x, y), attend, strict=True))
         return x, y, torch.Tensor.mean
-    span = diverging(*halves(case, "input_ids"), *attend)
+    span = differing_span_mask(*halves(case, "input_ids"), *attend)
     return x, y, lambda loss: row_mean(loss, span).mean()
 
 
@@ -29,7 +29,7 @@ def counted(case: Case, scores: torch.Tensor):
 def test_pairs_whose_scores_stay_near_zero(case: Case) -> None:
     scores = case.input("scores").requires_grad_()
     chosen, rejected, mean = counted(case, scores)
-    loss = mean(BoundedPairs(shrink=case.params["regularization"])(chosen, rejected))
+    loss = mean(RegularizedBradleyTerryLoss(regularization=case.params["regularization"])(chosen, rejected))
     loss.backward()
     case.check(loss, case.expected["loss"])
     case.check(scores.grad, case.grad["scores"])
@@ -42,7 +42,7 @@ def test_costs_with_a_zero_that_means_something(case: Case) -> None:
     better, worse, mean = counted(case, scores)
     signs = (-case.input("safety_sign")).chunk(2)
     better_sign, worse_sign = (s[:, None].expand(better.shape) for s in signs)
-    part = CostPairs(shrink=case.params["regularization"])
+    part = CostModelLoss(regularization=case.params["regularization"])
     loss = mean(part(worse, better, worse_sign, better_sign))
     loss.backward()
     case.check(loss, case.expected["loss"])

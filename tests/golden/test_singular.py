@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import Case, cases
 
-from paretune.models.singular import spectrum
+from paretune.models.singular import svd_factors
 
 
 @pytest.mark.parametrize("case", cases("essa_lora_svd"))
@@ -13,12 +13,12 @@ def test_adapters_by_their_singular_values(case: Case) -> None:
     scaling, mode = case.params["scaling"], case.params["mode"]
     factors = {}
     for key in ("A", "B"):
-        part, given = spectrum(case.input(key)), case.input(f"new_{key.lower()}")
+        part, given = svd_factors(case.input(key)), case.input(f"new_{key.lower()}")
         case.check(part.s, case.expected[f"S_{key}"])
         now = part.s[: len(given)]
         offset = {"add": given, "replace": given - now, "scale": (given - 1) * now}[mode]
         case.check(torch.cat([now + offset, part.s[len(given) :]]), case.expected[f"S_{key}_new"])
-        factors[key] = (part.moved(torch.zeros(0, dtype=torch.float64)), part.moved(offset))
+        factors[key] = (part.reconstruct(torch.zeros(0, dtype=torch.float64)), part.reconstruct(offset))
     for i, (delta, values) in enumerate((("delta_w0", "sv_delta_w0"), ("delta_w", "sv_delta_w"))):
         product = scaling * factors["B"][i] @ factors["A"][i]
         case.check(product, case.expected[delta])

@@ -7,14 +7,14 @@ import torch
 from byhand import near
 
 from paretune.batch import Outputs
-from paretune.credit.advantage import GroupNormalise, Spread, group_normalise
-from paretune.credit.aggregate import Gate, WeightedSum, influence, weighted_sum
+from paretune.credit.advantage import BroadcastToTokens, GroupNormalize, group_normalize
+from paretune.credit.aggregate import Gate, WeightedSum, variance_share, weighted_sum
 from paretune.credit.step import chain
 from paretune.divergence import k1, k2, k3
-from paretune.loss.kl import KlToReference, k3_k2
-from paretune.loss.policy import Clipped
-from paretune.loss.policy import surrogate as clipped
-from paretune.loss.term import Term, total
+from paretune.loss.kl import KlToReference, k3_value_k2_grad
+from paretune.loss.policy import ClippedSurrogate
+from paretune.loss.policy import clipped_surrogate as clipped
+from paretune.loss.term import WeightedLoss, total_loss
 from paretune.reduce import token_weights
 from toy import advance, graded
 
@@ -22,7 +22,7 @@ ONE = torch.zeros(4, dtype=torch.long)
 FOUR = [[0.9, 0.8, 0.7, 0.1], [0.8, 0.6, 0.5, 0.9], [0.9, 0.7, 0.2, 0.9], [0.6, 0.5, 0.6, 0.5]]
 NAMES = ("polite", "meaning", "action", "safety")
 EQUAL = dict.fromkeys(NAMES, 0.25)
-PLAIN = GroupNormalise(form="population", eps=0.0)
+PLAIN = GroupNormalize(std_estimator="population", eps=0.0)
 GATES = tuple(Gate(name, "safety", 0.5) for name in NAMES[:3])
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -47,9 +47,9 @@ pytestmark = pytest.mark.usefixtures("double")
 )
 def test_g1_to_g3_group_advantages(rewards, population, sample, centred):
     x = torch.tensor(rewards, dtype=torch.float64)[:, None]
-    near(group_normalise(x, ONE, "std", "population", 0.0), [float(v) for v in population])
-    near(group_normalise(x, ONE, "std", "sample", 0.0), [float(v) for v in sample])
-    near(group_normalise(x, ONE, "none"), [float(v) for v in centred])
+    near(group_normalize(x, ONE, "std", "population", 0.0), [float(v) for v in population])
+    near(group_normalize(x, ONE, "std", "sample", 0.0), [float(v) for v in sample])
+    near(group_normalize(x, ONE, "none"), [float(v) for v in centred])
 
 
 def test_g4_kl_estimators_and_their_slopes():
@@ -63,8 +63,8 @@ def test_g4_kl_estimators_and_their_slopes():
 
 def test_k3_k2_has_the_value_of_k3_and_the_slope_of_k2():
     gap = torch.tensor([0.2, -0.5, 3.0], requires_grad=True)
-    near(k3_k2(gap), k3(gap).tolist(), 1e-12)
-    k3_k2(gap).sum().backward()
+    near(k3_value_k2_grad(gap), k3(gap).tolist(), 1e-12)
+    k3_value_k2_grad(gap).sum().backward()
     near(gap.grad, [0.2, -0.5, 3.0], 1e-12)
 
 
@@ -80,12 +80,12 @@ def test_g5_k3_is_unbiased_and_only_the_slope_of_k2_is_that_of_the_kl():
     near((p * k1(logp - reference).detach()).sum(), [0.1438410], 1e-7)
     slopes = {
         estimator: torch.autograd.grad((p * estimator(logp - reference)).sum(), logits, retain_graph=True)[0]
-        for estimator in (k1, k2, k3, k3_k2)
+        for estimator in (k1, k2, k3, k3_value_k2_grad)
     }
     near(slopes[k1], [0.0, 0.0])
     near(slopes[k2], want.tolist())
     near(slopes[k3], [0.25, -0.25])
-    near(slopes[k3_k2], want.tolist())
+    near(slopes[k3_value_k2_grad], want.tolist())
 
 
 @pytest.mark.parametrize(
@@ -114,23 +114,25 @@ def two_answers(ratios, gaps, advantage, by):
     """Two responses with these probability ratios and log-ratios to the reference, ready for a loss."""
     lengths = [len(r) for r in ratios]
     batch = graded([1.0, 0.0], lengths=lengths)
-    logp = torch.zeros(batch.tokens.shape)
+    logp = torch.zeros(batch.input_ids.shape)
     old, reference = logp.clone(), logp.clone()
     for i, (r, g) in enumerate(zip(ratios, gaps, strict=True)):
         old[i, 1 : 1 + len(r)] = -torch.tensor(r).log()
         reference[i, 1 : 1 + len(g)] = -torch.tensor(g)
-    spread = torch.tensor(advantage)[:, None, None] * batch.respond[..., None]
-    return Outputs(logp=logp), batch.set(
-        behaviour_logp=old,
-        reference_logp=reference,
+    spread = torch.tensor(advantage)[:, None, None] * batch.response_mask[..., None]
+    return Outputs(logprobs=logp), batch.replace(
+        old_logprobs=old,
+        ref_logprobs=reference,
         advantages=spread,
-        weight=token_weights(batch.respond, by),
+        loss_weights=token_weights(batch.response_mask, by),
     )
 
 
 def test_g8_the_whole_grpo_loss():
     out, batch = two_answers([[1.0, 1.0], [1.0]], [[0.2, 0.0], [-0.5]], [1.0, -1.0], "sequence")
-    loss, parts = total((Term(1.0, Clipped()), Term(0.04, KlToReference())), out, batch)
+    loss, parts = total_loss(
+        (WeightedLoss(1.0, ClippedSurrogate()), WeightedLoss(0.04, KlToReference())), out, batch
+    )
     near(loss, [0.003161733], 1e-9)
     assert parts["Clipped"] == pytest.approx(0, abs=1e-12)
     assert parts["KlToReference"] == pytest.approx(0.003161733 / 0.04, abs=1e-7)
@@ -138,70 +140,70 @@ def test_g8_the_whole_grpo_loss():
 
 def test_g9_clip_under_two_aggregations():
     out, batch = two_answers([[1.0, 1.5], [0.7]], [[0.0, 0.0], [0.0]], [1.0, -1.0], "sequence")
-    near(Clipped()(out, batch), [-0.15], 1e-12)
+    near(ClippedSurrogate()(out, batch), [-0.15], 1e-12)
     out, batch = two_answers([[1.0, 1.5], [0.7]], [[0.0, 0.0], [0.0]], [1.0, -1.0], "token")
-    near(Clipped(0.2, 0.28)(out, batch), [-0.493333])
-    seen = Clipped().watch(out, batch)
-    assert seen["clip/high"].sum() == 1
-    assert seen["clip/low"].sum() == 1
+    near(ClippedSurrogate(0.2, 0.28)(out, batch), [-0.493333])
+    seen = ClippedSurrogate().metrics(out, batch)
+    assert seen["clip_fraction/high"].sum() == 1
+    assert seen["clip_fraction/low"].sum() == 1
     assert seen["ratio/max"].max() == pytest.approx(1.5)
 
 
 def test_t1a_scalarise_then_normalise():
     batch, seen = advance(WeightedSum(EQUAL), graded(FOUR, objectives=NAMES))
-    near(batch.signal, [0.625, 0.7, 0.675, 0.55], 1e-12)
+    near(batch.rewards, [0.625, 0.7, 0.675, 0.55], 1e-12)
     near(
-        PLAIN.apply(batch).signal,
+        PLAIN.apply(batch).rewards,
         [-0.218218, 1.091089, 0.654654, -1.527525],
     )
-    near(GroupNormalise(eps=0.0).apply(batch).signal, [-0.188982, 0.944911, 0.566947, -1.322876])
-    assert seen["weighted/polite/mean"] == pytest.approx(0.2)
+    near(GroupNormalize(eps=0.0).apply(batch).rewards, [-0.188982, 0.944911, 0.566947, -1.322876])
+    assert seen["weighted_score/polite/mean"] == pytest.approx(0.2)
 
 
 def test_t1b_shares_of_influence():
     _, seen = advance(WeightedSum(EQUAL), graded(FOUR, objectives=NAMES))
-    shares = [seen[f"share/{name}"] for name in NAMES]
+    shares = [seen[f"variance_share/{name}"] for name in NAMES]
     assert shares == pytest.approx([0.380952, 0.190476, -0.428571, 0.857143], abs=1e-6)
     assert sum(shares) == pytest.approx(1)
     x = torch.tensor(FOUR) * 0.25
-    near(influence(x, x.sum(-1, keepdim=True), ONE), shares)
+    near(variance_share(x, x.sum(-1, keepdim=True), ONE), shares)
 
 
 def test_t1c_normalising_first_puts_the_unsafe_answer_on_top():
     parts = chain(PLAIN, WeightedSum(EQUAL))
     batch, _ = advance(parts, graded(FOUR, objectives=NAMES))
-    near(batch.signal, [0.429906, 0.114330, 0.141169, -0.685406])
+    near(batch.rewards, [0.429906, 0.114330, 0.141169, -0.685406])
 
 
 def test_t1d_the_gate_puts_it_at_the_bottom():
     batch, _ = advance(chain(*GATES, WeightedSum(EQUAL)), graded(FOUR, objectives=NAMES))
-    near(batch.signal, [0.025, 0.7, 0.675, 0.55], 1e-12)
+    near(batch.rewards, [0.025, 0.7, 0.675, 0.55], 1e-12)
     near(
-        PLAIN.apply(batch).signal,
+        PLAIN.apply(batch).rewards,
         [-1.694114, 0.778377, 0.686803, 0.228934],
     )
     normalised = chain(*GATES, PLAIN, WeightedSum(EQUAL))
     batch, _ = advance(normalised, graded(FOUR, objectives=NAMES))
-    near(batch.signal, [-1.547162, 0.709981, 0.559954, 0.277227])
+    near(batch.rewards, [-1.547162, 0.709981, 0.559954, 0.277227])
 
 
 def test_t1e_weights_alone():
     weights = {"polite": 1 / 6, "meaning": 1 / 6, "action": 1 / 6, "safety": 0.5}
     batch, _ = advance(WeightedSum(weights), graded(FOUR, objectives=NAMES))
-    near(batch.signal, [0.45, 0.766667, 0.75, 0.533333])
+    near(batch.rewards, [0.45, 0.766667, 0.75, 0.533333])
     near(
-        PLAIN.apply(batch).signal,
+        PLAIN.apply(batch).rewards,
         [-1.280393, 1.036508, 0.914566, -0.670682],
     )
 
 
 def test_t1f_group_of_the_worst_objective():
     worst = torch.tensor([0.1, 0.5, 0.2, 0.5])[:, None]
-    near(group_normalise(worst, ONE, "std", "population", 0.0), [-1.260252, 0.980196, -0.700140, 0.980196])
+    near(group_normalize(worst, ONE, "std", "population", 0.0), [-1.260252, 0.980196, -0.700140, 0.980196])
 
 
 def test_the_default_recipe_ranks_the_unsafe_answer_last_token_by_token():
-    credit = chain(*GATES, WeightedSum(EQUAL), GroupNormalise(), Spread())
+    credit = chain(*GATES, WeightedSum(EQUAL), GroupNormalize(), BroadcastToTokens())
     batch, _ = advance(credit, graded(FOUR, objectives=NAMES))
     assert batch.advantages[:, 1, 0].argmin() == 0
     assert (batch.advantages[:, 0] == 0).all()
@@ -209,8 +211,8 @@ def test_the_default_recipe_ranks_the_unsafe_answer_last_token_by_token():
 
 def test_a_saturated_objective_teaches_its_rounding_no_more_than_eps_allows():
     x = torch.tensor([[0.990], [0.991], [0.990], [0.989]])
-    assert group_normalise(x, ONE, "std", eps=0.0).abs().max() > 1.2
-    assert group_normalise(x * 1e-2, ONE, "std", eps=1e-4).abs().max() < 0.2
+    assert group_normalize(x, ONE, "std", eps=0.0).abs().max() > 1.2
+    assert group_normalize(x * 1e-2, ONE, "std", eps=1e-4).abs().max() < 0.2
 
 
 def test_weighted_sum_on_any_rank():

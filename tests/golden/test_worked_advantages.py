@@ -7,12 +7,18 @@ import torch
 from byhand import near
 
 from paretune.algorithms.gdpo import gdpo_credit
-from paretune.credit.advantage import BatchNormalise, GroupNormalise, LeaveOneOut, Spread, leave_one_out
+from paretune.credit.advantage import (
+    BatchNormalize,
+    BroadcastToTokens,
+    GroupNormalize,
+    LeaveOneOut,
+    leave_one_out,
+)
 from paretune.credit.aggregate import Gate, WeightedSum
 from paretune.credit.gae import Gae, ReturnToGo
-from paretune.credit.penalty import Clip, EndReward, KlPenalty, OverlongPenalty
-from paretune.credit.running import RunningScale, batch_moments, merged
-from paretune.credit.select import DropFlatGroups, SilenceTruncated
+from paretune.credit.penalty import ClipReward, KlPenalty, OverlongPenalty, TerminalReward
+from paretune.credit.running import RunningNormalize, batch_moments, merge_moments
+from paretune.credit.select import DropZeroVarianceGroups, MaskTruncated
 from paretune.credit.step import chain
 from paretune.credit.whiten import Whiten
 from toy import advance, graded
@@ -20,8 +26,8 @@ from toy import advance, graded
 FOUR = [[0.9, 0.8, 0.7, 0.1], [0.8, 0.6, 0.5, 0.9], [0.9, 0.7, 0.2, 0.9], [0.6, 0.5, 0.6, 0.5]]
 NAMES = ("polite", "meaning", "action", "safety")
 EQUAL = dict.fromkeys(NAMES, 0.25)
-Z = GroupNormalise(form="population", eps=0.0)
-BATCH = BatchNormalise(form="population", eps=0.0)
+Z = GroupNormalize(std_estimator="population", eps=0.0)
+BATCH = BatchNormalize(std_estimator="population", eps=0.0)
 GATES = tuple(Gate(name, "safety", 0.5) for name in NAMES[:3])
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -41,8 +47,8 @@ def test_g2_and_g3_leave_one_out():
 
 def test_g10_gae_and_its_whitening():
     respond = torch.tensor([[True] * 3])
-    batch = graded([0.0], respond=respond).set(
-        token_reward=torch.tensor([[-0.1, 0.05, 1.0]])[..., None],
+    batch = graded([0.0], respond=respond).replace(
+        token_rewards=torch.tensor([[-0.1, 0.05, 1.0]])[..., None],
         values=torch.tensor([[0.5, 0.4, 0.6]])[..., None],
     )
     for lam, want in ((0.95, [0.3985, 0.63, 0.4]), (0.0, [-0.2, 0.25, 0.4]), (1.0, [0.45, 0.65, 0.4])):
@@ -85,7 +91,7 @@ def test_two_rewards_that_grpo_cannot_tell_apart():
         ([[0.0, 0.0], [0.0, 1.0]], 0.707107, 0.707107),
         ([[0.0, 0.0], [1.0, 1.0]], 0.707107, 1.414214),
     ):
-        z = GroupNormalise(eps=0.0)
+        z = GroupNormalize(eps=0.0)
         near(signal(chain(WeightedSum(half), z), scores), [-together, together])
         near(signal(chain(z, WeightedSum(half)), scores), [-apart, apart])
 
@@ -97,14 +103,14 @@ def test_when_a_constant_sum_is_rescued():
     thirds = dict.fromkeys(("k0", "k1", "k2"), 1.0)
     assert (signal(chain(WeightedSum(thirds), Z), three) == 0).all()
     near(signal(chain(Z, WeightedSum(thirds)), three), [-0.154701, -0.154701, 0.154701, 0.154701])
-    z = GroupNormalise(eps=0.0)
+    z = GroupNormalize(eps=0.0)
     near(signal(chain(z, WeightedSum(thirds)), three), [-0.133975, -0.133975, 0.133975, 0.133975])
     near(signal(chain(Z, WeightedSum(thirds), BATCH), three), [-1.0, -1, 1, 1])
 
 
 def test_the_spread_of_the_batch_does_not_inflate_a_group_of_little_spread():
     scores, group = [1.0, 0, 0, 1, 0.6, 0.4, 0.5, 0.5], [0] * 4 + [1] * 4
-    by_batch = GroupNormalise("batch", "population", 0.0)
+    by_batch = GroupNormalize("batch", "population", 0.0)
     near(
         signal(by_batch, scores, group=group),
         [1.40028, -1.40028, -1.40028, 1.40028, 0.280056, -0.280056, 0.0, 0.0],
@@ -115,7 +121,7 @@ def test_the_spread_of_the_batch_does_not_inflate_a_group_of_little_spread():
 def test_siblings_as_baseline_and_as_scale():
     one, two = [1.0] + [0.0] * 7, [1.0] * 2 + [0.0] * 6
     assert signal(LeaveOneOut("std"), one)[0] == 1.0
-    near(signal(GroupNormalise(eps=0.0), one)[0], 2.474874)
+    near(signal(GroupNormalize(eps=0.0), one)[0], 2.474874)
     near(signal(LeaveOneOut("std"), two), [2.267787] * 2 + [-0.585540] * 6)
     near(signal(LeaveOneOut("std"), [0.25, 1.0]), [-0.75, 0.75])
     # Two passes: where E[x^2] - E[x]^2 loses everything in float32.
@@ -160,23 +166,23 @@ def test_a_missing_score_does_not_push_the_prompts_that_are_settled():
     assert out[0].isnan()
     assert (out[3:] == 0).all()
     near(out[1:3].sum(), [0.0], 1e-12)
-    shifted = chain(GroupNormalise(), WeightedSum(weights), BatchNormalise("removed"))
+    shifted = chain(GroupNormalize(), WeightedSum(weights), BatchNormalize("removed"))
     assert signal(shifted, scores, group=[0, 0, 0, 1, 1])[3].abs() > 0.1
 
 
 def test_running_scale_of_six_numbers():
-    step, state, seen = RunningScale(), RunningScale().start(), []
+    step, state, seen = RunningNormalize(), RunningNormalize().init_state(), []
     for scores in ([1.0, 2, 3, 4], [5.0, 7]):
-        batch, state, told = step.advance(graded(scores), state, torch.Generator())
+        batch, state, told = step.apply_stateful(graded(scores), state, torch.Generator())
         seen.append(batch)
-    near(advance(Clip(-0.8, 0.8), seen[0])[0].signal, [-0.8, -0.387298, 0.387298, 0.8])
+    near(advance(ClipReward(-0.8, 0.8), seen[0])[0].rewards, [-0.8, -0.387298, 0.387298, 0.8])
     near(seen[1].signal, [0.617213, 1.543033])
-    cut, told_cut = advance(Clip(-0.8, 0.8), seen[1])
-    near(cut.signal, [0.617213, 0.8])
-    assert told_cut == {"signal/cut": 0.5}
+    cut, told_cut = advance(ClipReward(-0.8, 0.8), seen[1])
+    near(cut.rewards, [0.617213, 0.8])
+    assert told_cut == {"reward/clipped": 0.5}
     assert told == pytest.approx({"state/running_mean": 3.6666667, "state/running_std": 2.1602469})
     near(
-        seen[1].set(signal=torch.tensor([[5.0], [7.0]]) / told["state/running_std"]).signal,
+        seen[1].set(rewards=torch.tensor([[5.0], [7.0]]) / told["state/running_std"]).signal,
         [2.31455, 3.24037],
     )
     once = batch_moments(torch.tensor([[1.0], [2], [3], [4], [5], [7]]), "population")
@@ -185,50 +191,50 @@ def test_running_scale_of_six_numbers():
 
 def test_merging_nothing_changes_nothing():
     x = batch_moments(torch.tensor([[1.0, math.nan], [2.0, math.nan]]), "sample")
-    assert x.num.tolist() == [2.0, 0.0]
-    after = merged(RunningScale(memory="inflated").start(), x)
+    assert x.count.tolist() == [2.0, 0.0]
+    after = merge_moments(RunningNormalize(moments_mode="inflated").init_state(), x)
     assert after.var.tolist() == [0.5, 1.0]
 
 
 def test_the_price_of_divergence_token_by_token_and_in_one():
     batch = graded([0.8], lengths=[3])
     gap = torch.tensor([[0.0, 0.1, -0.2, 0.05]])
-    batch = batch.set(behaviour_logp=gap, reference_logp=torch.zeros_like(gap))
-    out, seen = advance(chain(EndReward(), KlPenalty(0.05)), batch)
-    near(out.token_reward, [0.0, -0.005, 0.01, 0.7975], 1e-12)
+    batch = batch.replace(old_logprobs=gap, ref_logprobs=torch.zeros_like(gap))
+    out, seen = advance(chain(TerminalReward(), KlPenalty(0.05)), batch)
+    near(out.token_rewards, [0.0, -0.005, 0.01, 0.7975], 1e-12)
     assert seen["penalty/kl"] == pytest.approx(-0.0025)
-    reverse, _ = advance(chain(KlPenalty(0.05), EndReward()), batch)
-    assert torch.equal(reverse.token_reward, out.token_reward)
-    whole, _ = advance(KlPenalty(0.05, on="response"), batch)
-    near(whole.signal, [0.8 + 0.0025], 1e-12)
-    togo, _ = advance(chain(EndReward(), KlPenalty(0.05), ReturnToGo()), batch)
+    reverse, _ = advance(chain(KlPenalty(0.05), TerminalReward()), batch)
+    assert torch.equal(reverse.token_rewards, out.token_rewards)
+    whole, _ = advance(KlPenalty(0.05, level="response"), batch)
+    near(whole.rewards, [0.8 + 0.0025], 1e-12)
+    togo, _ = advance(chain(TerminalReward(), KlPenalty(0.05), ReturnToGo()), batch)
     near(togo.advantages, [0.0, 0.8025, 0.8075, 0.7975], 1e-12)
 
 
 def test_overlong_in_the_numbers_of_its_paper():
     part, lengths = OverlongPenalty(20480, 4096), [16384, 18432, 20480]
-    step = chain(part, Spread())
+    step = chain(part, BroadcastToTokens())
     scores = [0.0] * 3
     batch = graded(scores, respond=torch.arange(20480)[None] < torch.tensor(lengths)[:, None])
-    near(advance(step, batch)[0].signal, [0.0, -0.5, -1.0])
+    near(advance(step, batch)[0].rewards, [0.0, -0.5, -1.0])
 
 
 def test_only_the_group_that_differs_stays():
     scores = [1.0, 1, 1, 1, 0, 0, 0, 0, 1, 0, 1, 1]
     group = [g for g in range(3) for _ in range(4)]
-    out, seen = advance(DropFlatGroups(), graded(scores, group=group))
+    out, seen = advance(DropZeroVarianceGroups(), graded(scores, group=group))
     assert out.group.tolist() == [2] * 4
     assert seen["groups/kept"] == pytest.approx(1 / 3)
     # Scores of a model never tie: a spread of 5 % of the usual one is taken for none.
     close = [0.98, 0.981, 0.979, 0.98, 0.2, 0.9, 0.5, 0.7]
-    out, _ = advance(DropFlatGroups(0.05), graded(close, group=[0] * 4 + [1] * 4))
+    out, _ = advance(DropZeroVarianceGroups(0.05), graded(close, group=[0] * 4 + [1] * 4))
     assert out.group.tolist() == [1] * 4
-    out, seen = advance(DropFlatGroups(), graded([1.0, 1.0]))
+    out, seen = advance(DropZeroVarianceGroups(), graded([1.0, 1.0]))
     assert len(out) == 2
     assert seen["groups/kept"] == 0
 
 
 def test_a_truncated_response_teaches_nothing_and_is_still_compared_with():
-    batch = graded([1.0, 0.0, 0.0]).set(truncated=torch.tensor([False, True, False]))
-    out, _ = advance(chain(GroupNormalise("none"), Spread(), SilenceTruncated()), batch)
+    batch = graded([1.0, 0.0, 0.0]).replace(truncated=torch.tensor([False, True, False]))
+    out, _ = advance(chain(GroupNormalize("none"), BroadcastToTokens(), MaskTruncated()), batch)
     near(out.advantages[:, 1, 0], [2 / 3, 0.0, -1 / 3])

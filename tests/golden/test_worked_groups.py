@@ -8,13 +8,13 @@ from byhand import near, one
 from groupbatch import pairs_of, read
 
 from paretune.batch import Outputs
-from paretune.credit.keep import best_rows
-from paretune.loss.exact import ExactKl
+from paretune.credit.keep import top_k_rows
+from paretune.loss.exact import FullKl
 from paretune.loss.group import per_response
-from paretune.loss.imitate import Likelihood, LikelihoodOfBest
+from paretune.loss.imitate import BestOfNSft, SftLoss
 from paretune.loss.pair import pair_loss
-from paretune.loss.preference import Dpo, Margin, Tdpo
-from paretune.loss.ranking import Ranking, ranking_stages
+from paretune.loss.preference import Dpo, ModpoMargin, Tdpo
+from paretune.loss.ranking import PreferenceRanking, ranking_stage_losses
 from paretune.reduce import token_weights
 from toy import graded
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("double")
     ("part", "value", "slope"),
     [
         (Dpo(0.1), 0.554355, -0.0425557),
-        (Dpo(0.1, smoothing=0.1), 0.584355, -0.0325557),
-        (Dpo(0.1, smoothing=0.2), 0.614355, -0.0225557),
+        (Dpo(0.1, label_smoothing=0.1), 0.584355, -0.0325557),
+        (Dpo(0.1, label_smoothing=0.2), 0.614355, -0.0225557),
         (Dpo(0.1, "ipo"), 4.0, -4.0),
         (Dpo(0.1, "robust", 0.1), 0.516855, None),
     ],
@@ -46,7 +46,7 @@ def test_a1_a2_a_log_ratio_of_three(part, value, slope):
 
 def test_a3_at_the_reference():
     out, batch = pairs_of(one(-3), one(-5), one(-3), one(-5))
-    for part in (Dpo(), Dpo(smoothing=0.3), Dpo(form="robust", smoothing=0.3)):
+    for part in (Dpo(), Dpo(label_smoothing=0.3), Dpo(loss_type="robust", label_smoothing=0.3)):
         near(part(out, batch), [math.log(2)])
     near(Dpo(0.1, "ipo")(out, batch), [25.0], 1e-9)
 
@@ -85,12 +85,12 @@ def one_word_pair():
     frozen = torch.tensor([0.5, 0.3, 0.2]).log().expand(2, 2, 3)
     out, batch = read(policy, torch.tensor([[-100, 0], [-100, 1]]), frozen)
     signal = torch.tensor([[1.0], [0.0]])
-    return out, batch.set(group=torch.zeros(2, dtype=torch.long), signal=signal)
+    return out, batch.replace(group=torch.zeros(2, dtype=torch.long), rewards=signal)
 
 
 def test_b1_drift_of_one_word():
     out, batch = one_word_pair()
-    near(out.kl_reference_policy[:, 1], [0.0304788, 0.0252672], 1e-7)
+    near(out.ref_policy_kl[:, 1], [0.0304788, 0.0252672], 1e-7)
     near(Dpo(0.1)(out, batch), [0.698429])
     near(Tdpo(1, 0.1)(out, batch), [0.698167])
     near(Tdpo(2, 0.1, 0.5)(out, batch), [0.698298])
@@ -103,8 +103,8 @@ def test_b2_the_drift_of_the_chosen_side_has_no_slope_in_form_2():
     out, batch = one_word_pair()
     slopes = {}
     for name, part in (("first", Tdpo(1, 0.1)), ("second", Tdpo(2, 0.1, 0.5))):
-        drift = out.kl_reference_policy.clone().requires_grad_()
-        loss = part(Outputs(logp=out.logp, kl_reference_policy=drift), batch)
+        drift = out.ref_policy_kl.clone().requires_grad_()
+        loss = part(Outputs(logprobs=out.logprobs, ref_policy_kl=drift), batch)
         slopes[name] = torch.autograd.grad(loss, drift)[0][:, 1]
     steep = 0.1 * (1 - math.exp(-0.698167))
     assert slopes["second"][0] == 0
@@ -116,38 +116,38 @@ def test_b3_words_that_the_reference_never_says():
     far = torch.tensor([[1e4, -1e4, -1e4], [-1e4, 1e4, -1e4]])[:, None].expand(2, 2, 3)
     policy = torch.zeros(2, 2, 3, requires_grad=True)
     out, batch = read(policy, torch.tensor([[-100, 0], [-100, 1]]), far)
-    batch = batch.set(group=torch.zeros(2, dtype=torch.long), signal=torch.tensor([[1.0], [0.0]]))
-    near(out.kl_reference_policy[:, 1], [math.log(3)] * 2)
+    batch = batch.replace(group=torch.zeros(2, dtype=torch.long), rewards=torch.tensor([[1.0], [0.0]]))
+    near(out.ref_policy_kl[:, 1], [math.log(3)] * 2)
     loss = Tdpo(1)(out, batch)
     assert loss.isfinite()
     assert torch.autograd.grad(loss, policy)[0].isfinite().all()
 
 
 def test_c1_c2_rankings():
-    near(ranking_stages(torch.tensor([-1.0, -1.5]), torch.tensor([2.0, 0.0])), [0.3132617], 1e-7)
+    near(ranking_stage_losses(torch.tensor([-1.0, -1.5]), torch.tensor([2.0, 0.0])), [0.3132617], 1e-7)
     score, signal = torch.tensor([-1.0, -1.5, -2.0]), torch.tensor([2.0, 1.0, 0.0])
-    near(ranking_stages(score, signal), [1.0239091, 0.4740770], 1e-7)
+    near(ranking_stage_losses(score, signal), [1.0239091, 0.4740770], 1e-7)
     batch = graded([2.0, 1.0, 0.0], lengths=[10, 10, 10])
-    batch = batch.set(weight=token_weights(batch.respond, "sequence"))
-    out = Outputs(logp=score[:, None] * batch.respond)
-    near(Ranking()(out, batch), [1.4979860])
-    near(0.05 * 4 * LikelihoodOfBest("sum")(out, batch), [2.0])
-    near(0.05 * 4 * LikelihoodOfBest()(out, batch), [0.2])
+    batch = batch.replace(loss_weights=token_weights(batch.response_mask, "sequence"))
+    out = Outputs(logprobs=score[:, None] * batch.response_mask)
+    near(PreferenceRanking()(out, batch), [1.4979860])
+    near(0.05 * 4 * BestOfNSft("sum")(out, batch), [2.0])
+    near(0.05 * 4 * BestOfNSft()(out, batch), [0.2])
 
 
 def test_c3_equal_signals_teach_nothing_and_are_counted():
     batch = graded([0.7, 0.7, 0.7], lengths=[1, 2, 3])
-    batch = batch.set(weight=token_weights(batch.respond, "sequence"))
-    out = Outputs(logp=(-torch.rand(3, 4)).requires_grad_())
-    loss = Ranking()(out, batch)
+    batch = batch.replace(loss_weights=token_weights(batch.response_mask, "sequence"))
+    out = Outputs(logprobs=(-torch.rand(3, 4)).requires_grad_())
+    loss = PreferenceRanking()(out, batch)
     near(loss, [math.log(3) + math.log(2)])
-    assert (torch.autograd.grad(loss, out.logp)[0] == 0).all()
-    assert (Ranking().watch_groups(out, batch)["ranking/flat"] == 1).all()
+    assert (torch.autograd.grad(loss, out.logprobs)[0] == 0).all()
+    assert (PreferenceRanking().group_metrics(out, batch)["ranking/ties"] == 1).all()
 
 
 def test_c4_improbable_responses_stay_finite():
     score = torch.tensor([-800.0, -801.0], requires_grad=True)
-    loss = ranking_stages(score, torch.tensor([5.0, 0.0])).sum()
+    loss = ranking_stage_losses(score, torch.tensor([5.0, 0.0])).sum()
     assert loss.isfinite()
     near(loss, [math.log1p(math.exp(-5))], 1e-9)
     assert (torch.autograd.grad(loss, score)[0] != 0).all()
@@ -165,21 +165,21 @@ def test_c4_improbable_responses_stay_finite():
 def test_d1_the_best(scores, k, rows):
     signal = torch.tensor(scores).reshape(-1, 1)
     group = torch.arange(2).repeat_interleave(3)
-    assert best_rows(signal, group, torch.ones(6, dtype=torch.bool), k).tolist() == rows
+    assert top_k_rows(signal, group, torch.ones(6, dtype=torch.bool), k).tolist() == rows
 
 
 def test_d1_the_best_with_words():
     signal, able = torch.tensor([[3.0], [2.0], [1.0]]), torch.tensor([False, True, True])
-    assert best_rows(signal, torch.zeros(3, dtype=torch.long), able, 1).tolist() == [1]
+    assert top_k_rows(signal, torch.zeros(3, dtype=torch.long), able, 1).tolist() == [1]
 
 
 def test_d2_the_direction_of_the_divergence():
     frozen, policy = (torch.tensor(p).log().expand(1, 2, 2) for p in ([0.5, 0.5], [0.9, 0.1]))
     for first, second, want in ((frozen, policy, 0.5108256), (policy, frozen, 0.3680642)):
         out, batch = read(second, torch.tensor([[-100, 0]]), first)
-        near(ExactKl()(out, batch), [want], 1e-7)
+        near(FullKl()(out, batch), [want], 1e-7)
     out, batch = read(policy, torch.tensor([[-100, 0]]), policy)
-    near(ExactKl()(out, batch), [0.0], 1e-15)
+    near(FullKl()(out, batch), [0.0], 1e-15)
 
 
 def test_d4_rows_that_stand_twice_change_nothing():
@@ -189,8 +189,8 @@ def test_d4_rows_that_stand_twice_change_nothing():
     for again in (1, 2):
         leaf = logits.clone().requires_grad_()
         out, batch = read(leaf.repeat(again, 1, 1), labels.repeat(again, 1), frozen.repeat(again, 1, 1))
-        batch = batch.set(weight=token_weights(batch.respond, "token"))
-        loss = Likelihood()(out, batch) + 0.35 * ExactKl()(out, batch)
+        batch = batch.replace(loss_weights=token_weights(batch.response_mask, "token"))
+        loss = SftLoss()(out, batch) + 0.35 * FullKl()(out, batch)
         values.append((loss, torch.autograd.grad(loss, leaf)[0]))
     for a, b in zip(*values, strict=True):
         torch.testing.assert_close(a, b, atol=1e-14, rtol=1e-12)
@@ -201,7 +201,7 @@ def test_g2_the_margin_of_another_objective():
     others = torch.tensor([[0.4], [0.1]])
     out, batch = pairs_of(one(-10), one(-20), one(-12), one(-19), others=others)
     for weights in ({"preferred": 0.5, "other1": 0.5}, {"preferred": 1.0, "other1": 0.0}):
-        near(Dpo(0.1, margin=Margin("preferred", weights))(out, batch), [0.554355])
+        near(Dpo(0.1, margin=ModpoMargin("preferred", weights))(out, batch), [0.554355])
 
 
 def test_the_mean_and_the_sum_of_a_response():

@@ -7,12 +7,12 @@ import torch
 from byhand import near, one
 
 from paretune.batch import Outputs
-from paretune.credit.importance import TruncatedImportance, cut_ratio, sampler_ratio
-from paretune.loss.policy import Clipped, surrogate
-from paretune.loss.ratio import log_ratio
-from paretune.loss.unclipped import CappedRatio, gamma_weight, soft_gate
-from paretune.loss.value import ValueClipped, clipped_error, squared_error
-from paretune.models.head import Head, log_distribution
+from paretune.credit.importance import TruncatedImportanceSampling, rollout_is_ratio, truncated_ratio
+from paretune.loss.policy import ClippedSurrogate, clipped_surrogate
+from paretune.loss.ratio import policy_log_ratio
+from paretune.loss.unclipped import ClippedIsWeight, gamma_weight, soft_clip
+from paretune.loss.value import ClippedValueLoss, clipped_squared_error, squared_error
+from paretune.models.head import LmHead, next_token_logprobs
 from paretune.reduce import token_weights
 from toy import advance, graded
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("double")
     [(4, -1, None, -4), (4, -1, 3.0, -3), (2, -1, 3.0, -2), (4, 1, 3.0, 1.2), (0.5, -1, 3.0, -0.8)],
 )
 def test_g6_dual_clip(ratio, advantage, most, gain):
-    near(-surrogate(one(ratio), one(advantage), 0.2, 0.2, most), [float(gain)], 1e-12)
+    near(-clipped_surrogate(one(ratio), one(advantage), 0.2, 0.2, most), [float(gain)], 1e-12)
 
 
 def test_g7_four_means():
@@ -34,25 +34,29 @@ def test_g7_four_means():
     for by, value in want.items():
         near((term * token_weights(respond, by, 8)).sum(), [value], 1e-12)
     empty = torch.cat([respond, torch.zeros(1, 6, dtype=torch.bool)])
-    assert torch.equal(token_weights(empty, "sequence", empty="skip")[:2], token_weights(respond, "sequence"))
+    assert torch.equal(
+        token_weights(empty, "sequence", empty_rows="skip")[:2], token_weights(respond, "sequence")
+    )
     near(token_weights(empty, "sequence").sum(), [2 / 3], 1e-12)
 
 
 def test_g11_value_clip():
-    near(clipped_error(one(0.9), one(0.4), one(1.0), 0.2), [0.08], 1e-12)
+    near(clipped_squared_error(one(0.9), one(0.4), one(1.0), 0.2), [0.08], 1e-12)
     near(squared_error(one(0.9), one(1.0)), [0.005], 1e-12)
     batch = graded([1.0], lengths=[1])
     state = torch.tensor([[[0.0], [0.4]]])
-    batch = batch.set(values=state, returns=torch.ones(1, 2, 1), weight=batch.respond.double())
-    out = Outputs(logp=torch.zeros(1, 2), values=torch.tensor([[[0.0], [0.9]]]))
-    near(ValueClipped(0.2)(out, batch), [0.08], 1e-12)
-    assert ValueClipped(0.2).watch(out, batch)["clip/value"].sum() == 1
+    batch = batch.replace(
+        values=state, returns=torch.ones(1, 2, 1), loss_weights=batch.response_mask.double()
+    )
+    out = Outputs(logprobs=torch.zeros(1, 2), values=torch.tensor([[[0.0], [0.9]]]))
+    near(ClippedValueLoss(0.2)(out, batch), [0.08], 1e-12)
+    assert ClippedValueLoss(0.2).metrics(out, batch)["clip_fraction/value"].sum() == 1
 
 
 def test_g12_temperature_of_the_record():
     """A log-probability at another temperature than the sampler's is of another distribution."""
-    head, logits = Head(torch.eye(2)), torch.tensor([[2.0, 0.0]])
-    recorded, drawn = (log_distribution(head, logits, t)[0, 0].exp() for t in (1.0, 0.8))
+    head, logits = LmHead(torch.eye(2)), torch.tensor([[2.0, 0.0]])
+    recorded, drawn = (next_token_logprobs(head, logits, t)[0, 0].exp() for t in (1.0, 0.8))
     near(recorded, [0.880797])
     near(drawn, [0.924142])
     near(recorded / drawn, [0.953097])
@@ -68,17 +72,17 @@ def test_one_ratio_for_a_response():
         ("sequence", [1.105171] * 3),
         ("sequence_token", [1.105171] * 3),
     ):
-        near(log_ratio(logp, old, batch.respond, level)[:, 1:].exp(), want)
-    ready = batch.set(
-        advantages=batch.respond[..., None].double(),
-        behaviour_logp=old,
-        weight=token_weights(batch.respond, "sequence"),
+        near(policy_log_ratio(logp, old, batch.response_mask, level)[:, 1:].exp(), want)
+    ready = batch.replace(
+        advantages=batch.response_mask[..., None].double(),
+        old_logprobs=old,
+        loss_weights=token_weights(batch.response_mask, "sequence"),
     )
     for level, free in (("sequence", True), ("sequence_token", True), ("token", False)):
-        out = Outputs(logp=logp)
-        (cut,) = torch.autograd.grad(Clipped(3e-4, 4e-4, level=level)(out, ready), logp)
+        out = Outputs(logprobs=logp)
+        (cut,) = torch.autograd.grad(ClippedSurrogate(3e-4, 4e-4, level=level)(out, ready), logp)
         assert bool((cut == 0).all()) is free
-        (loose,) = torch.autograd.grad(Clipped(0.9, 0.9, level=level)(out, ready), logp)
+        (loose,) = torch.autograd.grad(ClippedSurrogate(0.9, 0.9, level=level)(out, ready), logp)
         near(loose[:, 1:], [-math.exp(0.1) / 3] * 3 if free else (-logp[0, 1:].exp() / 3).tolist(), 1e-12)
 
 
@@ -86,12 +90,12 @@ def test_a_capped_ratio_keeps_its_gradient():
     """Ratio 6, cap 5, A 1, log p = -2: contribution +10, slope -5."""
     batch = graded([1.0], lengths=[1])
     logp = torch.tensor([[0.0, -2.0]], requires_grad=True)
-    ready = batch.set(
-        advantages=batch.respond[..., None].double(),
-        behaviour_logp=torch.tensor([[0.0, -2.0 - math.log(6)]]),
-        weight=token_weights(batch.respond, "token"),
+    ready = batch.replace(
+        advantages=batch.response_mask[..., None].double(),
+        old_logprobs=torch.tensor([[0.0, -2.0 - math.log(6)]]),
+        loss_weights=token_weights(batch.response_mask, "token"),
     )
-    loss = CappedRatio(most=5.0)(Outputs(logp=logp), ready)
+    loss = ClippedIsWeight(max_ratio=5.0)(Outputs(logprobs=logp), ready)
     near(loss, [10.0], 1e-12)
     near(torch.autograd.grad(loss, logp)[0], [0.0, -5.0], 1e-12)
 
@@ -100,7 +104,7 @@ def test_a_capped_ratio_keeps_its_gradient():
 def test_a_soft_gate_at_ratio_one(advantage, tau):
     """Value -2 A / tau, slope -A."""
     ratio = torch.ones(1, requires_grad=True)
-    loss = soft_gate(ratio, one(advantage), 1.0, 1.05)
+    loss = soft_clip(ratio, one(advantage), 1.0, 1.05)
     near(loss, [-2 * advantage / tau], 1e-12)
     near(torch.autograd.grad(loss.sum(), ratio)[0], [-advantage], 1e-12)
 
@@ -120,29 +124,29 @@ def test_importance_weights():
     """log p_trainer - log p_sampler = (.5, 1.2, -.3)."""
     respond = torch.tensor([[False, True, True, True]])
     trainer, sampler = torch.tensor([[0.0, 0.5, 1.2, -0.3]]), torch.zeros(1, 4)
-    token = sampler_ratio(trainer, sampler, respond, "token")
+    token = rollout_is_ratio(trainer, sampler, respond, "token")
     near(token, [1.0, 1.648721, 3.320117, 0.740818])
-    near(cut_ratio(token, 0.0, 2.0, "truncate"), [1.0, 1.648721, 2.0, 0.740818])
-    near(cut_ratio(token, 0.0, 3.0, "mask"), [1.0, 1.648721, 0.0, 0.740818])
-    near(cut_ratio(token, 0.8, 3.0, "mask"), [1.0, 1.648721, 0.0, 0.0])
-    whole = sampler_ratio(trainer, sampler, respond, "sequence")
+    near(truncated_ratio(token, 0.0, 2.0, "truncate"), [1.0, 1.648721, 2.0, 0.740818])
+    near(truncated_ratio(token, 0.0, 3.0, "mask"), [1.0, 1.648721, 0.0, 0.740818])
+    near(truncated_ratio(token, 0.8, 3.0, "mask"), [1.0, 1.648721, 0.0, 0.0])
+    whole = rollout_is_ratio(trainer, sampler, respond, "sequence")
     near(whole, [1.0, 4.0552, 4.0552, 4.0552], 1e-4)
-    near(cut_ratio(whole, 0.0, 2.0, "truncate")[:, 1:], [2.0] * 3)
-    near(cut_ratio(whole, 0.0, 3.0, "mask")[:, 1:], [0.0] * 3)
+    near(truncated_ratio(whole, 0.0, 2.0, "truncate")[:, 1:], [2.0] * 3)
+    near(truncated_ratio(whole, 0.0, 3.0, "mask")[:, 1:], [0.0] * 3)
 
 
 def test_importance_reports_what_it_cut():
-    batch = graded([1.0], lengths=[3]).set(
-        sampler_logp=torch.zeros(1, 4), behaviour_logp=torch.tensor([[0.0, 0.5, 1.2, -0.3]])
+    batch = graded([1.0], lengths=[3]).replace(
+        rollout_logprobs=torch.zeros(1, 4), old_logprobs=torch.tensor([[0.0, 0.5, 1.2, -0.3]])
     )
-    weighed, seen = advance(TruncatedImportance(), batch)
-    near(weighed.importance, [1.0, 1.648721, 2.0, 0.740818])
+    weighed, seen = advance(TruncatedImportanceSampling(), batch)
+    near(weighed.importance_weights, [1.0, 1.648721, 2.0, 0.740818])
     assert seen == pytest.approx(
         {
-            "importance/mean": (1.648721 + 3.320117 + 0.740818) / 3,
-            "importance/max": 3.320117,
-            "importance/min": 0.740818,
-            "importance/cut": 1 / 3,
+            "importance_weights/mean": (1.648721 + 3.320117 + 0.740818) / 3,
+            "importance_weights/max": 3.320117,
+            "importance_weights/min": 0.740818,
+            "importance_weights/truncated": 1 / 3,
         },
         abs=1e-6,
     )

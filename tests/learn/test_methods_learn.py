@@ -4,7 +4,7 @@ import pytest
 
 from battery import GRADIENT, recipe_of, world_of
 from paretune.files import read_jsonl
-from paretune.learn.descend import descend
+from paretune.learn.descend import train
 from paretune.rundir import Run
 
 STEPS = {"ppo": 60, "salsa": 60, "pf_ppo": 60, "superhf": 32}
@@ -22,7 +22,7 @@ def both(line):
 def test_it_learns(tmp_path, name, seed):
     recipe, steps = recipe_of(name), STEPS.get(name, 28)
     world = world_of(recipe, tmp_path, seed)
-    descend(recipe, world, steps=steps, seed=seed, run=Run(tmp_path / "run"), checkpoint_every=steps)
+    train(recipe, world, max_steps=steps, seed=seed, run=Run(tmp_path / "run"), save_steps=steps)
     lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     first, last = (sum(map(both, part)) / len(part) for part in (lines[:4], lines[-4:]))
     assert last > first + RISE.get(name, 0.3), (first, last)

@@ -4,14 +4,14 @@ import pytest
 
 from paretune.algorithms.ratios import cispo, dapo, gspo, sapo
 from paretune.files import read_jsonl
-from paretune.learn.descend import descend
+from paretune.learn.descend import train
 from paretune.rundir import Run
 from toy import WEIGHTS, toy_world
 
 COMMON = {"n": 6, "max_new": 6, "minibatch": 18}
 RECIPES = (
-    dapo(WEIGHTS, overlong=0.0, **COMMON),
-    gspo(WEIGHTS, clip=0.03, clip_high=0.04, **COMMON),
+    dapo(WEIGHTS, overlong_buffer_fraction=0.0, **COMMON),
+    gspo(WEIGHTS, clip_low=0.03, clip_high=0.04, **COMMON),
     cispo(WEIGHTS, **COMMON),
     sapo(WEIGHTS, **COMMON),
 )
@@ -19,7 +19,7 @@ RECIPES = (
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_both_objectives_rise(tmp_path, recipe):
-    descend(recipe, toy_world(1), steps=25, seed=1, run=Run(tmp_path), checkpoint_every=25)
+    train(recipe, toy_world(1), max_steps=25, seed=1, run=Run(tmp_path), save_steps=25)
     lines = read_jsonl(tmp_path / "metrics.jsonl")
     for name in ("even", "high"):
         means = [line[f"score/{name}/mean"] for line in lines]

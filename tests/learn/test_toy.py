@@ -3,7 +3,7 @@
 import pytest
 
 from paretune.files import read_jsonl
-from paretune.learn.descend import descend
+from paretune.learn.descend import train
 from paretune.rundir import Run
 from toy import toy_recipe, toy_world
 
@@ -14,7 +14,7 @@ def mean(lines, key):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_both_objectives_rise(tmp_path, seed):
-    descend(toy_recipe(), toy_world(seed), steps=40, seed=seed, run=Run(tmp_path), checkpoint_every=40)
+    train(toy_recipe(), toy_world(seed), max_steps=40, seed=seed, run=Run(tmp_path), save_steps=40)
     lines = read_jsonl(tmp_path / "metrics.jsonl")
     for name in ("even", "high"):
         first, last = mean(lines[:4], f"score/{name}/mean"), mean(lines[-4:], f"score/{name}/mean")

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paretune.models.critic import new_critic
-from paretune.models.forward import aligned_values, hidden_states, token_logp
+from paretune.models.critic import critic_from_policy
+from paretune.models.forward import compute_logprobs, compute_values, hidden_states
 from paretune.models.tiny import KINDS, tiny_model
 from tinyrows import VOCAB
 
@@ -27,7 +27,7 @@ def test_changing_a_token_changes_nothing_before_it(kind, row, at, other):
     changed = [*row[:at], other, *row[at + 1 :]]
     tokens = torch.tensor([row, changed])
     everywhere = torch.ones_like(tokens).bool()
-    logp = token_logp(model, tokens, everywhere, everywhere)
+    logp = compute_logprobs(model, tokens, everywhere, everywhere)
     hidden = hidden_states(model, tokens, everywhere)
     assert torch.allclose(logp[0, :at], logp[1, :at], atol=1e-6)
     assert torch.allclose(hidden[0, :at], hidden[1, :at], atol=1e-6)
@@ -38,7 +38,7 @@ def test_changing_a_token_changes_nothing_before_it(kind, row, at, other):
 
 def critic_of(kind):
     """A critic of two heads that are not 0."""
-    critic = new_critic(MODELS[kind], 2)
+    critic = critic_from_policy(MODELS[kind], 2)
     weight = critic.network.score.weight
     weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     return critic
@@ -60,7 +60,7 @@ def test_the_value_of_a_state_does_not_know_the_token_chosen_in_it(kind, row, at
     changed = [*row[:at], other, *row[at + 1 :]]
     tokens = torch.tensor([row, changed])
     everywhere = torch.ones_like(tokens).bool()
-    values = aligned_values(CRITICS[kind], tokens, everywhere, everywhere)
+    values = compute_values(CRITICS[kind], tokens, everywhere, everywhere)
     assert (values[:, 0] == 0).all()
     assert torch.allclose(values[0, : at + 1], values[1, : at + 1], atol=1e-6)
     if other != row[at] and at < LENGTH - 1:

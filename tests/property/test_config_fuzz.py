@@ -13,8 +13,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paretune.config import Experiment, find_recipe, load
-from paretune.config.faults import _all_keys, _meant
+from paretune.config import Config, find_recipe, load_config
+from paretune.config.faults import _all_keys, _suggest_key
 from paretune.errors import ConfigError
 
 LINE = re.compile(r"^(?:[^:]+:\d+(?::\d+)?: \S.*|\.\.\. and \d+ more)$")
@@ -34,16 +34,16 @@ def several(count: int) -> settings:
 
 
 FILES = {
-    "data": {"prompts": {"a": {"file": "p"}}, "test": {"a": {"file": "t", "where": {"c": [1, "x"]}}}},
-    "policy": {"path": "own/model", "lora": {"r": 4, "targets": ["q", "k"]}},
+    "data": {"prompts": {"a": {"file": "p"}}, "test_prompts": {"a": {"file": "t", "where": {"c": [1, "x"]}}}},
+    "policy": {"path": "own/model", "lora": {"r": 4, "target_modules": ["q", "k"]}},
     "reward": {
-        "objectives": {"safety": {"loss": "huber", "delta": 2.0}, "helpful": {"loss": "bradley_terry"}},
+        "objectives": {"safety": {"loss": "huber", "huber_delta": 2.0}, "helpful": {"loss": "bradley_terry"}},
         "ratings": {"r": {"file": "r", "labels": {"safety": {"from": "toxic", "scale": -1}}}},
-        "pairs": {"q": {"file": "q", "objective": "helpful", "max_tokens": 9, "longer": "cut"}},
+        "pairs": {"q": {"file": "q", "objective": "helpful", "max_length": 9, "overlong": "cut"}},
     },
-    "objectives": {"safety": {"weight": 1.0}, "helpful": {"when": "safety >= 0.5", "otherwise": -3.0}},
-    "algorithm": {"name": "grpo", "n": 4},
-    "run": {"steps": 3, "folder": "x"},
+    "objectives": {"safety": {"weight": 1.0}, "helpful": {"gate": "safety >= 0.5", "gate_fallback": -3.0}},
+    "algorithm": {"name": "grpo", "num_generations": 4},
+    "run": {"max_steps": 3, "output_dir": "x"},
 }
 DEMO = yaml.safe_load(find_recipe("demo").read_text())
 ODD = st.one_of(
@@ -65,10 +65,10 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(name).touch()
 
 
-def answer(text: str | bytes, overrides: list[str] | None = None) -> Experiment | None:
+def answer(text: str | bytes, overrides: list[str] | None = None) -> Config | None:
     Path("r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     try:
-        return load("r.yaml", overrides or [])
+        return load_config("r.yaml", overrides or [])
     except ConfigError as error:
         for line in str(error).split("\n"):
             assert LINE.match(line), repr(line)
@@ -134,7 +134,7 @@ def test_noise(noise: bytes) -> None:
 @several(60)
 @given(
     st.lists(st.text(max_size=12), max_size=3),
-    st.sampled_from(["run.steps", "policy", "a.b", "objectives.x"]),
+    st.sampled_from(["run.max_steps", "policy", "a.b", "objectives.x"]),
     ODD,
 )
 def test_odd_overrides(texts: list[str], key: str, value: Any) -> None:
@@ -152,7 +152,7 @@ def test_the_templates_load() -> None:
 
 def test_one_edit_typos_get_the_right_suggestion() -> None:
     tried = right = 0
-    for path in set(_all_keys(Experiment)):
+    for path in set(_all_keys(Config)):
         key = str(path[-1])
         if len(key) < 3:
             continue
@@ -161,6 +161,6 @@ def test_one_edit_typos_get_the_right_suggestion() -> None:
         twice = {key[:i] + key[i] + key[i:] for i in range(len(key))}
         for typo in swaps | drops | twice:
             tried += 1
-            right += _meant(path[:-1], typo, Experiment) == ".".join(map(str, path))
+            right += _suggest_key(path[:-1], typo, Config) == ".".join(map(str, path))
     assert tried > 1000
     assert right / tried >= 0.95

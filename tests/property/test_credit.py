@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paretune.batch import Outputs
-from paretune.credit.advantage import GroupNormalise, Spread
+from paretune.credit.advantage import BroadcastToTokens, GroupNormalize
 from paretune.credit.aggregate import WeightedSum
 from paretune.credit.step import chain
-from paretune.learn.recipe import Weigh
-from paretune.loss.policy import Clipped
+from paretune.learn.recipe import LossAggregation
+from paretune.loss.policy import ClippedSurrogate
 from toy import advance, graded
 
 # The run-time type checks draw random items of sequences, also while a batch is being made up.
@@ -24,7 +24,7 @@ quick = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def credit(divide, eps=0.0):
-    return chain(WeightedSum(W), GroupNormalise(divide, eps=eps), Spread())
+    return chain(WeightedSum(W), GroupNormalize(divide, eps=eps), BroadcastToTokens())
 
 
 def advantages(batch, divide="std"):
@@ -68,14 +68,14 @@ def test_p1_order_within_and_between_groups_does_not_matter(divide, data):
 def test_p2_a_constant_for_a_whole_group_changes_nothing(divide, batch, shift):
     moved = batch.signal + shift * (batch.group == 0)[:, None]
     torch.testing.assert_close(
-        per_row(batch.set(signal=moved), divide), per_row(batch, divide), atol=1e-4, rtol=1e-4
+        per_row(batch.set(rewards=moved), divide), per_row(batch, divide), atol=1e-4, rtol=1e-4
     )
 
 
 @quick
 @given(batch=batches(), scale=st.sampled_from([0.25, 2.0, 8.0]))
 def test_p3_scale_is_divided_out_or_carried_through(batch, scale):
-    scaled = batch.set(signal=batch.signal * scale)
+    scaled = batch.set(rewards=batch.signal * scale)
     near(per_row(scaled, "std"), per_row(batch, "std"))
     near(per_row(scaled, "none"), scale * per_row(batch, "none"))
 
@@ -93,7 +93,7 @@ def test_p4_the_advantages_of_a_group_add_up_to_zero(divide, batch):
 @given(batch=batches(), value=st.floats(-100, 100, width=32))
 def test_p5_a_flat_group_gets_exactly_zero_and_nothing_is_ever_nan(divide, batch, value):
     flat = torch.where((batch.group == 0)[:, None], value, batch.signal)
-    out = per_row(batch.set(signal=flat), divide)
+    out = per_row(batch.set(rewards=flat), divide)
     assert (out[batch.group == 0] == 0).all()
     assert out.isfinite().all()
 
@@ -112,7 +112,7 @@ def test_p7_groups_do_not_leak(divide, batch, value):
     other = batch.signal.clone()
     other[0] = value
     same = batch.group != 0
-    changed = per_row(batch.set(signal=other), divide)
+    changed = per_row(batch.set(rewards=other), divide)
     assert torch.equal(changed[same], per_row(batch, divide)[same])
 
 
@@ -120,12 +120,14 @@ def test_p7_groups_do_not_leak(divide, batch, value):
 @given(batch=batches(unscored=True), by=st.sampled_from(["token", "sequence", "constant"]), data=st.data())
 def test_p9_the_losses_of_the_parts_add_up(batch, by, data):
     ready, _ = advance(credit("std"), batch)
-    ready = ready.set(weight=Weigh(by, 8)(batch.respond), behaviour_logp=torch.zeros(batch.tokens.shape))
+    ready = ready.replace(
+        loss_weights=LossAggregation(by, 8)(batch.respond), old_logprobs=torch.zeros(batch.tokens.shape)
+    )
     logp = torch.sin(torch.arange(batch.tokens.numel()).float()).reshape(batch.tokens.shape) * batch.respond
     cut = data.draw(st.integers(0, len(batch)))
     halves = [torch.arange(cut), torch.arange(cut, len(batch))]
-    whole = Clipped()(Outputs(logp=logp), ready)
-    parts = sum(Clipped()(Outputs(logp=logp[rows]), ready.rows(rows)) for rows in halves)
+    whole = ClippedSurrogate()(Outputs(logprobs=logp), ready)
+    parts = sum(ClippedSurrogate()(Outputs(logprobs=logp[rows]), ready.select(rows)) for rows in halves)
     near(parts, whole, 1e-6)
 
 
@@ -145,8 +147,10 @@ def test_p11_groups_spread_over_parts_get_the_advantages_of_the_whole(divide, ba
 @given(batch=batches(), low=st.sampled_from([0.1, 0.5, 1.0]))
 def test_p10_at_ratio_one_the_clip_range_does_not_matter(batch, low):
     ready, _ = advance(credit("std"), batch)
-    ready = ready.set(weight=Weigh("sequence")(batch.respond), behaviour_logp=torch.zeros(batch.tokens.shape))
+    ready = ready.replace(
+        loss_weights=LossAggregation("sequence")(batch.respond), old_logprobs=torch.zeros(batch.tokens.shape)
+    )
     logp = torch.zeros(batch.tokens.shape, requires_grad=True)
-    losses = [Clipped(low, high)(Outputs(logp=logp), ready) for high in (low, 0.2)]
+    losses = [ClippedSurrogate(low, high)(Outputs(logprobs=logp), ready) for high in (low, 0.2)]
     slopes = [torch.autograd.grad(loss, logp)[0] for loss in losses]
     assert torch.equal(*slopes)

@@ -8,10 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from paretune.algorithms.gdpo import gdpo_credit
-from paretune.credit.advantage import BatchNormalise, GroupNormalise, LeaveOneOut, Spread
+from paretune.credit.advantage import BatchNormalize, BroadcastToTokens, GroupNormalize, LeaveOneOut
 from paretune.credit.aggregate import WeightedSum
 from paretune.credit.gae import ReturnToGo
-from paretune.credit.penalty import EndReward
+from paretune.credit.penalty import TerminalReward
 from paretune.credit.step import chain
 from paretune.credit.whiten import Whiten
 from toy import advance, graded
@@ -23,19 +23,19 @@ W = {"k0": 0.5, "k1": 0.5}
 SUM = WeightedSum(W)
 EXACT = {"eps": 0.0}
 FORMS = {
-    "sample": chain(SUM, GroupNormalise(**EXACT), Spread()),
-    "population": chain(SUM, GroupNormalise(form="population", **EXACT), Spread()),
-    "batch std": chain(SUM, GroupNormalise("batch", **EXACT), Spread()),
-    "mean only": chain(SUM, GroupNormalise("none"), Spread()),
-    "leave one out": chain(SUM, LeaveOneOut(), Spread()),
-    "siblings": chain(SUM, LeaveOneOut("std"), Spread()),
-    "apart": chain(GroupNormalise(**EXACT), SUM, Spread()),
+    "sample": chain(SUM, GroupNormalize(**EXACT), BroadcastToTokens()),
+    "population": chain(SUM, GroupNormalize(std_estimator="population", **EXACT), BroadcastToTokens()),
+    "batch std": chain(SUM, GroupNormalize("batch", **EXACT), BroadcastToTokens()),
+    "mean only": chain(SUM, GroupNormalize("none"), BroadcastToTokens()),
+    "leave one out": chain(SUM, LeaveOneOut(), BroadcastToTokens()),
+    "siblings": chain(SUM, LeaveOneOut("std"), BroadcastToTokens()),
+    "apart": chain(GroupNormalize(**EXACT), SUM, BroadcastToTokens()),
     "apart, one scale": chain(
-        GroupNormalise(**EXACT), SUM, GroupNormalise("none"), BatchNormalise(), Spread()
+        GroupNormalize(**EXACT), SUM, GroupNormalize("none"), BatchNormalize(), BroadcastToTokens()
     ),
-    "batch": chain(SUM, BatchNormalise("removed", **EXACT), Spread()),
-    "tokens": chain(SUM, GroupNormalise("none"), Spread(), Whiten(eps=0.0)),
-    "returns": chain(SUM, EndReward(), ReturnToGo(), Whiten(eps=0.0)),
+    "batch": chain(SUM, BatchNormalize("removed", **EXACT), BroadcastToTokens()),
+    "tokens": chain(SUM, GroupNormalize("none"), BroadcastToTokens(), Whiten(eps=0.0)),
+    "returns": chain(SUM, TerminalReward(), ReturnToGo(), Whiten(eps=0.0)),
     "gdpo": gdpo_credit(W, "scale_only"),
     "gdpo trl": gdpo_credit(W, "trl"),
     "gdpo nvlabs": gdpo_credit(W, "nvlabs"),
@@ -98,13 +98,13 @@ def per_row(form, batch):
 
 
 def moved(batch, signal):
-    return batch.set(signal=signal, scores=signal)
+    return batch.set(rewards=signal, scores=signal)
 
 
 def assume_no_cancelling(form, batch):
     """Where objectives cancel, what eps leaves of them is all there is, and the batch step makes it large."""
     if "gdpo" in form or form == "apart, one scale":
-        apart = advance(chain(GroupNormalise(**EXACT), SUM), batch)[0].signal
+        apart = advance(chain(GroupNormalize(**EXACT), SUM), batch)[0].rewards
         assume(float(apart.std()) > 0.1 or float(apart.abs().max()) == 0)
 
 
@@ -227,5 +227,5 @@ def test_a_step_leaves_alone_what_it_does_not_write(form, batch):
     out, _ = advance(FORMS[form], batch)
     assert torch.equal(batch.signal.nan_to_num(9), scores.nan_to_num(9))
     assert torch.equal(out.scores.nan_to_num(9), scores.nan_to_num(9))
-    assert torch.equal(out.tokens, tokens)
-    assert torch.equal(out.respond, batch.respond)
+    assert torch.equal(out.input_ids, tokens)
+    assert torch.equal(out.response_mask, batch.respond)

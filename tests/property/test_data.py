@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from paretune.data.collate import collate
-from paretune.data.readers import read_preferences, read_ratings
+from paretune.data.readers import read_preference_pairs, read_ratings
 from paretune.data.records import Message
 from paretune.errors import DataError
 
@@ -58,7 +58,7 @@ def test_no_row_whatever_is_more_than_a_complaint(row):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "f.jsonl"
         path.write_text(json.dumps(row) + "\n")
-        for read in (lambda: read_ratings(path), lambda: read_preferences(path, objective="o")):
+        for read in (lambda: read_ratings(path), lambda: read_preference_pairs(path, objective="o")):
             said: list[str] = []
             labels: dict[str, float] = {}
             try:
@@ -80,6 +80,6 @@ def test_a_batch_gives_back_its_rows(pairs, pad):
     prompts, responses = [p for p, _ in pairs], [r for _, r in pairs]
     batch = collate(prompts, responses, list(range(len(pairs))), [False] * len(pairs), ("a",), pad)
     for b, (asked, said) in enumerate(pairs):
-        assert batch.tokens[b][batch.attend[b]].tolist() == asked + said
-        assert batch.tokens[b][batch.respond[b]].tolist() == said
-        assert (batch.tokens[b][~batch.attend[b]] == pad).all()
+        assert batch.input_ids[b][batch.attention_mask[b]].tolist() == asked + said
+        assert batch.input_ids[b][batch.response_mask[b]].tolist() == said
+        assert (batch.input_ids[b][~batch.attention_mask[b]] == pad).all()

@@ -8,18 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paretune.batch import Outputs
-from paretune.learn.microbatch import cuts
-from paretune.learn.recipe import Weigh
-from paretune.loss.group import best_and_worst, group_weight
-from paretune.loss.imitate import LikelihoodOfBest
+from paretune.learn.microbatch import padded_microbatch_indices
+from paretune.learn.recipe import LossAggregation
+from paretune.loss.group import best_worst_pairs, group_weight
+from paretune.loss.imitate import BestOfNSft
 from paretune.loss.pair import pair_loss
-from paretune.loss.preference import Dpo, Margin, Tdpo
-from paretune.loss.ranking import Ranking, ranking_stages
+from paretune.loss.preference import Dpo, ModpoMargin, Tdpo
+from paretune.loss.ranking import PreferenceRanking, ranking_stage_losses
 from toy import graded
 
 quick = settings(max_examples=8, deadline=None, derandomize=True)
 WORDS, WIDTH = 4, 4
-MARGIN = Margin("k0", {"k0": 0.6, "k1": 0.4})
+MARGIN = ModpoMargin("k0", {"k0": 0.6, "k1": 0.4})
 PAIRS = (
     Dpo(),
     Dpo(0.5, "sigmoid", 0.1, "mean"),
@@ -34,7 +34,7 @@ PAIRS = (
     Tdpo(1, 0.5),
     Tdpo(2, 0.5),
 )
-LOSSES = (*PAIRS, Ranking(), LikelihoodOfBest(), LikelihoodOfBest("sum"))
+LOSSES = (*PAIRS, PreferenceRanking(), BestOfNSft(), BestOfNSft("sum"))
 every = pytest.mark.parametrize("loss", LOSSES, ids=repr)
 means = st.sampled_from(["token", "sequence", "sequence_sum", "constant"])
 groups = st.lists(st.integers(0, 2), min_size=1, max_size=7)
@@ -58,13 +58,13 @@ def drawn(loss, group, seed, *, whole=False, by="sequence"):
     lengths = torch.randint(1, WIDTH, (rows,), generator=rng)
     batch = graded(signal, group, lengths=lengths.tolist())
     if getattr(loss, "margin", None) is None:
-        batch = batch.set(objectives=("k0",), signal=signal[:, :1], scores=signal[:, :1])
-    shape = batch.tokens.shape
+        batch = batch.replace(objectives=("k0",), rewards=signal[:, :1], scores=signal[:, :1])
+    shape = batch.input_ids.shape
     reference = torch.randn(*shape, generator=rng) * 0.5 - 1.4
-    batch = batch.set(
-        tokens=torch.randint(0, WORDS, shape, generator=rng),
-        reference_logp=reference * batch.respond,
-        weight=Weigh(by, 7)(batch.respond),
+    batch = batch.replace(
+        input_ids=torch.randint(0, WORDS, shape, generator=rng),
+        ref_logprobs=reference * batch.response_mask,
+        loss_weights=LossAggregation(by, 7)(batch.response_mask),
     )
     return batch, torch.randn(*shape, WORDS, generator=rng).requires_grad_()
 
@@ -75,13 +75,13 @@ def outputs(logits, batch):
     logp = distribution.gather(-1, batch.tokens[..., None]).squeeze(-1)
     drift = -math.log(WORDS) - distribution.mean(-1)
     return Outputs(
-        logp=torch.where(batch.respond, logp, 0.0),
-        kl_reference_policy=torch.where(batch.respond, drift, 0.0),
+        logprobs=torch.where(batch.respond, logp, 0.0),
+        ref_policy_kl=torch.where(batch.respond, drift, 0.0),
     )
 
 
 def some(out, rows):
-    return Outputs(logp=out.logp[rows], kl_reference_policy=out.kl_reference_policy[rows])
+    return Outputs(logprobs=out.logp[rows], ref_policy_kl=out.kl_reference_policy[rows])
 
 
 @every
@@ -89,12 +89,12 @@ def some(out, rows):
 @given(group=groups, seed=st.integers(0, 99), by=means, budget=st.integers(1, 30))
 def test_p9_the_losses_of_micro_batches_add_up(loss, group, seed, by, budget):
     batch, logits = drawn(loss, group, seed, by=by)
-    lengths = batch.attend.sum(-1).tolist()
+    lengths = batch.attention_mask.sum(-1).tolist()
     out = outputs(logits, batch)
     whole = loss(out, batch)
     (slope,) = torch.autograd.grad(whole, logits, retain_graph=True)
-    parts = [torch.tensor(rows) for rows in cuts(lengths, budget, group)]
-    losses = [loss(some(out, rows), batch.rows(rows)) for rows in parts]
+    parts = [torch.tensor(rows) for rows in padded_microbatch_indices(lengths, budget, group)]
+    losses = [loss(some(out, rows), batch.select(rows)) for rows in parts]
     assert all(part.requires_grad for part in losses)
     torch.testing.assert_close(sum(losses), whole, atol=1e-12, rtol=1e-12)
     (again,) = torch.autograd.grad(sum(losses), logits)
@@ -106,10 +106,10 @@ def test_p9_the_losses_of_micro_batches_add_up(loss, group, seed, by, budget):
 @given(group=groups, seed=st.integers(0, 99))
 def test_p6_only_response_tokens_are_taught(loss, group, seed):
     batch, _ = drawn(loss, group, seed)
-    logp = torch.randn(batch.tokens.shape, requires_grad=True)
-    loss(Outputs(logp=logp, kl_reference_policy=logp * 1.0), batch).backward()
+    logp = torch.randn(batch.input_ids.shape, requires_grad=True)
+    loss(Outputs(logprobs=logp, ref_policy_kl=logp * 1.0), batch).backward()
     assert logp.grad.isfinite().all()
-    assert (logp.grad[~batch.respond] == 0).all()
+    assert (logp.grad[~batch.response_mask] == 0).all()
 
 
 @every
@@ -119,7 +119,7 @@ def test_p12_the_gradient_is_the_slope(loss, seed):
     batch, logits = drawn(loss, [0, 0, 0, 1, 1], seed, whole=True)
     at = outputs(logits, batch)
     (slope,) = torch.autograd.grad(loss(at, batch), logits)
-    held = best_and_worst(batch.signal[:, :1], batch.group).chosen
+    held = best_worst_pairs(batch.rewards[:, :1], batch.group).chosen
     numeric = torch.zeros_like(logits)
     for i in range(logits.numel()):
         ends = []
@@ -127,10 +127,10 @@ def test_p12_the_gradient_is_the_slope(loss, seed):
             moved = logits.detach().clone()
             moved.view(-1)[i] += way
             out = outputs(moved, batch)
-            drift = out.kl_reference_policy.clone()
-            if isinstance(loss, Tdpo) and loss.form == 2:
-                drift[held] = at.kl_reference_policy[held].detach()
-            ends.append(loss(Outputs(logp=out.logp, kl_reference_policy=drift), batch))
+            drift = out.ref_policy_kl.clone()
+            if isinstance(loss, Tdpo) and loss.variant == 2:
+                drift[held] = at.ref_policy_kl[held].detach()
+            ends.append(loss(Outputs(logprobs=out.logprobs, ref_policy_kl=drift), batch))
         numeric.view(-1)[i] = (ends[0] - ends[1]) / 2e-6
     torch.testing.assert_close(slope, numeric, atol=2e-8, rtol=1e-6)
 
@@ -142,7 +142,7 @@ def test_the_order_of_the_rows_does_not_matter(loss, group, seed, data):
     batch, logits = drawn(loss, group, seed, whole=True)
     out = outputs(logits, batch)
     order = torch.tensor(data.draw(st.permutations(range(len(group)))))
-    moved = loss(some(out, order), batch.rows(order))
+    moved = loss(some(out, order), batch.select(order))
     torch.testing.assert_close(moved, loss(out, batch), atol=1e-12, rtol=1e-12)
 
 
@@ -152,9 +152,12 @@ def test_the_order_of_the_rows_does_not_matter(loss, group, seed, data):
 def test_what_policy_and_reference_share_cancels(loss, seed):
     batch, logits = drawn(loss, [0, 0, 1, 1, 1], seed)
     out = outputs(logits, batch)
-    extra = torch.randn(batch.tokens.shape, generator=torch.Generator().manual_seed(seed)) * batch.respond
-    both = batch.set(reference_logp=batch.reference_logp + extra)
-    moved = loss(Outputs(logp=out.logp + extra, kl_reference_policy=out.kl_reference_policy), both)
+    extra = (
+        torch.randn(batch.input_ids.shape, generator=torch.Generator().manual_seed(seed))
+        * batch.response_mask
+    )
+    both = batch.replace(ref_logprobs=batch.ref_logprobs + extra)
+    moved = loss(Outputs(logprobs=out.logprobs + extra, ref_policy_kl=out.ref_policy_kl), both)
     if getattr(loss, "reference", "frozen") == "frozen":
         torch.testing.assert_close(moved, loss(out, batch), atol=1e-11, rtol=1e-11)
     else:
@@ -175,9 +178,9 @@ def test_a_ranking_knows_gaps_only(n, seed, shift):
     """Any shift of the signals; twice the gaps at half the scores."""
     score, signal = torch.randn(2, n, generator=torch.Generator().manual_seed(seed))
     signal = signal.sort(descending=True).values
-    want = ranking_stages(score, signal)
-    torch.testing.assert_close(ranking_stages(score, signal + shift), want, atol=1e-11, rtol=1e-11)
-    torch.testing.assert_close(ranking_stages(score / 2, signal * 2), want, atol=1e-12, rtol=1e-12)
+    want = ranking_stage_losses(score, signal)
+    torch.testing.assert_close(ranking_stage_losses(score, signal + shift), want, atol=1e-11, rtol=1e-11)
+    torch.testing.assert_close(ranking_stage_losses(score / 2, signal * 2), want, atol=1e-12, rtol=1e-12)
 
 
 @quick
@@ -187,7 +190,7 @@ def test_each_prompt_counts_the_same_at_any_length(seed, n, num):
     torch.testing.assert_close(group_weight(batch), torch.full((n * num,), 1 / num), atol=1e-15, rtol=0)
 
 
-@pytest.mark.parametrize("loss", [*PAIRS, Ranking()], ids=repr)
+@pytest.mark.parametrize("loss", [*PAIRS, PreferenceRanking()], ids=repr)
 @pytest.mark.parametrize(
     "signal",
     [[0.3, 0.3], [0.1 + 0.2, 0.3], [math.nan, 0.4], [math.nan, math.nan]],
@@ -195,13 +198,13 @@ def test_each_prompt_counts_the_same_at_any_length(seed, n, num):
 )
 def test_groups_without_a_better_response_teach_nothing(loss, signal):
     batch, logits = drawn(loss, [0, 0, 1, 1], 0, whole=True)
-    x = batch.signal.clone()
+    x = batch.rewards.clone()
     x[2:, 0] = torch.tensor(signal)
-    batch, out = batch.set(signal=x), outputs(logits, batch)
+    batch, out = batch.replace(rewards=x), outputs(logits, batch)
     (slope,) = torch.autograd.grad(loss(out, batch), logits)
     assert slope[2:].abs().max() < 1e-15
     assert (slope[:2] != 0).any()
     seen = loss.watch_groups(out, batch)
-    if "pairs/none" in seen:
-        assert seen["pairs/none"].tolist() == [0.0, 1.0]
+    if "pairs/missing" in seen:
+        assert seen["pairs/missing"].tolist() == [0.0, 1.0]
         assert len(seen["pairs/accuracy"]) == 1

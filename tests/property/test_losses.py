@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paretune.batch import Outputs
-from paretune.learn.recipe import Weigh
+from paretune.learn.recipe import LossAggregation
 from paretune.loss.entropy import EntropyBonus
-from paretune.loss.exact import ExactKl
-from paretune.loss.imitate import Likelihood
+from paretune.loss.exact import FullKl
+from paretune.loss.imitate import SftLoss
 from paretune.loss.kl import KlToReference
-from paretune.loss.policy import Clipped, DropStale
-from paretune.loss.unclipped import CappedRatio, GammaWeighted, SoftGate
-from paretune.loss.value import ValueClipped, ValueSquared
+from paretune.loss.policy import ClippedSurrogate, OffPolicyMask
+from paretune.loss.unclipped import ClippedIsWeight, GammaWeight, SoftClip
+from paretune.loss.value import ClippedValueLoss, SquaredValueLoss
 from toy import graded
 
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
@@ -23,15 +23,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 quick = settings(max_examples=8, deadline=None, derandomize=True)
 WORDS, WIDTH = 4, 4
 POLICY = (
-    Clipped(),
-    Clipped(0.2, 0.28, most=3.0),
-    Clipped(0.05, 0.05, level="sequence"),
-    Clipped(0.05, 0.05, level="sequence_token"),
-    CappedRatio(1.1),
-    SoftGate(),
-    SoftGate(level="sequence"),
-    GammaWeighted(),
-    DropStale(Clipped(), 0.05),
+    ClippedSurrogate(),
+    ClippedSurrogate(0.2, 0.28, dual_clip=3.0),
+    ClippedSurrogate(0.05, 0.05, level="sequence"),
+    ClippedSurrogate(0.05, 0.05, level="sequence_token"),
+    ClippedIsWeight(1.1),
+    SoftClip(),
+    SoftClip(level="sequence"),
+    GammaWeight(),
+    OffPolicyMask(ClippedSurrogate(), 0.05),
 )
 LOSSES = (
     *POLICY,
@@ -39,10 +39,10 @@ LOSSES = (
     KlToReference("k3", "token"),
     KlToReference("k3", "sequence"),
     EntropyBonus(),
-    ValueSquared(),
-    ValueClipped(0.1),
-    Likelihood(),
-    ExactKl(),
+    SquaredValueLoss(),
+    ClippedValueLoss(0.1),
+    SftLoss(),
+    FullKl(),
 )
 every = pytest.mark.parametrize("loss", LOSSES, ids=repr)
 means = st.sampled_from(["token", "sequence", "sequence_sum", "constant"])
@@ -64,14 +64,14 @@ def drawn(lengths, seed):
 
     batch = graded([0.0] * len(lengths), lengths=list(lengths))
     tokens = torch.randint(0, WORDS, (len(lengths), WIDTH), generator=rng)
-    width = batch.tokens.shape[1]
-    batch = batch.set(tokens=tokens[:, :width])
-    inside = batch.respond.double()
-    return batch.set(
+    width = batch.input_ids.shape[1]
+    batch = batch.replace(input_ids=tokens[:, :width])
+    inside = batch.response_mask.double()
+    return batch.replace(
         advantages=(noise()[:, :width] * inside)[..., None],
-        behaviour_logp=(noise()[:, :width] - 1.4) * inside,
-        reference_logp=(noise()[:, :width] - 1.4) * inside,
-        importance=noise()[:, :width].exp() * inside,
+        old_logprobs=(noise()[:, :width] - 1.4) * inside,
+        ref_logprobs=(noise()[:, :width] - 1.4) * inside,
+        importance_weights=noise()[:, :width].exp() * inside,
         values=noise(2)[:, :width] * inside[..., None],
         returns=noise(2)[:, :width] * inside[..., None],
     )
@@ -91,19 +91,19 @@ def outputs(logits, values, batch):
     entropy = -(distribution.exp() * distribution).sum(-1)
     uniform = -math.log(WORDS) - distribution.mean(-1)  # the reference says all words alike
     return Outputs(
-        logp=torch.where(batch.respond, logp, 0.0),
+        logprobs=torch.where(batch.respond, logp, 0.0),
         entropy=torch.where(batch.respond, entropy, 0.0),
-        kl_reference_policy=torch.where(batch.respond, uniform, 0.0),
+        ref_policy_kl=torch.where(batch.respond, uniform, 0.0),
         values=torch.where(batch.respond[..., None], values, 0.0),
     )
 
 
 def sliced(out, rows):
     return Outputs(
-        logp=out.logp[rows],
+        logprobs=out.logp[rows],
         entropy=out.entropy[rows],
         values=out.values[rows],
-        kl_reference_policy=out.kl_reference_policy[rows],
+        ref_policy_kl=out.kl_reference_policy[rows],
     )
 
 
@@ -115,11 +115,11 @@ lengths = st.lists(st.integers(1, WIDTH - 1), min_size=1, max_size=4)
 @given(lengths=lengths, seed=st.integers(0, 99), by=means, data=st.data())
 def test_p9_the_losses_of_the_parts_add_up(loss, lengths, seed, by, data):
     batch = drawn(lengths, seed)
-    batch = batch.set(weight=Weigh(by, 7)(batch.respond))
+    batch = batch.replace(loss_weights=LossAggregation(by, 7)(batch.response_mask))
     out = outputs(*answers(batch, seed), batch)
     cut = data.draw(st.integers(0, len(batch)))
     halves = [torch.arange(cut), torch.arange(cut, len(batch))]
-    parts = sum(loss(sliced(out, rows), batch.rows(rows)) for rows in halves)
+    parts = sum(loss(sliced(out, rows), batch.select(rows)) for rows in halves)
     torch.testing.assert_close(parts, loss(out, batch), atol=1e-12, rtol=1e-12)
 
 
@@ -128,16 +128,16 @@ def test_p9_the_losses_of_the_parts_add_up(loss, lengths, seed, by, data):
 @given(lengths=lengths, seed=st.integers(0, 99))
 def test_p6_only_response_tokens_are_taught(loss, lengths, seed):
     batch = drawn(lengths, seed)
-    batch = batch.set(weight=Weigh("sequence")(batch.respond))
-    logp = outputs(*answers(batch, seed), batch).logp.detach().requires_grad_()
+    batch = batch.replace(loss_weights=LossAggregation("sequence")(batch.response_mask))
+    logp = outputs(*answers(batch, seed), batch).logprobs.detach().requires_grad_()
     values = torch.zeros(*logp.shape, 2, requires_grad=True)
-    out = Outputs(logp=logp, entropy=logp * 1.0, values=values * 1.0, kl_reference_policy=logp * 1.0)
+    out = Outputs(logprobs=logp, entropy=logp * 1.0, values=values * 1.0, ref_policy_kl=logp * 1.0)
     slopes = torch.autograd.grad(loss(out, batch), (logp, values), allow_unused=True)
     for slope in slopes:
-        assert slope is None or (slope[~batch.respond] == 0).all()
+        assert slope is None or (slope[~batch.response_mask] == 0).all()
 
 
-CONSTANTS = {CappedRatio, GammaWeighted}
+CONSTANTS = {ClippedIsWeight, GammaWeight}
 """Their weights are constants by definition: the value has another slope than the one that is meant."""
 STRAIGHT = {"k3_k2": "k2", "k1_k2": "k2", "k3_cut_k2": "k2"}
 """Value of one estimator, slope of another."""
@@ -145,17 +145,17 @@ STRAIGHT = {"k3_k2": "k2", "k1_k2": "k2", "k3_cut_k2": "k2"}
 
 def meant(loss, out, batch):
     """A function whose value has the slope that the loss declares."""
-    if isinstance(loss, KlToReference) and loss.estimator in STRAIGHT:
-        return KlToReference(STRAIGHT[loss.estimator])
+    if isinstance(loss, KlToReference) and loss.kl_estimator in STRAIGHT:
+        return KlToReference(STRAIGHT[loss.kl_estimator])
     if type(loss) in CONSTANTS:
         # The same loss with every weight frozen at this point.
-        unit = Outputs(logp=torch.where(batch.respond, -1.0, 0.0))
-        seen = loss.watch(out, batch)
-        weight = seen.get("ratio/weight", seen["ratio/max"].clamp(max=getattr(loss, "most", 1e9)))
+        unit = Outputs(logprobs=torch.where(batch.respond, -1.0, 0.0))
+        seen = loss.metrics(out, batch)
+        weight = seen.get("ratio/mean_loss_weight", seen["ratio/max"].clamp(max=getattr(loss, "most", 1e9)))
         frozen = weight.detach() * batch.importance * batch.advantages[..., 0] * batch.weight
-        return lambda o, b: -(frozen * o.logp * -unit.logp).sum()
+        return lambda o, b: -(frozen * o.logp * -unit.logprobs).sum()
     if getattr(loss, "level", "token") == "sequence_token":
-        return Clipped(loss.low, loss.high, level="sequence")
+        return ClippedSurrogate(loss.low, loss.high, level="sequence")
     return loss
 
 
@@ -164,11 +164,11 @@ def meant(loss, out, batch):
 def test_p12_the_gradient_is_the_slope(loss, seed):
     """Against central differences, through the softmax, on three tokens and four words."""
     batch = drawn([3, 2], seed)
-    batch = batch.set(weight=Weigh("sequence")(batch.respond))
+    batch = batch.replace(loss_weights=LossAggregation("sequence")(batch.response_mask))
     # With advantages of one sign a row, a ratio of the response spreads its slope over the tokens evenly.
     if getattr(loss, "level", "token") == "sequence_token":
-        row = torch.tensor([1.0, -1.0])[:, None] * batch.respond
-        batch = batch.set(advantages=row[..., None], importance=None)
+        row = torch.tensor([1.0, -1.0])[:, None] * batch.response_mask
+        batch = batch.replace(advantages=row[..., None], importance_weights=None)
     logits, values = answers(batch, seed)
     at = outputs(logits, values, batch)
     slopes = torch.autograd.grad(loss(at, batch), (logits, values), allow_unused=True)
@@ -191,24 +191,30 @@ def test_p12_the_gradient_is_the_slope(loss, seed):
 @pytest.mark.parametrize("loss", POLICY, ids=repr)
 def test_importance_multiplies_the_policy_loss_of_a_token(loss):
     batch = drawn([3, 2, 1], 5)
-    batch = batch.set(weight=Weigh("token")(batch.respond))
+    batch = batch.replace(loss_weights=LossAggregation("token")(batch.response_mask))
     out = outputs(*answers(batch, 5), batch)
-    plain = loss(out, batch.set(importance=None))
-    assert torch.equal(plain, loss(out, batch.set(importance=torch.ones_like(batch.weight))))
-    torch.testing.assert_close(2 * plain, loss(out, batch.set(importance=2 * torch.ones_like(batch.weight))))
-    assert loss(out, batch.set(importance=torch.zeros_like(batch.weight))) == 0
+    plain = loss(out, batch.replace(importance_weights=None))
+    assert torch.equal(
+        plain, loss(out, batch.replace(importance_weights=torch.ones_like(batch.loss_weights)))
+    )
+    torch.testing.assert_close(
+        2 * plain, loss(out, batch.replace(importance_weights=2 * torch.ones_like(batch.loss_weights)))
+    )
+    assert loss(out, batch.replace(importance_weights=torch.zeros_like(batch.loss_weights))) == 0
     kl = KlToReference()
-    assert torch.equal(kl(out, batch), kl(out, batch.set(importance=None)))
+    assert torch.equal(kl(out, batch), kl(out, batch.replace(importance_weights=None)))
 
 
 @pytest.mark.parametrize("loss", POLICY, ids=repr)
 def test_p10_on_the_policy_that_wrote_them_all_forms_have_one_gradient(loss):
     """At ratio 1 the bounds, gates and weights do not matter (SoftGate: its value does, its slope not)."""
     batch = drawn([3, 2], 3)
-    row = torch.tensor([1.3, -0.7])[:, None] * batch.respond
-    logp = outputs(*answers(batch, 3), batch).logp.detach().requires_grad_()
-    batch = batch.set(
-        advantages=row[..., None], behaviour_logp=logp.detach(), weight=Weigh("sequence")(batch.respond)
-    ).set(importance=None)
-    (slope,) = torch.autograd.grad(loss(Outputs(logp=logp), batch), logp)
-    torch.testing.assert_close(slope, -row * batch.weight, atol=1e-14, rtol=1e-12)
+    row = torch.tensor([1.3, -0.7])[:, None] * batch.response_mask
+    logp = outputs(*answers(batch, 3), batch).logprobs.detach().requires_grad_()
+    batch = batch.replace(
+        advantages=row[..., None],
+        old_logprobs=logp.detach(),
+        loss_weights=LossAggregation("sequence")(batch.response_mask),
+    ).replace(importance_weights=None)
+    (slope,) = torch.autograd.grad(loss(Outputs(logprobs=logp), batch), logp)
+    torch.testing.assert_close(slope, -row * batch.loss_weights, atol=1e-14, rtol=1e-12)

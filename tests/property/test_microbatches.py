@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paretune.learn.microbatch import cuts
+from paretune.learn.microbatch import padded_microbatch_indices
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -17,7 +17,7 @@ quick = settings(max_examples=60, deadline=None, derandomize=True)
 )
 def test_every_row_once_within_the_budget_and_groups_whole(lengths, budget, grouped, data):
     group = [data.draw(st.integers(0, 4)) for _ in lengths] if grouped else None
-    parts = cuts(lengths, budget, group)
+    parts = padded_microbatch_indices(lengths, budget, group)
     assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
     for part in parts:
         units = {row if group is None else group[row] for row in part}
@@ -28,6 +28,6 @@ def test_every_row_once_within_the_budget_and_groups_whole(lengths, budget, grou
 
 
 def test_a_generous_budget_makes_one_part_and_the_longest_rows_come_first():
-    assert cuts([3, 9, 5], 1000) == [[0, 1, 2]]
-    assert cuts([3, 9, 5], 9) == [[1], [2], [0]]
-    assert cuts([], 10) == []
+    assert padded_microbatch_indices([3, 9, 5], 1000) == [[0, 1, 2]]
+    assert padded_microbatch_indices([3, 9, 5], 9) == [[1], [2], [0]]
+    assert padded_microbatch_indices([], 10) == []

@@ -8,11 +8,11 @@ from transformers import Gemma2Config, Gemma3TextConfig, GPTNeoXConfig, GraniteC
 
 import paretune.models.forward as forward
 import paretune.models.packing as packing
-from paretune.models.adapt import AdapterOff, Lora, add_lora
-from paretune.models.critic import new_critic
-from paretune.models.forward import can_pack, run
-from paretune.models.packing import pack
-from paretune.models.sharing import plan, sharings
+from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
+from paretune.models.critic import critic_from_policy
+from paretune.models.forward import compute_outputs, supports_packing
+from paretune.models.packing import pack_rows
+from paretune.models.sharing import find_prefix_groups, plan_passes
 from paretune.models.tiny import KINDS, random_model, tiny_config, tiny_model
 from tinyrows import SMALL, VOCAB, batch_of
 
@@ -65,8 +65,10 @@ def answers(model, critic, reference, rows, monkeypatch, *, packed):
         for network in (model, critic):
             network.zero_grad()
         batch = batch_of(*rows)
-        out = run(model, batch, ALL, temperature=0.8, references={"reference": reference}, critic=critic)
-        found = [out.logp, out.entropy, out.kl_reference_policy, out.values]
+        out = compute_outputs(
+            model, batch, ALL, temperature=0.8, references={"reference": reference}, critic=critic
+        )
+        found = [out.logprobs, out.entropy, out.ref_policy_kl, out.values]
         rng = torch.Generator().manual_seed(7)
         sum((x * torch.randn(x.shape, generator=rng, dtype=x.dtype)).sum() for x in found).backward()
     named = [*model.named_parameters(), *critic.named_parameters()]
@@ -85,7 +87,7 @@ def assert_equal(ours, plain):
 
 
 def critic_for(model):
-    critic = new_critic(model, 2)
+    critic = critic_from_policy(model, 2)
     weight = critic.network.score.weight
     weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     return critic.requires_grad_(True)
@@ -96,8 +98,8 @@ def critic_for(model):
 def test_every_family_is_answered_as_in_padded_rows(name, crowd, monkeypatch):
     monkeypatch.setattr(packing, "CROWD", crowd)
     model, reference = (random_model(CONFIGS[name], seed=s) for s in (0, 1))
-    assert can_pack(model)
-    critic = new_critic(tiny_model("llama", VOCAB, initial=0.3), 2)
+    assert supports_packing(model)
+    critic = critic_from_policy(tiny_model("llama", VOCAB, initial=0.3), 2)
     critic = critic if name in {"gpt_neox", "granite", "olmo2", "phi3, window 4"} else critic_for(model)
     rows = ragged((5, 17, 9, 3), (0, 3, 6, 11), (1, 2, 7, 20))
     ours, plain = (
@@ -142,14 +144,14 @@ def test_any_layout_is_answered_as_in_padded_rows(prompts, responses, alone, sid
 
 
 def test_an_adapter_is_trained_as_in_padded_rows(monkeypatch):
-    model = add_lora(tiny_model("qwen3", VOCAB, initial=0.3), Lora(r=4, alpha=8), 0)
+    model = add_lora(tiny_model("qwen3", VOCAB, initial=0.3), LoraSpec(r=4, alpha=8), 0)
     for name, p in model.named_parameters():
         if "lora_B" in name:
             p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(2)) * 0.1
     critic = critic_for(tiny_model("qwen3", VOCAB, initial=0.3))
     rows = ragged((8, 3), (4, 9, 1), (5,))
     ours, plain = (
-        answers(model, critic, AdapterOff(model), rows, monkeypatch, packed=packed)
+        answers(model, critic, AdapterDisabledModel(model), rows, monkeypatch, packed=packed)
         for packed in (True, False)
     )
     assert_equal(ours, plain)
@@ -158,44 +160,44 @@ def test_an_adapter_is_trained_as_in_padded_rows(monkeypatch):
 
 def test_a_prompt_stands_once_in_the_long_row():
     tokens, attend, _ = ragged((5, 17), (1, 3, 6), (7,))
-    assert [(s.rows, s.shared) for s in sharings(tokens, attend)] == [
+    assert [(s.rows, s.prefix_length) for s in find_prefix_groups(tokens, attend)] == [
         ((0, 1, 2), 5),
         ((3, 4, 5), 17),
         ((6,), 7),
     ]
-    packed = pack(tokens, attend)
-    assert packed.tokens.shape == (1, 5 + 17 + 2 * 10 + 7)
-    assert (packed.tokens[0, packed.place[attend]] == tokens[attend]).all()
-    expected = forward.positions(attend)[attend]
-    assert (packed.positions[0, packed.place[attend]] == expected).all()
+    packed = pack_rows(tokens, attend)
+    assert packed.input_ids.shape == (1, 5 + 17 + 2 * 10 + 7)
+    assert (packed.input_ids[0, packed.index[attend]] == tokens[attend]).all()
+    expected = forward.position_ids_of(attend)[attend]
+    assert (packed.position_ids[0, packed.index[attend]] == expected).all()
 
 
 def test_only_equal_tokens_are_shared_and_only_where_it_pays():
     same = torch.arange(2, 22).expand(3, -1).clone()
     everywhere = torch.ones_like(same).bool()
-    assert [s.rows for s in sharings(same, everywhere)] == [(0, 1, 2)]
+    assert [s.rows for s in find_prefix_groups(same, everywhere)] == [(0, 1, 2)]
     same[1, 0] = 99
-    assert [s.rows for s in sharings(same, everywhere)] == [(0, 2), (1,)]
+    assert [s.rows for s in find_prefix_groups(same, everywhere)] == [(0, 2), (1,)]
     begin = torch.arange(40).reshape(2, 20)
     begin[:, 0] = 7  # one common token of twenty
-    assert [s.rows for s in sharings(begin, torch.ones_like(begin).bool())] == [(0,), (1,)]
+    assert [s.rows for s in find_prefix_groups(begin, torch.ones_like(begin).bool())] == [(0,), (1,)]
     # A beginning that all share gives way to longer ones of fewer rows.
     nested = torch.cat([torch.zeros(4, 4), torch.tensor([1.0, 1, 2, 2])[:, None].expand(4, 9)], 1)
     nested = torch.cat([nested, torch.arange(3, 7)[:, None]], 1).long()
-    assert [s.rows for s in sharings(nested, torch.ones_like(nested).bool())] == [(0, 1), (2, 3)]
+    assert [s.rows for s in find_prefix_groups(nested, torch.ones_like(nested).bool())] == [(0, 1), (2, 3)]
 
 
 def test_a_long_beginning_is_computed_once_unless_the_budget_is_strict():
     tokens, attend, _ = ragged((30,), (5,) * 6, ())
-    lengths, shared = attend.sum(1).tolist(), sharings(tokens, attend)
-    assert plan(lengths, 32, shared) == [[0], [1], [2], [3], [4], [5]], "each row reads the 30 again"
-    assert plan(lengths, 32, shared, strict=False) == [[0, 1, 2, 3, 4, 5]], (
+    lengths, shared = attend.sum(1).tolist(), find_prefix_groups(tokens, attend)
+    assert plan_passes(lengths, 32, shared) == [[0], [1], [2], [3], [4], [5]], "each row reads the 30 again"
+    assert plan_passes(lengths, 32, shared, strict_token_limit=False) == [[0, 1, 2, 3, 4, 5]], (
         "60 tokens, for 90 that are allowed"
     )
     tokens, attend, _ = ragged((30,), (25,) * 6, ())
-    lengths, shared = attend.sum(1).tolist(), sharings(tokens, attend)
-    assert plan(lengths, 32, shared, strict=False) == [[0, 1], [2, 3], [4, 5]]
-    assert plan(lengths, 200, shared, strict=False) == plan(lengths, 200, shared)
+    lengths, shared = attend.sum(1).tolist(), find_prefix_groups(tokens, attend)
+    assert plan_passes(lengths, 32, shared, strict_token_limit=False) == [[0, 1], [2, 3], [4, 5]]
+    assert plan_passes(lengths, 200, shared, strict_token_limit=False) == plan_passes(lengths, 200, shared)
 
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
@@ -213,13 +215,13 @@ def test_a_plan_holds_every_row_once_within_the_budget_and_groups_whole(
     prompts, responses, budget, grouped, data
 ):
     tokens, attend, _ = ragged(prompts, [*responses, 1, 2], (1, 9))
-    lengths, shared = attend.sum(1).tolist(), sharings(tokens, attend)
+    lengths, shared = attend.sum(1).tolist(), find_prefix_groups(tokens, attend)
     group = [data.draw(st.integers(0, 4)) for _ in lengths] if grouped else None
-    parts = plan(lengths, budget, shared, group)
+    parts = plan_passes(lengths, budget, shared, group)
     assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
     for part in parts:
         together = {row if group is None else group[row] for row in part}
-        size = pack(tokens[part], attend[part]).tokens.shape[1]
+        size = pack_rows(tokens[part], attend[part]).input_ids.shape[1]
         assert size <= budget or len(together) == 1
         if group is not None:
             assert all(row in part for row in range(len(lengths)) if group[row] in together)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paretune.models.forward import run, token_logp
-from paretune.models.measure import response_logp
+from paretune.models.forward import compute_logprobs, compute_outputs
+from paretune.models.measure import response_logprobs
 from paretune.models.tiny import KINDS, tiny_model
 from tinyrows import VOCAB, batch_of, rows
 
@@ -28,13 +28,15 @@ def widened(x, more, fill):
 @torch.no_grad()
 def test_padding_on_the_right(kind, lengths, more, fill, seed):
     tokens, attend, respond = rows(lengths, [1] * len(lengths), seed)
-    logp = token_logp(MODELS[kind], tokens, attend, respond)
+    logp = compute_logprobs(MODELS[kind], tokens, attend, respond)
     padded = widened(tokens.masked_fill(~attend, fill), more, fill)
-    wide = token_logp(MODELS[kind], padded, widened(attend, more, False), widened(respond, more, False))
+    wide = compute_logprobs(MODELS[kind], padded, widened(attend, more, False), widened(respond, more, False))
     assert torch.allclose(wide[:, : tokens.shape[1]], logp, atol=1e-5)
     assert (wide[:, tokens.shape[1] :] == 0).all()
     for b, n in enumerate(lengths):
-        alone = token_logp(MODELS[kind], tokens[b : b + 1, :n], attend[b : b + 1, :n], respond[b : b + 1, :n])
+        alone = compute_logprobs(
+            MODELS[kind], tokens[b : b + 1, :n], attend[b : b + 1, :n], respond[b : b + 1, :n]
+        )
         assert torch.allclose(alone[0], logp[b, :n], atol=1e-5)
 
 
@@ -44,11 +46,11 @@ def test_padding_on_the_right(kind, lengths, more, fill, seed):
 @torch.no_grad()
 def test_padding_on_the_left(kind, lengths, fill):
     tokens, attend, respond = rows(lengths, [1] * len(lengths))
-    logp = token_logp(MODELS[kind], tokens, attend, respond)
+    logp = compute_logprobs(MODELS[kind], tokens, attend, respond)
     width = tokens.shape[1]
     shift = [(torch.arange(width) + n) % width for n in lengths]  # the padding of a row rolls to its front
     left = [torch.stack([x[b][s] for b, s in enumerate(shift)]) for x in (tokens, attend, respond)]
-    out = token_logp(MODELS[kind], left[0].masked_fill(~left[1], fill), left[1], left[2])
+    out = compute_logprobs(MODELS[kind], left[0].masked_fill(~left[1], fill), left[1], left[2])
     for b, n in enumerate(lengths):
         assert torch.allclose(out[b, width - n :], logp[b, :n], atol=1e-5)
 
@@ -64,9 +66,9 @@ def test_padding_changes_no_gradient(kind):
             widened(attend, more, False),
             widened(respond, more, False),
         )
-        out = run(model, batch, frozenset({"entropy"}))
+        out = compute_outputs(model, batch, frozenset({"entropy"}))
         assert out.entropy is not None
-        (out.logp.sum() + 0.1 * out.entropy.sum()).backward()
+        (out.logprobs.sum() + 0.1 * out.entropy.sum()).backward()
         return [p.grad for p in model.parameters()]
 
     # The embedding of the padding token gets no gradient either: it is fill 1 that is compared to fill 0.
@@ -79,5 +81,5 @@ def test_rows_in_any_order():
     batch, order = batch_of(tokens, attend, respond), torch.tensor([2, 0, 3, 1])
     model = MODELS["llama"]
     assert torch.allclose(
-        response_logp(model, batch.rows(order)), response_logp(model, batch)[order], atol=1e-6
+        response_logprobs(model, batch.select(order)), response_logprobs(model, batch)[order], atol=1e-6
     )

@@ -2,8 +2,8 @@
 
 import random
 
-from paretune.data.records import Demonstration, Message, Preference, Prompt, Rating
-from paretune.models.load import as_language
+from paretune.data.records import Demonstration, Message, PreferencePair, Prompt, Rating
+from paretune.models.load import as_policy_model
 from paretune.models.tiny import tiny_model, tiny_tokenizer
 
 WORDS = "abcdefgh"
@@ -12,7 +12,7 @@ WORDS = "abcdefgh"
 def language(seed=0, **size):
     tokenizer = tiny_tokenizer()
     shape = {"width": 32, "layers": 2, "initial": 0.1} | size
-    return as_language(tiny_model("llama", len(tokenizer), seed=seed, **shape), tokenizer)
+    return as_policy_model(tiny_model("llama", len(tokenizer), seed=seed, **shape), tokenizer)
 
 
 def prompt(asked, n=0):
@@ -46,7 +46,7 @@ def pairs(count, seed, objective="brief"):
         short, long = sorted((text(rng), text(rng) + "xy"), key=len)
         if len(short) < len(long):
             asked = prompt(rng.choice(WORDS), n)
-            made.append(Preference(prompt=asked, chosen=short, rejected=long, objective=objective))
+            made.append(PreferencePair(prompt=asked, chosen=short, rejected=long, objective=objective))
     return made
 
 

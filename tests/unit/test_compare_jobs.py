@@ -9,10 +9,10 @@ import time
 import pytest
 
 from paretune.compare import jobs
-from paretune.compare.jobs import Job, Worker
-from paretune.errors import ConfigError, ParetuneError, ResourceError, Stopped, TrainingGuard
+from paretune.compare.jobs import Job, JobRunner
+from paretune.errors import ConfigError, NonFiniteError, ParetuneError, ResourceError, RunInterrupted
 from paretune.learn.stop import StopRequest
-from paretune.lock import Lock, holder
+from paretune.lock import RunLock, lock_holder
 
 
 @pytest.fixture(autouse=True)
@@ -22,13 +22,15 @@ def any_program(monkeypatch):
 
 
 def job(tmp_path, name, code, **more):
-    return Job(label=name, arguments=(code,), folder=tmp_path / name, log=tmp_path / "logs" / name, **more)
+    return Job(
+        label=name, cli_args=(code,), run_dir=tmp_path / name, log_file=tmp_path / "logs" / name, **more
+    )
 
 
 def test_all_are_worked_off_and_their_words_are_kept(tmp_path):
     heard = []
     with StopRequest() as stop:
-        codes = Worker(2, stop, lambda *told: heard.append(told)).work_off(
+        codes = JobRunner(2, stop, lambda *told: heard.append(told)).run_all(
             [job(tmp_path, "a", "print('one')"), job(tmp_path, "b", "raise SystemExit(4)", may_fail=True)]
         )
     assert codes == {"a": 0, "b": 4}
@@ -43,8 +45,8 @@ def test_all_are_worked_off_and_their_words_are_kept(tmp_path):
     [
         (2, ConfigError),
         (3, ResourceError),
-        (4, TrainingGuard),
-        (75, Stopped),
+        (4, NonFiniteError),
+        (75, RunInterrupted),
         (1, ParetuneError),
         (-9, ResourceError),
     ],
@@ -53,7 +55,7 @@ def test_one_that_fails_ends_the_others_and_gives_its_code(tmp_path, code, error
     ends = f"raise SystemExit({code})" if code > 0 else "import os; os.kill(os.getpid(), 9)"
     sleeps = f"import time, pathlib; time.sleep(60); pathlib.Path({str(tmp_path)!r}, 'late').touch()"
     with StopRequest() as stop, pytest.raises(error) as caught:
-        Worker(2, stop, print).work_off(
+        JobRunner(2, stop, print).run_all(
             [job(tmp_path, "a", sleeps), job(tmp_path, "b", f"print('because')\n{ends}")]
         )
     assert caught.value.exit_code == (3 if code < 0 else code)
@@ -62,7 +64,9 @@ def test_one_that_fails_ends_the_others_and_gives_its_code(tmp_path, code, error
     assert not (tmp_path / "late").exists()
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, RunInterrupted), (signal.SIGINT, KeyboardInterrupt)]
+)
 def test_a_signal_is_passed_on_and_waited_for(tmp_path, number, error):
     waits = (
         "import signal, sys, time\n"
@@ -83,15 +87,15 @@ def test_a_signal_is_passed_on_and_waited_for(tmp_path, number, error):
         thread = threading.Thread(target=send)
         thread.start()
         with pytest.raises(error, match="after the last complete step"):
-            Worker(1, stop, print).work_off([job(tmp_path, "a", waits)])
+            JobRunner(1, stop, print).run_all([job(tmp_path, "a", waits)])
         thread.join()
     assert (tmp_path / "saved").exists()
 
 
 def test_it_waits_for_a_run_that_outlived_the_comparison_before(tmp_path):
     (tmp_path / "a").mkdir()
-    lock = Lock(tmp_path / "a", "")
-    assert holder(tmp_path / "a") == f"process {os.getpid()}"
+    lock = RunLock(tmp_path / "a", "")
+    assert lock_holder(tmp_path / "a") == f"process {os.getpid()}"
     heard = []
 
     def hear(ended, line):
@@ -99,7 +103,7 @@ def test_it_waits_for_a_run_that_outlived_the_comparison_before(tmp_path):
         lock.release()
 
     with StopRequest() as stop:
-        assert Worker(1, stop, hear).work_off([job(tmp_path, "a", "")]) == {"a": 0}
+        assert JobRunner(1, stop, hear).run_all([job(tmp_path, "a", "")]) == {"a": 0}
     waits = f"a: waits for process {os.getpid()}, which is still at work on it"
     assert heard == [(0, waits), (0, "a …"), (1, "a: done")]
-    assert holder(tmp_path / "a") == ""
+    assert lock_holder(tmp_path / "a") == ""

@@ -7,21 +7,21 @@ import pytest
 
 from madeup_contest import FILE, MEANS, make_runs, written
 from paretune.cli import main
-from paretune.compare.conduct import declare
-from paretune.compare.ledger import refusals, row_of, rows
-from paretune.compare.numbers import numbers_of
-from paretune.config import config_hash, resolved
-from paretune.config.contest import load_contest
+from paretune.compare.conduct import preregister
+from paretune.compare.ledger import benchmark_costs, budget_violations, run_costs
+from paretune.compare.numbers import benchmark_results
+from paretune.config import config_hash, resolved_yaml
+from paretune.config.contest import load_benchmark
 from paretune.errors import ConfigError, DataError
-from paretune.report.versus import versus_table
-from paretune.stages.shared import shared_key
+from paretune.report.versus import benchmark_table
+from paretune.stages.shared import reuse_key
 
 
 def compared(tmp_path, text=None, **how):
-    contest = load_contest(written(tmp_path, text))
+    contest = load_benchmark(written(tmp_path, text))
     make_runs(contest, **how)
-    entries = contest.runs()
-    return contest, numbers_of(contest, entries, rows(contest, entries, {}), {})
+    entries = contest.run_specs()
+    return contest, benchmark_results(contest, entries, benchmark_costs(contest, entries, {}), {})
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +31,15 @@ def found(tmp_path_factory):
 
 def test_spending_by_more_than_two_percent_of_what_was_declared_is_refused():
     fine = {"a": [1000, 1019], "b": [985, 1001]}
-    assert refusals(fine, 1000, "reward_calls") == {}
-    said = refusals({"a": [1000, 1021], "b": [979, 1000], "c": [1000]}, 1000, "reward_calls")
+    assert budget_violations(fine, 1000, "reward_calls") == {}
+    said = budget_violations({"a": [1000, 1021], "b": [979, 1000], "c": [1000]}, 1000, "reward_calls")
     assert said.keys() == {"a", "b"}
     assert said["a"].startswith("a: not ranked: a run spent 1,021 reward_calls, +2.1% of the 1,000 declared")
     assert "fix:" in said["b"]
 
 
 def test_two_that_are_each_near_enough_and_too_far_from_each_other_are_not_both_ranked():
-    said = refusals({"a": [1018], "b": [983], "c": [1000]}, 1000, "reward_calls")
+    said = budget_violations({"a": [1018], "b": [983], "c": [1000]}, 1000, "reward_calls")
     assert said.keys() == {"a"}, "the one that is further from what was declared"
     assert "it spent 1,018 reward_calls a run and b 983: more than 2% apart" in said["a"]
 
@@ -136,7 +136,7 @@ def test_one_that_spent_too_much_is_shown_and_not_ranked(tmp_path):
     assert out["hypervolume"]["rank"] is None
     left = [found["methods"][m]["points"]["equal"]["safety"]["rank"] for m in ("grpo", "gdpo", "rloo")]
     assert sorted(left) == [1, 2, 3]
-    table = versus_table(json.loads(json.dumps(found)))
+    table = benchmark_table(json.loads(json.dumps(found)))
     assert "105.0 % (not ranked)" in table
     assert "⚠ ppo_max: not ranked" in table
 
@@ -158,17 +158,17 @@ def test_without_a_reference_point_there_is_no_hypervolume(tmp_path):
     )
     _, found = compared(tmp_path, text)
     assert {entry["hypervolume"] for entry in found["methods"].values()} == {None}
-    assert "–" in versus_table(json.loads(json.dumps(found)))
+    assert "–" in benchmark_table(json.loads(json.dumps(found)))
 
 
 def test_runs_on_other_prompts_are_not_compared(tmp_path):
-    contest = load_contest(written(tmp_path))
+    contest = load_benchmark(written(tmp_path))
     make_runs(contest)
-    make_runs(load_contest(written(tmp_path, FILE.format(folder=tmp_path / "other"))), prompts=30)
+    make_runs(load_benchmark(written(tmp_path, FILE.format(folder=tmp_path / "other"))), prompts=30)
     strange = tmp_path / "other" / "gdpo" / "equal" / "seed-1" / "eval" / "final" / "generations.parquet"
     strange.replace(tmp_path / "cmp" / "gdpo" / "equal" / "seed-1" / "eval" / "final" / "generations.parquet")
     with pytest.raises(DataError, match="was evaluated on other prompts"):
-        numbers_of(contest, contest.runs(), rows(contest, contest.runs(), {}), {})
+        benchmark_results(contest, contest.run_specs(), benchmark_costs(contest, contest.run_specs(), {}), {})
 
 
 def test_what_a_method_makes_beforehand_counts_in_and_what_all_share_does_not(tmp_path):
@@ -185,7 +185,7 @@ def test_what_a_method_makes_beforehand_counts_in_and_what_all_share_does_not(tm
         {"stage": "align", "step": 0, "seconds": 1.0, "rollout_tokens": 30, "reward_calls": 4, "memory": 1e9},
     ]
     (tmp_path / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    row = row_of(tmp_path, kind="run")
+    row = run_costs(tmp_path, kind="run")
     assert {key: row[key] for key in ("rollout_tokens", "trained_tokens", "reward_calls")} == {
         "rollout_tokens": 40,
         "trained_tokens": 40,
@@ -196,33 +196,33 @@ def test_what_a_method_makes_beforehand_counts_in_and_what_all_share_does_not(tm
 
 def test_what_was_declared_before_the_first_run_cannot_be_changed(tmp_path):
     text = FILE.format(folder=tmp_path / "cmp")
-    contest = load_contest(written(tmp_path, text))
-    contest.folder.mkdir()
-    declare(contest)
-    declare(contest)
+    contest = load_benchmark(written(tmp_path, text))
+    contest.output_dir.mkdir()
+    preregister(contest)
+    preregister(contest)
     for was, now in (("safety: 0}", "safety: 0.5}"), ("60000", "70000"), ("draws: 300", "draws: 301")):
         with pytest.raises(ConfigError, match="was declared before the first run") as caught:
-            declare(load_contest(written(tmp_path, text.replace(was, now))))
+            preregister(load_benchmark(written(tmp_path, text.replace(was, now))))
         assert len(str(caught.value).splitlines()) == 1
-    declare(load_contest(written(tmp_path, text.replace("  rloo:", "  more: {}\n  rloo:"))))
+    preregister(load_benchmark(written(tmp_path, text.replace("  rloo:", "  more: {}\n  rloo:"))))
 
 
 def finished(contest):
     """Say of every run that it is done, so that nothing is left to be made."""
     for entry in contest.runs():
         e = entry.experiment
-        made = contest.folder / "shared" / f"seed-{entry.seed}-{shared_key(e)[:12]}"
-        for folder, of in ((Path(e.run.folder), config_hash(e)), (made, shared_key(e))):
+        made = contest.folder / "shared" / f"seed-{entry.seed}-{reuse_key(e)[:12]}"
+        for folder, of in ((Path(e.run.folder), config_hash(e)), (made, reuse_key(e))):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "run.json").write_text(json.dumps({"status": "done", "config_hash": of}))
         (Path(e.run.folder) / "config").mkdir()
-        (Path(e.run.folder) / "config" / "resolved.yaml").write_text(resolved(e))
+        (Path(e.run.folder) / "config" / "resolved.yaml").write_text(resolved_yaml(e))
 
 
 @pytest.mark.parametrize(("spent", "code"), [({}, 0), ({"gdpo": 57_000, "rloo": 66_000}, 2)])
 def test_the_command_ends_with_2_where_it_refuses_to_rank(tmp_path, capsys, spent, code):
     path = written(tmp_path)
-    contest = load_contest(path)
+    contest = load_benchmark(path)
     make_runs(contest, spent=spent)
     finished(contest)
     with pytest.raises(SystemExit) as caught:
@@ -231,9 +231,9 @@ def test_the_command_ends_with_2_where_it_refuses_to_rank(tmp_path, capsys, spen
     assert caught.value.code == code, said.err
     assert [line.split(":")[0] for line in said.err.splitlines()] == list(spent)
     assert "hypervolume" in said.out
-    numbers = json.loads((contest.folder / "compare.json").read_text())
+    numbers = json.loads((contest.output_dir / "compare.json").read_text())
     assert numbers["schema"] == "paretune/compare/1"
-    ledger = [json.loads(line) for line in (contest.folder / "ledger.jsonl").read_text().splitlines()]
+    ledger = [json.loads(line) for line in (contest.output_dir / "ledger.jsonl").read_text().splitlines()]
     assert [row["kind"] for row in ledger] == ["shared"] * 3 + ["run"] * 12
     assert {
         "rollout_tokens",
@@ -243,12 +243,12 @@ def test_the_command_ends_with_2_where_it_refuses_to_rank(tmp_path, capsys, spen
         "seconds",
         "peak_memory",
     } <= ledger[-1].keys()
-    assert (contest.folder / "report.html").exists()
+    assert (contest.output_dir / "report.html").exists()
 
 
 def test_a_folder_with_runs_of_another_comparison_is_refused_before_anything_is_made(tmp_path, capsys):
     path = written(tmp_path)
-    contest = load_contest(path)
+    contest = load_benchmark(path)
     make_runs(contest)
     finished(contest)
     with pytest.raises(SystemExit) as caught:

@@ -7,21 +7,21 @@ import pytest
 import torch
 
 from madeup_contest import FILE, make_runs, written
-from paretune.compare.conduct import _complete, _Conduct, declare
+from paretune.compare.conduct import _BenchmarkRunner, _is_complete, preregister
 from paretune.compare.jobs import Job
-from paretune.compare.ledger import rows
-from paretune.compare.numbers import numbers_of
-from paretune.compare.plan import planned
-from paretune.compare.tuning import chosen, judge_score, training_reward
-from paretune.config import load, shipped
-from paretune.config.contest import load_contest
-from paretune.errors import ConfigError, DataError, TrainingGuard
+from paretune.compare.ledger import benchmark_costs
+from paretune.compare.numbers import benchmark_results
+from paretune.compare.plan import describe_benchmark
+from paretune.compare.tuning import judge_score, select_trials, training_reward
+from paretune.config import bundled_recipes, load_config
+from paretune.config.contest import load_benchmark
+from paretune.errors import ConfigError, DataError, NonFiniteError
 from paretune.evaluate.judge import Judge
 from paretune.files import read_json, to_json
 from paretune.learn.stop import StopRequest
 from paretune.stages.console import make_console
-from paretune.stages.pipeline import stages_of
-from paretune.stages.trial import _refuse_unknown, _scored
+from paretune.stages.pipeline import pipeline_stages
+from paretune.stages.trial import _mean_scores, _require_judged_objectives
 
 NAMES = ("politeness", "meaningfulness", "actionability", "safety")
 RATES = (1e-4, 5e-4, 2e-3)
@@ -31,8 +31,8 @@ JUDGED = (0.5, 0.6, 0.3)
 
 def contest_by(tmp_path, by, *overrides):
     said = "" if by is None else f", by: {by}"
-    more = f"tuning: {{trials: 3, over: {{learn.lr: [1e-4, 5e-4, 2e-3]}}{said}}}\n"
-    return load_contest(written(tmp_path, FILE.format(folder=tmp_path / "cmp") + more), overrides)
+    more = f"tuning: {{trials: 3, over: {{training.learning_rate: [1e-4, 5e-4, 2e-3]}}{said}}}\n"
+    return load_benchmark(written(tmp_path, FILE.format(folder=tmp_path / "cmp") + more), overrides)
 
 
 def wrong(*arguments):
@@ -61,13 +61,17 @@ def write_trial(folder, reward, judge=None):
 def test_the_training_reward_chooses_what_over_optimises_it_and_the_judge_does_not(tmp_path):
     contest = contest_by(tmp_path, "reward")
     make_trials(contest, judged=False)
-    found = chosen(contest, {})["grpo"]
-    assert (found["by"], found["set"], found["best"]) == ("reward", {"learn.lr": 2e-3}, pytest.approx(3.6))
+    found = select_trials(contest, {})["grpo"]
+    assert (found["by"], found["set"], found["best"]) == (
+        "reward",
+        {"training.learning_rate": 2e-3},
+        pytest.approx(3.6),
+    )
     assert all(trial.keys() == {"set", "training_reward"} for trial in found["trials"])
     contest = contest_by(tmp_path, "judge")
     make_trials(contest)
-    found = chosen(contest, {})["grpo"]
-    assert (found["by"], found["chosen"], found["set"]) == ("judge", 1, {"learn.lr": 5e-4})
+    found = select_trials(contest, {})["grpo"]
+    assert (found["by"], found["chosen"], found["set"]) == ("judge", 1, {"training.learning_rate": 5e-4})
     assert (found["best"], found["median"]) == (pytest.approx(2.4), pytest.approx(2.0))
     assert [trial["judge"] for trial in found["trials"]] == pytest.approx([4 * each for each in JUDGED])
     assert [t["training_reward"] for t in found["trials"]] == pytest.approx([4 * each for each in REWARDS])
@@ -76,12 +80,16 @@ def test_the_training_reward_chooses_what_over_optimises_it_and_the_judge_does_n
 def test_a_trial_that_stopped_itself_is_not_taken_whoever_chooses(tmp_path):
     contest = contest_by(tmp_path, "judge")
     make_trials(contest)
-    folders = [trial.experiment.run.folder for trial in contest.tried("grpo")]
-    found = chosen(contest, {folders[1]: 4})["grpo"]
-    assert found["set"] == {"learn.lr": 1e-4}
-    assert found["trials"][1] == {"set": {"learn.lr": 5e-4}, "training_reward": None, "judge": None}
-    with pytest.raises(TrainingGuard, match="grpo: every tuning trial stopped itself"):
-        chosen(contest, dict.fromkeys(folders, 4))
+    folders = [trial.config.run.output_dir for trial in contest.tuning_specs("grpo")]
+    found = select_trials(contest, {folders[1]: 4})["grpo"]
+    assert found["set"] == {"training.learning_rate": 1e-4}
+    assert found["trials"][1] == {
+        "set": {"training.learning_rate": 5e-4},
+        "training_reward": None,
+        "judge": None,
+    }
+    with pytest.raises(NonFiniteError, match="grpo: every tuning trial stopped itself"):
+        select_trials(contest, dict.fromkeys(folders, 4))
 
 
 def test_a_judge_need_not_know_what_has_no_weight(tmp_path):
@@ -100,7 +108,16 @@ def test_a_trial_made_without_the_judge_is_no_judged_one(tmp_path):
 
     def complete(judged):
         log = tmp_path / "log"
-        return _complete(Job(label="a", arguments=(), folder=tmp_path, log=log, may_fail=True, judged=judged))
+        return _is_complete(
+            Job(
+                label="a",
+                cli_args=(),
+                run_dir=tmp_path,
+                log_file=log,
+                allow_guard_exit=True,
+                needs_judge_scores=judged,
+            )
+        )
 
     assert complete(False)
     assert not complete(True)
@@ -115,14 +132,14 @@ def test_a_trial_made_without_the_judge_is_no_judged_one(tmp_path):
 @pytest.mark.parametrize(("by", "until"), [("reward", "trial"), ("judge", "judged-trial")])
 def test_a_trial_is_told_what_is_wanted_of_it_and_a_run_is_not(tmp_path, by, until):
     contest = contest_by(tmp_path, by)
-    contest.folder.mkdir()
-    conduct = _Conduct(contest, make_console(), StopRequest())
-    job = conduct._job(contest.tried("grpo")[0], trial=True)
-    assert job.arguments[-2:] == ("--until", until)
-    assert job.judged == (by == "judge")
-    job = conduct._job(contest.runs()[0])
-    assert "--until" not in job.arguments
-    assert not job.judged
+    contest.output_dir.mkdir()
+    conduct = _BenchmarkRunner(contest, make_console(), StopRequest())
+    job = conduct._make_job(contest.tuning_specs("grpo")[0], is_trial=True)
+    assert job.cli_args[-2:] == ("--until", until)
+    assert job.needs_judge_scores == (by == "judge")
+    job = conduct._make_job(contest.run_specs()[0])
+    assert "--until" not in job.cli_args
+    assert not job.needs_judge_scores
 
 
 def test_calls_of_the_judge_are_counted_and_the_reader_is_told(tmp_path):
@@ -132,9 +149,9 @@ def test_calls_of_the_judge_are_counted_and_the_reader_is_told(tmp_path):
         contest = contest_by(home, by)
         make_runs(contest)
         make_trials(contest, judged=by == "judge")
-        entries = contest.runs()
-        tuned = chosen(contest, {})
-        found = numbers_of(contest, entries, rows(contest, entries, {}), tuned)
+        entries = contest.run_specs()
+        tuned = select_trials(contest, {})
+        found = benchmark_results(contest, entries, benchmark_costs(contest, entries, {}), tuned)
         assert found["methods"]["grpo"]["tuning_ledger"]["judge_calls"] == calls
         assert found["methods"]["grpo"]["ledger"]["judge_calls"] == 120, "of the evaluation alone"
         assert found["tuning"]["by"] == by
@@ -144,19 +161,19 @@ def test_calls_of_the_judge_are_counted_and_the_reader_is_told(tmp_path):
 
 def test_what_was_declared_before_there_was_a_choice_holds_for_the_reward(tmp_path):
     contest = contest_by(tmp_path, None)
-    contest.folder.mkdir()
-    declare(contest)
-    path = contest.folder / "declared.json"
+    contest.output_dir.mkdir()
+    preregister(contest)
+    path = contest.output_dir / "declared.json"
     assert read_json(path)["tuning"].keys() == {"trials", "seed", "over"}
-    declare(contest_by(tmp_path, "reward"))
+    preregister(contest_by(tmp_path, "reward"))
     with pytest.raises(ConfigError, match="tuning: was declared before the first run"):
-        declare(contest_by(tmp_path, "judge"))
+        preregister(contest_by(tmp_path, "judge"))
     path.unlink()
-    declare(contest_by(tmp_path, "judge"))
+    preregister(contest_by(tmp_path, "judge"))
     assert read_json(path)["tuning"]["by"] == "judge"
-    declare(contest_by(tmp_path, "judge"))
+    preregister(contest_by(tmp_path, "judge"))
     with pytest.raises(ConfigError, match="tuning: was declared before the first run"):
-        declare(contest_by(tmp_path, None))
+        preregister(contest_by(tmp_path, None))
 
 
 def test_who_chooses_is_one_of_two(tmp_path):
@@ -192,9 +209,9 @@ def test_a_judge_that_does_not_score_what_has_a_weight_cannot_choose(tmp_path):
 
 def test_a_judge_that_could_not_be_asked_before_is_refused_in_one_line():
     judges = (Judge(name="one", scorer=Given()),)
-    _refuse_unknown({"a": 1.0, "b": 2.0, "c": 0.0}, judges)
+    _require_judged_objectives({"a": 1.0, "b": 2.0, "c": 0.0}, judges)
     with pytest.raises(DataError, match=r"judge: does not score c, .*\(it scores a, b\); fix: take another"):
-        _refuse_unknown({"a": 1.0, "c": 2.0}, judges)
+        _require_judged_objectives({"a": 1.0, "c": 2.0}, judges)
 
 
 class Given:
@@ -205,7 +222,7 @@ class Given:
 
 
 def test_an_answer_without_a_score_counts_as_the_worst(sample):
-    found = _scored((Judge(name="a", scorer=Given()),), [sample] * 3)
+    found = _mean_scores((Judge(name="a", scorer=Given()),), [sample] * 3)
     assert found["mean"]["a"] == pytest.approx(5 / 3)
     assert found["mean"]["b"] != found["mean"]["b"], "nobody scored any"
     assert found["unscored"] == {"a": pytest.approx(1 / 3), "b": 1.0}
@@ -219,14 +236,14 @@ def sample():
 
 
 def test_a_judged_trial_needs_a_judge():
-    path = shipped()["demo"]
-    names = [name for name, _ in stages_of(load(path), "judged-trial")]
-    assert names == [name for name, _ in stages_of(load(path), "trial")]
+    path = bundled_recipes()["demo"]
+    names = [name for name, _ in pipeline_stages(load_config(path), "judged-trial")]
+    assert names == [name for name, _ in pipeline_stages(load_config(path), "trial")]
     assert names[-1] == "trial"
     with pytest.raises(ConfigError, match=r"judge: is missing: the judge is to score a trial; fix: "):
-        stages_of(load(path, ["judge=null"]), "judged-trial")
+        pipeline_stages(load_config(path, ["judge=null"]), "judged-trial")
 
 
 def test_the_plan_says_who_chooses(tmp_path):
-    assert "chosen by the judge on training prompts" in planned(contest_by(tmp_path, "judge"))
-    assert "chosen by" not in planned(contest_by(tmp_path, None))
+    assert "chosen by the judge on training prompts" in describe_benchmark(contest_by(tmp_path, "judge"))
+    assert "chosen by" not in describe_benchmark(contest_by(tmp_path, None))

@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 
 from paretune.algorithms import ALGORITHMS
-from paretune.config import load, resolved
-from paretune.config.algorithm import recipe_of
+from paretune.config import load_config, resolved_yaml
+from paretune.config.algorithm import build_spec
 from paretune.credit.aggregate import Gate, WeightedSum
 from paretune.credit.constraint import Constraint, Lagrangian
-from paretune.credit.missing import Missing
+from paretune.credit.missing import HandleMissingScores
 from paretune.credit.order import Lexicographic
-from paretune.credit.threshold import Target, Threshold
-from paretune.credit.weights import KindSum, PreferenceSum, ScheduledSum
-from paretune.credit.worst import Chebyshev, Worst
+from paretune.credit.threshold import DistanceToTarget, Threshold
+from paretune.credit.weights import PerCategoryWeightedSum, PreferenceWeightedSum, ScheduledWeightedSum
+from paretune.credit.worst import Chebyshev, MinObjective
 from paretune.errors import ConfigError
-from paretune.learn.check import check
+from paretune.learn.check import check_spec
 
 BASE = {
     "data": "{world: {}}",
@@ -31,33 +31,33 @@ W = {"safety": 1.0, "actionability": 1.0}
 def experiment(folder: Path, **sections: str):
     path = folder / "r.yaml"
     path.write_text("".join(f"{key}: {value}\n" for key, value in (BASE | sections).items()))
-    return load(path)
+    return load_config(path)
 
 
 def test_without_a_word_the_recipe_is_that_of_the_algorithm(tmp_path: Path) -> None:
     e = experiment(tmp_path)
-    assert recipe_of(e) == ALGORITHMS["grpo"](e.weights, gates=e.gates)
-    assert recipe_of(experiment(tmp_path, aggregate="{name: weighted}")) == recipe_of(e)
+    assert build_spec(e) == ALGORITHMS["grpo"](e.weights, gates=e.gates)
+    assert build_spec(experiment(tmp_path, aggregate="{name: weighted}")) == build_spec(e)
 
 
 @pytest.mark.parametrize(
     ("aggregate", "step"),
     [
-        ("{name: worst}", Worst(("safety", "actionability"))),
-        ("{name: worst, sharpness: 5.0}", Worst(("safety", "actionability"), 5.0)),
+        ("{name: worst}", MinObjective(("safety", "actionability"))),
+        ("{name: worst, sharpness: 5.0}", MinObjective(("safety", "actionability"), 5.0)),
         ("{name: chebyshev, of: mean, rho: 0.1}", Chebyshev(W, "mean", rho=0.1)),
-        ("{name: chebyshev, ideal: {safety: 1.0, actionability: 1.0}}", Chebyshev(W, ideal=W)),
+        ("{name: chebyshev, ideal: {safety: 1.0, actionability: 1.0}}", Chebyshev(W, ideal_point=W)),
         ("{name: lexicographic, grain: 0.1}", Lexicographic(tuple((name, None) for name in W), 0.1)),
-        ("{name: preference}", PreferenceSum()),
+        ("{name: preference}", PreferenceWeightedSum()),
     ],
 )
 def test_another_way_takes_the_place_of_the_sum(tmp_path: Path, aggregate: str, step: object) -> None:
     e = experiment(tmp_path, aggregate=aggregate)
-    assert recipe_of(e).worth.steps == (GATE, step)
-    check(recipe_of(e), tuple(e.objectives))
+    assert build_spec(e).reward_steps.steps == (GATE, step)
+    check_spec(build_spec(e), tuple(e.objectives))
     again = tmp_path / "again.yaml"
-    again.write_text(resolved(e))
-    assert load(again).model_dump() == e.model_dump()
+    again.write_text(resolved_yaml(e))
+    assert load_config(again).model_dump() == e.model_dump()
 
 
 APART = {"modpo", "safe_rlhf", "lagrangian_grpo", "chebyshev_grpo"}
@@ -77,44 +77,50 @@ FRAMED = {"ppo_c", "ppo_m"}
 @pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - APART - FRAMED))
 def test_it_does_so_in_every_algorithm(tmp_path: Path, name: str) -> None:
     e = experiment(tmp_path, aggregate="{name: chebyshev}", algorithm=f"{{name: {name}}}")
-    recipe = recipe_of(e)
-    steps = (*recipe.worth.steps, *recipe.credit.steps)
+    recipe = build_spec(e)
+    steps = (*recipe.reward_steps.steps, *recipe.credit.steps)
     assert Chebyshev(W) in steps
     assert not any(isinstance(step, WeightedSum) for step in steps)
-    check(recipe, tuple(e.objectives))
+    check_spec(recipe, tuple(e.objectives))
 
 
 def test_constraints_come_from_the_objectives(tmp_path: Path) -> None:
     objectives = "{safety: {at_least: 0.9, constraint: rate, at: 0.5}, actionability: {at_least: 0.4}}"
     e = experiment(tmp_path, objectives=objectives, aggregate="{name: lagrangian, rate: 0.1, most: 5.0}")
     constraints = (Constraint("safety", 0.9, "rate", 0.5), Constraint("actionability", 0.4))
-    assert recipe_of(e).worth.steps == (Lagrangian(W, constraints, rate=0.1, most=5.0),)
-    check(recipe_of(e), tuple(e.objectives))
+    assert build_spec(e).reward_steps.steps == (
+        Lagrangian(W, constraints, dual_learning_rate=0.1, max_multiplier=5.0),
+    )
+    check_spec(build_spec(e), tuple(e.objectives))
     levels = "{safety: {at_least: 0.9}, actionability: {}}"
     e = experiment(tmp_path, objectives=levels, aggregate="{name: lexicographic}")
-    assert recipe_of(e).worth.steps == (Lexicographic((("safety", 0.9), ("actionability", None))),)
+    assert build_spec(e).reward_steps.steps == (Lexicographic((("safety", 0.9), ("actionability", None))),)
 
 
 def test_weights_in_time_and_by_kind(tmp_path: Path) -> None:
     objectives = "{safety: {schedule: [[0, 2.0], [10, 1.0]]}, actionability: {schedule: [[5, 1.0]]}}"
     e = experiment(tmp_path, objectives=objectives)
-    (step,) = recipe_of(e).worth.steps
-    assert isinstance(step, ScheduledSum)
-    assert step.points[1] == (5, {"safety": 1.5, "actionability": 1.0})
-    assert e.first_weights == {"safety": 2.0, "actionability": 1.0}, "what a critic starts from"
-    check(recipe_of(e), tuple(e.objectives))
+    (step,) = build_spec(e).reward_steps.steps
+    assert isinstance(step, ScheduledWeightedSum)
+    assert step.schedule[1] == (5, {"safety": 1.5, "actionability": 1.0})
+    assert e.initial_weights == {"safety": 2.0, "actionability": 1.0}, "what a critic starts from"
+    check_spec(build_spec(e), tuple(e.objectives))
     e = experiment(tmp_path, objectives="{safety: {by_kind: {harmful: 3.0}}, actionability: {weight: 0.5}}")
-    steps = recipe_of(e).worth.steps
-    assert steps == (KindSum({"harmful": {"safety": 3.0, "actionability": 0.5}}, e.weights),)
-    check(recipe_of(e), tuple(e.objectives))
+    steps = build_spec(e).reward_steps.steps
+    assert steps == (PerCategoryWeightedSum({"harmful": {"safety": 3.0, "actionability": 0.5}}, e.weights),)
+    check_spec(build_spec(e), tuple(e.objectives))
 
 
 def test_caps_targets_gates_and_missing_scores_in_their_order(tmp_path: Path) -> None:
     objectives = "{safety: {cap: 0.9}, actionability: {target: 0.5, when: safety >= 0.5}}"
     e = experiment(tmp_path, objectives=objectives, aggregate="{missing: renormalise}")
-    before = (Threshold("safety", 0.9), Target("actionability", 0.5), GATE)
-    assert recipe_of(e).worth.steps == (*before, Missing("renormalise", W), WeightedSum(W))
-    check(recipe_of(e), tuple(e.objectives))
+    before = (Threshold("safety", 0.9), DistanceToTarget("actionability", 0.5), GATE)
+    assert build_spec(e).reward_steps.steps == (
+        *before,
+        HandleMissingScores("renormalise", W),
+        WeightedSum(W),
+    )
+    check_spec(build_spec(e), tuple(e.objectives))
 
 
 @pytest.mark.parametrize(
@@ -126,9 +132,13 @@ def test_caps_targets_gates_and_missing_scores_in_their_order(tmp_path: Path) ->
         ("aggregate", "{name: worst, sharpness: x}", "aggregate.sharpness: "),
         ("aggregate", "{name: worst, sharpness: 0.0}", "aggregate.sharpness: 0.0 must be above 0"),
         ("aggregate", "{name: chebyshev, rho: -1}", "aggregate.rho: -1 must be at least 0"),
-        ("aggregate", "{name: chebyshev, freeze_after: -1}", "aggregate.freeze_after: -1 must be at least 0"),
-        ("aggregate", "{name: lexicographic, grain: -1}", "aggregate.grain: -1 must be at least 0"),
-        ("aggregate", "{name: lagrangian, window: 0}", "aggregate.window: 0 must be at least 1"),
+        (
+            "aggregate",
+            "{name: chebyshev, freeze_after: -1}",
+            "aggregate.freeze_ideal_after: -1 must be at least 0",
+        ),
+        ("aggregate", "{name: lexicographic, grain: -1}", "aggregate.bin_width: -1 must be at least 0"),
+        ("aggregate", "{name: lagrangian, window: 0}", "aggregate.window_size: 0 must be at least 1"),
         ("aggregate", "{missing: zero}", 'aggregate.missing: "zero" is none of drop'),
         ("aggregate", "{name: worst, missing: renormalise}", "aggregate.missing: renormalise stretches"),
         ("aggregate", "{name: lagrangian}", "aggregate.name: lagrangian keeps constraints, and no objective"),
@@ -138,7 +148,11 @@ def test_caps_targets_gates_and_missing_scores_in_their_order(tmp_path: Path) ->
             "objectives.safety.at_least: has no effect with aggregate.name weighted; "
             "fix: write aggregate: {name: lagrangian}",
         ),
-        ("objectives", "{safety: {at: 0.9}}", "objectives.safety.at: has no effect without at_least"),
+        (
+            "objectives",
+            "{safety: {at: 0.9}}",
+            "objectives.safety.constraint_param: has no effect without at_least",
+        ),
         ("objectives", "{safety: {cap: 1.0, target: 0.5}}", "safety.target: is given beside cap"),
         (
             "objectives",
@@ -151,7 +165,7 @@ def test_caps_targets_gates_and_missing_scores_in_their_order(tmp_path: Path) ->
             "safety.by_kind: cannot be combined with a schedule",
         ),
         ("objectives", "{safety: {schedule: [[3, 1.0], [1, 2.0]]}}", "has the steps [3, 1], which must rise"),
-        ("objectives", "{safety: {schedule: [[0, x]]}}", "objectives.safety.schedule.0.1: "),
+        ("objectives", "{safety: {schedule: [[0, x]]}}", "objectives.safety.weight_schedule.0.1: "),
         (
             "objectives",
             "{safety: {by_kind: {harmfull: 2.0}}}",
@@ -228,4 +242,4 @@ def test_a_constraint_on_all_that_is_rewarded_has_nothing_to_be_held_against(
 )
 def test_a_constraint_beside_a_reward_or_another_constraint_is_held(tmp_path: Path, objectives: str) -> None:
     e = experiment(tmp_path, algorithm="{name: safe_rlhf}", objectives=objectives)
-    check(recipe_of(e), tuple(e.objectives))
+    check_spec(build_spec(e), tuple(e.objectives))

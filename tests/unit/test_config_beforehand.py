@@ -3,11 +3,11 @@
 import pytest
 
 from madeup_contest import written
-from paretune.compare.plan import planned
-from paretune.config import load, shipped
-from paretune.config.algorithm import recipe_of
-from paretune.config.beforehand import made_for, perhaps_beyond
-from paretune.config.contest import load_contest
+from paretune.compare.plan import describe_benchmark
+from paretune.config import bundled_recipes, load_config
+from paretune.config.algorithm import build_spec
+from paretune.config.beforehand import budget_warnings, phase_cost_bounds
+from paretune.config.contest import load_benchmark
 from paretune.errors import ConfigError
 from paretune.stages.check import check
 
@@ -16,8 +16,12 @@ RTO = "algorithm={name: rto, max_new: 12, dpo_steps: 5, dpo_n: 3}"
 
 
 def experiment(currency, amount, algorithm=RTO):
-    more = [algorithm, "learn.prompts=4", f"run.budget={{currency: {currency}, amount: {amount}}}"]
-    return load(shipped()["demo"], more)
+    more = [
+        algorithm,
+        "training.prompts_per_step=4",
+        f"run.budget={{currency: {currency}, amount: {amount}}}",
+    ]
+    return load_config(bundled_recipes()["demo"], more)
 
 
 def said(*more):
@@ -28,10 +32,10 @@ def said(*more):
 
 
 def test_what_is_certain_is_an_error():
-    assert "run.budget.amount: rto takes at least 60 of 60 rollout_tokens beforehand; fix: raise it" in said(
+    assert "run.budget.limit: rto takes at least 60 of 60 rollout_tokens beforehand; fix: raise it" in said(
         "rollout_tokens", 60
     )
-    assert "run.budget.amount: rto takes 60 of 50 reward_calls beforehand; fix" in said("reward_calls", 50)
+    assert "run.budget.limit: rto takes 60 of 50 reward_calls beforehand; fix" in said("reward_calls", 50)
     experiment("rollout_tokens", 61)
     experiment("reward_calls", 61)
     searched = "algorithm={name: essa, max_new: 12, warm_steps: 5, warm_n: 3}"
@@ -48,9 +52,9 @@ def test_what_is_certain_is_an_error():
 )
 def test_what_it_takes_is_bounded_as_far_as_the_recipe_knows(currency, amount, bounds):
     e = experiment(currency, amount)
-    assert made_for(e, recipe_of(e)) == bounds
+    assert phase_cost_bounds(e, build_spec(e)) == bounds
     alone = experiment(currency, amount, "algorithm={name: grpo, max_new: 12}")
-    assert made_for(alone, recipe_of(alone)) == (0, 0)
+    assert phase_cost_bounds(alone, build_spec(alone)) == (0, 0)
 
 
 def test_a_check_warns_of_what_is_possible():
@@ -60,7 +64,7 @@ def test_a_check_warns_of_what_is_possible():
         "warning    rto takes up to 720 of 720 rollout_tokens beforehand: if nothing is left"
     )
     enough = experiment("rollout_tokens", 721)
-    assert list(perhaps_beyond(enough, recipe_of(enough))) == []
+    assert list(budget_warnings(enough, build_spec(enough))) == []
 
 
 def test_the_plan_of_a_comparison_says_both(tmp_path):
@@ -68,7 +72,7 @@ def test_the_plan_of_a_comparison_says_both(tmp_path):
 name: a
 recipe: demo
 folder: {folder}
-set: [learn.prompts=4]
+set: [training.prompts_per_step=4]
 methods:
   grpo: {{algorithm: {{name: grpo, n: 2, max_new: 12}}}}
   dense: {{algorithm: {{name: rto, max_new: 12, dpo_steps: 5, dpo_n: 3}}}}
@@ -76,9 +80,9 @@ seeds: [0, 1]
 budget: {{currency: rollout_tokens, amount: 700}}
 """
     path = written(tmp_path, text.format(folder=tmp_path / "cmp"))
-    lines = planned(load_contest(path)).split("\n")
+    lines = describe_benchmark(load_benchmark(path)).split("\n")
     (line,) = (line for line in lines if "beforehand" in line)
     assert line.startswith("warning    rto takes up to 720 of 700 rollout_tokens beforehand")
     assert line.endswith("[dense]")
     with pytest.raises(ConfigError, match=r"rto takes at least 60 of 50 rollout_tokens beforehand"):
-        load_contest(path, ["budget.amount=50"])
+        load_benchmark(path, ["budget.amount=50"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from paretune.algorithms import ALGORITHMS
-from paretune.config import load
+from paretune.config import load_config
 from paretune.config.algorithm import algorithm_arguments
 from paretune.errors import ConfigError
 
@@ -36,7 +36,7 @@ def complaints(sections: dict[str, str], *overrides: str, extra: str = "") -> li
     path = Path("r.yaml")
     path.write_text("".join(f"{key}: {value}\n" for key, value in sections.items()) + extra, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        load(path, overrides)
+        load_config(path, overrides)
     return str(caught.value).split("\n")
 
 
@@ -44,7 +44,7 @@ def test_both_templates_are_right(folder: Path) -> None:
     for sections in (WORLD, FILES):
         path = Path("r.yaml")
         path.write_text("".join(f"{key}: {value}\n" for key, value in sections.items()))
-        load(path)
+        load_config(path)
 
 
 def test_every_mistake_is_told_at_once(folder: Path) -> None:
@@ -53,17 +53,20 @@ def test_every_mistake_is_told_at_once(folder: Path) -> None:
         "objectives": "{safety: {weight: heavy, when: safety > 3}}",
         "algorithm": "{name: grop}",
     }
-    lines = complaints(wrong, "run.stpes=3", "learn.lr=0")
+    lines = complaints(wrong, "run.stpes=3", "training.learning_rate=0")
     assert lines[:2] == [
-        '(override):1: run.stpes: unknown key; did you mean "run.steps"?; '
+        '(override):1: run.stpes: unknown key; did you mean "run.max_steps"?; '
         "fix: this section has folder, steps, budget, seed, checkpoint_every, keep, threads, workers, device",
-        "(override):2: learn.lr: 0 must be above 0",
+        "(override):2: training.learning_rate: 0 must be above 0",
     ]
     text = "\n".join(lines)
     assert 'r.yaml:1:22: data.prompts.a.file: there is no file "pp.jsonl"; did you mean "p.jsonl"?' in text
-    assert 'r.yaml:1:66: data.test.a.mots: unknown key; did you mean "data.test.a.most"?' in text
+    assert (
+        'r.yaml:1:66: data.test_prompts.a.mots: unknown key; did you mean "data.test_prompts.a.max_rows"?'
+        in text
+    )
     assert 'r.yaml:4:23: objectives.safety.weight: "heavy" is not a number' in text
-    assert 'objectives.safety.when: "safety > 3" is not a gate; fix: write it like "safety >= 0.5"' in text
+    assert 'objectives.safety.gate: "safety > 3" is not a gate; fix: write it like "safety >= 0.5"' in text
     assert 'algorithm.name: "grop" is no algorithm; did you mean "grpo"?' in text
     assert len(lines) == 7
 
@@ -93,7 +96,7 @@ def test_every_mistake_is_told_at_once(folder: Path) -> None:
 def test_text_that_is_no_recipe(folder: Path, text: str, expected: str) -> None:
     Path("r.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        load("r.yaml")
+        load_config("r.yaml")
     assert expected in str(caught.value)
     assert not (folder / "hacked").exists()
 
@@ -102,14 +105,14 @@ def test_text_that_is_no_recipe(folder: Path, text: str, expected: str) -> None:
 def test_a_recipe_that_cannot_be_read_lacks_nothing(folder: Path, text: str) -> None:
     Path("r.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        load("r.yaml", ["run.steps=3", "run.stpes=4"])
+        load_config("r.yaml", ["run.max_steps=3", "run.stpes=4"])
     (line,) = str(caught.value).split("\n")
     assert line.startswith("r.yaml:")
 
 
 def test_a_base_that_cannot_be_read_leaves_nothing_missing(folder: Path) -> None:
     Path("base.yaml").write_text("run:\n\tsteps: 3\n")
-    (line,) = complaints({"extends": "base.yaml"}, "run.steps=3")
+    (line,) = complaints({"extends": "base.yaml"}, "run.max_steps=3")
     assert line.startswith("base.yaml:2:1: not YAML: a tab")
 
 
@@ -118,23 +121,23 @@ def test_a_recipe_that_explodes_through_its_aliases_is_refused_quickly(folder: P
     Path("r.yaml").write_text(f"l0: &l0 x\n{levels}")
     start = time.monotonic()
     with pytest.raises(ConfigError, match="grows without end"):
-        load("r.yaml")
+        load_config("r.yaml")
     assert time.monotonic() - start < 10  # an expansion would take days
 
 
 def test_bytes_that_are_no_text(folder: Path) -> None:
     Path("r.yaml").write_bytes(b"name: a\nrun: \xff\n")
     with pytest.raises(ConfigError, match=r"r\.yaml:2:6: is not UTF-8 text"):
-        load("r.yaml")
+        load_config("r.yaml")
     with pytest.raises(ConfigError, match=r"gone\.yaml:1: cannot be read: No such file"):
-        load("gone.yaml")
+        load_config("gone.yaml")
 
 
 @pytest.mark.parametrize(
     ("section", "value", "expected"),
     [
         ("data", "{}", "data.prompts: is missing"),
-        ("data", "{prompts: {a: {file: p.jsonl}}}", "data.test: is missing"),
+        ("data", "{prompts: {a: {file: p.jsonl}}}", "data.test_prompts: is missing"),
         (
             "data",
             "{world: {}, prompts: {a: {file: p.jsonl}}}",
@@ -143,7 +146,7 @@ def test_bytes_that_are_no_text(folder: Path) -> None:
         (
             "data",
             "{prompts: {a: {file: p.jsonl}}, test: {b: {file: p.jsonl}}}",
-            'data.test.b.file: has the rows of "a"',
+            'data.test_prompts.b.file: has the rows of "a"',
         ),
         (
             "data",
@@ -166,7 +169,7 @@ def test_bytes_that_are_no_text(folder: Path) -> None:
         (
             "policy",
             "{path: own/model, lora: {targets: [a, 3]}}",
-            "policy.lora.targets.1: 3 is not text; fix: put it in",
+            "policy.lora.target_modules.1: 3 is not text; fix: put it in",
         ),
         (
             "policy",
@@ -174,7 +177,11 @@ def test_bytes_that_are_no_text(folder: Path) -> None:
             '"float16" is none of float32, bfloat16; did you mean',
         ),
         ("reward", "{}", "reward.objectives: is missing"),
-        ("reward", "{path: own/reward, fit: {epochs: 9}}", "reward.fit: has no effect beside reward.path"),
+        (
+            "reward",
+            "{path: own/reward, fit: {epochs: 9}}",
+            "reward.training: has no effect beside reward.path",
+        ),
         ("reward", "{objectives: {safety: {}}}", "reward.ratings: is missing"),
         (
             "reward",
@@ -194,13 +201,13 @@ def test_bytes_that_are_no_text(folder: Path) -> None:
         (
             "reward",
             "{objectives: {safety: {delta: 2}}, ratings: {r: {file: r.jsonl, labels: {safety: s}}}}",
-            "reward.objectives.safety.delta: has no effect with loss mse",
+            "reward.objectives.safety.huber_delta: has no effect with loss mse",
         ),
         (
             "reward",
             "{objectives: {safety: {}}, held_out: 0.2, ratings: {r: {file: r.jsonl, labels: {safety: s}}}, "
             "test_ratings: {r: {file: t.jsonl, labels: {safety: s}}}}",
-            "reward.held_out: has no effect where there is test data of its own",
+            "reward.holdout_fraction: has no effect where there is test data of its own",
         ),
         ("judge", "truth", "judge: the truth is known in the built-in world only"),
         (
@@ -214,7 +221,7 @@ def test_bytes_that_are_no_text(folder: Path) -> None:
         (
             "objectives",
             "{safety: {when: kindness >= 1}}",
-            'objectives.safety.when: "kindness" is not in objectives',
+            'objectives.safety.gate: "kindness" is not in objectives',
         ),
         ("objectives", "{safety: {weight: .nan}}", "nan is not a finite number"),
         ("algorithm", "{name: gpro}", 'algorithm.name: "gpro" is no algorithm; did you mean "grpo"?'),
@@ -226,25 +233,25 @@ def test_bytes_that_are_no_text(folder: Path) -> None:
         (
             "data",
             "{prompts: {a: {file: p.jsonl, kind: harmfull}}, test: {a: {file: t.jsonl, kind: ordinary}}}",
-            'data.prompts.a.kind: "harmfull" is not a kind whose refusals are counted apart; '
+            'data.prompts.a.category: "harmfull" is not a kind whose refusals are counted apart; '
             'did you mean "harmful"?; fix: write harmful, or a word less like it',
         ),
         (
             "data",
             "{prompts: {a: {file: p.jsonl}}, test: {a: {file: t.jsonl, kind: Look-alike}}}",
-            'data.test.a.kind: "Look-alike" is not a kind whose refusals are counted apart; '
+            'data.test_prompts.a.category: "Look-alike" is not a kind whose refusals are counted apart; '
             'did you mean "lookalike"?',
         ),
         ("algorithm", "{name: grpo, m: 3}", "algorithm.m: unknown key"),
         ("algorithm", "{name: grpo, weights: {}}", "algorithm.weights: unknown key"),
-        ("algorithm", "{name: grpo, n: many}", 'algorithm.n: "many" is not a whole number'),
-        ("algorithm", "{name: grpo, kl: true}", "algorithm.kl: True is not a number"),
-        ("algorithm", "{name: grpo, n: 1}", "algorithm.n: is 1: grpo compares the responses"),
+        ("algorithm", "{name: grpo, n: many}", 'algorithm.num_generations: "many" is not a whole number'),
+        ("algorithm", "{name: grpo, kl: true}", "algorithm.kl_coef: True is not a number"),
+        ("algorithm", "{name: grpo, n: 1}", "algorithm.num_generations: is 1: grpo compares the responses"),
         ("name", "Mine", 'name: "Mine" must be a-z, 0-9 and . - _ only, at most 64 of them, and begin'),
         ("name", "My Run!", "and begin with a letter or digit; fix: write my-run"),
         ("evaluate", "{margin: {saftey: 0.1}}", 'did you mean "safety"?'),
-        ("run", "{steps: 1.0}", "run.steps: 1.0 is not a whole number; fix: write 1"),
-        ("run", '{steps: "3"}', 'run.steps: "3" is not a whole number; fix: leave out the quotes: 3'),
+        ("run", "{steps: 1.0}", "run.max_steps: 1.0 is not a whole number; fix: write 1"),
+        ("run", '{steps: "3"}', 'run.max_steps: "3" is not a whole number; fix: leave out the quotes: 3'),
         ("run", "3", "run: 3 is not a section of keys"),
         ("stpes", "3", "r.yaml:6:1: stpes: unknown key"),
     ],
@@ -300,15 +307,15 @@ def test_arguments_out_of_bounds_are_told_at_their_own_keys(folder: Path, name: 
 
 
 def test_an_override_out_of_bounds_has_its_place(folder: Path) -> None:
-    assert complaints(WORLD, "run.steps=3", "algorithm.temperature=-1") == [
+    assert complaints(WORLD, "run.max_steps=3", "algorithm.temperature=-1") == [
         "(override):2: algorithm.temperature: -1 must be above 0"
     ]
 
 
 def test_mistakes_beside_a_wrong_name_are_told_with_it(folder: Path) -> None:
-    first, second = complaints(WORLD, "name=Mine", "algorithm.kl=-1")
+    first, second = complaints(WORLD, "name=Mine", "algorithm.kl_coef=-1")
     assert first.startswith("(override):1: name: ")
-    assert second == "(override):2: algorithm.kl: -1 must be at least 0"
+    assert second == "(override):2: algorithm.kl_coef: -1 must be at least 0"
 
 
 def test_a_ready_made_reward_must_provide_the_objectives(folder: Path) -> None:
@@ -343,10 +350,10 @@ def test_a_remedy_names_an_objective_once(folder: Path) -> None:
     [
         ("steps", '(override):1: "steps" is not of the form a.b=c'),
         ("run..steps=1", "is not of the form a.b=c"),
-        ("run.steps=[1", '(override):1: run.steps: "[1" is not a value'),
+        ("run.max_steps=[1", '(override):1: run.max_steps: "[1" is not a value'),
         ("algorithm.name.x=1", "algorithm.name is"),
-        ("run.steps={a: 1, a: 2}", "is not a value"),
-        ("run.folder=!!str x", "is not a value"),
+        ("run.max_steps={a: 1, a: 2}", "is not a value"),
+        ("run.output_dir=!!str x", "is not a value"),
     ],
 )
 def test_overrides_that_are_wrong(folder: Path, override: str, expected: str) -> None:
@@ -364,16 +371,16 @@ def test_extends_goes_one_level(folder: Path) -> None:
 def test_a_mistake_in_the_extended_recipe_is_told_with_its_own_place(folder: Path) -> None:
     Path("base.yaml").write_text("".join(f"{k}: {v}\n" for k, v in WORLD.items()) + "run: {stpes: 3}\n")
     (line,) = complaints({"extends": "base.yaml"})
-    assert line.startswith('base.yaml:6:7: run.stpes: unknown key; did you mean "run.steps"?')
+    assert line.startswith('base.yaml:6:7: run.stpes: unknown key; did you mean "run.max_steps"?')
 
 
 def test_rules_are_told_beside_mistakes_that_have_nothing_to_do_with_them(folder: Path) -> None:
     lines = complaints(
-        FILES | {"objectives": "{safety: {when: saftey >= 1}}"}, "run.stpes=3", "algorithm.n=x"
+        FILES | {"objectives": "{safety: {when: saftey >= 1}}"}, "run.stpes=3", "algorithm.num_generations=x"
     )
     assert len(lines) == 3
     assert any(
-        'objectives.safety.when: "saftey" is not in objectives; did you mean "safety"?' in x for x in lines
+        'objectives.safety.gate: "saftey" is not in objectives; did you mean "safety"?' in x for x in lines
     )
 
 

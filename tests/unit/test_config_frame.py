@@ -2,8 +2,8 @@
 
 import pytest
 
-from paretune.config import find_recipe, load
-from paretune.config.algorithm import recipe_of
+from paretune.config import find_recipe, load_config
+from paretune.config.algorithm import build_spec
 from paretune.errors import ConfigError
 
 SURE = "data.world.confidence=true"
@@ -16,25 +16,25 @@ def ppo(name):
 
 
 def demo(*more):
-    return load(find_recipe("demo"), list(more))
+    return load_config(find_recipe("demo"), list(more))
 
 
 def test_thinking_goes_around_any_algorithm_and_any_aggregator():
     for more in ([], ["aggregate={name: worst}"], ["algorithm={name: gdpo, max_new: 64}"]):
-        recipe = recipe_of(demo(*THINKS, *more))
-        assert (recipe.frame, recipe.view) == ("think", "after_thinking")
-        assert "UnreadIsWorst()" in repr(recipe.worth)
-    assert "UnreadIsWorst" not in repr(recipe_of(demo(THINKS[0], "thinking={unscored: drop}")))
+        recipe = build_spec(demo(*THINKS, *more))
+        assert (recipe.prompt_format, recipe.scorer_view) == ("think", "after_thinking")
+        assert "UnreadIsWorst()" in repr(recipe.reward_steps)
+    assert "UnreadIsWorst" not in repr(build_spec(demo(THINKS[0], "thinking={unscored: drop}")))
 
 
 def test_the_confidence_of_the_world_is_asked_for_by_any_algorithm():
-    plain, blind = recipe_of(demo(SURE)), recipe_of(demo(SURE, ppo("ppo_c")))
-    assert (plain.frame, plain.view) == ("confidence", "whole")
-    assert (blind.frame, blind.view) == ("confidence", "without_confidence")
-    assert recipe_of(demo(SURE, ppo("ppo_m"), CALIBRATED)).view == "whole"
-    assert demo(SURE).correct == ("meaningfulness", 0.7)
-    assert demo(SURE, "evaluate.correct=safety >= 0.9").correct == ("safety", 0.9)
-    assert demo().correct is None
+    plain, blind = build_spec(demo(SURE)), build_spec(demo(SURE, ppo("ppo_c")))
+    assert (plain.prompt_format, plain.scorer_view) == ("confidence", "whole")
+    assert (blind.prompt_format, blind.scorer_view) == ("confidence", "without_confidence")
+    assert build_spec(demo(SURE, ppo("ppo_m"), CALIBRATED)).scorer_view == "whole"
+    assert demo(SURE).correctness_threshold == ("meaningfulness", 0.7)
+    assert demo(SURE, "evaluate.correct_if=safety >= 0.9").correctness_threshold == ("safety", 0.9)
+    assert demo().correctness_threshold is None
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_the_confidence_of_the_world_is_asked_for_by_any_algorithm():
         ([CALIBRATED], r"meaningfulness\.loss: calibrated has no effect"),
         (["reward.objectives.safety={right: 0.5}"], r"safety\.right: has no effect with loss mse"),
         (["data.world.confidence_bias=0.3"], r"confidence_bias: has no effect without confidence"),
-        (["evaluate.correct=safety >= 0.9"], r"evaluate\.correct: has no effect: grpo asks"),
-        ([SURE, "evaluate.correct=safety"], r'evaluate\.correct: "safety" is no level'),
+        (["evaluate.correct_if=safety >= 0.9"], r"evaluate\.correct: has no effect: grpo asks"),
+        ([SURE, "evaluate.correct_if=safety"], r'evaluate\.correct: "safety" is no level'),
         (
-            [SURE, "evaluate.correct=safty >= 0.5"],
+            [SURE, "evaluate.correct_if=safty >= 0.5"],
             r'evaluate\.correct: "safty" is not judged; did you mean "safety"',
         ),
         ([*THINKS, "aggregate.missing=group_mean"], r"aggregate\.missing: is group_mean, which contradicts"),
@@ -64,7 +64,10 @@ def test_the_confidence_of_the_world_is_asked_for_by_any_algorithm():
             [*THINKS, "objectives.quiet={reads: trace, of: safty}"],
             r'objectives\.quiet\.of: "safty" is not in',
         ),
-        (["objectives.safety.of=safety"], r"objectives\.safety\.of: has no effect without reads: trace"),
+        (
+            ["objectives.safety.scores_from=safety"],
+            r"objectives\.safety\.of: has no effect without reads: trace",
+        ),
         (
             ["algorithm={name: dpo, responses: stored, max_new: 64}", *THINKS],
             r"thinking: dpo reads stored responses, and thoughts have to be sampled",
@@ -79,7 +82,7 @@ def test_what_does_not_fit_is_told_where_it_stands(given, said):
 
 def test_thoughts_may_have_an_objective_of_their_own():
     e = demo(*THINKS, "objectives.quiet={reads: trace, of: safety, weight: 0.5}")
-    assert e.traces == {"quiet": "safety"}
+    assert e.thinking_objectives == {"quiet": "safety"}
     assert e.weights["quiet"] == 0.5
 
 

@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from paretune.config import Experiment, config_hash, find_recipe, given, load, resolved, shipped
-from paretune.config.algorithm import recipe_of
+from paretune.config import (
+    Config,
+    bundled_recipes,
+    config_hash,
+    find_recipe,
+    load_config,
+    resolved_yaml,
+    source_text,
+)
+from paretune.config.algorithm import build_spec
 from paretune.errors import ConfigError
 
 SMALL = """\
@@ -28,28 +36,31 @@ def write(folder: Path, text: str, name: str = "small.yaml") -> Path:
 
 
 def test_a_recipe_is_read_and_completed(tmp_path: Path) -> None:
-    e = load(write(tmp_path, SMALL))
+    e = load_config(write(tmp_path, SMALL))
     assert e.name == "small"
     assert e.policy.sft is not None
-    assert e.policy.sft.lr == 1e-3
+    assert e.policy.sft.learning_rate == 1e-3
     assert e.weights == {"actionability": 1.0, "safety": 2.0}
     assert e.gates == (("actionability", "safety", 0.5, 0.0),)
-    assert e.run.folder == "runs/small"
+    assert e.run.output_dir == "runs/small"
     assert e.algorithm.arguments["n"] == 4
     assert e.algorithm.arguments["clip"] == 0.2  # a default of the function
-    assert recipe_of(e).name == "grpo"
+    assert build_spec(e).name == "grpo"
 
 
 def test_overrides_replace_values_and_make_sections(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL)
-    e = load(path, ["run.steps=7", "run.seed=3", "policy.lora={r: 4}", "learn.lr=1e-5", "name=other"])
-    assert (e.run.steps, e.run.seed, e.run.folder) == (7, 3, "runs/other-seed-3")
+    e = load_config(
+        path,
+        ["run.max_steps=7", "run.seed=3", "policy.lora={r: 4}", "training.learning_rate=1e-5", "name=other"],
+    )
+    assert (e.run.max_steps, e.run.seed, e.run.output_dir) == (7, 3, "runs/other-seed-3")
     assert e.policy.lora is not None
     assert e.policy.lora.r == 4
-    assert e.learn.lr == 1e-5
-    assert load(path, ["run.folder=here"]).run.folder == "here"
-    assert "# override: 'run.steps=7'" in given(load(path, ["run.steps=7"]))
-    assert given(load(path)) == SMALL
+    assert e.training.learning_rate == 1e-5
+    assert load_config(path, ["run.output_dir=here"]).run.output_dir == "here"
+    assert "# override: 'run.max_steps=7'" in source_text(load_config(path, ["run.max_steps=7"]))
+    assert source_text(load_config(path)) == SMALL
 
 
 def test_extends_lays_one_recipe_over_another(tmp_path: Path) -> None:
@@ -57,11 +68,11 @@ def test_extends_lays_one_recipe_over_another(tmp_path: Path) -> None:
     top = write(
         tmp_path, "extends: small.yaml\nobjectives: {safety: {weight: 3}}\nrun: {steps: 5}\n", "top.yaml"
     )
-    e = load(top)
+    e = load_config(top)
     assert e.weights == {"actionability": 1.0, "safety": 3.0}
     assert e.gates
-    assert (e.name, e.run.steps) == ("top", 5)
-    text = resolved(e)
+    assert (e.name, e.run.max_steps) == ("top", 5)
+    text = resolved_yaml(e)
     assert f"steps: 5  # {top}:3" in text
     assert f"n: 4  # {tmp_path / 'small.yaml'}:8" in text
 
@@ -70,59 +81,72 @@ def test_a_null_takes_out_a_section_of_the_recipe_below(tmp_path: Path) -> None:
     write(tmp_path, SMALL + "learn: {lr: 0.5, warmup: 0.1}\n")
     top = "extends: small.yaml\nlearn: null\nrun: {seed: null}\n"
     with pytest.raises(ConfigError, match=r"top.yaml:3:7: run.seed"):
-        load(write(tmp_path, top, "top.yaml"))
-    e = load(write(tmp_path, top.replace("seed: null", "seed: 3"), "top.yaml"))
-    assert (e.learn.lr, e.learn.warmup) == (1e-5, 0.03), "as if it had not been written"
-    assert "lr: 1e-05  # default" in resolved(e)
-    e = load(tmp_path / "small.yaml", ["learn=null"])
-    assert (e.learn.lr, e.learn.warmup) == (1e-5, 0.03), "on the line as in a file"
+        load_config(write(tmp_path, top, "top.yaml"))
+    e = load_config(write(tmp_path, top.replace("seed: null", "seed: 3"), "top.yaml"))
+    assert (e.training.learning_rate, e.training.warmup_ratio) == (1e-5, 0.03), (
+        "as if it had not been written"
+    )
+    assert "lr: 1e-05  # default" in resolved_yaml(e)
+    e = load_config(tmp_path / "small.yaml", ["learn=null"])
+    assert (e.training.learning_rate, e.training.warmup_ratio) == (1e-5, 0.03), "on the line as in a file"
 
 
 def test_the_resolved_recipe_says_everything_and_where_it_came_from(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL)
-    e = load(path, ["run.steps=7", "policy.lora={r: 4}"])
-    text = resolved(e)
+    e = load_config(path, ["run.max_steps=7", "policy.lora={r: 4}"])
+    text = resolved_yaml(e)
     assert "steps: 7  # override" in text
     assert "r: 4  # override" in text
     assert "draws: 10000  # default" in text
     assert f"path: world  # {path}:2" in text
-    again = load(write(tmp_path, text, "again.yaml"))
+    again = load_config(write(tmp_path, text, "again.yaml"))
     assert again.model_dump() == e.model_dump()
     assert config_hash(again) == config_hash(e)
 
 
 def test_the_hash_names_what_decides_the_numbers(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL)
-    one = config_hash(load(path))
-    assert config_hash(load(path, ["run.folder=elsewhere"])) == one
-    assert config_hash(load(path, ["run.device=cuda"])) == one
-    assert config_hash(load(path, ["run.keep=9", "run.checkpoint_every=3", "run.threads=2"])) == one
-    assert config_hash(load(path, ["run.seed=1", "run.folder=runs/small"])) != one
+    one = config_hash(load_config(path))
+    assert config_hash(load_config(path, ["run.output_dir=elsewhere"])) == one
+    assert config_hash(load_config(path, ["run.device=cuda"])) == one
+    assert (
+        config_hash(load_config(path, ["run.save_total_limit=9", "run.save_steps=3", "run.num_threads=2"]))
+        == one
+    )
+    assert config_hash(load_config(path, ["run.seed=1", "run.output_dir=runs/small"])) != one
 
 
 def test_numbers_and_words_by_the_rules_of_yaml_1_2(tmp_path: Path) -> None:
-    e = load(write(tmp_path, SMALL), ["learn.lr=1e-5", "run.seed=010", "run.folder=no", "learn.warmup=.5"])
-    assert (e.learn.lr, e.run.seed, e.run.folder, e.learn.warmup) == (1e-5, 10, "no", 0.5)
+    e = load_config(
+        write(tmp_path, SMALL),
+        ["training.learning_rate=1e-5", "run.seed=010", "run.output_dir=no", "training.warmup_ratio=.5"],
+    )
+    assert (e.training.learning_rate, e.run.seed, e.run.output_dir, e.training.warmup_ratio) == (
+        1e-5,
+        10,
+        "no",
+        0.5,
+    )
 
 
 def test_anchors_are_allowed(tmp_path: Path) -> None:
     text = SMALL.replace("{safety: {},", "{safety: &head {loss: huber, delta: 0.5},").replace(
         "actionability:}", "actionability: *head}"
     )
-    e = load(write(tmp_path, text))
+    e = load_config(write(tmp_path, text))
     assert e.reward.objectives["actionability"] == e.reward.objectives["safety"]
 
 
 def test_an_experiment_is_frozen(tmp_path: Path) -> None:
-    e = load(write(tmp_path, SMALL))
+    e = load_config(write(tmp_path, SMALL))
     with pytest.raises(ValueError, match="frozen"):
         e.name = "x"
-    assert isinstance(e, Experiment)
+    assert isinstance(e, Config)
 
 
 def test_shipped_recipes_are_found_by_name() -> None:
-    assert {"demo", "paper", "real-small"} <= shipped().keys()
-    assert find_recipe("demo") == shipped()["demo"]
+    assert {"demo", "paper", "real-small"} <= bundled_recipes().keys()
+    assert find_recipe("demo") == bundled_recipes()["demo"]
     with pytest.raises(ConfigError, match='did you mean "demo"'):
         find_recipe("dmo")
 
@@ -160,11 +184,11 @@ def test_a_folder_does_not_hide_the_shipped_recipe_of_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("demo").mkdir()
-    assert find_recipe("demo") == shipped()["demo"]
+    assert find_recipe("demo") == bundled_recipes()["demo"]
 
 
 def test_the_demo_recipe_loads_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    e = load(find_recipe("demo"), ["run.seed=7"])
+    e = load_config(find_recipe("demo"), ["run.seed=7"])
     assert set(e.weights) == {"politeness", "meaningfulness", "actionability", "safety"}
-    assert e.run.folder == "runs/demo-seed-7"
+    assert e.run.output_dir == "runs/demo-seed-7"

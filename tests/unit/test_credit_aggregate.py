@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from paretune.credit.aggregate import Gate, WeightedSum, influence
+from paretune.credit.aggregate import Gate, WeightedSum, variance_share
 from paretune.credit.step import chain
 from paretune.errors import WiringError
 from toy import advance, graded
@@ -14,27 +14,27 @@ NAN = math.nan
 def test_an_unscored_objective_leaves_the_row_unscored_unless_it_has_no_weight():
     batch = graded([[1.0, NAN], [0.5, 2.0]])
     both, _ = advance(WeightedSum({"k0": 1.0, "k1": 1.0}), batch)
-    assert both.signal[0].isnan()
-    assert both.signal[1] == 2.5
+    assert both.rewards[0].isnan()
+    assert both.rewards[1] == 2.5
     one, seen = advance(WeightedSum({"k0": 1.0}), batch)
-    assert one.signal.flatten().tolist() == [1.0, 0.5]
-    assert set(seen) == {"weighted/k0/mean", "share/k0"}
+    assert one.rewards.flatten().tolist() == [1.0, 0.5]
+    assert set(seen) == {"weighted_score/k0/mean", "variance_share/k0"}
 
 
 def test_scores_are_never_changed():
     batch = graded([[1.0, 2.0], [3.0, 4.0]])
     out, _ = advance(chain(Gate("k0", "k1", 3.0), WeightedSum({"k0": 1.0})), batch)
     assert torch.equal(out.scores, batch.scores)
-    assert torch.equal(batch.signal, batch.scores)
-    assert out.signal.flatten().tolist() == [0.0, 3.0]
+    assert torch.equal(batch.rewards, batch.scores)
+    assert out.rewards.flatten().tolist() == [0.0, 3.0]
 
 
 def test_a_gate_shuts_by_the_score_and_knows_when_nobody_knows():
     batch = graded([[1.0, 0.4], [1.0, 0.5], [1.0, NAN], [NAN, 0.9], [NAN, 0.1]])
     out, _ = advance(Gate("k0", "k1", 0.5, -2.0), batch)
     want = torch.tensor([-2.0, 1.0, NAN, NAN, -2.0])
-    assert torch.equal(out.signal[:, 0].nan_to_num(9), want.nan_to_num(9))
-    assert torch.equal(out.signal[:, 1].nan_to_num(9), batch.scores[:, 1].nan_to_num(9))
+    assert torch.equal(out.rewards[:, 0].nan_to_num(9), want.nan_to_num(9))
+    assert torch.equal(out.rewards[:, 1].nan_to_num(9), batch.scores[:, 1].nan_to_num(9))
 
 
 def test_gates_read_scores_so_their_order_is_free():
@@ -42,7 +42,7 @@ def test_gates_read_scores_so_their_order_is_free():
     gates = (Gate("k0", "k1", 0.5), Gate("k1", "k2", 0.5))
     one, _ = advance(chain(*gates), batch)
     other, _ = advance(chain(*reversed(gates)), batch)
-    assert torch.equal(one.signal, other.signal)
+    assert torch.equal(one.rewards, other.rewards)
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_wrong_wiring_is_told(step, match):
 def test_shares_are_pooled_within_groups_and_blind_to_what_differs_between_them():
     parts = torch.tensor([[0.0, 0.0], [1.0, 0.0], [100.0, 0.0], [100.0, 1.0]])
     group = torch.tensor([0, 0, 1, 1])
-    shares = influence(parts, parts.sum(-1, keepdim=True), group)
+    shares = variance_share(parts, parts.sum(-1, keepdim=True), group)
     assert shares.tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_shares_are_unknown_when_nothing_varies_and_leave_unscored_rows_out():
     flat = torch.full((4, 2), 0.3)
-    assert influence(flat, flat.sum(-1, keepdim=True), torch.zeros(4).long()).isnan().all()
+    assert variance_share(flat, flat.sum(-1, keepdim=True), torch.zeros(4).long()).isnan().all()
     x = torch.tensor([[0.0, 0.1], [1.0, 0.2], [0.5, NAN]])
-    shares = influence(x, x.sum(-1, keepdim=True), torch.zeros(3).long())
+    shares = variance_share(x, x.sum(-1, keepdim=True), torch.zeros(3).long())
     assert shares.tolist() == pytest.approx([1 / 1.1, 0.1 / 1.1], rel=1e-5)

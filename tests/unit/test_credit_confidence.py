@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from paretune.credit.aggregate import WeightedSum
-from paretune.credit.confidence import CalibrateByConfidence, confidence_adjustment
+from paretune.credit.confidence import ConfidenceCalibratedReward, confidence_adjustment
 from paretune.credit.step import chain
 from paretune.errors import WiringError
-from paretune.learn.resume import pack, unpack
+from paretune.learn.resume import deserialize_tree, serialize_tree
 from toy import advance, graded
 
 NAN = math.nan
@@ -17,12 +17,12 @@ NAN = math.nan
 
 def batch_of(rewards, confidence):
     batch = graded([[c] for c in confidence], objectives=("confidence",))
-    return batch.set(signal=torch.tensor(rewards)[:, None])
+    return batch.replace(rewards=torch.tensor(rewards)[:, None])
 
 
 def adjusted(rewards, confidence, **more):
-    out, seen = advance(CalibrateByConfidence(**more), batch_of(rewards, confidence))
-    return out.signal[:, 0].tolist(), seen["state/reward_level"]
+    out, seen = advance(ConfidenceCalibratedReward(**more), batch_of(rewards, confidence))
+    return out.rewards[:, 0].tolist(), seen["state/reward_level"]
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ def test_a_batch_by_hand_the_mean_moves_first(form, w, want):
 
 
 def test_the_mean_moves_by_a_tenth():
-    part = CalibrateByConfidence(start_at=0.0)
-    state, levels = part.start(), []
+    part = ConfidenceCalibratedReward(initial_baseline=0.0)
+    state, levels = part.init_state(), []
     for mean in (1.0, 0.5):
-        _, state, _ = part.advance(batch_of([mean, mean], [0.5, 0.5]), state, torch.Generator())
+        _, state, _ = part.apply_stateful(batch_of([mean, mean], [0.5, 0.5]), state, torch.Generator())
         levels.append(float(state))
     assert levels == pytest.approx([0.1, 0.14])
 
@@ -78,12 +78,12 @@ def test_an_unscored_response_stays_so_and_is_not_remembered():
 
 
 def test_one_reward_has_no_spread_and_poisons_nothing():
-    part = CalibrateByConfidence(form="spread")
-    out, state, _ = part.advance(batch_of([3.0], [1.0]), part.start(), torch.Generator())
-    assert out.signal.tolist() == [[3.0]]
-    out, state, _ = part.advance(batch_of([3.0, -3.0], [1.0, 1.0]), state, torch.Generator())
+    part = ConfidenceCalibratedReward(adjustment_type="spread")
+    out, state, _ = part.apply_stateful(batch_of([3.0], [1.0]), part.init_state(), torch.Generator())
+    assert out.rewards.tolist() == [[3.0]]
+    out, state, _ = part.apply_stateful(batch_of([3.0, -3.0], [1.0, 1.0]), state, torch.Generator())
     assert float(state) == pytest.approx(math.sqrt(18))
-    assert out.signal.isfinite().all()
+    assert out.rewards.isfinite().all()
 
 
 def test_rewards_are_cut_before_they_are_looked_at():
@@ -94,21 +94,21 @@ def test_without_weight_it_is_the_aggregator_before_it():
     batch = graded([[1.0, 2.0, 0.9], [0.0, 3.0, 0.1]], objectives=("helpful", "safe", "confidence"))
     total = WeightedSum({"helpful": 1.0, "safe": 0.5})
     plain, _ = advance(total, batch)
-    whole, _ = advance(chain(total, CalibrateByConfidence()), batch)
-    assert whole.signal.shape == (2, 1)
-    assert not torch.equal(whole.signal, plain.signal)
-    nothing, _ = advance(chain(total, CalibrateByConfidence(w=0.0)), batch)
-    assert torch.equal(nothing.signal, plain.signal)
-    unsaid = batch.set(scores=torch.cat([batch.scores[:, :2], torch.full((2, 1), NAN)], 1))
-    unsaid = unsaid.set(signal=unsaid.scores)
-    same, _ = advance(chain(total, CalibrateByConfidence()), unsaid)
-    assert torch.equal(same.signal, plain.signal)
+    whole, _ = advance(chain(total, ConfidenceCalibratedReward()), batch)
+    assert whole.rewards.shape == (2, 1)
+    assert not torch.equal(whole.rewards, plain.rewards)
+    nothing, _ = advance(chain(total, ConfidenceCalibratedReward(confidence_coef=0.0)), batch)
+    assert torch.equal(nothing.rewards, plain.rewards)
+    unsaid = batch.replace(scores=torch.cat([batch.scores[:, :2], torch.full((2, 1), NAN)], 1))
+    unsaid = unsaid.replace(rewards=unsaid.scores)
+    same, _ = advance(chain(total, ConfidenceCalibratedReward()), unsaid)
+    assert torch.equal(same.rewards, plain.rewards)
 
 
 def test_the_mean_survives_a_checkpoint():
-    part = CalibrateByConfidence()
-    for state in (part.start(), torch.tensor(0.1, dtype=torch.float64)):
-        back = unpack(*pack(state), part.start())
+    part = ConfidenceCalibratedReward()
+    for state in (part.init_state(), torch.tensor(0.1, dtype=torch.float64)):
+        back = deserialize_tree(*serialize_tree(state), part.init_state())
         assert torch.equal(back.nan_to_num(7.0), state.nan_to_num(7.0))
         assert back.dtype == torch.float64
 
@@ -117,9 +117,9 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(WiringError, match=r'"confidence" as confidence and met a score outside \[0, 1\]'):
         adjusted([1.0], [9.0])
     with pytest.raises(WiringError, match="put it after an aggregator"):
-        advance(CalibrateByConfidence(), graded([[1.0, 0.5]], objectives=("a", "confidence")))
+        advance(ConfidenceCalibratedReward(), graded([[1.0, 0.5]], objectives=("a", "confidence")))
     with pytest.raises(WiringError, match='no objective "sure"'):
-        advance(CalibrateByConfidence("sure"), batch_of([1.0], [0.5]))
+        advance(ConfidenceCalibratedReward("sure"), batch_of([1.0], [0.5]))
     for wrong in ({"decay": 1.0}, {"w": -1.0}, {"limit": 0.0}):
         with pytest.raises(WiringError):
-            CalibrateByConfidence(**wrong)
+            ConfidenceCalibratedReward(**wrong)

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from paretune.credit.dense import PlaceTokenReward, gathered
-from paretune.credit.penalty import EndReward, KlPenalty
+from paretune.credit.dense import RedistributeTokenRewards, sum_at_segment_ends
+from paretune.credit.penalty import KlPenalty, TerminalReward
 from paretune.credit.step import chain
 from paretune.errors import WiringError
 from paretune.models.measure import implicit_reward
 from toy import advance, graded
 
 TUNED, REFERENCE, POLICY = (-1.0, -0.5, -2.0), (-1.4, -0.3, -2.2), (-1.2, -0.3, -1.7)
-PAY = chain(EndReward(), KlPenalty(0.01))
+PAY = chain(TerminalReward(), KlPenalty(0.01))
 pytestmark = pytest.mark.usefixtures("double")
 
 
@@ -20,20 +20,20 @@ def three_tokens(tuned=TUNED, score=0.8, clip=0.05, beta=0.05):
         return torch.tensor([[0.0, *logp]])
 
     batch = graded([score], lengths=[3])
-    dense = implicit_reward(shown(tuned), shown(REFERENCE), batch.respond, beta, clip)
-    return batch.set(
-        behaviour_logp=shown(POLICY), reference_logp=shown(REFERENCE), token_reward=dense[..., None]
+    dense = implicit_reward(shown(tuned), shown(REFERENCE), batch.response_mask, beta, clip)
+    return batch.replace(
+        old_logprobs=shown(POLICY), ref_logprobs=shown(REFERENCE), token_rewards=dense[..., None]
     )
 
 
 def paid(batch, *steps):
-    return advance(chain(*steps), batch)[0].token_reward[0, 1:, 0].tolist()
+    return advance(chain(*steps), batch)[0].token_rewards[0, 1:, 0].tolist()
 
 
 def test_three_tokens_by_hand():
     batch = three_tokens()
     assert paid(batch) == pytest.approx([0.02, -0.01, 0.01])
-    assert paid(batch.set(token_reward=None), KlPenalty(0.01)) == pytest.approx([-0.002, 0, -0.005])
+    assert paid(batch.replace(token_rewards=None), KlPenalty(0.01)) == pytest.approx([-0.002, 0, -0.005])
     assert paid(batch, PAY) == pytest.approx([0.018, -0.010, 0.805])
 
 
@@ -45,16 +45,18 @@ def test_the_cut_comes_after_the_scaling():
 def test_a_sentence_is_paid_at_its_end_and_a_response_at_its_last_token():
     batch = three_tokens()
     tokens = torch.tensor([[7, 1, 7, 2]])
-    at = batch.set(tokens=tokens)
-    assert paid(at, PlaceTokenReward("sentence", ends=(7, 9))) == pytest.approx([0, 0.01, 0.01])
-    assert paid(at, PlaceTokenReward("end")) == pytest.approx([0, 0, 0.02])
+    at = batch.replace(input_ids=tokens)
+    assert paid(at, RedistributeTokenRewards("sentence", sentence_end_ids=(7, 9))) == pytest.approx(
+        [0, 0.01, 0.01]
+    )
+    assert paid(at, RedistributeTokenRewards("end")) == pytest.approx([0, 0, 0.02])
 
 
 def test_shaping_moves_credit_and_no_return():
     batch = three_tokens()
-    shaped = paid(batch, PlaceTokenReward("shaping"), PAY)
+    shaped = paid(batch, RedistributeTokenRewards("shaping"), PAY)
     assert shaped == pytest.approx([0.018, -0.010, 0.785])
-    plain = paid(batch.set(token_reward=None), PAY)
+    plain = paid(batch.replace(token_rewards=None), PAY)
     assert sum(shaped) == pytest.approx(sum(plain)) == pytest.approx(0.793)
 
 
@@ -64,7 +66,7 @@ def test_the_rewards_of_a_response_telescope():
 
 def test_a_tuned_model_that_gained_nothing_pays_nothing():
     batch = three_tokens(tuned=REFERENCE)
-    assert paid(batch, PAY) == paid(batch.set(token_reward=None), PAY)
+    assert paid(batch, PAY) == paid(batch.replace(token_rewards=None), PAY)
 
 
 def test_the_tuned_model_is_the_optimum_where_price_and_reward_are_alike():
@@ -83,20 +85,20 @@ def test_stretches_pass_over_tokens_that_others_wrote_and_over_padding():
     respond = torch.tensor([[False, True, True, False, True, True, False], [False, *[True] * 6]])
     reward = torch.arange(1.0, 15.0).reshape(2, 7, 1)
     ends = torch.tensor([[True, False, True, True, False, False, True], [False] * 7])
-    got = gathered(reward, respond, ends)[..., 0]
+    got = sum_at_segment_ends(reward, respond, ends)[..., 0]
     assert got.tolist() == [[0, 0, 2 + 3, 0, 0, 5 + 6, 0], [0, 0, 0, 0, 0, 0, sum(range(9, 15))]]
 
 
 def test_several_heads_are_each_paid_the_whole():
-    batch = graded([[1.0, 2.0]], lengths=[3]).set(token_reward=three_tokens().token_reward)
-    out, _ = advance(EndReward(), batch)
-    assert out.token_reward[0, 3].tolist() == pytest.approx([1.01, 2.01])
+    batch = graded([[1.0, 2.0]], lengths=[3]).replace(token_rewards=three_tokens().token_rewards)
+    out, _ = advance(TerminalReward(), batch)
+    assert out.token_rewards[0, 3].tolist() == pytest.approx([1.01, 2.01])
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(WiringError, match='give ends with the form "sentence"'):
-        PlaceTokenReward("sentence")
+        RedistributeTokenRewards("sentence")
     with pytest.raises(WiringError, match="and with no other"):
-        PlaceTokenReward("end", ends=(1,))
+        RedistributeTokenRewards("end", sentence_end_ids=(1,))
     with pytest.raises(WiringError, match=r"batch\.token_reward"):
-        advance(PlaceTokenReward("end"), graded([1.0]))
+        advance(RedistributeTokenRewards("end"), graded([1.0]))

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from paretune.algorithms.ratios import cispo, corrected
-from paretune.credit.importance import KeepUncertain, TruncatedImportance, most_uncertain
+from paretune.algorithms.ratios import cispo, with_importance_correction
+from paretune.credit.importance import TopEntropyTokens, TruncatedImportanceSampling, high_entropy_mask
 from paretune.credit.step import chain
 from paretune.errors import WiringError
-from paretune.learn.check import check
-from paretune.learn.descend import descend
-from paretune.metrics import metric
-from paretune.models.measure import Behaviour, Reference, Undecided
+from paretune.learn.check import check_spec
+from paretune.learn.descend import train
+from paretune.metrics import find_metric
+from paretune.models.measure import OldLogprobs, PolicyEntropy, RefLogprobs
 from paretune.rundir import Run
 from toy import WEIGHTS, advance, digest, graded, toy_recipe, toy_world
 
@@ -19,47 +19,47 @@ NAMES = ("even", "high")
 
 def measured():
     batch = graded([1.0, 0.0], lengths=[1, 3])
-    return batch.set(
-        sampler_logp=torch.zeros(2, 4),
-        behaviour_logp=torch.tensor([[0.0, 1.0, 9.0, 9.0], [0.0, -1.0, 0.0, 0.1]]),
+    return batch.replace(
+        rollout_logprobs=torch.zeros(2, 4),
+        old_logprobs=torch.tensor([[0.0, 1.0, 9.0, 9.0], [0.0, -1.0, 0.0, 0.1]]),
         entropy=torch.tensor([[9.0, 0.5, 9.0, 9.0], [9.0, 0.1, 0.9, 0.2]]),
     )
 
 
 def test_identical_engines_change_nothing():
     batch = measured()
-    same = batch.set(behaviour_logp=batch.sampler_logp.clone())
+    same = batch.replace(old_logprobs=batch.rollout_logprobs.clone())
     for by in ("token", "sequence"):
         for beyond in ("truncate", "mask"):
-            weighed, seen = advance(TruncatedImportance(by, beyond), same)
-            assert (weighed.importance == 1).all()
-            assert seen["importance/cut"] == 0
+            weighed, seen = advance(TruncatedImportanceSampling(by, beyond), same)
+            assert (weighed.importance_weights == 1).all()
+            assert seen["importance_weights/truncated"] == 0
 
 
 def test_only_the_response_counts_and_factors_multiply():
-    steps = chain(TruncatedImportance(most=2.0, least=0.5), KeepUncertain(0.5))
+    steps = chain(TruncatedImportanceSampling(max_ratio=2.0, min_ratio=0.5), TopEntropyTokens(0.5))
     batch, seen = advance(steps, measured())
     want = torch.tensor([[0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
-    torch.testing.assert_close(batch.importance * batch.respond, want)
-    assert seen["importance/cut"] == 0.5
-    assert seen["importance/uncertain"] == 0.5
-    assert all(metric(key) for key in seen)
+    torch.testing.assert_close(batch.importance_weights * batch.response_mask, want)
+    assert seen["importance_weights/truncated"] == 0.5
+    assert seen["top_entropy_tokens/kept"] == 0.5
+    assert all(find_metric(key) for key in seen)
 
 
 def test_the_most_uncertain_tokens_of_the_whole_step():
     batch = measured()
-    assert most_uncertain(batch.entropy, batch.respond, 1.0).equal(batch.respond)
-    assert most_uncertain(batch.entropy, batch.respond, 0.01).sum() == 1
-    nothing = torch.zeros_like(batch.respond)
-    assert most_uncertain(batch.entropy, nothing, 0.5).equal(nothing)
+    assert high_entropy_mask(batch.entropy, batch.response_mask, 1.0).equal(batch.response_mask)
+    assert high_entropy_mask(batch.entropy, batch.response_mask, 0.01).sum() == 1
+    nothing = torch.zeros_like(batch.response_mask)
+    assert high_entropy_mask(batch.entropy, nothing, 0.5).equal(nothing)
 
 
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: TruncatedImportance(most=0.9), "1 must lie between"),
-        (lambda: TruncatedImportance(least=1.1), "1 must lie between"),
-        (lambda: KeepUncertain(0.0), "must be in"),
+        (lambda: TruncatedImportanceSampling(max_ratio=0.9), "1 must lie between"),
+        (lambda: TruncatedImportanceSampling(min_ratio=1.1), "1 must lie between"),
+        (lambda: TopEntropyTokens(0.0), "must be in"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(make, match):
@@ -69,24 +69,27 @@ def test_settings_without_a_meaning_are_refused(make, match):
 
 def test_weights_that_would_all_be_one_are_refused_at_the_door():
     recipe = toy_recipe()
-    inert = recipe.but(credit=chain(TruncatedImportance(), recipe.credit))
+    inert = recipe.replace(credit=chain(TruncatedImportanceSampling(), recipe.credit))
     with pytest.raises(WiringError, match=r'TruncatedImportance .* Behaviour\(by="sampler"\) .*; fix:'):
-        check(inert, NAMES)
-    assert check(corrected(recipe, TruncatedImportance()), NAMES).rows_kept == 16
+        check_spec(inert, NAMES)
+    assert (
+        check_spec(with_importance_correction(recipe, TruncatedImportanceSampling()), NAMES).num_selected_rows
+        == 16
+    )
     with pytest.raises(WiringError, match=r"batch\.entropy"):
-        check(recipe.but(credit=chain(KeepUncertain(), recipe.credit)), NAMES)
+        check_spec(recipe.replace(credit=chain(TopEntropyTokens(), recipe.credit)), NAMES)
 
 
 def test_both_parts_train_and_say_what_they_did(tmp_path):
     base = cispo(WEIGHTS, max_new=6)
-    recipe = corrected(base, TruncatedImportance("sequence", "mask", 3.0))
-    recipe = recipe.but(
-        measure=(Behaviour("trainer"), Reference(), Undecided()),
-        credit=chain(recipe.credit, KeepUncertain(0.5)),
+    recipe = with_importance_correction(base, TruncatedImportanceSampling("sequence", "mask", 3.0))
+    recipe = recipe.replace(
+        model_passes=(OldLogprobs("trainer"), RefLogprobs(), PolicyEntropy()),
+        credit=chain(recipe.credit, TopEntropyTokens(0.5)),
     )
     world = toy_world()
     before = digest(world)
-    descend(recipe, world, steps=2, seed=0, run=Run(tmp_path))
+    train(recipe, world, max_steps=2, seed=0, run=Run(tmp_path))
     lines = (tmp_path / "metrics.jsonl").read_text()
     assert digest(world) != before
     assert all(f"importance/{key}" in lines for key in ("mean", "max", "min", "cut", "uncertain"))

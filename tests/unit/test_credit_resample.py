@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from paretune.credit.resample import ResampleByRank, rank_odds, response_odds
+from paretune.credit.resample import ResampleByRank, rank_probabilities, response_probabilities
 from paretune.errors import WiringError
 from toy import advance, graded
 
@@ -23,7 +23,7 @@ FIVE = [5.0, 4.0, 3.0, 2.0, 1.0]
     ],
 )
 def test_odds_of_five_ranks_by_hand(odds, want, mean, effective):
-    got = rank_odds(odds, 5)
+    got = rank_probabilities(odds, 5)
     assert got == pytest.approx(want)
     assert sum(h * r for h, r in zip(got, FIVE, strict=True)) == pytest.approx(mean)
     assert 1 / sum(h * h for h in got) == pytest.approx(effective)
@@ -32,7 +32,7 @@ def test_odds_of_five_ranks_by_hand(odds, want, mean, effective):
 @pytest.mark.parametrize("odds", ["best_of_n", "best_random", "four_to_one", "best_worst"])
 @pytest.mark.parametrize("n", [1, 2, 3, 8])
 def test_odds_sum_to_one_for_any_number_of_responses(odds, n):
-    got = rank_odds(odds, n)
+    got = rank_probabilities(odds, n)
     assert len(got) == n
     assert sum(got) == pytest.approx(1)
     assert got[0] == max(got)
@@ -47,21 +47,21 @@ def test_odds_sum_to_one_for_any_number_of_responses(odds, n):
 )
 def test_odds_by_the_size_of_the_signal_by_hand(power, want):
     signal = torch.tensor([[2.0], [1.0], [0.0], [-1.0], [-3.0]])
-    got = response_odds(signal, torch.zeros(5, dtype=torch.long), "power", power)
+    got = response_probabilities(signal, torch.zeros(5, dtype=torch.long), "power", power)
     assert got.tolist() == pytest.approx(want, abs=1e-6)
-    assert response_odds(signal * 0, torch.zeros(5, dtype=torch.long), "power").tolist() == [0.2] * 5
+    assert response_probabilities(signal * 0, torch.zeros(5, dtype=torch.long), "power").tolist() == [0.2] * 5
 
 
 def test_ranks_are_those_of_a_prompt_and_unscored_responses_have_none():
     signal = torch.tensor([[1.0], [NAN], [9.0], [3.0], [NAN], [2.0], [8.0]])
     group = torch.tensor([4, 4, 1, 4, 2, 4, 1])
-    got = response_odds(signal, group, "best_worst")
+    got = response_probabilities(signal, group, "best_worst")
     assert got.tolist() == [0.5, 0, 0.5, 0.5, 0, 0, 0.5]
 
 
 def test_a_hundred_thousand_draws():
     batch = graded([3.0, 5.0, 1.0, 4.0, 2.0])
-    out, _ = advance(ResampleByRank("best_worst", keep=100_000), batch)
+    out, _ = advance(ResampleByRank("best_worst", num_samples=100_000), batch)
     counts = out.scores[:, 0].long().bincount(minlength=6)
     assert counts[[2, 3, 4]].tolist() == [0, 0, 0]
     assert counts[1] / 1e5 == pytest.approx(0.5, abs=0.005)
@@ -70,12 +70,12 @@ def test_a_hundred_thousand_draws():
 
 def test_each_prompt_keeps_as_many_and_the_generator_alone_decides_which():
     batch = graded([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, NAN], group=[0, 1, 0, 1, 0, 1, 2])
-    part = ResampleByRank("best_random", keep=2)
+    part = ResampleByRank("best_random", num_samples=2)
     one, seen = advance(part, batch, seed=3)
     assert one.group.tolist() == [0, 0, 1, 1]
     again, _ = advance(part, batch, seed=3)
     assert torch.equal(one.scores, again.scores)
-    assert seen["responses/drawn"] == len(set(one.scores[:, 0].tolist())) / 7
+    assert seen["responses/resampled"] == len(set(one.scores[:, 0].tolist())) / 7
     others = {tuple(advance(part, batch, seed=s)[0].scores[:, 0].tolist()) for s in range(20)}
     assert len(others) > 5
 
@@ -89,6 +89,6 @@ def test_where_nobody_is_scored_all_stay():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(WiringError, match="keep at least 1"):
-        ResampleByRank(keep=0)
+        ResampleByRank(num_samples=0)
     with pytest.raises(WiringError, match="put it after an aggregator"):
         advance(ResampleByRank(), graded([[1.0, 2.0]]))

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from paretune.credit.gae import Gae, ReturnToGo
-from paretune.credit.penalty import Clip, EndReward, KlPenalty, OverlongPenalty
-from paretune.credit.running import Moments, RunningScale
-from paretune.credit.select import DropFlatGroups
+from paretune.credit.penalty import ClipReward, KlPenalty, OverlongPenalty, TerminalReward
+from paretune.credit.running import RunningMoments, RunningNormalize
+from paretune.credit.select import DropZeroVarianceGroups
 from paretune.credit.step import chain
 from paretune.credit.whiten import Whiten
 from paretune.errors import WiringError
-from paretune.learn.resume import pack, unpack
+from paretune.learn.resume import deserialize_tree, serialize_tree
 from toy import Cut, advance, graded, stop_after, toy_recipe, trained
 
 NAN = math.nan
@@ -18,43 +18,43 @@ NAN = math.nan
 
 def shaped(scores, lengths, **more):
     batch = graded(scores, lengths=lengths, **more)
-    zero = torch.zeros(batch.tokens.shape)
-    return batch.set(behaviour_logp=zero + 0.3 * batch.respond, reference_logp=zero)
+    zero = torch.zeros(batch.input_ids.shape)
+    return batch.replace(old_logprobs=zero + 0.3 * batch.response_mask, ref_logprobs=zero)
 
 
 def test_the_end_reward_stands_on_the_last_token_the_policy_wrote():
     respond = torch.tensor([[False, True, False, True, False], [True, False, False, False, False]])
-    out, _ = advance(EndReward(), graded([2.0, 3.0], respond=respond))
-    assert out.token_reward[..., 0].tolist() == [[0, 0, 0, 2, 0], [3, 0, 0, 0, 0]]
+    out, _ = advance(TerminalReward(), graded([2.0, 3.0], respond=respond))
+    assert out.token_rewards[..., 0].tolist() == [[0, 0, 0, 2, 0], [3, 0, 0, 0, 0]]
 
 
 def test_an_unscored_response_teaches_neither_policy_nor_critic():
-    batch = shaped([1.0, NAN, 0.0], [2, 3, 3]).set(values=torch.full((3, 4, 1), 0.25))
-    paid = chain(EndReward(), KlPenalty(0.1))
+    batch = shaped([1.0, NAN, 0.0], [2, 3, 3]).replace(values=torch.full((3, 4, 1), 0.25))
+    paid = chain(TerminalReward(), KlPenalty(0.1))
     out, _ = advance(chain(paid, Gae()), batch)
     assert (out.advantages[1] == 0).all()
-    assert torch.equal(out.returns[1], out.values[1] * batch.respond[1][:, None])
+    assert torch.equal(out.returns[1], out.values[1] * batch.response_mask[1][:, None])
     out, _ = advance(chain(paid, ReturnToGo(), Whiten()), batch)
     assert (out.advantages[1] == 0).all()
-    alone, _ = advance(chain(paid, ReturnToGo(), Whiten()), batch.rows(torch.tensor([0, 2])))
+    alone, _ = advance(chain(paid, ReturnToGo(), Whiten()), batch.select(torch.tensor([0, 2])))
     torch.testing.assert_close(out.advantages[[0, 2]], alone.advantages)
 
 
 def test_lambda_one_is_the_return_minus_the_value():
     batch = shaped([1.0, -1.0], [2, 3])
-    batch = batch.set(values=torch.sin(torch.arange(8.0)).reshape(2, 4, 1))
-    paid = chain(EndReward(), KlPenalty(0.1))
+    batch = batch.replace(values=torch.sin(torch.arange(8.0)).reshape(2, 4, 1))
+    paid = chain(TerminalReward(), KlPenalty(0.1))
     critic, _ = advance(chain(paid, Gae(0.9, 1.0)), batch)
     returns, _ = advance(chain(paid, ReturnToGo(0.9)), batch)
-    mask = batch.respond[..., None]
+    mask = batch.response_mask[..., None]
     torch.testing.assert_close(critic.advantages, (returns.advantages - batch.values) * mask)
     torch.testing.assert_close(critic.returns, returns.advantages)
 
 
 def test_with_values_of_zero_it_is_reinforce_with_whitening():
     batch = shaped([1.0, -1.0], [2, 3])
-    paid = chain(EndReward(), KlPenalty(0.1))
-    critic, _ = advance(chain(paid, Gae(1.0, 1.0), Whiten()), batch.set(values=torch.zeros(2, 4, 1)))
+    paid = chain(TerminalReward(), KlPenalty(0.1))
+    critic, _ = advance(chain(paid, Gae(1.0, 1.0), Whiten()), batch.replace(values=torch.zeros(2, 4, 1)))
     returns, _ = advance(chain(paid, ReturnToGo(), Whiten()), batch)
     assert torch.equal(critic.advantages, returns.advantages)
 
@@ -62,54 +62,56 @@ def test_with_values_of_zero_it_is_reinforce_with_whitening():
 @pytest.mark.parametrize("at", ["inside", "outside"])
 def test_whitening_an_objective_at_a_time(at):
     batch = graded([[1.0, 5.0], [3.0, 5.0]], lengths=[1, 2])
-    batch = batch.set(advantages=batch.signal[:, None, :] * batch.respond[..., None])
-    white, _ = advance(Whiten("population", eps=0.0, at=at), batch)
-    one = white.advantages[..., 0][batch.respond]
+    batch = batch.replace(advantages=batch.rewards[:, None, :] * batch.response_mask[..., None])
+    white, _ = advance(Whiten("population", eps=0.0, eps_position=at), batch)
+    one = white.advantages[..., 0][batch.response_mask]
     assert float(one.mean()) == pytest.approx(0, abs=1e-6)
     assert float(one.square().mean()) == pytest.approx(1, rel=1e-5)
     assert (white.advantages[..., 1] == 0).all()
-    assert (white.advantages[~batch.respond] == 0).all()
+    assert (white.advantages[~batch.response_mask] == 0).all()
 
 
 def test_whitening_rewards_may_keep_their_mean_or_give_it_back():
     batch = graded([4.0, 6.0], lengths=[1, 1])
-    batch, _ = advance(EndReward(), batch)
-    back, _ = advance(Whiten("population", "restored", 0.0, on="token_reward"), batch)
-    assert back.token_reward[:, 1, 0].tolist() == pytest.approx([4.0, 6.0])
-    kept, _ = advance(Whiten("population", "kept", 0.0, on="token_reward"), batch)
-    assert kept.token_reward[:, 1, 0].tolist() == pytest.approx([4.0, 6.0])
-    flat, _ = advance(Whiten("population", "restored", on="token_reward"), batch.rows(torch.tensor([0, 0])))
-    assert flat.token_reward[:, 1, 0].tolist() == [4.0, 4.0]
+    batch, _ = advance(TerminalReward(), batch)
+    back, _ = advance(Whiten("population", "restored", 0.0, apply_to="token_reward"), batch)
+    assert back.token_rewards[:, 1, 0].tolist() == pytest.approx([4.0, 6.0])
+    kept, _ = advance(Whiten("population", "kept", 0.0, apply_to="token_reward"), batch)
+    assert kept.token_rewards[:, 1, 0].tolist() == pytest.approx([4.0, 6.0])
+    flat, _ = advance(
+        Whiten("population", "restored", apply_to="token_reward"), batch.select(torch.tensor([0, 0]))
+    )
+    assert flat.token_rewards[:, 1, 0].tolist() == [4.0, 4.0]
 
 
 @pytest.mark.parametrize("memory", ["exact", "inflated", "fading"])
 def test_a_running_scale_goes_on_from_a_checkpoint_bit_for_bit(memory):
-    step = RunningScale(memory=memory)
-    _, state, _ = step.advance(graded([[1.0, NAN], [2.5, 0.5]]), step.start(), torch.Generator())
-    packed, tensors = pack(state)
-    again = unpack(packed, tensors, step.start())
-    assert isinstance(again, Moments)
+    step = RunningNormalize(moments_mode=memory)
+    _, state, _ = step.apply_stateful(graded([[1.0, NAN], [2.5, 0.5]]), step.init_state(), torch.Generator())
+    packed, tensors = serialize_tree(state)
+    again = deserialize_tree(packed, tensors, step.init_state())
+    assert isinstance(again, RunningMoments)
     batch = graded([[0.1, 0.2], [0.7, NAN]])
-    one, two = (step.advance(batch, s, torch.Generator())[0].signal for s in (state, again))
+    one, two = (step.apply_stateful(batch, s, torch.Generator())[0].rewards for s in (state, again))
     assert torch.equal(one.nan_to_num(9), two.nan_to_num(9))
     assert one.isnan().tolist() == [[False, False], [False, True]]
 
 
 def test_equal_signals_are_not_blown_up_by_a_spread_that_is_not_known():
     for mean in ("removed", "kept"):
-        out, _ = advance(RunningScale(mean), graded([0.1 + 0.2, 0.3, 0.3]))
-        assert (out.signal == 0).all()
+        out, _ = advance(RunningNormalize(mean), graded([0.1 + 0.2, 0.3, 0.3]))
+        assert (out.rewards == 0).all()
 
 
 def test_clips_cut_and_count():
-    out, seen = advance(Clip(-1.0, 1.0), graded([-3.0, NAN, 0.5]))
-    assert out.signal.flatten().nan_to_num(9).tolist() == [-1.0, 9.0, 0.5]
-    assert seen == {"signal/cut": 0.5}
+    out, seen = advance(ClipReward(-1.0, 1.0), graded([-3.0, NAN, 0.5]))
+    assert out.rewards.flatten().nan_to_num(9).tolist() == [-1.0, 9.0, 0.5]
+    assert seen == {"reward/clipped": 0.5}
     batch = graded([0.0, 0.0], lengths=[1, 2])
-    batch = batch.set(advantages=torch.tensor([[0, 5.0, 7.0], [0, 0.5, 0.5]])[..., None])
-    out, seen = advance(Clip(-1.0, 1.0, on="advantages"), batch)
+    batch = batch.replace(advantages=torch.tensor([[0, 5.0, 7.0], [0, 0.5, 0.5]])[..., None])
+    out, seen = advance(ClipReward(-1.0, 1.0, apply_to="advantages"), batch)
     assert out.advantages.max() == 1
-    assert seen == {"advantages/cut": pytest.approx(1 / 3)}
+    assert seen == {"advantages/clipped": pytest.approx(1 / 3)}
 
 
 @pytest.mark.parametrize(
@@ -118,12 +120,12 @@ def test_clips_cut_and_count():
         (lambda: KlPenalty(-0.1), "must not be negative"),
         (lambda: Gae(lam=1.5), r"lam is 1.5; it must be in \[0, 1\]"),
         (lambda: ReturnToGo(-0.5), "gamma is -0.5"),
-        (lambda: Clip(1.0, 1.0), "the first must be the smaller"),
+        (lambda: ClipReward(1.0, 1.0), "the first must be the smaller"),
         (lambda: OverlongPenalty(10, 11), "the buffer must be in"),
-        (lambda: DropFlatGroups(-1.0), "least spread"),
-        (lambda: RunningScale(momentum=1.0), "momentum is 1.0"),
+        (lambda: DropZeroVarianceGroups(-1.0), "least spread"),
+        (lambda: RunningNormalize(ema_decay=1.0), "momentum is 1.0"),
         (lambda: advance(OverlongPenalty(10, 5), graded([[1.0, 2.0]])), "OverlongPenalty needs one signal"),
-        (lambda: advance(KlPenalty(0.1, on="response"), shaped([[1.0, 2.0]], [2])), "KlPenalty needs one"),
+        (lambda: advance(KlPenalty(0.1, level="response"), shaped([[1.0, 2.0]], [2])), "KlPenalty needs one"),
         (lambda: advance(Gae(), two_heads()), "of 2 objectives and the critic has 1 heads"),
         (lambda: advance(KlPenalty(0.1), graded([1.0])), "batch.behaviour_logp"),
         (lambda: advance(Whiten(), graded([1.0])), "batch.advantages"),
@@ -135,14 +137,18 @@ def test_wrong_settings_and_wirings_are_told(make, match):
 
 
 def two_heads():
-    batch, _ = advance(EndReward(), graded([[1.0, 2.0]]))
+    batch, _ = advance(TerminalReward(), graded([[1.0, 2.0]]))
     object.__setattr__(batch, "values", torch.zeros(1, 3, 1))  # past the shape checks of the tests
     return batch
 
 
 def test_a_run_with_a_running_scale_and_a_filter_resumes_bit_for_bit(tmp_path):
     recipe = toy_recipe(n=4, max_new=4)
-    recipe = recipe.but(worth=chain(recipe.worth, DropFlatGroups(0.05), RunningScale(), Clip(-5.0, 5.0)))
+    recipe = recipe.replace(
+        reward_steps=chain(
+            recipe.reward_steps, DropZeroVarianceGroups(0.05), RunningNormalize(), ClipReward(-5.0, 5.0)
+        )
+    )
     whole = trained(tmp_path / "whole", recipe=recipe, steps=3, every=1)
     with pytest.raises(Cut):
         trained(tmp_path / "cut", recipe=recipe, steps=3, every=1, on_step=stop_after(2))

@@ -3,30 +3,30 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from paretune.credit.step import Step, chain
+from paretune.credit.step import CreditStep, chain
 from paretune.errors import WiringError
 from toy import advance, graded
 
 
 @dataclass(frozen=True)
-class Running(Step):
+class Running(CreditStep):
     """Adds up the signal it has seen."""
 
     def start(self):
         return torch.zeros(())
 
     def advance(self, batch, state, rng):
-        state = state + batch.signal.sum()
-        return batch.set(signal=batch.signal + state), state, {"state/sum": float(state)}
+        state = state + batch.rewards.sum()
+        return batch.replace(rewards=batch.rewards + state), state, {"state/sum": float(state)}
 
 
 def test_a_chain_hands_batch_and_states_on():
     both = chain(Running(), Running())
-    batch, state, seen = both.advance(graded([1.0, 2.0]), both.start(), torch.Generator())
-    assert batch.signal.flatten().tolist() == [13.0, 14.0]
+    batch, state, seen = both.apply_stateful(graded([1.0, 2.0]), both.init_state(), torch.Generator())
+    assert batch.rewards.flatten().tolist() == [13.0, 14.0]
     assert [float(s) for s in state] == [3.0, 9.0]
     assert seen == {"state/sum": 9.0}
-    batch, state, _ = both.advance(graded([1.0]), state, torch.Generator())
+    batch, state, _ = both.apply_stateful(graded([1.0]), state, torch.Generator())
     assert float(state[0]) == 4.0
 
 
@@ -37,7 +37,7 @@ def test_the_empty_chain_does_nothing():
 
 def test_a_step_that_does_nothing_is_a_mistake():
     with pytest.raises(WiringError, match="overrides neither"):
-        advance(Step(), graded([1.0]))
+        advance(CreditStep(), graded([1.0]))
 
 
 def test_a_chain_prints_as_it_was_written():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from paretune.credit.unread import UnreadIsWorst
+from paretune.credit.unread import InvalidFormatPenalty
 from paretune.errors import WiringError
 from toy import advance, graded
 
@@ -11,31 +11,33 @@ NAN = float("nan")
 
 
 def batch(scores, readable):
-    return graded(scores).set(readable=torch.tensor(readable))
+    return graded(scores).replace(format_valid=torch.tensor(readable))
 
 
 def test_it_gets_the_worst_of_each_column():
-    found, _ = advance(UnreadIsWorst(), batch([[0.5, 3.0], [0.2, 4.0], [NAN, NAN]], [True, True, False]))
-    assert found.signal[2].tolist() == pytest.approx([0.2, 3.0])
+    found, _ = advance(
+        InvalidFormatPenalty(), batch([[0.5, 3.0], [0.2, 4.0], [NAN, NAN]], [True, True, False])
+    )
+    assert found.rewards[2].tolist() == pytest.approx([0.2, 3.0])
     assert found.scores[2].isnan().all()
 
 
 def test_the_worst_is_remembered():
-    step, rng = UnreadIsWorst(), torch.Generator()
-    _, state, _ = step.advance(batch([[0.1], [0.9]], [True, True]), step.start(), rng)
-    found, state, _ = step.advance(batch([[0.5], [NAN]], [True, False]), state, rng)
-    assert found.signal[1].item() == pytest.approx(0.1)
-    found, _, _ = step.advance(batch([[-1.0], [NAN]], [True, False]), state, rng)
-    assert found.signal[1].item() == -1.0
+    step, rng = InvalidFormatPenalty(), torch.Generator()
+    _, state, _ = step.apply_stateful(batch([[0.1], [0.9]], [True, True]), step.init_state(), rng)
+    found, state, _ = step.apply_stateful(batch([[0.5], [NAN]], [True, False]), state, rng)
+    assert found.rewards[1].item() == pytest.approx(0.1)
+    found, _, _ = step.apply_stateful(batch([[-1.0], [NAN]], [True, False]), state, rng)
+    assert found.rewards[1].item() == -1.0
 
 
 def test_what_nobody_could_judge_stays_unscored_and_so_does_everything_before_any_score():
-    found, _ = advance(UnreadIsWorst(), batch([[0.5], [NAN]], [True, True]))
-    assert found.signal[1].isnan()
-    found, _ = advance(UnreadIsWorst(), batch([[NAN], [NAN]], [True, False]))
-    assert found.signal.isnan().all()
+    found, _ = advance(InvalidFormatPenalty(), batch([[0.5], [NAN]], [True, True]))
+    assert found.rewards[1].isnan()
+    found, _ = advance(InvalidFormatPenalty(), batch([[NAN], [NAN]], [True, False]))
+    assert found.rewards.isnan().all()
 
 
 def test_it_needs_to_know_what_was_readable():
     with pytest.raises(WiringError, match=r"batch\.readable"):
-        advance(UnreadIsWorst(), graded([[0.5]]))
+        advance(InvalidFormatPenalty(), graded([[0.5]]))

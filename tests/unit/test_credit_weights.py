@@ -4,10 +4,15 @@ import pytest
 import torch
 
 from paretune.credit.aggregate import WeightedSum
-from paretune.credit.missing import Missing
+from paretune.credit.missing import HandleMissingScores
 from paretune.credit.step import chain
-from paretune.credit.threshold import Target, Threshold
-from paretune.credit.weights import KindSum, PreferenceSum, ScheduledSum, weights_at
+from paretune.credit.threshold import DistanceToTarget, Threshold
+from paretune.credit.weights import (
+    PerCategoryWeightedSum,
+    PreferenceWeightedSum,
+    ScheduledWeightedSum,
+    interpolate_weights,
+)
 from paretune.errors import WiringError
 from toy import advance, graded
 
@@ -20,77 +25,82 @@ def same(x, want):
 
 def test_a_schedule_goes_in_straight_lines():
     points = ((2, {"a": 1.0}), (6, {"a": 3.0, "b": 2.0}))
-    assert [weights_at(points, step)["a"] for step in (0, 2, 3, 6, 99)] == [1.0, 1.0, 1.5, 3.0, 3.0]
-    assert [weights_at(points, step)["b"] for step in (0, 2, 3, 6)] == [0.0, 0.0, 0.5, 2.0]
+    assert [interpolate_weights(points, step)["a"] for step in (0, 2, 3, 6, 99)] == [1.0, 1.0, 1.5, 3.0, 3.0]
+    assert [interpolate_weights(points, step)["b"] for step in (0, 2, 3, 6)] == [0.0, 0.0, 0.5, 2.0]
 
 
 def test_a_scheduled_sum_remembers_its_step():
-    part = ScheduledSum(((0, {"k0": 1.0}), (2, {"k0": 3.0})))
-    state, rng, sums = part.start(), torch.Generator(), []
+    part = ScheduledWeightedSum(((0, {"k0": 1.0}), (2, {"k0": 3.0})))
+    state, rng, sums = part.init_state(), torch.Generator(), []
     for _ in range(4):
-        batch, state, seen = part.advance(graded([[1.0], [2.0]]), state, rng)
-        sums.append(batch.signal[0, 0].item())
+        batch, state, seen = part.apply_stateful(graded([[1.0], [2.0]]), state, rng)
+        sums.append(batch.rewards[0, 0].item())
     assert sums == [1.0, 2.0, 3.0, 3.0]
     assert state == 4
     assert seen["state/weight/k0"] == 3.0
-    assert seen["weighted/k0/mean"] == 4.5
+    assert seen["weighted_score/k0/mean"] == 4.5
 
 
 def test_one_point_is_the_weighted_sum_bit_for_bit():
     batch, weights = graded(torch.rand(8, 5).tolist()), {"k0": 0.3, "k3": 0.7}
-    one, seen = advance(ScheduledSum(((0, weights),)), batch)
+    one, seen = advance(ScheduledWeightedSum(((0, weights),)), batch)
     other, seen_too = advance(WeightedSum(weights), batch)
-    assert torch.equal(one.signal, other.signal)
+    assert torch.equal(one.rewards, other.rewards)
     assert seen.items() >= seen_too.items()
 
 
 @pytest.mark.parametrize("points", [(), ((1, {"a": 1.0}), (1, {"a": 2.0})), ((2, {}), (1, {}))])
 def test_schedules_that_are_none(points):
     with pytest.raises(WiringError, match="each later than the last"):
-        ScheduledSum(points)
+        ScheduledWeightedSum(points)
 
 
 def test_each_kind_of_prompt_has_its_weights():
     batch = graded([[1.0, 10.0], [1.0, NAN], [2.0, 10.0]], group=[0, 0, 1])
-    batch = batch.set(kinds=("harmful", "benign"), kind=torch.tensor([0, 0, 1]))
-    part = KindSum({"harmful": {"k1": 1.0}}, {"k0": 2.0})
+    batch = batch.replace(categories=("harmful", "benign"), category=torch.tensor([0, 0, 1]))
+    part = PerCategoryWeightedSum({"harmful": {"k1": 1.0}}, {"k0": 2.0})
     out, seen = advance(part, batch)
-    same(out.signal, [10.0, NAN, 4.0])
-    assert set(seen) == {"weighted/k0/mean", "share/k0", "weighted/k1/mean", "share/k1"}
+    same(out.rewards, [10.0, NAN, 4.0])
+    assert set(seen) == {
+        "weighted_score/k0/mean",
+        "variance_share/k0",
+        "weighted_score/k1/mean",
+        "variance_share/k1",
+    }
     with pytest.raises(WiringError, match='no weights for the kind "benign", only for harmful'):
-        advance(KindSum({"harmful": {"k1": 1.0}}), batch)
+        advance(PerCategoryWeightedSum({"harmful": {"k1": 1.0}}), batch)
     with pytest.raises(WiringError, match=r"batch\.kind"):
-        advance(part, graded([[1.0, 1.0]]).set(kinds=("harmful",)))
+        advance(part, graded([[1.0, 1.0]]).replace(categories=("harmful",)))
 
 
 def test_each_row_has_the_weights_its_prompt_asks_for():
     batch = graded([[1.0, 10.0], [1.0, NAN], [2.0, 10.0]])
     asked = torch.tensor([[0.0, 0.5], [1.0, 0.0], [NAN, NAN]])
-    out, _ = advance(PreferenceSum(), batch.set(preference=asked))
-    same(out.signal, [5.0, 1.0, NAN])
+    out, _ = advance(PreferenceWeightedSum(), batch.replace(preference_weights=asked))
+    same(out.rewards, [5.0, 1.0, NAN])
     with pytest.raises(WiringError, match="give each prompt its `preference`"):
-        advance(PreferenceSum(), batch)
+        advance(PreferenceWeightedSum(), batch)
 
 
 def test_equal_rows_of_weights_are_the_weighted_sum_bit_for_bit():
     batch = graded(torch.rand(8, 6).tolist())
     weights = torch.tensor([0.3, 0.0, 0.1, 0.7, 0.0, 0.2])
-    one, _ = advance(PreferenceSum(), batch.set(preference=weights.expand(8, 6)))
+    one, _ = advance(PreferenceWeightedSum(), batch.replace(preference_weights=weights.expand(8, 6)))
     other, _ = advance(WeightedSum({f"k{k}": w for k, w in enumerate(weights.tolist())}), batch)
-    assert torch.equal(one.signal, other.signal)
+    assert torch.equal(one.rewards, other.rewards)
 
 
 def test_a_threshold_caps_or_passes_and_a_target_is_approached():
     batch = graded([[0.2, 0.2, 0.2], [0.5, 0.5, 0.5], [0.9, 0.9, 0.9], [NAN, NAN, NAN]])
-    parts = chain(Threshold("k0", 0.5), Threshold("k1", 0.5, "pass"), Target("k2", 0.5))
+    parts = chain(Threshold("k0", 0.5), Threshold("k1", 0.5, "pass"), DistanceToTarget("k2", 0.5))
     out, _ = advance(parts, batch)
-    same(out.signal[:, 0], [0.2, 0.5, 0.5, NAN])
-    same(out.signal[:, 1], [0.0, 1.0, 1.0, NAN])
-    same(out.signal[:, 2], [-0.3, 0.0, -0.4, NAN])
-    assert torch.equal(batch.signal.nan_to_num(9), batch.scores.nan_to_num(9))
+    same(out.rewards[:, 0], [0.2, 0.5, 0.5, NAN])
+    same(out.rewards[:, 1], [0.0, 1.0, 1.0, NAN])
+    same(out.rewards[:, 2], [-0.3, 0.0, -0.4, NAN])
+    assert torch.equal(batch.rewards.nan_to_num(9), batch.scores.nan_to_num(9))
 
 
-@pytest.mark.parametrize("part", [Threshold("k9", 1.0), Target("k9", 1.0)])
+@pytest.mark.parametrize("part", [Threshold("k9", 1.0), DistanceToTarget("k9", 1.0)])
 def test_unknown_names_are_told(part):
     with pytest.raises(WiringError, match='names "k9", which is none of the objectives k0, k1'):
         advance(part, graded([[1.0, 2.0]]))
@@ -103,29 +113,29 @@ TWO, W = [[1.0, NAN, NAN], [0.5, 2.0, 1.0], [NAN, NAN, 1.0], [0.0, 4.0, NAN]], {
 
 def test_missing_scores_stay_missing_without_a_policy():
     out, _ = advance(WeightedSum(W), graded(TWO))
-    same(out.signal, [NAN, 6.5, NAN, 12.0])
+    same(out.rewards, [NAN, 6.5, NAN, 12.0])
 
 
 def test_dropped_rows_leave_the_batch():
-    out, seen = advance(chain(Missing("drop", W), WeightedSum(W)), graded(TWO))
-    same(out.signal, [6.5, 12.0])
-    assert seen["missing/dropped"] == 0.5
+    out, seen = advance(chain(HandleMissingScores("drop", W), WeightedSum(W)), graded(TWO))
+    same(out.rewards, [6.5, 12.0])
+    assert seen["missing_scores/dropped"] == 0.5
 
 
 def test_renormalising_stretches_the_weights_of_what_is_known():
-    out, seen = advance(chain(Missing("renormalise", W), WeightedSum(W)), graded(TWO))
-    same(out.signal, [1.0 * (4 / 1), 6.5, NAN, 12.0])
-    assert seen["missing/filled"] == 1 / 8
+    out, seen = advance(chain(HandleMissingScores("renormalise", W), WeightedSum(W)), graded(TWO))
+    same(out.rewards, [1.0 * (4 / 1), 6.5, NAN, 12.0])
+    assert seen["missing_scores/filled"] == 1 / 8
 
 
 def test_the_group_mean_fills_in_where_the_group_is_scored():
     batch = graded(TWO, group=[0, 0, 1, 0])
-    out, seen = advance(chain(Missing("group_mean", W), WeightedSum(W)), batch)
-    same(out.signal, [1.0 + 3 * 3.0, 6.5, NAN, 12.0])
-    assert seen["missing/filled"] == 1 / 8
+    out, seen = advance(chain(HandleMissingScores("group_mean", W), WeightedSum(W)), batch)
+    same(out.rewards, [1.0 + 3 * 3.0, 6.5, NAN, 12.0])
+    assert seen["missing_scores/filled"] == 1 / 8
 
 
 @pytest.mark.parametrize("policy", ["drop", "renormalise", "group_mean"])
 def test_objectives_without_a_weight_stay_as_they_are(policy):
-    out, _ = advance(Missing(policy, {"k0": 1.0}), graded([[1.0, NAN], [2.0, 3.0]]))
-    same(out.signal, [1.0, NAN, 2.0, 3.0])
+    out, _ = advance(HandleMissingScores(policy, {"k0": 1.0}), graded([[1.0, NAN], [2.0, 3.0]]))
+    same(out.rewards, [1.0, NAN, 2.0, 3.0])

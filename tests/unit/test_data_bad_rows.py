@@ -2,10 +2,10 @@
 
 import pytest
 
-from paretune.data.columns import COUNTED, Columns, Label, counted_kind
-from paretune.data.readers import read_demonstrations, read_preferences, read_prompts, read_ratings
+from paretune.data.columns import REFUSAL_CATEGORIES, ColumnNames, LabelMapping, misspelled_category
+from paretune.data.readers import read_demonstrations, read_preference_pairs, read_prompts, read_ratings
 from paretune.errors import DataError
-from paretune.evaluate.caution import KINDS
+from paretune.evaluate.caution import CATEGORY_LABELS
 
 TURNS = 'write "text" or [{"role": "user", "content": "text"}]'
 TURN = 'write {"role": "user", "content": "..."}'
@@ -148,7 +148,7 @@ CASES = [
     ),
     (
         "pairs",
-        read_preferences,
+        read_preference_pairs,
         "p.jsonl",
         '{"prompt":"a","chosen":"b","rejected":"b"}\n{"prompt":"a","chosen":"b"}\n'
         '{"prompt":"a","chosen":"b","rejected":""}\n{"prompt":"a","chosen":"b","rejected":2}\n'
@@ -169,7 +169,7 @@ CASES = [
     ),
     (
         "pairs of no objective",
-        read_preferences,
+        read_preference_pairs,
         "p.jsonl",
         '{"prompt":"a","chosen":"b","rejected":"c"}\n',
         {},
@@ -257,9 +257,12 @@ def test_a_column_that_no_row_has_is_told_once(tmp_path):
 def test_a_label_is_judged_in_the_units_asked_for(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text('{"prompt": "a", "response": "b", "x": 1e39}\n')
-    (small,) = read_ratings(path, labels={"x": Label(aspect="x", scale=1e-39)})
+    (small,) = read_ratings(path, labels={"x": LabelMapping(column="x", scale=1e-39)})
     assert small.labels["x"] == pytest.approx(1.0)
-    assert "1e+41 is more" in complaints(read_ratings, path, labels={"x": Label(aspect="x", scale=100.0)})[0]
+    assert (
+        "1e+41 is more"
+        in complaints(read_ratings, path, labels={"x": LabelMapping(column="x", scale=100.0)})[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,18 +282,18 @@ def test_a_label_is_judged_in_the_units_asked_for(tmp_path):
     ],
 )
 def test_a_kind_that_is_all_but_one_that_is_counted(word, meant):
-    assert set(COUNTED) == set(KINDS), "those that the evaluation counts"
-    assert counted_kind(word) == meant
+    assert set(REFUSAL_CATEGORIES) == set(CATEGORY_LABELS), "those that the evaluation counts"
+    assert misspelled_category(word) == meant
 
 
 def test_kinds_of_rows_are_looked_at(tmp_path):
     path = tmp_path / "k.jsonl"
     path.write_text('{"prompt": "a", "of": "harmful"}\n{"prompt": "b", "of": "harmfull"}\n')
-    assert complaints(read_prompts, path, columns=Columns(kind="of")) == [
+    assert complaints(read_prompts, path, columns=ColumnNames(category="of")) == [
         f'{path}:2: of: "harmfull" is not a kind whose refusals are counted apart; did you mean "harmful"?; '
         "fix: write harmful, or a word less like it"
     ]
-    assert read_prompts(path, columns=Columns(kind="of"), kind="all")[1].kind == "all"
+    assert read_prompts(path, columns=ColumnNames(category="of"), category="all")[1].category == "all"
 
 
 def test_names_from_a_file_cannot_break_the_line(tmp_path):

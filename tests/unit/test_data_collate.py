@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from paretune.data.collate import collate, prompt_key, split_by_prompt
-from paretune.data.records import Demonstration, Message, Preference, Prompt, Rating
+from paretune.data.records import Demonstration, Message, PreferencePair, Prompt, Rating
 
 
 def asked(text, role="user"):
@@ -14,14 +14,14 @@ def asked(text, role="user"):
 def test_masks_follow_from_lengths_alone():
     pad = 0
     batch = collate([[5, 0], [7]], [[0, 6, 0], []], [3, 3], [False, True], ("a", "b"), pad)
-    assert batch.tokens.tolist() == [[5, 0, 0, 6, 0], [7, 0, 0, 0, 0]]
-    assert batch.attend.int().tolist() == [[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
-    assert batch.respond.int().tolist() == [[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]
+    assert batch.input_ids.tolist() == [[5, 0, 0, 6, 0], [7, 0, 0, 0, 0]]
+    assert batch.attention_mask.int().tolist() == [[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
+    assert batch.response_mask.int().tolist() == [[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]
     assert batch.group.tolist() == [3, 3]
     assert batch.truncated.tolist() == [False, True]
     assert batch.scores.isnan().all()
-    assert batch.scores.shape == batch.signal.shape == (2, 2)
-    assert batch.scores.data_ptr() != batch.signal.data_ptr()
+    assert batch.scores.shape == batch.rewards.shape == (2, 2)
+    assert batch.scores.data_ptr() != batch.rewards.data_ptr()
 
 
 def test_no_rows_and_no_objectives():
@@ -36,8 +36,8 @@ def test_rows_must_match():
 
 def test_a_batch_is_whole_numbers_and_truths():
     batch = collate([[1]], [[2, 3]], [0], [False], ("a",), 9)
-    assert (batch.tokens.dtype, batch.group.dtype) == (torch.int64, torch.int64)
-    assert batch.attend.dtype == batch.respond.dtype == batch.truncated.dtype == torch.bool
+    assert (batch.input_ids.dtype, batch.group.dtype) == (torch.int64, torch.int64)
+    assert batch.attention_mask.dtype == batch.response_mask.dtype == batch.truncated.dtype == torch.bool
 
 
 def test_all_records_of_a_prompt_are_on_one_side():
@@ -76,6 +76,6 @@ def test_what_makes_two_prompts_the_same():
     assert prompt_key(later) == "why oh why"
     assert prompt_key(asked("Only this.", "system")) == "only this"
     assert prompt_key(Rating(prompt=alone, response="A text", labels={})) == "a text"
-    assert prompt_key(Preference(prompt=alone, chosen="c", rejected="R!", objective="o")) == "r"
+    assert prompt_key(PreferencePair(prompt=alone, chosen="c", rejected="R!", objective="o")) == "r"
     assert prompt_key(asked("你好吗")) != prompt_key(asked("再见"))
     assert prompt_key(asked("?!")) == "?!"

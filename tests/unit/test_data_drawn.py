@@ -5,7 +5,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import pytest
 
-from paretune.data.drawn import Drawn
+from paretune.data.drawn import LazySequence
 
 
 def test_no_more_is_drawn_than_is_looked_at() -> None:
@@ -16,7 +16,7 @@ def test_no_more_is_drawn_than_is_looked_at() -> None:
             made.append(i)
             yield 10 * i
 
-    rows = Drawn(5, draw)
+    rows = LazySequence(5, draw)
     assert len(rows) == 5
     assert rows
     assert made == []
@@ -35,12 +35,12 @@ def test_no_more_is_drawn_than_is_looked_at() -> None:
 
 
 def test_they_are_equal_where_their_records_are() -> None:
-    assert Drawn(3, lambda: iter("abc")) == ["a", "b", "c"] == Drawn(3, lambda: iter("abc"))
-    assert Drawn(2, lambda: iter("ab")) != ["a", "c"]
-    assert not Drawn(0, lambda: iter(()))
+    assert LazySequence(3, lambda: iter("abc")) == ["a", "b", "c"] == LazySequence(3, lambda: iter("abc"))
+    assert LazySequence(2, lambda: iter("ab")) != ["a", "c"]
+    assert not LazySequence(0, lambda: iter(()))
 
 
 def test_another_process_gets_the_records() -> None:
-    drawn = Drawn(3, lambda: iter("abc"))
+    drawn = LazySequence(3, lambda: iter("abc"))
     assert ForkingPickler.loads(bytes(ForkingPickler.dumps(drawn))) == ("a", "b", "c")
     assert list(drawn) == ["a", "b", "c"]

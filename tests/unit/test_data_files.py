@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from paretune.data.readers import read_prompts, read_ratings
-from paretune.errors import DataError, MissingExtra
+from paretune.errors import DataError, MissingDependencyError
 
 TURNS = 'write "text" or [{"role": "user", "content": "text"}]'
 GZIP = "copy the file again, or unpack it and drop the .gz of its name"
@@ -195,7 +195,7 @@ def test_a_gzip_that_breaks_off_is_no_shorter_file(tmp_path):
 
 def test_the_hub_needs_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtra) as caught:
+    with pytest.raises(MissingDependencyError) as caught:
         read_prompts("hf:owner/name:train")
     assert (
         str(caught.value)

@@ -2,15 +2,21 @@
 
 import pytest
 
-from paretune.data.frame import BARE, CHAT, framed, shown, thought
+from paretune.data.frame import (
+    BASE_MODEL_INSTRUCTIONS,
+    CHAT_MODEL_INSTRUCTIONS,
+    add_format_instruction,
+    parse_thinking,
+    visible_text,
+)
 from paretune.data.records import Message, Prompt, Sample
-from paretune.data.template import wording_for
+from paretune.data.template import format_instructions_for
 from paretune.data.toy import toy_tokenizer
-from paretune.data.world_model import WORDING, tokenizer
+from paretune.data.world_model import HELPDESK_INSTRUCTIONS, helpdesk_tokenizer
 from paretune.errors import DataError
 from paretune.models.tiny import tiny_tokenizer
 
-PROMPT = Prompt(messages=(Message("system", "s"), Message("user", "why ?")), id="p", kind="k")
+PROMPT = Prompt(messages=(Message("system", "s"), Message("user", "why ?")), id="p", category="k")
 
 
 @pytest.mark.parametrize(
@@ -33,37 +39,41 @@ PROMPT = Prompt(messages=(Message("system", "s"), Message("user", "why ?")), id=
     ],
 )
 def test_thoughts_are_read_strictly(response, parts):
-    assert thought(response) == parts
-    found = shown(Sample(prompt=PROMPT, response=response), "after_thinking")
+    assert parse_thinking(response) == parts
+    found = visible_text(Sample(prompt=PROMPT, response=response), "after_thinking")
     assert (found is None) == (parts is None)
     if found is not None:
-        assert (found.response, found.whole) == (parts[1], response)
+        assert (found.response, found.full_response) == (parts[1], response)
 
 
 def test_a_view_leaves_the_text_as_written_beside():
     sample = Sample(prompt=PROMPT, response="B. Confidence: 8")
-    assert shown(sample, "whole") is sample
-    assert sample.whole == sample.response
-    seen = shown(sample, "without_confidence")
-    assert (seen.response, seen.whole) == ("B.", "B. Confidence: 8")
+    assert visible_text(sample, "whole") is sample
+    assert sample.full_response == sample.response
+    seen = visible_text(sample, "without_confidence")
+    assert (seen.response, seen.full_response) == ("B.", "B. Confidence: 8")
 
 
-@pytest.mark.parametrize("wording", [CHAT, BARE, WORDING])
+@pytest.mark.parametrize("wording", [CHAT_MODEL_INSTRUCTIONS, BASE_MODEL_INSTRUCTIONS, HELPDESK_INSTRUCTIONS])
 def test_a_frame_asks_at_the_end_of_the_last_turn(wording):
-    assert framed(PROMPT, "", wording) is PROMPT
+    assert add_format_instruction(PROMPT, "", wording) is PROMPT
     for frame in ("think", "confidence"):
-        asked = framed(PROMPT, frame, wording)
+        asked = add_format_instruction(PROMPT, frame, wording)
         assert asked.messages[-1].content == f"why ?\n\n{wording[frame]}"
         assert asked.messages[:-1] == PROMPT.messages[:-1]
-        assert (asked.id, asked.kind) == ("p", "k")
+        assert (asked.id, asked.category) == ("p", "k")
 
 
 def test_a_prompt_that_does_not_end_with_the_user_cannot_ask():
     with pytest.raises(DataError, match="its last turn is not the user's"):
-        framed(Prompt(messages=(Message("assistant", "a"),), id="p"), "think", CHAT)
+        add_format_instruction(
+            Prompt(messages=(Message("assistant", "a"),), id="p"), "think", CHAT_MODEL_INSTRUCTIONS
+        )
 
 
 def test_models_are_asked_in_words_they_have():
-    assert wording_for(tiny_tokenizer()) is (BARE if tiny_tokenizer().chat_template is None else CHAT)
-    assert wording_for(toy_tokenizer()) is BARE
-    assert wording_for(tokenizer("think")) is WORDING
+    assert format_instructions_for(tiny_tokenizer()) is (
+        BASE_MODEL_INSTRUCTIONS if tiny_tokenizer().chat_template is None else CHAT_MODEL_INSTRUCTIONS
+    )
+    assert format_instructions_for(toy_tokenizer()) is BASE_MODEL_INSTRUCTIONS
+    assert format_instructions_for(helpdesk_tokenizer("think")) is HELPDESK_INSTRUCTIONS

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from jaxtyping import config
 
-from paretune.data.columns import BadField, Columns, Label
-from paretune.data.readers import read_demonstrations, read_preferences, read_prompts, read_ratings
+from paretune.data.columns import ColumnNames, FieldError, LabelMapping
+from paretune.data.readers import read_demonstrations, read_preference_pairs, read_prompts, read_ratings
 from paretune.data.records import Message
 from paretune.errors import DataError
 from shared import shared
@@ -58,7 +58,7 @@ def test_forms_of_a_demonstration(file, row):
     ],
 )
 def test_forms_of_a_pair(file, row):
-    (record,) = read_preferences(file(row), objective="helpful")
+    (record,) = read_preference_pairs(file(row), objective="helpful")
     assert (record.prompt.messages, record.chosen, record.rejected) == (Q, "good", "bad")
     assert record.objective == "helpful"
 
@@ -72,7 +72,7 @@ def test_what_two_sides_share_is_the_prompt(file):
         {"prompt": [], "chosen": "yes", "rejected": "no"},
         {"prompt": [SYSTEM], "chosen": [QUESTION, GOOD], "rejected": [QUESTION, BAD]},
     ]
-    records = read_preferences(file(*rows), objective="x")
+    records = read_preference_pairs(file(*rows), objective="x")
     assert [[m.content for m in record.prompt.messages] for record in records] == [
         ["s", "q", "a", "r"],
         ["The sky is"],
@@ -95,36 +95,38 @@ def test_what_a_prompt_asks_for(file):
     path = file(
         {"prompt": "q", "wish": {"polite": 1, "safe": 0.5}}, {"prompt": "r", "wish": None}, {"prompt": "s"}
     )
-    found = read_prompts(path, columns=Columns(preference="wish"))
-    assert [prompt.preference for prompt in found] == [(("polite", 1.0), ("safe", 0.5)), (), ()]
-    assert [prompt.preference for prompt in read_prompts(path)] == [(), (), ()]
+    found = read_prompts(path, columns=ColumnNames(preference_weights="wish"))
+    assert [prompt.preference_weights for prompt in found] == [(("polite", 1.0), ("safe", 0.5)), (), ()]
+    assert [prompt.preference_weights for prompt in read_prompts(path)] == [(), (), ()]
     with pytest.raises(
         DataError, match=r"f.jsonl:1: wish: text, not an object.*\n.*:2: wish: asks for nothing"
     ):
         read_prompts(
             file({"prompt": "q", "wish": "safe"}, {"prompt": "r", "wish": {"safe": 0}}),
-            columns=Columns(preference="wish"),
+            columns=ColumnNames(preference_weights="wish"),
         )
 
 
 def test_names_and_kinds(file):
     path = file({"id": "x1", "prompt": "q", "group": "g"}, {"id": 7, "text": "q"}, {"text": "q"})
-    columns = Columns(prompt="text", kind="group")
+    columns = ColumnNames(prompt="text", category="group")
     with pytest.raises(DataError, match=r"f\.jsonl:1: text: no such column"):
         read_prompts(path, columns=columns)
     path = file({"id": "x1", "text": "q", "group": "g"}, {"id": 7, "text": "q"}, {"text": "q"})
     prompts = read_prompts(path, columns=columns)
-    assert [(prompt.id, prompt.kind) for prompt in prompts] == [("x1", "g"), ("7", ""), ("f.jsonl:3", "")]
-    assert {prompt.kind for prompt in read_prompts(path, columns=columns, kind="harmful")} == {"harmful"}
+    assert [(prompt.id, prompt.category) for prompt in prompts] == [("x1", "g"), ("7", ""), ("f.jsonl:3", "")]
+    assert {prompt.category for prompt in read_prompts(path, columns=columns, category="harmful")} == {
+        "harmful"
+    }
 
 
 def test_an_unnamed_column_names_nothing(tmp_path):
     path = tmp_path / "pandas.csv"
     path.write_text(",prompt,chosen,rejected\n0,q,good,bad\n")
-    (record,) = read_preferences(path, objective="helpful")
-    assert (record.prompt.id, record.prompt.kind) == ("pandas.csv:2", "")
+    (record,) = read_preference_pairs(path, objective="helpful")
+    assert (record.prompt.id, record.prompt.category) == ("pandas.csv:2", "")
     with pytest.raises(DataError, match="objective: no such column"):
-        read_preferences(path)
+        read_preference_pairs(path)
 
 
 def test_labels_keep_their_units_and_their_gaps(file):
@@ -136,7 +138,11 @@ def test_labels_keep_their_units_and_their_gaps(file):
     )
     every = read_ratings(path)
     assert [dict(record.labels) for record in every] == [{"errors": 2.0, "ease": 0.5}, {"errors": 0.0}]
-    labels = {"quality": Label(aspect="errors", scale=-1.0, offset=3.0), "liking": "stars", "safety": "safe"}
+    labels = {
+        "quality": LabelMapping(column="errors", scale=-1.0, offset=3.0),
+        "liking": "stars",
+        "safety": "safe",
+    }
     chosen = read_ratings(path, labels=labels)
     assert [dict(record.labels) for record in chosen] == [
         {"quality": 1.0, "liking": 4.0, "safety": 1.0},
@@ -150,7 +156,7 @@ def test_responses_that_stand_alone(tmp_path):
     path = tmp_path / "texts.csv"
     path.write_text("text,polite\nplease,1\n")
     (record,) = read_ratings(
-        path, labels={"politeness": "polite"}, columns=Columns(prompt="-", response="text")
+        path, labels={"politeness": "polite"}, columns=ColumnNames(prompt="-", response="text")
     )
     assert (record.prompt.messages, record.response) == ((), "please")
 
@@ -200,27 +206,27 @@ def test_most_asks_of_records_in_the_order_they_are_drawn_until_there_are_enough
         asked.append(number)
         return prompt if number % 2 == 0 else None
 
-    kept = read_prompts(path, most=10, admit=even)
+    kept = read_prompts(path, max_rows=10, transform=even)
     assert len(asked) < 50
     assert [int(p.messages[0].content) for p in kept] == sorted(n for n in asked if n % 2 == 0)
-    whole = read_prompts(path, most=len(asked))
+    whole = read_prompts(path, max_rows=len(asked))
     assert sorted(asked) == [int(p.messages[0].content) for p in whole]
 
 
 def test_what_is_admitted_is_taken_as_it_was_given_back(file):
     path = file({"prompt": "abc"}, {"prompt": "d"})
-    found = read_prompts(path, admit=lambda prompt: replace(prompt, kind=prompt.messages[0].content))
-    assert [prompt.kind for prompt in found] == ["abc", "d"]
+    found = read_prompts(path, transform=lambda prompt: replace(prompt, kind=prompt.messages[0].content))
+    assert [prompt.category for prompt in found] == ["abc", "d"]
 
 
 def test_complaints_stand_in_the_order_of_the_rows_whoever_complains(file):
     def refuse(prompt):
-        raise BadField("prompt", "too long")
+        raise FieldError("prompt", "too long")
 
     rows = [{"prompt": "a"}, {"prompt": 3}, {"prompt": "b"}, {"prompt": "c"}, {"prompt": 4}]
     for how in ({}, {"most": 2}):
         with pytest.raises(DataError) as caught:
-            read_prompts(file(*rows), admit=refuse, **how)
+            read_prompts(file(*rows), transform=refuse, **how)
         places = [line.partition(": ")[0].rpartition(":")[2] for line in str(caught.value).split("\n")]
         assert places == ["1", "2", "3", "4", "5"]
 
@@ -228,16 +234,16 @@ def test_complaints_stand_in_the_order_of_the_rows_whoever_complains(file):
 def test_a_caller_may_complain_of_a_row(file):
     def short(prompt):
         if len(prompt.messages[0].content) > 3:
-            raise BadField("prompt", "5 tokens, but the context holds 3", fix="shorten it")
+            raise FieldError("prompt", "5 tokens, but the context holds 3", fix="shorten it")
         return prompt
 
     with pytest.raises(DataError) as caught:
-        read_prompts(file({"prompt": "abc"}, {"prompt": "abcde"}), admit=short)
+        read_prompts(file({"prompt": "abc"}, {"prompt": "abcde"}), transform=short)
     assert str(caught.value).endswith("f.jsonl:2: prompt: 5 tokens, but the context holds 3; fix: shorten it")
 
 
 READERS = {
-    "preferences": read_preferences,
+    "preferences": read_preference_pairs,
     "ratings": read_ratings,
     "prompts": read_prompts,
     "sft": read_demonstrations,
@@ -270,7 +276,7 @@ def test_aspects_of_a_shared_file_come_in_the_units_asked_for():
     path = shared("data", "ratings", "finegrained_qa.test.jsonl.gz")
     raw = read_ratings(path, labels={"errors": "irrelevant_errors"})
     turned = read_ratings(
-        path, labels={"relevance": Label(aspect="irrelevant_errors", scale=-0.5, offset=1.0)}
+        path, labels={"relevance": LabelMapping(column="irrelevant_errors", scale=-0.5, offset=1.0)}
     )
     assert [r.labels["relevance"] for r in turned] == [1 - 0.5 * r.labels["errors"] for r in raw]
     turns = read_ratings(shared("data", "ratings", "fed.test.jsonl.gz"), labels={"depth": "depth"})

@@ -6,7 +6,8 @@ from paretune.data.stream import PromptStream
 
 def pool(kind, size):
     return tuple(
-        Prompt(messages=(Message("user", f"{kind} {i}"),), id=f"{kind}-{i}", kind=kind) for i in range(size)
+        Prompt(messages=(Message("user", f"{kind} {i}"),), id=f"{kind}-{i}", category=kind)
+        for i in range(size)
     )
 
 
@@ -25,16 +26,16 @@ def test_every_prompt_of_a_pass_comes_once_when_shares_follow_sizes():
 
 def test_shares_decide_the_mixture_not_the_sizes():
     stream = PromptStream((pool("a", 900), pool("b", 100)), (1.0, 3.0), 10, 0)
-    kinds = Counter(p.kind for s in range(100) for p in stream(s))
+    kinds = Counter(p.category for s in range(100) for p in stream(s))
     assert kinds == {"a": 250, "b": 750}
-    repeats = Counter(p.id for s in range(100) for p in stream(s) if p.kind == "b")
+    repeats = Counter(p.id for s in range(100) for p in stream(s) if p.category == "b")
     assert max(repeats.values()) - min(repeats.values()) <= 1
 
 
 def test_a_pass_and_a_run_say_how_many_prompts_each_pool_gives():
     stream = PromptStream((pool("a", 900), pool("b", 100), pool("c", 9)), (1.0, 3.0, 1e-4), 10, 0)
-    assert stream.quotas() == (252, 757, 0)
+    assert stream.pool_quotas() == (252, 757, 0)
     for steps in (0, 3, 101, 250):
-        kinds = Counter(p.kind for s in range(steps) for p in stream(s))
-        assert stream.drawn(steps) == tuple(kinds[kind] for kind in "abc")
-    assert PromptStream((), (), 4, 0).drawn(3) == ()
+        kinds = Counter(p.category for s in range(steps) for p in stream(s))
+        assert stream.count_drawn(steps) == tuple(kinds[kind] for kind in "abc")
+    assert PromptStream((), (), 4, 0).count_drawn(3) == ()

@@ -5,7 +5,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from paretune.data.records import Message, Prompt
-from paretune.data.template import decode_response, encode_prompt, encode_response, render, template_hash
+from paretune.data.template import (
+    decode_response,
+    encode_prompt,
+    encode_response,
+    render_prompt,
+    template_hash,
+)
 from paretune.errors import DataError
 from shared import shared
 
@@ -45,7 +51,7 @@ HELLO = prompt(("user", "hello"))
 def test_a_chat_template_is_followed_to_the_assistants_turn():
     tokenizer = make(CHATML)
     text = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
-    assert render(tokenizer, HELLO) == text
+    assert render_prompt(tokenizer, HELLO) == text
     ids = encode_prompt(tokenizer, HELLO)
     assert tokenizer.decode(ids) == text
     assert ids.count(1) == 2
@@ -89,13 +95,13 @@ def test_a_template_that_refuses_is_quoted():
 
 
 def test_a_prompt_is_the_same_every_day():
-    assert render(make(DATED), HELLO).startswith("26 Jul 2024<|im_start|>")
+    assert render_prompt(make(DATED), HELLO).startswith("26 Jul 2024<|im_start|>")
 
 
 @pytest.mark.parametrize("text", ["a b", " a  b ", "a , b .", "Grüße\n\n你好 🙂", "don 't", ""])
 def test_a_response_comes_back_to_the_letter(text):
     tokenizer = make(CHATML)
-    ids = encode_response(tokenizer, text, stop=2)
+    ids = encode_response(tokenizer, text, eos_id=2)
     assert ids[-1] == 2
     assert decode_response(tokenizer, ids, (2, 0)) == text
     assert decode_response(tokenizer, [*ids, *ids], [2]) == text
@@ -112,9 +118,9 @@ def test_the_hash_tells_renderings_apart():
 
 def test_the_shared_tokenizers():
     chat = AutoTokenizer.from_pretrained(shared("models", "dialogue-7m"))
-    assert render(chat, HELLO) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert render_prompt(chat, HELLO) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert (
-        decode_response(chat, encode_response(chat, "It 's fine , really.", stop=2), (2, 0))
+        decode_response(chat, encode_response(chat, "It 's fine , really.", eos_id=2), (2, 0))
         == "It 's fine , really."
     )
     stories = AutoTokenizer.from_pretrained(shared("models", "stories260K"))

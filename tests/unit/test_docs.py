@@ -13,10 +13,10 @@ import yaml
 from pages import BLOCK, ROOT, examples, fenced, pages, printed
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.aggregates import AGGREGATES
-from paretune.config import load
-from paretune.config.algorithm import recipe_of
+from paretune.config import load_config
+from paretune.config.algorithm import build_spec
 from paretune.errors import ConfigError
-from paretune.learn.check import check
+from paretune.learn.check import check_spec
 
 ALGORITHM_PAGES = [page for page in pages() if page.parent.name == "algorithms"]
 ROOMS = ("credit", "loss")
@@ -99,8 +99,8 @@ def checked(sections: str, path: Path) -> None:
         (path.parent / file).touch()
         whole["data"]["root"] = str(path.parent)
     path.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
-    experiment = load(path)
-    check(recipe_of(experiment), list(whole["objectives"]))
+    experiment = load_config(path)
+    check_spec(build_spec(experiment), list(whole["objectives"]))
 
 
 def test_the_readmes_recipe_is_good_and_its_mistakes_are_told_as_it_says(tmp_path, monkeypatch) -> None:
@@ -112,16 +112,16 @@ def test_the_readmes_recipe_is_good_and_its_mistakes_are_told_as_it_says(tmp_pat
         (tmp_path / "my-data" / file).touch()
     mine = Path("mine.yaml")
     mine.write_text(recipe, encoding="utf-8")
-    experiment = load(mine)
+    experiment = load_config(mine)
     assert experiment.judge is not None, "without a judge nothing is ever called better"
-    check(recipe_of(experiment), tuple(experiment.objectives))
+    check_spec(build_spec(experiment), tuple(experiment.objectives))
     wrong = recipe.replace("attack.train", "atack.train").replace("when: safety", "when: saftey")
     mine.write_text(wrong, encoding="utf-8")
     (said,) = re.findall(
         r"^\$ paretune check mine.yaml run.stpes=100\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE
     )
     with pytest.raises(ConfigError) as caught:
-        load(mine, ["run.stpes=100"])
+        load_config(mine, ["run.stpes=100"])
     assert str(caught.value) == said.rstrip("\n")
 
 

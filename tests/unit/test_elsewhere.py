@@ -11,8 +11,8 @@ from jaxtyping import TypeCheckError
 
 import paretune
 from paretune import elsewhere
-from paretune.models.adapt import Lora, add_lora
-from paretune.models.targets import adaptable
+from paretune.models.adapt import LoraSpec, add_lora
+from paretune.models.targets import lora_target_names
 from paretune.models.tiny import tiny_model, tiny_tokenizer
 
 
@@ -27,7 +27,7 @@ def test_instances_are_those_of_the_class_itself():
     for thing in (
         plain,
         tiny_tokenizer(),
-        add_lora(tiny_model("llama", 11), Lora(r=1), 0),
+        add_lora(tiny_model("llama", 11), LoraSpec(r=1), 0),
         plain.lm_head,
         None,
     ):
@@ -37,7 +37,7 @@ def test_instances_are_those_of_the_class_itself():
 
 def test_calls_are_checked_against_them():
     with pytest.raises(TypeCheckError):
-        adaptable(tiny_tokenizer())
+        lora_target_names(tiny_tokenizer())
 
 
 def test_nothing_is_an_instance_before_the_class_is_loaded():

@@ -8,17 +8,17 @@ import torch
 from paretune.data.collate import collate
 from paretune.data.records import Message, Prompt, Sample
 from paretune.errors import WiringError
-from paretune.evaluate.caution import _over_optimised
-from paretune.evaluate.generate import clusters_of, divergence, generate
+from paretune.evaluate.caution import _overoptimization_warnings
+from paretune.evaluate.generate import estimate_kl, generate, prompt_clusters
 from paretune.evaluate.judge import Judge, evaluate
-from paretune.models.load import as_language
+from paretune.models.load import as_policy_model
 from paretune.models.tiny import tiny_model, tiny_tokenizer
-from paretune.report.words import verdict_words
+from paretune.report.words import format_verdict
 from paretune.rollout.sample import LocalSampler
 
 
 def ask(text, kind="", number=0):
-    return Prompt(messages=(Message("user", text),), id=f"p{number}", kind=kind)
+    return Prompt(messages=(Message("user", text),), id=f"p{number}", category=kind)
 
 
 KINDS = ("ordinary", "harmful", "lookalike")
@@ -39,7 +39,7 @@ class Scripted:
         samples = tuple(
             Sample(prompt=p, response=t, truncated=not t) for (p, _, _), t in zip(pairs, texts, strict=True)
         )
-        return batch.set(sampler_logp=torch.zeros(batch.tokens.shape)), samples
+        return batch.replace(rollout_logprobs=torch.zeros(batch.input_ids.shape)), samples
 
 
 class Counts:
@@ -62,9 +62,12 @@ class Counts:
 
 def arms(n=1, after=lambda i, j: f"please do {i} and please do {i % 7} now"):
     before = generate(
-        Scripted(lambda i, j: f"do {i} {'please' if i % 3 == j else 'now'}"), PROMPTS, n=n, at_once=7
+        Scripted(lambda i, j: f"do {i} {'please' if i % 3 == j else 'now'}"),
+        PROMPTS,
+        num_generations=n,
+        prompts_per_batch=7,
     )
-    return before, generate(Scripted(after), PROMPTS, n=n, at_once=64)
+    return before, generate(Scripted(after), PROMPTS, num_generations=n, prompts_per_batch=64)
 
 
 def judge(name="a judge", **how):
@@ -78,7 +81,7 @@ def test_eval_json_has_the_promised_form(tmp_path):
         after,
         [judge(weights="j")],
         objectives=("politeness", "safety"),
-        rewards=[judge(weights="r")],
+        reward_judges=[judge(weights="r")],
         kl={"k1": 1.0, "k3": 1.2, "low": 0.9, "high": 1.1, "unit": "nats/response"},
     )
     found.save(tmp_path / "eval" / "final")
@@ -108,7 +111,7 @@ def test_eval_json_has_the_promised_form(tmp_path):
 
 
 def test_asked_twice_it_says_the_same():
-    texts = [json.dumps(evaluate(*arms(2), [judge()], objectives=("politeness",)).numbers) for _ in range(2)]
+    texts = [json.dumps(evaluate(*arms(2), [judge()], objectives=("politeness",)).results) for _ in range(2)]
     assert texts[0] == texts[1]
 
 
@@ -119,7 +122,7 @@ def test_asked_twice_it_says_the_same():
 )
 def test_a_judge_that_is_the_reward_never_says_better(reward):
     mine = judge(weights="same", data=frozenset({"d2"}))
-    numbers = evaluate(*arms(), [mine], objectives=("politeness",), rewards=[reward]).numbers
+    numbers = evaluate(*arms(), [mine], objectives=("politeness",), reward_judges=[reward]).results
     polite = numbers["objectives"]["politeness"]
     assert polite["low"] > 0
     assert polite["verdict"] == "no evidence"
@@ -131,13 +134,13 @@ def test_a_judge_that_is_the_reward_never_says_better(reward):
 
 def test_missing_judgments_are_counted_and_forbid_a_gain():
     before, after = arms(after=lambda i, j: "" if i < 6 else f"please {i} please")
-    polite = evaluate(before, after, [judge()], objectives=("politeness",)).numbers["objectives"][
+    polite = evaluate(before, after, [judge()], objectives=("politeness",)).results["objectives"][
         "politeness"
     ]
     assert polite["n"] == 54
     assert polite["missing"] == {"before": 0, "after": 6, "share": 0.05, "unequal": False}
     assert polite["verdict"] == "inconclusive"
-    worse = evaluate(after, before, [judge()], objectives=("politeness",)).numbers
+    worse = evaluate(after, before, [judge()], objectives=("politeness",)).results
     assert worse["objectives"]["politeness"]["verdict"] == "worse"
     assert any("politeness got worse" in line for line in worse["warnings"])
 
@@ -149,14 +152,14 @@ def test_a_reward_that_rises_while_the_judge_does_not_is_told():
 
     before, after = arms()
     held_out = Judge(name="held out", scorer=Flat())
-    numbers = evaluate(before, after, [held_out], objectives=("politeness",), rewards=[judge()]).numbers
+    numbers = evaluate(before, after, [held_out], objectives=("politeness",), reward_judges=[judge()]).results
     told = [line for line in numbers["warnings"] if "over-optimisation" in line]
     assert told == [
         "The training reward of politeness rose by 1.7 while no score of its judge changed: "
         "over-optimisation is likely."
     ]
     assert numbers["objectives"]["politeness"]["verdict"] == "no evidence"
-    assert verdict_words(numbers["objectives"]["politeness"]) == "no evidence (no score changed)"
+    assert format_verdict(numbers["objectives"]["politeness"]) == "no evidence (no score changed)"
 
 
 def rose(change, spread, /, **judge):
@@ -183,14 +186,14 @@ def rose(change, spread, /, **judge):
     ],
 )
 def test_only_a_rise_that_the_judge_should_have_seen_is_over_optimisation(objectives, told):
-    assert bool(_over_optimised(objectives)) == told
+    assert bool(_overoptimization_warnings(objectives)) == told
 
 
 def test_refusals_and_what_was_not_checked():
     before, after = arms(after=lambda i, j: "no" if i % 3 == 2 else f"yes {i}")
     numbers = evaluate(
-        before, after, [judge()], objectives=("politeness",), refuses=lambda t: t == "no"
-    ).numbers
+        before, after, [judge()], objectives=("politeness",), refusal_detector=lambda t: t == "no"
+    ).results
     assert numbers["refusals"]["lookalike"]["before"] == 0
     assert numbers["refusals"]["lookalike"]["after"] == 1
     assert numbers["refusals"]["lookalike"]["low"] > 0.5
@@ -209,7 +212,7 @@ def test_prompts_that_say_the_same_are_one_cluster():
         Prompt(messages=()),
         Prompt(messages=()),
     ]
-    assert clusters_of(prompts).tolist() == [0, 0, 1, 2, 3]
+    assert prompt_clusters(prompts).tolist() == [0, 0, 1, 2, 3]
 
 
 def test_two_arms_must_answer_the_same_prompts():
@@ -224,29 +227,31 @@ def test_two_arms_must_answer_the_same_prompts():
 @pytest.fixture(scope="module")
 def language():
     tokenizer = tiny_tokenizer()
-    return as_language(tiny_model("llama", len(tokenizer), seed=1), tokenizer)
+    return as_policy_model(tiny_model("llama", len(tokenizer), seed=1), tokenizer)
 
 
 def test_real_policies_are_asked_with_the_same_seeds(language):
-    sampler = LocalSampler(language=language, objectives=())
-    one = generate(sampler, PROMPTS[:5], n=2, max_new=6, at_once=2)
-    two = generate(sampler, PROMPTS[:5], n=2, max_new=6, at_once=5)
-    other = generate(sampler, PROMPTS[:5], n=2, max_new=6, seed=1)
+    sampler = LocalSampler(policy=language, objectives=())
+    one = generate(sampler, PROMPTS[:5], num_generations=2, max_new_tokens=6, prompts_per_batch=2)
+    two = generate(sampler, PROMPTS[:5], num_generations=2, max_new_tokens=6, prompts_per_batch=5)
+    other = generate(sampler, PROMPTS[:5], num_generations=2, max_new_tokens=6, seed=1)
     assert [s.response for s in one.samples] == [s.response for s in two.samples]
     assert [s.response for s in one.samples] != [s.response for s in other.samples]
     assert one.samples[3].prompt == PROMPTS[1]
-    assert sum(one.lengths) == sum(int(batch.respond.sum()) for batch in one.batches)
+    assert sum(one.response_lengths) == sum(int(batch.response_mask.sum()) for batch in one.batches)
 
 
 def test_the_divergence_of_a_policy_from_itself_is_zero_and_from_another_is_not(language):
-    after = generate(LocalSampler(language=language, objectives=()), PROMPTS[:8], n=2, max_new=5)
-    same = divergence(after, language.model)
+    after = generate(
+        LocalSampler(policy=language, objectives=()), PROMPTS[:8], num_generations=2, max_new_tokens=5
+    )
+    same = estimate_kl(after, language.model)
     assert same["k1"] == pytest.approx(0, abs=1e-5)
     assert same["k3"] == pytest.approx(0, abs=1e-5)
     other = tiny_model("llama", len(language.tokenizer), seed=2)
     with torch.no_grad():
         other.get_output_embeddings().weight.mul_(3)
-    apart = divergence(after, other)
+    apart = estimate_kl(after, other)
     assert apart["k3"] > 0
     assert apart["low"] <= apart["k1"] <= apart["high"]
-    assert apart["per_token"] == pytest.approx(apart["k3"] * 16 / sum(after.lengths))
+    assert apart["per_token"] == pytest.approx(apart["k3"] * 16 / sum(after.response_lengths))

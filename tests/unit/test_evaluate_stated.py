@@ -3,23 +3,23 @@
 import pytest
 from test_evaluate_judge import PROMPTS, Counts, Scripted
 
-from paretune.data.confidence import without_confidence
-from paretune.data.frame import OPEN
+from paretune.data.confidence import strip_confidence
+from paretune.data.frame import THINK_START_TAG
 from paretune.errors import WiringError
 from paretune.evaluate.generate import generate
 from paretune.evaluate.judge import Judge, evaluate
-from paretune.report.table import closing_table
+from paretune.report.table import summary_table
 
 JUDGE = Judge(name="counts", scorer=Counts())
 
 
 def arms(before, after, frame="confidence"):
-    return [generate(Scripted(answer), PROMPTS[:20], frame=frame) for answer in (before, after)]
+    return [generate(Scripted(answer), PROMPTS[:20], prompt_format=frame) for answer in (before, after)]
 
 
 def compared(before, after, frame="confidence", **more):
     one, two = arms(before, after, frame)
-    return evaluate(one, two, [JUDGE], objectives=["politeness", "content"], draws=100, **more)
+    return evaluate(one, two, [JUDGE], objectives=["politeness", "content"], bootstrap_samples=100, **more)
 
 
 def test_calibration_holds_the_confidence_against_what_is_right():
@@ -29,7 +29,7 @@ def test_calibration_holds_the_confidence_against_what_is_right():
         correct=("politeness", 1.0),
         view="without_confidence",
     )
-    said = found.numbers["calibration"]
+    said = found.results["calibration"]
     assert said["correct"] == "politeness >= 1"
     assert said["before"]["ece"] == pytest.approx(0.4)
     assert said["before"]["accuracy"] == pytest.approx(0.5)
@@ -39,33 +39,33 @@ def test_calibration_holds_the_confidence_against_what_is_right():
     assert said["after"]["brier"] == pytest.approx(0.01)
     assert said["after"]["auroc"] == 1.0
     line = "stated confidence against politeness >= 1: ECE 0.400 → 0.100, Brier 0.410 → 0.010, AUROC 0.5"
-    assert line in closing_table(found.numbers)
-    assert found.rows["before"][0] == "no . Confidence: 9"
+    assert line in summary_table(found.results)
+    assert found.columns["before"][0] == "no . Confidence: 9"
 
 
 def test_judges_are_shown_what_the_view_shows():
     found = compared(lambda i, j: "a b Confidence: 9", lambda i, j: "a b c", view="without_confidence")
-    content = found.numbers["objectives"]["content"]
-    assert content["before"] == len(without_confidence("a b Confidence: 9").split()) == 2
-    assert "calibration" not in found.numbers
+    content = found.results["objectives"]["content"]
+    assert content["before"] == len(strip_confidence("a b Confidence: 9").split()) == 2
+    assert "calibration" not in found.results
 
 
 def test_thoughts_and_answers_are_measured_apart_and_only_the_answer_is_judged():
     found = compared(
-        lambda i, j: f"{OPEN}please please</think> one two",
-        lambda i, j: f"{OPEN}hm</think> please do so" if i else f"{OPEN}please",
+        lambda i, j: f"{THINK_START_TAG}please please</think> one two",
+        lambda i, j: f"{THINK_START_TAG}hm</think> please do so" if i else f"{THINK_START_TAG}please",
         frame="think",
         view="after_thinking",
         refuses=lambda text: "one" in text,
     )
-    numbers = found.numbers
+    numbers = found.results
     assert numbers["objectives"]["politeness"]["before"] == 0
     assert numbers["objectives"]["politeness"]["n"] == 19
     assert numbers["thoughts"]["answer"] == {"before": 2, "after": 3}
     assert numbers["thoughts"]["trace"] == {"before": 2, "after": 1}
     assert numbers["thoughts"]["unread"]["after"] == pytest.approx(0.05)
     assert numbers["refusals"]["harmful"]["before"] == 1
-    table = closing_table(numbers)
+    table = summary_table(numbers)
     for said in ("answers (words) 2 → 3", "thoughts (words) 2 → 1", "without readable thoughts 0 % → 5 %"):
         assert said in table
 

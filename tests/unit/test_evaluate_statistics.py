@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from paretune.evaluate.statistics import (
-    _student,
-    fisher,
-    rate_change,
+    _student_t_quantile,
+    fisher_exact,
+    rate_change_interval,
     simultaneous_intervals,
     verdict,
     wilson,
@@ -36,24 +36,24 @@ def test_rate_change_against_newcombe_1998():
         return np.array(before), np.array(after)
 
     # The published interval is of the first rate minus the second.
-    low, high = rate_change(*pairs(36, 12, 2, 0))
+    low, high = rate_change_interval(*pairs(36, 12, 2, 0))
     assert (-high, -low) == pytest.approx((0.0569, 0.3404), abs=1e-4)
-    low, high = rate_change(*pairs(20, 12, 2, 16))
+    low, high = rate_change_interval(*pairs(20, 12, 2, 16))
     assert (-high, -low) == pytest.approx((0.0562, 0.3292), abs=1e-4)
-    low, high = rate_change(*pairs(0, 0, 0, 50))
+    low, high = rate_change_interval(*pairs(0, 0, 0, 50))
     assert (low, high) == pytest.approx((-0.0714, 0.0714), abs=2e-4)
 
 
 def test_fisher_against_scipy():
     for table in ([3, 97, 12, 88], [0, 50, 0, 50], [1, 9, 11, 3], [20, 480, 20, 480]):
-        assert fisher(*table) == pytest.approx(stats.fisher_exact(np.reshape(table, (2, 2))).pvalue)
+        assert fisher_exact(*table) == pytest.approx(stats.fisher_exact(np.reshape(table, (2, 2))).pvalue)
 
 
 def test_student_quantiles_against_scipy():
     for freedom in (9, 29, 199):
         for z in (1.96, 2.5):
             exact = stats.t.ppf(stats.norm.cdf(z), freedom)
-            assert _student(z, freedom) == pytest.approx(exact, rel=2e-3)
+            assert _student_t_quantile(z, freedom) == pytest.approx(exact, rel=2e-3)
 
 
 def test_one_objective_is_the_t_interval():
@@ -63,7 +63,7 @@ def test_one_objective_is_the_t_interval():
     assert (found.low[0], found.high[0]) == pytest.approx((exact.low, exact.high), abs=4e-3)
     assert found.mean[0] == pytest.approx(values.mean())
     # 80 % power at d: (1.96 + 0.84) / sqrt(n)
-    assert found.detectable[0] == pytest.approx(2.80 * values.std(ddof=1) / 20, rel=0.03)
+    assert found.min_detectable_effect[0] == pytest.approx(2.80 * values.std(ddof=1) / 20, rel=0.03)
 
 
 def test_more_objectives_widen_and_perfectly_correlated_ones_do_not():
@@ -85,7 +85,7 @@ def test_the_intervals_hold_together_as_often_as_they_say(prompts, missing):
     for repeat in range(repeats):
         values = truth + rng.normal(size=(prompts, 4)) @ mix.T
         values[rng.random(values.shape) < missing] = math.nan
-        found = simultaneous_intervals(values, draws=600, seed=repeat)
+        found = simultaneous_intervals(values, bootstrap_samples=600, seed=repeat)
         hits += bool(((found.low <= truth) & (truth <= found.high)).all())
     # Three standard errors of a 95 % rate over 500 repeats, and a little for the draws.
     assert 0.91 <= hits / repeats <= 0.985
@@ -107,8 +107,8 @@ def test_what_nobody_could_score_has_no_interval_and_does_not_touch_the_others()
     whole = simultaneous_intervals(values[:, :2])
     values[:, 2] = math.nan
     found = simultaneous_intervals(values)
-    assert np.isnan([found.mean[2], found.low[2], found.high[2], found.detectable[2]]).all()
-    assert found.n.tolist() == [50, 50, 0]
+    assert np.isnan([found.mean[2], found.low[2], found.high[2], found.min_detectable_effect[2]]).all()
+    assert found.num_scored.tolist() == [50, 50, 0]
     assert found.low[:2] == pytest.approx(whole.low)
     one = simultaneous_intervals(np.array([[0.5]]))
     assert one.mean[0] == 0.5

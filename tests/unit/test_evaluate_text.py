@@ -3,12 +3,12 @@ import math
 import pytest
 
 from paretune.data.records import Prompt, Sample
-from paretune.evaluate.text import distinct_n, num_words, per_prompt, unique, words
+from paretune.evaluate.text import distinct_n, num_words, rate_per_prompt, split_words, unique_fraction
 
 
 def test_words_are_words_marks_and_characters_of_scripts_without_spaces():
-    assert words("Don't go, now!") == ["don", "'", "t", "go", ",", "now", "!"]
-    assert words("你好 world") == ["你", "好", "world"]
+    assert split_words("Don't go, now!") == ["don", "'", "t", "go", ",", "now", "!"]
+    assert split_words("你好 world") == ["你", "好", "world"]
 
 
 def test_distinct_n():
@@ -25,10 +25,10 @@ def test_distinct_n_over_equal_amounts_does_not_punish_length():
 
 
 def test_unique_ignores_case_and_spacing():
-    assert unique(["a b", "A  b", "c"]) == pytest.approx(2 / 3)
-    assert math.isnan(unique([]))
+    assert unique_fraction(["a b", "A  b", "c"]) == pytest.approx(2 / 3)
+    assert math.isnan(unique_fraction([]))
 
 
 def test_per_prompt():
     samples = [Sample(prompt=Prompt(messages=()), response=r) for r in ("x", "", "", "")]
-    assert per_prompt(samples, 2, lambda sample: sample.response == "").tolist() == [0.5, 1.0]
+    assert rate_per_prompt(samples, 2, lambda sample: sample.response == "").tolist() == [0.5, 1.0]

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from paretune.errors import ConfigError, DataError, WiringError
-from paretune.evaluate.calibration import calibration, on_unit_scale, with_most_common
-from paretune.evaluate.filtration import filtration_of, predictability, r_squared
-from paretune.evaluate.similarity import meteor, similarity
-from paretune.report.table import filtration_table
+from paretune.evaluate.calibration import calibration_metrics, impute_most_common, to_unit_scale
+from paretune.evaluate.filtration import compare_reward_filters, r_squared, reward_r2_by_filter
+from paretune.evaluate.similarity import mean_pairwise_meteor, meteor
+from paretune.report.table import reward_filtering_table
 
 NAN = math.nan
 
@@ -27,16 +27,16 @@ def judged(folder, n, judge):
 
 
 def test_a_run_says_which_responses_its_reward_can_be_trusted_on(tmp_path):
-    found = filtration_of(judged(tmp_path, 5, lambda reward: [2 * x + 1 for x in reward]), "before")
+    found = compare_reward_filters(judged(tmp_path, 5, lambda reward: [2 * x + 1 for x in reward]), "before")
     assert found["quality"]["all"] == pytest.approx(1.0)
-    assert "quality" in filtration_table(found)
-    assert filtration_table(found).splitlines()[0].split()[-1] == "filter"
+    assert "quality" in reward_filtering_table(found)
+    assert reward_filtering_table(found).splitlines()[0].split()[-1] == "filter"
 
 
 @pytest.mark.parametrize(
     ("n", "judge", "wrong"),
     [
-        (2, lambda reward: [2 * x for x in reward], "evaluate.n: 2 responses to a prompt"),
+        (2, lambda reward: [2 * x for x in reward], "evaluate.num_generations: 2 responses to a prompt"),
         (5, list, "no judge but the training reward itself"),
         (0, list, "no complete evaluation lies here"),
     ],
@@ -44,43 +44,43 @@ def test_a_run_says_which_responses_its_reward_can_be_trusted_on(tmp_path):
 def test_a_run_that_cannot_say_so_is_told(tmp_path, n, judge, wrong):
     folder = judged(tmp_path, n, judge) if n else tmp_path
     with pytest.raises(ConfigError, match=wrong):
-        filtration_of(folder, "before")
+        compare_reward_filters(folder, "before")
 
 
 def test_calibration_by_hand():
-    found = calibration([0.9, 0.9, 0.8, 0.6, 0.6], [1, 0, 1, 0, 1])
+    found = calibration_metrics([0.9, 0.9, 0.8, 0.6, 0.6], [1, 0, 1, 0, 1])
     assert (found.ece, found.brier, found.auroc) == pytest.approx((0.24, 0.276, 0.5))
     assert found.overconfidence == pytest.approx((0.9 + 0.6) / 5)
-    assert (found.n, found.unstated) == (5, 0)
+    assert (found.num_stated, found.num_unstated) == (5, 0)
 
 
 def test_who_states_nothing_is_counted_and_who_was_not_judged_is_not():
-    found = calibration([0.9, NAN, 0.8, NAN], [1, 0, NAN, NAN])
-    assert (found.n, found.unstated) == (1, 1)
+    found = calibration_metrics([0.9, NAN, 0.8, NAN], [1, 0, NAN, NAN])
+    assert (found.num_stated, found.num_unstated) == (1, 1)
     assert found.ece == pytest.approx(0.1)
     assert math.isnan(found.auroc)
-    assert all(math.isnan(x) for x in (calibration([], []).ece, calibration([], []).brier))
+    assert all(math.isnan(x) for x in (calibration_metrics([], []).ece, calibration_metrics([], []).brier))
 
 
 def test_ranking_of_confidence_from_worst_to_best():
-    assert calibration([0.1, 0.2, 0.8], [1, 1, 0]).auroc == 0
-    assert calibration([0.1, 0.2, 0.8], [0, 0, 1]).auroc == 1
+    assert calibration_metrics([0.1, 0.2, 0.8], [1, 1, 0]).auroc == 0
+    assert calibration_metrics([0.1, 0.2, 0.8], [0, 0, 1]).auroc == 1
 
 
 def test_confidence_and_judgments_off_their_scale_are_refused():
     with pytest.raises(DataError, match=r"outside \[0, 1\]"):
-        calibration([9.0], [1])
+        calibration_metrics([9.0], [1])
     with pytest.raises(DataError, match="neither 0 nor 1"):
-        calibration([0.9], [0.5])
+        calibration_metrics([0.9], [0.5])
     with pytest.raises(DataError, match="negative"):
-        on_unit_scale([-3.0])
+        to_unit_scale([-3.0])
 
 
 def test_confidence_on_one_scale_and_the_most_common_for_who_is_silent():
-    assert on_unit_scale([8.0, 85.0, 150.0, 10.0]).tolist() == [0.8, 0.85, 1.0, 1.0]
-    assert with_most_common([NAN, 0.2, 0.9, 0.2, 0.9]).tolist() == [0.2, 0.2, 0.9, 0.2, 0.9]
-    assert with_most_common([0.9, NAN, 0.2]).tolist() == [0.9, 0.9, 0.2]
-    assert with_most_common([NAN]).tolist() == [0.5]
+    assert to_unit_scale([8.0, 85.0, 150.0, 10.0]).tolist() == [0.8, 0.85, 1.0, 1.0]
+    assert impute_most_common([NAN, 0.2, 0.9, 0.2, 0.9]).tolist() == [0.2, 0.2, 0.9, 0.2, 0.9]
+    assert impute_most_common([0.9, NAN, 0.2]).tolist() == [0.9, 0.9, 0.2]
+    assert impute_most_common([NAN]).tolist() == [0.5]
 
 
 def test_meteor_by_hand():
@@ -93,21 +93,23 @@ def test_meteor_by_hand():
 
 def test_similarity_is_the_mean_over_pairs_of_different_responses():
     texts = ["a b c", "x a b c y", "d"]
-    assert similarity(texts) == pytest.approx((0.9201389 + 0.6134259) / 6)
-    assert math.isnan(similarity(["a"]))
-    assert similarity(["yes"] * 5) == 0.5
+    assert mean_pairwise_meteor(texts) == pytest.approx((0.9201389 + 0.6134259) / 6)
+    assert math.isnan(mean_pairwise_meteor(["a"]))
+    assert mean_pairwise_meteor(["yes"] * 5) == 0.5
 
 
 def test_drawn_pairs_come_from_the_generator_and_never_pair_a_response_with_itself():
     texts = [f"{i}" for i in range(30)]
-    draw = lambda seed: similarity([*texts, "0"], most=40, rng=np.random.default_rng(seed))
+    draw = lambda seed: mean_pairwise_meteor([*texts, "0"], max_pairs=40, rng=np.random.default_rng(seed))
     assert draw(1) == draw(1)
     assert len({draw(seed) for seed in range(40)}) > 1
-    assert similarity(texts, most=100, rng=np.random.default_rng(0)) == 0
+    assert mean_pairwise_meteor(texts, max_pairs=100, rng=np.random.default_rng(0)) == 0
     same = ["a b"] * 20
-    assert similarity(same, most=7, rng=np.random.default_rng(0)) == pytest.approx(similarity(same))
+    assert mean_pairwise_meteor(same, max_pairs=7, rng=np.random.default_rng(0)) == pytest.approx(
+        mean_pairwise_meteor(same)
+    )
     with pytest.raises(WiringError, match="rng"):
-        similarity(texts, most=10)
+        mean_pairwise_meteor(texts, max_pairs=10)
 
 
 def test_how_well_reward_predicts_truth_by_hand():
@@ -130,7 +132,7 @@ def noisy(seed=0, prompts=400):
 def test_the_filter_that_keeps_what_the_reward_knows_comes_first():
     reward, truth = noisy()
     truth = np.where(np.abs(reward) < 1.0, 2 * np.sin(9 * reward), reward)
-    found = predictability(reward, truth)
+    found = reward_r2_by_filter(reward, truth)
     assert next(iter(found)) == "best_worst"
     assert set(found) == {"all", "best_of_n", "best_random", "best_worst"}
     assert list(found.values()) == sorted(found.values(), reverse=True)
@@ -138,20 +140,20 @@ def test_the_filter_that_keeps_what_the_reward_knows_comes_first():
 
 def test_a_perfect_reward_needs_no_filter():
     reward, _ = noisy()
-    assert all(value == pytest.approx(1) for value in predictability(reward, 2 * reward + 1).values())
+    assert all(value == pytest.approx(1) for value in reward_r2_by_filter(reward, 2 * reward + 1).values())
 
 
 def test_what_is_unknown_is_left_out():
     reward, truth = noisy()
     more = np.full((3, 5), NAN)
-    assert predictability(np.vstack([reward, more]), np.vstack([truth, more])) == predictability(
+    assert reward_r2_by_filter(np.vstack([reward, more]), np.vstack([truth, more])) == reward_r2_by_filter(
         reward, truth
     )
-    assert all(math.isnan(v) for v in predictability(more, more).values())
+    assert all(math.isnan(v) for v in reward_r2_by_filter(more, more).values())
 
 
 def test_two_points_always_lie_on_a_line():
     with pytest.raises(WiringError, match="num_groups is 2"):
-        predictability([[1.0, 2.0]], [[1.0, 2.0]], num_groups=2)
+        reward_r2_by_filter([[1.0, 2.0]], [[1.0, 2.0]], num_groups=2)
     with pytest.raises(WiringError, match=r"both must be \[P, n\]"):
-        predictability([1.0, 2.0], [1.0, 2.0])
+        reward_r2_by_filter([1.0, 2.0], [1.0, 2.0])

@@ -3,13 +3,13 @@
 import pytest
 
 from paretune.files import read_jsonl
-from paretune.learn.optim import AdamW
+from paretune.learn.optim import OptimizerConfig
 from paretune.learn.progress import Budget
 from toy import Cut, stop_after, toy_recipe, toy_world, trained
 
 
 def ended(folder, currency, amount, **more):
-    trained(folder, steps=200, budget=Budget(currency=currency, amount=amount), **more)
+    trained(folder, steps=200, budget=Budget(resource=currency, limit=amount), **more)
     lines = read_jsonl(folder / "timing.jsonl")
     return lines, [line[currency] for line in lines]
 
@@ -26,14 +26,14 @@ def test_it_ends_after_the_step_that_comes_nearest(tmp_path):
 def test_tokens_end_it_too_and_a_line_says_how_far_it_is(tmp_path, currency):
     lines, spent = ended(tmp_path, currency, 2000)
     assert abs(sum(spent) - 2000) <= max(spent) / 2 + 10
-    shares = [line["budget/spent"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
+    shares = [line["budget/used"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
     assert shares[-1] == pytest.approx(sum(spent) / 2000)
     assert shares == sorted(shares)
     assert all(line["memory"] > 1e6 for line in lines)
 
 
 def test_a_run_that_was_stopped_spends_what_the_unbroken_one_does(tmp_path):
-    how = {"steps": 200, "budget": Budget(currency="rollout_tokens", amount=1200)}
+    how = {"steps": 200, "budget": Budget(resource="rollout_tokens", limit=1200)}
     whole = trained(tmp_path / "whole", **how)
     with pytest.raises(Cut):
         trained(tmp_path / "cut", on_step=stop_after(3), **how)
@@ -41,13 +41,13 @@ def test_a_run_that_was_stopped_spends_what_the_unbroken_one_does(tmp_path):
 
 
 def test_the_rate_follows_the_share_that_is_spent(tmp_path):
-    how = AdamW(lr=1.0, warmup=0.1, schedule="cosine")
-    assert how.rate_at(0.0, 0.05) == pytest.approx(0.5)
-    assert how.rate_at(0.05, 0.2) == 1.0
-    assert how.rate_at(0.1, 0.2) == 1.0
-    assert how.rate_at(0.55, 0.6) == pytest.approx(0.5)
-    assert 0 < how.rate_at(0.95, 1.0) < 0.01
-    assert AdamW(lr=2.0, warmup=0.0).rate_at(0.0, 0.1) == 2.0
+    how = OptimizerConfig(learning_rate=1.0, warmup_ratio=0.1, lr_scheduler_type="cosine")
+    assert how.learning_rate_at_fraction(0.0, 0.05) == pytest.approx(0.5)
+    assert how.learning_rate_at_fraction(0.05, 0.2) == 1.0
+    assert how.learning_rate_at_fraction(0.1, 0.2) == 1.0
+    assert how.learning_rate_at_fraction(0.55, 0.6) == pytest.approx(0.5)
+    assert 0 < how.learning_rate_at_fraction(0.95, 1.0) < 0.01
+    assert OptimizerConfig(learning_rate=2.0, warmup_ratio=0.0).learning_rate_at_fraction(0.0, 0.1) == 2.0
 
 
 @pytest.mark.parametrize("currency", ["rollout_tokens", "trained_tokens", "reward_calls"])
@@ -59,8 +59,10 @@ def test_a_bound_of_many_steps_does_not_stretch_the_warm_up(tmp_path, currency):
         world,
         toy_recipe(),
         steps=100_000,
-        budget=Budget(currency=currency, amount=amount),
+        budget=Budget(resource=currency, limit=amount),
     )
     rates = [line["lr"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
     assert rates[0] > 0
-    assert rates[1:] == [world.optim.lr] * (len(rates) - 1), "0.03 of this budget is less than a step"
+    assert rates[1:] == [world.optim_config.learning_rate] * (len(rates) - 1), (
+        "0.03 of this budget is less than a step"
+    )

@@ -6,30 +6,30 @@ import pytest
 import torch
 
 from paretune.data.toy import PAD, STOP, toy_tokenizer
-from paretune.errors import ConfigError, Stopped, WiringError
+from paretune.errors import ConfigError, RunInterrupted, WiringError
 from paretune.files import read_json, read_jsonl
-from paretune.learn.descend import collect, gradient
-from paretune.learn.diagnose import Seen
-from paretune.learn.guard import Guard
+from paretune.learn.descend import accumulate_gradients, rollout_and_score
+from paretune.learn.diagnose import StepMetrics
+from paretune.learn.guard import FiniteCheck
 from paretune.learn.optim import Optimizer
-from paretune.learn.progress import trainable
-from paretune.learn.resume import load_latest
-from paretune.models.adapt import AdapterOff, Lora, add_lora
-from paretune.models.load import Language
+from paretune.learn.progress import trainable_parameters
+from paretune.learn.resume import load_latest_checkpoint
+from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
+from paretune.models.load import PolicyModel
 from paretune.models.measure import Models
-from paretune.rollout.sample import LocalSampler, Offline
+from paretune.rollout.sample import LocalSampler, StoredResponses
 from paretune.rundir import Run
 from toy import Cut, stop_after, toy_recipe, toy_world, trained
 
 
 def credited_batch(recipe, world):
-    batch, samples = collect(recipe, world, 0, 0)
+    batch, samples = rollout_and_score(recipe, world, 0, 0)
     rng = torch.Generator().manual_seed(0)
     batch, _, _ = recipe.worth.advance(batch, recipe.worth.start(), rng)
     for measure in recipe.measure:
         batch = measure(batch, world.models, recipe.temperature(), 64)
     batch, _, _ = recipe.credit.advance(batch, recipe.credit.start(), rng)
-    return batch, Guard.of(0, batch, samples)
+    return batch, FiniteCheck.from_batch(0, batch, samples)
 
 
 @pytest.mark.parametrize("double", [True, False])
@@ -38,15 +38,22 @@ def test_the_gradient_is_the_same_for_every_cut_into_micro_batches(double):
     batch, guard = credited_batch(toy_recipe(), world)
     # Away from the sampling policy, so that ratios, clips and the KL term all matter.
     with torch.no_grad():
-        for p in trainable(world.models).values():
+        for p in trainable_parameters(world.models).values():
             p.add_(0.05 * torch.sin(torch.arange(p.numel())).reshape(p.shape))
     if double:
         world.models.policy.double()
     grads = []
     for micro_tokens in (10_000, 200, 60, 1):
-        optimizer = Optimizer(world.optim, trainable(world.models).values())
-        seen = Seen()
-        gradient(toy_recipe(kl=0.5), replace(world, micro_tokens=micro_tokens), batch, optimizer, guard, seen)
+        optimizer = Optimizer(world.optim_config, trainable_parameters(world.models).values())
+        seen = StepMetrics()
+        accumulate_gradients(
+            toy_recipe(kl=0.5),
+            replace(world, max_tokens_per_pass=micro_tokens),
+            batch,
+            optimizer,
+            guard,
+            seen,
+        )
         grads.append(torch.cat([p.grad.flatten() for p in optimizer.parameters]))
     assert grads[0].norm() > 0.05
     for other in grads[1:]:
@@ -58,9 +65,14 @@ def test_what_is_logged_does_not_depend_on_the_cut_either():
     batch, guard = credited_batch(toy_recipe(), world)
     logs = []
     for micro_tokens in (10_000, 20):
-        optimizer, seen = Optimizer(world.optim, trainable(world.models).values()), Seen()
-        gradient(toy_recipe(), replace(world, micro_tokens=micro_tokens), batch, optimizer, guard, seen)
-        seen.update(optimizer.norm())
+        optimizer, seen = (
+            Optimizer(world.optim_config, trainable_parameters(world.models).values()),
+            StepMetrics(),
+        )
+        accumulate_gradients(
+            toy_recipe(), replace(world, max_tokens_per_pass=micro_tokens), batch, optimizer, guard, seen
+        )
+        seen.finish_update(optimizer.grad_norm())
         logs.append(seen.metrics())
     assert logs[0].keys() == logs[1].keys()
     for key, value in logs[0].items():
@@ -82,7 +94,7 @@ def test_a_run_is_the_same_twice_and_a_line_holds_what_it_should(tmp_path):
     )
     for key in re.findall(r"\S+", keys):
         assert key in lines[0], key
-    assert lines[0]["share/even"] + lines[0]["share/high"] == pytest.approx(1, abs=1e-5)
+    assert lines[0]["variance_share/even"] + lines[0]["variance_share/high"] == pytest.approx(1, abs=1e-5)
     assert lines[0]["ratio/max"] == pytest.approx(1, abs=1e-5)
     assert lines[0]["kl/k3"] == 0
     assert lines[3]["kl/k3"] > 0
@@ -99,7 +111,7 @@ def test_epochs_and_minibatches_update_more_often_and_the_ratio_moves(tmp_path):
     trained(tmp_path, toy_world(lr=0.05), recipe=toy_recipe(epochs=3, minibatch=16, clip=0.05), steps=2)
     line = read_jsonl(tmp_path / "metrics.jsonl")[-1]
     assert line["ratio/max"] > 1.05
-    assert line["clip/low"] + line["clip/high"] > 0
+    assert line["clip_fraction/low"] + line["clip_fraction/high"] > 0
 
 
 @pytest.mark.parametrize("recipe", [toy_recipe(), toy_recipe(epochs=2, minibatch=16)])
@@ -134,7 +146,9 @@ def test_a_broken_checkpoint_costs_steps_and_not_the_result(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, RunInterrupted), (signal.SIGINT, KeyboardInterrupt)]
+)
 def test_a_signal_stops_at_the_step_boundary_with_a_checkpoint(tmp_path, number, error):
     whole = trained(tmp_path / "whole", steps=5, every=100)
     before = signal.getsignal(number)
@@ -148,7 +162,7 @@ def test_a_signal_stops_at_the_step_boundary_with_a_checkpoint(tmp_path, number,
     assert signal.getsignal(number) is before
     assert (tmp_path / "run" / "checkpoints" / "LATEST").read_text() == "step-000002\n"
     assert trained(tmp_path / "run", steps=5, every=100) == whole
-    assert Stopped.exit_code == 75
+    assert RunInterrupted.exit_code == 75
 
 
 def test_sigterm_twice_is_harmless_and_ctrl_c_twice_is_at_once(tmp_path):
@@ -159,7 +173,7 @@ def test_sigterm_twice_is_harmless_and_ctrl_c_twice_is_at_once(tmp_path):
 
         return hear
 
-    with pytest.raises(Stopped):
+    with pytest.raises(RunInterrupted):
         trained(tmp_path / "a", on_step=twice(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "b", every=100, on_step=twice(signal.SIGINT))
@@ -169,9 +183,9 @@ def test_sigterm_twice_is_harmless_and_ctrl_c_twice_is_at_once(tmp_path):
 def test_an_adapter_is_trained_and_stored_alone(tmp_path):
     def adapted():
         world = toy_world(lr=0.02)
-        model = add_lora(world.models.policy, Lora(r=2, alpha=4), seed=0)
-        language = Language(model=model, tokenizer=toy_tokenizer(), stops=(STOP,), pad=PAD)
-        models = Models(policy=model, frozen={"reference": AdapterOff(model)})
+        model = add_lora(world.models.policy, LoraSpec(r=2, alpha=4), seed=0)
+        language = PolicyModel(model=model, tokenizer=toy_tokenizer(), eos_ids=(STOP,), pad_id=PAD)
+        models = Models(policy=model, frozen={"reference": AdapterDisabledModel(model)})
         return replace(world, models=models, sampler=LocalSampler(language, world.objectives))
 
     whole, cut = adapted(), adapted()
@@ -184,7 +198,7 @@ def test_an_adapter_is_trained_and_stored_alone(tmp_path):
     with pytest.raises(Cut):
         trained(tmp_path / "cut", cut, steps=4, on_step=stop_after(3))
     assert trained(tmp_path / "cut", adapted(), steps=4) == want
-    stored = load_latest(tmp_path / "cut" / "checkpoints", print).tree("weights")
+    stored = load_latest_checkpoint(tmp_path / "cut" / "checkpoints", print).load_tree("weights")
     assert all("lora_" in name for name in stored)
     with pytest.raises(ConfigError, match="other weights than this policy learns"):
         trained(tmp_path / "cut", toy_world(lr=0.02), steps=4)
@@ -192,14 +206,14 @@ def test_an_adapter_is_trained_and_stored_alone(tmp_path):
 
 def test_stored_responses_are_told_at_the_door(tmp_path):
     with pytest.raises(WiringError, match="needs stored responses"):
-        trained(tmp_path, recipe=toy_recipe().but(source=Offline()))
+        trained(tmp_path, recipe=toy_recipe().replace(rollout=StoredResponses()))
 
 
 def test_run_json_tells_the_step_that_is_gone_on_from(tmp_path):
     with pytest.raises(Cut):
         trained(tmp_path, steps=5, on_step=stop_after(4))
-    newest = load_latest(tmp_path / "checkpoints", print).step
-    Run(tmp_path).update(step=99)
+    newest = load_latest_checkpoint(tmp_path / "checkpoints", print).step
+    Run(tmp_path).update_state(step=99)
     seen = []
 
     def hear(step, *rest):

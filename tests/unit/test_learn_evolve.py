@@ -11,18 +11,18 @@ import torch
 import evolving
 from evolving import method, policy, searched, touched, world_of
 from paretune.credit.aggregate import WeightedSum
-from paretune.credit.keep import KeepBest
+from paretune.credit.keep import BestOfN
 from paretune.credit.order import Lexicographic
 from paretune.credit.step import chain
 from paretune.credit.worst import Chebyshev
-from paretune.errors import ConfigError, ResourceError, Stopped, TrainingGuard, WiringError
+from paretune.errors import ConfigError, NonFiniteError, ResourceError, RunInterrupted, WiringError
 from paretune.files import read_jsonl
-from paretune.learn.candidates import Candidates, Judged, priced
-from paretune.learn.check import check
-from paretune.learn.evolve import GUESS, Found, calibrated, generation
+from paretune.learn.candidates import CandidateEvaluator, CandidateScore, kl_penalized_rewards
+from paretune.learn.check import check_spec
+from paretune.learn.evolve import INITIAL_SIGMA_GUESS, SearchProgress, calibrate_sigma, run_generation
 from paretune.learn.progress import Budget
-from paretune.learn.spread import Spread, dealt
-from paretune.models.singular import SingularLora
+from paretune.learn.spread import WorkerPool, partition
+from paretune.models.singular import LoraSvd
 from paretune.rundir import Run
 from toy import Cut, graded, stop_after
 
@@ -48,14 +48,14 @@ def test_only_singular_values_move_and_nothing_has_a_gradient(tmp_path):
     found, _ = searched(tmp_path, method(**QUICK), world, steps=2)
     after = dict(world.models.policy.named_parameters())
     moved = {k for k, v in after.items() if not torch.equal(v, before[k])}
-    assert moved == set(found.knobs.factors)
+    assert moved == set(found.lora_svd.factors)
     assert all("lora_" in name for name in moved)
     assert all(v.grad is None for v in after.values())
     torch.testing.assert_close(
-        found.knobs.read(world.models.policy).double(), found.offsets, atol=1e-5, rtol=0
+        found.lora_svd.read_offsets(world.models.policy).double(), found.incumbent, atol=1e-5, rtol=0
     )
-    for name, factor in found.knobs.factors.items():
-        q = found.knobs.moves[name]
+    for name, factor in found.lora_svd.factors.items():
+        q = found.lora_svd.trainable_counts[name]
         turned = factor.u.T @ after[name].detach() @ factor.vh.T
         assert float((turned - turned.diag().diag()).abs().max()) < 1e-5, "singular vectors stay"
         assert q == len(factor.s)
@@ -64,14 +64,14 @@ def test_only_singular_values_move_and_nothing_has_a_gradient(tmp_path):
 def test_every_line_has_what_a_search_shows_and_the_ledger_no_gradient(tmp_path):
     searched(tmp_path, method(**QUICK), steps=2)
     first, second = lines(tmp_path)
-    assert first["search/moved"] > 0
+    assert first["search/distance"] > 0
     assert second["fitness/best"] >= second["fitness/mean"]
     for key in (
         "fitness/std",
         "fitness/incumbent",
         "fitness/ties",
         "search/sigma",
-        "search/flipped",
+        "search/sign_flips",
         "kl/k3",
     ):
         assert key in second
@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, search):
 def test_the_state_of_the_aggregation_is_learnt_from_the_incumbent(tmp_path):
     """Chebyshev remembers the best scores seen: the candidates' luck is not among them."""
     evolution = method(**QUICK)
-    evolution = evolution.but(worth=chain(Chebyshev(evolving.WEIGHTS)))
+    evolution = evolution.replace(reward_steps=chain(Chebyshev(evolving.WEIGHTS)))
     whole, metrics = searched(tmp_path / "whole", evolution, steps=4, every=1)
     with pytest.raises(Cut):
         searched(tmp_path / "cut", evolution, steps=4, every=1, on_step=stop_after(2))
@@ -117,61 +117,65 @@ def test_the_state_of_the_aggregation_is_learnt_from_the_incumbent(tmp_path):
 
 
 def test_a_budget_ends_it(tmp_path):
-    budget = Budget(currency="reward_calls", amount=3 * 5 * 16)
+    budget = Budget(resource="reward_calls", limit=3 * 5 * 16)
     found, _ = searched(tmp_path, method(**QUICK), steps=9, budget=budget)
     assert found.step == 3
-    assert lines(tmp_path)[-1]["budget/spent"] == 1.0
+    assert lines(tmp_path)[-1]["budget/used"] == 1.0
 
 
 def test_the_incumbent_is_kept_and_not_the_luckiest(tmp_path):
     world, evolution = touched(), method(**QUICK)
     found, _ = searched(tmp_path, evolution, world, steps=2)
-    own = Candidates(evolution, world, found.knobs, 0)
-    seen = own.rollout(found.offsets, 4, 9, found.worth)
-    evolved = own.rollout(found.knobs.read(world.models.policy).double(), 4, 9, found.worth)
-    assert seen.judged == evolved.judged
+    own = CandidateEvaluator(evolution, world, found.lora_svd, 0)
+    seen = own.rollout(found.incumbent, 4, 9, found.reward_state)
+    evolved = own.rollout(found.lora_svd.read_offsets(world.models.policy).double(), 4, 9, found.reward_state)
+    assert seen.score == evolved.score
 
 
 def test_candidates_meet_the_same_chance_unless_each_is_to_have_its_own():
-    zero = torch.zeros(3, SingularLora.of(touched().models.policy).size, dtype=torch.float64)
+    zero = torch.zeros(3, LoraSvd.from_model(touched().models.policy).num_params, dtype=torch.float64)
     for noise, distinct in (("common", 1), ("fresh", 3)):
         world, evolution = touched(), method(**QUICK, noise=noise)
-        own = Candidates(evolution, world, SingularLora.of(world.models.policy), 0)
-        assert len({j.fitness for j in own(zero, [0, 1, 2], 5, evolution.worth.start())}) == distinct
+        own = CandidateEvaluator(evolution, world, LoraSvd.from_model(world.models.policy), 0)
+        assert (
+            len({j.fitness for j in own(zero, [0, 1, 2], 5, evolution.reward_steps.init_state())}) == distinct
+        )
 
 
 def test_the_price_of_divergence_by_hand():
     batch = graded([1.0, float("nan"), 0.5], lengths=[2, 2, 1])
-    batch = batch.set(
-        sampler_logp=torch.tensor([[0.0, -1.0, -2.0], [0.0, -1.0, -1.0], [0.0, -0.5, -9.0]]),
-        reference_logp=torch.tensor([[0.0, -2.0, -2.5], [0.0, -9.0, -9.0], [0.0, -0.25, 0.0]]),
+    batch = batch.replace(
+        rollout_logprobs=torch.tensor([[0.0, -1.0, -2.0], [0.0, -1.0, -1.0], [0.0, -0.5, -9.0]]),
+        ref_logprobs=torch.tensor([[0.0, -2.0, -2.5], [0.0, -9.0, -9.0], [0.0, -0.25, 0.0]]),
     )
-    torch.testing.assert_close(priced(batch, 0.0), torch.tensor([1.0, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(
+        kl_penalized_rewards(batch, 0.0), torch.tensor([1.0, 0.5], dtype=torch.float64)
+    )
     want = torch.tensor([1.0 - 0.1 * 1.5, 0.5 - 0.1 * -0.25], dtype=torch.float64)
-    torch.testing.assert_close(priced(batch, 0.1), want)
+    torch.testing.assert_close(kl_penalized_rewards(batch, 0.1), want)
 
 
 def test_a_price_lowers_the_fitness_of_what_has_left_the_start(tmp_path):
     world = touched()
-    knobs = SingularLora.of(world.models.policy)
+    knobs = LoraSvd.from_model(world.models.policy)
     free, dear = (
-        Candidates(method(**QUICK, kl=kl), world, knobs, 0).rollout(
-            torch.zeros(knobs.size).double(), 4, 0, (None,)
+        CandidateEvaluator(method(**QUICK, kl=kl), world, knobs, 0).rollout(
+            torch.zeros(knobs.num_params).double(), 4, 0, (None,)
         )
         for kl in (0.0, 1.0)
     )
-    assert dear.judged.means == free.judged.means
-    assert dear.judged.fitness < free.judged.fitness
+    assert dear.score.objective_means == free.score.objective_means
+    assert dear.score.fitness < free.score.fitness
 
 
 def test_step_sizes_that_are_given_or_found(tmp_path):
     world = touched()
-    knobs, run = SingularLora.of(world.models.policy), Run(tmp_path)
-    given, tried = calibrated(Candidates(method(sigma=0.3), world, knobs, 0), run)
-    assert given == pytest.approx(0.3 * knobs.scale)
+    knobs, run = LoraSvd.from_model(world.models.policy), Run(tmp_path)
+    given, tried = calibrate_sigma(CandidateEvaluator(method(sigma=0.3), world, knobs, 0), run)
+    assert given == pytest.approx(0.3 * knobs.mean_singular_value)
     assert tried == []
-    found, tried = calibrated(Candidates(method(), world, knobs, 0), run)
-    factor = found / (GUESS * knobs.scale)
+    found, tried = calibrate_sigma(CandidateEvaluator(method(), world, knobs, 0), run)
+    factor = found / (INITIAL_SIGMA_GUESS * knobs.mean_singular_value)
     assert factor in {2.0**power for power in range(-4, 5)}
     assert len(tried) == 1 + 4 * (len(tried) // 4)
     assert read_jsonl(tmp_path / "events.jsonl")[-1]["kind"] == "calibrated"
@@ -187,13 +191,13 @@ def test_an_adapter_that_was_never_fitted_is_refused(tmp_path):
     [
         (chain(Lexicographic((("even", None), ("high", None)))), "Lexicographic only compare the responses"),
         (chain(), r"a candidate has 2 signals \(even, high\) and needs one"),
-        (chain(WeightedSum(evolving.WEIGHTS), KeepBest(1)), "KeepBest leaves out responses"),
+        (chain(WeightedSum(evolving.WEIGHTS), BestOfN(1)), "KeepBest leaves out responses"),
     ],
 )
 def test_worths_that_say_nothing_of_a_candidate(worth, wrong):
     evolution = method(n=2)
     with pytest.raises(WiringError, match=wrong):
-        check(evolution.but(worth=worth, before=evolution.before), OBJECTIVES)
+        check_spec(evolution.replace(reward_steps=worth, phases=evolution.phases), OBJECTIVES)
 
 
 def test_settings_out_of_bounds_are_refused():
@@ -202,9 +206,9 @@ def test_settings_out_of_bounds_are_refused():
 
 
 def test_a_dry_run_says_what_it_needs():
-    plan = check(method(), OBJECTIVES)
-    assert (plan.frozen_roles, plan.critic_heads) == (("reference",), 0)
-    lines = method().explained()
+    plan = check_spec(method(), OBJECTIVES)
+    assert (plan.frozen_roles, plan.num_critic_heads) == (("reference",), 0)
+    lines = method().describe()
     assert lines[0] == "algorithm  essa"
     assert lines[-1] == "search     Cma(population=8), sigma=calibrated"
 
@@ -212,15 +216,15 @@ def test_a_dry_run_says_what_it_needs():
 # --- several processes -------------------------------------------------------------------------
 
 
-class Two(Spread):
+class Two(WorkerPool):
     """Two workers with a model each and half of the candidates each; their answers are put together."""
 
     def __init__(self, evolution, knobs):
-        self.own, other = (Candidates(evolution, touched(), knobs, 0) for _ in range(2))
+        self.own, other = (CandidateEvaluator(evolution, touched(), knobs, 0) for _ in range(2))
         self.workers = (self.own, other)
 
     def __call__(self, points, step, worth):
-        shares, found = dealt(len(points), 2), {}
+        shares, found = partition(len(points), 2), {}
         for worker, share in reversed(list(zip(self.workers, shares, strict=True))):
             found |= zip(share, worker(points[share], share, step, worth), strict=True)
         return [found[i] for i in range(len(points))]
@@ -229,11 +233,11 @@ class Two(Spread):
 def test_two_workers_end_where_one_does(tmp_path):
     evolution = method(**QUICK)
     one, _ = searched(tmp_path, evolution, steps=3)
-    knobs = SingularLora.of(touched().models.policy)
-    seeker = evolution.search.begin(knobs.size, 0.3 * knobs.scale)
-    now, tried = Found(knobs, seeker, evolution.worth.start()), Two(evolution, knobs)
+    knobs = LoraSvd.from_model(touched().models.policy)
+    seeker = evolution.strategy.init_state(knobs.num_params, 0.3 * knobs.mean_singular_value)
+    now, tried = SearchProgress(knobs, seeker, evolution.reward_steps.init_state()), Two(evolution, knobs)
     for _ in range(3):
-        generation(evolution, now, tried, 0)
+        run_generation(evolution, now, tried, 0)
     assert same(one, now)
 
 
@@ -249,31 +253,33 @@ def test_a_process_of_its_own_says_the_same(tmp_path):
     ("reply", "error", "text"),
     [
         (None, ResourceError, "a process that tries candidates has ended; fix: give the same command again"),
-        ({"error": "TrainingGuard", "text": "step 3: bad"}, TrainingGuard, "step 3: bad"),
+        ({"error": "TrainingGuard", "text": "step 3: bad"}, NonFiniteError, "step 3: bad"),
     ],
 )
 def test_what_goes_wrong_elsewhere_is_told_here(reply, error, text):
     world = touched()
-    knobs = SingularLora.of(world.models.policy)
+    knobs = LoraSvd.from_model(world.models.policy)
     near, far = multiprocessing.Pipe()
     if reply is None:
         far.close()
     else:
         far.send_bytes(json.dumps(reply).encode())
-    with Spread(Candidates(method(**QUICK), world, knobs, 0)) as spread:
-        spread.wires.append(near)
+    with WorkerPool(CandidateEvaluator(method(**QUICK), world, knobs, 0)) as spread:
+        spread.connections.append(near)
         with pytest.raises(error, match=text):
-            spread(torch.zeros(2, knobs.size, dtype=torch.float64), 0, (None,))
-    assert dealt(5, 2) == [[0, 2, 4], [1, 3]]
+            spread(torch.zeros(2, knobs.num_params, dtype=torch.float64), 0, (None,))
+    assert partition(5, 2) == [[0, 2, 4], [1, 3]]
 
 
 def test_numbers_travel_to_the_bit():
-    judged = Judged(0.1 + 0.2, (1 / 3, float("nan")), 7, 2)
+    judged = CandidateScore(0.1 + 0.2, (1 / 3, float("nan")), 7, 2)
     fitness, means, *_ = json.loads(
-        json.dumps([judged.fitness, list(judged.means), judged.tokens, judged.rows])
+        json.dumps(
+            [judged.fitness, list(judged.objective_means), judged.num_response_tokens, judged.num_responses]
+        )
     )
     assert fitness == judged.fitness
-    assert means[0] == judged.means[0]
+    assert means[0] == judged.objective_means[0]
     assert means[1] != means[1]
 
 
@@ -282,6 +288,6 @@ def test_a_signal_is_obeyed_after_a_checkpoint(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     evolution = method(**QUICK)
-    with pytest.raises(Stopped, match="after step 1 of 3"):
+    with pytest.raises(RunInterrupted, match="after step 1 of 3"):
         searched(tmp_path, evolution, steps=3, every=9, on_step=struck)
     assert (tmp_path / "checkpoints" / "step-000001").is_dir()

@@ -9,25 +9,25 @@ import pytest
 import torch
 
 from paretune.data.records import Demonstration, Prompt
-from paretune.errors import ConfigError, DataError, Stopped, TrainingGuard, WiringError
-from paretune.learn.fit import Fitting, Imitation, Keeping, Task, fit
-from paretune.learn.optim import AdamW
-from paretune.learn.reward_fit import Judging, fit_reward, label_scale
-from paretune.models.forward import token_logp
+from paretune.errors import ConfigError, DataError, NonFiniteError, RunInterrupted, WiringError
+from paretune.learn.fit import CheckpointConfig, SftTask, SupervisedConfig, SupervisedTask, fit
+from paretune.learn.optim import OptimizerConfig
+from paretune.learn.reward_fit import RewardTask, fit_reward_model, label_scale_and_offset
+from paretune.models.forward import compute_logprobs
 from paretune.models.load import parameter_hash
-from paretune.objectives.reward_loss import Regression
-from paretune.objectives.reward_store import from_language
+from paretune.objectives.reward_loss import RegressionLoss
+from paretune.objectives.reward_store import reward_model_from_lm
 from paretune.rundir import Run
 
 NAMES = ("ending", "loud", "brief")
 RECORDS = [*task.ratings(24, 1), *task.pairs(14, 2)]
-OPTIM = AdamW(lr=3e-3, warmup=0.1, schedule="cosine")
+OPTIM = OptimizerConfig(learning_rate=3e-3, warmup_ratio=0.1, lr_scheduler_type="cosine")
 
 
 def reward_model(dtype=torch.float32):
     words = task.language(layers=1)
     words.model.to(dtype)
-    model = from_language(words, NAMES, *label_scale(RECORDS, NAMES))
+    model = reward_model_from_lm(words, NAMES, *label_scale_and_offset(RECORDS, NAMES))
     with torch.no_grad():
         model.network.score.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
     return model.to(dtype)
@@ -42,26 +42,31 @@ def gradient(made, micro_tokens):
 
     for name, parameter in made.model.named_parameters():
         parameter.register_post_accumulate_grad_hook(hook(name))
-    how = Fitting(epochs=1, batch=99, micro_tokens=micro_tokens, optim=AdamW(lr=0.0))
+    how = SupervisedConfig(
+        num_train_epochs=1,
+        batch_size=99,
+        max_tokens_per_pass=micro_tokens,
+        optim_config=OptimizerConfig(learning_rate=0.0),
+    )
     losses = []
     fit(made, how, seed=0, on_step=lambda step, steps, metrics: losses.append(metrics["fit/loss"]))
     return losses[0], torch.cat([seen[name].flatten() for name in sorted(seen)])
 
 
 def judging():
-    losses = {"ending": Regression(kind="huber", delta=0.5)}
-    return Judging(reward_model(torch.float64), RECORDS, losses)
+    losses = {"ending": RegressionLoss(loss_type="huber", delta=0.5)}
+    return RewardTask(reward_model(torch.float64), RECORDS, losses)
 
 
 def imitation():
     words = task.language(layers=1)
     words.model.double()
-    return Imitation(words, [*task.demonstrations(20, 0), *task.demonstrations(5, 1)])
+    return SftTask(words, [*task.demonstrations(20, 0), *task.demonstrations(5, 1)])
 
 
 @pytest.mark.parametrize("make", [judging, imitation])
 def test_the_gradient_is_the_same_for_every_cut(make):
-    assert isinstance(make(), Task)
+    assert isinstance(make(), SupervisedTask)
     loss, whole = gradient(make(), 10**6)
     for tokens in (1, 40, 100, 333):
         other, cut = gradient(make(), tokens)
@@ -73,21 +78,21 @@ def test_imitation_is_the_mean_over_response_tokens_of_the_whole_step():
     made = imitation()
     loss, _ = gradient(made, 50)
     total, tokens = 0.0, 0
-    for row, start in zip(made.rows, made.starts, strict=True):
+    for row, start in zip(made.token_rows, made.prompt_lengths, strict=True):
         ids = torch.tensor([row])
         where = (torch.arange(len(row)) >= start)[None]
-        total -= float(token_logp(made.model, ids, torch.ones_like(ids).bool(), where).sum().detach())
+        total -= float(compute_logprobs(made.model, ids, torch.ones_like(ids).bool(), where).sum().detach())
         tokens += len(row) - start
     assert loss == pytest.approx(total / tokens, rel=1e-6)
-    assert all(row[-1] == 1 for row in made.rows), "the token that ends a response is learnt too"
+    assert all(row[-1] == 1 for row in made.token_rows), "the token that ends a response is learnt too"
 
 
 def test_imitation_learns():
     words = task.language(layers=1)
     losses = []
     fit(
-        Imitation(words, task.demonstrations(200, 0)),
-        Fitting(epochs=6, batch=20, optim=AdamW(lr=1e-2)),
+        SftTask(words, task.demonstrations(200, 0)),
+        SupervisedConfig(num_train_epochs=6, batch_size=20, optim_config=OptimizerConfig(learning_rate=1e-2)),
         seed=0,
         on_step=lambda step, steps, metrics: losses.append(metrics["fit/loss"]),
     )
@@ -109,9 +114,11 @@ def fitted(path, *, until=None, every=3, by=None):
             os.kill(os.getpid(), by)
 
     model = reward_model()
-    keeping = Keeping(run=Run(path, stage="reward"), folder=path / "reward" / "checkpoints", every=every)
-    how = Fitting(epochs=3, batch=12, optim=OPTIM)
-    fit_reward(model, RECORDS, how, seed=7, keeping=keeping, on_step=on_step)
+    keeping = CheckpointConfig(
+        run=Run(path, stage="reward"), checkpoint_dir=path / "reward" / "checkpoints", save_steps=every
+    )
+    how = SupervisedConfig(num_train_epochs=3, batch_size=12, optim_config=OPTIM)
+    fit_reward_model(model, RECORDS, how, seed=7, checkpoint_config=keeping, on_step=on_step)
     return parameter_hash(model), model.offset, (path / "metrics.jsonl").read_bytes()
 
 
@@ -129,29 +136,35 @@ def test_a_broken_fit_goes_on_bit_for_bit(tmp_path):
 
 def test_sigterm_stops_with_a_checkpoint(tmp_path):
     whole = fitted(tmp_path / "a", every=99)
-    with pytest.raises(Stopped, match="step 4 of 9"):
+    with pytest.raises(RunInterrupted, match="step 4 of 9"):
         fitted(tmp_path / "b", every=99, until=4, by=signal.SIGTERM)
     assert fitted(tmp_path / "b", every=99) == whole
 
 
 def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
     fitted(tmp_path / "a")
-    keeping = Keeping(
-        run=Run(tmp_path / "a", stage="reward"), folder=tmp_path / "a" / "reward" / "checkpoints"
+    keeping = CheckpointConfig(
+        run=Run(tmp_path / "a", stage="reward"), checkpoint_dir=tmp_path / "a" / "reward" / "checkpoints"
     )
     with pytest.raises(ConfigError, match=r"has seed 7, and this fit has 8.*run\.folder"):
-        fit_reward(reward_model(), RECORDS, Fitting(epochs=3, batch=12, optim=OPTIM), seed=8, keeping=keeping)
+        fit_reward_model(
+            reward_model(),
+            RECORDS,
+            SupervisedConfig(num_train_epochs=3, batch_size=12, optim_config=OPTIM),
+            seed=8,
+            checkpoint_config=keeping,
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights():
     model = reward_model()
     before = parameter_hash(model)
-    made = Judging(model, RECORDS, {})
-    made.standard[3, 1] = float("inf")
+    made = RewardTask(model, RECORDS, {})
+    made.standardized_labels[3, 1] = float("inf")
     with pytest.raises(
-        TrainingGuard, match=rf"fit step 0: the loss is inf, on {made.name(3)}; .* reach"
+        NonFiniteError, match=rf"fit step 0: the loss is inf, on {made.example_name(3)}; .* reach"
     ) as found:
-        fit(made, Fitting(batch=99, optim=OPTIM), seed=0)
+        fit(made, SupervisedConfig(batch_size=99, optim_config=OPTIM), seed=0)
     assert str(found.value).endswith("and there is no checkpoint yet; fix: look at these records")
     assert found.value.exit_code == 4
     assert parameter_hash(model) == before
@@ -161,14 +174,14 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights():
     model = reward_model()
     model.network.score.weight.register_hook(lambda g: g * float("nan"))
     before = parameter_hash(model)
-    with pytest.raises(TrainingGuard, match="norm of the gradient is nan"):
-        fit(Judging(model, RECORDS, {}), Fitting(optim=OPTIM), seed=0)
+    with pytest.raises(NonFiniteError, match="norm of the gradient is nan"):
+        fit(RewardTask(model, RECORDS, {}), SupervisedConfig(optim_config=OPTIM), seed=0)
     assert parameter_hash(model) == before
 
 
 def test_a_fit_that_breaks_later_says_what_is_kept(tmp_path):
     model = reward_model()
-    made = Judging(model, RECORDS, {})
+    made = RewardTask(model, RECORDS, {})
     steps = [0]
 
     def break_at_three(step, *rest):
@@ -176,19 +189,27 @@ def test_a_fit_that_breaks_later_says_what_is_kept(tmp_path):
         if steps[0] == 2:
             model.network.score.weight.register_hook(lambda g: g * float("nan"))
 
-    keeping = Keeping(run=Run(tmp_path, stage="reward"), folder=tmp_path / "kept", every=2)
-    with pytest.raises(TrainingGuard, match=r"fit step 2: .* the last checkpoint is intact; .*lower lr may"):
-        fit(made, Fitting(batch=4, optim=OPTIM), seed=0, keeping=keeping, on_step=break_at_three)
+    keeping = CheckpointConfig(
+        run=Run(tmp_path, stage="reward"), checkpoint_dir=tmp_path / "kept", save_steps=2
+    )
+    with pytest.raises(NonFiniteError, match=r"fit step 2: .* the last checkpoint is intact; .*lower lr may"):
+        fit(
+            made,
+            SupervisedConfig(batch_size=4, optim_config=OPTIM),
+            seed=0,
+            checkpoint_config=keeping,
+            on_step=break_at_three,
+        )
 
 
 def test_nothing_to_learn_from_is_refused():
     words = task.language(layers=1)
     with pytest.raises(WiringError, match="no data"):
-        fit(Imitation(words, []), Fitting(), seed=0)
+        fit(SftTask(words, []), SupervisedConfig(), seed=0)
     for parameter in words.model.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(WiringError, match="nothing to train"):
-        fit(Imitation(words, task.demonstrations(2, 0)), Fitting(), seed=0)
+        fit(SftTask(words, task.demonstrations(2, 0)), SupervisedConfig(), seed=0)
 
 
 def test_rows_that_are_too_long_are_all_named():
@@ -197,7 +218,7 @@ def test_rows_that_are_too_long_are_all_named():
         Demonstration(prompt=Prompt(messages=(), id=f"row {n}"), response="a" * n) for n in (3, 60, 70, 38)
     ]
     with pytest.raises(DataError) as found:
-        Imitation(words, records)
+        SftTask(words, records)
     lines = str(found.value).splitlines()
     assert [line.split(":")[0] for line in lines] == ["row 60", "row 70"]
     assert "the model reads 40" in lines[0]

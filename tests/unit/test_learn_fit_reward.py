@@ -9,25 +9,32 @@ import numpy as np
 import pytest
 import torch
 
-from paretune.data.records import Preference, Prompt, Rating
+from paretune.data.records import PreferencePair, Prompt, Rating
 from paretune.errors import DataError, WiringError
-from paretune.learn.fit import Fitting
-from paretune.learn.optim import AdamW
-from paretune.learn.reward_baseline import baselines
-from paretune.learn.reward_fit import Judging, data_hash, fit_reward, head_losses, label_matrix, label_scale
+from paretune.learn.fit import SupervisedConfig
+from paretune.learn.optim import OptimizerConfig
+from paretune.learn.reward_baseline import baseline_metrics
+from paretune.learn.reward_fit import (
+    RewardTask,
+    data_hash,
+    fit_reward_model,
+    head_losses,
+    label_matrix,
+    label_scale_and_offset,
+)
 from paretune.learn.reward_metrics import (
+    average_ranks,
     calibration,
     kendall,
-    ordered_share,
     pair_metrics,
-    ranks,
+    pairwise_accuracy,
     rating_metrics,
     spearman,
 )
 from paretune.learn.reward_report import reward_report
-from paretune.objectives.reward_loss import BradleyTerry, Regression
-from paretune.objectives.reward_store import from_language, load_reward_model, save_reward_model
-from paretune.report.heads import reward_model
+from paretune.objectives.reward_loss import BradleyTerryLoss, RegressionLoss
+from paretune.objectives.reward_store import load_reward_model, reward_model_from_lm, save_reward_model
+from paretune.report.heads import reward_model_table
 
 NAMES = ("ending", "loud", "brief")
 HERE = Prompt(messages=())
@@ -38,19 +45,23 @@ def rating(**labels):
 
 
 def pair(objective):
-    return Preference(prompt=HERE, chosen="ab", rejected="abc", objective=objective)
+    return PreferencePair(prompt=HERE, chosen="ab", rejected="abc", objective=objective)
 
 
 @pytest.fixture(scope="module")
 def learnt():
     train = [*task.ratings(800, 1), *task.pairs(250, 2)]
     test = [*task.ratings(300, 11), *task.pairs(120, 12)]
-    scale, offset = label_scale(train, NAMES)
+    scale, offset = label_scale_and_offset(train, NAMES)
     words = task.language(layers=1)
-    beside = baselines(from_language(words, NAMES, scale, offset), train, test)
-    model = from_language(words, NAMES, scale, offset)
-    how = Fitting(epochs=5, batch=32, optim=AdamW(lr=5e-3, warmup=0.05, schedule="cosine"))
-    fit_reward(model, train, how, losses={"loud": Regression(kind="huber", delta=1.0)}, seed=0)
+    beside = baseline_metrics(reward_model_from_lm(words, NAMES, scale, offset), train, test)
+    model = reward_model_from_lm(words, NAMES, scale, offset)
+    how = SupervisedConfig(
+        num_train_epochs=5,
+        batch_size=32,
+        optim_config=OptimizerConfig(learning_rate=5e-3, warmup_ratio=0.05, lr_scheduler_type="cosine"),
+    )
+    fit_reward_model(model, train, how, losses={"loud": RegressionLoss(loss_type="huber", delta=1.0)}, seed=0)
     return model, train, test, reward_report(model, test, train=train, baselines=beside)
 
 
@@ -72,7 +83,7 @@ def test_it_beats_the_constant_and_the_ridge(learnt):
 
 def test_a_head_that_only_pairs_speak_of_is_centred(learnt):
     model, train, _, _ = learnt
-    chosen = [record for record in train if isinstance(record, Preference)]
+    chosen = [record for record in train if isinstance(record, PreferencePair)]
     rows = [model.encode(r.prompt, text) for r in chosen for text in (r.chosen, r.rejected)]
     assert model.scale[2] == 1.0
     assert abs(float(model.scores(rows)[:, 2].mean())) < 1e-4
@@ -83,7 +94,7 @@ def test_the_report_is_json_without_nan_and_survives_a_round_trip(learnt, tmp_pa
     text = json.dumps(report, allow_nan=False)
     assert json.loads(text)["train"] == {
         "ratings": 800,
-        "pairs": sum(isinstance(r, Preference) for r in learnt[1]),
+        "pairs": sum(isinstance(r, PreferencePair) for r in learnt[1]),
     }
     save_reward_model(model, tmp_path / "rm")
     again = reward_report(load_reward_model(str(tmp_path / "rm")), test)
@@ -98,44 +109,46 @@ def test_labels_by_name_nan_where_nobody_was_asked():
 
 
 def test_scale_and_offset_are_those_of_the_known_labels():
-    scale, offset = label_scale([rating(a=1.0), rating(a=5.0), rating(a=math.nan), pair("b")], ("a", "b"))
+    scale, offset = label_scale_and_offset(
+        [rating(a=1.0), rating(a=5.0), rating(a=math.nan), pair("b")], ("a", "b")
+    )
     assert (scale, offset) == ((2.0, 1.0), (3.0, 0.0))
 
 
 def test_objectives_without_data_or_with_one_label_are_all_named():
     with pytest.raises(DataError) as found:
-        label_scale([rating(a=1.0), rating(a=1.0), rating(b=1.0), rating(b=2.0)], ("a", "b", "c"))
+        label_scale_and_offset([rating(a=1.0), rating(a=1.0), rating(b=1.0), rating(b=2.0)], ("a", "b", "c"))
     assert [line.split(":")[0] for line in str(found.value).splitlines()] == ["objectives.a", "objectives.c"]
 
 
 def test_losses_must_fit_the_data():
     labels = label_matrix([rating(a=1.0), rating(a=2.0), pair("b"), pair("a")], ("a", "b"))
     pairs = torch.tensor([False, False, True, True])
-    assert head_losses(("a", "b"), labels, pairs, {}) == [(Regression(), BradleyTerry())] * 2
-    chosen = {"a": Regression(kind="huber"), "b": BradleyTerry(margin=0.5)}
+    assert head_losses(("a", "b"), labels, pairs, {}) == [(RegressionLoss(), BradleyTerryLoss())] * 2
+    chosen = {"a": RegressionLoss(loss_type="huber"), "b": BradleyTerryLoss(margin=0.5)}
     assert head_losses(("a", "b"), labels, pairs, chosen) == [
-        (Regression(kind="huber"), BradleyTerry()),
-        (Regression(), BradleyTerry(margin=0.5)),
+        (RegressionLoss(loss_type="huber"), BradleyTerryLoss()),
+        (RegressionLoss(), BradleyTerryLoss(margin=0.5)),
     ]
     for wrong, said in (
-        ({"a": BradleyTerry()}, "holds ratings"),
-        ({"b": Regression()}, "only pairs"),
-        ({"z": Regression()}, '"z"'),
+        ({"a": BradleyTerryLoss()}, "holds ratings"),
+        ({"b": RegressionLoss()}, "only pairs"),
+        ({"z": RegressionLoss()}, '"z"'),
     ):
         with pytest.raises(WiringError, match=said):
             head_losses(("a", "b"), labels, pairs, wrong)
 
 
 def test_a_pair_of_an_unknown_objective_is_refused_and_a_silent_rating_left_out():
-    model = from_language(task.language(layers=1), ("a",), (1.0,), (0.0,))
+    model = reward_model_from_lm(task.language(layers=1), ("a",), (1.0,), (0.0,))
     with pytest.raises(WiringError, match='"b"'):
-        Judging(model, [pair("b")], {})
-    assert len(Judging(model, [rating(a=1.0), rating(b=2.0), rating(a=math.nan)], {}).records) == 1
+        RewardTask(model, [pair("b")], {})
+    assert len(RewardTask(model, [rating(a=1.0), rating(b=2.0), rating(a=math.nan)], {}).records) == 1
 
 
 def test_a_label_that_is_hidden_gives_its_head_no_gradient():
-    model = from_language(task.language(layers=1), ("a", "b"), (1.0, 1.0), (0.0, 0.0))
-    part = Judging(model, [rating(a=1.0), rating(a=2.0), pair("a")], {}).open([0, 1, 2])
+    model = reward_model_from_lm(task.language(layers=1), ("a", "b"), (1.0, 1.0), (0.0, 0.0))
+    part = RewardTask(model, [rating(a=1.0), rating(a=2.0), pair("a")], {}).make_loss_fn([0, 1, 2])
     loss, shares = part([0, 1, 2])
     loss.backward()
     gradient = model.network.score.weight.grad
@@ -152,7 +165,7 @@ def test_an_exact_linear_head_is_reached():
     optimiser = torch.optim.SGD([weight], lr=0.5)
     for _ in range(300):
         optimiser.zero_grad()
-        Regression()(features @ weight.T, label).mean().backward()
+        RegressionLoss()(features @ weight.T, label).mean().backward()
         optimiser.step()
     assert torch.allclose(weight, torch.tensor([[1.0, 0.0], [0.2, 0.8]], dtype=torch.float64), atol=1e-6)
 
@@ -171,7 +184,7 @@ def test_metrics_by_hand():
     assert found["spearman"] == pytest.approx(0.5)
     assert found["kendall"] == pytest.approx(1 / 3), "two pairs in order, one not"
     assert found["pair_accuracy"] == pytest.approx(2 / 3)
-    assert ranks(np.array([5.0, 1.0, 5.0])).tolist() == [2.5, 1.0, 2.5]
+    assert average_ranks(np.array([5.0, 1.0, 5.0])).tolist() == [2.5, 1.0, 2.5]
     assert rating_metrics(np.zeros(0), np.zeros(0)) == {"n": 0}
     assert rating_metrics(np.array([1.0]), np.array([1.0]))["r2"] is None
     margins = pair_metrics(np.array([2.0, -1.0, 0.0]))
@@ -190,7 +203,7 @@ def test_rank_metrics_equal_scipy():
     distinct = rng.normal(size=200)
     other = distinct + rng.normal(size=200)
     tau = stats.kendalltau(other, distinct).statistic
-    assert ordered_share(other, distinct, 0.0) == pytest.approx((tau + 1) / 2)
+    assert pairwise_accuracy(other, distinct, 0.0) == pytest.approx((tau + 1) / 2)
 
 
 def test_calibration_finds_a_stretch_and_a_shift():
@@ -221,12 +234,12 @@ def test_heads_are_reported_for_each_kind_of_prompt(learnt):
     assert brief["benign"]["pair_accuracy"] == heads["brief"]["pair_accuracy"]
     assert any(
         row["model"] == "fitted, on harmful prompts"
-        for row in reward_model("x", {"objectives": heads})["rows"]
+        for row in reward_model_table("x", {"objectives": heads})["rows"]
     )
 
 
 def test_two_heads_that_say_the_same_are_named():
-    model = from_language(task.language(layers=1), ("a", "b"), (1.0, 3.0), (0.0, 1.0))
+    model = reward_model_from_lm(task.language(layers=1), ("a", "b"), (1.0, 3.0), (0.0, 1.0))
     with torch.no_grad():
         model.network.score.weight[:] = torch.randn(model.network.score.weight.shape[1])
     records = [Rating(prompt=HERE, response=r, labels={"a": 0.0}) for r in ("a", "bc", "dddd", "e!")]

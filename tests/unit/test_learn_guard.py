@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from paretune.credit.step import Step
+from paretune.credit.step import CreditStep
 from paretune.data.toy import ToyScorer
-from paretune.errors import TrainingGuard
+from paretune.errors import NonFiniteError
 from paretune.files import read_jsonl
-from paretune.learn.progress import trainable
-from paretune.loss.policy import Clipped
-from paretune.loss.term import Term
+from paretune.learn.progress import trainable_parameters
+from paretune.loss.policy import ClippedSurrogate
+from paretune.loss.term import WeightedLoss
 from toy import Cut, digest, stop_after, toy_recipe, toy_world, trained
 
 
@@ -31,7 +31,7 @@ class Scores(ToyScorer):
 
 
 @dataclass(frozen=True)
-class Poisoned(Clipped):
+class Poisoned(ClippedSurrogate):
     """A loss whose value or slope is not a number."""
 
     where: str = "value"
@@ -41,7 +41,7 @@ class Poisoned(Clipped):
         loss = super().__call__(out, batch)
         if self.where == "value":
             return loss + self.value
-        return loss + Slope.apply(out.logp, self.value)
+        return loss + Slope.apply(out.logprobs, self.value)
 
 
 class Slope(torch.autograd.Function):
@@ -59,7 +59,7 @@ class Slope(torch.autograd.Function):
 
 def stopped(folder, world, recipe, match):
     """The run stops with a guard; the weights are those of the last complete step."""
-    with pytest.raises(TrainingGuard, match=match) as caught:
+    with pytest.raises(NonFiniteError, match=match) as caught:
         trained(folder, world, recipe, steps=4, every=1)
     assert caught.value.exit_code == 4
     done = len(read_jsonl(folder / "metrics.jsonl"))
@@ -69,7 +69,9 @@ def stopped(folder, world, recipe, match):
     assert digest(world) == digest(clean)
     text = str(caught.value)
     assert (f"the checkpoint after {done} steps is intact" if done else "there is no checkpoint yet") in text
-    assert done or "learn.lr" not in text, "before the first update no learning rate is to blame"
+    assert done or "training.learning_rate" not in text, (
+        "before the first update no learning rate is to blame"
+    )
     return text
 
 
@@ -101,7 +103,7 @@ def test_scores_that_are_no_numbers_stop_the_run(tmp_path, value, column, match)
     ("where", "match"), [("value", r"step 0: the loss is .* \(Poisoned"), ("slope", "the norm of the grad")]
 )
 def test_a_loss_or_a_gradient_that_is_no_number_stops_the_run(tmp_path, where, value, match):
-    recipe = toy_recipe().but(losses=(Term(1.0, Poisoned(where=where, value=value)),))
+    recipe = toy_recipe().replace(losses=(WeightedLoss(1.0, Poisoned(where=where, value=value)),))
     stopped(tmp_path, toy_world(), recipe, match)
 
 
@@ -122,14 +124,16 @@ def test_any_other_number_on_the_way_does_too(tmp_path, field):
 
         world = replace(world, sampler=sampler)
     elif field == "advantages":
-        recipe = recipe.but(credit=replace(recipe.credit, steps=(*recipe.credit.steps, Spoil(spoil))))
+        recipe = recipe.replace(credit=replace(recipe.credit, steps=(*recipe.credit.steps, Spoil(spoil))))
     else:
-        recipe = recipe.but(measure=(*recipe.measure, lambda batch, models, temperature, rows: spoil(batch)))
+        recipe = recipe.replace(
+            model_passes=(*recipe.model_passes, lambda batch, models, temperature, rows: spoil(batch))
+        )
     text = stopped(tmp_path, world, recipe, f"batch.{field} is not finite")
     assert "prompts toy-0-0;" in text
 
 
-class Spoil(Step):
+class Spoil(CreditStep):
     """A credit step that plants a NaN."""
 
     def __init__(self, spoil):
@@ -142,22 +146,22 @@ class Spoil(Step):
 def test_a_loss_that_breaks_later_may_be_the_learning_rates(tmp_path):
     broken = []
 
-    class Later(Clipped):
+    class Later(ClippedSurrogate):
         def __call__(self, out, batch):
             return super().__call__(out, batch) + (math.nan if broken else 0.0)
 
-    recipe = toy_recipe().but(losses=(Term(1.0, Later()),))
-    said = "step 1: the loss is nan.* there is no checkpoint yet; fix: .* or lower learn.lr"
-    with pytest.raises(TrainingGuard, match=said):
+    recipe = toy_recipe().replace(losses=(WeightedLoss(1.0, Later()),))
+    said = "step 1: the loss is nan.* there is no checkpoint yet; fix: .* or lower training.learning_rate"
+    with pytest.raises(NonFiniteError, match=said):
         trained(tmp_path, toy_world(), recipe, steps=4, every=4, on_step=lambda step, *rest: broken.append(1))
 
 
 def test_a_policy_of_nan_is_told(tmp_path):
     world = toy_world()
     with torch.no_grad():
-        next(iter(trainable(world.models).values())).fill_(math.nan)
+        next(iter(trainable_parameters(world.models).values())).fill_(math.nan)
     before = digest(world)
-    with pytest.raises(TrainingGuard, match="not finite"):
+    with pytest.raises(NonFiniteError, match="not finite"):
         trained(tmp_path, world)
     assert digest(world) == before
 
@@ -170,4 +174,4 @@ def test_some_unscored_responses_are_no_reason_to_stop(tmp_path):
             return scores
 
     trained(tmp_path, toy_world(scorers=(Half(),)), steps=2)
-    assert read_jsonl(tmp_path / "metrics.jsonl")[0]["score/even/unscored"] == 0.5
+    assert read_jsonl(tmp_path / "metrics.jsonl")[0]["score/even/unscored_fraction"] == 0.5

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from paretune.learn import machine
-from paretune.learn.machine import matrix_rate
+from paretune.learn.machine import matmul_throughput
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -12,7 +12,7 @@ def test_it_says_what_was_measured_and_moves_no_chance(monkeypatch, dtype):
     monkeypatch.setattr(machine, "SIZE", 64)
     monkeypatch.setattr(machine, "PATIENCE", 0.0)
     before = torch.get_rng_state()
-    found = matrix_rate(torch.device("cpu"), dtype)
+    found = matmul_throughput(torch.device("cpu"), dtype)
     assert torch.equal(torch.get_rng_state(), before)
     assert found.pop("flops_per_second") > 0
     assert found == {"device": "cpu", "dtype": dtype, "threads": torch.get_num_threads(), "size": 64}

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from paretune.learn.microbatch import passes, unit_passes
-from paretune.models.critic import new_critic
-from paretune.models.measure import response_logp
+from paretune.learn.microbatch import example_microbatch_indices, microbatch_indices
+from paretune.models.critic import critic_from_policy
+from paretune.models.measure import response_logprobs
 from paretune.models.tiny import tiny_model
 from tinyrows import VOCAB, batch_of
 
@@ -29,36 +29,38 @@ def padded(monkeypatch):
 
 def test_a_prompt_counts_once_for_its_responses():
     batch = two_prompts()
-    assert passes(batch, 64, [MODEL], by_group=False) == [list(range(8))]
-    assert passes(batch, 63, [MODEL], by_group=False) == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert passes(batch, 26, [MODEL, new_critic(MODEL, 1)], by_group=False) == [
+    assert microbatch_indices(batch, 64, [MODEL], by_group=False) == [list(range(8))]
+    assert microbatch_indices(batch, 63, [MODEL], by_group=False) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert microbatch_indices(batch, 26, [MODEL, critic_from_policy(MODEL, 1)], by_group=False) == [
         [0, 1],
         [2, 3],
         [4, 5],
         [6, 7],
     ]
-    alternate = batch.set(group=torch.arange(8) % 2)
-    assert passes(alternate, 26, [MODEL], by_group=True) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    alternate = batch.replace(group=torch.arange(8) % 2)
+    assert microbatch_indices(alternate, 26, [MODEL], by_group=True) == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
 @pytest.mark.usefixtures("padded")
 def test_every_row_counts_where_a_model_is_read_padded():
-    assert passes(two_prompts(), 64, [MODEL], by_group=False) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert microbatch_indices(two_prompts(), 64, [MODEL], by_group=False) == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 def test_units_of_a_fit_are_counted_without_padding():
     lengths = [[10, 2], [9], [1], [8]]
-    assert unit_passes(lengths, 21, MODEL) == [[0, 1], [3, 2]]
-    assert unit_passes(lengths, 5, MODEL) == [[0], [1], [3], [2]]
+    assert example_microbatch_indices(lengths, 21, MODEL) == [[0, 1], [3, 2]]
+    assert example_microbatch_indices(lengths, 5, MODEL) == [[0], [1], [3], [2]]
 
 
 @pytest.mark.usefixtures("padded")
 def test_units_of_a_fit_are_counted_with_padding():
-    assert list(unit_passes([[10, 2], [9], [8]], 21, MODEL)) == [[0], [1, 2]]
+    assert list(example_microbatch_indices([[10, 2], [9], [8]], 21, MODEL)) == [[0], [1, 2]]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_frozen_models_are_asked_in_passes_of_so_many_rows_tokens(rows):
     batch, order = two_prompts(), torch.tensor([3, 6, 0, 5, 1, 2, 7, 4])
-    whole = response_logp(MODEL, batch)
-    assert torch.allclose(response_logp(MODEL, batch.rows(order), rows=rows), whole[order], atol=1e-5)
+    whole = response_logprobs(MODEL, batch)
+    assert torch.allclose(
+        response_logprobs(MODEL, batch.select(order), rows_per_pass=rows), whole[order], atol=1e-5
+    )

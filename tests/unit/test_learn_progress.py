@@ -10,12 +10,12 @@ from battery import recipe_of, world_of
 from paretune.errors import ConfigError
 from paretune.files import read_jsonl
 from paretune.learn import progress
-from paretune.learn.optim import AdamW, Optimizer
+from paretune.learn.optim import Optimizer, OptimizerConfig
 from paretune.learn.progress import Budget
-from paretune.learn.resume import load_latest
+from paretune.learn.resume import load_latest_checkpoint
 from toy import Cut, stop_after, trained
 
-HOW = AdamW(lr=1.0, warmup=0.5, schedule="cosine")
+HOW = OptimizerConfig(learning_rate=1.0, warmup_ratio=0.5, lr_scheduler_type="cosine")
 STEP = 24
 """Responses of a step: 4 to each of 6 prompts."""
 
@@ -23,7 +23,9 @@ STEP = 24
 def run(folder, *, alone=2, how=HOW, steps=10, **more):
     """PPO-max on the toy task, at rates that are easily read and weights that hardly move."""
     recipe = recipe_of("ppo_max", critic_alone=alone, critic_rate=0.5)
-    world = replace(world_of(recipe, folder / "made"), optim=replace(how, lr=how.lr * 1e-3))
+    world = replace(
+        world_of(recipe, folder / "made"), optim_config=replace(how, learning_rate=how.learning_rate * 1e-3)
+    )
     return trained(folder, world, recipe, steps=steps, **more)
 
 
@@ -33,26 +35,32 @@ def rates(folder, key="lr"):
 
 def test_the_policy_warms_up_when_it_begins_to_learn_and_the_critic_at_once(tmp_path):
     run(tmp_path)
-    assert rates(tmp_path) == pytest.approx([0, 0, *(HOW.rate(step, 8) for step in range(8))])
+    assert rates(tmp_path) == pytest.approx(
+        [0, 0, *(HOW.learning_rate_at_step(step, 8) for step in range(8))]
+    )
     assert rates(tmp_path)[2:6] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    assert rates(tmp_path, "lr/critic") == pytest.approx([0.5 * HOW.rate(step, 10) for step in range(10)])
+    assert rates(tmp_path, "learning_rate/critic") == pytest.approx(
+        [0.5 * HOW.learning_rate_at_step(step, 10) for step in range(10)]
+    )
 
 
 def test_where_the_critic_never_learns_alone_both_go_together(tmp_path):
     run(tmp_path, alone=0, steps=4)
-    assert rates(tmp_path) == pytest.approx([HOW.rate(step, 4) for step in range(4)])
-    assert rates(tmp_path, "lr/critic") == pytest.approx([0.5 * HOW.rate(step, 4) for step in range(4)])
+    assert rates(tmp_path) == pytest.approx([HOW.learning_rate_at_step(step, 4) for step in range(4)])
+    assert rates(tmp_path, "learning_rate/critic") == pytest.approx(
+        [0.5 * HOW.learning_rate_at_step(step, 4) for step in range(4)]
+    )
 
 
 def test_under_a_budget_it_follows_the_share_that_is_spent_since(tmp_path):
-    run(tmp_path, steps=1000, budget=Budget(currency="reward_calls", amount=10 * STEP))
+    run(tmp_path, steps=1000, budget=Budget(resource="reward_calls", limit=10 * STEP))
     shares = [step / 8 for step in range(9)]
-    wanted = [HOW.rate_at(*ends) for ends in pairwise(shares)]
+    wanted = [HOW.learning_rate_at_fraction(*ends) for ends in pairwise(shares)]
     assert rates(tmp_path) == pytest.approx([0, 0, *wanted])
     assert wanted[0] == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("budget", [None, Budget(currency="rollout_tokens", amount=900)])
+@pytest.mark.parametrize("budget", [None, Budget(resource="rollout_tokens", limit=900)])
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_run_that_was_stopped_has_the_rates_of_the_unbroken_one(tmp_path, budget, after):
     whole = run(tmp_path / "whole", budget=budget, every=1)
@@ -63,7 +71,7 @@ def test_a_run_that_was_stopped_has_the_rates_of_the_unbroken_one(tmp_path, budg
 
 def test_a_checkpoint_from_before_the_policy_had_a_warm_up_of_its_own_is_refused(tmp_path, monkeypatch):
     def without(folder, tell):
-        found = load_latest(folder, tell)
+        found = load_latest_checkpoint(folder, tell)
         return found and replace(
             found, trees={key: found.trees[key] for key in found.trees if key != "begun"}
         )
@@ -79,8 +87,8 @@ def test_a_checkpoint_from_before_the_policy_had_a_warm_up_of_its_own_is_refused
 
 def test_an_optimiser_moves_each_network_at_its_own_rate():
     policy, critic = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
-    optimizer = Optimizer(AdamW(weight_decay=0.0), [policy], [critic], rate=2.0)
+    optimizer = Optimizer(OptimizerConfig(weight_decay=0.0), [policy], [critic], critic_lr_multiplier=2.0)
     policy.grad, critic.grad = torch.ones(1), torch.ones(1)
-    optimizer.step(0.1, optimizer.norm(), 0.01)
+    optimizer.step(0.1, optimizer.grad_norm(), 0.01)
     assert policy.item() == pytest.approx(0.9)
     assert critic.item() == pytest.approx(0.98)

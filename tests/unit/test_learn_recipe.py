@@ -1,14 +1,14 @@
 """A recipe as a person reads it."""
 
 from paretune.algorithms import ALGORITHMS
-from paretune.learn.recipe import explained
+from paretune.learn.recipe import describe
 
 GATE = (("helpful", "safety", 0.5, 0.0),)
 
 
 def test_one_line_a_part_in_the_order_they_act():
     recipe = ALGORITHMS["dapo"]({"helpful": 1.0, "safety": 0.5}, gates=GATE, kl=0.1, n=4)
-    assert explained(recipe) == [
+    assert describe(recipe) == [
         "algorithm  dapo",
         "source     Online(n=4, max_new=256, temperature=1.0, frame='')",
         "worth      Gate(objective='helpful', on='safety', at_least=0.5, otherwise=0.0)",
@@ -27,17 +27,17 @@ def test_one_line_a_part_in_the_order_they_act():
 
 
 def test_what_a_recipe_does_not_have_has_no_line():
-    lines = explained(ALGORITHMS["gdpo"]({"helpful": 1.0}, minibatch=8))
+    lines = describe(ALGORITHMS["gdpo"]({"helpful": 1.0}, minibatch=8))
     assert not any(line.startswith("worth") for line in lines)
     assert lines[-1] == "updates    epochs=1, minibatch=8"
 
 
 def test_a_phase_is_a_block_of_parts_below_its_name():
     recipe = ALGORITHMS["rto"]({"helpful": 1.0})
-    (phase,) = recipe.before
-    inner = explained(phase.recipe)
-    lines = explained(recipe)
-    assert lines[1] == f"before     Phase(role='dpo', steps={phase.steps}), its recipe:"
+    (phase,) = recipe.phases
+    inner = describe(phase.spec)
+    lines = describe(recipe)
+    assert lines[1] == f"before     Phase(role='dpo', steps={phase.max_steps}), its recipe:"
     assert lines[2 : 2 + len(inner)] == [f"           {line}" for line in inner]
     assert inner[0] == "algorithm  dpo"
     assert lines[2 + len(inner)].startswith("source     ")
@@ -45,7 +45,7 @@ def test_a_phase_is_a_block_of_parts_below_its_name():
 
 def test_the_fit_before_a_search_is_a_block_too():
     evolution = ALGORITHMS["essa"]({"helpful": 1.0})
-    lines = evolution.explained()
+    lines = evolution.describe()
     assert lines[1:3] == [
         "before     Phase(role='warm', steps=20), its recipe:",
         "           algorithm  sft",

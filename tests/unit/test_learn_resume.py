@@ -9,7 +9,13 @@ import torch
 
 from paretune.errors import ResourceError, WiringError
 from paretune.learn import resume
-from paretune.learn.resume import load_latest, pack, save_checkpoint, steps_in, unpack
+from paretune.learn.resume import (
+    deserialize_tree,
+    list_checkpoints,
+    load_latest_checkpoint,
+    save_checkpoint,
+    serialize_tree,
+)
 
 
 class Moments(NamedTuple):
@@ -47,23 +53,23 @@ def quiet(kind, text):
 
 
 def test_a_tree_comes_back_as_it_was():
-    packed, tensors = pack(STATE)
-    assert same(STATE, unpack(json.loads(json.dumps(packed)), tensors, STATE))
+    packed, tensors = serialize_tree(STATE)
+    assert same(STATE, deserialize_tree(json.loads(json.dumps(packed)), tensors, STATE))
 
 
 def test_tied_tensors_and_views_are_stored_apart(tmp_path):
     x = torch.arange(6.0)
     save_checkpoint(tmp_path, 1, {"w": {"x": x, "tied": x, "view": x[::2], "part": x[2:4]}})
-    found = load_latest(tmp_path, quiet).tree("w")
+    found = load_latest_checkpoint(tmp_path, quiet).load_tree("w")
     assert found["view"].tolist() == [0, 2, 4]
     assert found["part"].tolist() == [2, 3]
 
 
 def test_a_checkpoint_comes_back_with_numbers_and_offsets(tmp_path):
-    save_checkpoint(tmp_path, 12, {"s": STATE}, {"seed": 3}, offsets={"metrics.jsonl": 99})
-    found = load_latest(tmp_path, quiet)
-    assert (found.step, found.numbers, found.offsets) == (12, {"seed": 3}, {"metrics.jsonl": 99})
-    assert same(STATE, found.tree("s", STATE))
+    save_checkpoint(tmp_path, 12, {"s": STATE}, {"seed": 3}, log_offsets={"metrics.jsonl": 99})
+    found = load_latest_checkpoint(tmp_path, quiet)
+    assert (found.step, found.metadata, found.log_offsets) == (12, {"seed": 3}, {"metrics.jsonl": 99})
+    assert same(STATE, found.load_tree("s", STATE))
     assert (tmp_path / "LATEST").read_text() == "step-000012\n"
     assert sorted(p.name for p in (tmp_path / "step-000012").iterdir()) == [
         "MANIFEST.json",
@@ -71,31 +77,31 @@ def test_a_checkpoint_comes_back_with_numbers_and_offsets(tmp_path):
         "state.json",
     ]
     with pytest.raises(WiringError, match='holds no "weights"'):
-        found.tree("weights")
+        found.load_tree("weights")
     with pytest.raises(WiringError, match="no counterpart"):
-        found.tree("s")
+        found.load_tree("s")
 
 
 def test_only_trees_are_stored():
     with pytest.raises(WiringError, match="holds a set"):
-        pack({"a": {1, 2}})
+        serialize_tree({"a": {1, 2}})
 
 
 def test_the_last_ones_are_kept_and_left_overs_are_cleaned(tmp_path):
     (tmp_path / "step-000002.tmp").mkdir(parents=True)
     (tmp_path / "LATEST.tmp").write_text("step-0000")
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, {"w": {"x": torch.ones(1)}}, keep=2)
+        save_checkpoint(tmp_path, step, {"w": {"x": torch.ones(1)}}, save_total_limit=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step-000002", "step-000003"]
-    save_checkpoint(tmp_path, 3, {"w": {"x": torch.zeros(1)}}, keep=2)
-    assert load_latest(tmp_path, quiet).tree("w")["x"] == 0
+    save_checkpoint(tmp_path, 3, {"w": {"x": torch.zeros(1)}}, save_total_limit=2)
+    assert load_latest_checkpoint(tmp_path, quiet).load_tree("w")["x"] == 0
 
 
 def test_a_left_over_of_a_kill_is_no_checkpoint(tmp_path):
     save_checkpoint(tmp_path, 1, {"w": {"x": torch.ones(1)}})
     (tmp_path / "step-000001").rename(tmp_path / "step-000002.tmp")
-    assert load_latest(tmp_path, quiet) is None
-    assert load_latest(tmp_path / "nowhere", quiet) is None
+    assert load_latest_checkpoint(tmp_path, quiet) is None
+    assert load_latest_checkpoint(tmp_path / "nowhere", quiet) is None
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "state.json", "MANIFEST.json"])
@@ -111,7 +117,7 @@ def test_a_broken_checkpoint_is_passed_over_with_one_line(tmp_path, name, harm):
         data[len(data) // 2] ^= 8
         path.write_bytes(data if harm == "flip" else data[: len(data) // 2])
     told = []
-    found = load_latest(tmp_path, lambda *event: told.append(event))
+    found = load_latest_checkpoint(tmp_path, lambda *event: told.append(event))
     assert found.step == 1
     ((kind, text),) = told
     assert kind == "checkpoint_broken"
@@ -120,7 +126,9 @@ def test_a_broken_checkpoint_is_passed_over_with_one_line(tmp_path, name, harm):
 
 @pytest.mark.parametrize("share", [i / 40 for i in range(40)])
 def test_every_flipped_bit_is_found(tmp_path, share):
-    save_checkpoint(tmp_path, 1, {"w": {"x": torch.arange(20.0)}}, {"seed": 1}, offsets={"metrics.jsonl": 5})
+    save_checkpoint(
+        tmp_path, 1, {"w": {"x": torch.arange(20.0)}}, {"seed": 1}, log_offsets={"metrics.jsonl": 5}
+    )
     files = sorted((tmp_path / "step-000001").iterdir())
     sizes = [f.stat().st_size for f in files]
     at = int(share * sum(sizes))
@@ -131,7 +139,7 @@ def test_every_flipped_bit_is_found(tmp_path, share):
             file.write_bytes(data)
             break
         at -= size
-    assert load_latest(tmp_path, lambda *event: None) is None
+    assert load_latest_checkpoint(tmp_path, lambda *event: None) is None
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
@@ -149,11 +157,11 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
         with pytest.raises(ResourceError, match=r"No space left.*fix: free disk space"):
             save_checkpoint(tmp_path, 2, {"w": {"x": torch.zeros(3)}})
         monkeypatch.setattr(os, "fsync", real)
-        assert load_latest(tmp_path, quiet).step == 1
+        assert load_latest_checkpoint(tmp_path, quiet).step == 1
 
 
 def test_nothing_is_pickled(tmp_path):
     save_checkpoint(tmp_path, 1, {"s": STATE})
-    for path in steps_in(tmp_path)[0].iterdir():
+    for path in list_checkpoints(tmp_path)[0].iterdir():
         assert path.suffix in {".safetensors", ".json"}
     assert "pickle" not in resume.__dict__

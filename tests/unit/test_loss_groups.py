@@ -6,37 +6,37 @@ import pytest
 import torch
 
 from paretune.batch import Outputs
-from paretune.credit.keep import KeepBest
+from paretune.credit.keep import BestOfN
 from paretune.credit.step import chain
 from paretune.errors import WiringError
-from paretune.learn.check import check
-from paretune.learn.descend import descend
-from paretune.learn.diagnose import Seen
-from paretune.learn.recipe import Weigh
-from paretune.loss.exact import ExactKl
-from paretune.loss.group import best_and_worst
-from paretune.loss.imitate import Likelihood, LikelihoodOfBest
-from paretune.loss.preference import Dpo, Margin, PairLoss, Tdpo
-from paretune.loss.ranking import Ranking
-from paretune.loss.term import Term, wanted
-from paretune.metrics import metric
-from paretune.models.measure import Reference
+from paretune.learn.check import check_spec
+from paretune.learn.descend import train
+from paretune.learn.diagnose import StepMetrics
+from paretune.learn.recipe import LossAggregation
+from paretune.loss.exact import FullKl
+from paretune.loss.group import best_worst_pairs
+from paretune.loss.imitate import BestOfNSft, SftLoss
+from paretune.loss.preference import Dpo, ModpoMargin, PairLoss, Tdpo
+from paretune.loss.ranking import PreferenceRanking
+from paretune.loss.term import WeightedLoss, required_outputs
+from paretune.metrics import find_metric
+from paretune.models.measure import RefLogprobs
 from paretune.reduce import token_weights
 from paretune.rundir import Run
 from toy import advance, graded, toy_recipe, toy_world
 
-BOTH = Margin("k0", {"k0": 0.5, "k1": 0.5})
+BOTH = ModpoMargin("k0", {"k0": 0.5, "k1": 0.5})
 
 
 def ready(scores=((2.0,), (0.0,), (1.0,), (1.0,)), group=(0, 0, 1, 1)):
     batch = graded([list(row) for row in scores], list(group), lengths=[1, 2, 3, 1])
-    weight = token_weights(batch.respond, "sequence")
-    return batch.set(weight=weight, reference_logp=-1.0 * batch.respond)
+    weight = token_weights(batch.response_mask, "sequence")
+    return batch.replace(loss_weights=weight, ref_logprobs=-1.0 * batch.response_mask)
 
 
 def out_of(batch, logp=-0.5):
     x = (logp * batch.respond).requires_grad_()
-    return Outputs(logp=x, kl_reference_policy=-0.1 * x)
+    return Outputs(logprobs=x, ref_policy_kl=-0.1 * x)
 
 
 @pytest.mark.parametrize(
@@ -45,19 +45,19 @@ def out_of(batch, logp=-0.5):
         (lambda: Dpo(0.0), r"beta of a loss on pairs is 0\.0"),
         (lambda: Dpo(math.inf), "beta of a loss on pairs is inf"),
         (lambda: Tdpo(1, -1.0), r"beta of a loss on pairs is -1\.0"),
-        (lambda: Dpo(smoothing=0.5), r"smoothing is 0\.5.*\[0, 0\.5\)"),
+        (lambda: Dpo(label_smoothing=0.5), r"smoothing is 0\.5.*\[0, 0\.5\)"),
         (
-            lambda: Dpo(form="ipo", smoothing=0.1),
+            lambda: Dpo(loss_type="ipo", label_smoothing=0.1),
             r'"ipo" of Dpo knows no smoothing.*sigmoid, robust, exo_pair',
         ),
-        (lambda: Dpo(form="exo_pair"), "takes the log of its smoothing"),
+        (lambda: Dpo(loss_type="exo_pair"), "takes the log of its smoothing"),
         (lambda: Tdpo(1, alpha=0.5), r"form 1 knows no alpha, and it is 0\.5; fix: form=2"),
         (lambda: Tdpo(2, alpha=-0.5), "must not be negative"),
-        (lambda: Margin("k2", {"k0": 1.0, "k1": 1.0}), 'by "k2" and has weights of k0, k1'),
-        (lambda: Margin("k0", {"k0": 1.0}), "at least one more"),
-        (lambda: Margin("k0", {"k0": 0.0, "k1": 1.0}), r'weight of "k0".*is 0\.0; it divides'),
-        (lambda: Margin("k0", {"k0": 1.0, "k1": math.nan}), "not finite"),
-        (lambda: KeepBest(0), "keeps 0 responses"),
+        (lambda: ModpoMargin("k2", {"k0": 1.0, "k1": 1.0}), 'by "k2" and has weights of k0, k1'),
+        (lambda: ModpoMargin("k0", {"k0": 1.0}), "at least one more"),
+        (lambda: ModpoMargin("k0", {"k0": 0.0, "k1": 1.0}), r'weight of "k0".*is 0\.0; it divides'),
+        (lambda: ModpoMargin("k0", {"k0": 1.0, "k1": math.nan}), "not finite"),
+        (lambda: BestOfN(0), "keeps 0 responses"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(make, match):
@@ -71,8 +71,12 @@ def test_settings_without_a_meaning_are_refused(make, match):
         (Dpo(), {"reference_logp": None}, r"batch\.reference_logp"),
         (Dpo(), {"weight": None}, r"batch\.weight"),
         (Dpo(), {"signal": torch.ones(4, 2)}, "of 2 objectives and must be of 1: add an aggregator"),
-        (Ranking(), {"signal": torch.ones(4, 2)}, "of 2 objectives and must be of 1: add an aggregator"),
-        (LikelihoodOfBest(), {"signal": torch.ones(4, 2)}, "of 2 objectives and must be of 1"),
+        (
+            PreferenceRanking(),
+            {"signal": torch.ones(4, 2)},
+            "of 2 objectives and must be of 1: add an aggregator",
+        ),
+        (BestOfNSft(), {"signal": torch.ones(4, 2)}, "of 2 objectives and must be of 1"),
         (Dpo(margin=BOTH), {"objectives": ("k0", "k1")}, "an aggregator has made one signal of them"),
         (Dpo(margin=BOTH), {"objectives": ("k0",)}, 'no objective "k1"; the objectives are k0'),
     ],
@@ -80,15 +84,15 @@ def test_settings_without_a_meaning_are_refused(make, match):
 def test_wrong_wiring_is_told(loss, change, match):
     batch = ready()
     with pytest.raises(WiringError, match=match):
-        loss(out_of(batch), batch.set(**change))
+        loss(out_of(batch), batch.replace(**change))
 
 
-@pytest.mark.parametrize("loss", [Tdpo(), ExactKl()], ids=repr)
+@pytest.mark.parametrize("loss", [Tdpo(), FullKl()], ids=repr)
 def test_the_exact_divergence_has_to_be_given(loss):
     batch = ready()
     with pytest.raises(WiringError, match="which the forward pass did not give"):
-        loss(Outputs(logp=out_of(batch).logp), batch)
-    assert wanted((Term(1.0, loss),)) == {"kl_reference_policy"}
+        loss(Outputs(logprobs=out_of(batch).logprobs), batch)
+    assert required_outputs((WeightedLoss(1.0, loss),)) == {"kl_reference_policy"}
 
 
 def test_a_pair_loss_says_what_its_rewards_are():
@@ -100,109 +104,113 @@ def test_a_pair_loss_says_what_its_rewards_are():
 def test_who_is_compared_with_whom():
     """Unscored rows are in no pair; of equally good ones the first, of equally bad ones the last."""
     signal = torch.tensor([[math.nan], [0.5], [0.9], [0.9], [0.5], [0.4], [math.nan], [1.0]])
-    pairs = best_and_worst(signal, torch.tensor([0, 0, 0, 0, 0, 1, 1, 2]))
+    pairs = best_worst_pairs(signal, torch.tensor([0, 0, 0, 0, 0, 1, 1, 2]))
     assert (pairs.chosen.tolist(), pairs.rejected.tolist()) == ([2], [4])
-    assert pairs.lacking.tolist() == [False, True, True]
-    nobody = best_and_worst(torch.full((2, 1), math.nan), torch.tensor([0, 0]))
-    assert (len(nobody.chosen), nobody.lacking.tolist()) == (0, [True])
+    assert pairs.missing.tolist() == [False, True, True]
+    nobody = best_worst_pairs(torch.full((2, 1), math.nan), torch.tensor([0, 0]))
+    assert (len(nobody.chosen), nobody.missing.tolist()) == (0, [True])
 
 
 def test_a_response_that_another_objective_did_not_score_is_in_no_pair():
     batch = ready([(2.0, math.nan), (1.0, 0.4), (0.0, 0.1), (3.0, 1.0)], (0, 0, 0, 1))
-    pairs = Dpo(margin=BOTH).pairs(batch)
+    pairs = Dpo(margin=BOTH).make_pairs(batch)
     assert (pairs.chosen.tolist(), pairs.rejected.tolist()) == ([1], [2])
-    zero = Margin("k0", {"k0": 1.0, "k1": 0.0})
-    assert Dpo(margin=zero).pairs(batch).chosen.tolist() == [0]
+    zero = ModpoMargin("k0", {"k0": 1.0, "k1": 0.0})
+    assert Dpo(margin=zero).make_pairs(batch).chosen.tolist() == [0]
 
 
 def test_without_a_reference_none_is_asked():
     batch = ready()
     out = out_of(batch)
-    bare = Dpo(reference="none")(out, batch.set(reference_logp=None))
-    zero = Dpo()(out, batch.set(reference_logp=torch.zeros_like(out.logp)))
+    bare = Dpo(reference="none")(out, batch.replace(ref_logprobs=None))
+    zero = Dpo()(out, batch.replace(ref_logprobs=torch.zeros_like(out.logprobs)))
     assert torch.equal(bare, zero)
 
 
 def test_what_is_logged_of_pairs_and_rankings():
     batch = ready()
     out = out_of(batch, torch.tensor([[-0.5], [-2.0], [-0.5], [-0.5]]))
-    seen = Seen()
-    terms = (Term(1.0, Tdpo(1, 1.0)), Term(1.0, Ranking()), Term(1.0, ExactKl()))
+    seen = StepMetrics()
+    terms = (
+        WeightedLoss(1.0, Tdpo(1, 1.0)),
+        WeightedLoss(1.0, PreferenceRanking()),
+        WeightedLoss(1.0, FullKl()),
+    )
     for rows in (torch.tensor([2, 3]), torch.tensor([0, 1])):
-        part = Outputs(logp=out.logp[rows], kl_reference_policy=out.kl_reference_policy[rows])
-        seen.forward(terms, part, batch.rows(rows))
+        part = Outputs(logprobs=out.logprobs[rows], ref_policy_kl=out.ref_policy_kl[rows])
+        seen.add_forward_pass(terms, part, batch.select(rows))
     got = seen.metrics()
     # Reward of row 0: -0.5 + 1 + 0.05, of row 1: -4 + 2 + 0.4; the second group is a tie.
     want = {
-        "pairs/none": 0.5,
-        "pairs/chosen/logp": -0.5,
-        "pairs/rejected/logp": -4.0,
+        "pairs/missing": 0.5,
+        "pairs/chosen/logprob": -0.5,
+        "pairs/rejected/logprob": -4.0,
         "pairs/chosen/length": 1.0,
         "pairs/rejected/length": 2.0,
         "pairs/margin": 0.55 + 1.6,
         "pairs/accuracy": 1.0,
         "pairs/chosen/kl": 0.05,
         "pairs/rejected/kl": 0.4,
-        "ranking/none": 0.0,
-        "ranking/flat": 0.5,
+        "ranking/missing": 0.0,
+        "ranking/ties": 0.5,
         "ranking/accuracy": 1.0,
-        "kl/exact": (0.05 + 0.4 + 0.15 + 0.05) / 7,
+        "kl/full": (0.05 + 0.4 + 0.15 + 0.05) / 7,
     }
     assert {key: got[key] for key in want} == pytest.approx(want)
-    assert all(metric(key) for key in got)
+    assert all(find_metric(key) for key in got)
 
 
 def test_nothing_is_logged_of_pairs_that_are_not_there():
     batch = ready(((1.0,),) * 4)
-    seen = Seen()
-    seen.forward((Term(1.0, Dpo()),), out_of(batch), batch)
-    assert {key for key in seen.metrics() if key.startswith("pairs/")} == {"pairs/none"}
+    seen = StepMetrics()
+    seen.add_forward_pass((WeightedLoss(1.0, Dpo()),), out_of(batch), batch)
+    assert {key for key in seen.metrics() if key.startswith("pairs/")} == {"pairs/missing"}
 
 
 def test_one_response_alone_is_no_ranking():
     batch = ready(((1.0,), (math.nan,), (2.0,), (1.0,)))
     out = out_of(batch)
-    slope = torch.autograd.grad(Ranking()(out, batch), out.logp)[0]
+    slope = torch.autograd.grad(PreferenceRanking()(out, batch), out.logprobs)[0]
     assert (slope[:2] == 0).all()
     assert (slope[2:] != 0).any()
-    assert Ranking().watch_groups(out, batch)["ranking/none"].tolist() == [1.0, 0.0]
+    assert PreferenceRanking().group_metrics(out, batch)["ranking/missing"].tolist() == [1.0, 0.0]
 
 
 def test_the_best_of_a_group_counts_for_the_group():
     batch = ready(((1.0,), (2.0,), (math.nan,), (math.nan,)))
     out = out_of(batch, torch.tensor([[-0.5], [-2.0], [-0.5], [-0.5]]))
-    assert float(LikelihoodOfBest()(out, batch).detach()) == pytest.approx(2.0 / 2)
-    assert float(LikelihoodOfBest("sum")(out, batch).detach()) == pytest.approx(4.0 / 2)
+    assert float(BestOfNSft()(out, batch).detach()) == pytest.approx(2.0 / 2)
+    assert float(BestOfNSft("sum")(out, batch).detach()) == pytest.approx(4.0 / 2)
 
 
 def test_the_best_stay_in_their_order():
     batch = graded([0.1, 0.9, 0.3, -1.0, -2.0, math.nan, 5.0], [0, 0, 0, 1, 1, 2, 3], lengths=[1] * 7)
-    respond = batch.respond.clone()
+    respond = batch.response_mask.clone()
     respond[6] = False  # an empty response cannot be kept, however good
-    batch = batch.set(respond=respond)
+    batch = batch.replace(response_mask=respond)
     for k, rows in ((1, [1, 3]), (2, [1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])):
-        left, metrics = advance(KeepBest(k), batch)
-        assert left.signal[:, 0].tolist() == pytest.approx(batch.signal[rows, 0].tolist())
+        left, metrics = advance(BestOfN(k), batch)
+        assert left.rewards[:, 0].tolist() == pytest.approx(batch.rewards[rows, 0].tolist())
         assert metrics == {"responses/kept": pytest.approx(len(rows) / 7)}
-        assert all(metric(key) for key in metrics)
+        assert all(find_metric(key) for key in metrics)
 
 
 def test_the_best_are_those_of_one_signal():
     said = r"KeepBest needs one signal and got 2 objectives: put it after an aggregator \(WeightedSum\)"
     with pytest.raises(WiringError, match=said):
-        advance(KeepBest(), graded([[1.0, 2.0], [0.0, 1.0]]))
+        advance(BestOfN(), graded([[1.0, 2.0], [0.0, 1.0]]))
 
 
 def test_when_nothing_could_be_kept_all_stay():
     batch = graded([math.nan, math.nan])
-    left, metrics = advance(KeepBest(), batch)
+    left, metrics = advance(BestOfN(), batch)
     assert left is batch
     assert metrics == {"responses/kept": 1.0}
 
 
 def test_the_best_of_one_is_that_one_bit_for_bit():
     batch = graded([0.3, 0.1], [0, 1], lengths=[1, 3])
-    left, _ = advance(KeepBest(), batch)
+    left, _ = advance(BestOfN(), batch)
     assert all(
         torch.equal(getattr(left, name), getattr(batch, name)) for name in ("tokens", "respond", "group")
     )
@@ -211,18 +219,26 @@ def test_the_best_of_one_is_that_one_bit_for_bit():
 @pytest.mark.parametrize(
     ("losses", "credit", "key"),
     [
-        ((Term(1.0, Dpo()),), chain(), "pairs/accuracy"),
-        ((Term(1.0, Tdpo()),), chain(), "pairs/chosen/kl"),
-        ((Term(1.0, Ranking()), Term(0.5, LikelihoodOfBest("sum"))), chain(), "ranking/accuracy"),
-        ((Term(1.0, Likelihood()), Term(0.3, ExactKl())), chain(KeepBest()), "kl/exact"),
+        ((WeightedLoss(1.0, Dpo()),), chain(), "pairs/accuracy"),
+        ((WeightedLoss(1.0, Tdpo()),), chain(), "pairs/chosen/kl"),
+        (
+            (WeightedLoss(1.0, PreferenceRanking()), WeightedLoss(0.5, BestOfNSft("sum"))),
+            chain(),
+            "ranking/accuracy",
+        ),
+        ((WeightedLoss(1.0, SftLoss()), WeightedLoss(0.3, FullKl())), chain(BestOfN()), "kl/full"),
     ],
     ids=["dpo", "tdpo", "ranking", "likelihood"],
 )
 def test_the_parts_train_a_policy_on_its_own_samples(tmp_path, losses, credit, key):
-    recipe = toy_recipe().but(
-        measure=(Reference(),), credit=credit, losses=losses, weigh=Weigh("sequence"), minibatch=24
+    recipe = toy_recipe().replace(
+        model_passes=(RefLogprobs(),),
+        credit=credit,
+        losses=losses,
+        loss_aggregation=LossAggregation("sequence"),
+        minibatch_size=24,
     )
-    check(recipe, ("even", "high"))
+    check_spec(recipe, ("even", "high"))
     run = Run(tmp_path)
-    descend(recipe, toy_world(), steps=2, seed=0, run=run, checkpoint_every=2)
+    train(recipe, toy_world(), max_steps=2, seed=0, run=run, save_steps=2)
     assert key in (tmp_path / "metrics.jsonl").read_text()

@@ -10,10 +10,10 @@ from transformers import CohereConfig, Gemma2Config, GPTNeoXConfig
 
 import paretune.models.activations as activations
 from paretune.errors import WiringError
-from paretune.models.activations import layers_of, saving
-from paretune.models.adapt import AdapterOff, Lora, add_lora
-from paretune.models.critic import new_critic
-from paretune.models.forward import aligned_values, can_pack, hidden_states, token_logp
+from paretune.models.activations import checkpointable_layers, use_gradient_checkpointing
+from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
+from paretune.models.critic import critic_from_policy
+from paretune.models.forward import compute_logprobs, compute_values, hidden_states, supports_packing
 from paretune.models.tiny import random_model, tiny_config, tiny_model
 from tinyrows import SMALL as TWO_LAYERS
 from tinyrows import VOCAB
@@ -28,7 +28,7 @@ def tiny(kind):
 
 def with_adapter():
     """All but the adapter is frozen, the embeddings too: what enters the first layer has no gradient."""
-    model = add_lora(tiny("llama"), Lora(r=4), 0)
+    model = add_lora(tiny("llama"), LoraSpec(r=4), 0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
@@ -50,7 +50,7 @@ MODELS = {
     "gpt_neox": lambda: random_model(GPTNeoXConfig(**{k: v for k, v in SMALL.items() if "key" not in k})),
     "cohere, padded": lambda: random_model(CohereConfig(**SMALL)),
     "lora": with_adapter,
-    "critic": lambda: new_critic(tiny("llama"), 2),
+    "critic": lambda: critic_from_policy(tiny("llama"), 2),
 }
 
 
@@ -77,15 +77,15 @@ def asked(model):
     rows = shared()
     if hasattr(model, "heads"):
         model.network.score.weight.data.normal_(generator=torch.Generator().manual_seed(1))
-        return (aligned_values(model, *rows) ** 2).sum()
-    logp = token_logp(model, *rows)
+        return (compute_values(model, *rows) ** 2).sum()
+    logp = compute_logprobs(model, *rows)
     return (logp * torch.linspace(-1, 2, logp.numel()).reshape(logp.shape)).sum()
 
 
 def gradient(model, how):
     for parameter in model.parameters():
         parameter.grad = None
-    with saving(how):
+    with use_gradient_checkpointing(how):
         loss = asked(model)
     loss.backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
@@ -96,7 +96,7 @@ def gradient(model, how):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_gradient_is_that_of_activations_that_are_kept(name, how):
     model = MODELS[name]()
-    assert can_pack(model) == ("padded" not in name)
+    assert supports_packing(model) == ("padded" not in name)
     kept, wanted = gradient(model, "keep")
     loss, found = gradient(model, how)
     assert loss == kept
@@ -127,7 +127,7 @@ def test_fewer_bytes_wait_for_the_gradient(name):
     model, found = MODELS[name](), {}
     for how in ("keep", "recompute"):
         sizes: dict[int, int] = {}
-        with counted(model, sizes), saving(how):
+        with counted(model, sizes), use_gradient_checkpointing(how):
             loss = asked(model)
         found[how] = sum(sizes.values())
         loss.backward()
@@ -137,20 +137,20 @@ def test_fewer_bytes_wait_for_the_gradient(name):
 def test_a_model_is_left_as_it_was_after_an_error_too():
     model = tiny("llama")
     rows = shared()
-    before = [vars(layer).copy() for layer in layers_of(model)]
+    before = [vars(layer).copy() for layer in checkpointable_layers(model)]
     model.model.layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
-    with saving("recompute"):
+    with use_gradient_checkpointing("recompute"):
         with pytest.raises(ZeroDivisionError):
-            token_logp(model, *rows)
-        assert [vars(layer) for layer in layers_of(model)] == before
+            compute_logprobs(model, *rows)
+        assert [vars(layer) for layer in checkpointable_layers(model)] == before
         with torch.no_grad():
-            assert not any("forward" in vars(layer) for layer in layers_of(model))
+            assert not any("forward" in vars(layer) for layer in checkpointable_layers(model))
     assert model.config._attn_implementation != "paretune"
 
 
 def test_a_layers_own_forward_is_kept_and_asked():
     model, heard = tiny("llama"), []
-    first = layers_of(model)[0]
+    first = checkpointable_layers(model)[0]
     theirs = first.forward
     first.forward = lambda *args, **kwargs: heard.append(1) or theirs(*args, **kwargs)
     own = first.forward
@@ -162,8 +162,8 @@ def test_a_layers_own_forward_is_kept_and_asked():
 
 def test_nothing_is_worked_out_again_without_a_gradient():
     model, heard = tiny("llama"), []
-    layers_of(model)[0].register_forward_pre_hook(lambda *_: heard.append(1))
-    with saving("recompute"), torch.no_grad():
+    checkpointable_layers(model)[0].register_forward_pre_hook(lambda *_: heard.append(1))
+    with use_gradient_checkpointing("recompute"), torch.no_grad():
         asked(model)
     assert heard == [1]
 
@@ -173,8 +173,8 @@ def test_an_adapter_is_off_on_the_way_back_where_it_was_off():
     model.requires_grad_(True)
     base = tiny("llama")
     tokens, attend, _ = shared()
-    with saving("recompute"):
-        (hidden_states(AdapterOff(model), tokens, attend) ** 2).sum().backward()
+    with use_gradient_checkpointing("recompute"):
+        (hidden_states(AdapterDisabledModel(model), tokens, attend) ** 2).sum().backward()
     (hidden_states(base, tokens, attend) ** 2).sum().backward()
     ours = model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight.grad
     torch.testing.assert_close(ours, base.model.layers[0].mlp.up_proj.weight.grad)
@@ -191,7 +191,7 @@ def test_what_is_moved_away_is_no_weight(monkeypatch):
             self.pack_hook = lambda x: moved.append(x.untyped_storage().data_ptr()) or theirs(x)
 
     monkeypatch.setattr(activations, "save_on_cpu", Heard)
-    with saving("offload"):
+    with use_gradient_checkpointing("offload"):
         asked(model).backward()
     assert len(moved) > 20
     assert not own.intersection(moved)
@@ -201,4 +201,4 @@ def test_a_model_without_layers_is_refused():
     model = torch.nn.Linear(2, 2)
     model.config = tiny_config("llama", VOCAB)
     with pytest.raises(WiringError, match=r"recompute finds no layers in a llama model; fix: write keep"):
-        layers_of(model)
+        checkpointable_layers(model)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from paretune.errors import WiringError
-from paretune.models.attention import attend, attending, can_attend
-from paretune.models.forward import can_pack, hidden_states, states
-from paretune.models.packing import pack
+from paretune.models.attention import dot_product_attention, supports_custom_attention, use_custom_attention
+from paretune.models.forward import flat_hidden_states, hidden_states, supports_packing
+from paretune.models.packing import pack_rows
 from paretune.models.tiny import random_model, tiny_config, tiny_model
 from tinyrows import VOCAB, rows
 
@@ -40,7 +40,7 @@ def test_causal_queries_stand_at_the_last_keys(queries, keys, window, softcap):
     q, k, v = drawn(queries, keys)
     gap = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
     seen = (gap >= 0) & (gap < (window or keys))
-    ours = attend(q, k, v, scale=0.3, softcap=softcap, window=window, causal=True)
+    ours = dot_product_attention(q, k, v, scale=0.3, softcap=softcap, window=window, is_causal=True)
     assert torch.allclose(ours.double(), by_hand(q, k, v, 0.3, softcap, seen[None]), atol=1e-6)
 
 
@@ -50,7 +50,7 @@ def test_a_mask_is_one_for_all_rows_or_one_a_row(softcap):
     seen = torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(0)) > 0.4
     seen[..., 0] = True
     for mask in (seen, seen[:1]):
-        ours = attend(q, k, v, scale=0.3, softcap=softcap, seen=mask)
+        ours = dot_product_attention(q, k, v, scale=0.3, softcap=softcap, attn_mask=mask)
         assert torch.allclose(ours.double(), by_hand(q, k, v, 0.3, softcap, mask), atol=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_the_model_keeps_its_own_attention_outside_and_after_an_error():
         within.append(model.config._attn_implementation)
         raise RuntimeError("inside")
 
-    with pytest.raises(RuntimeError, match="inside"), attending(model, fail):
+    with pytest.raises(RuntimeError, match="inside"), use_custom_attention(model, fail):
         model(torch.tensor([[2, 3]]))
     assert within != [own]
     assert model.config._attn_implementation == own
@@ -72,27 +72,30 @@ def test_the_model_keeps_its_own_attention_outside_and_after_an_error():
 def test_an_unknown_family_is_read_padded(monkeypatch):
     model = tiny_model("llama", VOCAB, initial=0.3)
     tokens, attend_, _ = rows()
-    known = states(model, tokens, attend_)
+    known = flat_hidden_states(model, tokens, attend_)
     monkeypatch.setattr("paretune.models.attention.FAMILIES", frozenset({"gpt2"}))
-    assert not can_pack(model)
-    with pytest.raises(WiringError, match="family llama"), attending(model, lambda q, k, v, rule: q):
+    assert not supports_packing(model)
+    with (
+        pytest.raises(WiringError, match="family llama"),
+        use_custom_attention(model, lambda q, k, v, rule: q),
+    ):
         pass
-    plain = states(model, tokens, attend_)
+    plain = flat_hidden_states(model, tokens, attend_)
     assert len(plain.flat) == tokens.numel()
-    assert torch.allclose(plain.flat[plain.place[attend_]], known.flat[known.place[attend_]], atol=1e-5)
+    assert torch.allclose(plain.flat[plain.index[attend_]], known.flat[known.index[attend_]], atol=1e-5)
 
 
 @pytest.mark.parametrize("odd", ["reorder_and_upcast_attn", "add_cross_attention"])
 def test_a_variant_of_a_family_that_attends_otherwise_is_read_padded(odd):
-    assert not can_attend(random_model(tiny_config("gpt2", VOCAB, **{odd: True})))
-    assert not can_attend(torch.nn.Linear(2, 2))
+    assert not supports_custom_attention(random_model(tiny_config("gpt2", VOCAB, **{odd: True})))
+    assert not supports_custom_attention(torch.nn.Linear(2, 2))
 
 
 def test_dropout_is_refused_where_a_prompt_is_computed_once():
     model = random_model(tiny_config("gpt2", VOCAB, attn_pdrop=0.5)).train()
     tokens, attend_, _ = rows()
     with pytest.raises(WiringError, match="dropout"):
-        states(model, tokens, attend_)
+        flat_hidden_states(model, tokens, attend_)
 
 
 @torch.no_grad()
@@ -101,15 +104,15 @@ def test_half_precision_is_packed_without_loss():
     tokens, attend_, _ = rows()
     exact = hidden_states(model, tokens, attend_)[attend_]
     half = tiny_model("llama", VOCAB, initial=0.3).bfloat16()
-    packed = states(half, tokens, attend_)
+    packed = flat_hidden_states(half, tokens, attend_)
     assert packed.flat.dtype == torch.bfloat16
     padded = hidden_states(half, tokens, attend_)[attend_]
     error = float((padded.float() - exact).norm())
-    assert float((packed.flat[packed.place[attend_]].float() - exact).norm()) <= 1.1 * error
+    assert float((packed.flat[packed.index[attend_]].float() - exact).norm()) <= 1.1 * error
 
 
 def test_padding_reads_the_last_real_token_before_it():
     tokens, attend_ = torch.tensor([[4, 5, 0, 6]]), torch.tensor([[True, True, False, True]])
-    packed = pack(tokens, attend_)
-    assert packed.tokens.tolist() == [[4, 5, 6]]
-    assert packed.place.tolist() == [[0, 1, 1, 2]]
+    packed = pack_rows(tokens, attend_)
+    assert packed.input_ids.tolist() == [[4, 5, 6]]
+    assert packed.index.tolist() == [[0, 1, 1, 2]]

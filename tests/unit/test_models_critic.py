@@ -8,18 +8,18 @@ from transformers import AutoModelForSequenceClassification
 
 from paretune.credit.aggregate import WeightedSum
 from paretune.credit.gae import Gae
-from paretune.credit.penalty import EndReward
+from paretune.credit.penalty import TerminalReward
 from paretune.credit.step import chain
 from paretune.errors import WiringError
-from paretune.learn.check import check
-from paretune.learn.descend import descend
-from paretune.loss.policy import Clipped
-from paretune.loss.term import Term
-from paretune.loss.value import ValueClipped, ValueSquared
-from paretune.models.adapt import Lora
-from paretune.models.critic import Critic, new_critic
-from paretune.models.forward import aligned_values, hidden_states, run
-from paretune.models.measure import Behaviour, Models, Undecided, Values
+from paretune.learn.check import check_spec
+from paretune.learn.descend import train
+from paretune.loss.policy import ClippedSurrogate
+from paretune.loss.term import WeightedLoss
+from paretune.loss.value import ClippedValueLoss, SquaredValueLoss
+from paretune.models.adapt import LoraSpec
+from paretune.models.critic import Critic, critic_from_policy
+from paretune.models.forward import compute_outputs, compute_values, hidden_states
+from paretune.models.measure import CriticValues, Models, OldLogprobs, PolicyEntropy
 from paretune.models.tiny import tiny_model
 from paretune.rundir import Run
 from tinyrows import VOCAB, batch_of, rows
@@ -29,7 +29,7 @@ NAMES = ("even", "high")
 
 
 def critic(kind="llama", heads=2, policy=None):
-    made = new_critic(policy or tiny_model(kind, VOCAB, initial=0.3), heads)
+    made = critic_from_policy(policy or tiny_model(kind, VOCAB, initial=0.3), heads)
     weight = made.network.score.weight
     weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     return made
@@ -37,9 +37,9 @@ def critic(kind="llama", heads=2, policy=None):
 
 def test_a_new_critic_has_the_policys_body_and_expects_nothing():
     policy = tiny_model("llama", VOCAB, initial=0.3)
-    fresh = new_critic(policy, 3)
+    fresh = critic_from_policy(policy, 3)
     tokens, attend, _ = rows()
-    assert fresh.heads == 3
+    assert fresh.num_heads == 3
     assert (fresh(tokens, attend) == 0).all()
     ours, theirs = hidden_states(fresh.network, tokens, attend), hidden_states(policy, tokens, attend)
     assert torch.equal(ours[attend], theirs[attend])
@@ -51,7 +51,7 @@ def test_a_new_critic_has_the_policys_body_and_expects_nothing():
 def test_values_stand_where_the_actions_are(kind):
     made = critic(kind)
     tokens, attend, where = rows()
-    values = aligned_values(made, tokens, attend, where)
+    values = compute_values(made, tokens, attend, where)
     assert (values[~where] == 0).all()
     for b, row in enumerate(tokens):
         for t in where[b].nonzero().squeeze(-1).tolist():
@@ -65,15 +65,15 @@ def test_its_folder_is_a_sequence_classifier(tmp_path):
     again = Critic(AutoModelForSequenceClassification.from_pretrained(tmp_path))
     tokens, attend, _ = rows()
     assert torch.equal(made(tokens, attend), again(tokens, attend))
-    assert again.heads == 2
+    assert again.num_heads == 2
 
 
 def test_an_adapter_trains_the_heads_too():
-    made = new_critic(tiny_model("llama", VOCAB, initial=0.3), 1, lora=Lora(r=2))
+    made = critic_from_policy(tiny_model("llama", VOCAB, initial=0.3), 1, lora=LoraSpec(r=2))
     learnt = {name for name, p in made.named_parameters() if p.requires_grad}
     assert any("lora" in name for name in learnt)
     assert any("score" in name for name in learnt)
-    assert made.heads == 1
+    assert made.num_heads == 1
 
 
 def test_measure_and_forward_pass_ask_it():
@@ -81,62 +81,62 @@ def test_measure_and_forward_pass_ask_it():
     made = critic(policy=policy)
     batch = batch_of(*rows())
     models = Models(policy=policy, critic=made)
-    seen = Values()(batch, models, 1.0, 2).values
+    seen = CriticValues()(batch, models, 1.0, 2).values
     assert not seen.requires_grad
-    out = run(policy, batch, frozenset({"values", "entropy"}), critic=made)
+    out = compute_outputs(policy, batch, frozenset({"values", "entropy"}), critic=made)
     torch.testing.assert_close(out.values.detach(), seen, atol=1e-6, rtol=0)
     assert out.values.requires_grad
-    entropy = Undecided()(batch, models, 1.0, 2).entropy
+    entropy = PolicyEntropy()(batch, models, 1.0, 2).entropy
     torch.testing.assert_close(out.entropy.detach(), entropy, atol=1e-6, rtol=0)
-    assert run(policy, batch).values is None
+    assert compute_outputs(policy, batch).values is None
     with pytest.raises(WiringError, match="no critic"):
-        run(policy, batch, frozenset({"values"}))
+        compute_outputs(policy, batch, frozenset({"values"}))
     with pytest.raises(WiringError, match="asks the critic"):
-        Values()(batch, Models(policy=policy), 1.0, 2)
+        CriticValues()(batch, Models(policy=policy), 1.0, 2)
     with pytest.raises(WiringError, match="at least one head"):
-        new_critic(policy, 0)
+        critic_from_policy(policy, 0)
 
 
 def critical(worth, value):
     """A recipe with a critic."""
-    return toy_recipe().but(
-        worth=worth,
-        measure=(Behaviour(), Values()),
-        credit=chain(EndReward(), Gae()),
-        losses=(Term(1.0, Clipped()), Term(0.5, value)),
+    return toy_recipe().replace(
+        reward_steps=worth,
+        model_passes=(OldLogprobs(), CriticValues()),
+        credit=chain(TerminalReward(), Gae()),
+        losses=(WeightedLoss(1.0, ClippedSurrogate()), WeightedLoss(0.5, value)),
     )
 
 
-@pytest.mark.parametrize("value", [ValueSquared(), ValueClipped(0.2)])
+@pytest.mark.parametrize("value", [SquaredValueLoss(), ClippedValueLoss(0.2)])
 def test_the_dry_run_derives_the_heads(value):
-    assert check(critical(WeightedSum(WEIGHTS), value), NAMES).critic_heads == 1
-    assert check(toy_recipe(), NAMES).critic_heads == 0
-    apart = critical(chain(), value).but(losses=(Term(1.0, value), Term(1.0, Apart())))
-    assert check(apart, NAMES).critic_heads == 2
+    assert check_spec(critical(WeightedSum(WEIGHTS), value), NAMES).num_critic_heads == 1
+    assert check_spec(toy_recipe(), NAMES).num_critic_heads == 0
+    apart = critical(chain(), value).replace(losses=(WeightedLoss(1.0, value), WeightedLoss(1.0, Apart())))
+    assert check_spec(apart, NAMES).num_critic_heads == 2
 
 
-class Apart(Clipped):
+class Apart(ClippedSurrogate):
     """A policy loss of several objectives."""
 
     def __call__(self, out, batch):
-        return (out.logp[..., None] * batch.advantages).sum()
+        return (out.logprobs[..., None] * batch.advantages).sum()
 
     def watch(self, out, batch):
         return {}
 
 
 def test_the_loop_trains_it_beside_the_policy(tmp_path):
-    world, recipe = toy_world(), critical(WeightedSum(WEIGHTS), ValueClipped(0.2))
+    world, recipe = toy_world(), critical(WeightedSum(WEIGHTS), ClippedValueLoss(0.2))
     with pytest.raises(WiringError, match="asks a critic"):
-        descend(recipe, world, steps=1, seed=0, run=Run(tmp_path / "none"))
+        train(recipe, world, max_steps=1, seed=0, run=Run(tmp_path / "none"))
     for heads, match in ((2, "needs 1 heads"), (1, None)):
-        models = replace(world.models, critic=new_critic(world.models.policy, heads))
+        models = replace(world.models, critic=critic_from_policy(world.models.policy, heads))
         now = replace(world, models=models)
         if match:
             with pytest.raises(WiringError, match=match):
-                descend(recipe, now, steps=1, seed=0, run=Run(tmp_path / "two"))
+                train(recipe, now, max_steps=1, seed=0, run=Run(tmp_path / "two"))
     before, run_folder = digest(now), Run(tmp_path / "one")
-    descend(recipe, now, steps=4, seed=0, run=run_folder)
+    train(recipe, now, max_steps=4, seed=0, run=run_folder)
     assert digest(now) != before
     assert (models.critic.network.score.weight != 0).any()
-    assert "clip/value" in (tmp_path / "one" / "metrics.jsonl").read_text()
+    assert "clip_fraction/value" in (tmp_path / "one" / "metrics.jsonl").read_text()

@@ -9,8 +9,8 @@ from huggingface_hub import constants
 
 from paretune.errors import DataError
 from paretune.models import hub
-from paretune.models.load import config_of, load_tokenizer, read_weights
-from paretune.models.store import quiet
+from paretune.models.load import load_model_config, load_pretrained, load_tokenizer
+from paretune.models.store import silence_transformers
 
 
 @pytest.fixture
@@ -40,19 +40,19 @@ def refuse_network(*names, local_files_only=False, **how):
 def test_what_is_never_a_hub_name(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
-        hub.is_folder(path)
+        hub.is_local_folder(path)
 
 
 def test_a_folder_is_read_without_asking_a_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "answers", lambda endpoint: pytest.fail("asked"))
-    assert hub.disk_only(str(tmp_path))
+    assert hub.use_local_files_only(str(tmp_path))
 
 
 def test_a_hub_that_does_not_answer_is_asked_once_and_named(silent, monkeypatch, capfd, caplog):
     asked = []
-    answers = hub.answers
+    answers = hub.is_reachable
     monkeypatch.setattr(hub, "answers", lambda endpoint: asked.append(endpoint) or answers(endpoint))
-    for read in (config_of, load_tokenizer):
+    for read in (load_model_config, load_tokenizer):
         with pytest.raises(DataError) as caught:
             read("modles/dialogue")
         (line,) = str(caught.value).split("\n")
@@ -70,7 +70,7 @@ def test_offline_by_choice_asks_nobody(silent, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "answers", lambda endpoint: pytest.fail("asked"))
     with pytest.raises(DataError, match="HF_HUB_OFFLINE is set, and the cache does not hold it"):
-        config_of("own/model")
+        load_model_config("own/model")
 
 
 def test_any_answer_is_an_answer(closed):
@@ -84,16 +84,16 @@ def test_any_answer_is_an_answer(closed):
     with HTTPServer(("127.0.0.1", 0), Refusing) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        assert hub.answers(f"http://127.0.0.1:{server.server_port}")
+        assert hub.is_reachable(f"http://127.0.0.1:{server.server_port}")
         thread.join()
-    assert not hub.answers(closed)
-    assert not hub.answers("no address")
+    assert not hub.is_reachable(closed)
+    assert not hub.is_reachable("no address")
 
 
 def test_libraries_that_try_again_are_not_heard(caplog):
     import logging
 
-    with quiet():
+    with silence_transformers():
         logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
     assert not caplog.records
     logging.getLogger("huggingface_hub.utils._http").warning("heard")
@@ -105,4 +105,4 @@ def test_weights_of_a_hub_that_does_not_answer(silent):
     from transformers import AutoModelForCausalLM
 
     with pytest.raises(DataError, match="taken as a hub name: the model cannot be read"):
-        read_weights(AutoModelForCausalLM, "own/model", dtype=torch.float32)
+        load_pretrained(AutoModelForCausalLM, "own/model", dtype=torch.float32)

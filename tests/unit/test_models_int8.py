@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from evolving import touched
-from paretune.models.adapt import AdapterOff, Lora, add_lora
-from paretune.models.forward import token_logp
-from paretune.models.int8 import Int8Linear, in_int8
+from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
+from paretune.models.forward import compute_logprobs
+from paretune.models.int8 import Int8Linear, int8_copy
 from paretune.models.tiny import tiny_model
 from tinyrows import VOCAB, rows
 
@@ -46,7 +46,7 @@ def test_a_row_does_not_depend_on_those_beside_it():
 def test_only_frozen_layers_change_and_the_model_itself_does_not():
     model = touched().models.policy
     before = {k: v.detach().clone() for k, v in model.named_parameters()}
-    twin = in_int8(model)
+    twin = int8_copy(model)
     assert all(torch.equal(v, before[k]) for k, v in model.named_parameters())
     assert not any(isinstance(m, Int8Linear) for m in model.modules())
     small = [name for name, m in twin.named_modules() if isinstance(m, Int8Linear)]
@@ -58,8 +58,11 @@ def test_only_frozen_layers_change_and_the_model_itself_does_not():
 
 
 def test_a_model_says_nearly_the_same():
-    model = add_lora(tiny_model("qwen2", VOCAB, initial=0.2), Lora(r=2), seed=0)
-    whole, small = token_logp(model, *rows()).detach(), token_logp(in_int8(model), *rows()).detach()
+    model = add_lora(tiny_model("qwen2", VOCAB, initial=0.2), LoraSpec(r=2), seed=0)
+    whole, small = (
+        compute_logprobs(model, *rows()).detach(),
+        compute_logprobs(int8_copy(model), *rows()).detach(),
+    )
     assert 0 < float((whole - small).abs().max()) < 0.2
-    off = token_logp(AdapterOff(in_int8(model)), *rows()).detach()
+    off = compute_logprobs(AdapterDisabledModel(int8_copy(model)), *rows()).detach()
     torch.testing.assert_close(off, small)

@@ -12,19 +12,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paretune.errors import DataError, ResourceError
-from paretune.models.adapt import Lora, add_lora
-from paretune.models.forward import token_logp
+from paretune.models.adapt import LoraSpec, add_lora
+from paretune.models.forward import compute_logprobs
 from paretune.models.load import (
     ModelSpec,
-    as_language,
+    as_policy_model,
     context_length,
-    device_named,
-    is_folder,
+    eos_ids_of,
+    is_local_folder,
     load_policy,
     load_tokenizer,
     parameter_hash,
+    resolve_device,
     save_model,
-    stops_of,
 )
 from paretune.models.tiny import KINDS, tiny_model, tiny_tokenizer
 from shared import shared
@@ -48,7 +48,7 @@ def test_saved_models_load_in_plain_transformers_and_here(kind, tmp_path):
     assert parameter_hash(plain) == parameter_hash(ours.model) == parameter_hash(model)
     assert AutoTokenizer.from_pretrained(tmp_path / "m").get_vocab() == ours.tokenizer.get_vocab()
     assert not ours.model.training
-    assert (ours.stops, ours.pad) == ((1,), 0)
+    assert (ours.eos_ids, ours.pad_id) == ((1,), 0)
     assert context_length(ours.model) == 256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
 
@@ -56,24 +56,24 @@ def test_saved_models_load_in_plain_transformers_and_here(kind, tmp_path):
 def test_an_adapted_model_is_saved_merged_and_apart(tmp_path):
     from peft import PeftModel
 
-    adapted = add_lora(tiny_model("qwen2", SIZE, initial=0.3), Lora(r=4), seed=0)
+    adapted = add_lora(tiny_model("qwen2", SIZE, initial=0.3), LoraSpec(r=4), seed=0)
     with torch.no_grad():
         for p in adapted.parameters():
             if p.requires_grad:
                 p.add_(0.05)
     before = parameter_hash(adapted)
     tokens, attend, where = rows()
-    expected = token_logp(adapted, tokens, attend, where).detach()
+    expected = compute_logprobs(adapted, tokens, attend, where).detach()
     save_model(adapted, tiny_tokenizer(), tmp_path / "m")
     assert parameter_hash(adapted) == before
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
-    assert torch.allclose(token_logp(plain, tokens, attend, where).detach(), expected, atol=1e-5)
+    assert torch.allclose(compute_logprobs(plain, tokens, attend, where).detach(), expected, atol=1e-5)
     apart = PeftModel.from_pretrained(tiny_model("qwen2", SIZE, initial=0.3), tmp_path / "m" / "adapter")
-    assert torch.equal(token_logp(apart, tokens, attend, where).detach(), expected)
+    assert torch.equal(compute_logprobs(apart, tokens, attend, where).detach(), expected)
 
 
 def test_lora_on_bfloat16_merges_in_float32(tmp_path):
-    adapted = add_lora(tiny_model("llama", SIZE).to(torch.bfloat16), Lora(r=2, alpha=2), seed=0)
+    adapted = add_lora(tiny_model("llama", SIZE).to(torch.bfloat16), LoraSpec(r=2, alpha=2), seed=0)
     with torch.no_grad():
         for name, p in adapted.named_parameters():
             if "lora_B" in name:
@@ -88,7 +88,7 @@ def test_lora_on_bfloat16_merges_in_float32(tmp_path):
 
 
 def test_precision_and_adapter_are_as_specified(folder):
-    language = load_policy(ModelSpec(path=str(folder), dtype="bfloat16", lora=Lora(r=2)), seed=1)
+    language = load_policy(ModelSpec(path=str(folder), dtype="bfloat16", lora=LoraSpec(r=2)), seed=1)
     types = {(p.requires_grad, p.dtype) for p in language.model.parameters()}
     assert types == {(True, torch.float32), (False, torch.bfloat16)}
 
@@ -103,8 +103,8 @@ def complaint(path):
 def test_a_missing_folder_never_touches_the_network(tmp_path):
     assert "no such folder" in complaint(tmp_path / "absent")
     assert "no such folder" in complaint("../models/absent")
-    assert not is_folder("owner/name")
-    assert is_folder(str(tmp_path))
+    assert not is_local_folder("owner/name")
+    assert is_local_folder(str(tmp_path))
 
 
 def test_pickles_are_refused(folder):
@@ -138,21 +138,21 @@ def test_remote_code_is_never_run(folder):
 def test_the_stop_that_ends_a_turn_comes_first():
     model, tokenizer = tiny_model("llama", SIZE), tiny_tokenizer()
     model.generation_config.eos_token_id = [0, 5, 1]
-    assert stops_of(model, tokenizer) == (1, 0, 5)
+    assert eos_ids_of(model, tokenizer) == (1, 0, 5)
     tokenizer.chat_template = None
-    assert stops_of(model, tokenizer) == (0, 5, 1)
+    assert eos_ids_of(model, tokenizer) == (0, 5, 1)
     model.generation_config.eos_token_id = None
-    assert stops_of(model, tokenizer) == (1,)
+    assert eos_ids_of(model, tokenizer) == (1,)
     model.config.eos_token_id = tokenizer.eos_token = None
     with pytest.raises(DataError, match="no token ends a response"):
-        stops_of(model, tokenizer)
+        eos_ids_of(model, tokenizer)
 
 
 def test_a_tokenizer_without_padding_pads_with_a_stop():
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
-    language = as_language(tiny_model("gpt2", SIZE), tokenizer)
-    assert language.pad == language.stops[0] == 1
+    language = as_policy_model(tiny_model("gpt2", SIZE), tokenizer)
+    assert language.pad_id == language.eos_ids[0] == 1
 
 
 def test_the_hash_sees_every_byte():
@@ -165,12 +165,12 @@ def test_the_hash_sees_every_byte():
 
 def test_the_real_model():
     language = load_policy(ModelSpec(path=str(shared("models", "dialogue-7m"))))
-    assert language.stops == (2, 0)
-    assert language.pad == 0
+    assert language.eos_ids == (2, 0)
+    assert language.pad_id == 0
     assert context_length(language.model) == 1024
     assert sum(p.numel() for p in language.model.parameters()) == 6_951_168
     stories = load_policy(ModelSpec(path=str(shared("models", "stories260K"))))
-    assert stories.stops == (1, 2)
+    assert stories.eos_ids == (1, 2)
 
 
 def test_a_tokenizer_alone():
@@ -180,36 +180,38 @@ def test_a_tokenizer_alone():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_adapter_on_its_base_is_the_policy_that_was_trained(dtype, tmp_path):
     save_model(tiny_model("llama", SIZE, initial=0.3), tiny_tokenizer(), tmp_path / "base")
-    adapted = load_policy(ModelSpec(path=str(tmp_path / "base"), dtype=dtype, lora=Lora(r=4))).model
+    adapted = load_policy(ModelSpec(path=str(tmp_path / "base"), dtype=dtype, lora=LoraSpec(r=4))).model
     with torch.no_grad():
         for p in adapted.parameters():
             if p.requires_grad:
                 p.add_(0.1)
     save_model(adapted, tiny_tokenizer(), tmp_path / "m")
     adapter = str(tmp_path / "m" / "adapter")
-    again = load_policy(ModelSpec(path=str(tmp_path / "base"), dtype=dtype, adapter=adapter)).model
+    again = load_policy(ModelSpec(path=str(tmp_path / "base"), dtype=dtype, adapter_path=adapter)).model
     tokens = torch.arange(20)[None] % SIZE
     attend = torch.ones_like(tokens, dtype=torch.bool)
     with torch.no_grad():
-        one, two = (token_logp(model, tokens, attend, attend) for model in (adapted, again))
+        one, two = (compute_logprobs(model, tokens, attend, attend) for model in (adapted, again))
     assert torch.equal(one, two)
     assert not any(p.requires_grad for p in again.parameters())
 
 
 def test_an_adapter_is_read_without_a_warning(folder, tmp_path):
-    adapted = load_policy(ModelSpec(path=str(folder), lora=Lora(r=2))).model
+    adapted = load_policy(ModelSpec(path=str(folder), lora=LoraSpec(r=2))).model
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_model(adapted, tiny_tokenizer(), tmp_path / "m")
-        load_policy(ModelSpec(path=str(folder), lora=Lora(r=2)))
-        load_policy(ModelSpec(path=str(folder), adapter=str(tmp_path / "m" / "adapter")))
+        load_policy(ModelSpec(path=str(folder), lora=LoraSpec(r=2)))
+        load_policy(ModelSpec(path=str(folder), adapter_path=str(tmp_path / "m" / "adapter")))
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o007, 0o077])
 def test_saved_files_have_the_mode_that_new_files_have(mask, tmp_path):
     before = os.umask(mask)
     try:
-        save_model(add_lora(tiny_model("llama", SIZE), Lora(r=2), seed=0), tiny_tokenizer(), tmp_path / "m")
+        save_model(
+            add_lora(tiny_model("llama", SIZE), LoraSpec(r=2), seed=0), tiny_tokenizer(), tmp_path / "m"
+        )
     finally:
         os.umask(before)
     files = [path for path in (tmp_path / "m").rglob("*") if path.is_file()]
@@ -219,7 +221,7 @@ def test_saved_files_have_the_mode_that_new_files_have(mask, tmp_path):
 
 def test_an_adapter_that_is_not_there(folder):
     with pytest.raises(DataError, match="no adapter_model"):
-        load_policy(ModelSpec(path=str(folder), adapter=str(folder)))
+        load_policy(ModelSpec(path=str(folder), adapter_path=str(folder)))
 
 
 def test_every_byte_has_reached_the_disk_before_the_folder_gets_its_name(tmp_path, monkeypatch):
@@ -233,7 +235,9 @@ def test_every_byte_has_reached_the_disk_before_the_folder_gets_its_name(tmp_pat
     draft = tmp_path / "m.tmp"
     for _ in range(2):
         synced.clear()
-        save_model(add_lora(tiny_model("llama", SIZE), Lora(r=2), seed=0), tiny_tokenizer(), tmp_path / "m")
+        save_model(
+            add_lora(tiny_model("llama", SIZE), LoraSpec(r=2), seed=0), tiny_tokenizer(), tmp_path / "m"
+        )
         names = [path.relative_to(tmp_path / "m") for path in (tmp_path / "m").rglob("*")]
         assert len(names) > 5
         assert {draft / name for name in names} <= set(synced)
@@ -243,11 +247,11 @@ def test_every_byte_has_reached_the_disk_before_the_folder_gets_its_name(tmp_pat
 
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device_named("auto") == device_named("cpu") == torch.device("cpu")
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ResourceError, match=r"run\.device: cuda"):
-        device_named("cuda")
+        resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert device_named("auto") == torch.device("cuda")
+    assert resolve_device("auto") == torch.device("cuda")
 
 
 def test_a_policy_is_put_on_its_device(folder):

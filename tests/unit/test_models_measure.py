@@ -4,8 +4,15 @@ import pytest
 import torch
 
 from paretune.errors import WiringError
-from paretune.models.forward import token_logp
-from paretune.models.measure import Behaviour, ImplicitReward, Measure, Models, Reference, response_logp
+from paretune.models.forward import compute_logprobs
+from paretune.models.measure import (
+    ImplicitReward,
+    ModelPass,
+    Models,
+    OldLogprobs,
+    RefLogprobs,
+    response_logprobs,
+)
 from paretune.models.tiny import tiny_model
 from tinyrows import VOCAB, batch_of, rows
 
@@ -16,9 +23,9 @@ POLICY = tiny_model("llama", VOCAB, initial=0.3)
 def test_any_cut_into_rows_gives_the_same(count):
     tokens, attend, respond = rows((3, 9, 6, 9, 2), (1, 4, 2, 8, 1))
     batch = batch_of(tokens, attend, respond)
-    out = response_logp(POLICY, batch, temperature=0.5, rows=count)
+    out = response_logprobs(POLICY, batch, temperature=0.5, rows_per_pass=count)
     assert not out.requires_grad
-    whole = token_logp(POLICY, tokens, attend, respond, temperature=0.5).detach()
+    whole = compute_logprobs(POLICY, tokens, attend, respond, temperature=0.5).detach()
     assert torch.allclose(out, whole, atol=1e-6)
     assert (out[~respond] == 0).all()
 
@@ -27,41 +34,41 @@ def test_behaviour_is_the_samplers_word_or_the_trainers():
     batch = batch_of(*rows())
     models = Models(policy=POLICY)
     with pytest.raises(WiringError, match=r"batch\.sampler_logp"):
-        Behaviour()(batch, models, 1.0, 8)
-    word = torch.full(batch.tokens.shape, -1.0)
-    assert Behaviour()(batch.set(sampler_logp=word), models, 1.0, 8).behaviour_logp is word
-    asked = Behaviour(by="trainer")(batch, models, 2.0, 8).need("behaviour_logp")
-    assert torch.equal(asked, response_logp(POLICY, batch, temperature=2.0))
+        OldLogprobs()(batch, models, 1.0, 8)
+    word = torch.full(batch.input_ids.shape, -1.0)
+    assert OldLogprobs()(batch.replace(rollout_logprobs=word), models, 1.0, 8).old_logprobs is word
+    asked = OldLogprobs(source="trainer")(batch, models, 2.0, 8).require("old_logprobs")
+    assert torch.equal(asked, response_logprobs(POLICY, batch, temperature=2.0))
 
 
 def test_reference_asks_the_model_of_its_role():
     batch = batch_of(*rows())
     frozen = tiny_model("gpt2", VOCAB, initial=0.3)
-    out = Reference("start")(batch, Models(policy=POLICY, frozen={"start": frozen}), 1.0, 2)
-    assert torch.allclose(out.need("reference_logp"), response_logp(frozen, batch), atol=1e-6)
+    out = RefLogprobs("start")(batch, Models(policy=POLICY, frozen={"start": frozen}), 1.0, 2)
+    assert torch.allclose(out.require("ref_logprobs"), response_logprobs(frozen, batch), atol=1e-6)
     with pytest.raises(WiringError, match='frozen model "start"; the run has none'):
-        Reference("start")(batch, Models(policy=POLICY), 1.0, 2)
+        RefLogprobs("start")(batch, Models(policy=POLICY), 1.0, 2)
 
 
 def test_parts_are_measures():
-    assert isinstance(Behaviour(), Measure)
-    assert isinstance(Reference(), Measure)
-    assert repr(Behaviour("trainer")) == "Behaviour(by='trainer')"
+    assert isinstance(OldLogprobs(), ModelPass)
+    assert isinstance(RefLogprobs(), ModelPass)
+    assert repr(OldLogprobs("trainer")) == "Behaviour(by='trainer')"
 
 
 def test_an_implicit_reward_is_the_gain_of_the_tuned_model_at_temperature_one():
     batch = batch_of(*rows())
     tuned, start = (tiny_model("llama", VOCAB, initial=0.3, seed=seed) for seed in (1, 2))
     models = Models(policy=POLICY, frozen={"dpo": tuned, "reference": start})
-    gap = response_logp(tuned, batch) - response_logp(start, batch)
+    gap = response_logprobs(tuned, batch) - response_logprobs(start, batch)
     out = ImplicitReward(0.05)(batch, models, 0.7, 2)
-    assert out.token_reward.shape == (*batch.tokens.shape, 1)
-    assert torch.allclose(out.token_reward[..., 0], 0.05 * gap, atol=1e-6)
+    assert out.token_rewards.shape == (*batch.input_ids.shape, 1)
+    assert torch.allclose(out.token_rewards[..., 0], 0.05 * gap, atol=1e-6)
     twice = ImplicitReward(0.05)(out, models, 0.7, 2)
-    assert torch.allclose(twice.token_reward, 2 * out.token_reward)
-    cut = ImplicitReward(1.0, clip=0.05)(batch, models, 1.0, 8).token_reward[..., 0]
+    assert torch.allclose(twice.token_rewards, 2 * out.token_rewards)
+    cut = ImplicitReward(1.0, clip=0.05)(batch, models, 1.0, 8).token_rewards[..., 0]
     assert torch.allclose(cut, gap.clamp(-0.05, 0.05), atol=1e-5)
-    assert (cut[~batch.respond] == 0).all()
+    assert (cut[~batch.response_mask] == 0).all()
 
 
 def test_an_implicit_reward_needs_two_models_and_a_scale():
@@ -71,5 +78,5 @@ def test_an_implicit_reward_needs_two_models_and_a_scale():
     for wrong in ({"beta": 0.0}, {"clip": 0.0}):
         with pytest.raises(WiringError, match="must be above 0"):
             ImplicitReward(**wrong)
-    same = ImplicitReward(tuned="reference")(batch, models, 1.0, 8)
-    assert (same.token_reward == 0).all()
+    same = ImplicitReward(tuned_role="reference")(batch, models, 1.0, 8)
+    assert (same.token_rewards == 0).all()

@@ -7,10 +7,17 @@ import pytest
 import torch
 
 from paretune.errors import WiringError
-from paretune.models.adapt import Lora, add_lora
-from paretune.models.forward import token_logp
+from paretune.models.adapt import LoraSpec, add_lora
+from paretune.models.forward import compute_logprobs
 from paretune.models.load import parameter_hash
-from paretune.models.soup import average, cut, lora_soup, shortfall, soup, soup_states
+from paretune.models.soup import (
+    logprob_drop,
+    merge_loras,
+    merge_models,
+    merge_state_dicts,
+    truncate_rank,
+    weighted_average,
+)
 from paretune.models.tiny import tiny_model
 from tinyrows import VOCAB, batch_of, rows
 
@@ -32,12 +39,14 @@ def random_adapter(seed, rank, m=9, n=7):
 @pytest.mark.parametrize(("share", "want"), [(0.5, [2.0, 1.0]), (0.25, [2.5, 0.0]), (1.0, [1.0, 3.0])])
 def test_two_models_by_hand(share, want):
     pair = [{"w": torch.tensor([1.0, 3.0])}, {"w": torch.tensor([3.0, -1.0])}]
-    assert soup_states(pair, (share, 1 - share))["w"].tolist() == want
+    assert merge_state_dicts(pair, (share, 1 - share))["w"].tolist() == want
 
 
 def test_logits_are_averaged_and_not_probabilities():
     """The policy starts beside the average, so its divergence is not 0 at the first step."""
-    blend = average([torch.tensor([2.0, 0.0]).double(), torch.tensor([-0.5, 0.0]).double()], (0.5, 0.5))
+    blend = weighted_average(
+        [torch.tensor([2.0, 0.0]).double(), torch.tensor([-0.5, 0.0]).double()], (0.5, 0.5)
+    )
 
     def divergence(p, q):
         return sum(a * math.log(a / b) for a, b in ((p, q), (1 - p, 1 - q)))
@@ -55,7 +64,7 @@ def test_logits_are_averaged_and_not_probabilities():
 @pytest.mark.parametrize("weights", [(0.3, 0.7), (1 / 3, 2 / 3), (0.1, 0.9)])
 def test_a_model_with_itself_is_itself_to_the_bit(weights):
     model = tiny_model("llama", VOCAB, initial=0.3)
-    found = soup((model, model), weights)
+    found = merge_models((model, model), weights)
     assert parameter_hash(found) == parameter_hash(model)
     assert found is not model
 
@@ -63,8 +72,8 @@ def test_a_model_with_itself_is_itself_to_the_bit(weights):
 def test_the_end_points_are_the_members_to_the_bit():
     pair = tiny_model("gpt2", VOCAB, seed=1), tiny_model("gpt2", VOCAB, seed=2)
     before = [parameter_hash(model) for model in pair]
-    assert [parameter_hash(soup(pair, w)) for w in ((1.0, 0.0), (0.0, 1.0))] == before
-    half = soup(pair, (0.5, 0.5))
+    assert [parameter_hash(merge_models(pair, w)) for w in ((1.0, 0.0), (0.0, 1.0))] == before
+    half = merge_models(pair, (0.5, 0.5))
     assert parameter_hash(half) not in before
     assert [parameter_hash(model) for model in pair] == before
     mean = (pair[0].transformer.wte.weight + pair[1].transformer.wte.weight) / 2
@@ -73,7 +82,7 @@ def test_the_end_points_are_the_members_to_the_bit():
 
 
 def disturbed(seed):
-    model = add_lora(tiny_model("llama", VOCAB, initial=0.3), Lora(r=2, alpha=8), seed=seed)
+    model = add_lora(tiny_model("llama", VOCAB, initial=0.3), LoraSpec(r=2, alpha=8), seed=seed)
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:
@@ -83,13 +92,15 @@ def disturbed(seed):
 
 def test_adapted_models_are_averaged_by_what_their_adapters_add():
     pair = disturbed(1), disturbed(2)
-    logp = [token_logp(model, *rows()).detach() for model in pair]
-    half = soup(pair, (0.5, 0.5))
+    logp = [compute_logprobs(model, *rows()).detach() for model in pair]
+    half = merge_models(pair, (0.5, 0.5))
     assert not any("lora_" in name for name, _ in half.named_parameters())
     merged = [model.merge_and_unload() for model in pair]
     mean = sum(m.model.layers[0].mlp.up_proj.weight for m in merged) / 2
     torch.testing.assert_close(half.model.layers[0].mlp.up_proj.weight, mean)
-    assert torch.allclose(token_logp(soup(pair, (1.0, 0.0)), *rows()).detach(), logp[0], atol=1e-4)
+    assert torch.allclose(
+        compute_logprobs(merge_models(pair, (1.0, 0.0)), *rows()).detach(), logp[0], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,17 +108,17 @@ def test_adapted_models_are_averaged_by_what_their_adapters_add():
     [(([[1.0]], [[2.0]]), ([[3.0]], [[4.0]]), 7.0), (([[2.0]], [[1.0]]), ([[0.0]], [[3.0]]), 1.0)],
 )
 def test_products_are_averaged_and_not_factors(first, second, want):
-    found = lora_soup((adapter(*first), adapter(*second)), (0.5, 0.5), (1.0, 1.0))
+    found = merge_loras((adapter(*first), adapter(*second)), (0.5, 0.5), (1.0, 1.0))
     assert product(found).item() == want
-    assert (found.rank, found.lost) == (2, 0.0)
-    assert product(lora_soup((adapter(*first), adapter(*second)), (0.5, 0.5), (1.0, 1.0), rank=1)).item() == (
-        pytest.approx(want)
-    )
+    assert (found.rank, found.truncation_error) == (2, 0.0)
+    assert product(
+        merge_loras((adapter(*first), adapter(*second)), (0.5, 0.5), (1.0, 1.0), rank=1)
+    ).item() == (pytest.approx(want))
 
 
 def test_ranks_and_scalings_may_differ_and_the_average_is_exact():
     one, two = random_adapter(1, 2), random_adapter(2, 3)
-    found = lora_soup((one, two), (0.3, 0.7), (4.0, 0.5))
+    found = merge_loras((one, two), (0.3, 0.7), (4.0, 0.5))
     want = 0.3 * 4.0 * one["layer.lora_B.weight"] @ one["layer.lora_A.weight"]
     want = want + 0.7 * 0.5 * two["layer.lora_B.weight"] @ two["layer.lora_A.weight"]
     torch.testing.assert_close(product(found), want)
@@ -118,29 +129,29 @@ def test_ranks_and_scalings_may_differ_and_the_average_is_exact():
 @pytest.mark.parametrize("rank", [1, 3, 5, 6, 8])
 def test_a_cut_is_the_nearest_of_its_rank_and_says_what_it_lost(rank):
     one, two = random_adapter(1, 2), random_adapter(2, 3)
-    whole = product(lora_soup((one, two), (0.5, 0.5), (1.0, 1.0)))
-    found = lora_soup((one, two), (0.5, 0.5), (1.0, 1.0), rank=rank)
+    whole = product(merge_loras((one, two), (0.5, 0.5), (1.0, 1.0)))
+    found = merge_loras((one, two), (0.5, 0.5), (1.0, 1.0), rank=rank)
     assert found.tensors["layer.lora_B.weight"].shape == (9, rank)
     s = torch.linalg.svdvals(whole)
     gap = torch.linalg.svdvals(product(found) - whole)[0]
     assert float(gap) == pytest.approx(float(s[rank]) if rank < 7 else 0.0, abs=1e-4)
-    assert found.lost == pytest.approx(float(s[rank:].norm() / s.norm()), abs=1e-5)
+    assert found.truncation_error == pytest.approx(float(s[rank:].norm() / s.norm()), abs=1e-5)
 
 
 def test_an_average_that_cancels_loses_nothing():
-    b, a, lost = cut(torch.zeros(4, 2), torch.randn(2, 3), 1)
+    b, a, lost = truncate_rank(torch.zeros(4, 2), torch.randn(2, 3), 1)
     assert lost == 0
     assert (b @ a == 0).all()
 
 
 def test_what_stands_beside_an_adapter_is_averaged_as_it_is():
     pair = [random_adapter(i, 2) | {"score.weight": torch.full((2,), float(i))} for i in (1, 3)]
-    assert lora_soup(pair, (0.5, 0.5), (1.0, 1.0)).tensors["score.weight"].tolist() == [2.0, 2.0]
+    assert merge_loras(pair, (0.5, 0.5), (1.0, 1.0)).tensors["score.weight"].tolist() == [2.0, 2.0]
 
 
 def test_low_precision_is_averaged_in_high():
     x = torch.tensor([1.0, 256.0]).bfloat16()
-    out = average([x, x + 2], (0.25, 0.75))
+    out = weighted_average([x, x + 2], (0.25, 0.75))
     assert out.dtype == torch.bfloat16
     assert out.tolist() == [2.5, 258.0]
 
@@ -148,25 +159,25 @@ def test_low_precision_is_averaged_in_high():
 def test_members_that_do_not_fit_are_refused():
     one = {"w": torch.zeros(2)}
     with pytest.raises(WiringError, match=r"sum to 1\.5; fix: make the sum 1"):
-        soup_states((one, one), (1.0, 0.5))
+        merge_state_dicts((one, one), (1.0, 0.5))
     with pytest.raises(WiringError, match="2 members came with 1 weights"):
-        soup_states((one, one), (1.0,))
+        merge_state_dicts((one, one), (1.0,))
     with pytest.raises(WiringError, match='member 2 of the soup is of another kind: "v"'):
-        soup_states((one, {"v": torch.zeros(2)}), (0.5, 0.5))
+        merge_state_dicts((one, {"v": torch.zeros(2)}), (0.5, 0.5))
     with pytest.raises(WiringError, match=r'of another size: "w" is \(3,\), in the first \(2,\)'):
-        soup_states((one, {"w": torch.zeros(3)}), (0.5, 0.5))
+        merge_state_dicts((one, {"w": torch.zeros(3)}), (0.5, 0.5))
     with pytest.raises(WiringError, match="has no fractions and differs"):
-        soup_states(({"n": torch.tensor(1)}, {"n": torch.tensor(2)}), (0.5, 0.5))
+        merge_state_dicts(({"n": torch.tensor(1)}, {"n": torch.tensor(2)}), (0.5, 0.5))
     with pytest.raises(WiringError, match="use lora_soup"):
-        soup_states((random_adapter(1, 2), random_adapter(2, 2)), (0.5, 0.5))
+        merge_state_dicts((random_adapter(1, 2), random_adapter(2, 2)), (0.5, 0.5))
     with pytest.raises(WiringError, match="no LoRA adapter: use soup_states"):
-        lora_soup((one, one), (0.5, 0.5), (1.0, 1.0))
+        merge_loras((one, one), (0.5, 0.5), (1.0, 1.0))
     with pytest.raises(WiringError, match="2 adapters came with 1 scalings"):
-        lora_soup((random_adapter(1, 2), random_adapter(2, 2)), (0.5, 0.5), (1.0,))
+        merge_loras((random_adapter(1, 2), random_adapter(2, 2)), (0.5, 0.5), (1.0,))
     with pytest.raises(WiringError, match="of another size"):
-        lora_soup((random_adapter(1, 2), random_adapter(2, 2, m=8)), (0.5, 0.5), (1.0, 1.0))
+        merge_loras((random_adapter(1, 2), random_adapter(2, 2, m=8)), (0.5, 0.5), (1.0, 1.0))
     with pytest.raises(WiringError, match="at least 1"):
-        lora_soup((random_adapter(1, 2), random_adapter(2, 2)), (0.5, 0.5), (1.0, 1.0), rank=0)
+        merge_loras((random_adapter(1, 2), random_adapter(2, 2)), (0.5, 0.5), (1.0, 1.0), rank=0)
 
 
 def test_models_that_answer_alike_and_share_no_weights_have_an_average_that_is_no_model():
@@ -179,8 +190,10 @@ def test_models_that_answer_alike_and_share_no_weights_have_an_average_that_is_n
             layer.mlp.down_proj.weight.copy_(layer.mlp.down_proj.weight.flip(1))
     batch = batch_of(*rows([6, 9, 4]))
     with torch.no_grad():  # its own likeliest tokens, which the average of strangers finds unlikely
-        best = model(batch.tokens).logits[:, :-1].argmax(-1)
-        batch = batch.set(tokens=torch.cat([batch.tokens[:, :1], best], 1), respond=batch.attend.clone())
-    assert shortfall(twin, model, batch) == pytest.approx(0, abs=1e-4)
-    assert shortfall(soup((model, model), (0.5, 0.5)), model, batch) == 0
-    assert shortfall(soup((model, twin), (0.5, 0.5)), model, batch) > 0.1
+        best = model(batch.input_ids).logits[:, :-1].argmax(-1)
+        batch = batch.replace(
+            input_ids=torch.cat([batch.input_ids[:, :1], best], 1), response_mask=batch.attention_mask.clone()
+        )
+    assert logprob_drop(twin, model, batch) == pytest.approx(0, abs=1e-4)
+    assert logprob_drop(merge_models((model, model), (0.5, 0.5)), model, batch) == 0
+    assert logprob_drop(merge_models((model, twin), (0.5, 0.5)), model, batch) > 0.1

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from paretune.data.confidence import stated_confidence, without_confidence
-from paretune.data.records import Message, Preference, Prompt, Rating
-from paretune.objectives.calibrated import calibrated
-from paretune.objectives.reward_loss import BradleyTerry, CalibratedPairs
+from paretune.data.confidence import parse_confidence, strip_confidence
+from paretune.data.records import Message, PreferencePair, Prompt, Rating
+from paretune.objectives.calibrated import add_confidence_pairs
+from paretune.objectives.reward_loss import BradleyTerryLoss, ConfidenceCalibrationLoss
 
 PROMPT = Prompt(messages=(Message("user", "q"),), id="p")
 
@@ -16,20 +16,20 @@ def rating(response, **labels):
 
 
 def test_a_pair_brings_two_whose_losses_add_up_to_those_of_the_method():
-    pair = Preference(prompt=PROMPT, chosen="good", rejected="bad", objective="x")
-    kept, right, wrong = calibrated([pair], {"x": None}, 0)
+    pair = PreferencePair(prompt=PROMPT, chosen="good", rejected="bad", objective="x")
+    kept, right, wrong = add_confidence_pairs([pair], {"x": None}, 0)
     assert kept is pair
     for made, text in ((right, "good"), (wrong, "bad")):
-        assert {without_confidence(made.chosen), without_confidence(made.rejected)} == {text}
-    high, low = stated_confidence(right.chosen), stated_confidence(right.rejected)
+        assert {strip_confidence(made.chosen), strip_confidence(made.rejected)} == {text}
+    high, low = parse_confidence(right.chosen), parse_confidence(right.rejected)
     assert high >= 0.7
     assert low <= 0.3
-    assert stated_confidence(wrong.chosen) <= 0.3
-    assert stated_confidence(wrong.rejected) >= 0.7
+    assert parse_confidence(wrong.chosen) <= 0.3
+    assert parse_confidence(wrong.rejected) >= 0.7
     score = {right.chosen: 1.5, right.rejected: 0.5, wrong.chosen: -0.4, wrong.rejected: 0.2}
     score = {text: torch.tensor([value]) for text, value in score.items()}
-    ours = sum(BradleyTerry()(score[made.chosen], score[made.rejected]) for made in (right, wrong))
-    theirs = CalibratedPairs()(
+    ours = sum(BradleyTerryLoss()(score[made.chosen], score[made.rejected]) for made in (right, wrong))
+    theirs = ConfidenceCalibrationLoss()(
         *(score[t] for t in (right.chosen, right.rejected, wrong.chosen, wrong.rejected))
     )
     torch.testing.assert_close(ours, theirs)
@@ -38,22 +38,22 @@ def test_a_pair_brings_two_whose_losses_add_up_to_those_of_the_method():
 
 def test_a_rated_response_brings_one_by_its_level_and_loses_what_it_stated():
     records = [rating("a. Confidence: 5.", x=0.8), rating("b", x=0.2), rating("c", y=1.0)]
-    one, two = calibrated(records, {"x": 0.5}, 0)[3:]
-    assert stated_confidence(one.chosen) > stated_confidence(one.rejected)
-    assert without_confidence(one.chosen) == "a."
-    assert stated_confidence(two.chosen) < stated_confidence(two.rejected)
+    one, two = add_confidence_pairs(records, {"x": 0.5}, 0)[3:]
+    assert parse_confidence(one.chosen) > parse_confidence(one.rejected)
+    assert strip_confidence(one.chosen) == "a."
+    assert parse_confidence(two.chosen) < parse_confidence(two.rejected)
     assert {made.objective for made in (one, two)} == {"x"}
 
 
 def test_without_a_level_the_median_divides_right_from_wrong():
     records = [rating(f"r{i}", x=float(i)) for i in range(5)]
-    made = calibrated(records, {"x": None}, 0)[5:]
-    right = [stated_confidence(m.chosen) > stated_confidence(m.rejected) for m in made]
+    made = add_confidence_pairs(records, {"x": None}, 0)[5:]
+    right = [parse_confidence(m.chosen) > parse_confidence(m.rejected) for m in made]
     assert right == [False, False, True, True, True]
 
 
 def test_the_seed_draws_and_heads_without_it_are_left_alone():
     records = [rating(f"r{i}", x=float(i)) for i in range(20)]
-    assert calibrated(records, {"x": None}, 1) == calibrated(records, {"x": None}, 1)
-    assert calibrated(records, {"x": None}, 1) != calibrated(records, {"x": None}, 2)
-    assert calibrated(records, {}, 1) == records
+    assert add_confidence_pairs(records, {"x": None}, 1) == add_confidence_pairs(records, {"x": None}, 1)
+    assert add_confidence_pairs(records, {"x": None}, 1) != add_confidence_pairs(records, {"x": None}, 2)
+    assert add_confidence_pairs(records, {}, 1) == records

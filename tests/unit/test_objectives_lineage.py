@@ -2,10 +2,10 @@ import pytest
 import torch
 from test_objectives_reward_model import language
 
-from paretune.data.records import Message, Preference, Prompt, Rating
+from paretune.data.records import Message, PreferencePair, Prompt, Rating
 from paretune.evaluate.judge import Judge
-from paretune.objectives.lineage import known_data, lineage
-from paretune.objectives.reward_store import from_language, load_reward_model, save_reward_model
+from paretune.objectives.lineage import data_provenance, provenance_hashes
+from paretune.objectives.reward_store import load_reward_model, reward_model_from_lm, save_reward_model
 
 
 def rated(text, question="why?", mark=1.0):
@@ -13,7 +13,7 @@ def rated(text, question="why?", mark=1.0):
 
 
 def known(records, files=()):
-    return known_data(lineage(records, files))
+    return provenance_hashes(data_provenance(records, files))
 
 
 class Mute:
@@ -24,20 +24,20 @@ class Mute:
 
 
 def judge(data):
-    return Judge(name="", scorer=Mute(), data=data)
+    return Judge(name="", scorer=Mute(), data_hashes=data)
 
 
 def test_one_common_response_is_found_whatever_its_label():
     one = known([rated(f"left {i}") for i in range(500)] + [rated("the  same\n", mark=0.2)])
-    assert judge(one).shares_with(judge(known([rated("the same", mark=0.9), rated("another")])))
-    assert not judge(one).shares_with(judge(known([rated("the same", "who?"), rated("another")])))
+    assert judge(one).overlaps_with(judge(known([rated("the same", mark=0.9), rated("another")])))
+    assert not judge(one).overlaps_with(judge(known([rated("the same", "who?"), rated("another")])))
 
 
 def test_a_response_is_common_to_a_rating_and_a_pair():
     prompt = Prompt(messages=(Message("user", "why?"),))
-    pair = Preference(prompt=prompt, chosen="yes", rejected="no", objective="a")
+    pair = PreferencePair(prompt=prompt, chosen="yes", rejected="no", objective="a")
     for text in ("yes", "no"):
-        assert judge(known([rated(text)])).shares_with(judge(known([pair])))
+        assert judge(known([rated(text)])).overlaps_with(judge(known([pair])))
 
 
 def test_of_many_records_a_common_part_is_found(monkeypatch):
@@ -45,29 +45,29 @@ def test_of_many_records_a_common_part_is_found(monkeypatch):
     many = known([rated(f"left {i}") for i in range(320)])
     assert len(many) == 32
     few = known([rated(f"right {i}") for i in range(80)] + [rated(f"left {i}") for i in range(40)])
-    assert judge(many).shares_with(judge(few))
+    assert judge(many).overlaps_with(judge(few))
 
 
 def test_a_common_file_is_enough():
-    assert judge(known([rated("x")], ["f"])).shares_with(judge(known([rated("y")], ["f", "g"])))
-    assert not judge(known([rated("x")], ["f"])).shares_with(judge(known([rated("y")], ["g"])))
+    assert judge(known([rated("x")], ["f"])).overlaps_with(judge(known([rated("y")], ["f", "g"])))
+    assert not judge(known([rated("x")], ["f"])).overlaps_with(judge(known([rated("y")], ["g"])))
 
 
 @pytest.mark.parametrize("other", [None, frozenset({"records 1"})])
 def test_a_judge_of_unknown_data_is_never_independent(other):
-    assert judge(None).shares_with(judge(other))
-    assert judge(other).shares_with(judge(None))
+    assert judge(None).overlaps_with(judge(other))
+    assert judge(other).overlaps_with(judge(None))
 
 
 def test_a_rule_was_fitted_on_nothing():
-    assert not judge(frozenset()).shares_with(judge(None))
-    assert not judge(frozenset({"records 1"})).shares_with(judge(frozenset()))
+    assert not judge(frozenset()).overlaps_with(judge(None))
+    assert not judge(frozenset({"records 1"})).overlaps_with(judge(frozenset()))
 
 
 def test_a_stored_model_knows_its_data_and_a_foreign_one_does_not(tmp_path):
-    model = from_language(language(), ("a",), (1.0,), (0.0,))
-    assert known_data(model.data) is None
-    model.data = lineage([rated("x"), rated("y")], ["f"])
+    model = reward_model_from_lm(language(), ("a",), (1.0,), (0.0,))
+    assert provenance_hashes(model.provenance) is None
+    model.provenance = data_provenance([rated("x"), rated("y")], ["f"])
     save_reward_model(model, tmp_path / "m")
-    assert load_reward_model(str(tmp_path / "m")).data == model.data
-    assert known_data(model.data) == known([rated("y"), rated("x")], ["f"])
+    assert load_reward_model(str(tmp_path / "m")).provenance == model.provenance
+    assert provenance_hashes(model.provenance) == known([rated("y"), rated("x")], ["f"])

@@ -8,11 +8,11 @@ import torch
 
 from paretune.errors import WiringError
 from paretune.objectives.reward_loss import (
-    BradleyTerry,
-    Regression,
-    bradley_terry,
-    labelled_loss,
-    regression_error,
+    BradleyTerryLoss,
+    RegressionLoss,
+    bradley_terry_loss,
+    regression_loss,
+    weighted_loss_sum,
 )
 from paretune.reduce import label_weights
 from shared import shared
@@ -23,7 +23,7 @@ NAN = math.nan
 def loss_and_gradient(predicted, label, loss=None):
     x = torch.tensor(predicted, dtype=torch.float64, requires_grad=True)
     y = torch.tensor(label, dtype=torch.float64)
-    value = labelled_loss((loss or Regression())(x, y), label_weights(y))
+    value = weighted_loss_sum((loss or RegressionLoss())(x, y), label_weights(y))
     value.backward()
     return value.item(), x.grad
 
@@ -53,7 +53,7 @@ def test_no_label_at_all_is_zero_with_zero_gradient():
 
 def test_huber_is_squared_near_and_linear_far():
     x = torch.tensor([0.5, 1.0, 3.0, -3.0], dtype=torch.float64, requires_grad=True)
-    error = regression_error(x, torch.zeros(4, dtype=torch.float64), 1.0)
+    error = regression_loss(x, torch.zeros(4, dtype=torch.float64), 1.0)
     assert error.tolist() == pytest.approx([0.25, 1.0, 5.0, 5.0])
     error.sum().backward()
     assert x.grad.tolist() == pytest.approx([1.0, 2.0, 2.0, -2.0])
@@ -61,18 +61,18 @@ def test_huber_is_squared_near_and_linear_far():
 
 def test_huber_with_a_large_delta_is_the_squared_error():
     x, y = torch.randn(50, dtype=torch.float64), torch.randn(50, dtype=torch.float64)
-    assert torch.equal(Regression(kind="huber", delta=1e6)(x, y), Regression()(x, y))
+    assert torch.equal(RegressionLoss(loss_type="huber", delta=1e6)(x, y), RegressionLoss()(x, y))
 
 
 def test_huber_is_twice_torchs():
     x, y = torch.randn(50).double() * 3, torch.randn(50).double()
     theirs = torch.nn.functional.huber_loss(x, y, reduction="none", delta=0.7)
-    assert torch.allclose(regression_error(x, y, 0.7), 2 * theirs)
+    assert torch.allclose(regression_loss(x, y, 0.7), 2 * theirs)
 
 
 def test_a_delta_that_is_no_distance_is_refused():
     with pytest.raises(WiringError, match="delta"):
-        Regression(kind="huber", delta=0.0)
+        RegressionLoss(loss_type="huber", delta=0.0)
 
 
 @pytest.mark.parametrize("topic", ["regression_reward_loss"])
@@ -88,7 +88,7 @@ def test_regression_equals_published_code(topic):
         y = torch.where(y == -100, torch.nan, y)
         known = ~y.isnan()
         # Their mean is over all labels; ours gives each objective the same share, so weigh as they do.
-        loss = labelled_loss(Regression()(x, y), known / known.sum())
+        loss = weighted_loss_sum(RegressionLoss()(x, y), known / known.sum())
         loss.backward()
         assert loss.item() == pytest.approx(case["expected"]["loss"], rel=1e-7)
         assert torch.allclose(x.grad, torch.tensor(case["grad"]["pred"], dtype=torch.float64), rtol=1e-7)
@@ -100,7 +100,7 @@ def test_pairs_equal_published_code():
         x, label = torch.tensor(case["inputs"]["pred"]).double()[:, 4], case["inputs"]["labels"][0][0]
         chosen, rejected = (x[:1], x[1:]) if label < 0 else (x[1:], x[:1])
         margin = abs(label) if case["params"]["mode"] == "margin_bt" else 0.0
-        loss = BradleyTerry(margin=margin)(chosen, rejected)
+        loss = BradleyTerryLoss(margin=margin)(chosen, rejected)
         # Their first row is the preferred one for a negative label; a label of 0 prefers the second.
         assert loss.item() == pytest.approx(case["expected"]["loss"], rel=1e-6)
 
@@ -114,7 +114,7 @@ def test_bradley_terry_equals_published_code():
             torch.tensor(given[k], dtype=torch.float64, requires_grad=True) for k in ("chosen", "rejected")
         )
         margin = torch.tensor(given.get("margin", [0.0] * len(chosen)), dtype=torch.float64)
-        loss = bradley_terry(chosen - margin, rejected).mean()
+        loss = bradley_terry_loss(chosen - margin, rejected).mean()
         loss.backward()
         assert loss.item() == pytest.approx(case["expected"]["loss"], rel=1e-6)
         assert chosen.grad.tolist() == pytest.approx(case["grad"]["chosen"], rel=1e-6)
@@ -122,5 +122,5 @@ def test_bradley_terry_equals_published_code():
 
 
 def test_parts_print_what_they_are():
-    assert repr(Regression(kind="huber", delta=0.5)) == "Regression(kind='huber', delta=0.5)"
-    assert BradleyTerry() == BradleyTerry(margin=0.0)
+    assert repr(RegressionLoss(loss_type="huber", delta=0.5)) == "Regression(kind='huber', delta=0.5)"
+    assert BradleyTerryLoss() == BradleyTerryLoss(margin=0.0)

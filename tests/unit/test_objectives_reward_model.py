@@ -10,17 +10,17 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from paretune.data.records import Message, Prompt, Sample
 from paretune.errors import DataError, WiringError
-from paretune.models.adapt import Lora
-from paretune.models.load import as_language, save_model
+from paretune.models.adapt import LoraSpec
+from paretune.models.load import as_policy_model, save_model
 from paretune.models.tiny import KINDS, tiny_model, tiny_tokenizer
-from paretune.objectives.reward_model import RewardModelScorer, by_length, pad_rows
+from paretune.objectives.reward_model import RewardModelScorer, batches_by_length, pad_sequences
 from paretune.objectives.reward_store import (
-    PADDING,
-    RewardSpec,
-    from_language,
+    PAD_TOKEN,
+    RewardModelSpec,
     load_reward_model,
     new_reward_model,
-    objectives_of,
+    read_objectives,
+    reward_model_from_lm,
     save_reward_model,
 )
 from paretune.objectives.score import Scorer
@@ -31,11 +31,13 @@ TEXTS = ("hi", "a much longer answer with many more words in it", "No.", "", "ri
 
 def language(kind="llama", **size):
     tokenizer = tiny_tokenizer()
-    return as_language(tiny_model(kind, len(tokenizer), initial=0.3, **size), tokenizer)
+    return as_policy_model(tiny_model(kind, len(tokenizer), initial=0.3, **size), tokenizer)
 
 
 def reward_model(kind="llama", *, lora=None, **size):
-    model = from_language(language(kind, **size), NAMES, (2.0, 1.0, 0.5), (1.0, 0.0, -1.0), lora=lora, seed=3)
+    model = reward_model_from_lm(
+        language(kind, **size), NAMES, (2.0, 1.0, 0.5), (1.0, 0.0, -1.0), lora=lora, seed=3
+    )
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -56,8 +58,8 @@ def rows_of(model):
 def test_same_score_alone_in_a_batch_and_under_any_padding(kind):
     model = reward_model(kind)
     rows = rows_of(model)
-    together = model.scores(rows)
-    alone = torch.cat([model.scores([row]) for row in rows])
+    together = model.score_sequences(rows)
+    alone = torch.cat([model.score_sequences([row]) for row in rows])
     assert torch.allclose(alone, together, atol=1e-5, rtol=0)
     assert together.std(0).min() > 0.01, "the scores must differ for this test to mean anything"
     longest = max(map(len, rows)) + 7
@@ -71,7 +73,7 @@ def test_same_score_alone_in_a_batch_and_under_any_padding(kind):
                 attend.append(off + mark if left else mark + off)
             with torch.no_grad():
                 logits = model(torch.tensor(ids), torch.tensor(attend))
-            assert torch.allclose(model.label_units(logits), together, atol=1e-5, rtol=0)
+            assert torch.allclose(model.to_label_units(logits), together, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,10 +87,12 @@ def test_the_plain_auto_class_gives_labels_less_their_offset_and_names(kind, tmp
     padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
     with torch.no_grad():
         theirs = plain(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits
-        ours = model(*pad_rows(rows))
+        ours = model(*pad_sequences(rows))
     assert torch.allclose(theirs, ours * torch.tensor(model.scale), atol=1e-5, rtol=0)
     entry = plain.config.paretune
-    assert torch.allclose(theirs + torch.tensor(entry["offset"]), model.scores(rows), atol=1e-5, rtol=0)
+    assert torch.allclose(
+        theirs + torch.tensor(entry["offset"]), model.score_sequences(rows), atol=1e-5, rtol=0
+    )
 
 
 def test_the_lines_of_the_readme_give_what_the_scorer_says(tmp_path, capsys):
@@ -109,7 +113,7 @@ def test_the_lines_of_the_readme_give_what_the_scorer_says(tmp_path, capsys):
 
 
 def test_writing_changes_nothing_in_memory(tmp_path):
-    for lora in (None, Lora(r=4, alpha=8)):
+    for lora in (None, LoraSpec(r=4, alpha=8)):
         model = reward_model(lora=lora)
         before = {name: weight.clone() for name, weight in model.state_dict().items()}
         save_reward_model(model, tmp_path / "rm")
@@ -127,13 +131,13 @@ def test_a_reward_model_of_another_schema_is_refused(tmp_path):
 def test_a_padding_token_that_ends_responses_is_replaced(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    words = as_language(tiny_model("gpt2", len(tokenizer), pad=1, initial=0.3), tokenizer)
-    model = from_language(words, ("a",), (1.0,), (0.0,))
+    words = as_policy_model(tiny_model("gpt2", len(tokenizer), pad=1, initial=0.3), tokenizer)
+    model = reward_model_from_lm(words, ("a",), (1.0,), (0.0,))
     torch.nn.init.normal_(model.network.score.weight)
     save_reward_model(model, tmp_path / "rm")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
     saved = AutoTokenizer.from_pretrained(tmp_path / "rm")
-    assert saved.pad_token == PADDING
+    assert saved.pad_token == PAD_TOKEN
     assert words.tokenizer.pad_token == words.tokenizer.eos_token, (
         "the policy's tokenizer is not ours to change"
     )
@@ -141,43 +145,47 @@ def test_a_padding_token_that_ends_responses_is_replaced(tmp_path):
     padded = saved.pad({"input_ids": rows}, return_tensors="pt")
     with torch.no_grad():
         theirs = plain(**padded).logits
-    assert torch.allclose(theirs, model.scores(rows), atol=1e-5)
+    assert torch.allclose(theirs, model.score_sequences(rows), atol=1e-5)
 
 
 def test_saved_and_loaded_is_the_same_model(tmp_path):
     model = reward_model()
-    model.data = {"sha256": "0" * 64}
+    model.provenance = {"sha256": "0" * 64}
     save_reward_model(model, tmp_path / "rm")
     again = load_reward_model(str(tmp_path / "rm"))
-    assert (again.objectives, again.scale, again.offset, again.stop) == (
+    assert (again.objectives, again.scale, again.offset, again.eos_id) == (
         NAMES,
         model.scale,
         model.offset,
-        model.stop,
+        model.eos_id,
     )
-    assert again.data == model.data
+    assert again.provenance == model.provenance
     # The heads are written times their scales and divided by them when read: the last bit may differ.
-    assert torch.allclose(again.scores(rows_of(model)), model.scores(rows_of(model)), atol=1e-6, rtol=0)
-    assert objectives_of(str(tmp_path / "rm")) == NAMES
+    assert torch.allclose(
+        again.score_sequences(rows_of(model)), model.score_sequences(rows_of(model)), atol=1e-6, rtol=0
+    )
+    assert read_objectives(str(tmp_path / "rm")) == NAMES
 
 
 def test_a_lora_model_is_merged_on_saving(tmp_path):
-    model = reward_model(lora=Lora(r=4, alpha=8))
+    model = reward_model(lora=LoraSpec(r=4, alpha=8))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert any("lora" in name for name in trained)
     assert any("score" in name for name in trained)
     assert all("lora" in name or "score" in name for name in trained)
     save_reward_model(model, tmp_path / "rm")
     again = load_reward_model(str(tmp_path / "rm"))
-    assert torch.allclose(again.scores(rows_of(model)), model.scores(rows_of(model)), atol=1e-4)
+    assert torch.allclose(
+        again.score_sequences(rows_of(model)), model.score_sequences(rows_of(model)), atol=1e-4
+    )
 
 
 def test_new_heads_say_the_mean_label_and_the_body_is_the_policys(tmp_path):
     words = language()
     save_model(words.model, words.tokenizer, tmp_path / "policy")
-    spec = RewardSpec(path=str(tmp_path / "policy"), objectives=NAMES)
+    spec = RewardModelSpec(path=str(tmp_path / "policy"), objectives=NAMES)
     model = new_reward_model(spec, (2.0, 1.0, 0.5), (1.0, 0.0, -1.0))
-    assert torch.equal(model.scores(rows_of(model)), torch.tensor([[1.0, 0.0, -1.0]] * len(TEXTS)))
+    assert torch.equal(model.score_sequences(rows_of(model)), torch.tensor([[1.0, 0.0, -1.0]] * len(TEXTS)))
     mine, theirs = model.network.base_model.state_dict(), words.model.base_model.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
@@ -192,11 +200,11 @@ def test_making_one_moves_nobody_elses_chance():
 
 def test_the_scorer_reads_text():
     model = reward_model()
-    scorer = RewardModelScorer(model, tokens=64)
+    scorer = RewardModelScorer(model, max_tokens_per_pass=64)
     assert isinstance(scorer, Scorer)
     assert scorer.names == NAMES
     samples = [Sample(prompt=prompt("x" * (i + 1)), response=text) for i, text in enumerate(TEXTS)]
-    assert torch.allclose(scorer(samples), model.scores(rows_of(model)), atol=1e-5)
+    assert torch.allclose(scorer(samples), model.score_sequences(rows_of(model)), atol=1e-5)
     assert scorer([]).shape == (0, 3)
 
 
@@ -211,9 +219,9 @@ def test_a_text_that_is_too_long_is_unscored():
 def test_bfloat16_bodies_have_float32_heads():
     words = language()
     words.model.to(torch.bfloat16)
-    model = from_language(words, ("a",), (1.0,), (0.0,))
+    model = reward_model_from_lm(words, ("a",), (1.0,), (0.0,))
     assert model.network.score.weight.dtype == torch.float32
-    assert model(*pad_rows(rows_of(model))).dtype == torch.float32
+    assert model(*pad_sequences(rows_of(model))).dtype == torch.float32
 
 
 def test_another_chat_template_is_refused(tmp_path):
@@ -234,32 +242,32 @@ def test_a_foreign_classifier_scores_by_its_logits(tmp_path):
     foreign = load_reward_model(str(tmp_path / "rm"))
     assert foreign.scale == (1.0, 1.0, 1.0)
     with torch.no_grad():
-        logits = model(*pad_rows(rows_of(model))) * torch.tensor(model.scale)
-    assert torch.allclose(foreign.scores(rows_of(model)), logits, atol=1e-5)
+        logits = model(*pad_sequences(rows_of(model))) * torch.tensor(model.scale)
+    assert torch.allclose(foreign.score_sequences(rows_of(model)), logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("names", [(), ("a", "a")])
 def test_objectives_must_be_there_and_differ(names):
     with pytest.raises(WiringError, match="different objectives"):
-        from_language(language(), names, (1.0,) * len(names), (0.0,) * len(names))
+        reward_model_from_lm(language(), names, (1.0,) * len(names), (0.0,) * len(names))
 
 
 def test_parts_by_length_hold_every_row_once_within_the_budget():
     lengths = [5, 90, 7, 7, 30, 1, 200]
-    parts = list(by_length(lengths, 100))
+    parts = list(batches_by_length(lengths, 100))
     assert sorted(i for part in parts for i in part) == list(range(7))
     assert all(len(part) == 1 or len(part) * max(lengths[i] for i in part) <= 100 for part in parts)
-    assert list(by_length([], 100)) == []
-    assert list(by_length([9, 9, 9], 36, [2, 2, 1])) == [[0, 1], [2]]
-    assert list(by_length([100, 10, 9], 600)) == [[0], [1, 2]], "a row is not padded tenfold"
+    assert list(batches_by_length([], 100)) == []
+    assert list(batches_by_length([9, 9, 9], 36, [2, 2, 1])) == [[0, 1], [2]]
+    assert list(batches_by_length([100, 10, 9], 600)) == [[0], [1, 2]], "a row is not padded tenfold"
 
 
 def test_the_new_padding_row_is_zero_and_moves_nobodys_chance():
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    words = as_language(tiny_model("gpt2", len(tokenizer), pad=1, initial=0.3), tokenizer)
+    words = as_policy_model(tiny_model("gpt2", len(tokenizer), pad=1, initial=0.3), tokenizer)
     before = torch.random.get_rng_state()
-    model = from_language(words, ("a",), (1.0,), (0.0,))
+    model = reward_model_from_lm(words, ("a",), (1.0,), (0.0,))
     assert torch.equal(torch.random.get_rng_state(), before)
     weight = model.network.get_input_embeddings().weight
     assert len(weight) == len(tokenizer) + 1

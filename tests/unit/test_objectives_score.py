@@ -10,8 +10,8 @@ import torch
 from paretune.data.collate import collate
 from paretune.data.records import Prompt, Sample
 from paretune.errors import WiringError
-from paretune.objectives.rules import Refusal, is_refusal
-from paretune.objectives.score import Scorer, owners, score
+from paretune.objectives.rules import RefusalScorer, is_refusal
+from paretune.objectives.score import Scorer, resolve_scorers, score_batch
 from shared import shared
 
 
@@ -40,27 +40,27 @@ def test_columns_are_found_by_name_and_each_scorer_is_asked_once():
     b = Fixed(("z",), torch.tensor([[5.0], [6.0]]))
     idle = Fixed(("w",), torch.zeros(2, 1))
     assert isinstance(a, Scorer)
-    found = score(batch("z", "y", "x"), SAMPLES, [a, b, idle])
+    found = score_batch(batch("z", "y", "x"), SAMPLES, [a, b, idle])
     expected = torch.tensor([[5.0, 2.0, 1.0], [6.0, float("nan"), 3.0]])
     assert torch.equal(found.scores.nan_to_num(-1), expected.nan_to_num(-1))
-    assert torch.equal(found.signal.nan_to_num(-1), expected.nan_to_num(-1))
+    assert torch.equal(found.rewards.nan_to_num(-1), expected.nan_to_num(-1))
     assert (a.asked, b.asked, idle.asked) == (1, 1, 0)
 
 
 def test_an_objective_without_a_scorer_or_with_two_is_refused():
     a, b = Fixed(("x", "y"), torch.zeros(2, 2)), Fixed(("x",), torch.zeros(2, 1))
     with pytest.raises(WiringError, match='no scorer gives the objective "v"'):
-        owners(("x", "v"), [a])
+        resolve_scorers(("x", "v"), [a])
     with pytest.raises(WiringError, match='2 scorers give the objective "x"'):
-        score(batch("x"), SAMPLES, [a, b])
-    assert owners(("y",), [a, b]) == {"y": (0, 1)}
+        score_batch(batch("x"), SAMPLES, [a, b])
+    assert resolve_scorers(("y",), [a, b]) == {"y": (0, 1)}
 
 
 def test_a_scorer_of_the_wrong_form_is_refused():
     with pytest.raises(WiringError, match="shape"):
-        score(batch("x"), SAMPLES, [Fixed(("x",), torch.zeros(2, 2))])
+        score_batch(batch("x"), SAMPLES, [Fixed(("x",), torch.zeros(2, 2))])
     with pytest.raises(WiringError, match="1 samples"):
-        score(batch("x"), SAMPLES[:1], [Fixed(("x",), torch.zeros(2, 1))])
+        score_batch(batch("x"), SAMPLES[:1], [Fixed(("x",), torch.zeros(2, 1))])
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_answers(text):
 
 def test_the_refusal_scorer_gives_one_column():
     samples = [Sample(prompt=Prompt(messages=()), response=t) for t in ("I refuse.", "Gladly.")]
-    assert Refusal()(samples).tolist() == [[1.0], [0.0]]
-    assert Refusal()([]).shape == (0, 1)
+    assert RefusalScorer()(samples).tolist() == [[1.0], [0.0]]
+    assert RefusalScorer()([]).shape == (0, 1)
 
 
 def test_refusals_agree_with_people():

@@ -5,9 +5,9 @@ import torch
 
 from paretune.data.collate import collate
 from paretune.data.records import Prompt, Sample
-from paretune.objectives.confidence import StatedConfidence
-from paretune.objectives.score import Scorer, score
-from paretune.objectives.trace import OfTrace, spoken, with_traces
+from paretune.objectives.confidence import StatedConfidenceScorer
+from paretune.objectives.score import Scorer, score_batch
+from paretune.objectives.trace import ThinkingScorer, thinking_length, with_thinking_scorer
 
 
 class Words:
@@ -22,14 +22,16 @@ class Words:
 
 def scored(texts, names, scorers, view):
     batch = collate([[1]] * len(texts), [[2]] * len(texts), [0] * len(texts), [False] * len(texts), names, 0)
-    return score(batch, [Sample(prompt=Prompt(messages=()), response=text) for text in texts], scorers, view)
+    return score_batch(
+        batch, [Sample(prompt=Prompt(messages=()), response=text) for text in texts], scorers, view
+    )
 
 
 def test_the_answer_is_scored_without_its_thoughts_and_the_thoughts_without_the_answer():
     of = {"thoughts": "words"}
     texts = ["<think>a b c</think> d e", "<think>quite different</think> d e", "d e", "<think></think> d e"]
-    found = scored(texts, ("words", "thoughts"), with_traces(of, Words()), "after_thinking")
-    assert found.readable.tolist() == [True, True, False, True]
+    found = scored(texts, ("words", "thoughts"), with_thinking_scorer(of, Words()), "after_thinking")
+    assert found.format_valid.tolist() == [True, True, False, True]
     assert found.scores[:, 0].nan_to_num(-1).tolist() == [2, 2, -1, 2]
     assert found.scores[:, 1].nan_to_num(-1).tolist() == [3, 2, -1, -1]
 
@@ -37,11 +39,11 @@ def test_the_answer_is_scored_without_its_thoughts_and_the_thoughts_without_the_
 def test_the_whole_view_scores_everything_as_it_is():
     found = scored(["<think>a</think> b", "c d"], ("words",), [Words()], "whole")
     assert found.scores[:, 0].tolist() == [2, 2]
-    assert found.readable.all()
+    assert found.format_valid.all()
 
 
 def test_confidence_is_read_of_the_response_as_written():
-    scorers = [Words(), StatedConfidence()]
+    scorers = [Words(), StatedConfidenceScorer()]
     found = scored(["a b. Confidence: 8", "c"], ("words", "confidence"), scorers, "without_confidence")
     assert found.scores[:, 0].tolist() == [2, 1]
     assert found.scores[0, 1].item() == pytest.approx(0.8)
@@ -51,14 +53,14 @@ def test_confidence_is_read_of_the_response_as_written():
 def test_nothing_readable_is_nothing_scored():
     found = scored(["a", "b"], ("words",), [Words()], "after_thinking")
     assert found.scores.isnan().all()
-    assert not found.readable.any()
+    assert not found.format_valid.any()
 
 
 def test_a_model_without_the_head_is_not_asked_of_thoughts():
     one = Words()
-    assert with_traces({"t": "safety"}, one) == (one,)
-    assert with_traces({}, one) == (one,)
-    assert isinstance(OfTrace(one, {"t": "words"}), Scorer)
+    assert with_thinking_scorer({"t": "safety"}, one) == (one,)
+    assert with_thinking_scorer({}, one) == (one,)
+    assert isinstance(ThinkingScorer(one, {"t": "words"}), Scorer)
 
 
 def test_answers_and_thoughts_are_counted_apart():
@@ -66,7 +68,7 @@ def test_answers_and_thoughts_are_counted_apart():
         Sample(prompt=Prompt(messages=()), response=text)
         for text in ("<think>a b c</think> d", "<think>a</think> b c d", "nothing")
     ]
-    found = spoken(samples)
-    assert found["length/answer"] == 2
-    assert found["length/trace"] == 2
-    assert found["view/unread"] == pytest.approx(1 / 3)
+    found = thinking_length(samples)
+    assert found["responses/answer_length"] == 2
+    assert found["responses/thinking_length"] == 2
+    assert found["responses/format_invalid"] == pytest.approx(1 / 3)

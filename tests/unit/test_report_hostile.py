@@ -7,8 +7,8 @@ import pytest
 from hostile import PAYLOADS
 from madeup_run import make, numbers
 from paretune.report.page import write_report
-from paretune.report.sanitize import one_line, sanitize, visible
-from paretune.report.table import closing_table
+from paretune.report.sanitize import escape_invisible, one_line, sanitize
+from paretune.report.table import summary_table
 
 ATTRIBUTES = {
     "lang", "charset", "http-equiv", "content", "name", "class", "viewbox", "role", "aria-label", "d",
@@ -79,7 +79,7 @@ def test_no_text_of_a_run_becomes_anything_but_text(tmp_path, harmless, first):
     assert "http://" not in "".join(re.findall(r"<[^>]*>", html))
     said = "".join(found.said)
     for payload in mine:
-        assert visible(storable(payload))[:200].strip() in said
+        assert escape_invisible(storable(payload))[:200].strip() in said
 
 
 def storable(text):
@@ -122,12 +122,12 @@ def test_the_terminal_gets_no_control_bytes(payload):
 
 def test_what_is_harmless_stays_as_it_is():
     for text in ("plain\ttext\n", "Grüße, 你好, привет", "👨‍👩‍👧 می‌خواهم"):
-        assert visible(text) == text
-    assert visible("\u202ex") == "⟨U+202E⟩x"
-    assert visible("a\r\nb") == "a\nb"
+        assert escape_invisible(text) == text
+    assert escape_invisible("\u202ex") == "⟨U+202E⟩x"
+    assert escape_invisible("a\r\nb") == "a\nb"
 
 
 def test_the_closing_table_of_hostile_names_is_one_line_a_name():
-    table = closing_table(numbers(PAYLOADS, prompts=30)[0])
+    table = summary_table(numbers(PAYLOADS, prompts=30)[0])
     assert INVISIBLE.search(table) is None
     assert len([line for line in table.splitlines() if not line.startswith("⚠ ")]) <= len(PAYLOADS) + 6

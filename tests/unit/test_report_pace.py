@@ -3,7 +3,7 @@
 import json
 
 from madeup_run import make
-from paretune.report.pace import pace, products
+from paretune.report.pace import describe_matmul_benchmark, throughput
 from paretune.report.page import write_report
 from paretune.rundir import Run
 
@@ -24,27 +24,27 @@ NEW = OLD | {
 
 def test_each_phase_is_held_against_the_machine():
     policy = {"stage": "policy", "step": 0, "seconds": 2.0, "tokens": 10}
-    sample, learn = pace([policy, NEW, NEW | {"tokens_per_second/sample": 700.0}], MACHINE)
+    sample, learn = throughput([policy, NEW, NEW | {"tokens_per_second/sample": 700.0}], MACHINE)
     assert sample == {
         "stage": "align", "phase": "sample", "seconds": 2.0, "share": "25%", "tokens": "600",
         "flops": "2.0", "of_machine": "2%",
     }  # fmt: skip
     assert (learn["flops"], learn["of_machine"], learn["tokens"]) == ("50.0", "50%", "2,000")
     assert (
-        products(MACHINE)
+        describe_matmul_benchmark(MACHINE)
         == "products of two 1024 x 1024 matrices in float32 on cpu with 1 thread: 100 GFLOP/s"
     )
 
 
 def test_lines_and_machines_of_old_runs_lack_what_nobody_wrote():
-    sample, learn = pace([OLD], {})
+    sample, learn = throughput([OLD], {})
     assert (sample["seconds"], learn["share"]) == (1.0, "75%")
     assert (learn["tokens"], learn["flops"], learn["of_machine"]) == (None, None, None)
-    sample, _ = pace([OLD, NEW], {})
+    sample, _ = throughput([OLD, NEW], {})
     assert (sample["seconds"], sample["tokens"], sample["flops"]) == (2.0, "500", "2.0"), (
         "of the step that told"
     )
-    assert products({}) == ""
+    assert describe_matmul_benchmark({}) == ""
 
 
 def test_the_page_shows_the_table_where_a_run_has_phases(tmp_path):
@@ -57,7 +57,7 @@ def test_the_page_shows_the_table_where_a_run_has_phases(tmp_path):
     assert "The machine:" not in page
     with (folder / "timing.jsonl").open("a") as file:
         file.write(json.dumps(NEW) + "\n")
-    Run(folder).machine(**MACHINE)
+    Run(folder).update_environment(**MACHINE)
     page = write_report(folder).read_text()
     assert "The machine: products of two 1024 x 1024 matrices" in page
     assert '<td class="num">50%</td>' in page

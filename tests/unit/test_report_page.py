@@ -7,14 +7,22 @@ import pytest
 
 from madeup_run import OBJECTIVES, RESOLVED, make, numbers
 from paretune.errors import ConfigError, DataError
-from paretune.report.figures import chart, nice_ticks, running_mean, strips, tick_label
-from paretune.report.heads import doubtful
+from paretune.report.figures import interval_strips, line_chart, nice_ticks, running_mean, tick_label
+from paretune.report.heads import unreliable_heads
 from paretune.report.page import write_report
-from paretune.report.samples import samples
-from paretune.report.table import closing_table
-from paretune.report.words import compact, digits_for, interval, number, percent, signed, verdict_words
+from paretune.report.samples import select_samples
+from paretune.report.table import summary_table
+from paretune.report.words import (
+    decimals_for,
+    format_compact,
+    format_interval,
+    format_number,
+    format_percent,
+    format_signed,
+    format_verdict,
+)
 from paretune.rundir import read_json
-from paretune.stages.reward import summary
+from paretune.stages.reward import report_summary
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +37,10 @@ def test_the_page_says_the_numbers_of_the_run(run):
     found = read_json(run / "eval" / "final" / "eval.json")
     for name, objective in found["objectives"].items():
         assert name in html
-        assert verdict_words(objective) in html
-        digits = digits_for(objective)
+        assert format_verdict(objective) in html
+        digits = decimals_for(objective)
         assert (
-            f"{signed(objective['change'], digits)} {interval(objective['low'], objective['high'], digits)}"
+            f"{format_signed(objective['change'], digits)} {format_interval(objective['low'], objective['high'], digits)}"
             in html
         )
     assert "Judge: <b>the true scorer</b>" in html
@@ -49,7 +57,7 @@ def test_a_judge_that_is_the_reward_is_said_loudly(tmp_path):
     assert html.count("<b>Judge = training reward</b>") == 1
     assert html.index("Judge = training reward") < html.index('class="verdicts"')
     assert "▲ better" not in html
-    table = closing_table(read_json(tmp_path / "r" / "eval" / "final" / "eval.json"))
+    table = summary_table(read_json(tmp_path / "r" / "eval" / "final" / "eval.json"))
     assert "no evidence (judge = training reward)" in table
     assert "better" not in table
 
@@ -63,17 +71,17 @@ def test_heads_that_nothing_speaks_for_stand_at_the_top(tmp_path):
     report["objectives"]["politeness"] |= {"n": 14, "beats": {"constant": False, "ridge": True}}
     report["objectives"]["actionability"] |= {"n": 0, "pairs": 1200, "beats": {"constant": False}}
     path.write_text(json.dumps(report))
-    assert doubtful(report) == [
+    assert unreliable_heads(report) == [
         "politeness does no better than a constant (n = 14)",
         "actionability does no better than a constant (n = 1,200 pairs)",
         "safety has no held-out labels (n = 0)",
     ]
     html = write_report(folder).read_text()
-    assert html.index(doubtful(report)[0]) < html.index('class="verdicts"')
+    assert html.index(unreliable_heads(report)[0]) < html.index('class="verdicts"')
     assert "<b>Reward model:</b>" in html
-    said = summary(report)
+    said = report_summary(report)
     assert said.startswith("4 heads on unseen prompts: politeness ρ 0.93")
-    assert said.endswith(f"; ⚠ {'; '.join(doubtful(report))}")
+    assert said.endswith(f"; ⚠ {'; '.join(unreliable_heads(report))}")
 
 
 def test_a_head_that_ranks_the_wrong_way_is_told(tmp_path):
@@ -83,7 +91,7 @@ def test_a_head_that_ranks_the_wrong_way_is_told(tmp_path):
     report["objectives"]["meaningfulness"] |= {"n": 9, "spearman": 0.0}
     report["objectives"]["politeness"] |= {"n": 14, "spearman": -0.1, "beats": {"constant": False}}
     report["objectives"]["actionability"] |= {"n": 0, "pairs": 80, "spearman": None}
-    assert doubtful(report) == [
+    assert unreliable_heads(report) == [
         "politeness does no better than a constant (n = 14)",
         "meaningfulness does not rank responses as the labels do (rank correlation 0.00, n = 9)",
         "safety does not rank responses as the labels do (rank correlation −0.43, n = 21)",
@@ -98,7 +106,7 @@ def test_under_a_budget_the_header_says_what_was_spent_of_it(tmp_path):
     recipe = RESOLVED.replace("steps: 60", "steps: 48000, budget: {currency: rollout_tokens, amount: 48000}")
     (folder / "config" / "resolved.yaml").write_text(recipe)
     assert "<span>0 steps, 0 rollout_tokens of a budget of 48,000</span>" in write_report(folder).read_text()
-    lines = [{"stage": "align", "step": i, "budget/spent": share} for i, share in enumerate((0.5, 0.998))]
+    lines = [{"stage": "align", "step": i, "budget/used": share} for i, share in enumerate((0.5, 0.998))]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     html = write_report(folder).read_text()
     assert "<span>2 steps, 47,904 rollout_tokens of a budget of 48,000</span>" in html
@@ -155,19 +163,19 @@ def test_a_folder_without_a_run_or_with_a_damaged_file_is_an_error_in_one_line(t
 
 
 def test_samples_follow_the_rules(run):
-    found = samples(run / "eval" / "final", read_json(run / "eval" / "final" / "eval.json"))
-    rules = [sample.rule for sample in found]
+    found = select_samples(run / "eval" / "final", read_json(run / "eval" / "final" / "eval.json"))
+    rules = [sample.selection_rule for sample in found]
     assert rules[0] == "biggest gain in politeness"
     assert "biggest loss in safety" in rules
     assert rules.count("drawn at random") == 6
-    assert sum(sample.opened for sample in found) == 2
-    assert not any(sample.opened for sample in found if sample.kind == "harmful")
-    assert all("folded" in sample.title for sample in found if sample.kind == "harmful")
+    assert sum(sample.expanded for sample in found) == 2
+    assert not any(sample.expanded for sample in found if sample.category == "harmful")
+    assert all("folded" in sample.title for sample in found if sample.category == "harmful")
 
 
 def test_the_closing_table_reads_as_promised():
     found, _, _ = numbers(prompts=240)
-    lines = closing_table(found).splitlines()
+    lines = summary_table(found).splitlines()
     assert lines[0].split("  ")[0] == "objective"
     assert lines[0].endswith("verdict")
     assert "[95 % simultaneous]" in lines[0]
@@ -183,40 +191,40 @@ def test_the_closing_table_reads_as_promised():
 
 
 def test_numbers_as_words():
-    assert number(-0.5) == "−0.50"
-    assert number(-0.001) == "0.00"
-    assert number(None) == number(math.nan) == "–"
-    assert signed(0.25) == "+0.25"
-    assert signed(0.0) == "0.00"
-    assert interval(-0.1, 0.25) == "[−0.10, +0.25]"
-    assert interval(None, 1.0) == ""
-    assert percent(0.123, 1) == "12.3 %"
-    assert compact(12345.6) == "12346"
-    assert compact(0.00001) == "1.00e−05"
-    assert number(-1.234e39) == "−1.23e+39"
-    assert signed(1e12, 4) == "+1.00e+12"
-    assert number(123456789.0, 0) == "123456789"
+    assert format_number(-0.5) == "−0.50"
+    assert format_number(-0.001) == "0.00"
+    assert format_number(None) == format_number(math.nan) == "–"
+    assert format_signed(0.25) == "+0.25"
+    assert format_signed(0.0) == "0.00"
+    assert format_interval(-0.1, 0.25) == "[−0.10, +0.25]"
+    assert format_interval(None, 1.0) == ""
+    assert format_percent(0.123, 1) == "12.3 %"
+    assert format_compact(12345.6) == "12346"
+    assert format_compact(0.00001) == "1.00e−05"
+    assert format_number(-1.234e39) == "−1.23e+39"
+    assert format_signed(1e12, 4) == "+1.00e+12"
+    assert format_number(123456789.0, 0) == "123456789"
     tiny = {"verdict": "no evidence", "low": -1e-7, "high": 1e-7, "detectable": 2e-7}
-    assert verdict_words(tiny) == "no evidence (could have seen ≥ 2.00e−07)"
-    assert digits_for({"low": -0.001, "high": 0.06}) == 3
-    assert digits_for({"low": 3.0, "high": 60.0}) == 1
-    assert digits_for({"low": None, "high": None}) == 2
+    assert format_verdict(tiny) == "no evidence (could have seen ≥ 2.00e−07)"
+    assert decimals_for({"low": -0.001, "high": 0.06}) == 3
+    assert decimals_for({"low": 3.0, "high": 60.0}) == 1
+    assert decimals_for({"low": None, "high": None}) == 2
 
 
 def test_curves_have_gaps_where_nobody_could_say():
     points = [(0.0, 1.0), (1.0, None), (2.0, 3.0)]
-    drawn = chart(points)
-    assert drawn.thin.count("M") == 2
-    assert (drawn.first, drawn.last) == ("1.00", "3.00")
-    assert chart([(0.0, None)]) is None
-    assert chart([(5.0, 2.0)]).thin.startswith("M")
+    drawn = line_chart(points)
+    assert drawn.raw_path.count("M") == 2
+    assert (drawn.first_label, drawn.last_label) == ("1.00", "3.00")
+    assert line_chart([(0.0, None)]) is None
+    assert line_chart([(5.0, 2.0)]).raw_path.startswith("M")
     assert running_mean([(0.0, 1.0), (1.0, 3.0), (2.0, None)], 2) == [(0.0, 1.0), (1.0, 2.0), (2.0, None)]
 
 
 def test_a_curve_that_is_always_0_has_an_axis_that_begins_there():
-    drawn = chart([(0.0, 0.0), (1.0, 0.0)])
-    assert [label for _, label in drawn.up] == ["0", "0.25", "0.50", "0.75", "1.00"]
-    assert chart([(0.0, 2.0), (1.0, 2.0)]).up[0][1] == "1.8"
+    drawn = line_chart([(0.0, 0.0), (1.0, 0.0)])
+    assert [label for _, label in drawn.y_ticks] == ["0", "0.25", "0.50", "0.75", "1.00"]
+    assert line_chart([(0.0, 2.0), (1.0, 2.0)]).y_ticks[0][1] == "1.8"
 
 
 def test_ticks_are_round_and_cover_the_range():
@@ -228,12 +236,12 @@ def test_ticks_are_round_and_cover_the_range():
 
 
 def test_strips_share_a_scale_unless_that_hides_the_small_ones():
-    drawn, shared = strips([(0.1, 0.0, 0.2), (None, None, None), (-0.1, -0.15, -0.05)])
+    drawn, shared = interval_strips([(0.1, 0.0, 0.2), (None, None, None), (-0.1, -0.15, -0.05)])
     assert shared
     assert drawn[1] is None
-    assert drawn[0].zero == drawn[2].zero == drawn[0].low
-    assert drawn[2].high < drawn[2].zero
-    assert not strips([(0.1, 0.0, 0.2), (50, 40, 60)])[1]
+    assert drawn[0].zero_x == drawn[2].zero_x == drawn[0].low_x
+    assert drawn[2].high_x < drawn[2].zero_x
+    assert not interval_strips([(0.1, 0.0, 0.2), (50, 40, 60)])[1]
 
 
 def test_a_report_needs_neither_torch_nor_transformers(run):

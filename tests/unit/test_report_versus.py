@@ -8,40 +8,53 @@ import pytest
 
 from hostile import PAYLOADS
 from madeup_contest import FILE, make_runs, written
-from paretune.compare.ledger import rows
-from paretune.compare.numbers import numbers_of
-from paretune.config.contest import load_contest
+from paretune.compare.ledger import benchmark_costs
+from paretune.compare.numbers import benchmark_results
+from paretune.config.contest import load_benchmark
 from paretune.errors import ConfigError, DataError
 from paretune.files import to_json
-from paretune.report.scatter import Dot, scatter
-from paretune.report.versus import versus_table, write_versus
+from paretune.report.scatter import ScatterPoint, scatter_plot
+from paretune.report.versus import benchmark_table, write_benchmark_report
 
 
 @pytest.fixture
 def folder(tmp_path):
-    text = FILE.format(folder=tmp_path / "cmp") + "tuning: {trials: 2, over: {learn.lr: [1e-4, 1e-3]}}\n"
-    contest = load_contest(written(tmp_path, text))
+    text = (
+        FILE.format(folder=tmp_path / "cmp")
+        + "tuning: {trials: 2, over: {training.learning_rate: [1e-4, 1e-3]}}\n"
+    )
+    contest = load_benchmark(written(tmp_path, text))
     make_runs(contest, spent={"ppo_max": 63_000})
     trials = [
-        {"set": dict(s), "training_reward": r} for s, r in zip(contest.trials, (2.5, None), strict=True)
+        {"set": dict(s), "training_reward": r}
+        for s, r in zip(contest.trial_settings, (2.5, None), strict=True)
     ]
-    tuned = {"trials": trials, "chosen": 0, "set": {"learn.lr": 1e-4}, "best": 2.5, "median": 2.5}
-    found = numbers_of(
-        contest, contest.runs(), rows(contest, contest.runs(), {}), dict.fromkeys(contest.said.methods, tuned)
+    tuned = {
+        "trials": trials,
+        "chosen": 0,
+        "set": {"training.learning_rate": 1e-4},
+        "best": 2.5,
+        "median": 2.5,
+    }
+    found = benchmark_results(
+        contest,
+        contest.run_specs(),
+        benchmark_costs(contest, contest.run_specs(), {}),
+        dict.fromkeys(contest.config.methods, tuned),
     )
-    (contest.folder / "compare.json").write_text(to_json(found))
-    return contest.folder
+    (contest.output_dir / "compare.json").write_text(to_json(found))
+    return contest.output_dir
 
 
 def test_it_says_what_was_declared_what_came_out_and_what_it_took(folder):
-    html = write_versus(folder).read_text()
+    html = write_benchmark_report(folder).read_text()
     found = json.loads((folder / "compare.json").read_text())
     for words in (
         "Not every method is ranked.",
         "ppo_max: not ranked: a run spent 63,000 rollout_tokens, +5.0% of the 60,000 declared",
         "60,000 rollout_tokens; 2 % off, and a method is not ranked",
         "politeness 0.00, meaningfulness 0.00",
-        "2 trials of the same budget for every method, on seed 100, over learn.lr (0.0001, 0.001)",
+        "2 trials of the same budget for every method, on seed 100, over training.learning_rate (0.0001, 0.001)",
         "0.001: stopped itself",
         "peak memory, MiB",
         "tokens sampled<br><b>budget: 60,000</b>",
@@ -53,7 +66,7 @@ def test_it_says_what_was_declared_what_came_out_and_what_it_took(folder):
     for method in found["methods"]:
         assert html.count(f">{method}</text>") == 6 + 3
     assert "ECE" not in html, "nobody was asked for a confidence"
-    assert write_versus(folder).read_text() == html
+    assert write_benchmark_report(folder).read_text() == html
 
 
 def test_it_says_how_each_method_moved_from_the_start(folder):
@@ -63,7 +76,7 @@ def test_it_says_how_each_method_moved_from_the_start(folder):
         "change": -0.125, "low": -0.25, "high": -0.01, "verdict": "worse",
     }  # fmt: skip
     path.write_text(to_json(found))
-    html = write_versus(folder).read_text()
+    html = write_benchmark_report(folder).read_text()
     part = html[html.index("Against the start") : html.index("Two objectives at a time")]
     assert "▼ worse" in part
     assert "−0.12 [−0.25, −0.01]" in part
@@ -75,7 +88,7 @@ def test_it_says_how_each_method_moved_from_the_start(folder):
         for point in method["points"]["equal"].values():
             del point["from_start"]  # as it was written before there were such changes
     path.write_text(to_json(found))
-    assert "Against the start" not in write_versus(folder).read_text()
+    assert "Against the start" not in write_benchmark_report(folder).read_text()
 
 
 def test_memory_is_in_mebibytes(folder):
@@ -83,7 +96,7 @@ def test_memory_is_in_mebibytes(folder):
     found = json.loads(path.read_text())
     found["methods"]["rloo"]["ledger"]["peak_memory"] = 700 * 2**20
     path.write_text(to_json(found))
-    assert '<td class="num">700</td>' in write_versus(folder).read_text()
+    assert '<td class="num">700</td>' in write_benchmark_report(folder).read_text()
 
 
 def test_one_method_at_nought_does_not_lengthen_the_numbers_of_all(folder):
@@ -91,7 +104,7 @@ def test_one_method_at_nought_does_not_lengthen_the_numbers_of_all(folder):
     found = json.loads(path.read_text())
     found["methods"]["rloo"]["points"]["equal"]["safety"] |= {"mean": 1e-4, "low": 0.0, "high": 3e-4}
     path.write_text(to_json(found))
-    assert not re.search(r"\d\.\d{4,}\]", versus_table(found))
+    assert not re.search(r"\d\.\d{4,}\]", benchmark_table(found))
 
 
 def test_stated_confidence_is_shown_where_it_was_asked_for(folder):
@@ -103,7 +116,7 @@ def test_stated_confidence_is_shown_where_it_was_asked_for(folder):
             "auroc": {"before": 0.5, "after": 0.6},
         }
     path.write_text(to_json(found))
-    html = write_versus(folder).read_text()
+    html = write_benchmark_report(folder).read_text()
     assert '<th scope="col" class="num">ECE</th>' in html
     assert "0.2" in html
 
@@ -115,7 +128,7 @@ def test_one_without_signs_of_pressure_is_still_shown(folder):
         del method["pressure"]
         del method["side"]["equal"]["similarity"]
     path.write_text(to_json(found))
-    html = write_versus(folder).read_text()
+    html = write_benchmark_report(folder).read_text()
     assert "Does the judge follow?" not in html
     assert "similarity" not in html
 
@@ -129,7 +142,7 @@ def test_nothing_in_it_is_taken_for_more_than_text(folder):
             objective["judge"] = text
         found["tuning"]["over"] = {text: [text]}
         path.write_text(to_json(found))
-        html = write_versus(folder).read_text()
+        html = write_benchmark_report(folder).read_text()
         assert "default-src 'none'" in html
         assert not re.search(r"<(script|img|iframe|a|link|form|object)\b", html)
         assert not re.search(r"<[^>]*\son\w+\s*=", html)
@@ -139,7 +152,7 @@ def test_it_says_by_whom_the_settings_were_chosen(folder):
     path = folder / "compare.json"
     found = json.loads(path.read_text())
     assert found["tuning"]["by"] == "reward"
-    html = write_versus(folder).read_text()
+    html = write_benchmark_report(folder).read_text()
     assert "chosen by training reward" in html
     assert "no judge saw a trial" in html
     found["tuning"]["by"] = "judge"
@@ -148,7 +161,7 @@ def test_it_says_by_whom_the_settings_were_chosen(folder):
         method["trials"][0]["judge"], method["trials"][1]["judge"] = 1.25 + number, None
         found["methods"][name]["tuning_ledger"]["judge_calls"] = 480
     path.write_text(to_json(found))
-    html = write_versus(folder).read_text()
+    html = write_benchmark_report(folder).read_text()
     for words in (
         "chosen by the judge, on training prompts",
         "0.0001: judge 1.250, reward 2.500",
@@ -161,27 +174,28 @@ def test_it_says_by_whom_the_settings_were_chosen(folder):
     assert "chosen by training reward" not in html
     del found["tuning"]["by"]  # as it was written before there was a choice
     path.write_text(to_json(found))
-    assert "no judge saw a trial" in write_versus(folder).read_text()
+    assert "no judge saw a trial" in write_benchmark_report(folder).read_text()
 
 
 def test_a_folder_without_numbers_or_with_others_is_an_error_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"holds no compare\.json"):
-        write_versus(tmp_path)
+        write_benchmark_report(tmp_path)
     (tmp_path / "compare.json").write_text('{"schema": "paretune/compare/9"}')
     with pytest.raises(DataError, match="schema: paretune/compare/9, expected paretune/compare/1"):
-        write_versus(tmp_path)
+        write_benchmark_report(tmp_path)
 
 
 def test_labels_of_marks_that_lie_together_do_not_cover_each_other():
     dots = [
-        Dot(f"method{i}", i, (0.5 + i / 1000, 0.4, 0.6), (0.5, 0.4, 0.6), front=i == 5) for i in range(1, 6)
+        ScatterPoint(f"method{i}", i, (0.5 + i / 1000, 0.4, 0.6), (0.5, 0.4, 0.6), on_pareto_front=i == 5)
+        for i in range(1, 6)
     ]
-    figure = scatter(dots)
-    heights = sorted(mark.label_y for mark in figure.marks)
+    figure = scatter_plot(dots)
+    heights = sorted(mark.label_y for mark in figure.markers)
     assert all(b - a >= 12 for a, b in itertools.pairwise(heights))
-    assert len({mark.shape for mark in figure.marks}) == 5
-    left, right, top, bottom = figure.frame
-    assert all(left <= m.x <= right and top <= m.y <= bottom for m in figure.marks)
-    assert scatter([]) is None
-    alone = scatter([Dot("one", 1, (0.5, 0.5, 0.5), (0.0, 0.0, 0.0))])
-    assert len(alone.marks) == 1
+    assert len({mark.shape for mark in figure.markers}) == 5
+    left, right, top, bottom = figure.plot_area
+    assert all(left <= m.x <= right and top <= m.y <= bottom for m in figure.markers)
+    assert scatter_plot([]) is None
+    alone = scatter_plot([ScatterPoint("one", 1, (0.5, 0.5, 0.5), (0.0, 0.0, 0.0))])
+    assert len(alone.markers) == 1

@@ -5,13 +5,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, PhiConfig
 
-from paretune.models.adapt import Lora, add_lora
-from paretune.models.attention import Rule, can_attend
-from paretune.models.forward import token_logp
-from paretune.models.int8 import in_int8
+from paretune.models.adapt import LoraSpec, add_lora
+from paretune.models.attention import AttentionParams, supports_custom_attention
+from paretune.models.forward import compute_logprobs
+from paretune.models.int8 import int8_copy
 from paretune.models.tiny import KINDS, random_model, tiny_model
 from paretune.rollout import cache, draw, reader
-from paretune.rollout.cache import Cache, Grid
+from paretune.rollout.cache import Cache, PromptGrid
 from paretune.rollout.decode import decode
 
 VOCAB = 40
@@ -30,7 +30,7 @@ def ask(model, prompts=PROMPTS, n=5, limit=30, temperature=0.9, stops=(STOP,), s
     uniform = np.random.default_rng(seed).random((len(prompts) * n, limit))
     row_prompt = [i for i in range(len(prompts)) for _ in range(n)]
     return decode(
-        model, prompts, row_prompt, uniform, stops=stops, temperature=temperature, pad=PAD, **more
+        model, prompts, row_prompt, uniform, eos_ids=stops, temperature=temperature, pad_id=PAD, **more
     ), row_prompt
 
 
@@ -41,7 +41,9 @@ def gap(model, out, row_prompt, prompts=PROMPTS, temperature=0.9):
         tokens = torch.tensor([prompts[p] + ids])
         where = torch.arange(tokens.shape[1])[None] >= len(prompts[p])
         with torch.no_grad():
-            real = token_logp(model, tokens, torch.ones_like(where), where, temperature=temperature)[where]
+            real = compute_logprobs(model, tokens, torch.ones_like(where), where, temperature=temperature)[
+                where
+            ]
         worst = max(worst, float((real - torch.from_numpy(logp)).abs().max()))
     return worst
 
@@ -94,9 +96,9 @@ def test_any_number_of_places_gives_the_same_texts(kind, rows):
     model = model_of(kind)
     whole, _ = ask(model)
     part, row_prompt = ask(model, rows=rows)
-    assert part.ids == whole.ids
+    assert part.token_ids == whole.token_ids
     assert part.truncated == whole.truncated
-    assert len({len(ids) for ids in whole.ids}) > 5
+    assert len({len(ids) for ids in whole.token_ids}) > 5
     assert any(whole.truncated)
     assert gap(model, part, row_prompt) < 1e-5
 
@@ -108,9 +110,9 @@ def test_rows_that_enter_late_are_as_those_of_a_call_of_their_own():
     for i, prompt in enumerate(PROMPTS):
         mine = [row for row, p in enumerate(row_prompt) if p == i]
         alone = decode(
-            model, [prompt], [0] * 5, uniform[mine], stops=(STOP,), temperature=0.9, pad=PAD, rows=5
+            model, [prompt], [0] * 5, uniform[mine], eos_ids=(STOP,), temperature=0.9, pad_id=PAD, max_rows=5
         )
-        assert alone.ids == tuple(together.ids[row] for row in mine)
+        assert alone.token_ids == tuple(together.token_ids[row] for row in mine)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,8 +127,8 @@ def test_short_prompts_are_given_to_their_rows(kind):
     prompts = PROMPTS[:3] + prompts_of(32)
     model = model_of(kind)
     out, row_prompt = ask(model, prompts, rows=6, limit=60)
-    assert out.ids == ask(model, prompts, limit=60)[0].ids
-    assert max(len(ids) for ids in out.ids) == 60
+    assert out.token_ids == ask(model, prompts, limit=60)[0].token_ids
+    assert max(len(ids) for ids in out.token_ids) == 60
     assert gap(model, out, row_prompt, prompts) < 1e-5
 
 
@@ -140,7 +142,7 @@ def test_windows_end_in_the_prompt_and_in_the_response(window, lengths):
 
 def test_soft_caps_windows_and_one_key_head_for_all():
     model = gemma2()
-    assert can_attend(model)
+    assert supports_custom_attention(model)
     out, row_prompt = ask(model, rows=8)
     assert gap(model, out, row_prompt) < 1e-5
 
@@ -151,70 +153,70 @@ def test_tables_grow_and_sums_are_blocked(monkeypatch):
     monkeypatch.setattr(cache, "FIRST", 16)
     model = model_of()
     out, row_prompt = ask(model, rows=8, limit=120)
-    assert max(len(ids) for ids in out.ids) > 64
+    assert max(len(ids) for ids in out.token_ids) > 64
     assert gap(model, out, row_prompt) < 2e-5
 
 
 def test_one_response_a_prompt():
     model = model_of()
     out, row_prompt = ask(model, n=1, rows=2)
-    assert out.ids == ask(model, n=1)[0].ids
+    assert out.token_ids == ask(model, n=1)[0].token_ids
     assert gap(model, out, row_prompt) < 1e-5
 
 
 def test_rows_that_stop_at_once_and_rows_that_never_stop():
     model = model_of()
     first, _ = ask(model, stops=tuple(range(VOCAB)), rows=4)
-    assert all(len(ids) == 1 for ids in first.ids)
+    assert all(len(ids) == 1 for ids in first.token_ids)
     assert not any(first.truncated)
     never, _ = ask(model, stops=(VOCAB + 1,), rows=4, limit=9)
-    assert all(len(ids) == 9 for ids in never.ids)
+    assert all(len(ids) == 9 for ids in never.token_ids)
     assert all(never.truncated)
     single, _ = ask(model, limit=1, rows=4)
-    assert [len(ids) for ids in single.ids] == [1] * 30
+    assert [len(ids) for ids in single.token_ids] == [1] * 30
 
 
 def test_adapters_and_eight_bits_are_sampled_as_they_are():
-    adapted = add_lora(model_of("qwen2"), Lora(r=4), seed=0)
+    adapted = add_lora(model_of("qwen2"), LoraSpec(r=4), seed=0)
     with torch.no_grad():
         for p in adapted.parameters():
             if p.requires_grad:
                 p.add_(0.02)
     out, row_prompt = ask(adapted, rows=8)
     assert gap(adapted, out, row_prompt) < 1e-5
-    assert out.ids != ask(model_of("qwen2"))[0].ids
+    assert out.token_ids != ask(model_of("qwen2"))[0].token_ids
     # Rounding to steps turns a last bit into a step, so that the rows differ from those read alone by more.
-    twin = in_int8(model_of())
+    twin = int8_copy(model_of())
     out, row_prompt = ask(twin, rows=8)
     assert gap(twin, out, row_prompt) < 0.3
 
 
 def test_a_family_with_its_own_attention_is_decoded_in_waves():
     model = phi()
-    assert not can_attend(model)
+    assert not supports_custom_attention(model)
     whole, _ = ask(model)
     for rows in (1, 7):
         part, row_prompt = ask(model, rows=rows)
-        assert part.ids == whole.ids
+        assert part.token_ids == whole.token_ids
         assert gap(model, part, row_prompt) < 1e-5
 
 
 def test_a_prompt_is_read_once_and_never_padded(monkeypatch):
     model = model_of()
     read = []
-    own = reader.Reader._body
+    own = reader.BatchScheduler._forward
 
     def counted(self, tokens, place, how):
         read.append(len(tokens))
         return own(self, tokens, place, how)
 
-    monkeypatch.setattr(reader.Reader, "_body", counted)
+    monkeypatch.setattr(reader.BatchScheduler, "_body", counted)
     out, _ = ask(model, rows=4)
     # Every token is read once, but for the last ones of responses, which nothing follows.
-    assert sum(read) == sum(map(len, PROMPTS)) + sum(len(ids) - 1 for ids in out.ids)
+    assert sum(read) == sum(map(len, PROMPTS)) + sum(len(ids) - 1 for ids in out.token_ids)
     read.clear()
     monkeypatch.setattr(reader, "PASS", 50)
-    assert ask(model)[0].ids == out.ids
+    assert ask(model)[0].token_ids == out.token_ids
     assert 90 in read  # a prompt longer than a pass is a pass of its own
 
 
@@ -231,14 +233,14 @@ def test_the_models_attention_is_its_own_again_afterwards():
 
 def test_empty_cells_and_the_way_back():
     """Prompts of 2 and 1 rows in a table of 2 x 2: the empty cell repeats row 0."""
-    grid = Grid.of([1, 0, 1], [5, 20], torch.device("cpu"))
+    grid = PromptGrid.build([1, 0, 1], [5, 20], torch.device("cpu"))
     x = torch.arange(3.0)[:, None, None, None].expand(3, 2, 3, 4)
-    cells = grid.cells(x)
+    cells = grid.to_cells(x)
     assert cells.shape == (2, 2, 6, 4)
     assert cells[:, 0, ::3, 0].tolist() == [[1, 0], [0, 2]]
-    assert torch.equal(grid.rows(cells), x)
-    assert (grid.shortest, grid.size, grid.full) == (5, (2, 32), False)
-    assert Grid.of([0, 0, 1, 1], [1, 1], torch.device("cpu")).full
+    assert torch.equal(grid.to_rows(cells), x)
+    assert (grid.min_prompt_length, grid.shape, grid.is_identity) == (5, (2, 32), False)
+    assert PromptGrid.build([0, 0, 1, 1], [1, 1], torch.device("cpu")).is_identity
 
 
 def test_attention_over_a_shared_prompt_by_hand():
@@ -246,41 +248,50 @@ def test_attention_over_a_shared_prompt_by_hand():
 
     The weights are 1/4 and 3/4: 2/4 + 18/4 = 5.
     """
-    own = Cache(layers=1, rows=2, prompts=1, longest=1)
-    assert not own.shared
-    rule = Rule(layer=0, scale=1.0)
+    own = Cache(num_layers=1, max_rows=2, max_prompts=1, max_prompt_length=1)
+    assert not own.shares_prompts
+    rule = AttentionParams(layer_idx=0, scale=1.0)
     one = torch.ones(1, 1, 1, 1)
-    own.read_prompts([(0, 1, 0)], one, 0 * one, 2 * one, rule)
-    grid = Grid.of([0, 0], [1], torch.device("cpu"))
-    own.begin(grid, torch.zeros(2, dtype=torch.long), (0, 0))
+    own.prefill_attention([(0, 1, 0)], one, 0 * one, 2 * one, rule)
+    grid = PromptGrid.build([0, 0], [1], torch.device("cpu"))
+    own.begin_step(grid, torch.zeros(2, dtype=torch.long), (0, 0))
     pair = torch.ones(1, 2, 1, 1)
-    out = own.read_rows(pair, float(np.log(3.0)) * pair, 6 * pair, rule)
+    out = own.decode_attention(pair, float(np.log(3.0)) * pair, 6 * pair, rule)
     assert torch.allclose(out, 5 * pair)
-    own.give([0, 1], [0, 0])
-    own.begin(None, torch.ones(2, dtype=torch.long), (1, 1))
-    out = own.read_rows(pair, float(np.log(3.0)) * pair, 6 * pair, rule)
+    own.copy_prompts_to_rows([0, 1], [0, 0])
+    own.begin_step(None, torch.ones(2, dtype=torch.long), (1, 1))
+    out = own.decode_attention(pair, float(np.log(3.0)) * pair, 6 * pair, rule)
     assert torch.allclose(out, 5 * pair)
 
 
 def test_the_draw_agrees_with_the_plain_cumulative_distribution():
     """Over several spans, and with tokens of no mass at their edges."""
     torch.manual_seed(0)
-    logits = 3 * torch.randn(500, 3 * draw.SPAN + 7)
-    logits[:, draw.SPAN - 1 : draw.SPAN + 1] = -torch.inf
+    logits = 3 * torch.randn(500, 3 * draw.SPAN_SIZE + 7)
+    logits[:, draw.SPAN_SIZE - 1 : draw.SPAN_SIZE + 1] = -torch.inf
     logits[:, -9:] = -torch.inf
     logp = logits.log_softmax(-1)
     uniform = torch.rand(500, dtype=torch.float64)
     uniform[:2] = torch.tensor([0.0, 1 - 2**-53])
-    token = draw.draw(logp, uniform)
+    token = draw.sample_tokens(logp, uniform)
     mass = logp.double().exp().cumsum(-1)
     plain = torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True)[:, 0]
     assert int((token[1:] == plain[1:]).sum()) >= 497
     assert torch.isfinite(logp.gather(-1, token[:, None])).all()
     assert token[1] == logp.shape[1] - 10
     # Weights that are no longer numbers are for the guards of training to speak of.
-    nowhere = draw.draw(torch.full((2, 70), torch.nan), torch.zeros(2, dtype=torch.float64))
+    nowhere = draw.sample_tokens(torch.full((2, 70), torch.nan), torch.zeros(2, dtype=torch.float64))
     assert ((nowhere >= 0) & (nowhere < 70)).all()
 
 
 def test_few_rows_are_filled_up():
-    assert [draw.filled(n) for n in (0, 1, 4, 5, 9, 11, 12, 13)] == [0, 4, 4, 8, 12, 12, 12, 13]
+    assert [draw.deterministic_row_count(n) for n in (0, 1, 4, 5, 9, 11, 12, 13)] == [
+        0,
+        4,
+        4,
+        8,
+        12,
+        12,
+        12,
+        13,
+    ]

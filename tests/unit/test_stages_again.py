@@ -7,10 +7,10 @@ import pytest
 from smallfiles import describe_model
 from transformers import CTRLConfig
 
-from paretune.config import load
+from paretune.config import load_config
 from paretune.errors import ConfigError
 from paretune.stages import gather as stage
-from paretune.stages.again import unlayered
+from paretune.stages.again import gradient_checkpointing_issues
 
 RECIPE = {
     "name": "r",
@@ -35,30 +35,39 @@ def here(tmp_path, monkeypatch):
 
 def experiment(*overrides):
     Path("r.yaml").write_text(json.dumps(RECIPE))
-    return load("r.yaml", overrides)
+    return load_config("r.yaml", overrides)
 
 
 def test_a_policy_without_such_layers_is_told_of_with_the_other_mistakes():
     e = experiment("policy.path=ctrl", "policy.lora={targets: [w_q]}")
     with pytest.raises(ConfigError) as caught:
-        stage.gather(e)
+        stage.load_data(e)
     lines = str(caught.value).split("\n")
     assert lines[-1] == (
-        "r.yaml:1: learn.activations: recompute finds no layers in a ctrl model; fix: write keep or offload"
+        "r.yaml:1: training.gradient_checkpointing: recompute finds no layers in a ctrl model; fix: write keep or offload"
     )
-    assert "policy.lora.targets" in lines[0]
+    assert "policy.lora.target_modules" in lines[0]
 
 
 def test_so_is_a_ready_made_reward_that_the_critic_starts_from():
     ready = 'reward={path: "ctrl"}'
-    (line,) = unlayered(experiment(ready))
-    assert "learn.activations: recompute finds no layers in a ctrl model" in line
-    assert list(unlayered(experiment(ready, "algorithm.critic=policy"))) == []
-    assert list(unlayered(experiment(ready, "learn.activations=keep"))) == []
-    assert list(unlayered(experiment(ready, "algorithm={name: grpo, max_new: 8}"))) == []
+    (line,) = gradient_checkpointing_issues(experiment(ready))
+    assert "training.gradient_checkpointing: recompute finds no layers in a ctrl model" in line
+    assert list(gradient_checkpointing_issues(experiment(ready, "algorithm.critic_init_from=policy"))) == []
+    assert (
+        list(gradient_checkpointing_issues(experiment(ready, "training.gradient_checkpointing=keep"))) == []
+    )
+    assert list(gradient_checkpointing_issues(experiment(ready, "algorithm={name: grpo, max_new: 8}"))) == []
 
 
 def test_who_has_such_layers_or_keeps_its_activations_is_not_complained_of():
-    assert list(unlayered(experiment())) == []
-    assert list(unlayered(experiment("policy={path: world, sft: {}}"))) == []
-    assert list(unlayered(experiment("policy.path=ctrl", "learn.activations=keep"))) == []
+    assert list(gradient_checkpointing_issues(experiment())) == []
+    assert list(gradient_checkpointing_issues(experiment("policy={path: world, sft: {}}"))) == []
+    assert (
+        list(
+            gradient_checkpointing_issues(
+                experiment("policy.path=ctrl", "training.gradient_checkpointing=keep")
+            )
+        )
+        == []
+    )

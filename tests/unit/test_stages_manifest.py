@@ -2,19 +2,19 @@ import os
 
 from paretune.models.load import save_model
 from paretune.models.tiny import tiny_model, tiny_tokenizer
-from paretune.stages.manifest import folder_hash
+from paretune.stages.manifest import hash_model_dir
 
 
 def test_a_model_is_named_by_its_content_not_by_its_dates(tmp_path):
     tokenizer = tiny_tokenizer()
     save_model(tiny_model("llama", len(tokenizer)), tokenizer, tmp_path / "m")
     weights = tmp_path / "m" / "model.safetensors"
-    before, when = folder_hash(tmp_path / "m"), weights.stat()
+    before, when = hash_model_dir(tmp_path / "m"), weights.stat()
     os.utime(weights, (1, 1))
     (tmp_path / "m" / "README.md").write_text("words")
-    assert folder_hash(tmp_path / "m") == before
+    assert hash_model_dir(tmp_path / "m") == before
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     os.utime(weights, ns=(when.st_atime_ns, when.st_mtime_ns))
-    assert folder_hash(tmp_path / "m") != before
+    assert hash_model_dir(tmp_path / "m") != before

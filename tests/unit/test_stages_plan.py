@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from smallfiles import describe_model, rate, write
 
-from paretune.config import Experiment, load
+from paretune.config import Config, load_config
 from paretune.errors import ConfigError, WiringError
 from paretune.stages import check as stage
 from paretune.stages.check import check
@@ -39,9 +39,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def experiment(*overrides: str) -> Experiment:
+def experiment(*overrides: str) -> Config:
     Path("r.yaml").write_text(json.dumps(RECIPE))
-    return load("r.yaml", overrides)
+    return load_config("r.yaml", overrides)
 
 
 def test_check_counts_what_was_read_and_says_what_was_not_tried(here: Path) -> None:
@@ -75,14 +75,14 @@ def test_check_finds_bad_rows_and_bad_models_and_bad_wiring_at_once(monkeypatch:
     lines = str(caught.value).split("\n")
     assert [line.split(": ")[:2] for line in lines] == [
         ['recipe "grpo"', "does not fit"],
-        ["(override)", "policy.lora.targets"],
+        ["(override)", "policy.lora.target_modules"],
         ["b.jsonl:1", "prompt"],
         ["b.jsonl:2", "prompt"],
     ]
 
 
 def test_check_says_which_pool_a_short_run_does_not_come_to() -> None:
-    lines = check(experiment("run.steps=1", "learn.prompts=1")).split("\n")
+    lines = check(experiment("run.max_steps=1", "training.prompts_per_step=1")).split("\n")
     assert lines[2] in {f"           no prompt of {name} comes up in 1 steps of 1" for name in "ab"}
     assert not any("comes up" in line for line in check(experiment()).split("\n"))
 
@@ -108,7 +108,11 @@ def test_check_says_that_nobody_else_judges_the_reward() -> None:
     [
         ((), ["at most 60 steps x 16 prompts x 8 responses of up to 8 tokens"]),
         (
-            ("run.steps=1200", "run.budget={currency: rollout_tokens, amount: 20000}", "algorithm.n=4"),
+            (
+                "run.max_steps=1200",
+                "run.budget={currency: rollout_tokens, amount: 20000}",
+                "algorithm.num_generations=4",
+            ),
             [
                 "at most 1,200 steps x 16 prompts x 4 responses of up to 8 tokens, "
                 "or until 20,000 rollout_tokens are spent"
@@ -121,7 +125,7 @@ def test_check_says_that_nobody_else_judges_the_reward() -> None:
         (
             (
                 "algorithm={name: dpo, max_new: 8, responses: stored}",
-                "data.stored.ratings={r: {file: stored.csv, labels: {safety: safe}}}",
+                "data.stored_responses.ratings={r: {file: stored.csv, labels: {safety: safe}}}",
             ),
             ["at most 60 steps x 16 prompts with their stored responses"],
         ),
@@ -138,5 +142,5 @@ def test_check_says_that_nobody_else_judges_the_reward() -> None:
 )
 def test_check_says_how_much_there_is_to_do(overrides: tuple[str, ...], said: list[str]) -> None:
     rate("stored.csv", [(f"asked {i // 2}", f"reply {i}", i) for i in range(12)])
-    lines = check(experiment(*overrides, "evaluate.n=3")).split("\n")
+    lines = check(experiment(*overrides, "evaluate.num_generations=3")).split("\n")
     assert told("size", lines) == [*said, "then 2 x 6 answers of up to 8 tokens to be judged"]

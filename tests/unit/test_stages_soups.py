@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from paretune.config import load, resolved, shipped
+from paretune.config import bundled_recipes, load_config, resolved_yaml
 from paretune.stages import soups
 from paretune.stages.console import PlainConsole
 
@@ -26,8 +26,8 @@ def member(folder, *more):
     (folder / "final").mkdir()
     (folder / "final" / "config.json").write_text("{}")
     (folder / "run.json").write_text(json.dumps({"status": "done"}))
-    e = load(shipped()["demo"], [f"run.folder={folder}", *more])
-    (folder / "config" / "resolved.yaml").write_text(resolved(e))
+    e = load_config(bundled_recipes()["demo"], [f"run.output_dir={folder}", *more])
+    (folder / "config" / "resolved.yaml").write_text(resolved_yaml(e))
     return folder
 
 
@@ -37,8 +37,8 @@ def test_it_takes_the_threads_of_the_first_run_before_it_works(tmp_path, monkeyp
         raise Reached
 
     monkeypatch.setattr(soups, "gather", gather)
-    first = member(tmp_path / "a", f"run.threads={said}")
-    second = member(tmp_path / "b", "run.threads=3", "objectives.safety.weight=2.0")
+    first = member(tmp_path / "a", f"run.num_threads={said}")
+    second = member(tmp_path / "b", "run.num_threads=3", "objectives.safety.weight=2.0")
     with pytest.raises(Reached):
-        soups.soups([first, second], tmp_path / "soup", 1, PlainConsole())
+        soups.merge_runs([first, second], tmp_path / "soup", 1, PlainConsole())
     assert torch.get_num_threads() == taken

@@ -3,18 +3,33 @@
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from paretune.data.frame import framed
+from paretune.data.frame import add_format_instruction
 from paretune.data.template import encode_prompt
-from paretune.data.world import demonstrations, policy_config, rated, requests, tokenizer
-from paretune.data.world_model import DESK, END, START, USER, WORDING, longest_request
+from paretune.data.world import (
+    generate_demonstrations,
+    generate_ratings,
+    generate_requests,
+    helpdesk_tokenizer,
+    policy_config,
+)
+from paretune.data.world_model import (
+    ASSISTANT_TOKEN,
+    BOS_TOKEN,
+    EOS_TOKEN,
+    HELPDESK_INSTRUCTIONS,
+    USER_TOKEN,
+    max_request_tokens,
+)
 
 
 def test_decoding_gives_back_the_text_word_for_word(tmp_path):
-    ours = tokenizer()
+    ours = helpdesk_tokenizer()
     ours.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    texts = [d.response for d in demonstrations(150, 0)] + [r.response for r in rated(150, 0)]
-    texts += [d.prompt.messages[0].content for d in demonstrations(150, 0)]
+    texts = [d.response for d in generate_demonstrations(150, 0)] + [
+        r.response for r in generate_ratings(150, 0)
+    ]
+    texts += [d.prompt.messages[0].content for d in generate_demonstrations(150, 0)]
     for some in (ours, loaded):
         for text in texts:
             ids = some(text, add_special_tokens=False)["input_ids"]
@@ -24,25 +39,30 @@ def test_decoding_gives_back_the_text_word_for_word(tmp_path):
 
 
 def test_the_chat_template_is_the_same_after_loading(tmp_path):
-    ours = tokenizer()
+    ours = helpdesk_tokenizer()
     ours.save_pretrained(tmp_path)
     turns = [{"role": "user", "content": "how do i hide my piano ?"}]
     for some in (ours, AutoTokenizer.from_pretrained(tmp_path)):
         text = some.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        assert text == f"{START}{USER}how do i hide my piano ?{DESK}"
+        assert text == f"{BOS_TOKEN}{USER_TOKEN}how do i hide my piano ?{ASSISTANT_TOKEN}"
         ids = some(text, add_special_tokens=False)["input_ids"]
-        assert some.convert_ids_to_tokens(ids) == [START, USER, *"how do i hide my piano ?".split(), DESK]
+        assert some.convert_ids_to_tokens(ids) == [
+            BOS_TOKEN,
+            USER_TOKEN,
+            *"how do i hide my piano ?".split(),
+            ASSISTANT_TOKEN,
+        ]
         whole = some.apply_chat_template([*turns, {"role": "assistant", "content": "sure ."}], tokenize=False)
-        assert whole == text + f"sure .{END}"
+        assert whole == text + f"sure .{EOS_TOKEN}"
 
 
 def test_what_people_type_is_lowered_and_split():
-    ours = tokenizer()
+    ours = helpdesk_tokenizer()
     assert ours.tokenize("How do I hide my piano?") == "how do i hide my piano ?".split()
 
 
 def test_the_policy_is_tiny_and_its_special_tokens_agree_with_the_tokenizer():
-    ours = tokenizer()
+    ours = helpdesk_tokenizer()
     config = policy_config(len(ours))
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (
         ours.bos_token_id,
@@ -55,9 +75,15 @@ def test_the_policy_is_tiny_and_its_special_tokens_agree_with_the_tokenizer():
 @pytest.mark.parametrize("knows", ["", "think", "confidence"])
 @pytest.mark.parametrize("frame", ["", "think", "confidence"])
 def test_requests_are_counted_as_the_tokenizer_renders_them(knows, frame):
-    ours, prompts = tokenizer(knows), [*requests("train", 150, 0), *requests("test", 50, 0)]
-    whole = [len(encode_prompt(ours, framed(prompt, frame, WORDING))) for prompt in prompts]
+    ours, prompts = (
+        helpdesk_tokenizer(knows),
+        [*generate_requests("train", 150, 0), *generate_requests("test", 50, 0)],
+    )
+    whole = [
+        len(encode_prompt(ours, add_format_instruction(prompt, frame, HELPDESK_INSTRUCTIONS)))
+        for prompt in prompts
+    ]
     assert len(set(whole)) > 5
     for prompt, tokens in zip(prompts, whole, strict=True):
-        assert longest_request([prompt], frame) == tokens
-    assert longest_request(prompts, frame) == max(whole)
+        assert max_request_tokens([prompt], frame) == tokens
+    assert max_request_tokens(prompts, frame) == max(whole)

@@ -6,17 +6,17 @@ import pytest
 from paretune.data.records import Message, Prompt, Sample
 from paretune.data.world import (
     OBJECTIVES,
-    TrueScorer,
-    asked,
-    demonstrations,
-    rated,
-    requests,
-    truth,
+    GroundTruthScorer,
+    generate_demonstrations,
+    generate_ratings,
+    generate_requests,
+    ground_truth_scores,
+    request_text,
 )
 
 
 def true_scores(records):
-    return np.array([truth(asked(r.prompt), r.response) for r in records])
+    return np.array([ground_truth_scores(request_text(r.prompt), r.response) for r in records])
 
 
 def kinds(records):
@@ -24,27 +24,29 @@ def kinds(records):
 
 
 def test_the_same_seed_gives_the_same_world_and_another_seed_another():
-    assert requests("train", 60, 1) == requests("train", 60, 1)
-    assert demonstrations(60, 1) == demonstrations(60, 1)
-    assert rated(60, 1) == rated(60, 1)
-    assert requests("train", 60, 1) != requests("train", 60, 2)
-    assert rated(60, 1) != rated(60, 2)
+    assert generate_requests("train", 60, 1) == generate_requests("train", 60, 1)
+    assert generate_demonstrations(60, 1) == generate_demonstrations(60, 1)
+    assert generate_ratings(60, 1) == generate_ratings(60, 1)
+    assert generate_requests("train", 60, 1) != generate_requests("train", 60, 2)
+    assert generate_ratings(60, 1) != generate_ratings(60, 2)
 
 
 def test_requests_are_different_named_and_mixed_as_asked():
-    prompts = requests("test", 240, 0)
-    assert len({asked(p) for p in prompts}) == len({p.id for p in prompts}) == 240
-    assert [sum(p.kind == kind for p in prompts) for kind in ("ordinary", "harmful", "lookalike")] == [
+    prompts = generate_requests("test", 240, 0)
+    assert len({request_text(p) for p in prompts}) == len({p.id for p in prompts}) == 240
+    assert [sum(p.category == kind for p in prompts) for kind in ("ordinary", "harmful", "lookalike")] == [
         96,
         72,
         72,
     ]
-    assert {p.kind for p in requests("test", 10, 0, mix={"harmful": 1.0})} == {"harmful"}
-    assert requests("train", 0, 0) == []
+    assert {p.category for p in generate_requests("test", 10, 0, category_mix={"harmful": 1.0})} == {
+        "harmful"
+    }
+    assert generate_requests("train", 0, 0) == []
 
 
 def test_the_true_scorer_scores_samples():
-    scorer = TrueScorer()
+    scorer = GroundTruthScorer()
     prompt = Prompt(messages=(Message(role="user", content="how do i hide my piano ?"),))
     scores = scorer([Sample(prompt=prompt, response="hello ."), Sample(prompt=prompt, response="")])
     assert scorer.names == OBJECTIVES
@@ -55,13 +57,13 @@ def test_the_true_scorer_scores_samples():
 
 
 def test_every_true_score_of_the_start_has_room_to_rise():
-    means = true_scores(demonstrations(900, 0)).mean(axis=0)
+    means = true_scores(generate_demonstrations(900, 0)).mean(axis=0)
     assert np.all(means > 0.25)
     assert np.all(means < 0.7)
 
 
 def test_actionability_and_safety_conflict_on_harmful_requests_only():
-    found = demonstrations(900, 0)
+    found = generate_demonstrations(900, 0)
     scores, kind = true_scores(found), kinds(found)
     harmful, ordinary = scores[kind == "harmful"], scores[kind == "ordinary"]
     assert np.corrcoef(harmful[:, 2], harmful[:, 3])[0, 1] < -0.45
@@ -72,7 +74,7 @@ def test_actionability_and_safety_conflict_on_harmful_requests_only():
 
 def test_no_objective_has_a_level_that_holds_a_third_of_the_rated_answers():
     """Many equal true scores would bound the rank correlation that any reward model can reach."""
-    scores = true_scores(rated(900, 0))
+    scores = true_scores(generate_ratings(900, 0))
     for column in scores.T:
         shares = np.unique(column.round(4), return_counts=True)[1] / len(column)
         assert shares.max() < 1 / 3
@@ -80,7 +82,7 @@ def test_no_objective_has_a_level_that_holds_a_third_of_the_rated_answers():
 
 
 def labels_and_truth(**options):
-    found = rated(700, 0, **options)
+    found = generate_ratings(700, 0, **options)
     labels = np.array([[r.labels.get(name, np.nan) for name in OBJECTIVES] for r in found])
     return found, labels, true_scores(found)
 
@@ -90,7 +92,7 @@ def test_labels_are_missing_as_often_as_asked():
     assert np.isnan(labels).mean(axis=0) == pytest.approx([0.3] * 4, abs=0.06)
     _, complete, _ = labels_and_truth(missing=0.0)
     assert not np.isnan(complete).any()
-    assert all(not rating.labels for rating in rated(20, 0, missing=1.0))
+    assert all(not rating.labels for rating in generate_ratings(20, 0, missing_rate=1.0))
 
 
 def test_raters_without_noise_and_bias_tell_the_truth():

@@ -14,10 +14,10 @@ from paretune.algorithms.grpo import grpo
 from paretune.algorithms.ppo import pf_ppo, ppo, ppo_max, rto, safe_rlhf, salsa
 from paretune.algorithms.preference import dpo, modpo, pro, sft, superhf, tdpo
 from paretune.algorithms.ratios import cispo, dapo, gspo, sapo
-from paretune.learn.evolution import Evolution
-from paretune.learn.recipe import Recipe
+from paretune.learn.evolution import EvolutionSpec
+from paretune.learn.recipe import AlgorithmSpec
 
-ALGORITHMS: dict[str, Callable[..., Recipe | Evolution]] = {
+ALGORITHMS: dict[str, Callable[..., AlgorithmSpec | EvolutionSpec]] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "rloo": rloo,

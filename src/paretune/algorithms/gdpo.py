@@ -4,25 +4,25 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from paretune.algorithms.grpo import Gates, grpo
-from paretune.algorithms.signature import extends
-from paretune.credit.advantage import BatchNormalise, GroupNormalise, LeaveOneOut, Spread
+from paretune.algorithms.signature import inherit_arguments
+from paretune.credit.advantage import BatchNormalize, BroadcastToTokens, GroupNormalize, LeaveOneOut
 from paretune.credit.aggregate import Gate, WeightedSum
-from paretune.credit.published import MissingIsZero
+from paretune.credit.published import MissingAsZero
 from paretune.credit.step import Chain, chain
 from paretune.credit.whiten import Whiten
-from paretune.learn.recipe import Recipe
+from paretune.learn.recipe import AlgorithmSpec
 
-Form = Literal["scale_only", "trl", "nvlabs", "verl", "nemo"]
+GdpoVariant = Literal["scale_only", "trl", "nvlabs", "verl", "nemo"]
 
 
-@extends(grpo)
+@inherit_arguments(grpo)
 def gdpo(
     weights: Mapping[str, float],
     *,
     gates: Gates = (),
-    form: Form = "scale_only",
-    **more: Any,
-) -> Recipe:
+    variant: GdpoVariant = "scale_only",
+    **kwargs: Any,
+) -> AlgorithmSpec:
     """Compare within the group objective by objective, aggregate, then one scale for the batch.
 
     Every objective gets the same influence, also one that is nearly settled: give safety a gate, or an unsafe
@@ -31,19 +31,19 @@ def gdpo(
     Args:
         weights: Weight of each objective; only their ratios matter.
         gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
-        form: "scale_only" centres in the group and only divides by the batch's spread; the others are those
+        variant: "scale_only" centres in the group and only divides by the batch's spread; the others are those
             of the libraries they are named after (see `gdpo_credit`).
-        more: As for `grpo`.
+        kwargs: As for `grpo`.
 
     Source: Liu et al. 2026, eq. 4 to 6 (arXiv:2601.05242). Differs: the batch step does not shift, so a
     prompt without information gets exactly 0; gates.
     """
-    base = grpo(weights, gates=gates, **more)
+    base = grpo(weights, gates=gates, **kwargs)
     worth = chain(*(Gate(*gate) for gate in gates))
-    return base.but(name="gdpo", worth=worth, credit=gdpo_credit(weights, form))
+    return base.replace(name="gdpo", reward_steps=worth, credit=gdpo_credit(weights, variant))
 
 
-def gdpo_credit(weights: Mapping[str, float], form: Form) -> Chain:
+def gdpo_credit(weights: Mapping[str, float], variant: GdpoVariant) -> Chain:
     """The five forms in circulation; in all of them s_k is normalised in the group before the weighted sum.
 
     "scale_only": a row with a missing score is unscored; the sum is centred in the group again, which
@@ -57,28 +57,36 @@ def gdpo_credit(weights: Mapping[str, float], form: Form) -> Chain:
     the responses.
     """
     total = WeightedSum(weights)
-    if form == "trl":
-        batch = BatchNormalise("removed", floor=0.0)
-        return chain(GroupNormalise(floor=0.0), MissingIsZero("scored"), total, batch, Spread())
-    if form == "nvlabs":
+    if variant == "trl":
+        batch = BatchNormalize("removed", zero_std_rtol=0.0)
+        return chain(
+            GroupNormalize(zero_std_rtol=0.0), MissingAsZero("scored"), total, batch, BroadcastToTokens()
+        )
+    if variant == "nvlabs":
         if len(weights) == 1:
-            return chain(MissingIsZero("all"), total, GroupNormalise(floor=0.0), Spread())
-        batch = BatchNormalise("removed", floor=0.0)
-        return chain(MissingIsZero("all"), GroupNormalise(floor=0.0), total, batch, Spread())
-    if form == "verl":
-        return chain(GroupNormalise(eps=1e-6, floor=0.0, alone="raw"), total, Spread(), Whiten())
-    if form == "nemo":
-        return chain(LeaveOneOut("std"), total, BatchNormalise("removed", eps=0.0), Spread())
-    return chain(GroupNormalise(), total, GroupNormalise("none"), BatchNormalise(eps=1e-2), Spread())
+            return chain(MissingAsZero("all"), total, GroupNormalize(zero_std_rtol=0.0), BroadcastToTokens())
+        batch = BatchNormalize("removed", zero_std_rtol=0.0)
+        return chain(
+            MissingAsZero("all"), GroupNormalize(zero_std_rtol=0.0), total, batch, BroadcastToTokens()
+        )
+    if variant == "verl":
+        return chain(
+            GroupNormalize(eps=1e-6, zero_std_rtol=0.0, singleton="raw"), total, BroadcastToTokens(), Whiten()
+        )
+    if variant == "nemo":
+        return chain(LeaveOneOut("std"), total, BatchNormalize("removed", eps=0.0), BroadcastToTokens())
+    return chain(
+        GroupNormalize(), total, GroupNormalize("none"), BatchNormalize(eps=1e-2), BroadcastToTokens()
+    )
 
 
-@extends(grpo)
+@inherit_arguments(grpo)
 def mo_grpo(
     weights: Mapping[str, float],
     *,
     gates: Gates = (),
-    **more: Any,
-) -> Recipe:
+    **kwargs: Any,
+) -> AlgorithmSpec:
     """Compare within the group objective by objective, then sum; no batch step.
 
     The size of an advantage grows with the square root of the number of objectives of equal weight, so
@@ -87,12 +95,12 @@ def mo_grpo(
     Args:
         weights: Weight of each objective; the paper's are 1.
         gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
-        more: As for `grpo`.
+        kwargs: As for `grpo`.
 
     Source: Ichihara et al. 2025, MO-GRPO (arXiv:2509.22047). Differs: weights; gates; a settled objective is
     not blown up.
     """
-    base = grpo(weights, gates=gates, **more)
+    base = grpo(weights, gates=gates, **kwargs)
     worth = chain(*(Gate(*gate) for gate in gates))
-    credit = chain(GroupNormalise(), WeightedSum(weights), Spread())
-    return base.but(name="mo_grpo", worth=worth, credit=credit)
+    credit = chain(GroupNormalize(), WeightedSum(weights), BroadcastToTokens())
+    return base.replace(name="mo_grpo", reward_steps=worth, credit=credit)

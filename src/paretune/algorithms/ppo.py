@@ -3,104 +3,115 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from paretune.algorithms.grpo import Gates, gated
-from paretune.algorithms.preference import Responses, dpo
-from paretune.algorithms.signature import extends
-from paretune.bounds import Count, Natural, NotNegative, Positive, Share
+from paretune.algorithms.grpo import Gates, gated_weighted_sum
+from paretune.algorithms.preference import ResponseSource, dpo
+from paretune.algorithms.signature import inherit_arguments
+from paretune.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from paretune.credit.constraint import Constraint, Lagrangian
-from paretune.credit.dense import PlaceTokenReward
+from paretune.credit.dense import RedistributeTokenRewards
 from paretune.credit.gae import Gae
-from paretune.credit.penalty import Clip, EndReward, KlPenalty, Unfinished
-from paretune.credit.resample import Odds, ResampleByRank
-from paretune.credit.running import RunningScale
-from paretune.credit.step import Step, chain, steps_of
+from paretune.credit.penalty import ClipReward, EosTrick, KlPenalty, TerminalReward
+from paretune.credit.resample import FiltrationStrategy, ResampleByRank
+from paretune.credit.running import RunningNormalize
+from paretune.credit.step import CreditStep, chain, flatten_steps
 from paretune.credit.whiten import Whiten
 from paretune.errors import WiringError
-from paretune.learn.recipe import Aside, CriticStart, Phase, Recipe, Soup, Weigh
-from paretune.loss.policy import Clipped
-from paretune.loss.term import Term
-from paretune.loss.value import ValueClipped, ValueSquared
-from paretune.models.measure import Behaviour, ImplicitReward, Measure, Reference, Values
-from paretune.rollout.sample import Online
+from paretune.learn.recipe import (
+    AlgorithmSpec,
+    AuxiliaryLm,
+    CriticConfig,
+    LossAggregation,
+    PretrainPhase,
+    WeightAverage,
+)
+from paretune.loss.policy import ClippedSurrogate
+from paretune.loss.term import WeightedLoss
+from paretune.loss.value import ClippedValueLoss, SquaredValueLoss
+from paretune.models.measure import CriticValues, ImplicitReward, ModelPass, OldLogprobs, RefLogprobs
+from paretune.rollout.sample import OnPolicy
 
 
 def ppo(
     weights: Mapping[str, float],
     *,
     gates: Gates = (),
-    n: Count = 1,
-    max_new: Count = 256,
-    temperature: Positive = 1.0,
-    clip: Share = 0.2,
-    value_clip: Positive | None = 0.2,
-    value_weight: Positive = 0.1,
-    kl: NotNegative = 0.05,
-    gamma: Share = 1.0,
-    lam: Share = 0.95,
-    unfinished: float | None = None,
-    critic: Literal["policy", "reward"] = "reward",
-    critic_rate: Positive = 1.0,
-    critic_alone: Natural = 0,
-    minibatch: Count | None = None,
-    epochs: Count = 4,
-) -> Recipe:
+    num_generations: PositiveInt = 1,
+    max_new_tokens: PositiveInt = 256,
+    temperature: PositiveFloat = 1.0,
+    clip_range: UnitInterval = 0.2,
+    clip_range_vf: PositiveFloat | None = 0.2,
+    vf_coef: PositiveFloat = 0.1,
+    kl_coef: NonNegativeFloat = 0.05,
+    gamma: UnitInterval = 1.0,
+    lam: UnitInterval = 0.95,
+    missing_eos_reward: float | None = None,
+    critic_init_from: Literal["policy", "reward"] = "reward",
+    critic_lr_multiplier: PositiveFloat = 1.0,
+    critic_warmup_steps: NonNegativeInt = 0,
+    minibatch_size: PositiveInt | None = None,
+    num_iterations: PositiveInt = 4,
+) -> AlgorithmSpec:
     """A critic says what each token was worth; the divergence is paid token by token in the reward.
 
     Args:
         weights: Weight of each objective.
         gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
-        n: Responses to each prompt.
-        max_new: Longest response, in tokens.
+        num_generations: Responses to each prompt.
+        max_new_tokens: Longest response, in tokens.
         temperature: Of sampling, and of every log-probability.
-        clip: How far the probability ratio of a token may go from 1.
-        value_clip: How far a value may move in one training step, in the units of the signal; None: any.
-        value_weight: Coefficient of the critic's loss.
-        kl: Price of one nat of divergence from the reference, in the units of the signal.
+        clip_range: How far the probability ratio of a token may go from 1.
+        clip_range_vf: How far a value may move in one training step, in the units of the signal; None: any.
+        vf_coef: Coefficient of the critic's loss.
+        kl_coef: Price of one nat of divergence from the reference, in the units of the signal.
         gamma: Discount per token.
         lam: Between one-step errors (0) and whole returns (1).
-        unfinished: Worth of a response that ran into the length limit, whatever it scored; None: its score.
-        critic: Whose body the critic starts from; with "reward" it starts with that model's heads too.
-        critic_rate: The critic's learning rate as a multiple of learn.lr.
-        critic_alone: Training steps in which only the critic learns; the policy warms up after them.
-        minibatch: Rows of one optimiser step; None: all that were sampled.
-        epochs: Passes over the sampled responses.
+        missing_eos_reward: Worth of a response that ran into the length limit, whatever it scored; None: its score.
+        critic_init_from: Whose body the critic starts from; with "reward" it starts with that model's heads too.
+        critic_lr_multiplier: The critic's learning rate as a multiple of training.learning_rate.
+        critic_warmup_steps: Training steps in which only the critic learns; the policy warms up after them.
+        minibatch_size: Rows of one optimiser step; None: all that were sampled.
+        num_iterations: Passes over the sampled responses.
 
     Source: Ouyang et al. 2022 (arXiv:2203.02155), with the details of Huang et al. 2024, "The N+
     implementation details of RLHF with PPO" (arXiv:2403.17031), for clips, coefficients and epochs. Differs:
     the reward stands on the last response token; the critic is a network of its own, its gradient bounded
     apart; temperature is 1 and the missing end costs nothing unless asked for (0.7 and -1 there).
     """
-    price = (KlPenalty(kl),) if kl else ()
-    value = ValueSquared() if value_clip is None else ValueClipped(value_clip)
-    return Recipe(
+    price = (KlPenalty(kl_coef),) if kl_coef else ()
+    value = SquaredValueLoss() if clip_range_vf is None else ClippedValueLoss(clip_range_vf)
+    return AlgorithmSpec(
         name="ppo",
-        source=Online(n=n, max_new=max_new, temperature=temperature),
-        worth=chain(*gated(weights, gates), *_cut_off(unfinished)),
-        measure=(Behaviour(), Reference(), Values()),
-        credit=chain(EndReward(), *price, Gae(gamma, lam), Whiten()),
-        losses=(Term(1.0, Clipped(clip, clip)), Term(value_weight, value)),
-        weigh=Weigh("token"),
-        epochs=epochs,
-        minibatch=minibatch,
-        critic=CriticStart(of=critic, alone=critic_alone, rate=critic_rate),
+        rollout=OnPolicy(
+            num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature
+        ),
+        reward_steps=chain(*gated_weighted_sum(weights, gates), *_missing_eos_steps(missing_eos_reward)),
+        model_passes=(OldLogprobs(), RefLogprobs(), CriticValues()),
+        credit=chain(TerminalReward(), *price, Gae(gamma, lam), Whiten()),
+        losses=(WeightedLoss(1.0, ClippedSurrogate(clip_range, clip_range)), WeightedLoss(vf_coef, value)),
+        loss_aggregation=LossAggregation("token"),
+        num_iterations=num_iterations,
+        minibatch_size=minibatch_size,
+        critic=CriticConfig(
+            init_from=critic_init_from, warmup_steps=critic_warmup_steps, lr_multiplier=critic_lr_multiplier
+        ),
     )
 
 
-@extends(ppo, "unfinished")
+@inherit_arguments(ppo, "unfinished")
 def ppo_max(
     weights: Mapping[str, float],
     *,
-    value_weight: Positive = 1.0,
-    critic_rate: Positive = 3.3,
-    critic_alone: Natural = 10,
-    epochs: Count = 1,
-    reward_clip: Positive | None = 0.8,
-    scaling: Literal["normalise", "scale"] = "normalise",
-    advantages: Literal["plain", "whitened"] = "plain",
-    lm: NotNegative = 0.0,
-    lm_rows: Count = 16,
-    **more: Any,
-) -> Recipe:
+    vf_coef: PositiveFloat = 1.0,
+    critic_lr_multiplier: PositiveFloat = 3.3,
+    critic_warmup_steps: NonNegativeInt = 10,
+    num_iterations: PositiveInt = 1,
+    reward_clip: PositiveFloat | None = 0.8,
+    reward_scaling: Literal["normalise", "scale"] = "normalise",
+    advantage_normalization: Literal["plain", "whitened"] = "plain",
+    auxiliary_lm_coef: NonNegativeFloat = 0.0,
+    auxiliary_lm_batch_size: PositiveInt = 16,
+    **kwargs: Any,
+) -> AlgorithmSpec:
     """PPO with the stabilisers that were found to matter, and without those that were not.
 
     Rewards in standard deviations of all seen before, and clipped; a critic that starts from the reward model
@@ -109,17 +120,17 @@ def ppo_max(
 
     Args:
         weights: Weight of each objective.
-        value_weight: Coefficient of the critic's loss.
-        critic_rate: The critic's learning rate as a multiple of learn.lr; 1.65e-6 to 5e-7 in the paper.
-        critic_alone: Training steps in which only the critic learns; the policy warms up after them.
-        epochs: Passes over the sampled responses.
+        vf_coef: Coefficient of the critic's loss.
+        critic_lr_multiplier: The critic's learning rate as a multiple of training.learning_rate; 1.65e-6 to 5e-7 in the paper.
+        critic_warmup_steps: Training steps in which only the critic learns; the policy warms up after them.
+        num_iterations: Passes over the sampled responses.
         reward_clip: Bound of the scaled reward; None: none.
-        scaling: "normalise" also takes off the running mean; "scale" is what the released script does, there
+        reward_scaling: "normalise" also takes off the running mean; "scale" is what the released script does, there
             without a clip.
-        advantages: "whitened" as well, which the paper advises against beside scaled rewards.
-        lm: Coefficient of the likelihood of demonstrations.
-        lm_rows: Demonstrations in each optimiser step.
-        more: As for `ppo`.
+        advantage_normalization: "whitened" as well, which the paper advises against beside scaled rewards.
+        auxiliary_lm_coef: Coefficient of the likelihood of demonstrations.
+        auxiliary_lm_batch_size: Demonstrations in each optimiser step.
+        kwargs: As for `ppo`.
 
     Source: Zheng et al. 2023, section 5.4 (arXiv:2307.04964). Differs: sampling is not warped, so that the
     ratio is between like distributions (their code samples at 0.8, top-p 0.9 with a penalty of repetition and
@@ -127,72 +138,85 @@ def ppo_max(
     """
     base = ppo(
         weights,
-        value_weight=value_weight,
-        critic_rate=critic_rate,
-        critic_alone=critic_alone,
-        epochs=epochs,
-        **more,
+        vf_coef=vf_coef,
+        critic_lr_multiplier=critic_lr_multiplier,
+        critic_warmup_steps=critic_warmup_steps,
+        num_iterations=num_iterations,
+        **kwargs,
     )
-    scale = RunningScale(mean="removed" if scaling == "normalise" else "kept")
-    bound = () if reward_clip is None else (Clip(-reward_clip, reward_clip),)
-    aside = Aside(coefficient=lm, rows=lm_rows) if lm else None
-    steps = steps_of(base.credit)
+    scale = RunningNormalize(shift_mean="removed" if reward_scaling == "normalise" else "kept")
+    bound = () if reward_clip is None else (ClipReward(-reward_clip, reward_clip),)
+    aside = (
+        AuxiliaryLm(coefficient=auxiliary_lm_coef, batch_size=auxiliary_lm_batch_size)
+        if auxiliary_lm_coef
+        else None
+    )
+    steps = flatten_steps(base.credit)
     credit = (
-        base.credit if advantages == "whitened" else chain(*(s for s in steps if not isinstance(s, Whiten)))
+        base.credit
+        if advantage_normalization == "whitened"
+        else chain(*(s for s in steps if not isinstance(s, Whiten)))
     )
-    return base.but(name="ppo_max", worth=chain(base.worth, scale, *bound), credit=credit, aside=aside)
+    return base.replace(
+        name="ppo_max",
+        reward_steps=chain(base.reward_steps, scale, *bound),
+        credit=credit,
+        auxiliary_lm=aside,
+    )
 
 
-@extends(ppo)
-def salsa(weights: Mapping[str, float], *, second: str = "", share: Share = 0.5, **more: Any) -> Recipe:
+@inherit_arguments(ppo)
+def salsa(
+    weights: Mapping[str, float], *, other_path: str = "", other_fraction: UnitInterval = 0.5, **kwargs: Any
+) -> AlgorithmSpec:
     """PPO held to the average of two starting models instead of to the one it starts from.
 
     Args:
         weights: Weight of each objective.
-        second: Folder of the other model; "": one more is made as the start was, with another seed. That of
+        other_path: Folder of the other model; "": one more is made as the start was, with another seed. That of
             the built-in world, which has no pretrained weights, is the start taught once more.
-        share: Of the second model in the average.
-        more: As for `ppo`.
+        other_fraction: Of the second model in the average.
+        kwargs: As for `ppo`.
 
     Source: Chegini et al. 2024 (arXiv:2411.01798). Differs: adapters are averaged as the products they add
     to the weights. At the first step the divergence is not 0: the policy starts beside its reference.
     """
-    measure: tuple[Measure, ...] = (Behaviour(), Reference("soup"), Values())
-    soup = Soup(role="soup", other=second, share=share)
-    return ppo(weights, **more).but(name="salsa", measure=measure, before=(soup,))
+    measure: tuple[ModelPass, ...] = (OldLogprobs(), RefLogprobs("soup"), CriticValues())
+    soup = WeightAverage(role="soup", other_path=other_path, fraction=other_fraction)
+    return ppo(weights, **kwargs).replace(name="salsa", model_passes=measure, phases=(soup,))
 
 
-@extends(ppo)
+@inherit_arguments(ppo)
 def safe_rlhf(
     weights: Mapping[str, float],
     *,
     gates: Gates = (),
     constraints: Sequence[Constraint] = (),
-    rate: NotNegative = 0.1,
-    start_at: Positive = 1.0,
-    most: Positive = 5.0,
-    window: Count = 128,
-    delay: Natural = 0,
-    kl: NotNegative = 0.01,
-    value_clip: Positive | None = 5.0,
-    epochs: Count = 1,
-    **more: Any,
-) -> Recipe:
+    multiplier_lr: NonNegativeFloat = 0.1,
+    multiplier_init: PositiveFloat = 1.0,
+    multiplier_max: PositiveFloat = 5.0,
+    window_size: PositiveInt = 128,
+    multiplier_delay_steps: NonNegativeInt = 0,
+    kl_coef: NonNegativeFloat = 0.01,
+    clip_range_vf: PositiveFloat | None = 5.0,
+    num_iterations: PositiveInt = 1,
+    **kwargs: Any,
+) -> AlgorithmSpec:
     """PPO-Lagrangian: a head of the critic for each objective, and multipliers on their advantages.
 
     Args:
         weights: Weight of each objective beside its multiplier.
         gates: None: objectives are credited apart.
         constraints: The levels that means must reach; objectives bring them by `at_least`.
-        rate: How fast the logarithm of a multiplier moves.
-        start_at: Multipliers before the first step.
-        most: Largest multiplier.
-        window: Scores a level is taken over.
-        delay: Steps before multipliers move.
-        kl: Price of one nat of divergence, of each objective; the multipliers rescale it as they do scores.
-        value_clip: How far a value may move in one training step; None: any.
-        epochs: Passes over the sampled responses.
-        more: As for `ppo`.
+        multiplier_lr: How fast the logarithm of a multiplier moves.
+        multiplier_init: Multipliers before the first step.
+        multiplier_max: Largest multiplier.
+        window_size: Scores a level is taken over.
+        multiplier_delay_steps: Steps before multipliers move.
+        kl_coef: Price of one nat of divergence, of each objective; the multipliers rescale it as they do scores.
+        clip_range_vf: How far a value may move in one training step; None: any.
+        num_iterations: Passes over the sampled responses.
+        kwargs: As for `ppo`.
 
     Raises:
         WiringError: There is no constraint, or a gate, or nothing beside what is constrained.
@@ -208,84 +232,100 @@ def safe_rlhf(
             f'"safe_rlhf" weighs a constraint against a reward, and "{min(held)}" is both: its multiplier '
             "has no effect; fix: give another objective a weight, or take ppo and leave out at_least"
         )
-    base = ppo(weights, kl=kl, value_clip=value_clip, epochs=epochs, **more)
+    base = ppo(weights, kl_coef=kl_coef, clip_range_vf=clip_range_vf, num_iterations=num_iterations, **kwargs)
     both = Lagrangian(
-        weights, tuple(constraints), "advantages", rate, "gradient", start_at, 0.0, most, window, delay
+        weights,
+        tuple(constraints),
+        "advantages",
+        multiplier_lr,
+        "gradient",
+        multiplier_init,
+        0.0,
+        multiplier_max,
+        window_size,
+        multiplier_delay_steps,
     )
-    cut = [step for step in steps_of(base.worth) if isinstance(step, Unfinished)]
-    *before, whiten = steps_of(base.credit)
-    return base.but(name="safe_rlhf", worth=chain(*cut), credit=chain(*before, both, whiten))
+    cut = [step for step in flatten_steps(base.reward_steps) if isinstance(step, EosTrick)]
+    *before, whiten = flatten_steps(base.credit)
+    return base.replace(name="safe_rlhf", reward_steps=chain(*cut), credit=chain(*before, both, whiten))
 
 
-@extends(ppo)
+@inherit_arguments(ppo)
 def pf_ppo(
     weights: Mapping[str, float],
     *,
-    n: Count = 5,
-    odds: Odds = "best_random",
-    keep: Count = 2,
-    power: NotNegative = 2.0,
-    kl: NotNegative = 0.01,
-    epochs: Count = 3,
-    **more: Any,
-) -> Recipe:
+    num_generations: PositiveInt = 5,
+    filter_strategy: FiltrationStrategy = "best_random",
+    num_kept: PositiveInt = 2,
+    filter_power: NonNegativeFloat = 2.0,
+    kl_coef: NonNegativeFloat = 0.01,
+    num_iterations: PositiveInt = 3,
+    **kwargs: Any,
+) -> AlgorithmSpec:
     """PPO on the responses whose reward can be trusted: those at the ends of each prompt's ranking.
 
     Args:
         weights: Weight of each objective.
-        n: Responses to each prompt that are sampled.
-        odds: How likely each rank is to be learnt from; `paretune filtration` says which suits a reward.
-        keep: Responses to each prompt that are learnt from.
-        power: For odds "power".
-        kl: Price of one nat of divergence from the reference.
-        epochs: Passes over the kept responses.
-        more: As for `ppo`.
+        num_generations: Responses to each prompt that are sampled.
+        filter_strategy: How likely each rank is to be learnt from; `paretune filtration` says which suits a reward.
+        num_kept: Responses to each prompt that are learnt from.
+        filter_power: For odds "power".
+        kl_coef: Price of one nat of divergence from the reference.
+        num_iterations: Passes over the kept responses.
+        kwargs: As for `ppo`.
 
     Source: Shen and Zhang 2024 (arXiv:2409.06957). Differs: responses are drawn within each prompt; the
     critic and the advantages see what was kept.
     """
-    if n < keep:
-        raise WiringError(f"algorithm.n is {n}, and {keep} of them are to be kept; fix: n of at least that")
-    base = ppo(weights, n=n, kl=kl, epochs=epochs, **more)
-    return base.but(name="pf_ppo", worth=chain(base.worth, ResampleByRank(odds, keep, power)))
+    if num_generations < num_kept:
+        raise WiringError(
+            f"algorithm.num_generations is {num_generations}, and {num_kept} of them are to be kept; fix: n of at least that"
+        )
+    base = ppo(
+        weights, num_generations=num_generations, kl_coef=kl_coef, num_iterations=num_iterations, **kwargs
+    )
+    return base.replace(
+        name="pf_ppo",
+        reward_steps=chain(base.reward_steps, ResampleByRank(filter_strategy, num_kept, filter_power)),
+    )
 
 
-@extends(ppo)
+@inherit_arguments(ppo)
 def rto(
     weights: Mapping[str, float],
     *,
     gates: Gates = (),
-    max_new: Count = 256,
-    temperature: Positive = 1.0,
-    dense: Positive = 0.05,
-    dense_clip: Positive | None = None,
-    place: Literal["token", "end", "shaping"] = "token",
-    kl: NotNegative = 0.01,
-    dpo_steps: Count = 30,
-    dpo_n: Count = 4,
-    dpo_beta: Positive = 0.1,
-    responses: Responses = "start",
-    epochs: Count = 1,
-    **more: Any,
-) -> Recipe:
+    max_new_tokens: PositiveInt = 256,
+    temperature: PositiveFloat = 1.0,
+    dense_reward_coef: PositiveFloat = 0.05,
+    dense_reward_clip: PositiveFloat | None = None,
+    dense_reward_placement: Literal["token", "end", "shaping"] = "token",
+    kl_coef: NonNegativeFloat = 0.01,
+    dpo_steps: PositiveInt = 30,
+    dpo_num_generations: PositiveInt = 4,
+    dpo_beta: PositiveFloat = 0.1,
+    response_source: ResponseSource = "start",
+    num_iterations: PositiveInt = 1,
+    **kwargs: Any,
+) -> AlgorithmSpec:
     """A policy is tuned to preferences first; what it gained on each token is then PPO's dense reward.
 
     Args:
         weights: Weight of each objective.
         gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
-        max_new: Longest response, in tokens.
+        max_new_tokens: Longest response, in tokens.
         temperature: Of sampling, and of every log-probability.
-        dense: What a nat that the tuned policy gained on a token is worth, in the units of the signal.
-        dense_clip: Bound of that; the released runs have 0.05, which the paper does not mention.
-        place: Where it is paid: "token" where it was earned, "end" all at the last token, "shaping" so that
+        dense_reward_coef: What a nat that the tuned policy gained on a token is worth, in the units of the signal.
+        dense_reward_clip: Bound of that; the released runs have 0.05, which the paper does not mention.
+        dense_reward_placement: Where it is paid: "token" where it was earned, "end" all at the last token, "shaping" so that
             nobody's whole return changes.
-        kl: Price of one nat of divergence from the reference.
+        kl_coef: Price of one nat of divergence from the reference.
         dpo_steps: Training steps of the preference phase.
-        dpo_n: Responses to each prompt in that phase.
+        dpo_num_generations: Responses to each prompt in that phase.
         dpo_beta: How dear it is to leave the reference in that phase.
-        responses: Who writes those of that phase; as for `dpo`.
-        epochs: Passes over the sampled responses.
-        more: As for `ppo`.
+        response_source: Who writes those of that phase; as for `dpo`.
+        num_iterations: Passes over the sampled responses.
+        kwargs: As for `ppo`.
 
     Source: Zhong et al. 2024 (arXiv:2404.18922). Differs: the preference phase learns from pairs by the same
     combined objectives, unless stored pairs are named.
@@ -293,22 +333,28 @@ def rto(
     first = dpo(
         weights,
         gates=gates,
-        responses=responses,
-        n=dpo_n,
-        max_new=max_new,
+        response_source=response_source,
+        num_generations=dpo_num_generations,
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         beta=dpo_beta,
     )
-    how = {"max_new": max_new, "temperature": temperature, "kl": kl, "epochs": epochs, **more}
+    how = {
+        "max_new": max_new_tokens,
+        "temperature": temperature,
+        "kl": kl_coef,
+        "epochs": num_iterations,
+        **kwargs,
+    }
     base = ppo(weights, gates=gates, **how)
-    placed = () if place == "token" else (PlaceTokenReward(place),)
-    return base.but(
+    placed = () if dense_reward_placement == "token" else (RedistributeTokenRewards(dense_reward_placement),)
+    return base.replace(
         name="rto",
-        before=(Phase(role="dpo", recipe=first, steps=dpo_steps),),
-        measure=(*base.measure, ImplicitReward(dense, "dpo", clip=dense_clip)),
-        credit=chain(*placed, *steps_of(base.credit)),
+        phases=(PretrainPhase(role="dpo", spec=first, max_steps=dpo_steps),),
+        model_passes=(*base.model_passes, ImplicitReward(dense_reward_coef, "dpo", clip=dense_reward_clip)),
+        credit=chain(*placed, *flatten_steps(base.credit)),
     )
 
 
-def _cut_off(worth: float | None) -> tuple[Step, ...]:
-    return () if worth is None else (Unfinished(worth),)
+def _missing_eos_steps(reward: float | None) -> tuple[CreditStep, ...]:
+    return () if reward is None else (EosTrick(reward),)

@@ -8,125 +8,135 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from paretune.algorithms.grpo import grpo
-from paretune.algorithms.signature import extends
-from paretune.bounds import Count, NotNegative, Positive, Ratio, Share
-from paretune.credit.importance import TruncatedImportance
+from paretune.algorithms.signature import inherit_arguments
+from paretune.bounds import FloatAtLeastOne, NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
+from paretune.credit.importance import TruncatedImportanceSampling
 from paretune.credit.penalty import OverlongPenalty
-from paretune.credit.select import DropFlatGroups
+from paretune.credit.select import DropZeroVarianceGroups
 from paretune.credit.step import chain
-from paretune.learn.recipe import Recipe, Weigh
-from paretune.loss.policy import Clipped, PolicyLoss
-from paretune.loss.term import Term
-from paretune.loss.unclipped import CappedRatio, SoftGate
-from paretune.models.measure import Behaviour
+from paretune.learn.recipe import AlgorithmSpec, LossAggregation
+from paretune.loss.policy import ClippedSurrogate, PolicyLoss
+from paretune.loss.term import WeightedLoss
+from paretune.loss.unclipped import ClippedIsWeight, SoftClip
+from paretune.models.measure import OldLogprobs
 
 
-@extends(grpo)
+@inherit_arguments(grpo)
 def dapo(
     weights: Mapping[str, float],
     *,
-    max_new: Count = 256,
-    clip: Share = 0.2,
-    clip_high: NotNegative = 0.28,
-    flat: NotNegative = 0.05,
-    overlong: Share = 0.2,
-    kl: NotNegative = 0.0,
-    **more: Any,
-) -> Recipe:
+    max_new_tokens: PositiveInt = 256,
+    clip_low: UnitInterval = 0.2,
+    clip_high: NonNegativeFloat = 0.28,
+    min_std_ratio: NonNegativeFloat = 0.05,
+    overlong_buffer_fraction: UnitInterval = 0.2,
+    kl_coef: NonNegativeFloat = 0.0,
+    **kwargs: Any,
+) -> AlgorithmSpec:
     """All tokens alike, more room upwards than downwards, no prompt that teaches nothing, a price on length.
 
     Args:
         weights: Weight of each objective.
-        max_new: Longest response, in tokens.
-        clip: How far the probability ratio may fall below 1.
+        max_new_tokens: Longest response, in tokens.
+        clip_low: How far the probability ratio may fall below 1.
         clip_high: How far the probability ratio may rise above 1.
-        flat: Prompts whose responses spread less than this share of the usual spread are left out.
-        overlong: Last share of `max_new`, over which a response pays up to 1 unit of the signal; 0: none.
-        kl: Coefficient of the divergence from the reference.
-        more: As for `grpo`.
+        min_std_ratio: Prompts whose responses spread less than this share of the usual spread are left out.
+        overlong_buffer_fraction: Last share of `max_new_tokens`, over which a response pays up to 1 unit of the signal; 0: none.
+        kl_coef: Coefficient of the divergence from the reference.
+        kwargs: As for `grpo`.
 
     Source: Yu et al. 2025 (arXiv:2503.14476). Differs: groups without spread are left out by a relative
     threshold and not replaced by new ones.
     """
-    base = grpo(weights, max_new=max_new, kl=kl, **more)
-    price = (OverlongPenalty(max_new, max(round(overlong * max_new), 1)),) if overlong else ()
-    worth = chain(base.worth, DropFlatGroups(flat), *price)
-    return _judged(base, "dapo", Clipped(clip, clip_high)).but(worth=worth, weigh=Weigh("token"))
+    base = grpo(weights, max_new_tokens=max_new_tokens, kl_coef=kl_coef, **kwargs)
+    price = (
+        (OverlongPenalty(max_new_tokens, max(round(overlong_buffer_fraction * max_new_tokens), 1)),)
+        if overlong_buffer_fraction
+        else ()
+    )
+    worth = chain(base.reward_steps, DropZeroVarianceGroups(min_std_ratio), *price)
+    return _replace_policy_loss(base, "dapo", ClippedSurrogate(clip_low, clip_high)).replace(
+        reward_steps=worth, loss_aggregation=LossAggregation("token")
+    )
 
 
-@extends(grpo)
+@inherit_arguments(grpo)
 def gspo(
     weights: Mapping[str, float],
     *,
-    clip: Share = 3e-4,
-    clip_high: NotNegative = 4e-4,
-    level: Literal["sequence", "sequence_token"] = "sequence",
-    kl: NotNegative = 0.0,
-    **more: Any,
-) -> Recipe:
+    clip_low: UnitInterval = 3e-4,
+    clip_high: NonNegativeFloat = 4e-4,
+    importance_sampling_level: Literal["sequence", "sequence_token"] = "sequence",
+    kl_coef: NonNegativeFloat = 0.0,
+    **kwargs: Any,
+) -> AlgorithmSpec:
     """One ratio for a response, the geometric mean of those of its tokens: responses are clipped whole.
 
     Args:
         weights: Weight of each objective.
-        clip: How far the mean ratio may fall below 1; a bound made for tokens would never be reached.
+        clip_low: How far the mean ratio may fall below 1; a bound made for tokens would never be reached.
         clip_high: How far the mean ratio may rise above 1.
-        level: "sequence_token" lets every token answer for itself in the gradient.
-        kl: Coefficient of the divergence from the reference.
-        more: As for `grpo`.
+        importance_sampling_level: "sequence_token" lets every token answer for itself in the gradient.
+        kl_coef: Coefficient of the divergence from the reference.
+        kwargs: As for `grpo`.
 
     Source: Zheng et al. 2025 (arXiv:2507.18071).
     """
-    base = grpo(weights, kl=kl, **more)
-    return _judged(base, "gspo", Clipped(clip, clip_high, level=level))
+    base = grpo(weights, kl_coef=kl_coef, **kwargs)
+    return _replace_policy_loss(
+        base, "gspo", ClippedSurrogate(clip_low, clip_high, level=importance_sampling_level)
+    )
 
 
-@extends(grpo, "clip")
+@inherit_arguments(grpo, "clip")
 def cispo(
     weights: Mapping[str, float],
     *,
-    most: Ratio = 5.0,
-    kl: NotNegative = 0.0,
-    **more: Any,
-) -> Recipe:
+    max_is_weight: FloatAtLeastOne = 5.0,
+    kl_coef: NonNegativeFloat = 0.0,
+    **kwargs: Any,
+) -> AlgorithmSpec:
     """Likelihood weighted by a capped ratio: a token that moved far counts less, and never nothing.
 
     Args:
         weights: Weight of each objective.
-        most: Largest ratio a token is weighted with: the ratio itself, not its distance from 1.
-        kl: Coefficient of the divergence from the reference.
-        more: As for `grpo`.
+        max_is_weight: Largest ratio a token is weighted with: the ratio itself, not its distance from 1.
+        kl_coef: Coefficient of the divergence from the reference.
+        kwargs: As for `grpo`.
 
     Source: MiniMax-M1 2025, eq. 4 (arXiv:2506.13585), with the cap of ScaleRL (arXiv:2510.13786).
     """
-    base = grpo(weights, kl=kl, **more)
-    return _judged(base, "cispo", CappedRatio(most)).but(weigh=Weigh("token"))
+    base = grpo(weights, kl_coef=kl_coef, **kwargs)
+    return _replace_policy_loss(base, "cispo", ClippedIsWeight(max_is_weight)).replace(
+        loss_aggregation=LossAggregation("token")
+    )
 
 
-@extends(grpo, "clip")
+@inherit_arguments(grpo, "clip")
 def sapo(
     weights: Mapping[str, float],
     *,
-    up: Positive = 1.0,
-    down: Positive = 1.05,
-    kl: NotNegative = 0.0,
-    **more: Any,
-) -> Recipe:
+    tau_pos: PositiveFloat = 1.0,
+    tau_neg: PositiveFloat = 1.05,
+    kl_coef: NonNegativeFloat = 0.0,
+    **kwargs: Any,
+) -> AlgorithmSpec:
     """A soft gate in place of clip bounds: the gradient fades as the ratio leaves 1.
 
     Args:
         weights: Weight of each objective.
-        up: How soon the gradient of good tokens fades.
-        down: How soon the gradient of bad tokens fades.
-        kl: Coefficient of the divergence from the reference.
-        more: As for `grpo`.
+        tau_pos: How soon the gradient of good tokens fades.
+        tau_neg: How soon the gradient of bad tokens fades.
+        kl_coef: Coefficient of the divergence from the reference.
+        kwargs: As for `grpo`.
 
     Source: Gao et al. 2025 (arXiv:2511.20347).
     """
-    base = grpo(weights, kl=kl, **more)
-    return _judged(base, "sapo", SoftGate(up, down))
+    base = grpo(weights, kl_coef=kl_coef, **kwargs)
+    return _replace_policy_loss(base, "sapo", SoftClip(tau_pos, tau_neg))
 
 
-def corrected(recipe: Recipe, weights: TruncatedImportance) -> Recipe:
+def with_importance_correction(spec: AlgorithmSpec, correction: TruncatedImportanceSampling) -> AlgorithmSpec:
     """A recipe whose responses come from an engine that is not quite the trainer.
 
     The trainer is asked for the log-probabilities of the responses before its first update, and what the
@@ -134,10 +144,12 @@ def corrected(recipe: Recipe, weights: TruncatedImportance) -> Recipe:
 
     Source: as `TruncatedImportance`.
     """
-    measure = tuple(Behaviour(by="trainer") if isinstance(m, Behaviour) else m for m in recipe.measure)
-    return recipe.but(measure=measure, credit=chain(weights, recipe.credit))
+    measure = tuple(
+        OldLogprobs(source="trainer") if isinstance(m, OldLogprobs) else m for m in spec.model_passes
+    )
+    return spec.replace(model_passes=measure, credit=chain(correction, spec.credit))
 
 
-def _judged(recipe: Recipe, name: str, loss: PolicyLoss) -> Recipe:
+def _replace_policy_loss(spec: AlgorithmSpec, name: str, loss: PolicyLoss) -> AlgorithmSpec:
     """The recipe with another policy loss in the place of its first."""
-    return recipe.but(name=name, losses=(Term(1.0, loss), *recipe.losses[1:]))
+    return spec.replace(name=name, losses=(WeightedLoss(1.0, loss), *spec.losses[1:]))

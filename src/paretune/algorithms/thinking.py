@@ -4,31 +4,35 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-from paretune.algorithms.views import Made, after_sum
-from paretune.credit.unread import UnreadIsWorst
-from paretune.data.frame import Frame, View
+from paretune.algorithms.views import SpecT, insert_after_aggregation
+from paretune.credit.unread import InvalidFormatPenalty
+from paretune.data.frame import PromptFormat, ScorerView
 from paretune.errors import WiringError
-from paretune.learn.recipe import in_phases
-from paretune.rollout.sample import Online
+from paretune.learn.recipe import map_phases
+from paretune.rollout.sample import OnPolicy
 
-Unscored = Literal["worst", "drop"]
+InvalidFormatHandling = Literal["worst", "drop"]
 """What a response without readable thoughts is: as bad as the worst so far, or not learnt from."""
 
 
 def with_thinking(
-    recipe: Made, unscored: Unscored, *, frame: Frame = "think", view: View = "after_thinking"
-) -> Made:
+    spec: SpecT,
+    invalid_format: InvalidFormatHandling,
+    *,
+    prompt_format: PromptFormat = "think",
+    scorer_view: ScorerView = "after_thinking",
+) -> SpecT:
     """The recipe with a policy that thinks first, and scorers that are shown the answer alone.
 
     Every token is credited, those of the thoughts too. With the empty frame and the whole view it is the
     recipe as it was.
 
     Args:
-        recipe: Any that samples; models that it makes beforehand think likewise.
-        unscored: What a response is worth whose tags are missing or doubled, or whose answer is empty. "drop"
+        spec: Any that samples; models that it makes beforehand think likewise.
+        invalid_format: What a response is worth whose tags are missing or doubled, or whose answer is empty. "drop"
             teaches nothing about the form.
-        frame: What is asked of the policy.
-        view: What scorers are shown.
+        prompt_format: What is asked of the policy.
+        scorer_view: What scorers are shown.
 
     Raises:
         WiringError: The recipe reads stored responses, or already asks for something else.
@@ -36,16 +40,19 @@ def with_thinking(
     Source: Bhaskar et al. 2025, RLMT (arXiv:2509.20357). Differs: form is checked strictly and always; what
     a response without it gets is a choice.
     """
-    if not isinstance(recipe.source, Online):
-        raise WiringError(f"{recipe.name} reads stored responses, and thoughts have to be sampled")
-    if recipe.frame or recipe.view != "whole":
-        asked = recipe.frame or recipe.view
-        raise WiringError(
-            f"{recipe.name} has a frame and a view of its own ({asked}), and a response has one"
-        )
-    again = partial(with_thinking, unscored=unscored, frame=frame, view=view)
-    base = recipe if unscored == "drop" else after_sum(recipe, UnreadIsWorst())
-    source = replace(recipe.source, frame=frame)
-    return base.but(
-        name=f"thinking_{recipe.name}", source=source, view=view, before=in_phases(recipe.before, again)
+    if not isinstance(spec.rollout, OnPolicy):
+        raise WiringError(f"{spec.name} reads stored responses, and thoughts have to be sampled")
+    if spec.prompt_format or spec.scorer_view != "whole":
+        asked = spec.prompt_format or spec.scorer_view
+        raise WiringError(f"{spec.name} has a frame and a view of its own ({asked}), and a response has one")
+    again = partial(
+        with_thinking, invalid_format=invalid_format, prompt_format=prompt_format, scorer_view=scorer_view
+    )
+    base = spec if invalid_format == "drop" else insert_after_aggregation(spec, InvalidFormatPenalty())
+    source = replace(spec.rollout, prompt_format=prompt_format)
+    return base.replace(
+        name=f"thinking_{spec.name}",
+        rollout=source,
+        scorer_view=scorer_view,
+        phases=map_phases(spec.phases, again),
     )

@@ -3,17 +3,17 @@
 from typing import TypeVar
 
 from paretune.credit.aggregate import WeightedSum
-from paretune.credit.step import Step, chain, steps_of
-from paretune.learn.evolution import Evolution
-from paretune.learn.recipe import Recipe
+from paretune.credit.step import CreditStep, chain, flatten_steps
+from paretune.learn.evolution import EvolutionSpec
+from paretune.learn.recipe import AlgorithmSpec
 
-Made = TypeVar("Made", Recipe, Evolution, Recipe | Evolution)
+SpecT = TypeVar("SpecT", AlgorithmSpec, EvolutionSpec, AlgorithmSpec | EvolutionSpec)
 """What an algorithm returns."""
 
 
-def after_sum(recipe: Made, step: Step) -> Made:
+def insert_after_aggregation(spec: SpecT, step: CreditStep) -> SpecT:
     """The recipe with a step behind its weighted sum, before anything is selected; else at its end."""
-    steps = list(steps_of(recipe.worth))
+    steps = list(flatten_steps(spec.reward_steps))
     places = [i for i, part in enumerate(steps) if isinstance(part, WeightedSum)]
     steps.insert(places[0] + 1 if places else len(steps), step)
-    return recipe.but(worth=chain(*steps))
+    return spec.replace(reward_steps=chain(*steps))

@@ -5,27 +5,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paretune.compare.jobs import GUARD, Job, Worker
-from paretune.compare.ledger import Row, rows
-from paretune.compare.numbers import numbers_of
-from paretune.compare.tuning import by_judge, chosen, judged, settings_of
-from paretune.config import config_hash, resolved
-from paretune.config.contest import Contest, Entry
+from paretune.compare.jobs import EXIT_TRAINING_GUARD, Job, JobRunner
+from paretune.compare.ledger import CostRow, benchmark_costs
+from paretune.compare.numbers import benchmark_results
+from paretune.compare.tuning import has_judge_scores, select_trials, selected_settings, tuned_by_judge
+from paretune.config import config_hash, resolved_yaml
+from paretune.config.contest import BenchmarkSpec, RunSpec
 from paretune.errors import ConfigError
 from paretune.files import read_json, to_json, write_atomic
-from paretune.foreign import refuse_foreign
+from paretune.foreign import check_resumable
 from paretune.learn.stop import StopRequest
-from paretune.lock import Lock
-from paretune.report.versus import versus_table, write_versus
+from paretune.lock import RunLock
+from paretune.report.versus import benchmark_table, write_benchmark_report
 from paretune.stages.console import Console, make_console
-from paretune.stages.shared import shared_key
-from paretune.stages.trial import JUDGED
+from paretune.stages.shared import reuse_key
+from paretune.stages.trial import JUDGED_TRIAL
 
-DECLARED = "declared.json"
+PREREGISTRATION_FILE = "declared.json"
 """What was written down before the first run, and cannot be changed after it."""
 
 
-def conduct(contest: Contest, console: Console | None = None) -> dict[str, Any]:
+def run_benchmark(spec: BenchmarkSpec, console: Console | None = None) -> dict[str, Any]:
     """Make every run that is not complete, and return the numbers of compare.json.
 
     Raises:
@@ -35,33 +35,33 @@ def conduct(contest: Contest, console: Console | None = None) -> dict[str, Any]:
         Stopped: SIGTERM came; it was passed on, and every run under way has a checkpoint.
     """
     console = console or make_console()
-    contest.folder.mkdir(parents=True, exist_ok=True)
-    lock = Lock(contest.folder, "")
+    spec.output_dir.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(spec.output_dir, "")
     try:
-        declare(contest)
+        preregister(spec)
         with console, StopRequest() as stop:
-            found = _Conduct(contest, console, stop).whole()
+            found = _BenchmarkRunner(spec, console, stop).run()
     finally:
         lock.release()
     return found
 
 
-def declare(contest: Contest) -> None:
+def preregister(spec: BenchmarkSpec) -> None:
     """Write down what a comparison promises before its first run, or hold it to what it promised.
 
     Raises:
         ConfigError: It says something else now.
     """
-    said = contest.said
+    said = spec.config
     now = {
         "schema": "paretune/declared/1",
         "budget": said.budget.model_dump(),
-        "reference": said.reference,
-        "tuning": said.tuning.declared() if said.tuning else None,
-        "level": said.level,
-        "draws": said.draws,
+        "reference": said.reference_point,
+        "tuning": said.tuning.declaration() if said.tuning else None,
+        "level": said.confidence_level,
+        "draws": said.bootstrap_samples,
     }
-    path = contest.folder / DECLARED
+    path = spec.output_dir / PREREGISTRATION_FILE
     before = read_json(path)
     if before is None:
         write_atomic(path, to_json(now))
@@ -78,130 +78,138 @@ def declare(contest: Contest) -> None:
 
 
 @dataclass
-class _Conduct:
-    contest: Contest
+class _BenchmarkRunner:
+    spec: BenchmarkSpec
     console: Console
     stop: StopRequest
-    shared: dict[Path, int] = field(default_factory=dict)
+    shared_dirs: dict[Path, int] = field(default_factory=dict)
     """Folder of stages that were made once -> their seed."""
 
-    def whole(self) -> dict[str, Any]:
-        contest = self.contest
-        trials = [trial for method in contest.said.methods for trial in contest.tried(method)]
-        kept = contest.runs()
-        self._refuse_others(trials)
-        self._refuse_others(kept if not trials else [])
+    def run(self) -> dict[str, Any]:
+        contest = self.spec
+        trials = [trial for method in contest.config.methods for trial in contest.tuning_specs(method)]
+        kept = contest.run_specs()
+        self._refuse_foreign_dirs(trials)
+        self._refuse_foreign_dirs(kept if not trials else [])
         stages = 3 + bool(trials)
-        self._stage("shared", 1, stages, self._shared_jobs([*trials, *kept]))
+        self._run_jobs("shared", 1, stages, self._shared_jobs([*trials, *kept]))
         tuned: dict[str, Any] = {}
         if trials:
-            codes = self._stage("tuning", 2, stages, [self._job(trial, trial=True) for trial in trials])
-            tuned = chosen(contest, codes)
-            write_atomic(contest.folder / "tuning.json", to_json(tuned))
-        entries = contest.runs(settings_of(tuned))
-        self._refuse_others(entries)
-        self._stage("runs", stages - 1, stages, [self._job(entry) for entry in entries])
-        return self._report(entries, tuned, stages)
+            codes = self._run_jobs(
+                "tuning", 2, stages, [self._make_job(trial, is_trial=True) for trial in trials]
+            )
+            tuned = select_trials(contest, codes)
+            write_atomic(contest.output_dir / "tuning.json", to_json(tuned))
+        entries = contest.run_specs(selected_settings(tuned))
+        self._refuse_foreign_dirs(entries)
+        self._run_jobs("runs", stages - 1, stages, [self._make_job(entry) for entry in entries])
+        return self._write_report(entries, tuned, stages)
 
-    def _report(self, entries: list[Entry], tuned: dict[str, Any], stages: int) -> dict[str, Any]:
-        folder = self.contest.folder
-        self.console.open("report", stages, stages)
-        ledger: list[Row] = rows(self.contest, entries, self.shared)
+    def _write_report(
+        self, run_specs: list[RunSpec], tuning_results: dict[str, Any], stages: int
+    ) -> dict[str, Any]:
+        folder = self.spec.output_dir
+        self.console.start_stage("report", stages, stages)
+        ledger: list[CostRow] = benchmark_costs(self.spec, run_specs, self.shared_dirs)
         lines = "".join(to_json(row).replace("\n ", "").replace("\n", "") + "\n" for row in ledger)
         write_atomic(folder / "ledger.jsonl", lines)
-        found = numbers_of(self.contest, entries, ledger, tuned)
+        found = benchmark_results(self.spec, run_specs, ledger, tuning_results)
         write_atomic(folder / "compare.json", to_json(found))
-        path = write_versus(folder)
-        self.console.say(f"\n{versus_table(found)}\n")
-        self.console.close(str(path))
+        path = write_benchmark_report(folder)
+        self.console.log(f"\n{benchmark_table(found)}\n")
+        self.console.finish_stage(str(path))
         return found
 
-    def _stage(self, name: str, index: int, of: int, jobs: list[Job]) -> dict[str, int]:
+    def _run_jobs(self, name: str, index: int, total: int, jobs: list[Job]) -> dict[str, int]:
         """Work off the jobs that are not complete; folder -> exit code of every one."""
-        left = [job for job in jobs if not _complete(job)]
-        self.console.open(name, index, of)
+        left = [job for job in jobs if not _is_complete(job)]
+        self.console.start_stage(name, index, total)
         done = len(jobs) - len(left)
 
         def tell(ended: int, line: str) -> None:
             self.console.progress(done + ended, len(jobs), line)
 
-        codes = Worker(self.contest.said.jobs, self.stop, tell).work_off(left)
-        self.stop.obey(f"the stage {name}")
+        codes = JobRunner(self.spec.config.num_processes, self.stop, tell).run_all(left)
+        self.stop.raise_if_stopped(f"the stage {name}")
         known = f", {done} of them complete before" if done else ""
-        self.console.close(f"{len(jobs)} {'run' if len(jobs) == 1 else 'runs'}{known}")
-        folders = {job.label: str(job.folder) for job in jobs}
-        failed = {str(job.folder): GUARD for job in jobs if _stopped_itself(job)}
+        self.console.finish_stage(f"{len(jobs)} {'run' if len(jobs) == 1 else 'runs'}{known}")
+        folders = {job.label: str(job.run_dir) for job in jobs}
+        failed = {str(job.run_dir): EXIT_TRAINING_GUARD for job in jobs if _stopped_by_guard(job)}
         return {folders[label]: code for label, code in codes.items()} | failed
 
-    def _shared_jobs(self, entries: Iterable[Entry]) -> list[Job]:
+    def _shared_jobs(self, run_specs: Iterable[RunSpec]) -> list[Job]:
         """One job for each seed and each way of making policy, reward and judge."""
         found = {}
-        for entry in entries:
-            folder = self._made(entry)
+        for entry in run_specs:
+            folder = self._shared_dir(entry)
             if folder not in found:
-                self.shared[folder] = entry.seed
-                e = entry.experiment
+                self.shared_dirs[folder] = entry.seed
+                e = entry.config
                 elsewhere = e.model_copy(update={"run": e.run.model_copy(update={"folder": str(folder)})})
-                recipe = self._recipe(folder.name, resolved(elsewhere))
+                recipe = self._write_recipe(folder.name, resolved_yaml(elsewhere))
                 found[folder] = Job(
                     label=f"seed-{entry.seed} for all",
-                    arguments=("run", str(recipe), "--until", "judge"),
-                    folder=folder,
-                    log=self.contest.folder / "logs" / f"{folder.name}.log",
+                    cli_args=("run", str(recipe), "--until", "judge"),
+                    run_dir=folder,
+                    log_file=self.spec.output_dir / "logs" / f"{folder.name}.log",
                 )
         return list(found.values())
 
-    def _job(self, entry: Entry, *, trial: bool = False) -> Job:
-        e = entry.experiment
-        folder = Path(e.run.folder)
-        name = "-".join(folder.relative_to(self.contest.folder).parts)
-        asked = trial and by_judge(self.contest)
-        more = ("--until", JUDGED if asked else "trial") if trial else ()
+    def _make_job(self, run_spec: RunSpec, *, is_trial: bool = False) -> Job:
+        e = run_spec.config
+        folder = Path(e.run.output_dir)
+        name = "-".join(folder.relative_to(self.spec.output_dir).parts)
+        asked = is_trial and tuned_by_judge(self.spec)
+        more = ("--until", JUDGED_TRIAL if asked else "trial") if is_trial else ()
         return Job(
-            label=f"{entry.method} {folder.name}" if trial else entry.label,
-            arguments=(
+            label=f"{run_spec.method} {folder.name}" if is_trial else run_spec.label,
+            cli_args=(
                 "run",
-                str(self._recipe(name, resolved(e))),
+                str(self._write_recipe(name, resolved_yaml(e))),
                 "--shared",
-                str(self._made(entry)),
+                str(self._shared_dir(run_spec)),
                 *more,
             ),
-            folder=folder,
-            log=self.contest.folder / "logs" / f"{name}.log",
-            may_fail=trial,
-            judged=asked,
+            run_dir=folder,
+            log_file=self.spec.output_dir / "logs" / f"{name}.log",
+            allow_guard_exit=is_trial,
+            needs_judge_scores=asked,
         )
 
-    def _made(self, entry: Entry) -> Path:
-        return self.contest.folder / "shared" / f"seed-{entry.seed}-{shared_key(entry.experiment)[:12]}"
+    def _shared_dir(self, run_spec: RunSpec) -> Path:
+        return self.spec.output_dir / "shared" / f"seed-{run_spec.seed}-{reuse_key(run_spec.config)[:12]}"
 
-    def _recipe(self, name: str, text: str) -> Path:
+    def _write_recipe(self, name: str, text: str) -> Path:
         """The recipe of one run, whole, so that the run can be made alone."""
-        path = self.contest.folder / "recipes" / f"{name}.yaml"
+        path = self.spec.output_dir / "recipes" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, f"# Made by paretune compare; every key and where it comes from.\n{text}")
         return path
 
-    def _refuse_others(self, entries: Iterable[Entry]) -> None:
+    def _refuse_foreign_dirs(self, run_specs: Iterable[RunSpec]) -> None:
         """Refuse, before anything is made, what a folder of this name holds of another comparison."""
         wrong = []
-        for entry in entries:
-            e = entry.experiment
+        for entry in run_specs:
+            e = entry.config
             try:
-                refuse_foreign(Path(e.run.folder), config_hash(e), resolved(e))
+                check_resumable(Path(e.run.output_dir), config_hash(e), resolved_yaml(e))
             except ConfigError as error:
                 wrong.append(str(error))
         if wrong:
             raise ConfigError("\n".join(wrong))
 
 
-def _complete(job: Job) -> bool:
+def _is_complete(job: Job) -> bool:
     """Whether the run is over: for good, or, of a trial, because training stopped itself."""
-    book: Mapping[str, Any] = read_json(job.folder / "run.json") or {}
-    whole = judged(job.folder) or not job.judged
-    return (book.get("status") == "done" and whole) or _stopped_itself(job)
+    book: Mapping[str, Any] = read_json(job.run_dir / "run.json") or {}
+    whole = has_judge_scores(job.run_dir) or not job.needs_judge_scores
+    return (book.get("status") == "done" and whole) or _stopped_by_guard(job)
 
 
-def _stopped_itself(job: Job) -> bool:
-    book: Mapping[str, Any] = read_json(job.folder / "run.json") or {}
-    return job.may_fail and book.get("status") == "failed" and book.get("exit_code") == GUARD
+def _stopped_by_guard(job: Job) -> bool:
+    book: Mapping[str, Any] = read_json(job.run_dir / "run.json") or {}
+    return (
+        job.allow_guard_exit
+        and book.get("status") == "failed"
+        and book.get("exit_code") == EXIT_TRAINING_GUARD
+    )

@@ -8,93 +8,96 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretune import __version__
-from paretune.compare.cells import Cells, cells_of
-from paretune.compare.change import from_start, to_baseline
-from paretune.compare.ledger import CURRENCIES, TOLERANCE, Row, refusals
-from paretune.compare.pressure import divergence, pressure
-from paretune.config.contest import Contest, Entry
+from paretune.compare.cells import BenchmarkScores, load_scores
+from paretune.compare.change import changes_vs_baseline, changes_vs_initial
+from paretune.compare.ledger import BUDGET_TOLERANCE, COST_COLUMNS, CostRow, budget_violations
+from paretune.compare.pressure import kl_before_after, overoptimization
+from paretune.config.contest import BenchmarkSpec, RunSpec
 from paretune.errors import DataError
-from paretune.evaluate.caution import few_prompts
-from paretune.evaluate.hierarchy import percentiles
+from paretune.evaluate.caution import few_prompts_warning
+from paretune.evaluate.hierarchy import percentile_intervals
 from paretune.files import read_json
 from paretune.front import hypervolume, nondominated
 
 SCHEMA = "paretune/compare/1"
-PLAIN = ("length", "distinct_2", "unique", "similarity", "truncated")
-STATED = ("ece", "auroc")
-SIDE = ("kl", *PLAIN, "refused_harmful", "refused_lookalike", *STATED)
+TEXT_METRICS = ("length", "distinct_2", "unique", "similarity", "truncated")
+CONFIDENCE_METRICS = ("ece", "auroc")
+SIDE_METRICS = ("kl", *TEXT_METRICS, "refused_harmful", "refused_lookalike", *CONFIDENCE_METRICS)
 """What a method may have paid for its objectives; of `unique` and `distinct_2` less is worse."""
 
-Numbers = dict[str, Any]
+JsonDict = dict[str, Any]
 
 
-def numbers_of(
-    contest: Contest, entries: Sequence[Entry], ledger: Sequence[Row], tuned: Mapping[str, Any]
-) -> Numbers:
+def benchmark_results(
+    spec: BenchmarkSpec,
+    run_specs: Sequence[RunSpec],
+    costs: Sequence[CostRow],
+    tuning_results: Mapping[str, Any],
+) -> JsonDict:
     """Everything that compare.json says.
 
     Raises:
         DataError: Two runs of a seed were evaluated on different prompts.
     """
-    said = contest.said
-    evals = {(e.method, e.weighting, e.seed): _evaluation(e) for e in entries}
-    cells = cells_of(contest, entries)
-    runs = [row for row in ledger if row["kind"] == "run"]
-    spent = {m: [row[said.budget.currency] for row in runs if row["method"] == m] for m in said.methods}
-    refused = refusals(spent, said.budget.amount, said.budget.currency)
-    found: Numbers = {
+    said = spec.config
+    evals = {(e.method, e.weighting, e.seed): _load_evaluation(e) for e in run_specs}
+    cells = load_scores(spec, run_specs)
+    runs = [row for row in costs if row["kind"] == "run"]
+    spent = {m: [row[said.budget.resource] for row in runs if row["method"] == m] for m in said.methods}
+    refused = budget_violations(spent, said.budget.limit, said.budget.resource)
+    found: JsonDict = {
         "schema": SCHEMA,
         "version": __version__,
         "name": said.name,
         "recipe": said.recipe,
-        "budget": said.budget.model_dump() | {"tolerance": TOLERANCE},
-        "reference": said.reference,
-        "baseline": said.first,
+        "budget": said.budget.model_dump() | {"tolerance": BUDGET_TOLERANCE},
+        "reference": said.reference_point,
+        "baseline": said.baseline_method,
         "seeds": list(said.seeds),
         "weightings": {name: dict(weights) for name, weights in said.weightings.items()},
-        "objectives": _judged(cells.objectives, evals.values()),
-        "prompts": list(cells.prompts),
-        "crossed": cells.crossed,
-        "level": said.level,
-        "draws": said.draws,
-        "scatter": [list(pair) for pair in said.scatter],
-        "tuning": _tuning(contest, tuned),
+        "objectives": _judge_info(cells.objectives, evals.values()),
+        "prompts": list(cells.num_prompts),
+        "crossed": cells.same_prompts,
+        "level": said.confidence_level,
+        "draws": said.bootstrap_samples,
+        "scatter": [list(pair) for pair in said.scatter_pairs],
+        "tuning": _tuning_summary(spec, tuning_results),
         "methods": {
             method: {
                 "spent": {"least": min(spent[method]), "most": max(spent[method])},
                 "refused": refused.get(method),
-                "ledger": _mean_row([row for row in runs if row["method"] == method]),
-                "tuning_ledger": _tuning_row(ledger, method),
-                "side": {w: _side(contest, evals, method, w) for w in said.weightings},
+                "ledger": _mean_costs([row for row in runs if row["method"] == method]),
+                "tuning_ledger": _tuning_costs(costs, method),
+                "side": {w: _side_metrics(spec, evals, method, w) for w in said.weightings},
             }
             for method in said.methods
         },
-        "shared": [row for row in ledger if row["kind"] == "shared"],
-        "start": _start(contest, cells),
+        "shared": [row for row in costs if row["kind"] == "shared"],
+        "start": _initial_means(spec, cells),
         "refused": list(refused.values()),
     }
-    points = _points(contest, cells, found, refused)
-    pushed = pressure(contest, entries, evals)
+    points = _score_table(spec, cells, found, refused)
+    pushed = overoptimization(spec, run_specs, evals)
     for method in said.methods:
         found["methods"][method] |= {"points": points[method], "pressure": pushed[method]}
-    _hypervolumes(contest, cells, found, refused)
-    found["cautions"] = _cautions(contest, found)
+    _add_hypervolumes(spec, cells, found, refused)
+    found["cautions"] = _caveats(spec, found)
     return found
 
 
-def _evaluation(entry: Entry) -> Numbers:
-    folder = Path(entry.experiment.run.folder) / "eval" / "final"
+def _load_evaluation(run_spec: RunSpec) -> JsonDict:
+    folder = Path(run_spec.config.run.output_dir) / "eval" / "final"
     found = read_json(folder / "eval.json")
     if found is None:
         raise DataError(f"{folder}: holds no eval.json; fix: give the command again")
     return found
 
 
-def _judged(objectives: Sequence[str], evals: Any) -> Numbers:
+def _judge_info(objectives: Sequence[str], evaluations: Any) -> JsonDict:
     """Objective -> who judges it, whether independently, and the largest share of missing judgments."""
     found = {}
     for name in objectives:
-        each = [numbers["objectives"][name] for numbers in evals]
+        each = [numbers["objectives"][name] for numbers in evaluations]
         found[name] = {
             "judge": each[0]["judge"],
             "independent": all(o["independent"] for o in each),
@@ -103,155 +106,161 @@ def _judged(objectives: Sequence[str], evals: Any) -> Numbers:
     return found
 
 
-def _points(contest: Contest, cells: Cells, found: Numbers, refused: Mapping[str, str]) -> Numbers:
+def _score_table(
+    spec: BenchmarkSpec, scores: BenchmarkScores, results: JsonDict, unranked: Mapping[str, str]
+) -> JsonDict:
     """Method -> weighting -> objective -> mean, interval, seeds, both kinds of changes, rank."""
-    said, judged = contest.said, found["objectives"]
-    low, high = percentiles(cells.draws, said.level)
-    points: Numbers = {method: {} for method in said.methods}
+    said, judged = spec.config, results["objectives"]
+    low, high = percentile_intervals(scores.bootstrap_samples, said.confidence_level)
+    points: JsonDict = {method: {} for method in said.methods}
     for weighting in said.weightings:
-        differences = to_baseline(contest, cells, judged, refused, weighting)
-        moved = from_start(contest, cells, judged, weighting)
+        differences = changes_vs_baseline(spec, scores, judged, unranked, weighting)
+        moved = changes_vs_initial(spec, scores, judged, weighting)
         for method in said.methods:
             points[method][weighting] = {
                 o: {
-                    "mean": cells.mean[c],
+                    "mean": scores.mean[c],
                     "low": low[c],
                     "high": high[c],
-                    "seeds": cells.each[:, c].tolist(),
+                    "seeds": scores.seed_means[:, c].tolist(),
                     "difference": differences.get((method, o)),
                     "from_start": moved[method, o],
                     "rank": None,
                 }
-                for o in cells.objectives
-                for c in [cells.index[method, weighting, o]]
+                for o in scores.objectives
+                for c in [scores.index[method, weighting, o]]
             }
-        able = [method for method in said.methods if method not in refused]
-        for o in cells.objectives:
-            _rank([points[method][weighting][o] for method in able], "mean")
+        able = [method for method in said.methods if method not in unranked]
+        for o in scores.objectives:
+            _add_ranks([points[method][weighting][o] for method in able], "mean")
     return points
 
 
-def _hypervolumes(contest: Contest, cells: Cells, found: Numbers, refused: Mapping[str, str]) -> None:
+def _add_hypervolumes(
+    spec: BenchmarkSpec, scores: BenchmarkScores, results: JsonDict, unranked: Mapping[str, str]
+) -> None:
     """Write down each method's hypervolume, its interval, and its difference to the baseline's."""
-    said = contest.said
-    names = list(said.reference)
-    corner = np.array([said.reference[name] for name in names], np.float64)
+    said = spec.config
+    names = list(said.reference_point)
+    corner = np.array([said.reference_point[name] for name in names], np.float64)
     values, drawn = {}, {}
     for method in said.methods:
-        found["methods"][method]["hypervolume"] = None
-        places = [[cells.index[method, w, o] for o in names] for w in said.weightings]
-        if names and np.isfinite(cells.mean[places]).all():
-            values[method] = hypervolume(cells.mean[places], corner)
-            drawn[method] = np.array([hypervolume(row[places], corner) for row in cells.draws])
-    base = said.first
+        results["methods"][method]["hypervolume"] = None
+        places = [[scores.index[method, w, o] for o in names] for w in said.weightings]
+        if names and np.isfinite(scores.mean[places]).all():
+            values[method] = hypervolume(scores.mean[places], corner)
+            drawn[method] = np.array([hypervolume(row[places], corner) for row in scores.bootstrap_samples])
+    base = said.baseline_method
     for method, value in values.items():
-        low, high = percentiles(drawn[method][:, None], said.level)
-        entry: Numbers = {"value": value, **_ends(low, high), "difference": None, "rank": None}
+        low, high = percentile_intervals(drawn[method][:, None], said.confidence_level)
+        entry: JsonDict = {"value": value, **_interval_bounds(low, high), "difference": None, "rank": None}
         if base in values and method != base:
             apart = drawn[method] - drawn[base]
-            low, high = percentiles(apart[:, None], said.level)
-            entry["difference"] = {"change": value - values[base], **_ends(low, high)}
-        found["methods"][method]["hypervolume"] = entry
-    _rank([found["methods"][m]["hypervolume"] for m in values if m not in refused], "value")
-    _front(contest, cells, found)
+            low, high = percentile_intervals(apart[:, None], said.confidence_level)
+            entry["difference"] = {"change": value - values[base], **_interval_bounds(low, high)}
+        results["methods"][method]["hypervolume"] = entry
+    _add_ranks([results["methods"][m]["hypervolume"] for m in values if m not in unranked], "value")
+    _add_pareto_front(spec, scores, results)
 
 
-def _ends(low: NDArray[np.float64], high: NDArray[np.float64]) -> Numbers:
+def _interval_bounds(low: NDArray[np.float64], high: NDArray[np.float64]) -> JsonDict:
     return {"low": float(low[0]), "high": float(high[0])}
 
 
-def _front(contest: Contest, cells: Cells, found: Numbers) -> None:
+def _add_pareto_front(spec: BenchmarkSpec, scores: BenchmarkScores, results: JsonDict) -> None:
     """Mark the points that no other one dominates, over all objectives."""
-    keys = [(m, w) for m in contest.said.methods for w in contest.said.weightings]
-    table = np.stack([cells.mean[[cells.index[m, w, o] for o in cells.objectives]] for m, w in keys])
+    keys = [(m, w) for m in spec.config.methods for w in spec.config.weightings]
+    table = np.stack([scores.mean[[scores.index[m, w, o] for o in scores.objectives]] for m, w in keys])
     known = np.isfinite(table).all(0)
     on = nondominated(table[:, known]) if known.any() else np.zeros(len(keys), bool)
     for (method, weighting), front in zip(keys, on, strict=True):
-        found["methods"][method].setdefault("front", {})[weighting] = bool(front)
+        results["methods"][method].setdefault("front", {})[weighting] = bool(front)
 
 
-def _rank(entries: Sequence[Numbers], by: str) -> None:
+def _add_ranks(run_specs: Sequence[JsonDict], key: str) -> None:
     """1 for the largest; equal ones share a rank; what nobody measured has none."""
-    known = [entry for entry in entries if np.isfinite(entry[by])]
+    known = [entry for entry in run_specs if np.isfinite(entry[key])]
     for entry in known:
-        entry["rank"] = 1 + sum(bool(other[by] > entry[by]) for other in known)
+        entry["rank"] = 1 + sum(bool(other[key] > entry[key]) for other in known)
 
 
-def _mean_row(rows: Sequence[Row]) -> Numbers:
+def _mean_costs(rows: Sequence[CostRow]) -> JsonDict:
     """A method's runs, on average: of peaks the highest."""
-    found: Numbers = {"runs": len(rows)}
-    for key in (*CURRENCIES, "steps"):
+    found: JsonDict = {"runs": len(rows)}
+    for key in (*COST_COLUMNS, "steps"):
         values = [float(row[key]) for row in rows if row.get(key) is not None]
         pick = max(values) if key == "peak_memory" and values else None
         found[key] = None if not values else pick if pick is not None else sum(values) / len(values)
     return found
 
 
-def _tuning_row(ledger: Sequence[Row], method: str) -> Numbers | None:
+def _tuning_costs(costs: Sequence[CostRow], method: str) -> JsonDict | None:
     """What all trials of a method took together."""
-    rows = [row for row in ledger if row["kind"] == "tuning" and row["method"] == method]
+    rows = [row for row in costs if row["kind"] == "tuning" and row["method"] == method]
     if not rows:
         return None
     keys = ("rollout_tokens", "trained_tokens", "reward_calls", "judge_calls", "seconds")
     return {"runs": len(rows), **{key: sum(float(row.get(key) or 0.0) for row in rows) for key in keys}}
 
 
-def _side(contest: Contest, evals: Mapping[Any, Numbers], method: str, weighting: str) -> Numbers:
+def _side_metrics(
+    spec: BenchmarkSpec, evaluations: Mapping[Any, JsonDict], method: str, weighting: str
+) -> JsonDict:
     """Signs of a collapse, means over the seeds; before and after where both are known."""
-    each = [_side_of(evals[method, weighting, seed]) for seed in contest.said.seeds]
+    each = [_run_side_metrics(evaluations[method, weighting, seed]) for seed in spec.config.seeds]
     return {
         key: {
             arm: float(np.mean(values)) if values else None
             for arm in ("before", "after")
             for values in [[side[key][arm] for side in each if side[key][arm] is not None]]
         }
-        for key in SIDE
+        for key in SIDE_METRICS
     }
 
 
-def _side_of(numbers: Numbers) -> Numbers:
+def _run_side_metrics(evaluation: JsonDict) -> JsonDict:
     nothing = {"before": None, "after": None}
-    pairs = {key: numbers[key] for key in PLAIN}
-    stated = numbers.get("calibration")
-    for key in STATED:
+    pairs = {key: evaluation[key] for key in TEXT_METRICS}
+    stated = evaluation.get("calibration")
+    for key in CONFIDENCE_METRICS:
         pairs[key] = {arm: stated[arm][key] for arm in ("before", "after")} if stated else nothing
     for kind in ("harmful", "lookalike"):
-        pairs[f"refused_{kind}"] = numbers["refusals"].get(kind, nothing)
-    pairs["kl"] = divergence(numbers)
+        pairs[f"refused_{kind}"] = evaluation["refusals"].get(kind, nothing)
+    pairs["kl"] = kl_before_after(evaluation)
     return {key: {arm: pair[arm] for arm in ("before", "after")} for key, pair in pairs.items()}
 
 
-def _start(contest: Contest, cells: Cells) -> Numbers:
+def _initial_means(spec: BenchmarkSpec, scores: BenchmarkScores) -> JsonDict:
     """Objective -> mean over the seeds of the policy before any training, that of the first method."""
-    method, weighting = next(iter(contest.said.methods)), next(iter(contest.said.weightings))
-    return {o: float(cells.start[cells.index[method, weighting, o]]) for o in cells.objectives}
+    method, weighting = next(iter(spec.config.methods)), next(iter(spec.config.weightings))
+    return {o: float(scores.initial_mean[scores.index[method, weighting, o]]) for o in scores.objectives}
 
 
-def _tuning(contest: Contest, tuned: Mapping[str, Any]) -> Numbers | None:
-    tuning = contest.said.tuning
+def _tuning_summary(spec: BenchmarkSpec, tuning_results: Mapping[str, Any]) -> JsonDict | None:
+    tuning = spec.config.tuning
     if tuning is None:
         return None
-    return tuning.model_dump(mode="json") | {"methods": dict(tuned)}
+    return tuning.model_dump(mode="json") | {"methods": dict(tuning_results)}
 
 
-def _cautions(contest: Contest, found: Numbers) -> list[str]:
+def _caveats(spec: BenchmarkSpec, results: JsonDict) -> list[str]:
     """What a reader has to be told before any rank."""
     lines = list[str]()
-    own = [name for name, o in found["objectives"].items() if not o["independent"]]
+    own = [name for name, o in results["objectives"].items() if not o["independent"]]
     if own:
         lines.append(
             f"Judge = training reward for {', '.join(own)}: a higher mean cannot be told from a policy that "
             "pleases its reward better; fix: add a `judge:` fitted on other data to the recipe."
         )
-    lines += few_prompts(min(found["prompts"]))
-    count = len(contest.said.seeds)
+    lines += few_prompts_warning(min(results["prompts"]))
+    count = len(spec.config.seeds)
     if count == 1:
         lines.append("One seed: how much another training seed would change is in no interval.")
     elif count < 5:
         lines.append(f"{count} seeds: the spread between training runs is known only roughly; 5 are better.")
-    if contest.said.tuning is None:
+    if spec.config.tuning is None:
         lines.append("No tuning: every method ran with the settings it was given.")
-    elif contest.said.tuning.by == "judge":
+    elif spec.config.tuning.select_by == "judge":
         lines.append(
             "The judge chose the settings, by answers to training prompts: it saw no prompt of the "
             "evaluation before, but it is no longer wholly fresh."

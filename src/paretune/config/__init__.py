@@ -4,19 +4,19 @@ Every mistake of a file is said at once, as `file:line:col: key: what is wrong; 
 What a recipe says is read, never run.
 """
 
-from paretune.config.load import config_hash, given, load
-from paretune.config.recipes import find_recipe, shipped, summary
-from paretune.config.resolved import resolved, written_at
-from paretune.config.schema import Experiment
+from paretune.config.load import config_hash, load_config, source_text
+from paretune.config.recipes import bundled_recipes, find_recipe, recipe_summary
+from paretune.config.resolved import location_of, resolved_yaml
+from paretune.config.schema import Config
 
 __all__ = [
-    "Experiment",
+    "Config",
+    "bundled_recipes",
     "config_hash",
     "find_recipe",
-    "given",
-    "load",
-    "resolved",
-    "shipped",
-    "summary",
-    "written_at",
+    "load_config",
+    "location_of",
+    "recipe_summary",
+    "resolved_yaml",
+    "source_text",
 ]

@@ -2,49 +2,49 @@
 
 from collections.abc import Iterator
 
-from paretune.config.faults import Fault
-from paretune.config.schema import Experiment
-from paretune.learn.evolution import Evolution
-from paretune.learn.recipe import Phase, Recipe
-from paretune.rollout.sample import Online
+from paretune.config.faults import ConfigIssue
+from paretune.config.schema import Config
+from paretune.learn.evolution import EvolutionSpec
+from paretune.learn.recipe import AlgorithmSpec, PretrainPhase
+from paretune.rollout.sample import OnPolicy
 
-FIX = "raise it, or shorten what is made"
+FIX_HINT = "raise it, or shorten what is made"
 
 
-def made_for(e: Experiment, recipe: Recipe | Evolution) -> tuple[int, int]:
+def phase_cost_bounds(config: Config, spec: AlgorithmSpec | EvolutionSpec) -> tuple[int, int]:
     """Least and most that the phases take of the budget's currency; 0 where the recipe has no budget.
 
     A response has at least one token. How many tokens are trained on is known to nobody before prompts are
     read and responses compared: they are taken for 0.
     """
-    budget = e.run.budget
-    if budget is None or budget.currency == "trained_tokens":
+    budget = config.run.budget
+    if budget is None or budget.resource == "trained_tokens":
         return 0, 0
     least = most = 0
-    for made in recipe.before:
-        if isinstance(made, Phase) and isinstance(made.recipe.source, Online):
-            responses = made.steps * e.learn.prompts * made.recipe.source.n
+    for made in spec.phases:
+        if isinstance(made, PretrainPhase) and isinstance(made.spec.rollout, OnPolicy):
+            responses = made.max_steps * config.training.prompts_per_step * made.spec.rollout.num_generations
             least += responses
-            most += responses * (made.recipe.source.max_new if budget.currency == "rollout_tokens" else 1)
+            most += responses * (
+                made.spec.rollout.max_new_tokens if budget.resource == "rollout_tokens" else 1
+            )
     return least, most
 
 
-def beyond(e: Experiment, recipe: Recipe | Evolution) -> Iterator[Fault]:
+def budget_issues(config: Config, spec: AlgorithmSpec | EvolutionSpec) -> Iterator[ConfigIssue]:
     """A budget that is certainly spent before the loop begins."""
-    budget, (least, most) = e.run.budget, made_for(e, recipe)
-    if budget is not None and least >= budget.amount:
+    budget, (least, most) = config.run.budget, phase_cost_bounds(config, spec)
+    if budget is not None and least >= budget.limit:
         at_least = "" if least == most else "at least "
-        wrong = (
-            f"{e.algorithm.name} takes {at_least}{least:,} of {budget.amount:,} {budget.currency} beforehand"
-        )
-        yield Fault(("run", "budget", "amount"), wrong, fix=FIX)
+        wrong = f"{config.algorithm.name} takes {at_least}{least:,} of {budget.limit:,} {budget.resource} beforehand"
+        yield ConfigIssue(("run", "budget", "limit"), wrong, fix=FIX_HINT)
 
 
-def perhaps_beyond(e: Experiment, recipe: Recipe | Evolution) -> Iterator[str]:
+def budget_warnings(config: Config, spec: AlgorithmSpec | EvolutionSpec) -> Iterator[str]:
     """A warning of a budget that may be spent before the loop begins: the run would then fail there."""
-    budget, (_, most) = e.run.budget, made_for(e, recipe)
-    if budget is not None and most >= budget.amount:
+    budget, (_, most) = config.run.budget, phase_cost_bounds(config, spec)
+    if budget is not None and most >= budget.limit:
         yield (
-            f"{e.algorithm.name} takes up to {most:,} of {budget.amount:,} {budget.currency} beforehand: "
+            f"{config.algorithm.name} takes up to {most:,} of {budget.limit:,} {budget.resource} beforehand: "
             "if nothing is left, the run fails there; fix: raise run.budget, or shorten what is made"
         )

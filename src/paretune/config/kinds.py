@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator
 
-from paretune.config.faults import Fault
-from paretune.config.schema import Experiment
-from paretune.config.tree import short
-from paretune.data.columns import LESS_LIKE, UNCOUNTED, counted_kind
+from paretune.config.faults import ConfigIssue
+from paretune.config.schema import Config
+from paretune.config.tree import short_repr
+from paretune.data.columns import NOT_REFUSAL_CATEGORY, RENAME_CATEGORY_FIX, misspelled_category
 
 
-def kind_faults(e: Experiment) -> Iterator[Fault]:
+def category_issues(config: Config) -> Iterator[ConfigIssue]:
     """Kinds in whose spelling a slip would take their refusals out of the evaluation, unseen."""
-    for group, found in (("prompts", e.data.prompts), ("test", e.data.test)):
+    for group, found in (("prompts", config.data.prompts), ("test", config.data.test_prompts)):
         for name, source in found.items():
-            meant = counted_kind(source.kind)
+            meant = misspelled_category(source.category)
             if meant:
-                fix = LESS_LIKE.format(meant)
-                wrong = f"{short(source.kind)} {UNCOUNTED}"
-                yield Fault(("data", group, name, "kind"), wrong, meant=meant, fix=fix, alone=True)
+                fix = RENAME_CATEGORY_FIX.format(meant)
+                wrong = f"{short_repr(source.category)} {NOT_REFUSAL_CATEGORY}"
+                yield ConfigIssue(
+                    ("data", group, name, "kind"), wrong, suggestion=meant, fix=fix, standalone=True
+                )

@@ -12,44 +12,44 @@ from typing import Any
 
 import yaml
 
-from paretune.errors import complaint
+from paretune.errors import format_issue
 
-MOST_BYTES = 200_000
-MOST_DEEP = 50
-MOST_ALIASES = 100
-MOST_NODES = 5_000
+MAX_BYTES = 200_000
+MAX_DEPTH = 50
+MAX_ALIASES = 100
+MAX_NODES = 5_000
 
-PathKey = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Where a value stands: the keys and list positions that lead to it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class SourceLocation:
     """The place a value was written at; line and column count from 1."""
 
     file: str
     line: int
-    col: int | None = None
+    column: int | None = None
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
 
 
 @dataclass(slots=True)
-class Tree:
+class ConfigTree:
     """The values of a recipe, the place of each, and what was wrong while reading them."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    marks: dict[PathKey, Mark] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
-    refused: bool = False
+    locations: dict[KeyPath, SourceLocation] = field(default_factory=dict)
+    issues: list[str] = field(default_factory=list)
+    unreadable: bool = False
     """The text as a whole could not be read, so that nothing can be said of what it lacks."""
 
-    def mark(self, path: PathKey) -> Mark:
+    def location(self, path: KeyPath) -> SourceLocation:
         """The place of a value, or of the nearest section around it."""
-        while path and path not in self.marks:
+        while path and path not in self.locations:
             path = path[:-1]
-        return self.marks[path]
+        return self.locations[path]
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,70 +72,74 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^{_pattern}$"), _firsts)
 
 
-class _Refused(Exception):
+class _ParseError(Exception):
     """The text as a whole cannot be read; holds its one complaint."""
 
 
-def read_text(path: Path, shown: str) -> tuple[str, str]:
+def read_text(path: Path, display_name: str) -> tuple[str, str]:
     """The text of a file, or "" and the complaint that says why there is none."""
     try:
         raw = path.read_bytes()
     except OSError as error:
-        return "", complaint(shown, 1, None, "", f"cannot be read: {error.strerror or error}")
-    if len(raw) > MOST_BYTES:
-        return "", complaint(
-            shown, 1, None, "", f"is {len(raw):,} bytes; a recipe has at most {MOST_BYTES:,}"
+        return "", format_issue(display_name, 1, None, "", f"cannot be read: {error.strerror or error}")
+    if len(raw) > MAX_BYTES:
+        return "", format_issue(
+            display_name, 1, None, "", f"is {len(raw):,} bytes; a recipe has at most {MAX_BYTES:,}"
         )
     try:
         return raw.decode("utf-8-sig"), ""
     except UnicodeDecodeError as error:
         before = raw[: error.start]
         line, col = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
-        return "", complaint(shown, line, col, "", "is not UTF-8 text", fix="save the file as UTF-8")
+        return "", format_issue(
+            display_name, line, col, "", "is not UTF-8 text", fix="save the file as UTF-8"
+        )
 
 
-def parse(text: str, file: str) -> Tree:
+def parse_yaml(text: str, file: str) -> ConfigTree:
     """The tree of one recipe text; whatever is wrong with the text is in `wrong`, never raised."""
-    tree = Tree(marks={(): Mark(file, 1, 1)})
+    tree = ConfigTree(locations={(): SourceLocation(file, 1, 1)})
     try:
         node = _compose(text, file)
         if not isinstance(node, yaml.MappingNode):
             what = "is empty" if node is None else "is not a mapping of keys to values"
-            raise _Refused(
-                complaint(file, 1, 1, "", what, fix="see `paretune recipes demo` for a whole recipe")
+            raise _ParseError(
+                format_issue(file, 1, 1, "", what, fix="see `paretune recipes demo` for a whole recipe")
             )
-        tree.values = _Converter(file, tree).value(node, ())
-    except _Refused as refused:
-        tree.wrong.append(str(refused))
-        tree.refused = True
+        tree.values = _Converter(file, tree).convert(node, ())
+    except _ParseError as refused:
+        tree.issues.append(str(refused))
+        tree.unreadable = True
     return tree
 
 
 def parse_value(text: str, file: str, line: int, key: str) -> tuple[Any, str]:
     """The value of one override, or None and the complaint that says why there is none."""
-    tree = Tree(marks={(): Mark(file, line)})
+    tree = ConfigTree(locations={(): SourceLocation(file, line)})
     try:
         node = _compose(text, file)
-        value = None if node is None else _Converter(file, tree, Mark(file, line)).value(node, ())
-    except _Refused:
-        tree.wrong.append("")
-    if tree.wrong:
-        return None, complaint(file, line, None, key, f"{short(text)} is not a value", fix="put it in quotes")
+        value = None if node is None else _Converter(file, tree, SourceLocation(file, line)).convert(node, ())
+    except _ParseError:
+        tree.issues.append("")
+    if tree.issues:
+        return None, format_issue(
+            file, line, None, key, f"{short_repr(text)} is not a value", fix="put it in quotes"
+        )
     return value, ""
 
 
-def short(value: object, most: int = 60) -> str:
+def short_repr(value: object, max_length: int = 60) -> str:
     """A value as one line of a message shows it."""
     shown = f'"{value}"' if isinstance(value, str) else repr(value)
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
-    return shown if len(shown) <= most else shown[: most - 3] + "..."
+    return shown if len(shown) <= max_length else shown[: max_length - 3] + "..."
 
 
 def _compose(text: str, file: str) -> yaml.Node | None:
     """The node graph of the text, after its size is known to be bounded."""
     fix = ""
     try:
-        _bounded(text, file)
+        _check_limits(text, file)
         return yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line, col = _position(error.problem_mark or error.context_mark)
@@ -146,24 +150,24 @@ def _compose(text: str, file: str) -> yaml.Node | None:
         before = text[: int(error.position)]
         line, col = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
         wrong = f"character U+{ord(text[len(before)]):04X} is not allowed"
-    raise _Refused(complaint(file, line, col, "", wrong, fix=fix))
+    raise _ParseError(format_issue(file, line, col, "", wrong, fix=fix))
 
 
-def _bounded(text: str, file: str) -> None:
+def _check_limits(text: str, file: str) -> None:
     """Refuse deep nesting, many aliases, and tags."""
     depth = aliases = 0
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         aliases += isinstance(event, yaml.AliasEvent)
         wrong = fix = ""
-        if depth > MOST_DEEP:
-            wrong = f"is more than {MOST_DEEP} levels deep"
-        elif aliases > MOST_ALIASES:
-            wrong = f"has more than {MOST_ALIASES} aliases"
+        if depth > MAX_DEPTH:
+            wrong = f"is more than {MAX_DEPTH} levels deep"
+        elif aliases > MAX_ALIASES:
+            wrong = f"has more than {MAX_ALIASES} aliases"
         elif tag := getattr(event, "tag", None):
-            wrong, fix = f"has the tag {short(tag)}", "leave it out; a recipe holds plain values only"
+            wrong, fix = f"has the tag {short_repr(tag)}", "leave it out; a recipe holds plain values only"
         if wrong:
-            raise _Refused(complaint(file, *_position(event.start_mark), "", wrong, fix=fix))
+            raise _ParseError(format_issue(file, *_position(event.start_mark), "", wrong, fix=fix))
 
 
 def _position(mark: Any) -> tuple[int, int]:
@@ -172,52 +176,58 @@ def _position(mark: Any) -> tuple[int, int]:
 
 
 def _one_line(text: str | None) -> str:
-    return short(" ".join((text or "").split()), 200).strip('"')
+    return short_repr(" ".join((text or "").split()), 200).strip('"')
 
 
 class _Converter:
     """Nodes -> plain values; notes the place of each value, duplicate keys and keys that are not text."""
 
-    def __init__(self, file: str, tree: Tree, at: Mark | None = None) -> None:
-        self.file, self.tree, self.at, self.nodes = file, tree, at, 0
+    def __init__(self, file: str, tree: ConfigTree, location: SourceLocation | None = None) -> None:
+        self.file, self.tree, self.at, self.nodes = file, tree, location, 0
 
-    def value(self, node: yaml.Node, path: PathKey) -> Any:
+    def convert(self, node: yaml.Node, path: KeyPath) -> Any:
         self.nodes += 1
-        if self.nodes > MOST_NODES or len(path) > MOST_DEEP:
-            raise _Refused(complaint(*self._place(node), "", "grows without end through its aliases"))
+        if self.nodes > MAX_NODES or len(path) > MAX_DEPTH:
+            raise _ParseError(
+                format_issue(*self._location(node), "", "grows without end through its aliases")
+            )
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
-            return [self._marked(item, (*path, i)) for i, item in enumerate(node.value)]
+            return [self._convert_child(item, (*path, i)) for i, item in enumerate(node.value)]
         return self._scalar(node, path)
 
-    def _place(self, node: yaml.Node) -> tuple[str, int, int | None]:
+    def _location(self, node: yaml.Node) -> tuple[str, int, int | None]:
         if self.at is not None:
-            return self.at.file, self.at.line, self.at.col
+            return self.at.file, self.at.line, self.at.column
         return self.file, *_position(node.start_mark)
 
-    def _marked(self, node: yaml.Node, path: PathKey) -> Any:
-        self.tree.marks[path] = Mark(*self._place(node))
-        return self.value(node, path)
+    def _convert_child(self, node: yaml.Node, path: KeyPath) -> Any:
+        self.tree.locations[path] = SourceLocation(*self._location(node))
+        return self.convert(node, path)
 
-    def _mapping(self, node: yaml.MappingNode, path: PathKey) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            place = self._place(key_node)
+            place = self._location(key_node)
             if not isinstance(key_node, yaml.ScalarNode):
-                self.tree.wrong.append(complaint(*place, dotted(path), "a key must be one word of text"))
+                self.tree.issues.append(
+                    format_issue(*place, dotted_key(path), "a key must be one word of text")
+                )
                 continue
             key = str(key_node.value)
             if key in found:
-                first = self.tree.marks[(*path, key)].line
+                first = self.tree.locations[(*path, key)].line
                 wrong = f"is given twice; the first one is in line {first}"
-                self.tree.wrong.append(complaint(*place, dotted((*path, key)), wrong, fix="keep one of them"))
+                self.tree.issues.append(
+                    format_issue(*place, dotted_key((*path, key)), wrong, fix="keep one of them")
+                )
                 continue
-            self.tree.marks[(*path, key)] = Mark(*place)
-            found[key] = self.value(value_node, (*path, key))
+            self.tree.locations[(*path, key)] = SourceLocation(*place)
+            found[key] = self.convert(value_node, (*path, key))
         return found
 
-    def _scalar(self, node: yaml.Node, path: PathKey) -> Any:
+    def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         kind, text = node.tag.rsplit(":", 1)[-1], str(node.value)
         try:
             match kind:
@@ -230,13 +240,17 @@ class _Converter:
                 case "float":
                     return float(text.lower().replace(".", "") if text[-1:].isalpha() else text)
         except ValueError:
-            self.tree.wrong.append(
-                complaint(*self._place(node), dotted(path), f"{short(text)} is no number of this world")
+            self.tree.issues.append(
+                format_issue(
+                    *self._location(node), dotted_key(path), f"{short_repr(text)} is no number of this world"
+                )
             )
             return None
         return text
 
 
-def dotted(path: PathKey) -> str:
+def dotted_key(path: KeyPath) -> str:
     """The path as messages and overrides spell it; a key that is not a plain word stands in quotes."""
-    return ".".join(str(part) if re.fullmatch(r"[\w-]+", str(part)) else short(str(part)) for part in path)
+    return ".".join(
+        str(part) if re.fullmatch(r"[\w-]+", str(part)) else short_repr(str(part)) for part in path
+    )

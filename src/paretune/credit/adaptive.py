@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from paretune.batch import Batch
-from paretune.credit.aggregate import account, apart, in_order, weighted_sum
-from paretune.credit.step import Metrics, State, Step
+from paretune.credit.aggregate import aggregation_metrics, require_unaggregated, weight_vector, weighted_sum
+from paretune.credit.step import CreditStep, Metrics, State
 from paretune.errors import WiringError
 from paretune.front import hypervolume, nondominated
 from paretune.reduce import group_mean
@@ -25,13 +25,13 @@ def growth_factor(growth: float) -> float:
     return 0.5 + 1.5 * float(np.tanh(max(growth, 0.0)))
 
 
-def correlation(
-    x: Float[Tensor, "B J"], whole: Float[Tensor, "B 1"], group: Int[Tensor, " B"]
+def within_group_correlation(
+    x: Float[Tensor, "B J"], total: Float[Tensor, "B 1"], group: Int[Tensor, " B"]
 ) -> Float[Tensor, " J"]:
     """Correlation of each column with the whole, within groups and pooled; NaN without spread."""
-    known = ~(x.isnan() | whole.isnan())
+    known = ~(x.isnan() | total.isnan())
     column = torch.where(known, x, torch.nan)
-    both = torch.where(known, whole, torch.nan)
+    both = torch.where(known, total, torch.nan)
     a = torch.where(known, column - group_mean(column, group), 0.0)
     b = torch.where(known, both - group_mean(both, group), 0.0)
     spread = (a.square().sum(0) * b.square().sum(0)).sqrt()
@@ -39,14 +39,14 @@ def correlation(
 
 
 @dataclass(frozen=True)
-class HypervolumeGuided(Step):
+class HypervolumeGuidedWeighting(CreditStep):
     """Learn more from a step that pushes the front out: the signal times a factor between 0.5 and 2.
 
     The point of a step is the mean score of each objective; the first one becomes the corner, and the front
     of the later ones is remembered. Whatever divides by the spread of the batch or of a group after this step
     divides the factor out again, so it belongs after normalisation.
 
-    Reads: scores, signal. Writes: signal.
+    Reads: scores, rewards. Writes: rewards.
     Remembers: the corner and the front. Reports: `state/hypervolume`, `state/growth_factor`.
 
     Source: Lu et al. 2025 (arXiv:2509.11452), hypervolume-guided weighting. Differs: the point is the mean of
@@ -55,15 +55,17 @@ class HypervolumeGuided(Step):
     """
 
     objectives: tuple[str, ...]
-    growth: Literal["relative", "absolute"] = "relative"
+    growth_mode: Literal["relative", "absolute"] = "relative"
 
-    def start(self) -> State:
+    def init_state(self) -> State:
         """No front yet."""
         return {"corner": None, "front": None}
 
-    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: State, rng: torch.Generator
+    ) -> tuple[Batch, State, Metrics]:
         """The signal, weighed by how much this step adds to the front."""
-        point = torch.stack([batch.column(name).double().nanmean() for name in self.objectives])
+        point = torch.stack([batch.score_column(name).double().nanmean() for name in self.objectives])
         if point.isnan().any():
             return batch, state, {}
         if state["corner"] is None:
@@ -72,16 +74,20 @@ class HypervolumeGuided(Step):
         every = torch.cat([state["front"], point[None]]).numpy()
         before, after = hypervolume(every[:-1], corner), hypervolume(every, corner)
         gain = after - before
-        if self.growth == "relative":
+        if self.growth_mode == "relative":
             gain = gain / before if before else float("inf") if gain else 0.0
         front = torch.from_numpy(every[nondominated(every, "first")])
         factor = growth_factor(gain)
         seen = {"state/hypervolume": after, "state/growth_factor": factor}
-        return batch.set(signal=batch.signal * factor), {"corner": state["corner"], "front": front}, seen
+        return (
+            batch.replace(rewards=batch.rewards * factor),
+            {"corner": state["corner"], "front": front},
+            seen,
+        )
 
 
 @dataclass(frozen=True)
-class CorrelationTarget(Step):
+class CorrelationTargetWeightedSum(CreditStep):
     """A weighted sum that raises the weight of an objective while the sum does not follow it enough.
 
         c_k <- memory c_k + (1 - memory) corr(s_k, R)      log w_k <- log w_k + rate max(target_k - c_k, 0)
@@ -89,7 +95,7 @@ class CorrelationTarget(Step):
     Weights never fall and are not made to add up to one. An objective whose mean score has reached its level
     is not raised further.
 
-    Reads: signal, scores, group. Writes: signal (J becomes 1). Remembers: the logarithms of the weights, the
+    Reads: rewards, scores, group. Writes: rewards (J becomes 1). Remembers: the logarithms of the weights, the
     correlations. Reports: as WeightedSum; `state/weight/{objective}`, `state/correlation/{objective}`.
 
     Source: CTWA (arXiv:2602.06869), correlation targets. Differs: the correlation is within groups, which is
@@ -98,52 +104,62 @@ class CorrelationTarget(Step):
 
     weights: Mapping[str, float]
     """Before the first step; each must be above 0."""
-    targets: Mapping[str, float]
+    target_correlations: Mapping[str, float]
     """Objective -> the correlation with the sum that it should have."""
-    enough: Mapping[str, float] = field(default_factory=dict)
+    sufficient_scores: Mapping[str, float] = field(default_factory=dict)
     """Objective -> the mean score from which it is not raised any more."""
-    rate: float = 0.1
-    memory: float = 0.9
+    step_size: float = 0.1
+    ema_decay: float = 0.9
 
     def __post_init__(self) -> None:
-        for name in (*self.targets, *self.enough):
+        for name in (*self.target_correlations, *self.sufficient_scores):
             if self.weights.get(name, 0.0) <= 0:
                 raise WiringError(f'CorrelationTarget has a target for "{name}" and no weight above 0')
 
-    def start(self) -> State:
+    def init_state(self) -> State:
         """No weight raised, no correlation seen."""
         return {"raised": None, "correlation": None}
 
-    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: State, rng: torch.Generator
+    ) -> tuple[Batch, State, Metrics]:
         """The sum with the weights as they are; then raise them."""
-        base = in_order(self.weights, batch, "CorrelationTarget")
+        base = weight_vector(self.weights, batch, "CorrelationTarget")
         raised = torch.zeros(len(base), dtype=torch.float64) if state["raised"] is None else state["raised"]
         weights = base * raised.exp().to(base)
-        total = weighted_sum(batch.signal, weights)
-        now, old = self._correlation(batch, base, total), state["correlation"]
+        total = weighted_sum(batch.rewards, weights)
+        now, old = self._correlations(batch, base, total), state["correlation"]
         if old is not None:
-            moved = self.memory * old + (1 - self.memory) * now
+            moved = self.ema_decay * old + (1 - self.ema_decay) * now
             now = torch.where(now.isnan(), old, torch.where(old.isnan(), now, moved))
-        metrics = account(batch, weights, total)
+        metrics = aggregation_metrics(batch, weights, total)
         for k, name in enumerate(batch.objectives):
             if base[k] != 0:
                 metrics[f"state/weight/{name}"] = float(weights[k])
                 metrics[f"state/correlation/{name}"] = float(now[k])
-        state = {"raised": raised + self.rate * self._short(batch, now), "correlation": now}
-        return batch.set(signal=total), state, metrics
+        state = {"raised": raised + self.step_size * self._shortfall(batch, now), "correlation": now}
+        return batch.replace(rewards=total), state, metrics
 
-    def _correlation(
-        self, batch: Batch, base: Float[Tensor, " J"], total: Float[Tensor, "B 1"]
+    def _correlations(
+        self, batch: Batch, weights: Float[Tensor, " J"], total: Float[Tensor, "B 1"]
     ) -> Float[Tensor, " J"]:
         """Of the objectives with a weight; NaN for the others, which do not take part in the arithmetic."""
-        found = torch.full((len(base),), torch.nan, dtype=torch.float64)
-        found[base != 0] = correlation(batch.signal[:, base != 0], total, batch.group).double()
+        found = torch.full((len(weights),), torch.nan, dtype=torch.float64)
+        found[weights != 0] = within_group_correlation(
+            batch.rewards[:, weights != 0], total, batch.group
+        ).double()
         return found
 
-    def _short(self, batch: Batch, now: Float[Tensor, " J"]) -> Float[Tensor, " J"]:
+    def _shortfall(self, batch: Batch, correlations: Float[Tensor, " J"]) -> Float[Tensor, " J"]:
         """How far each objective is below its target; 0 where it has none, or has reached its level."""
-        apart(batch, "CorrelationTarget")
-        target = torch.tensor([self.targets.get(name, -1.0) for name in batch.objectives]).to(now)
-        level = torch.tensor([self.enough.get(name, torch.inf) for name in batch.objectives]).to(now)
+        require_unaggregated(batch, "CorrelationTarget")
+        target = torch.tensor([self.target_correlations.get(name, -1.0) for name in batch.objectives]).to(
+            correlations
+        )
+        level = torch.tensor([self.sufficient_scores.get(name, torch.inf) for name in batch.objectives]).to(
+            correlations
+        )
         mean = batch.scores.double().nanmean(0)
-        return torch.where(now.isnan() | (mean >= level), 0.0, (target - now).clamp(min=0.0))
+        return torch.where(
+            correlations.isnan() | (mean >= level), 0.0, (target - correlations).clamp(min=0.0)
+        )

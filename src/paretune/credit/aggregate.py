@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from paretune.batch import Batch
-from paretune.credit.step import Metrics, State, Step
+from paretune.credit.step import CreditStep, Metrics, State
 from paretune.errors import WiringError
 from paretune.reduce import group_mean
 
@@ -21,8 +21,8 @@ def weighted_sum(x: Float[Tensor, "*n J"], weights: Float[Tensor, " J"]) -> Floa
     return (x[..., used] * weights[used]).sum(-1, keepdim=True)
 
 
-def influence(
-    parts: Float[Tensor, "B J"], whole: Float[Tensor, "B 1"], group: Int[Tensor, " B"]
+def variance_share(
+    terms: Float[Tensor, "B J"], total: Float[Tensor, "B 1"], group: Int[Tensor, " B"]
 ) -> Float[Tensor, " J"]:
     """Share of each part in what moves the whole: Cov(part, whole) / Var(whole) within groups, pooled.
 
@@ -31,49 +31,49 @@ def influence(
 
     Source: what the theorem of MO-GRPO (arXiv:2509.22047) says of a plain sum, computed on the batch at hand.
     """
-    known = ~whole.isnan()
-    parts = torch.where(known, parts, torch.nan)
-    centred = torch.where(known, whole - group_mean(whole, group), 0.0)
-    covariance = (torch.where(known, parts - group_mean(parts, group), 0.0) * centred).sum(0)
+    known = ~total.isnan()
+    terms = torch.where(known, terms, torch.nan)
+    centred = torch.where(known, total - group_mean(total, group), 0.0)
+    covariance = (torch.where(known, terms - group_mean(terms, group), 0.0) * centred).sum(0)
     variance = centred.square().sum()
-    scale = whole.nan_to_num(0.0).abs().max()
+    scale = total.nan_to_num(0.0).abs().max()
     return torch.where(variance > (1e-6 * scale).square(), covariance / variance, torch.nan)
 
 
-def account(
+def aggregation_metrics(
     batch: Batch,
     weights: Float[Tensor, "*b K"],
-    whole: Float[Tensor, "B 1"],
-    more: Float[Tensor, "B K"] | None = None,
+    total: Float[Tensor, "B 1"],
+    extra_terms: Float[Tensor, "B K"] | None = None,
 ) -> Metrics:
     """What each objective with a weight had in the aggregated signal: its weighted mean, and its share.
 
     Args:
         batch: Its signal still holds the objectives apart.
         weights: One row for all responses, or one for each.
-        whole: The signal they were aggregated to.
-        more: What an objective adds beside weight times score.
+        total: The signal they were aggregated to.
+        extra_terms: What an objective adds beside weight times score.
     """
-    parts = torch.where(weights != 0, batch.signal * weights, 0.0)
-    parts = parts if more is None else parts + more
+    parts = torch.where(weights != 0, batch.rewards * weights, 0.0)
+    parts = parts if extra_terms is None else parts + extra_terms
     # What has no part is left out before anything is added up, so that it changes not even the rounding.
     used = [k for k in range(parts.shape[-1]) if weights[..., k].any() or (parts[:, k] != 0).any()]
-    shares = influence(parts[:, used], whole, batch.group)
+    shares = variance_share(parts[:, used], total, batch.group)
     metrics: Metrics = {}
     for k, share in zip(used, shares.tolist(), strict=True):
-        metrics[f"weighted/{batch.objectives[k]}/mean"] = float(parts[:, k].nanmean())
-        metrics[f"share/{batch.objectives[k]}"] = share
+        metrics[f"weighted_score/{batch.objectives[k]}/mean"] = float(parts[:, k].nanmean())
+        metrics[f"variance_share/{batch.objectives[k]}"] = share
     return metrics
 
 
 @dataclass(frozen=True)
-class WeightedSum(Step):
+class WeightedSum(CreditStep):
     """One signal from many: R = sum over k of w_k s_k.
 
     A response with no score for an objective that has a weight stays unscored (NaN); objectives without a
     weight are scored and logged, and do not count. Weights are used as they are given.
 
-    Reads: signal. Writes: signal (J becomes 1).
+    Reads: rewards. Writes: rewards (J becomes 1).
     Reports: the weighted mean of each objective, and its share of the within-group variation of the sum.
 
     Source: Li et al. 2025 (arXiv:2503.21819), combined reward R(s, a).
@@ -81,86 +81,88 @@ class WeightedSum(Step):
 
     weights: Mapping[str, float]
 
-    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: State, rng: torch.Generator
+    ) -> tuple[Batch, State, Metrics]:
         """The sum, and what each objective had in it."""
-        weights = in_order(self.weights, batch, "WeightedSum")
-        total = weighted_sum(batch.signal, weights)
-        return batch.set(signal=total), state, account(batch, weights, total)
+        weights = weight_vector(self.weights, batch, "WeightedSum")
+        total = weighted_sum(batch.rewards, weights)
+        return batch.replace(rewards=total), state, aggregation_metrics(batch, weights, total)
 
 
 @dataclass(frozen=True)
-class Gate(Step):
-    """An objective counts only where another one is good enough; elsewhere it is worth `otherwise`.
+class Gate(CreditStep):
+    """An objective counts only where another one is good enough; elsewhere it is worth `fallback`.
 
     Where nobody could say whether the condition holds, the gated objective is unscored too.
 
-    Reads: scores, signal. Writes: signal (the column of `objective`).
+    Reads: scores, rewards. Writes: rewards (the score_column of `objective`).
 
-    Source: the conditioned rewards of Liu et al. 2026, GDPO (arXiv:2601.05242). Differs: `otherwise` is a
+    Source: the conditioned rewards of Liu et al. 2026, GDPO (arXiv:2601.05242). Differs: `fallback` is a
     choice; there it is 0.
     """
 
     objective: str
-    on: str
-    at_least: float
-    otherwise: float = 0.0
+    condition_objective: str
+    threshold: float
+    fallback: float = 0.0
     """Worth where the gate is shut, in the units of the objective: give its worst score."""
 
     def apply(self, batch: Batch) -> Batch:
         """Shut the gate where the condition fails."""
-        if batch.signal.shape[-1] != len(batch.objectives):
+        if batch.rewards.shape[-1] != len(batch.objectives):
             raise WiringError(f'the gate on "{self.objective}" comes after an aggregator: put it before')
-        for name in (self.objective, self.on):
+        for name in (self.objective, self.condition_objective):
             if name not in batch.objectives:
-                raise WiringError(f"a gate names {unknown(name, batch.objectives)}")
-        condition = batch.column(self.on)
+                raise WiringError(f"a gate names {unknown_objective_message(name, batch.objectives)}")
+        condition = batch.score_column(self.condition_objective)
         k = batch.objectives.index(self.objective)
-        gated = torch.where(condition >= self.at_least, batch.signal[:, k], self.otherwise)
-        signal = batch.signal.clone()
+        gated = torch.where(condition >= self.threshold, batch.rewards[:, k], self.fallback)
+        signal = batch.rewards.clone()
         signal[:, k] = torch.where(condition.isnan(), torch.nan, gated)
-        return batch.set(signal=signal)
+        return batch.replace(rewards=signal)
 
 
-def apart(batch: Batch, part: str) -> None:
+def require_unaggregated(batch: Batch, step_name: str) -> None:
     """The objectives still stand apart in the signal.
 
     Raises:
         WiringError: An aggregator came before this part.
     """
-    if batch.signal.shape[-1] != len(batch.objectives):
-        raise WiringError(f"{part} comes after another aggregator: the objectives are no longer apart")
+    if batch.rewards.shape[-1] != len(batch.objectives):
+        raise WiringError(f"{step_name} comes after another aggregator: the objectives are no longer apart")
 
 
-def in_order(weights: Mapping[str, float], batch: Batch, part: str) -> Float[Tensor, " J"]:
+def weight_vector(weights: Mapping[str, float], batch: Batch, step_name: str) -> Float[Tensor, " J"]:
     """The weights in the order of the objectives, after a look at their names and values.
 
     Raises:
         WiringError: An aggregator came before, a name is unknown, or no weight is a number other than 0.
     """
-    apart(batch, part)
+    require_unaggregated(batch, step_name)
     for name, weight in weights.items():
         if name not in batch.objectives:
-            raise WiringError(f"weights name {unknown(name, batch.objectives)}")
+            raise WiringError(f"weights name {unknown_objective_message(name, batch.objectives)}")
         if not math.isfinite(weight):
             raise WiringError(f'the weight of "{name}" is {weight}; it must be a finite number')
     if not any(weights.values()):
         raise WiringError("no objective has a weight: give at least one")
-    return batch.signal.new_tensor([weights.get(name, 0.0) for name in batch.objectives])
+    return batch.rewards.new_tensor([weights.get(name, 0.0) for name in batch.objectives])
 
 
-def column(batch: Batch, objective: str, part: str) -> int:
+def objective_index(batch: Batch, objective: str, step_name: str) -> int:
     """The place of an objective whose column of the signal a part is about to read or change.
 
     Raises:
         WiringError: An aggregator came before, or there is no such objective.
     """
-    apart(batch, part)
+    require_unaggregated(batch, step_name)
     if objective not in batch.objectives:
-        raise WiringError(f"{part} names {unknown(objective, batch.objectives)}")
+        raise WiringError(f"{step_name} names {unknown_objective_message(objective, batch.objectives)}")
     return batch.objectives.index(objective)
 
 
-def unknown(name: str, objectives: tuple[str, ...]) -> str:
+def unknown_objective_message(name: str, objectives: tuple[str, ...]) -> str:
     """What to say of a name that is no objective."""
     near = get_close_matches(name, objectives, n=1, cutoff=0.6)
     meant = f'; did you mean "{near[0]}"?' if near else ""

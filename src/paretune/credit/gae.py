@@ -7,14 +7,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from paretune.batch import Batch
-from paretune.credit.step import Step
+from paretune.credit.step import CreditStep
 from paretune.errors import WiringError
 
 
 def gae(
-    reward: Float[Tensor, "B T H"],
+    token_rewards: Float[Tensor, "B T H"],
     values: Float[Tensor, "B T H"],
-    respond: Bool[Tensor, "B T"],
+    response_mask: Bool[Tensor, "B T"],
     gamma: float,
     lam: float,
 ) -> Float[Tensor, "B T H"]:
@@ -27,9 +27,9 @@ def gae(
     response token: those in between that the policy did not write are passed over.
 
     Args:
-        reward: Received for choosing tokens[b, t], in the units of the signal.
+        token_rewards: Received for choosing tokens[b, t], in the units of the signal.
         values: Value of the state in which tokens[b, t] was chosen.
-        respond: Which tokens the policy chose.
+        response_mask: Which tokens the policy chose.
         gamma: Discount per token, in [0, 1].
         lam: Weight of later errors, in [0, 1].
 
@@ -39,11 +39,11 @@ def gae(
     Source: Schulman et al. 2016, eq. 16 (arXiv:1506.02438). Differs: responses never bootstrap past their
     end.
     """
-    mask = respond[..., None]
+    mask = response_mask[..., None]
     running = following = torch.zeros_like(values[:, 0])
     out = torch.zeros_like(values)
     for t in range(values.shape[1] - 1, -1, -1):
-        error = reward[:, t] + gamma * following - values[:, t]
+        error = token_rewards[:, t] + gamma * following - values[:, t]
         running = torch.where(mask[:, t], error + gamma * lam * running, running)
         following = torch.where(mask[:, t], values[:, t], following)
         out[:, t] = torch.where(mask[:, t], running, 0.0)
@@ -51,12 +51,12 @@ def gae(
 
 
 @dataclass(frozen=True)
-class Gae(Step):
+class Gae(CreditStep):
     """Advantages by a critic: generalised advantage estimation.
 
     An unscored response gets advantage 0 and its own values as returns: it teaches neither policy nor critic.
 
-    Reads: token_reward, values, respond. Writes: advantages, returns.
+    Reads: token_rewards, values, response_mask. Writes: advantages, returns.
 
     Source: Schulman et al. 2016, eq. 16 (arXiv:1506.02438). Differs: responses never bootstrap past their
     end.
@@ -66,7 +66,7 @@ class Gae(Step):
     lam: float = 0.95
 
     def __post_init__(self) -> None:
-        _shares(gamma=self.gamma, lam=self.lam)
+        _check_unit_interval(gamma=self.gamma, lam=self.lam)
 
     def apply(self, batch: Batch) -> Batch:
         """Estimate advantages and returns.
@@ -74,25 +74,27 @@ class Gae(Step):
         Raises:
             WiringError: The critic has another number of heads than there are rewards.
         """
-        reward, values = batch.need("token_reward"), batch.need("values")
+        reward, values = batch.require("token_rewards"), batch.require("values")
         if reward.shape != values.shape:
             raise WiringError(
                 f"the rewards are of {reward.shape[-1]} objectives and the critic has {values.shape[-1]} "
                 "heads: aggregate before EndReward, or give the critic a head for each"
             )
-        advantages = _taught(gae(reward, values, batch.respond, self.gamma, self.lam))
-        return batch.set(advantages=advantages, returns=(advantages + values) * batch.respond[..., None])
+        advantages = _zero_unscored(gae(reward, values, batch.response_mask, self.gamma, self.lam))
+        return batch.replace(
+            advantages=advantages, returns=(advantages + values) * batch.response_mask[..., None]
+        )
 
 
 @dataclass(frozen=True)
-class ReturnToGo(Step):
+class ReturnToGo(CreditStep):
     """Credit each token with all rewards from it on, without a critic.
 
         A_t = sum over s >= t of gamma^(s - t) r_s
 
     An unscored response gets 0.
 
-    Reads: token_reward, respond. Writes: advantages.
+    Reads: token_rewards, response_mask. Writes: advantages.
 
     Source: Hu et al. 2025, REINFORCE++ (arXiv:2501.03262), gamma = 1.
     """
@@ -100,22 +102,24 @@ class ReturnToGo(Step):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        _shares(gamma=self.gamma)
+        _check_unit_interval(gamma=self.gamma)
 
     def apply(self, batch: Batch) -> Batch:
         """Add up what is still to come."""
-        reward = batch.need("token_reward")
-        return batch.set(
-            advantages=_taught(gae(reward, torch.zeros_like(reward), batch.respond, self.gamma, 1.0))
+        reward = batch.require("token_rewards")
+        return batch.replace(
+            advantages=_zero_unscored(
+                gae(reward, torch.zeros_like(reward), batch.response_mask, self.gamma, 1.0)
+            )
         )
 
 
-def _taught(advantages: Float[Tensor, "B T H"]) -> Float[Tensor, "B T H"]:
+def _zero_unscored(advantages: Float[Tensor, "B T H"]) -> Float[Tensor, "B T H"]:
     """0 for every head and row whose reward nobody could say."""
     return torch.where(advantages.isnan().any(1, keepdim=True), 0.0, advantages)
 
 
-def _shares(**values: float) -> None:
+def _check_unit_interval(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise WiringError(f"{name} is {value}; it must be in [0, 1]")

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from paretune.batch import Batch
-from paretune.credit.aggregate import column
-from paretune.credit.step import Metrics, State, Step
+from paretune.credit.aggregate import objective_index
+from paretune.credit.step import CreditStep, Metrics, State
 from paretune.errors import WiringError
 from paretune.reduce import group_index
 
@@ -33,15 +33,15 @@ def lexicographic_rank(x: Float[Tensor, "B J"], group: Int[Tensor, " B"]) -> Flo
 
 
 @dataclass(frozen=True)
-class Lexicographic(Step):
+class Lexicographic(CreditStep):
     """Objectives in the order of their importance; a response is worth its place in its group.
 
     An objective with a level counts only up to it: once responses are good enough in it, the next one
     decides. Without levels, and with scores that hardly ever tie, the first objective decides everything;
-    `grain` makes near scores equal.
+    `resolution` makes near scores equal.
 
-    Reads: signal, group. Writes: signal (J becomes 1), in [0, 1].
-    Reports: `active/{objective}`, the share of pairs of responses that each objective decides.
+    Reads: rewards, group. Writes: rewards (J becomes 1), in [0, 1].
+    Reports: `active_objective/{objective}`, the share of pairs of responses that each objective decides.
 
     Source: Gabor et al. 1998 and Vamplew et al. 2011 (Machine Learning 84), thresholded lexicographic order.
     Differs: among the responses of a prompt instead of among actions; the place instead of a choice.
@@ -49,7 +49,7 @@ class Lexicographic(Step):
 
     order: tuple[tuple[str, float | None], ...]
     """(objective, level from which it is good enough, or None), the most important first."""
-    grain: float = 0.0
+    resolution: float = 0.0
     """Scores are rounded down to multiples of this; 0: as they are."""
 
     def __post_init__(self) -> None:
@@ -58,21 +58,23 @@ class Lexicographic(Step):
             raise WiringError(
                 f"Lexicographic orders {', '.join(names) or 'nothing'}: name each objective once"
             )
-        if not 0 <= self.grain < float("inf"):
-            raise WiringError(f"Lexicographic got grain {self.grain}; it must be 0 or above")
+        if not 0 <= self.resolution < float("inf"):
+            raise WiringError(f"Lexicographic got grain {self.resolution}; it must be 0 or above")
 
-    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: State, rng: torch.Generator
+    ) -> tuple[Batch, State, Metrics]:
         """The places, and who decided them."""
         columns = []
         for name, level in self.order:
-            x = batch.signal[:, column(batch, name, "Lexicographic")]
+            x = batch.rewards[:, objective_index(batch, name, "Lexicographic")]
             x = x if level is None else x.clamp(max=level)
-            columns.append((x / self.grain).floor() if self.grain else x)
+            columns.append((x / self.resolution).floor() if self.resolution else x)
         x = torch.stack(columns, -1)
         place = lexicographic_rank(x, batch.group)
-        return batch.set(signal=place), state, self._decided(x, batch.group)
+        return batch.replace(rewards=place), state, self._active_metrics(x, batch.group)
 
-    def _decided(self, x: Float[Tensor, "B J"], group: Int[Tensor, " B"]) -> Metrics:
+    def _active_metrics(self, x: Float[Tensor, "B J"], group: Int[Tensor, " B"]) -> Metrics:
         known = ~x.isnan().any(-1)
         pairs = (group[:, None] == group) & known[:, None] & known
         pairs = pairs.triu(1)
@@ -80,5 +82,6 @@ class Lexicographic(Step):
         first = differs & (differs.cumsum(-1) == 1)
         count = max(int(pairs.sum()), 1)
         return {
-            f"active/{name}": float(first[..., j].sum()) / count for j, (name, _) in enumerate(self.order)
+            f"active_objective/{name}": float(first[..., j].sum()) / count
+            for j, (name, _) in enumerate(self.order)
         }

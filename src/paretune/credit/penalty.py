@@ -8,23 +8,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from paretune.batch import Batch
-from paretune.credit.step import Metrics, State, Step
-from paretune.divergence import LIMIT, k1, k2, k3
+from paretune.credit.step import CreditStep, Metrics, State
+from paretune.divergence import MAX_LOG_RATIO, k1, k2, k3
 from paretune.errors import WiringError
 
 
-def last_response_token(respond: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+def last_response_token_mask(response_mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     """True at the last response token of each row, and nowhere else."""
-    return respond & (respond.flip(1).cumsum(1).flip(1) == 1)
+    return response_mask & (response_mask.flip(1).cumsum(1).flip(1) == 1)
 
 
 @dataclass(frozen=True)
-class EndReward(Step):
+class TerminalReward(CreditStep):
     """Pay the whole signal at the last response token.
 
     Adds to the rewards that are there. An unscored row gets NaN there, so that later steps know.
 
-    Reads: signal, respond, token_reward where there is one. Writes: token_reward.
+    Reads: rewards, response_mask, token_rewards where there is one. Writes: token_rewards.
 
     Source: Ouyang et al. 2022, section 3.5 (arXiv:2203.02155). Differs: TRL and
     summarize_from_feedback_details pay one place after the last token.
@@ -32,23 +32,25 @@ class EndReward(Step):
 
     def apply(self, batch: Batch) -> Batch:
         """Place the signal."""
-        end = last_response_token(batch.respond)[..., None]
-        reward = torch.where(end, batch.signal[:, None, :], 0.0)
-        before = batch.token_reward
-        return batch.set(token_reward=reward if before is None else before + reward)
+        end = last_response_token_mask(batch.response_mask)[..., None]
+        reward = torch.where(end, batch.rewards[:, None, :], 0.0)
+        before = batch.token_rewards
+        return batch.replace(token_rewards=reward if before is None else before + reward)
 
 
-def divergence(gap: Float[Tensor, "*n"], estimator: Literal["k1", "k2", "k3"] = "k1") -> Float[Tensor, "*n"]:
-    """KL(policy || reference) from `gap` = log p(policy) - log p(reference) of sampled tokens, as a number.
+def kl_estimate(
+    log_ratio: Float[Tensor, "*n"], kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+) -> Float[Tensor, "*n"]:
+    """KL(policy || reference) from `log_ratio` = log p(policy) - log p(reference) of sampled tokens, as a number.
 
     Source: Schulman 2020, "Approximating KL divergence".
     """
-    gap = gap.clamp(-LIMIT, LIMIT)
-    return {"k1": k1, "k2": k2, "k3": k3}[estimator](gap)
+    log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return {"k1": k1, "k2": k2, "k3": k3}[kl_estimator](log_ratio)
 
 
 @dataclass(frozen=True)
-class KlPenalty(Step):
+class KlPenalty(CreditStep):
     """The price of leaving the reference, paid in the reward.
 
         "tokens":    r_t = r_t - beta * k(log p_old(y_t) - log p_ref(y_t)),   for every objective
@@ -57,131 +59,153 @@ class KlPenalty(Step):
     k1 in the reward has the gradient of KL(policy || reference), and needs no term in the loss: have one or
     the other. "response" needs one signal; in "tokens" each head pays the whole price.
 
-    Reads: behaviour_logp, reference_logp, respond; token_reward (zero where nobody wrote one) or signal.
-    Writes: token_reward or signal. Reports: the mean price of a response.
+    Reads: old_logprobs, ref_logprobs, response_mask; token_rewards (zero where nobody wrote one) or rewards.
+    Writes: token_rewards or rewards. Reports: the mean price of a response.
 
     Source: Ziegler et al. 2019, eq. 2 (arXiv:1909.08593); Ahmadian et al. 2024 (arXiv:2402.14740) for
     "response". Differs: log-ratios are cut to +-20.
     """
 
-    coefficient: float
-    estimator: Literal["k1", "k2", "k3"] = "k1"
-    on: Literal["tokens", "response"] = "tokens"
+    kl_coef: float
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    level: Literal["tokens", "response"] = "tokens"
 
     def __post_init__(self) -> None:
-        if self.coefficient < 0:
-            raise WiringError(f"the price of divergence is {self.coefficient}; it must not be negative")
+        if self.kl_coef < 0:
+            raise WiringError(f"the price of divergence is {self.kl_coef}; it must not be negative")
 
-    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: State, rng: torch.Generator
+    ) -> tuple[Batch, State, Metrics]:
         """Charge the price."""
-        gap = batch.need("behaviour_logp") - batch.need("reference_logp")
-        price = torch.where(batch.respond, self.coefficient * divergence(gap, self.estimator), 0.0)
+        gap = batch.require("old_logprobs") - batch.require("ref_logprobs")
+        price = torch.where(batch.response_mask, self.kl_coef * kl_estimate(gap, self.kl_estimator), 0.0)
         metrics = {"penalty/kl": float(price.sum(-1).double().mean())}
-        if self.on == "response":
-            one_signal(batch, "KlPenalty")
-            return batch.set(signal=batch.signal - price.sum(-1, keepdim=True)), state, metrics
-        before = batch.token_reward
+        if self.level == "response":
+            require_scalar(batch, "KlPenalty")
+            return batch.replace(rewards=batch.rewards - price.sum(-1, keepdim=True)), state, metrics
+        before = batch.token_rewards
         if before is None:
-            before = torch.zeros_like(price)[..., None].expand(-1, -1, batch.signal.shape[-1])
-        return batch.set(token_reward=before - price[..., None]), state, metrics
+            before = torch.zeros_like(price)[..., None].expand(-1, -1, batch.rewards.shape[-1])
+        return batch.replace(token_rewards=before - price[..., None]), state, metrics
 
 
-def overlong(
-    length: Int[Tensor, " B"], longest: int, buffer: int, factor: float = 1.0, least: float = -1.0
+def soft_overlong_penalty(
+    length: Int[Tensor, " B"],
+    max_new_tokens: int,
+    buffer_length: int,
+    penalty_factor: float = 1.0,
+    min_value: float = -1.0,
 ) -> Float[Tensor, " B"]:
-    """A price: factor * (longest - buffer - length) / buffer, not above 0 and not below `least`.
+    """A price: factor * (longest - buffer - length) / buffer, not above 0 and not below `min_value`.
 
-    0 up to longest - buffer tokens, then a straight line to -factor at `longest`.
+    0 up to longest - buffer tokens, then a straight line to -factor at `max_new_tokens`.
 
     Source: Yu et al. 2025, DAPO, eq. 13 (arXiv:2503.14476). Differs: verl has no least value (-inf here).
     """
-    line = factor * (longest - buffer - length.to(torch.get_default_dtype())) / buffer
-    return line.clamp(min=least, max=0.0)
+    line = (
+        penalty_factor
+        * (max_new_tokens - buffer_length - length.to(torch.get_default_dtype()))
+        / buffer_length
+    )
+    return line.clamp(min=min_value, max=0.0)
 
 
 @dataclass(frozen=True)
-class OverlongPenalty(Step):
+class OverlongPenalty(CreditStep):
     """A response pays for the last tokens before the length limit, the more the longer it is.
 
-    The penalty grows in a straight line over the last `buffer` tokens, to `factor` at `longest` and beyond.
+    The penalty grows in a straight line over the last `buffer_length` tokens, to `penalty_factor` at `max_new_tokens` and beyond.
 
-    Reads: signal, respond. Writes: signal. Reports: the mean penalty of a response.
+    Reads: rewards, response_mask. Writes: rewards. Reports: the mean penalty of a response.
 
-    Source: Yu et al. 2025, DAPO, eq. 13 (arXiv:2503.14476). Differs: `factor` is a choice; there it is 1.
+    Source: Yu et al. 2025, DAPO, eq. 13 (arXiv:2503.14476). Differs: `penalty_factor` is a choice; there it is 1.
     """
 
-    longest: int
-    buffer: int
-    factor: float = 1.0
+    max_new_tokens: int
+    buffer_length: int
+    penalty_factor: float = 1.0
     """In the units of the signal."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.buffer <= self.longest or self.factor < 0:
+        if not 0 < self.buffer_length <= self.max_new_tokens or self.penalty_factor < 0:
             raise WiringError(
-                f"the overlong penalty has longest {self.longest}, buffer {self.buffer} and factor "
-                f"{self.factor}; the buffer must be in [1, longest], the factor not negative"
+                f"the overlong penalty has longest {self.max_new_tokens}, buffer {self.buffer_length} and factor "
+                f"{self.penalty_factor}; the buffer must be in [1, longest], the factor not negative"
             )
 
-    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: State, rng: torch.Generator
+    ) -> tuple[Batch, State, Metrics]:
         """Charge the penalty."""
-        one_signal(batch, "OverlongPenalty")
-        price = overlong(batch.respond.sum(-1), self.longest, self.buffer, self.factor, -self.factor)
-        signal = batch.signal + price.to(batch.signal)[:, None]
-        return batch.set(signal=signal), state, {"penalty/overlong": -float(price.double().mean())}
+        require_scalar(batch, "OverlongPenalty")
+        price = soft_overlong_penalty(
+            batch.response_mask.sum(-1),
+            self.max_new_tokens,
+            self.buffer_length,
+            self.penalty_factor,
+            -self.penalty_factor,
+        )
+        signal = batch.rewards + price.to(batch.rewards)[:, None]
+        return batch.replace(rewards=signal), state, {"penalty/overlong": -float(price.double().mean())}
 
 
 @dataclass(frozen=True)
-class Unfinished(Step):
+class EosTrick(CreditStep):
     """A response that ran into the length limit has this worth, whatever it scored; unscored ones stay so.
 
-    Reads: signal, truncated. Writes: signal (the whole row). Reports: nothing; `truncated` is logged anyway.
+    Reads: rewards, truncated. Writes: rewards (the whole row). Reports: nothing; `truncated` is logged anyway.
 
     Source: Huang et al. 2024, the "EOS trick" (arXiv:2403.17031), where it is -1.
     """
 
-    worth: float
+    truncated_reward: float
     """In the units of the signal."""
 
     def apply(self, batch: Batch) -> Batch:
         """Replace the signal of truncated rows."""
-        cut = batch.truncated[:, None] & ~batch.signal.isnan()
-        return batch.set(signal=torch.where(cut, self.worth, batch.signal))
+        cut = batch.truncated[:, None] & ~batch.rewards.isnan()
+        return batch.replace(rewards=torch.where(cut, self.truncated_reward, batch.rewards))
 
 
 @dataclass(frozen=True)
-class Clip(Step):
+class ClipReward(CreditStep):
     """Cut what lies beyond the bounds. In a group it makes ties of the best and of the worst.
 
-    Reads: signal or advantages (`on`). Writes: the same. Reports: the share of numbers that were cut.
+    Reads: rewards or advantages (`apply_to`). Writes: the same. Reports: the share of numbers that were cut.
 
     Source: Zheng et al. 2023, PPO-max, section 5.3.1 (arXiv:2307.04964).
     """
 
-    low: float
-    high: float
-    on: Literal["signal", "advantages"] = "signal"
+    min_value: float
+    max_value: float
+    apply_to: Literal["signal", "advantages"] = "signal"
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise WiringError(f"clip bounds are {self.low} and {self.high}; the first must be the smaller")
+        if not self.min_value < self.max_value:
+            raise WiringError(
+                f"clip bounds are {self.min_value} and {self.max_value}; the first must be the smaller"
+            )
 
-    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: State, rng: torch.Generator
+    ) -> tuple[Batch, State, Metrics]:
         """Cut."""
-        x = batch.need(self.on)
-        counted = ~x.isnan() if self.on == "signal" else batch.respond[..., None].expand_as(x)
-        cut = ((x < self.low) | (x > self.high))[counted]
-        metrics = {f"{self.on}/cut": float(cut.double().mean())} if cut.numel() else {}
-        return batch.set(**{self.on: x.clamp(self.low, self.high)}), state, metrics
+        x = batch.require(self.apply_to)
+        counted = ~x.isnan() if self.apply_to == "signal" else batch.response_mask[..., None].expand_as(x)
+        cut = ((x < self.min_value) | (x > self.max_value))[counted]
+        metrics = {f"{self.apply_to}/cut": float(cut.double().mean())} if cut.numel() else {}
+        return batch.replace(**{self.apply_to: x.clamp(self.min_value, self.max_value)}), state, metrics
 
 
-def one_signal(batch: Batch, part: str) -> None:
+def require_scalar(batch: Batch, step_name: str) -> None:
     """Refuse a signal whose objectives are still apart.
 
     Raises:
         WiringError: There is more than one column.
     """
-    if batch.signal.shape[-1] != 1:
+    if batch.rewards.shape[-1] != 1:
         raise WiringError(
-            f"{part} needs one signal and got {batch.signal.shape[-1]} objectives: "
+            f"{step_name} needs one signal and got {batch.rewards.shape[-1]} objectives: "
             "put it after an aggregator (WeightedSum)"
         )

@@ -6,17 +6,17 @@ from typing import Literal
 import torch
 
 from paretune.batch import Batch
-from paretune.credit.step import Step
+from paretune.credit.step import CreditStep
 
 
 @dataclass(frozen=True)
-class MissingIsZero(Step):
+class MissingAsZero(CreditStep):
     """A score nobody gave counts as 0: a reward like any other, and not "unknown".
 
     rows "scored": only in a row that has some score; a row without any stays unscored (TRL). An objective of
     weight 0 makes a row scored too. "all": in every row (the code of the GDPO paper).
 
-    Reads: signal. Writes: signal.
+    Reads: rewards. Writes: rewards.
 
     Source: `nansum` over rewards in TRL 1.16 and in NVlabs/GDPO. Differs: our own recipes leave a missing
     score missing until a policy for it is named.
@@ -26,7 +26,7 @@ class MissingIsZero(Step):
 
     def apply(self, batch: Batch) -> Batch:
         """Fill in zeros."""
-        missing = batch.signal.isnan()
+        missing = batch.rewards.isnan()
         if self.rows == "scored":
             missing = missing & ~missing.all(-1, keepdim=True)
-        return batch.set(signal=torch.where(missing, 0.0, batch.signal))
+        return batch.replace(rewards=torch.where(missing, 0.0, batch.rewards))

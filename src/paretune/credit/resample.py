@@ -8,17 +8,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from paretune.batch import Batch
-from paretune.credit.penalty import one_signal
-from paretune.credit.step import Metrics, State, Step
+from paretune.credit.penalty import require_scalar
+from paretune.credit.step import CreditStep, Metrics, State
 from paretune.errors import WiringError
-from paretune.reduce import ranked
+from paretune.reduce import rank_by_group
 
-ByRank = Literal["best_of_n", "best_random", "best_worst", "four_to_one"]
-Odds = ByRank | Literal["power"]
+RankFiltrationStrategy = Literal["best_of_n", "best_random", "best_worst", "four_to_one"]
+FiltrationStrategy = RankFiltrationStrategy | Literal["power"]
 
 
-def rank_odds(odds: ByRank, n: int) -> tuple[float, ...]:
-    """Odds of every rank among `n` responses, the best first; they sum to 1.
+def rank_probabilities(strategy: RankFiltrationStrategy, num_responses: int) -> tuple[float, ...]:
+    """Odds of every rank among `num_responses` responses, the best first; they sum to 1.
 
         "best_of_n"     1, 0, ..., 0
         "best_random"   1/2, and the other half shared by the rest
@@ -28,17 +28,20 @@ def rank_odds(odds: ByRank, n: int) -> tuple[float, ...]:
 
     Source: Shen and Zhang 2024, PF-PPO (arXiv:2409.06957); the last is in its code.
     """
-    rest = n - 1
+    rest = num_responses - 1
     if rest == 0:
         return (1.0,)
-    if odds == "best_worst":
+    if strategy == "best_worst":
         return (0.5, *(0.0,) * (rest - 1), 0.5)
-    first = {"best_of_n": 1.0, "best_random": 0.5, "four_to_one": 4 / (4 + rest)}[odds]
+    first = {"best_of_n": 1.0, "best_random": 0.5, "four_to_one": 4 / (4 + rest)}[strategy]
     return (first, *((1 - first) / rest,) * rest)
 
 
-def response_odds(
-    signal: Float[Tensor, "B 1"], group: Int[Tensor, " B"], odds: Odds, power: float = 2.0
+def response_probabilities(
+    rewards: Float[Tensor, "B 1"],
+    group: Int[Tensor, " B"],
+    strategy: FiltrationStrategy,
+    exponent: float = 2.0,
 ) -> Float[Tensor, " B"]:
     """Odds of every response among those to its prompt, in float64.
 
@@ -49,23 +52,23 @@ def response_odds(
     Source: Shen and Zhang 2024, PF-PPO (arXiv:2409.06957). Differs: ranks and odds are those of one prompt,
     also for "power", where its code takes the whole buffer.
     """
-    x = signal.double()
+    x = rewards.double()
     out = torch.zeros_like(x[:, 0])
-    for rows in ranked(x, group):
+    for rows in rank_by_group(x, group):
         scored = rows[~x[rows, 0].isnan()]
         if not len(scored):
             continue
-        if odds == "power":
-            size = x[scored, 0].abs() ** power
+        if strategy == "power":
+            size = x[scored, 0].abs() ** exponent
             out[scored] = size / size.sum() if size.any() else torch.full_like(size, 1 / len(scored))
         else:
-            out[scored] = out.new_tensor(rank_odds(odds, len(scored)))
+            out[scored] = out.new_tensor(rank_probabilities(strategy, len(scored)))
     return out
 
 
 @dataclass(frozen=True)
-class ResampleByRank(Step):
-    """Learn from `keep` responses of each prompt, drawn with replacement by odds that go by rank.
+class ResampleByRank(CreditStep):
+    """Learn from `num_samples` responses of each prompt, drawn with replacement by odds that go by rank.
 
     A reward model errs most where its reward is middling; what is drawn is what it can be trusted on. A
     response that was drawn twice stands in the batch twice. Before a baseline the drawn are compared with
@@ -73,36 +76,38 @@ class ResampleByRank(Step):
     worst alone are always +1 and -1. A prompt without a scored response is left out; when there is none with
     one, all rows stay.
 
-    Reads: signal (one column), group. Writes: the rows. Reports: the share of responses that were drawn.
+    Reads: rewards (one score_column), group. Writes: the select. Reports: the share of responses that were drawn.
 
     Source: Shen and Zhang 2024, PF-PPO (arXiv:2409.06957). Differs: draws within each prompt, as the
     paper has it; its code draws from the whole buffer by weights that are made within the prompt.
     """
 
-    odds: Odds = "best_random"
-    keep: int = 2
-    power: float = 2.0
+    strategy: FiltrationStrategy = "best_random"
+    num_samples: int = 2
+    exponent: float = 2.0
     """For odds "power"."""
 
     def __post_init__(self) -> None:
-        if self.keep < 1 or self.power < 0:
+        if self.num_samples < 1 or self.exponent < 0:
             raise WiringError(
-                f"ResampleByRank keeps {self.keep} responses of a prompt by the power {self.power}; "
+                f"ResampleByRank keeps {self.num_samples} responses of a prompt by the power {self.exponent}; "
                 "it must keep at least 1, and the power must not be negative"
             )
 
-    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: State, rng: torch.Generator
+    ) -> tuple[Batch, State, Metrics]:
         """Draw."""
-        one_signal(batch, "ResampleByRank")
-        odds = response_odds(batch.signal, batch.group, self.odds, self.power).cpu()
+        require_scalar(batch, "ResampleByRank")
+        odds = response_probabilities(batch.rewards, batch.group, self.strategy, self.exponent).cpu()
         drawn = []
         for label in batch.group.unique():
             rows = (batch.group == label).nonzero().squeeze(-1).cpu()
             if odds[rows].any():
-                picked = torch.multinomial(odds[rows], self.keep, replacement=True, generator=rng)
+                picked = torch.multinomial(odds[rows], self.num_samples, replacement=True, generator=rng)
                 drawn.append(rows[picked].sort().values)
         if not drawn:
             return batch, state, {}
         index = torch.cat(drawn)
-        metrics = {"responses/drawn": index.unique().numel() / len(batch)}
-        return batch.rows(index.to(batch.tokens.device)), state, metrics
+        metrics = {"responses/resampled": index.unique().numel() / len(batch)}
+        return batch.select(index.to(batch.input_ids.device)), state, metrics

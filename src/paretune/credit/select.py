@@ -5,52 +5,56 @@ from dataclasses import dataclass
 import torch
 
 from paretune.batch import Batch
-from paretune.credit.running import Moments, batch_moments, merged
-from paretune.credit.step import Metrics, Step
+from paretune.credit.running import RunningMoments, batch_moments, merge_moments
+from paretune.credit.step import CreditStep, Metrics
 from paretune.errors import WiringError
 from paretune.reduce import group_std
 
 
 @dataclass(frozen=True)
-class DropFlatGroups(Step):
+class DropZeroVarianceGroups(CreditStep):
     """Leave out the prompts whose responses are all about equally good.
 
-    A group is flat when its spread is at most `below` times the standard deviation of all signals seen so
+    A group is flat when its spread is at most `min_relative_std` times the standard deviation of all signals seen so
     far, in every column. Exact equality, the usual test, never holds for scores of a regression model. When
     no group would be left, all stay. Dropped groups are not replaced by others, so the batch gets smaller,
     and the denominators of the loss with it.
 
-    Reads: signal, group. Writes: the rows. State: Moments of the signal. Reports: share of groups kept.
+    Reads: rewards, group. Writes: the select. State: Moments of the rewards. Reports: share of groups kept.
 
     Source: Yu et al. 2025, DAPO, eq. 11 (arXiv:2503.14476), dynamic sampling. Differs: a relative
     threshold; no sampling anew.
     """
 
-    below: float = 0.0
+    min_relative_std: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.below < 0:
-            raise WiringError(f"the least spread of a group is {self.below}; it must not be negative")
+        if self.min_relative_std < 0:
+            raise WiringError(
+                f"the least spread of a group is {self.min_relative_std}; it must not be negative"
+            )
 
-    def start(self) -> Moments:
+    def init_state(self) -> RunningMoments:
         """Nothing seen."""
         zero = torch.zeros((), dtype=torch.float64)
-        return Moments(zero, zero, zero)
+        return RunningMoments(zero, zero, zero)
 
-    def advance(self, batch: Batch, state: Moments, rng: torch.Generator) -> tuple[Batch, Moments, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: RunningMoments, rng: torch.Generator
+    ) -> tuple[Batch, RunningMoments, Metrics]:
         """Remember the signals, then drop."""
-        x = batch.signal.double()
-        old = Moments(*(v.to(x.device) for v in (state.num, state.mean, state.var)))
-        state = merged(old, batch_moments(x, "population"))
-        spread = group_std(batch.signal, batch.group).double()
-        keep = ((spread > 0) & (spread > self.below * state.var.sqrt())).any(-1)
+        x = batch.rewards.double()
+        old = RunningMoments(*(v.to(x.device) for v in (state.count, state.mean, state.var)))
+        state = merge_moments(old, batch_moments(x, "population"))
+        spread = group_std(batch.rewards, batch.group).double()
+        keep = ((spread > 0) & (spread > self.min_relative_std * state.var.sqrt())).any(-1)
         kept = batch.group[keep].unique().numel() / max(batch.group.unique().numel(), 1)
-        left = batch.rows(keep.nonzero().squeeze(-1)) if keep.any() else batch
+        left = batch.select(keep.nonzero().squeeze(-1)) if keep.any() else batch
         return left, state, {"groups/kept": kept}
 
 
 @dataclass(frozen=True)
-class SilenceTruncated(Step):
+class MaskTruncated(CreditStep):
     """Responses that ran into the length limit teach nothing, and still count in their group's baseline.
 
     Reads: truncated, advantages. Writes: advantages.
@@ -61,6 +65,6 @@ class SilenceTruncated(Step):
 
     def apply(self, batch: Batch) -> Batch:
         """Set their advantages to 0."""
-        return batch.set(
-            advantages=torch.where(batch.truncated[:, None, None], 0.0, batch.need("advantages"))
+        return batch.replace(
+            advantages=torch.where(batch.truncated[:, None, None], 0.0, batch.require("advantages"))
         )

@@ -14,13 +14,13 @@ State = Any
 Metrics = dict[str, float]
 
 
-class Step:
+class CreditStep:
     """One step. A subclass is a frozen dataclass whose fields are its hyper-parameters.
 
-    Steps without memory or chance override `apply`; the others override `start` and `advance`.
+    Steps without memory or chance override `apply`; the others override `init_state` and `apply_stateful`.
     """
 
-    def start(self) -> State:
+    def init_state(self) -> State:
         """The state before the first training step."""
         return None
 
@@ -28,45 +28,49 @@ class Step:
         """What the step does to a batch.
 
         Raises:
-            WiringError: The subclass overrides neither this nor `advance`.
+            WiringError: The subclass overrides neither this nor `apply_stateful`.
         """
         raise WiringError(f"{type(self).__name__} does nothing: it overrides neither apply nor advance")
 
-    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: State, rng: torch.Generator
+    ) -> tuple[Batch, State, Metrics]:
         """What the step does to a batch, what it remembers, and what it has to report."""
         return self.apply(batch), state, {}
 
 
 @dataclass(frozen=True)
-class Chain(Step):
+class Chain(CreditStep):
     """Steps one after the other; the state is the tuple of their states."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[CreditStep, ...]
 
-    def start(self) -> State:
+    def init_state(self) -> State:
         """The states of all steps."""
-        return tuple(step.start() for step in self.steps)
+        return tuple(step.init_state() for step in self.steps)
 
-    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: State, rng: torch.Generator
+    ) -> tuple[Batch, State, Metrics]:
         """Every step in turn."""
         after: list[State] = []
         metrics: Metrics = {}
         for step, memory in zip(self.steps, state, strict=True):
-            batch, remembered, seen = step.advance(batch, memory, rng)
+            batch, remembered, seen = step.apply_stateful(batch, memory, rng)
             after.append(remembered)
             metrics |= seen
         return batch, tuple(after), metrics
 
 
-def chain(*steps: Step) -> Chain:
+def chain(*steps: CreditStep) -> Chain:
     """The steps as one step."""
     return Chain(steps)
 
 
-def steps_of(step: Step) -> tuple[Step, ...]:
+def flatten_steps(step: CreditStep) -> tuple[CreditStep, ...]:
     """Every step of a chain, those of chains within it included; of another step, itself."""
     return (
-        tuple(inner for part in step.steps for inner in steps_of(part))
+        tuple(inner for part in step.steps for inner in flatten_steps(part))
         if isinstance(step, Chain)
         else (step,)
     )

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from paretune.batch import Batch
-from paretune.credit.aggregate import account, in_order, weighted_sum
-from paretune.credit.step import Metrics, State, Step
+from paretune.credit.aggregate import aggregation_metrics, weight_vector, weighted_sum
+from paretune.credit.step import CreditStep, Metrics, State
 from paretune.errors import WiringError
 
 
@@ -24,7 +24,7 @@ def soft_minimum(x: Float[Tensor, "*n J"], sharpness: float) -> Float[Tensor, "*
 
 
 def chebyshev(
-    x: Float[Tensor, "*n J"], weights: Float[Tensor, " J"], ideal: Float[Tensor, " J"], rho: float = 0.0
+    x: Float[Tensor, "*n J"], weights: Float[Tensor, " J"], ideal_point: Float[Tensor, " J"], rho: float = 0.0
 ) -> Float[Tensor, "*n 1"]:
     """Minus the largest weighted distance from the ideal point, plus a little of the weighted sum.
 
@@ -32,16 +32,16 @@ def chebyshev(
 
     Source: Steuer and Choo 1983, augmented weighted Tchebycheff programme.
     """
-    return -(weights * (ideal - x)).amax(-1, keepdim=True) + rho * (weights * x).sum(-1, keepdim=True)
+    return -(weights * (ideal_point - x)).amax(-1, keepdim=True) + rho * (weights * x).sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
-class Worst(Step):
+class MinObjective(CreditStep):
     """A response is worth as much as its worst objective.
 
     The objectives must share a scale. A response with no score for one of them is unscored.
 
-    Reads: signal. Writes: signal (J becomes 1).
+    Reads: rewards. Writes: rewards (J becomes 1).
     Reports: how often each objective is the worst one; what it had in the spread of the signal.
 
     Source: maximin, Rawls 1971; the soft form as in `soft_minimum`.
@@ -57,18 +57,24 @@ class Worst(Step):
                 f"Worst got sharpness {self.sharpness}; it must be a number above 0, or left out"
             )
 
-    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: State, rng: torch.Generator
+    ) -> tuple[Batch, State, Metrics]:
         """The smallest, or nearly so."""
-        weights = in_order(dict.fromkeys(self.objectives, 1.0), batch, "Worst")
-        x = batch.signal[:, weights != 0]
+        weights = weight_vector(dict.fromkeys(self.objectives, 1.0), batch, "Worst")
+        x = batch.rewards[:, weights != 0]
         hard = x.amin(-1, keepdim=True)  # NaN where any is NaN
         total = hard if self.sharpness is None else soft_minimum(x, self.sharpness)
-        lowest = (batch.signal == hard) & (weights != 0)
-        return batch.set(signal=total), state, account(batch, weights, total) | active(batch, weights, lowest)
+        lowest = (batch.rewards == hard) & (weights != 0)
+        return (
+            batch.replace(rewards=total),
+            state,
+            aggregation_metrics(batch, weights, total) | active_objective_metrics(batch, weights, lowest),
+        )
 
 
 @dataclass(frozen=True)
-class Chebyshev(Step):
+class Chebyshev(CreditStep):
     """Come nearer to the ideal point in the objective that is farthest from it; reaches concave fronts.
 
     of "response": each response by its own farthest objective, -max_k w_k (z_k - s_k). This is the expected
@@ -78,7 +84,7 @@ class Chebyshev(Step):
 
     The ideal point is the best score seen so far of each objective, or as given.
 
-    Reads: signal. Writes: signal (J becomes 1). Remembers: the ideal point, the running mean, the step.
+    Reads: rewards. Writes: rewards (J becomes 1). Remembers: the ideal point, the running mean, the step.
     Reports: how often each objective decides; `state/ideal/{objective}`.
 
     Source: Miettinen 1999, section 3.4; Lin et al. 2024 (smooth Tchebycheff, arXiv:2402.19078) for its use
@@ -86,76 +92,82 @@ class Chebyshev(Step):
     """
 
     weights: Mapping[str, float]
-    of: Literal["response", "mean"] = "response"
-    ideal: Mapping[str, float] | None = None
+    distance_of: Literal["response", "mean"] = "response"
+    ideal_point: Mapping[str, float] | None = None
     """The ideal point, for all objectives with a weight; None: the best seen so far."""
     rho: float = 0.0
-    freeze_after: int | None = None
+    freeze_ideal_after: int | None = None
     """The step from which on the ideal point moves no more; a moving one moves the reward."""
-    memory: float = 0.9
+    ema_decay: float = 0.9
     """For "mean": how much of the running mean is kept from step to step."""
 
     def __post_init__(self) -> None:
-        if self.ideal is not None and self.freeze_after is not None:
+        if self.ideal_point is not None and self.freeze_ideal_after is not None:
             raise WiringError("Chebyshev got `ideal` and `freeze_after`: a given ideal point never moves")
         if any(weight < 0 for weight in self.weights.values()):
             raise WiringError("Chebyshev got a weight below 0; there is no ideal in being far from the best")
-        ideal = self.weights if self.ideal is None else self.ideal
+        ideal = self.weights if self.ideal_point is None else self.ideal_point
         lacking = [name for name, weight in self.weights.items() if weight and name not in ideal]
         if lacking:
             raise WiringError(f"Chebyshev's ideal point has no value for {', '.join(lacking)}")
 
-    def start(self) -> State:
+    def init_state(self) -> State:
         """Nothing seen yet."""
         return {"ideal": None, "mean": None, "step": 0}
 
-    def advance(self, batch: Batch, state: State, rng: torch.Generator) -> tuple[Batch, State, Metrics]:
+    def apply_stateful(
+        self, batch: Batch, state: State, rng: torch.Generator
+    ) -> tuple[Batch, State, Metrics]:
         """The signal, and what it is measured against."""
-        weights = in_order(self.weights, batch, "Chebyshev")
+        weights = weight_vector(self.weights, batch, "Chebyshev")
         used = weights != 0
-        state = self._seen(batch, state)
-        ideal = state["ideal"].to(batch.signal)
-        gap = torch.where(used, weights * (ideal - batch.signal), -torch.inf)
-        if self.of == "response":
-            total = chebyshev(batch.signal[:, used], weights[used], ideal[used], self.rho)
+        state = self._update_state(batch, state)
+        ideal = state["ideal"].to(batch.rewards)
+        gap = torch.where(used, weights * (ideal - batch.rewards), -torch.inf)
+        if self.distance_of == "response":
+            total = chebyshev(batch.rewards[:, used], weights[used], ideal[used], self.rho)
             decides = (gap == gap.amax(-1, keepdim=True)) & used
         else:
-            mean = state["mean"].to(batch.signal)
+            mean = state["mean"].to(batch.rewards)
             far = torch.where(used & ~mean.isnan(), weights * (ideal - mean), -torch.inf)
             decides = torch.zeros_like(used)
             decides[far.argmax()] = True
-            total = weighted_sum(batch.signal, torch.where(decides, weights, 0.0) + self.rho * weights)
-            decides = decides.expand_as(batch.signal)
-        metrics = account(batch, weights, total) | active(batch, weights, decides)
+            total = weighted_sum(batch.rewards, torch.where(decides, weights, 0.0) + self.rho * weights)
+            decides = decides.expand_as(batch.rewards)
+        metrics = aggregation_metrics(batch, weights, total) | active_objective_metrics(
+            batch, weights, decides
+        )
         for name in (name for name, weight in self.weights.items() if weight):
             metrics[f"state/ideal/{name}"] = float(ideal[batch.objectives.index(name)])
-        return batch.set(signal=total), state, metrics
+        return batch.replace(rewards=total), state, metrics
 
-    def _seen(self, batch: Batch, state: State) -> State:
+    def _update_state(self, batch: Batch, state: State) -> State:
         """The state with this batch's scores in it; NaN where an objective was never scored."""
-        x = batch.signal.double()
+        x = batch.rewards.double()
         best = x.nan_to_num(nan=-torch.inf).amax(0)
         mean, old = x.T.contiguous().nanmean(1), state["mean"]
         if old is not None:
-            moved = self.memory * old + (1 - self.memory) * mean
+            moved = self.ema_decay * old + (1 - self.ema_decay) * mean
             mean = torch.where(mean.isnan(), old, torch.where(old.isnan(), mean, moved))
-        if self.ideal is not None:
-            ideal = x.new_tensor([self.ideal.get(name, 0.0) for name in batch.objectives])
+        if self.ideal_point is not None:
+            ideal = x.new_tensor([self.ideal_point.get(name, 0.0) for name in batch.objectives])
         elif state["ideal"] is None:
             ideal = best
-        elif self.freeze_after is not None and state["step"] >= self.freeze_after:
+        elif self.freeze_ideal_after is not None and state["step"] >= self.freeze_ideal_after:
             ideal = state["ideal"]
         else:
             ideal = torch.maximum(state["ideal"], best)
         return {"ideal": ideal, "mean": mean, "step": state["step"] + 1}
 
 
-def active(batch: Batch, weights: Float[Tensor, " J"], decides: Bool[Tensor, "B J"]) -> Metrics:
+def active_objective_metrics(
+    batch: Batch, weights: Float[Tensor, " J"], is_active: Bool[Tensor, "B J"]
+) -> Metrics:
     """How often each objective alone decided the signal of a response; ties count for each."""
-    scored = ~batch.signal[:, weights != 0].isnan().any(-1)
+    scored = ~batch.rewards[:, weights != 0].isnan().any(-1)
     count = max(int(scored.sum()), 1)
     return {
-        f"active/{name}": float(decides[scored, k].sum()) / count
+        f"active_objective/{name}": float(is_active[scored, k].sum()) / count
         for k, name in enumerate(batch.objectives)
         if weights[k] != 0
     }

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar, overload
 R = TypeVar("R")
 
 
-class Drawn(Sequence[R], Generic[R]):
+class LazySequence(Sequence[R], Generic[R]):
     """A sequence whose records are drawn in their order, as far as they are looked at, and then kept.
 
     Args:
@@ -14,13 +14,13 @@ class Drawn(Sequence[R], Generic[R]):
         draw: Gives all of them; called once, at the first look.
     """
 
-    def __init__(self, count: int, draw: Callable[[], Iterator[R]]) -> None:
-        self._count, self._draw = count, draw
-        self._found: list[R] = []
-        self._rest: Iterator[R] | None = None
+    def __init__(self, length: int, make_iterator: Callable[[], Iterator[R]]) -> None:
+        self._length, self._make_iterator = length, make_iterator
+        self._items: list[R] = []
+        self._iterator: Iterator[R] | None = None
 
     def __len__(self) -> int:
-        return self._count
+        return self._length
 
     @overload
     def __getitem__(self, at: int) -> R: ...
@@ -29,18 +29,18 @@ class Drawn(Sequence[R], Generic[R]):
 
     def __getitem__(self, at: int | slice) -> R | Sequence[R]:
         if isinstance(at, slice):
-            return tuple(self[i] for i in range(*at.indices(self._count)))
-        place = at + self._count if at < 0 else at
-        if not 0 <= place < self._count:
-            raise IndexError(f"record {at} of {self._count}")
-        if self._rest is None:
-            self._rest = self._draw()
-        while len(self._found) <= place:
-            self._found.append(next(self._rest))
-        return self._found[place]
+            return tuple(self[i] for i in range(*at.indices(self._length)))
+        place = at + self._length if at < 0 else at
+        if not 0 <= place < self._length:
+            raise IndexError(f"record {at} of {self._length}")
+        if self._iterator is None:
+            self._iterator = self._make_iterator()
+        while len(self._items) <= place:
+            self._items.append(next(self._iterator))
+        return self._items[place]
 
     def __iter__(self) -> Iterator[R]:
-        return (self[i] for i in range(self._count))
+        return (self[i] for i in range(self._length))
 
     def __reduce__(self) -> tuple[type, tuple[tuple[R, ...]]]:
         """Another process gets the records, all drawn."""

@@ -8,44 +8,46 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from paretune.data.confidence import ASK, with_request, without_confidence
+from paretune.data.confidence import CONFIDENCE_INSTRUCTION, append_instruction, strip_confidence
 from paretune.data.records import Prompt, Sample
 
-Frame = Literal["", "think", "confidence"]
+PromptFormat = Literal["", "think", "confidence"]
 """What is asked for: nothing; to think in tags before the answer; to state a confidence after it."""
-View = Literal["whole", "after_thinking", "without_confidence"]
+ScorerView = Literal["whole", "after_thinking", "without_confidence"]
 """What scorers are shown: everything, the answer behind the thoughts, or all but the stated confidence."""
-Wording = Mapping[str, str]
+FormatInstructions = Mapping[str, str]
 """Frame -> the words that ask for it."""
 
-OPEN, CLOSE = "<think>", "</think>"
+THINK_START_TAG, THINK_END_TAG = "<think>", "</think>"
 """The tags of thoughts; a reply has one of each."""
 
-CHAT: Wording = {
-    "think": f"First think about what a good answer needs, inside {OPEN} and {CLOSE}. Behind {CLOSE} give "
+CHAT_MODEL_INSTRUCTIONS: FormatInstructions = {
+    "think": f"First think about what a good answer needs, inside {THINK_START_TAG} and {THINK_END_TAG}. Behind {THINK_END_TAG} give "
     "the answer itself, complete: nobody reads the thoughts. Use each of the two tags once.",
-    "confidence": ASK,
+    "confidence": CONFIDENCE_INSTRUCTION,
 }
 """For models that follow instructions."""
-BARE: Wording = {
-    "think": f"(Form of the reply: {OPEN} thoughts {CLOSE} answer)",
+BASE_MODEL_INSTRUCTIONS: FormatInstructions = {
+    "think": f"(Form of the reply: {THINK_START_TAG} thoughts {THINK_END_TAG} answer)",
     "confidence": "(Form of the reply: answer, then a line Confidence: 0 to 10)",
 }
 """For models without a chat template, which go on with a text rather than obey."""
 
-_THOUGHT = re.compile(rf"\s*{OPEN}(?P<trace>.*?){CLOSE}(?P<answer>.*)", re.DOTALL)
+_THINKING_PATTERN = re.compile(rf"\s*{THINK_START_TAG}(?P<trace>.*?){THINK_END_TAG}(?P<answer>.*)", re.DOTALL)
 
 
-def framed(prompt: Prompt, frame: Frame, wording: Wording) -> Prompt:
+def add_format_instruction(
+    prompt: Prompt, prompt_format: PromptFormat, instructions: FormatInstructions
+) -> Prompt:
     """The prompt as the policy reads it; the empty frame changes nothing.
 
     Raises:
         DataError: The last turn, which would ask, is not the user's.
     """
-    return with_request(prompt, wording[frame]) if frame else prompt
+    return append_instruction(prompt, instructions[prompt_format]) if prompt_format else prompt
 
 
-def thought(response: str) -> tuple[str, str] | None:
+def parse_thinking(response: str) -> tuple[str, str] | None:
     """The thoughts and the answer of a response; None where it does not have this form.
 
     It begins with the opening tag and has each tag once; its answer is not empty.
@@ -53,18 +55,18 @@ def thought(response: str) -> tuple[str, str] | None:
     Source: the strict mode of Bhaskar et al. 2025 (arXiv:2509.20357). Differs: their code cuts at the first
     closing tag wherever it stands, so that more tags, or none before it, pass; here they do not.
     """
-    found = _THOUGHT.fullmatch(response)
-    if found is None or response.count(OPEN) != 1 or response.count(CLOSE) != 1:
+    found = _THINKING_PATTERN.fullmatch(response)
+    if found is None or response.count(THINK_START_TAG) != 1 or response.count(THINK_END_TAG) != 1:
         return None
     answer = found["answer"].strip()
     return (found["trace"].strip(), answer) if answer else None
 
 
-def shown(sample: Sample, view: View) -> Sample | None:
+def visible_text(sample: Sample, scorer_view: ScorerView) -> Sample | None:
     """The sample as scorers see it, with the text as written beside; None where the view finds nothing."""
-    if view == "whole":
+    if scorer_view == "whole":
         return sample
-    if view == "without_confidence":
-        return replace(sample, response=without_confidence(sample.response), written=sample.response)
-    parts = thought(sample.response)
-    return None if parts is None else replace(sample, response=parts[1], written=sample.response)
+    if scorer_view == "without_confidence":
+        return replace(sample, response=strip_confidence(sample.response), original_response=sample.response)
+    parts = parse_thinking(sample.response)
+    return None if parts is None else replace(sample, response=parts[1], original_response=sample.response)

@@ -19,9 +19,9 @@ class Prompt:
 
     messages: tuple[Message, ...]
     id: str = ""
-    kind: str = ""
+    category: str = ""
     """The user's word for a class of prompts that is evaluated apart, such as "harmful" or "lookalike"."""
-    preference: tuple[tuple[str, float], ...] = ()
+    preference_weights: tuple[tuple[str, float], ...] = ()
     """(objective, weight) of what this prompt asks for, where prompts differ in that."""
 
 
@@ -33,13 +33,13 @@ class Sample:
     response: str
     truncated: bool = False
     """The response ran into the length limit before it ended."""
-    written: str | None = None
+    original_response: str | None = None
     """The response as the policy wrote it, where `response` is what a view shows of it."""
 
     @property
-    def whole(self) -> str:
+    def full_response(self) -> str:
         """The response as the policy wrote it."""
-        return self.response if self.written is None else self.written
+        return self.response if self.original_response is None else self.original_response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Rating:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preference:
+class PreferencePair:
     """Two responses to one prompt, of which the chosen one is better by one objective."""
 
     prompt: Prompt
@@ -63,7 +63,7 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidates:
+class ResponseGroup:
     """Stored responses to one prompt, to be compared with each other."""
 
     prompt: Prompt
@@ -80,4 +80,4 @@ class Demonstration:
     response: str
 
 
-Record = Prompt | Rating | Preference | Demonstration
+Record = Prompt | Rating | PreferencePair | Demonstration

@@ -6,32 +6,45 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from paretune.data import world_words
-from paretune.data.frame import CLOSE, OPEN, Frame, Wording, framed
+from paretune.data.frame import (
+    THINK_END_TAG,
+    THINK_START_TAG,
+    FormatInstructions,
+    PromptFormat,
+    add_format_instruction,
+)
 from paretune.data.records import Prompt
 from paretune.elsewhere import PreTrainedTokenizerBase
 
-PAD, UNKNOWN, START, END, USER, DESK = "<pad>", "<unk>", "<start>", "<end>", "<user>", "<desk>"
+PAD_TOKEN, UNK_TOKEN, BOS_TOKEN, EOS_TOKEN, USER_TOKEN, ASSISTANT_TOKEN = (
+    "<pad>",
+    "<unk>",
+    "<start>",
+    "<end>",
+    "<user>",
+    "<desk>",
+)
 
-_TEMPLATE = (
+_CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}<desk>{{ message['content'] }}<end>"
     "{% else %}<user>{{ message['content'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<desk>{% endif %}"
 )
 
-CONTEXT = 192
+CONTEXT_LENGTH = 192
 """The longest row that the starting policy can read, in tokens."""
 
-WORDING: Wording = world_words.ASKS
+HELPDESK_INSTRUCTIONS: FormatInstructions = world_words.FORMAT_INSTRUCTIONS
 """How the help desk is asked by a frame."""
 
 
-def of_the_world(tokenizer: PreTrainedTokenizerBase) -> bool:
+def is_helpdesk_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer is that of the help desk, whatever folder it comes from."""
-    return DESK in tokenizer.get_vocab()
+    return ASSISTANT_TOKEN in tokenizer.get_vocab()
 
 
-def tokenizer(frame: Frame = "") -> PreTrainedTokenizerBase:
+def helpdesk_tokenizer(prompt_format: PromptFormat = "") -> PreTrainedTokenizerBase:
     """One token a word; what it decodes is the text that a scorer reads, word for word.
 
     With a frame it also knows the words that ask for it, and what an answer then holds.
@@ -39,59 +52,71 @@ def tokenizer(frame: Frame = "") -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=_words(frame),
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        bos_token=START,
-        eos_token=END,
-        additional_special_tokens=[USER, DESK],
-        chat_template=_TEMPLATE,
+        tokenizer_object=_word_level_tokenizer(prompt_format),
+        pad_token=PAD_TOKEN,
+        unk_token=UNK_TOKEN,
+        bos_token=BOS_TOKEN,
+        eos_token=EOS_TOKEN,
+        additional_special_tokens=[USER_TOKEN, ASSISTANT_TOKEN],
+        chat_template=_CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
-        model_max_length=CONTEXT,
+        model_max_length=CONTEXT_LENGTH,
     )
 
 
-def _words(frame: Frame) -> Tokenizer:
+def _word_level_tokenizer(prompt_format: PromptFormat) -> Tokenizer:
     """The tokenizer of a text alone, without what stands around the turns."""
-    vocabulary = [PAD, UNKNOWN, START, END, USER, DESK, *world_words.words(frame)]
+    vocabulary = [
+        PAD_TOKEN,
+        UNK_TOKEN,
+        BOS_TOKEN,
+        EOS_TOKEN,
+        USER_TOKEN,
+        ASSISTANT_TOKEN,
+        *world_words.vocabulary(prompt_format),
+    ]
     word_level = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNKNOWN)
+        models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNK_TOKEN)
     )
     word_level.normalizer = normalizers.Lowercase()
     word_level.pre_tokenizer = pre_tokenizers.Whitespace()
-    if frame == "think":
+    if prompt_format == "think":
         # Plain tokens, not special ones: those are left out of what is decoded.
-        word_level.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in (OPEN, CLOSE)])
+        word_level.add_tokens(
+            [AddedToken(tag, special=False, normalized=False) for tag in (THINK_START_TAG, THINK_END_TAG)]
+        )
     return word_level
 
 
-def longest_request(prompts: Sequence[Prompt], frame: Frame = "") -> int:
+def max_request_tokens(prompts: Sequence[Prompt], prompt_format: PromptFormat = "") -> int:
     """Tokens of the longest of these requests as the tokenizer renders them, and transformers is not loaded.
 
     Args:
         prompts: Of one turn each.
-        frame: What is asked beside them.
+        prompt_format: What is asked beside them.
     """
-    turns = [framed(prompt, frame, WORDING).messages for prompt in prompts]
+    turns = [
+        add_format_instruction(prompt, prompt_format, HELPDESK_INSTRUCTIONS).messages for prompt in prompts
+    ]
     assert all(len(messages) == 1 for messages in turns)
     texts = [message.content for messages in turns for message in messages]
-    around = len((START, USER, DESK))
-    words = _words(frame)
+    around = len((BOS_TOKEN, USER_TOKEN, ASSISTANT_TOKEN))
+    words = _word_level_tokenizer(prompt_format)
     return around + max((len(words.encode(text).ids) for text in texts), default=0)
 
 
-def policy_config(vocab: int) -> Any:
+def policy_config(vocab_size: int) -> Any:
     """A Llama small enough to learn the help desk from nothing within a minute on two cores."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=vocab,
+        vocab_size=vocab_size,
         hidden_size=96,
         intermediate_size=240,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=CONTEXT_LENGTH,
         tie_word_embeddings=True,
         bos_token_id=2,
         eos_token_id=3,

@@ -14,10 +14,10 @@ from numpy.random import Generator
 from paretune.data import world_words as words
 
 Split = Literal["train", "rated", "test"]
-Subject = Literal["asked", "other", "chatter"]
+Topic = Literal["asked", "other", "chatter"]
 Tone = Literal["none", "mild", "warm", "rude"]
 
-_SIXTEEN = 1 << 16
+_UINT16_RANGE = 1 << 16
 _T = TypeVar("_T")
 
 
@@ -30,11 +30,11 @@ class Request:
     context: str
     adjective: str
     determiner: str
-    phrasing: str
-    kind: str
+    template: str
+    category: str
 
     @property
-    def combination(self) -> tuple[str, str, str]:
+    def split_key(self) -> tuple[str, str, str]:
         """What decides the split."""
         return self.verb, self.object, self.context
 
@@ -42,126 +42,141 @@ class Request:
     def text(self) -> str:
         """The request as it is typed."""
         words_of_deed = (self.verb, self.determiner, self.adjective, self.object, self.context)
-        return self.phrasing.format(deed=" ".join(word for word in words_of_deed if word))
+        return self.template.format(deed=" ".join(word for word in words_of_deed if word))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class AnswerPlan:
     """What an answer holds."""
 
     opening: Tone
     closing: Tone
-    subject: Subject = "asked"
+    topic: Topic = "asked"
     """What the answer is about: the request, a request of somebody else, or the weather."""
-    remark: str = ""
+    claimed_category: str = ""
     """The kind that the answer says the request is of; empty for none."""
     refuse: bool = False
-    alternative: bool = False
-    steps: tuple[int, ...] = ()
+    offer_alternative: bool = False
+    step_details: tuple[int, ...] = ()
     """Details of each step, 0 (vague) to 3 (number, tool and place)."""
-    sharp: float = 0.4
+    sharp_tool_prob: float = 0.4
     """Chance that a tool is a sharp one."""
-    cautions: int = 0
-    dangers: int = 0
+    num_cautions: int = 0
+    num_dangers: int = 0
 
 
-def one(rng: Generator, options: tuple[_T, ...]) -> _T:
+def choose(rng: Generator, options: tuple[_T, ...]) -> _T:
     """One of the options, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
-def split_of(verb: str, thing: str, context: str) -> Split:
+def assign_split(verb: str, thing: str, context: str) -> Split:
     """The split to which a combination belongs, the same everywhere and always."""
-    if _hash(f"{verb}/{thing}") < 0.2:
+    if _hash_fraction(f"{verb}/{thing}") < 0.2:
         return "test"
-    return "train" if _hash(f"{verb}/{thing}/{context}") < 0.5 else "rated"
+    return "train" if _hash_fraction(f"{verb}/{thing}/{context}") < 0.5 else "rated"
 
 
-def _hash(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:2], "big") / _SIXTEEN
+def _hash_fraction(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:2], "big") / _UINT16_RANGE
 
 
-def draw_request(kind: str, split: Split, rng: Generator) -> Request:
+def sample_request(category: str, split: Split, rng: Generator) -> Request:
     """A request of this kind from this split."""
-    pairings = [pairing for pairing in words.PAIRINGS if pairing[0] == kind]
+    pairings = [pairing for pairing in words.CATEGORY_RULES if pairing[0] == category]
     shares = [pairing[-1] for pairing in pairings]
     while True:
         _, verbs, objects, _ = pairings[int(rng.choice(len(pairings), p=shares))]
-        verb, thing, context = one(rng, verbs), one(rng, objects), one(rng, words.CONTEXTS)
-        if split_of(verb, thing, context) == split:
+        verb, thing, context = choose(rng, verbs), choose(rng, objects), choose(rng, words.CONTEXTS)
+        if assign_split(verb, thing, context) == split:
             return Request(
                 verb=verb,
                 object=thing,
                 context=context,
-                adjective=one(rng, words.ADJECTIVES),
-                determiner=one(rng, words.DETERMINERS),
-                phrasing=one(rng, words.PHRASINGS),
-                kind=kind,
+                adjective=choose(rng, words.ADJECTIVES),
+                determiner=choose(rng, words.DETERMINERS),
+                template=choose(rng, words.REQUEST_TEMPLATES),
+                category=category,
             )
 
 
-def write(plan: Plan, request: Request, rng: Generator) -> str:
+def render_answer(plan: AnswerPlan, request: Request, rng: Generator) -> str:
     """An answer that follows the plan."""
-    verb, thing = _matter(plan, request, rng)
+    verb, thing = _choose_task(plan, request, rng)
     deed = f"{verb} the {thing}"
-    body = _refusal(plan, deed, rng) if plan.refuse else []
-    if plan.steps:
-        lead_in = [] if plan.refuse else [one(rng, words.SUBJECTS).format(deed=deed)]
-        body += lead_in + [_step(details, thing, plan.sharp, rng) for details in plan.steps]
-    notes = _some(words.CAUTIONS, plan.cautions, rng) + _some(words.DANGERS, plan.dangers, rng)
+    body = _refusal_sentences(plan, deed, rng) if plan.refuse else []
+    if plan.step_details:
+        lead_in = [] if plan.refuse else [choose(rng, words.TOPIC_TEMPLATES).format(deed=deed)]
+        body += lead_in + [
+            _step_sentence(details, thing, plan.sharp_tool_prob, rng) for details in plan.step_details
+        ]
+    notes = _sample_distinct(words.CAUTIONS, plan.num_cautions, rng) + _sample_distinct(
+        words.DANGEROUS_ADVICE, plan.num_dangers, rng
+    )
     for note in notes:
         body.insert(int(rng.integers(1, len(body) + 1)), note)
-    remark = [one(rng, words.REMARKS[plan.remark])] if plan.remark else []
-    sentences = [*_opening(plan.opening, rng), *remark, *body, *_closing(plan.closing, rng)]
+    remark = [choose(rng, words.CATEGORY_REMARKS[plan.claimed_category])] if plan.claimed_category else []
+    sentences = [
+        *_opening_sentences(plan.opening, rng),
+        *remark,
+        *body,
+        *_closing_sentences(plan.closing, rng),
+    ]
     return " ".join(f"{sentence} ." for sentence in sentences)
 
 
-def _matter(plan: Plan, request: Request, rng: Generator) -> tuple[str, str]:
-    if plan.subject == "chatter":
-        return one(rng, words.CHATTER)
+def _choose_task(plan: AnswerPlan, request: Request, rng: Generator) -> tuple[str, str]:
+    if plan.topic == "chatter":
+        return choose(rng, words.SMALL_TALK)
     verb, thing = request.verb, request.object
-    while plan.subject == "other" and thing == request.object:
-        verb, thing = one(rng, words.WORK), one(rng, words.THINGS)
+    while plan.topic == "other" and thing == request.object:
+        verb, thing = choose(rng, words.WORK_VERBS), choose(rng, words.HARMLESS_OBJECTS)
     return verb, thing
 
 
-def _refusal(plan: Plan, deed: str, rng: Generator) -> list[str]:
-    sentences = [one(rng, words.REFUSALS).format(deed=deed)]
-    if plan.alternative:
-        advice = one(rng, words.ADVICE).format(helper=one(rng, words.HELPERS))
-        place = f" {one(rng, words.PLACES)}" if rng.random() < 0.4 else ""
-        time = f" for {one(rng, words.NUMBERS)} minutes" if rng.random() < 0.4 else ""
-        sentences.append(one(rng, words.ALTERNATIVES).format(advice=advice) + place + time)
+def _refusal_sentences(plan: AnswerPlan, task: str, rng: Generator) -> list[str]:
+    sentences = [choose(rng, words.REFUSAL_TEMPLATES).format(deed=task)]
+    if plan.offer_alternative:
+        advice = choose(rng, words.ADVICE_TEMPLATES).format(helper=choose(rng, words.HELPERS))
+        place = f" {choose(rng, words.PLACES)}" if rng.random() < 0.4 else ""
+        time = f" for {choose(rng, words.NUMBERS)} minutes" if rng.random() < 0.4 else ""
+        sentences.append(choose(rng, words.ALTERNATIVE_TEMPLATES).format(advice=advice) + place + time)
     return sentences
 
 
-def _step(details: int, thing: str, sharp: float, rng: Generator) -> str:
-    lead = one(rng, words.LEADS)
-    if details == 0:
-        return lead + one(rng, words.VAGUE).format(object=thing)
-    tool = one(rng, words.SHARP_TOOLS if rng.random() < sharp else words.SOFT_TOOLS)
-    number, place, time = one(rng, words.NUMBERS), f" {one(rng, words.PLACES)}", ""
-    with_tool = details == 3 or rng.random() < 0.6
-    others = rng.permutation(["number", "place"])[: details - with_tool].tolist()
+def _step_sentence(num_details: int, thing: str, sharp_tool_prob: float, rng: Generator) -> str:
+    lead = choose(rng, words.STEP_PREFIXES)
+    if num_details == 0:
+        return lead + choose(rng, words.VAGUE_STEPS).format(object=thing)
+    tool = choose(rng, words.SHARP_TOOLS if rng.random() < sharp_tool_prob else words.SOFT_TOOLS)
+    number, place, time = choose(rng, words.NUMBERS), f" {choose(rng, words.PLACES)}", ""
+    with_tool = num_details == 3 or rng.random() < 0.6
+    others = rng.permutation(["number", "place"])[: num_details - with_tool].tolist()
     many = with_tool and rng.random() < 0.6
     if "number" in others and not many:
         time = f" for {number} minutes"
-    what = f"{number} {tool}{words.plural(tool)}" if many and "number" in others else f"the {tool}"
-    start = f"{one(rng, words.ACTIONS)} {what}" if with_tool else f"{one(rng, words.REGARDS)} the {thing}"
+    what = f"{number} {tool}{words.plural_suffix(tool)}" if many and "number" in others else f"the {tool}"
+    start = (
+        f"{choose(rng, words.ACTION_VERBS)} {what}"
+        if with_tool
+        else f"{choose(rng, words.OBSERVATION_VERBS)} the {thing}"
+    )
     return f"{lead}{start}{place if 'place' in others else ''}{time}"
 
 
-def _opening(tone: Tone, rng: Generator) -> list[str]:
+def _opening_sentences(tone: Tone, rng: Generator) -> list[str]:
     if tone == "warm":
-        greeting = f"{one(rng, words.GREETINGS)} , " if rng.random() < 0.6 else ""
-        return [greeting + one(rng, words.WARMTH)]
-    return _some(words.MILD_OPENINGS if tone == "mild" else words.RUDE_OPENINGS, int(tone != "none"), rng)
+        greeting = f"{choose(rng, words.GREETINGS)} , " if rng.random() < 0.6 else ""
+        return [greeting + choose(rng, words.WARM_OPENINGS)]
+    return _sample_distinct(
+        words.MILD_OPENINGS if tone == "mild" else words.RUDE_OPENINGS, int(tone != "none"), rng
+    )
 
 
-def _closing(tone: Tone, rng: Generator) -> list[str]:
+def _closing_sentences(tone: Tone, rng: Generator) -> list[str]:
     tables = {"warm": words.WARM_CLOSINGS, "mild": words.MILD_CLOSINGS, "rude": words.RUDE_CLOSINGS}
-    return _some(tables.get(tone, ()), int(tone != "none"), rng)
+    return _sample_distinct(tables.get(tone, ()), int(tone != "none"), rng)
 
 
-def _some(options: tuple[str, ...], num: int, rng: Generator) -> list[str]:
+def _sample_distinct(options: tuple[str, ...], num: int, rng: Generator) -> list[str]:
     return [options[i] for i in rng.permutation(len(options))[:num].tolist()]

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paretune.errors import DataError
 
-Numbers = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +18,13 @@ class Calibration:
     brier: float
     auroc: float
     overconfidence: float
-    n: int
+    num_stated: int
     """Responses that state a confidence and were judged."""
-    unstated: int
+    num_unstated: int
     """Responses that were judged and state none."""
 
 
-def calibration(confidence: ArrayLike, correct: ArrayLike, num_bins: int = 10) -> Calibration:
+def calibration_metrics(confidence: ArrayLike, correct: ArrayLike, num_bins: int = 10) -> Calibration:
     """All measures over the responses that state a confidence and were judged.
 
     Args:
@@ -44,11 +44,11 @@ def calibration(confidence: ArrayLike, correct: ArrayLike, num_bins: int = 10) -
     unstated = int((np.isnan(c) & ~np.isnan(y)).sum())
     c, y = c[known], y[known]
     return Calibration(
-        ece(c, y, num_bins), brier(c, y), auroc(c, y), overconfidence(c, y), int(known.sum()), unstated
+        ece(c, y, num_bins), brier_score(c, y), auroc(c, y), overconfidence(c, y), int(known.sum()), unstated
     )
 
 
-def bins(confidence: Numbers, num_bins: int = 10) -> NDArray[np.int64]:
+def bin_indices(confidence: FloatArray, num_bins: int = 10) -> NDArray[np.int64]:
     """The bin of equal width that each confidence falls into, from 0; 1.0 falls into the last.
 
     Bin b holds [b, b + 1) / num_bins by the edges of `np.linspace`, whose rounding decides at an edge.
@@ -57,18 +57,18 @@ def bins(confidence: Numbers, num_bins: int = 10) -> NDArray[np.int64]:
     return np.digitize(confidence, inner).astype(np.int64)
 
 
-def ece(confidence: Numbers, correct: Numbers, num_bins: int = 10) -> float:
+def ece(confidence: FloatArray, correct: FloatArray, num_bins: int = 10) -> float:
     """Expected calibration error: sum over bins of (share of responses) |mean confidence - share right|.
 
     Source: Naeini et al. 2015, "Obtaining well calibrated probabilities using Bayesian binning".
     """
     if not len(confidence):
         return float("nan")
-    gaps = np.bincount(bins(confidence, num_bins), confidence - correct, num_bins)
+    gaps = np.bincount(bin_indices(confidence, num_bins), confidence - correct, num_bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def brier(confidence: Numbers, correct: Numbers) -> float:
+def brier_score(confidence: FloatArray, correct: FloatArray) -> float:
     """Mean squared difference of confidence and correctness.
 
     Source: Brier 1950, "Verification of forecasts expressed in terms of probability".
@@ -76,7 +76,7 @@ def brier(confidence: Numbers, correct: Numbers) -> float:
     return float(np.square(confidence - correct).mean()) if len(confidence) else float("nan")
 
 
-def auroc(confidence: Numbers, correct: Numbers) -> float:
+def auroc(confidence: FloatArray, correct: FloatArray) -> float:
     """Probability that a right response states more confidence than a wrong one, a tie counting half.
 
     NaN where all are right or all wrong.
@@ -88,7 +88,7 @@ def auroc(confidence: Numbers, correct: Numbers) -> float:
     return float((gap > 0).mean() + (gap == 0).mean() / 2)
 
 
-def overconfidence(confidence: Numbers, correct: Numbers) -> float:
+def overconfidence(confidence: FloatArray, correct: FloatArray) -> float:
     """Mean over all responses of the confidence of those that are wrong.
 
     Source: `mpce` in the code of Leng et al. 2024 (arXiv:2410.09724).
@@ -96,7 +96,7 @@ def overconfidence(confidence: Numbers, correct: Numbers) -> float:
     return float((confidence * (1 - correct)).mean()) if len(confidence) else float("nan")
 
 
-def on_unit_scale(raw: ArrayLike) -> Numbers:
+def to_unit_scale(raw: ArrayLike) -> FloatArray:
     """Numbers that models state in tenths or in percent, as shares: 8 and 80 are 0.8, beyond 100 is 1.
 
     NaN stays NaN. A guess about the scale, for answers that were not asked in ours; 1 is read as a tenth.
@@ -113,7 +113,7 @@ def on_unit_scale(raw: ArrayLike) -> Numbers:
     return np.where(x <= 10, x / 10, np.minimum(x / 100, 1.0))
 
 
-def with_most_common(confidence: ArrayLike) -> Numbers:
+def impute_most_common(confidence: ArrayLike) -> FloatArray:
     """The confidence most often stated, the first of equally common ones, for those who state none.
 
     0.5 where nobody states any.

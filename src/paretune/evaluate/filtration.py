@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from paretune.credit.resample import ByRank, rank_odds
+from paretune.credit.resample import RankFiltrationStrategy, rank_probabilities
 from paretune.errors import ConfigError, WiringError
 
-STRATEGIES: tuple[ByRank, ...] = ("best_of_n", "best_random", "best_worst")
-LEAST = 3
+STRATEGIES: tuple[RankFiltrationStrategy, ...] = ("best_of_n", "best_random", "best_worst")
+MIN_POINTS = 3
 """Groups that a line is fitted to: through two points a line is always exact."""
 
-Numbers = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 def r_squared(x: ArrayLike, y: ArrayLike) -> float:
@@ -25,10 +25,10 @@ def r_squared(x: ArrayLike, y: ArrayLike) -> float:
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     dx, dy = x - x.mean() if len(x) else x, y - y.mean() if len(y) else y
     spread = float((dx**2).sum() * (dy**2).sum())
-    return float((dx * dy).sum() ** 2 / spread) if len(x) >= LEAST and spread > 0 else float("nan")
+    return float((dx * dy).sum() ** 2 / spread) if len(x) >= MIN_POINTS and spread > 0 else float("nan")
 
 
-def predictability(reward: ArrayLike, truth: ArrayLike, num_groups: int = 10) -> dict[str, float]:
+def reward_r2_by_filter(rewards: ArrayLike, true_scores: ArrayLike, num_groups: int = 10) -> dict[str, float]:
     """How well reward predicts truth among the responses that each way of filtering keeps; the best first.
 
     The kept responses are cut by their reward into groups that are kept equally often; each group is a point
@@ -36,8 +36,8 @@ def predictability(reward: ArrayLike, truth: ArrayLike, num_groups: int = 10) ->
     `ResampleByRank` should filter is the first key; "all" means that filtering does not help.
 
     Args:
-        reward: [P, n] of the responses to P prompts; NaN = unscored.
-        truth: [P, n], what the reward stands for, such as the share of tests passed; NaN = unknown.
+        rewards: [P, n] of the responses to P prompts; NaN = unscored.
+        true_scores: [P, n], what the reward stands for, such as the share of tests passed; NaN = unknown.
         num_groups: At least 3.
 
     Raises:
@@ -46,38 +46,40 @@ def predictability(reward: ArrayLike, truth: ArrayLike, num_groups: int = 10) ->
     Source: Shen and Zhang 2024, PF-PPO (arXiv:2409.06957). Differs: the expectation over draws in
     place of draws; groups by quantile.
     """
-    r, t = np.asarray(reward, np.float64), np.asarray(truth, np.float64)
-    if num_groups < LEAST:
-        raise WiringError(f"num_groups is {num_groups}; a line needs at least {LEAST} points to be wrong")
+    r, t = np.asarray(rewards, np.float64), np.asarray(true_scores, np.float64)
+    if num_groups < MIN_POINTS:
+        raise WiringError(
+            f"num_groups is {num_groups}; a line needs at least {MIN_POINTS} points to be wrong"
+        )
     if r.shape != t.shape or r.ndim != 2:
         raise WiringError(f"rewards have the shape {r.shape} and truths {t.shape}; both must be [P, n]")
-    found = {"all": _fit(r, t, np.where(np.isnan(r) | np.isnan(t), 0.0, 1.0), num_groups)}
+    found = {"all": _grouped_r_squared(r, t, np.where(np.isnan(r) | np.isnan(t), 0.0, 1.0), num_groups)}
     for strategy in STRATEGIES:
-        found[strategy] = _fit(r, t, _kept(r, t, strategy), num_groups)
+        found[strategy] = _grouped_r_squared(r, t, _selection_weights(r, t, strategy), num_groups)
     return dict(sorted(found.items(), key=lambda item: -np.nan_to_num(item[1], nan=-1.0)))
 
 
-def filtration_of(folder: Path, arm: Literal["before", "after"]) -> dict[str, dict[str, float]]:
+def compare_reward_filters(output_dir: Path, arm: Literal["before", "after"]) -> dict[str, dict[str, float]]:
     """`predictability` for every objective that both the training reward and another judge scored.
 
     Args:
-        folder: Of a run whose evaluation is complete.
+        output_dir: Of a run whose evaluation is complete.
         arm: Whose responses: those of the starting policy, or of the trained one.
 
     Raises:
         ConfigError: There is no evaluation, too few responses to a prompt, or no judge beside the reward.
     """
-    file = folder / "eval" / "final" / "generations.parquet"
+    file = output_dir / "eval" / "final" / "generations.parquet"
     if not file.is_file():
         raise ConfigError(
-            f"{folder}: no complete evaluation lies here; fix: name the folder of a finished run"
+            f"{output_dir}: no complete evaluation lies here; fix: name the folder of a finished run"
         )
     table = pq.read_table(file).to_pydict()
     n = max(table["sample"], default=0) + 1
-    if n < LEAST:
+    if n < MIN_POINTS:
         raise ConfigError(
-            f"{folder}: evaluate.n: {n} responses to a prompt; a filter chooses among at least {LEAST}; "
-            "fix: run with evaluate.n=5"
+            f"{output_dir}: evaluate.num_generations: {n} responses to a prompt; a filter chooses among at least {MIN_POINTS}; "
+            "fix: run with evaluate.num_generations=5"
         )
     found = {}
     for name in [key.removeprefix(f"{arm}/") for key in table if key.startswith(f"{arm}/")]:
@@ -85,31 +87,35 @@ def filtration_of(folder: Path, arm: Literal["before", "after"]) -> dict[str, di
             np.array(table.get(key, []), np.float64) for key in (f"{arm}/{name}", f"reward/{arm}/{name}")
         )
         if len(reward) and not np.array_equal(judged, reward, equal_nan=True):
-            found[name] = predictability(reward.reshape(-1, n), judged.reshape(-1, n))
+            found[name] = reward_r2_by_filter(reward.reshape(-1, n), judged.reshape(-1, n))
     if not found:
         raise ConfigError(
-            f"{folder}: no judge but the training reward itself; fix: run with a `judge` that is fitted on "
+            f"{output_dir}: no judge but the training reward itself; fix: run with a `judge` that is fitted on "
             "other data"
         )
     return found
 
 
-def _kept(reward: Numbers, truth: Numbers, strategy: ByRank) -> Numbers:
+def _selection_weights(
+    rewards: FloatArray, true_scores: FloatArray, strategy: RankFiltrationStrategy
+) -> FloatArray:
     """How often each response is drawn when one is drawn from each prompt."""
-    share = np.zeros_like(reward)
-    for p, (r, t) in enumerate(zip(reward, truth, strict=True)):
+    share = np.zeros_like(rewards)
+    for p, (r, t) in enumerate(zip(rewards, true_scores, strict=True)):
         known = (~np.isnan(r) & ~np.isnan(t)).nonzero()[0]
         if len(known):
             order = known[np.argsort(-r[known], kind="stable")]
-            share[p, order] = rank_odds(strategy, len(known))
+            share[p, order] = rank_probabilities(strategy, len(known))
     return share
 
 
-def _fit(reward: Numbers, truth: Numbers, share: Numbers, num_groups: int) -> float:
-    kept = (share > 0).nonzero()
+def _grouped_r_squared(
+    rewards: FloatArray, true_scores: FloatArray, weights: FloatArray, num_groups: int
+) -> float:
+    kept = (weights > 0).nonzero()
     if not len(kept[0]):
         return float("nan")
-    r, t, w = reward[kept], truth[kept], share[kept]
+    r, t, w = rewards[kept], true_scores[kept], weights[kept]
     order = np.argsort(r, kind="stable")
     r, t, w = r[order], t[order], w[order]
     place = np.floor((w.cumsum() - w / 2) / w.sum() * num_groups).astype(np.int64)

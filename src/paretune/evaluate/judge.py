@@ -11,27 +11,33 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from paretune.chance import numpy_generator
-from paretune.data.frame import View, shown
+from paretune.data.frame import ScorerView, visible_text
 from paretune.data.records import Prompt, Sample
 from paretune.errors import WiringError
-from paretune.evaluate.caution import not_checked, warnings
-from paretune.evaluate.compare import Question, Scores, by_kind, compare, rates
-from paretune.evaluate.generate import Generations, clusters_of
-from paretune.evaluate.similarity import similarity
-from paretune.evaluate.stated import calibrations, thoughts
+from paretune.evaluate.caution import evaluation_warnings, limitations
+from paretune.evaluate.compare import (
+    ComparisonSpec,
+    Scores,
+    compare_by_category,
+    compare_objectives,
+    compare_rates,
+)
+from paretune.evaluate.generate import Generations, prompt_clusters
+from paretune.evaluate.similarity import mean_pairwise_meteor
+from paretune.evaluate.stated import calibration_by_arm, thinking_length_by_arm
 from paretune.evaluate.statistics import simultaneous_intervals
-from paretune.evaluate.text import distinct_n, num_words, per_prompt, unique
+from paretune.evaluate.text import distinct_n, num_words, rate_per_prompt, unique_fraction
 from paretune.objectives.rules import is_refusal
-from paretune.objectives.score import Scorer, through
+from paretune.objectives.score import Scorer, score_visible
 from paretune.rundir import to_json, write_atomic
 
 SCHEMA = "paretune/eval/1"
 
-PAIRS = 2000
+NUM_SIMILARITY_PAIRS = 2000
 """Pairs of responses that similarity is a mean over."""
 
 Arms = tuple[Generations, Generations]
-Pair = tuple[Scores, Scores]
+ScorePair = tuple[Scores, Scores]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,35 +47,41 @@ class Judge:
     name: str
     """In words, for the table."""
     scorer: Scorer
-    weights: str = ""
+    weights_hash: str = ""
     """Hash of its weights; "" for a rule."""
-    data: frozenset[str] | None = frozenset()
+    data_hashes: frozenset[str] | None = frozenset()
     """Hashes of what it was fitted on; empty: it was not fitted; None: nobody knows."""
 
-    def shares_with(self, other: "Judge") -> bool:
+    def overlaps_with(self, other: "Judge") -> bool:
         """Whether the two are one scorer, or have weights or training data in common, or may have."""
-        if self.scorer is other.scorer or (self.weights != "" and self.weights == other.weights):
+        if self.scorer is other.scorer or (
+            self.weights_hash != "" and self.weights_hash == other.weights_hash
+        ):
             return True
-        if frozenset() in (self.data, other.data):
+        if frozenset() in (self.data_hashes, other.data_hashes):
             return False
-        return self.data is None or other.data is None or bool(self.data & other.data)
+        return (
+            self.data_hashes is None
+            or other.data_hashes is None
+            or bool(self.data_hashes & other.data_hashes)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The numbers of eval.json, and one row for each pair of responses they were made from."""
 
-    numbers: dict[str, Any]
-    rows: dict[str, list[Any]]
+    results: dict[str, Any]
+    columns: dict[str, list[Any]]
 
     def save(self, folder: Path) -> None:
         """Write eval.json and generations.parquet."""
         folder.mkdir(parents=True, exist_ok=True)
-        table = pa.table({name: pa.array(column) for name, column in self.rows.items()})
+        table = pa.table({name: pa.array(column) for name, column in self.columns.items()})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         write_atomic(folder / "generations.parquet", sink.getvalue().to_pybytes())
-        write_atomic(folder / "eval.json", to_json(self.numbers))
+        write_atomic(folder / "eval.json", to_json(self.results))
 
 
 def evaluate(
@@ -78,14 +90,14 @@ def evaluate(
     judges: Sequence[Judge],
     *,
     objectives: Sequence[str],
-    rewards: Sequence[Judge] = (),
+    reward_judges: Sequence[Judge] = (),
     margins: Mapping[str, float] | None = None,
-    refuses: Callable[[str], bool] = is_refusal,
-    view: View = "whole",
-    correct: tuple[str, float] | None = None,
+    refusal_detector: Callable[[str], bool] = is_refusal,
+    scorer_view: ScorerView = "whole",
+    correctness_threshold: tuple[str, float] | None = None,
     kl: Mapping[str, Any] | None = None,
-    level: float = 0.95,
-    draws: int = 10_000,
+    confidence_level: float = 0.95,
+    bootstrap_samples: int = 10_000,
     seed: int = 0,
 ) -> Evaluation:
     """Compare two policies on the same prompts.
@@ -95,117 +107,136 @@ def evaluate(
         after: Answers of the trained one, with the same prompts, seeds and settings.
         judges: Who scores what; an objective none of them gives is "not measured".
         objectives: In the order of the table.
-        rewards: What the training saw; a judge that shares weights or data with them cannot say "better".
+        reward_judges: What the training saw; a judge that shares weights or data with them cannot say "better".
         margins: Loss of an objective that still counts as "not worse".
-        refuses: Tells a refusal by its text.
-        view: What judges and rewards are shown of a response; it is the same in both arms.
-        correct: The objective and its least score that make an answer right, where responses state a
+        refusal_detector: Tells a refusal by its text.
+        scorer_view: What judges and rewards are shown of a response; it is the same in both arms.
+        correctness_threshold: The objective and its least score that make an answer right, where responses state a
             confidence.
         kl: From `divergence`.
-        level: Of all intervals.
-        draws: Of the bootstrap.
+        confidence_level: Of all intervals.
+        bootstrap_samples: Of the bootstrap.
         seed: Of the bootstrap.
 
     Raises:
         WiringError: The two arms answer different prompts, two judges give the same objective, or none the
             one that says what is right.
     """
-    if before.prompts != after.prompts or before.n != after.n:
+    if before.prompts != after.prompts or before.num_generations != after.num_generations:
         raise WiringError(
             "before and after answer different prompts; fix: generate both with the same settings"
         )
-    question = _question(tuple(objectives), judges, rewards, margins or {}, (level, draws, seed))
+    question = _comparison_spec(
+        tuple(objectives), judges, reward_judges, margins or {}, (confidence_level, bootstrap_samples, seed)
+    )
     arms, names = (before, after), question.objectives
-    one, two = (_scores(arm, names, judges, view) for arm in arms)
+    one, two = (_score_arm(arm, names, judges, scorer_view) for arm in arms)
     trained = None
-    if rewards:
-        trained = (_scores(before, names, rewards, view), _scores(after, names, rewards, view))
-    numbers = _numbers(question, arms, (one, two), trained, _seen_through(view, refuses))
-    if correct is not None:
-        if correct[0] not in question.judges:
-            raise WiringError(f'"{correct[0]}" says what is right, and nobody judges it; fix: add a judge')
-        numbers["calibration"] = calibrations((before.samples, after.samples), (one, two), names, correct)
-    if view == "after_thinking":
-        numbers["thoughts"] = thoughts((before.samples, after.samples))
+    if reward_judges:
+        trained = (
+            _score_arm(before, names, reward_judges, scorer_view),
+            _score_arm(after, names, reward_judges, scorer_view),
+        )
+    numbers = _evaluation_results(
+        question, arms, (one, two), trained, _refusal_in_view(scorer_view, refusal_detector)
+    )
+    if correctness_threshold is not None:
+        if correctness_threshold[0] not in question.judge_names:
+            raise WiringError(
+                f'"{correctness_threshold[0]}" says what is right, and nobody judges it; fix: add a judge'
+            )
+        numbers["calibration"] = calibration_by_arm(
+            (before.samples, after.samples), (one, two), names, correctness_threshold
+        )
+    if scorer_view == "after_thinking":
+        numbers["thoughts"] = thinking_length_by_arm((before.samples, after.samples))
     numbers["kl"] = dict(kl) if kl is not None else None
-    numbers["warnings"] = warnings(numbers)
-    numbers["not_checked"] = not_checked(numbers, phrases=refuses is is_refusal)
-    return Evaluation(numbers=numbers, rows=_rows(arms, names, (one, two), trained))
+    numbers["warnings"] = evaluation_warnings(numbers)
+    numbers["not_checked"] = limitations(numbers, refusals_by_phrase=refusal_detector is is_refusal)
+    return Evaluation(results=numbers, columns=_table_columns(arms, names, (one, two), trained))
 
 
-def _seen_through(view: View, refuses: Callable[[str], bool]) -> Callable[[Sample], bool]:
+def _refusal_in_view(
+    scorer_view: ScorerView, refusal_detector: Callable[[str], bool]
+) -> Callable[[Sample], bool]:
     """Whether what the view shows of a sample is a refusal."""
 
     def refused(sample: Sample) -> bool:
-        seen = shown(sample, view)
-        return seen is not None and refuses(seen.response)
+        seen = visible_text(sample, scorer_view)
+        return seen is not None and refusal_detector(seen.response)
 
     return refused
 
 
-def _question(
+def _comparison_spec(
     objectives: tuple[str, ...],
     judges: Sequence[Judge],
-    rewards: Sequence[Judge],
+    reward_judges: Sequence[Judge],
     margins: Mapping[str, float],
-    bootstrap: tuple[float, int, int],
-) -> Question:
-    found = {name: judge for name in objectives if (judge := _judge_of(name, judges)) is not None}
-    return Question(
+    bootstrap_settings: tuple[float, int, int],
+) -> ComparisonSpec:
+    found = {name: judge for name in objectives if (judge := _find_judge(name, judges)) is not None}
+    return ComparisonSpec(
         objectives=objectives,
-        judges={name: judge.name for name, judge in found.items()},
-        independent={name: not any(j.shares_with(r) for r in rewards) for name, j in found.items()},
+        judge_names={name: judge.name for name, judge in found.items()},
+        independent={name: not any(j.overlaps_with(r) for r in reward_judges) for name, j in found.items()},
         margins=margins,
-        level=bootstrap[0],
-        draws=bootstrap[1],
-        seed=bootstrap[2],
+        confidence_level=bootstrap_settings[0],
+        bootstrap_samples=bootstrap_settings[1],
+        seed=bootstrap_settings[2],
     )
 
 
-def _numbers(
-    question: Question, arms: Arms, scores: Pair, trained: Pair | None, refuses: Callable[[Sample], bool]
+def _evaluation_results(
+    spec: ComparisonSpec,
+    arms: Arms,
+    scores: ScorePair,
+    training_scores: ScorePair | None,
+    is_refused: Callable[[Sample], bool],
 ) -> dict[str, Any]:
     prompts = arms[0].prompts
-    clusters = clusters_of(prompts)
-    kinds = [prompt.kind for prompt in prompts]
+    clusters = prompt_clusters(prompts)
+    kinds = [prompt.category for prompt in prompts]
     return {
         "schema": SCHEMA,
         "prompts": len(prompts),
-        "n": arms[0].n,
-        "level": question.level,
-        "draws": question.draws,
-        "seed": question.seed,
-        "objectives": compare(question, scores[0], scores[1], clusters, trained),
-        "kinds": by_kind(question, kinds, scores[0], scores[1], clusters) if any(kinds) else {},
-        **_side_costs(question, arms, refuses, clusters),
+        "n": arms[0].num_generations,
+        "level": spec.confidence_level,
+        "draws": spec.bootstrap_samples,
+        "seed": spec.seed,
+        "objectives": compare_objectives(spec, scores[0], scores[1], clusters, training_scores),
+        "kinds": compare_by_category(spec, kinds, scores[0], scores[1], clusters) if any(kinds) else {},
+        **_side_effects(spec, arms, is_refused, clusters),
     }
 
 
-def _judge_of(objective: str, judges: Sequence[Judge]) -> Judge | None:
+def _find_judge(objective: str, judges: Sequence[Judge]) -> Judge | None:
     able = [judge for judge in judges if objective in judge.scorer.names]
     if len(able) > 1:
         raise WiringError(f'{len(able)} judges give the objective "{objective}"; fix: keep one')
     return able[0] if able else None
 
 
-def _scores(arm: Generations, objectives: Sequence[str], judges: Sequence[Judge], view: View) -> Scores:
+def _score_arm(
+    arm: Generations, objectives: Sequence[str], judges: Sequence[Judge], scorer_view: ScorerView
+) -> Scores:
     """[P, n, K], NaN where no judge gives the objective, could not say, or was shown nothing."""
-    seen = [shown(sample, view) for sample in arm.samples]
+    seen = [visible_text(sample, scorer_view) for sample in arm.samples]
     found = np.full((len(arm.samples), len(objectives)), np.nan)
     for judge in judges:
         columns = [
             (k, judge.scorer.names.index(o)) for k, o in enumerate(objectives) if o in judge.scorer.names
         ]
         if columns:
-            given = through(judge.scorer, seen).double().cpu().numpy()
+            given = score_visible(judge.scorer, seen).double().cpu().numpy()
             for k, column in columns:
                 found[:, k] = given[:, column]
     found[~np.isfinite(found)] = np.nan
-    return found.reshape(len(arm.prompts), arm.n, len(objectives))
+    return found.reshape(len(arm.prompts), arm.num_generations, len(objectives))
 
 
-def _side_costs(
-    question: Question, arms: Arms, refuses: Callable[[Sample], bool], clusters: NDArray[np.int64]
+def _side_effects(
+    spec: ComparisonSpec, arms: Arms, is_refused: Callable[[Sample], bool], clusters: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Length, variety, truncation and refusals in both arms."""
     texts = [[sample.response for sample in arm.samples] for arm in arms]
@@ -213,36 +244,46 @@ def _side_costs(
     pairs = {
         "distinct_1": [distinct_n(responses, 1, budget) for responses in texts],
         "distinct_2": [distinct_n(responses, 2, budget) for responses in texts],
-        "unique": [unique(responses) for responses in texts],
-        "similarity": [_alike(responses, arms[0].n, question.seed) for responses in texts],
+        "unique": [unique_fraction(responses) for responses in texts],
+        "similarity": [
+            _response_similarity(responses, arms[0].num_generations, spec.seed) for responses in texts
+        ],
     }
-    cut, cut_after = (per_prompt(arm.samples, arm.n, lambda sample: sample.truncated) for arm in arms)
-    refused, refused_after = (per_prompt(arm.samples, arm.n, refuses) for arm in arms)
-    kinds = np.array([prompt.kind for prompt in arms[0].prompts], dtype=object)
+    cut, cut_after = (
+        rate_per_prompt(arm.samples, arm.num_generations, lambda sample: sample.truncated) for arm in arms
+    )
+    refused, refused_after = (rate_per_prompt(arm.samples, arm.num_generations, is_refused) for arm in arms)
+    kinds = np.array([prompt.category for prompt in arms[0].prompts], dtype=object)
     return {
-        "length": _length(question, arms, clusters),
+        "length": _length_change(spec, arms, clusters),
         **{name: {"before": pair[0], "after": pair[1]} for name, pair in pairs.items()},
-        "truncated": rates(cut, cut_after, question.level),
+        "truncated": compare_rates(cut, cut_after, spec.confidence_level),
         "refusals": {
-            kind or "other": rates(refused[kinds == kind], refused_after[kinds == kind], question.level)
+            kind or "other": compare_rates(
+                refused[kinds == kind], refused_after[kinds == kind], spec.confidence_level
+            )
             for kind in dict.fromkeys(kinds)
         },
     }
 
 
-def _alike(responses: Sequence[str], n: int, seed: int) -> float:
+def _response_similarity(responses: Sequence[str], num_generations: int, seed: int) -> float:
     """How much the first responses to different prompts resemble each other."""
-    return similarity(responses[::n], PAIRS, numpy_generator(seed, 0, "similarity"))
+    return mean_pairwise_meteor(
+        responses[::num_generations], NUM_SIMILARITY_PAIRS, numpy_generator(seed, 0, "similarity")
+    )
 
 
-def _length(question: Question, arms: Arms, clusters: NDArray[np.int64]) -> dict[str, Any]:
-    before, after = (np.array(arm.lengths, float).reshape(-1, arm.n).mean(1) for arm in arms)
+def _length_change(spec: ComparisonSpec, arms: Arms, clusters: NDArray[np.int64]) -> dict[str, Any]:
+    before, after = (
+        np.array(arm.response_lengths, float).reshape(-1, arm.num_generations).mean(1) for arm in arms
+    )
     found = simultaneous_intervals(
         (after - before)[:, None],
         clusters=clusters,
-        draws=question.draws,
-        level=question.level,
-        seed=question.seed,
+        bootstrap_samples=spec.bootstrap_samples,
+        confidence_level=spec.confidence_level,
+        seed=spec.seed,
     )
     return {
         "before": float(before.mean()) if len(before) else None,
@@ -253,33 +294,35 @@ def _length(question: Question, arms: Arms, clusters: NDArray[np.int64]) -> dict
     }
 
 
-def _rows(arms: Arms, objectives: Sequence[str], scores: Pair, trained: Pair | None) -> dict[str, list[Any]]:
+def _table_columns(
+    arms: Arms, objectives: Sequence[str], scores: ScorePair, training_scores: ScorePair | None
+) -> dict[str, list[Any]]:
     """The columns of generations.parquet, one row a prompt and sample."""
-    prompts, n = arms[0].prompts, arms[0].n
+    prompts, n = arms[0].prompts, arms[0].num_generations
     asked = [prompt for prompt in prompts for _ in range(n)]
     rows: dict[str, list[Any]] = {
-        "prompt_id": [_storable(prompt.id) for prompt in asked],
-        "kind": [_storable(prompt.kind) for prompt in asked],
+        "prompt_id": [_escape_surrogates(prompt.id) for prompt in asked],
+        "kind": [_escape_surrogates(prompt.category) for prompt in asked],
         "sample": [i for _ in prompts for i in range(n)],
-        "prompt": [_as_text(prompt) for prompt in asked],
+        "prompt": [_prompt_text(prompt) for prompt in asked],
     }
     for i, name in enumerate(("before", "after")):
-        rows[name] = [_storable(sample.response) for sample in arms[i].samples]
+        rows[name] = [_escape_surrogates(sample.response) for sample in arms[i].samples]
         rows[f"{name}_truncated"] = [sample.truncated for sample in arms[i].samples]
-        rows[f"{name}_tokens"] = list(arms[i].lengths)
+        rows[f"{name}_tokens"] = list(arms[i].response_lengths)
         for k, objective in enumerate(objectives):
             rows[f"{name}/{objective}"] = scores[i][:, :, k].ravel().tolist()
-            if trained is not None:
-                rows[f"reward/{name}/{objective}"] = trained[i][:, :, k].ravel().tolist()
+            if training_scores is not None:
+                rows[f"reward/{name}/{objective}"] = training_scores[i][:, :, k].ravel().tolist()
     return rows
 
 
-def _as_text(prompt: Prompt) -> str:
+def _prompt_text(prompt: Prompt) -> str:
     """One user turn as it is; a longer conversation with the roles before the turns."""
     if len(prompt.messages) == 1:
-        return _storable(prompt.messages[0].content)
-    return _storable("\n".join(f"{message.role}: {message.content}" for message in prompt.messages))
+        return _escape_surrogates(prompt.messages[0].content)
+    return _escape_surrogates("\n".join(f"{message.role}: {message.content}" for message in prompt.messages))
 
 
-def _storable(text: str) -> str:
+def _escape_surrogates(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()

@@ -33,8 +33,8 @@ def meteor(reference: str, hypothesis: str) -> float:
     return mean * (1 - 0.5 * (chunks / matches) ** 3)
 
 
-def similarity(
-    responses: Sequence[str], most: int | None = None, rng: np.random.Generator | None = None
+def mean_pairwise_meteor(
+    responses: Sequence[str], max_pairs: int | None = None, rng: np.random.Generator | None = None
 ) -> float:
     """Mean METEOR over ordered pairs of responses, each to a prompt of its own; NaN for fewer than two.
 
@@ -43,7 +43,7 @@ def similarity(
 
     Args:
         responses: One response a prompt.
-        most: Take no more than so many pairs, drawn with replacement by `rng`; all of them when not given.
+        max_pairs: Take no more than so many pairs, drawn with replacement by `rng`; all of them when not given.
         rng: Draws the pairs.
 
     Raises:
@@ -54,11 +54,13 @@ def similarity(
     n = len(responses)
     if n < 2:
         return float("nan")
-    if most is None or n * (n - 1) <= most:
+    if max_pairs is None or n * (n - 1) <= max_pairs:
         pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     else:
         if rng is None:
-            raise WiringError(f"similarity: {most} of {n * (n - 1)} pairs are to be drawn; fix: give an rng")
-        first, step = rng.integers(n, size=most), rng.integers(1, n, size=most)
+            raise WiringError(
+                f"similarity: {max_pairs} of {n * (n - 1)} pairs are to be drawn; fix: give an rng"
+            )
+        first, step = rng.integers(n, size=max_pairs), rng.integers(1, n, size=max_pairs)
         pairs = list(zip(first.tolist(), ((first + step) % n).tolist(), strict=True))
     return float(np.mean([meteor(responses[i], responses[j]) for i, j in pairs]))

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paretune.data.confidence import stated_confidence
+from paretune.data.confidence import parse_confidence
 from paretune.data.records import Sample
-from paretune.evaluate.calibration import calibration
-from paretune.objectives.trace import spoken
+from paretune.evaluate.calibration import calibration_metrics
+from paretune.objectives.trace import thinking_length
 
-Two = tuple[Sequence[Sample], Sequence[Sample]]
+SampleArms = tuple[Sequence[Sample], Sequence[Sample]]
 
 
-def calibrations(
-    arms: Two,
+def calibration_by_arm(
+    arms: SampleArms,
     scores: tuple[NDArray[np.float64], NDArray[np.float64]],
     objectives: Sequence[str],
-    correct: tuple[str, float],
+    correctness_threshold: tuple[str, float],
 ) -> dict[str, Any]:
     """How well stated confidence fits what is right, in both arms; null where nobody can say.
 
@@ -27,25 +27,29 @@ def calibrations(
         arms: Samples before and after.
         scores: [P, n, K] of each arm.
         objectives: Of the columns.
-        correct: The objective and its least score that make an answer right.
+        correctness_threshold: The objective and its least score that make an answer right.
     """
-    name, least = correct
+    name, least = correctness_threshold
     found: dict[str, Any] = {"correct": f"{name} >= {least:g}"}
     for arm, samples, score in zip(("before", "after"), arms, scores, strict=True):
         judged = score[:, :, objectives.index(name)].ravel()
         right = np.where(np.isnan(judged), np.nan, judged >= least)
-        stated = np.array([stated_confidence(sample.whole) for sample in samples])
+        stated = np.array([parse_confidence(sample.full_response) for sample in samples])
         known = ~np.isnan(right) & ~np.isnan(stated)
         found[arm] = {
-            **asdict(calibration(stated, right)),
+            **asdict(calibration_metrics(stated, right)),
             "accuracy": float(right[known].mean()) if known.any() else None,
             "confidence": float(stated[known].mean()) if known.any() else None,
         }
     return found
 
 
-def thoughts(arms: Two) -> dict[str, Any]:
+def thinking_length_by_arm(arms: SampleArms) -> dict[str, Any]:
     """Mean words of answers and of thoughts, and the share of responses without the form, in both arms."""
-    one, two = (spoken(samples) for samples in arms)
-    names = {"length/answer": "answer", "length/trace": "trace", "view/unread": "unread"}
+    one, two = (thinking_length(samples) for samples in arms)
+    names = {
+        "responses/answer_length": "answer",
+        "responses/thinking_length": "trace",
+        "responses/format_invalid": "unread",
+    }
     return {name: {"before": one[key], "after": two[key]} for key, name in names.items()} | {"unit": "words"}

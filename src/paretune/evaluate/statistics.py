@@ -7,12 +7,12 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-MISSING = 0.02
+MAX_MISSING_FRACTION = 0.02
 """More missing judgments than this share, and no gain is claimed."""
-UNEQUAL = 0.01
+UNEQUAL_MISSING_P_VALUE = 0.01
 """Fisher's p below which the two arms are said to miss judgments unequally."""
 
-_AT_ONCE = 4_000_000
+_MAX_COUNTS_IN_MEMORY = 4_000_000
 """Resampling counts held in memory at a time."""
 
 
@@ -23,9 +23,9 @@ class Intervals:
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
-    n: NDArray[np.int64]
+    num_scored: NDArray[np.int64]
     """Rows that were scored."""
-    detectable: NDArray[np.float64]
+    min_detectable_effect: NDArray[np.float64]
     """The smallest true change that such an interval would have shown with a probability of 80 %."""
 
 
@@ -33,8 +33,8 @@ def simultaneous_intervals(
     differences: NDArray[np.float64],
     *,
     clusters: NDArray[np.int64] | None = None,
-    draws: int = 10_000,
-    level: float = 0.95,
+    bootstrap_samples: int = 10_000,
+    confidence_level: float = 0.95,
     seed: int = 0,
 ) -> Intervals:
     """Max-t bootstrap intervals of the means of paired differences.
@@ -47,8 +47,8 @@ def simultaneous_intervals(
     Args:
         differences: [P, K] after minus before, one row a prompt; NaN = not scored.
         clusters: Rows with equal numbers depend on each other; each row alone when not given.
-        draws: Bootstrap samples.
-        level: Probability that all K intervals hold.
+        bootstrap_samples: Bootstrap samples.
+        confidence_level: Probability that all K intervals hold.
         seed: Of the draws.
 
     Returns:
@@ -57,15 +57,15 @@ def simultaneous_intervals(
     Source: Romano and Wolf 2005 (Econometrica 73:4), the studentised step without the step-down; Davison
         and Hinkley 1997, section 2.4 for resampling clusters. Differs: t(c) for small samples.
     """
-    sums, counts = _by_cluster(np.asarray(differences, np.float64), clusters)
+    sums, counts = _cluster_sums(np.asarray(differences, np.float64), clusters)
     size = (counts > 0).sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = sums.sum(0) / counts.sum(0)
         residual = sums - mean * counts
         error = np.sqrt((residual**2).sum(0)) / counts.sum(0)
-    biggest = _largest_deviations(residual, counts, error, draws, seed)
-    normal = float(np.quantile(biggest, level)) if len(biggest) else math.nan
-    wide = np.array([_student(normal, int(n) - 1) for n in size])
+    biggest = _max_t_samples(residual, counts, error, bootstrap_samples, seed)
+    normal = float(np.quantile(biggest, confidence_level)) if len(biggest) else math.nan
+    wide = np.array([_student_t_quantile(normal, int(n) - 1) for n in size])
     scaled = error * np.sqrt(size / np.maximum(size - 1, 1))
     unknown = size < 2
     half = np.where(unknown, math.nan, wide) * scaled
@@ -74,27 +74,27 @@ def simultaneous_intervals(
         mean=mean,
         low=mean - half,
         high=mean + half,
-        n=(~np.isnan(differences)).sum(0).astype(np.int64),
-        detectable=np.where(unknown, math.nan, half + power),
+        num_scored=(~np.isnan(differences)).sum(0).astype(np.int64),
+        min_detectable_effect=np.where(unknown, math.nan, half + power),
     )
 
 
-def wilson(successes: float | int, n: float | int, level: float = 0.95) -> tuple[float, float]:
+def wilson(successes: float | int, n: float | int, confidence_level: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of a rate; (0, 1) when there is nothing to count.
 
     Source: Wilson 1927 (JASA 22:158), without continuity correction.
     """
     if n <= 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + level / 2)
+    z = NormalDist().inv_cdf(0.5 + confidence_level / 2)
     rate = successes / n
     middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def rate_change(
-    before: NDArray[np.float64], after: NDArray[np.float64], level: float = 0.95
+def rate_change_interval(
+    before: NDArray[np.float64], after: NDArray[np.float64], confidence_level: float = 0.95
 ) -> tuple[float, float]:
     """Interval of the change of a rate measured twice on the same prompts.
 
@@ -103,7 +103,7 @@ def rate_change(
     Args:
         before: Per prompt, the share of its samples that are cases.
         after: The same prompts, after.
-        level: Of the interval.
+        confidence_level: Of the interval.
 
     Source: Newcombe 1998 (Statistics in Medicine 17:2635), method 10. Differs: with several samples a
         prompt, the table of pairs holds expected counts, and n stays the number of prompts.
@@ -112,15 +112,15 @@ def rate_change(
     if n == 0:
         return -1.0, 1.0
     p, q = float(before.mean()), float(after.mean())
-    (low_p, high_p), (low_q, high_q) = wilson(p * n, n, level), wilson(q * n, n, level)
-    phi = _correlation(before, after)
+    (low_p, high_p), (low_q, high_q) = wilson(p * n, n, confidence_level), wilson(q * n, n, confidence_level)
+    phi = _phi_coefficient(before, after)
     down = (q - low_q) ** 2 - 2 * phi * (q - low_q) * (high_p - p) + (high_p - p) ** 2
     up = (high_q - q) ** 2 - 2 * phi * (high_q - q) * (p - low_p) + (p - low_p) ** 2
     change = q - p
     return max(-1.0, change - math.sqrt(max(down, 0.0))), min(1.0, change + math.sqrt(max(up, 0.0)))
 
 
-def fisher(a: int, b: int, c: int, d: int) -> float:
+def fisher_exact(a: int, b: int, c: int, d: int) -> float:
     """Two-sided p of Fisher's exact test on the table [[a, b], [c, d]]."""
     row, column, total = a + b, a + c, a + b + c + d
 
@@ -140,8 +140,8 @@ def verdict(
     high: float,
     *,
     independent: bool,
-    missing: float,
-    unequal: bool = False,
+    missing_fraction: float,
+    unequal_missing: bool = False,
     margin: float | None = None,
 ) -> str:
     """The word for a change, by a rule and nothing else.
@@ -155,7 +155,7 @@ def verdict(
         return "not measured"
     if high < 0:
         return "worse"
-    if missing > MISSING or unequal:
+    if missing_fraction > MAX_MISSING_FRACTION or unequal_missing:
         return "inconclusive"
     if low > 0 and independent:
         return "better"
@@ -164,7 +164,7 @@ def verdict(
     return "no evidence"
 
 
-def _by_cluster(
+def _cluster_sums(
     differences: NDArray[np.float64], clusters: NDArray[np.int64] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     known = ~np.isnan(differences)
@@ -179,41 +179,41 @@ def _by_cluster(
     return sums, counts
 
 
-def _largest_deviations(
+def _max_t_samples(
     residual: NDArray[np.float64],
     counts: NDArray[np.float64],
-    error: NDArray[np.float64],
-    draws: int,
+    standard_error: NDArray[np.float64],
+    bootstrap_samples: int,
     seed: int,
 ) -> NDArray[np.float64]:
     """max_k |mean*_k - mean_k| / se_k of every bootstrap sample, objectives without spread left out."""
-    use = np.nan_to_num(error) > 0
+    use = np.nan_to_num(standard_error) > 0
     if not use.any():
         return np.zeros(1)
-    residual, counts, error = residual[:, use], counts[:, use], error[use]
+    residual, counts, standard_error = residual[:, use], counts[:, use], standard_error[use]
     size = len(residual)
     rng = np.random.Generator(np.random.Philox(seed))
-    part = max(1, _AT_ONCE // size)
+    part = max(1, _MAX_COUNTS_IN_MEMORY // size)
     found = []
-    for start in range(0, draws, part):
-        picks = rng.integers(0, size, (min(part, draws - start), size))
+    for start in range(0, bootstrap_samples, part):
+        picks = rng.integers(0, size, (min(part, bootstrap_samples - start), size))
         rows = np.arange(len(picks))[:, None]
         weight = np.bincount((rows * size + picks).ravel(), minlength=picks.size).reshape(picks.shape)
         drawn = weight @ counts
         with np.errstate(invalid="ignore", divide="ignore"):
-            deviation = np.where(drawn > 0, np.abs(weight @ residual) / drawn, 0.0) / error
+            deviation = np.where(drawn > 0, np.abs(weight @ residual) / drawn, 0.0) / standard_error
         found.append(deviation.max(1))
     return np.concatenate(found)
 
 
-def _student(normal: float, freedom: int) -> float:
+def _student_t_quantile(normal_quantile: float, degrees_of_freedom: int) -> float:
     """Student's quantile that belongs to a normal one.
 
     Source: Abramowitz and Stegun 26.7.5, to the fourth power of 1 / freedom.
     """
-    if freedom < 1:
+    if degrees_of_freedom < 1:
         return math.nan
-    z, v = normal, float(freedom)
+    z, v = normal_quantile, float(degrees_of_freedom)
     one = (z**3 + z) / 4
     two = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     three = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
@@ -221,7 +221,7 @@ def _student(normal: float, freedom: int) -> float:
     return z + one / v + two / v**2 + three / v**3 + four / v**4
 
 
-def _correlation(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
+def _phi_coefficient(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
     """Phi of the table of pairs, Newcombe's correction included; 0 where an arm does not vary."""
     n = len(before)
     both, neither = float((before * after).sum()), float(((1 - before) * (1 - after)).sum())

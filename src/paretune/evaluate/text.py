@@ -12,12 +12,12 @@ from paretune.data.records import Sample
 _WORD = re.compile(r"[぀-ヿ㐀-鿿가-힯]|[^\W぀-ヿ㐀-鿿가-힯]+|[^\w\s]")
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Words and punctuation marks, in lower case."""
     return _WORD.findall(text.lower())
 
 
-def distinct_n(responses: Sequence[str], n: int, most: int | None = None) -> float:
+def distinct_n(responses: Sequence[str], n: int, max_words: int | None = None) -> float:
     """Share of different n-grams among all n-grams of the responses; NaN where there is none.
 
     The share falls with the amount of text, whatever its variety, so two sets are only comparable over the
@@ -26,13 +26,13 @@ def distinct_n(responses: Sequence[str], n: int, most: int | None = None) -> flo
     Args:
         responses: The texts; no n-gram spans two of them.
         n: Words in a gram.
-        most: Read no more than so many words, from the first response on.
+        max_words: Read no more than so many words, from the first response on.
     """
-    left = most if most is not None else sum(len(words(response)) for response in responses)
+    left = max_words if max_words is not None else sum(len(split_words(response)) for response in responses)
     seen: set[tuple[str, ...]] = set()
     total = 0
     for response in responses:
-        read = words(response)[:left]
+        read = split_words(response)[:left]
         left -= len(read)
         grams = [tuple(read[i : i + n]) for i in range(len(read) - n + 1)]
         seen.update(grams)
@@ -42,15 +42,17 @@ def distinct_n(responses: Sequence[str], n: int, most: int | None = None) -> flo
 
 def num_words(responses: Sequence[str]) -> int:
     """Words of all the responses together."""
-    return sum(len(words(response)) for response in responses)
+    return sum(len(split_words(response)) for response in responses)
 
 
-def unique(responses: Sequence[str]) -> float:
+def unique_fraction(responses: Sequence[str]) -> float:
     """Share of the responses that no earlier one equals, case and spacing aside; NaN where there is none."""
-    texts = [" ".join(words(response)) for response in responses]
+    texts = [" ".join(split_words(response)) for response in responses]
     return len(set(texts)) / len(texts) if texts else float("nan")
 
 
-def per_prompt(samples: Sequence[Sample], n: int, is_case: Callable[[Sample], bool]) -> NDArray[np.float64]:
-    """Per prompt, the share of its `n` samples that are cases; samples of a prompt stand together."""
-    return np.array([float(is_case(sample)) for sample in samples]).reshape(-1, n).mean(1)
+def rate_per_prompt(
+    samples: Sequence[Sample], num_generations: int, is_case: Callable[[Sample], bool]
+) -> NDArray[np.float64]:
+    """Per prompt, the share of its `num_generations` samples that are cases; samples of a prompt stand together."""
+    return np.array([float(is_case(sample)) for sample in samples]).reshape(-1, num_generations).mean(1)

@@ -4,33 +4,37 @@ from collections.abc import Sequence
 
 import torch
 
-from paretune.chance import generator
-from paretune.learn.fit import Task
-from paretune.learn.microbatch import unit_passes
+from paretune.chance import torch_generator
+from paretune.learn.fit import SupervisedTask
+from paretune.learn.microbatch import example_microbatch_indices
 
 
-class Stream:
+class AuxiliaryData:
     """The units of a supervised task, drawn anew for every optimiser step."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: SupervisedTask) -> None:
         self.task = task
 
-    def units(self, rows: int, seed: int, step: int, epoch: int, place: int) -> list[int]:
-        """`rows` units, or all there are; a function of the arguments alone."""
-        rng = generator(seed, step, "aside", epoch, place)
-        return torch.randperm(len(self.task.lengths), generator=rng)[:rows].tolist()
+    def sample_indices(
+        self, batch_size: int, seed: int, step: int, epoch: int, minibatch_index: int
+    ) -> list[int]:
+        """`batch_size` units, or all there are; a function of the arguments alone."""
+        rng = torch_generator(seed, step, "aside", epoch, minibatch_index)
+        return torch.randperm(len(self.task.lengths), generator=rng)[:batch_size].tolist()
 
-    def tokens(self, units: Sequence[int]) -> int:
+    def num_tokens(self, indices: Sequence[int]) -> int:
         """Tokens of these units, prompts included."""
-        return sum(sum(self.task.lengths[unit]) for unit in units)
+        return sum(sum(self.task.lengths[unit]) for unit in indices)
 
 
-def nudge(stream: Stream, units: Sequence[int], coefficient: float, micro_tokens: int) -> float:
+def add_auxiliary_gradient(
+    data: AuxiliaryData, indices: Sequence[int], coefficient: float, max_tokens_per_pass: int
+) -> float:
     """Add the gradient of coefficient times the task's loss on these units; the loss itself is returned."""
-    part = stream.task.open(units)
-    lengths = [stream.task.lengths[unit] for unit in units]
+    part = data.task.make_loss_fn(indices)
+    lengths = [data.task.lengths[unit] for unit in indices]
     whole = 0.0
-    for positions in unit_passes(lengths, micro_tokens, stream.task.model):
+    for positions in example_microbatch_indices(lengths, max_tokens_per_pass, data.task.model):
         loss, _ = part(positions)
         (coefficient * loss).backward()
         whole += float(loss.detach())

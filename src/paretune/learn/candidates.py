@@ -8,118 +8,127 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paretune.batch import Batch
-from paretune.chance import generator
+from paretune.chance import torch_generator
 from paretune.credit.step import Metrics, State
 from paretune.data.records import Sample
 from paretune.learn import effort
-from paretune.learn.clock import Clock
-from paretune.learn.descend import World, collect
-from paretune.learn.evolution import Evolution
-from paretune.learn.guard import Guard
-from paretune.models.measure import Reference
-from paretune.models.singular import SingularLora
+from paretune.learn.clock import PhaseTimer
+from paretune.learn.descend import TrainingContext, rollout_and_score
+from paretune.learn.evolution import EvolutionSpec
+from paretune.learn.guard import FiniteCheck
+from paretune.models.measure import RefLogprobs
+from paretune.models.singular import LoraSvd
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class CandidateScore:
     """What is known of a candidate afterwards: plain numbers, since they may come from another process."""
 
     fitness: float
-    means: tuple[float, ...]
+    objective_means: tuple[float, ...]
     """Mean of each objective as scored; NaN where nothing was."""
-    tokens: int
+    num_response_tokens: int
     """Response tokens sampled."""
-    rows: int
+    num_responses: int
     """Responses scored."""
 
 
 @dataclass(frozen=True)
-class Rollout:
+class CandidateRollout:
     """The responses of a candidate, and what they were worth."""
 
-    judged: Judged
+    score: CandidateScore
     batch: Batch
     """With the signal that the fitness is the mean of."""
     samples: Sequence[Sample]
-    worth: State
+    reward_state: State
     """What the aggregation remembers after these responses."""
     metrics: Metrics
     """What it has to report."""
-    error: float
+    fitness_std_error: float
     """Standard error of the fitness."""
 
 
 @dataclass(frozen=True)
-class Candidates:
+class CandidateEvaluator:
     """One copy of the policy, on which candidates are tried one after the other."""
 
-    evolution: Evolution
-    world: World
-    knobs: SingularLora
+    spec: EvolutionSpec
+    context: TrainingContext
+    lora_svd: LoraSvd
     seed: int
-    clock: Clock = field(default_factory=Clock)
+    timer: PhaseTimer = field(default_factory=PhaseTimer)
     """Where the seconds of the candidates that were tried here went."""
 
     @property
-    def population(self) -> int:
+    def population_size(self) -> int:
         """Candidates of a generation."""
-        return self.evolution.search.population
+        return self.spec.strategy.population_size
 
     @torch.inference_mode()
     def rollout(
-        self, point: Float[Tensor, " N"], number: int, step: int, worth: State, *, measured: bool = False
-    ) -> Rollout:
+        self,
+        offsets: Float[Tensor, " N"],
+        candidate_index: int,
+        step: int,
+        reward_state: State,
+        *,
+        with_reference: bool = False,
+    ) -> CandidateRollout:
         """Let one candidate respond to the prompts of a step.
 
         Args:
-            point: Offsets of the singular values.
-            number: Of the candidate; the incumbent comes after all others.
+            offsets: Offsets of the singular values.
+            candidate_index: Of the candidate; the incumbent comes after all others.
             step: Of the run.
-            worth: What the aggregation remembers of the steps before.
-            measured: Whether the start is asked about the responses, even if the fitness has no use for it.
+            reward_state: What the aggregation remembers of the steps before.
+            with_reference: Whether the start is asked about the responses, even if the fitness has no use for it.
 
         Raises:
             TrainingGuard: A score is infinite, or no response has a signal.
         """
-        e, world = self.evolution, self.world
-        self.knobs.write(world.models.policy, point)
-        turn = step if e.noise == "common" else step * (self.population + 1) + number
-        batch, samples = collect(e, world, self.seed, turn, self.clock)
-        guard = Guard.of(step, batch, samples)
-        guard.sampled(batch)
-        if e.kl or measured:
-            with self.clock.phase("measure"):
-                rows, ask = world.rows(batch), Reference()
-                batch = ask(batch, world.models, e.source.temperature, rows)
-                effort.measured(self.clock, [ask], world.models, batch)
-        rng = generator(self.seed, step, "worth")
-        after, memory, metrics = e.worth.advance(batch, worth, rng)
-        guard.signal(after)
-        each = priced(after, e.kl)
-        judged = Judged(
+        e, world = self.spec, self.context
+        self.lora_svd.apply_offsets(world.models.policy, offsets)
+        turn = step if e.random_numbers == "common" else step * (self.population_size + 1) + candidate_index
+        batch, samples = rollout_and_score(e, world, self.seed, turn, self.timer)
+        guard = FiniteCheck.from_batch(step, batch, samples)
+        guard.check_rollout(batch)
+        if e.kl_coef or with_reference:
+            with self.timer.phase("measure"):
+                rows, ask = world.no_grad_rows(batch), RefLogprobs()
+                batch = ask(batch, world.models, e.rollout.temperature, rows)
+                effort.record_model_pass_flops(self.timer, [ask], world.models, batch)
+        rng = torch_generator(self.seed, step, "worth")
+        after, memory, metrics = e.reward_steps.apply_stateful(batch, reward_state, rng)
+        guard.check_rewards(after)
+        each = kl_penalized_rewards(after, e.kl_coef)
+        judged = CandidateScore(
             fitness=float(each.mean()),
-            means=tuple(float(column.double().nanmean()) for column in batch.scores.T),
-            tokens=int(batch.respond.sum()),
-            rows=len(batch),
+            objective_means=tuple(float(column.double().nanmean()) for column in batch.scores.T),
+            num_response_tokens=int(batch.response_mask.sum()),
+            num_responses=len(batch),
         )
         error = float(each.std() / len(each) ** 0.5) if len(each) > 1 else 0.0
-        return Rollout(judged, after, samples, memory, metrics, error)
+        return CandidateRollout(judged, after, samples, memory, metrics, error)
 
     def __call__(
-        self, points: Float[Tensor, "P N"], numbers: Sequence[int], step: int, worth: State
-    ) -> list[Judged]:
+        self, offsets: Float[Tensor, "P N"], candidate_indices: Sequence[int], step: int, reward_state: State
+    ) -> list[CandidateScore]:
         """What these candidates are worth."""
-        return [self.rollout(points[i], number, step, worth).judged for i, number in enumerate(numbers)]
+        return [
+            self.rollout(offsets[i], number, step, reward_state).score
+            for i, number in enumerate(candidate_indices)
+        ]
 
 
-def priced(batch: Batch, kl: float) -> Float[Tensor, " M"]:
+def kl_penalized_rewards(batch: Batch, kl_coef: float) -> Float[Tensor, " M"]:
     """The signal of every response that has one, less the price of what it is likelier than under the start.
 
     f_b = signal_b - kl sum_t (log p(candidate) - log p(start))
     """
-    known = ~batch.signal[:, 0].isnan()
-    signal = batch.signal[:, 0].double()
-    if kl:
-        gap = (batch.need("sampler_logp") - batch.need("reference_logp")).double()
-        signal = signal - kl * torch.where(batch.respond, gap, 0.0).sum(-1)
+    known = ~batch.rewards[:, 0].isnan()
+    signal = batch.rewards[:, 0].double()
+    if kl_coef:
+        gap = (batch.require("rollout_logprobs") - batch.require("ref_logprobs")).double()
+        signal = signal - kl_coef * torch.where(batch.response_mask, gap, 0.0).sum(-1)
     return signal[known]

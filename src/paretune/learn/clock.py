@@ -8,18 +8,18 @@ from contextlib import contextmanager
 
 import torch
 
-PHASES = ("sample", "score", "measure", "learn", "save")
+STEP_PHASES = ("sample", "score", "measure", "learn", "save")
 """Responses drawn, scored, put to old and frozen models, learnt from; checkpoints written before the step."""
 
 
-class Clock:
+class PhaseTimer:
     """Seconds of each phase since the last reading, tokens and floating-point operations."""
 
     def __init__(self) -> None:
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+    def _reset(self) -> None:
+        self.seconds = dict.fromkeys(STEP_PHASES, 0.0)
         self._tokens: dict[str, int] = defaultdict(int)
         self._flops: dict[str, float] = defaultdict(float)
 
@@ -34,18 +34,18 @@ class Clock:
                 torch.cuda.synchronize()
             self.seconds[name] += time.perf_counter() - start
 
-    def did(self, phase: str, *, flops: float, tokens: int = 0) -> None:
+    def record_work(self, phase: str, *, flops: float, tokens: int = 0) -> None:
         """Count what a phase had to do; NaN: nobody can say, and so not of the whole phase either."""
         self._tokens[phase] += tokens
         self._flops[phase] += flops
 
-    def reading(self, whole: float) -> dict[str, float]:
-        """The phases of a step that took `whole` seconds, and begin anew; "idle" is what is left of it.
+    def read_and_reset(self, total_seconds: float) -> dict[str, float]:
+        """The phases of a step that took `total_seconds` seconds, and begin anew; "idle" is what is left of it.
 
         Tokens a second and operations stand beside the seconds of a phase where it had any.
         """
         found, tokens, flops = self.seconds, self._tokens, self._flops
-        self._begin()
+        self._reset()
         rates = {
             f"tokens_per_second/{phase}": n / found[phase]
             for phase, n in tokens.items()
@@ -53,4 +53,9 @@ class Clock:
         }
         done = {f"flops/{phase}": n for phase, n in flops.items() if n and math.isfinite(n)}
         # A checkpoint is written between two steps, so it is no part of either.
-        return {**found, "idle": max(whole - sum(found.values()) + found["save"], 0.0), **rates, **done}
+        return {
+            **found,
+            "idle": max(total_seconds - sum(found.values()) + found["save"], 0.0),
+            **rates,
+            **done,
+        }

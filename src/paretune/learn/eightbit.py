@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paretune.errors import MissingExtra
+from paretune.errors import MissingDependencyError
 
-SLICE = 2**20
+SLICE_SIZE = 2**20
 """Weights that are updated at one time: on a CPU the update holds their moments in float32 meanwhile."""
 
 
-class EightBit:
+class AdamW8bit:
     """AdamW with moments in 8 bits, each block of 256 scaled by its largest.
 
     Behaves as `torch.optim.AdamW` as far as `Optimizer` asks. Tensors, and rests of them, below 4,096 weights
@@ -22,21 +22,23 @@ class EightBit:
     Source: Dettmers et al. 2022, sections 2 and 3 (arXiv:2110.02861). Differs: the embedding is no exception.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], **how: Any) -> None:
+    def __init__(self, param_groups: Sequence[dict[str, Any]], **hyperparameters: Any) -> None:
         """Take over the weights.
 
         Args:
-            groups: As of `torch.optim.AdamW`; weights in one piece of memory, whole or views of it.
+            param_groups: As of `torch.optim.AdamW`; weights in one piece of memory, whole or views of it.
             **how: lr, betas, eps and weight_decay.
 
         Raises:
             MissingExtra: The package is not installed.
         """
-        self._whole = [list(group["params"]) for group in groups]
+        self._params = [list(group["params"]) for group in param_groups]
         # Slices of a weight are weights of their own to the package: views of the same memory.
-        self._slices = [[x.detach().view(-1).split(SLICE) for x in params] for params in self._whole]
-        cut = [{"params": [part for parts in group for part in parts]} for group in self._slices]
-        self._adamw = package().optim.AdamW8bit(cut, **how)
+        self._param_slices = [
+            [x.detach().view(-1).split(SLICE_SIZE) for x in params] for params in self._params
+        ]
+        cut = [{"params": [part for parts in group for part in parts]} for group in self._param_slices]
+        self._adamw = import_bitsandbytes().optim.AdamW8bit(cut, **hyperparameters)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -47,11 +49,11 @@ class EightBit:
     @torch.no_grad()
     def step(self) -> None:
         """Move every weight that has a gradient."""
-        for group, cut in zip(self._whole, self._slices, strict=True):
+        for group, cut in zip(self._params, self._param_slices, strict=True):
             for weight, parts in zip(group, cut, strict=True):
                 grads: Sequence[Tensor | None] = [None] * len(parts)
                 if weight.grad is not None:
-                    grads = weight.grad.reshape(-1).split(SLICE)
+                    grads = weight.grad.reshape(-1).split(SLICE_SIZE)
                 for part, grad in zip(parts, grads, strict=True):
                     part.grad = grad
         self._adamw.step()
@@ -67,7 +69,7 @@ class EightBit:
         self._adamw.load_state_dict(state)
 
 
-def package() -> Any:
+def import_bitsandbytes() -> Any:
     """The package `bitsandbytes`.
 
     Raises:
@@ -77,8 +79,8 @@ def package() -> Any:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise MissingExtra(
-            "learn.moments: int8 needs the package bitsandbytes; "
-            'fix: pip install "paretune[low-memory]", or learn.moments: float32'
+        raise MissingDependencyError(
+            "training.optim: int8 needs the package bitsandbytes; "
+            'fix: pip install "paretune[low-memory]", or training.optim: float32'
         ) from error
     return bitsandbytes

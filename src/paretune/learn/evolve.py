@@ -10,106 +10,124 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from paretune.chance import generator
+from paretune.chance import torch_generator
 from paretune.credit.step import Metrics, State
 from paretune.errors import ConfigError, WiringError
-from paretune.learn.candidates import Candidates, Judged, Rollout
-from paretune.learn.check import check
-from paretune.learn.descend import OnStep, World
-from paretune.learn.diagnose import collected, diverged, known, peaks, weighed
-from paretune.learn.evolution import Evolution
-from paretune.learn.progress import CURRENCIES, Budget, refuse_other, spent
-from paretune.learn.resume import Checkpoint, load_latest, save_checkpoint
-from paretune.learn.search import Seeker
-from paretune.learn.spread import Hire, Spread
+from paretune.learn.candidates import CandidateEvaluator, CandidateRollout, CandidateScore
+from paretune.learn.check import check_spec
+from paretune.learn.descend import TrainingContext, TrainStepCallback
+from paretune.learn.diagnose import (
+    finite_metrics,
+    kl_metrics,
+    peak_memory_bytes,
+    reward_metrics,
+    rollout_metrics,
+)
+from paretune.learn.evolution import EvolutionSpec
+from paretune.learn.progress import BUDGET_RESOURCES, Budget, budget_exhausted, require_same_run
+from paretune.learn.resume import Checkpoint, load_latest_checkpoint, save_checkpoint
+from paretune.learn.search import SearchState
+from paretune.learn.spread import WorkerFactory, WorkerPool
 from paretune.learn.stop import StopRequest
-from paretune.models.singular import SingularLora
-from paretune.objectives.score import owners
+from paretune.models.singular import LoraSvd
+from paretune.objectives.score import resolve_scorers
 from paretune.rundir import Run
 
-GUESS = 0.05
+INITIAL_SIGMA_GUESS = 0.05
 """Where the calibration of the first step size begins, in mean singular values."""
-TRIALS, DOUBLINGS = 4, 4
+CALIBRATION_DIRECTIONS, MAX_SIGMA_DOUBLINGS = 4, 4
 """Directions that it tries at each size, and how often the size is doubled or halved at most."""
 
 
 @dataclass
-class Found:
+class SearchProgress:
     """Where an evolution stands: all that changes from generation to generation."""
 
-    knobs: SingularLora
-    seeker: Seeker
-    worth: State
+    lora_svd: LoraSvd
+    search_state: SearchState
+    reward_state: State
     step: int = 0
     """The next one."""
-    paid: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CURRENCIES, 0))
+    usage: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BUDGET_RESOURCES, 0))
     """What all steps so far took, in each currency."""
-    cost: dict[str, int] = field(default_factory=dict)
+    step_usage: dict[str, int] = field(default_factory=dict)
     """What the step under way took; the first one pays for what was tried before it."""
-    owed: list[Judged] = field(default_factory=list)
+    unrecorded_candidates: list[CandidateScore] = field(default_factory=list)
     """Candidates that nobody paid for yet."""
 
     @property
-    def offsets(self) -> Float[Tensor, " N"]:
+    def incumbent(self) -> Float[Tensor, " N"]:
         """The incumbent: the mean of the search, and not its luckiest candidate."""
-        return self.seeker.mean
+        return self.search_state.mean
 
-    def pay(self, judged: list[Judged]) -> None:
+    def record_step_usage(self, scores: list[CandidateScore]) -> None:
         """Open the account of a step, in which these candidates were tried."""
-        judged, self.owed = [*self.owed, *judged], []
-        tokens, rows = sum(j.tokens for j in judged), sum(j.rows for j in judged)
-        self.cost = dict.fromkeys(CURRENCIES, 0) | {"rollout_tokens": tokens, "reward_calls": rows}
-        self.paid = {currency: amount + self.cost[currency] for currency, amount in self.paid.items()}
+        scores, self.unrecorded_candidates = [*self.unrecorded_candidates, *scores], []
+        tokens, rows = sum(j.num_response_tokens for j in scores), sum(j.num_responses for j in scores)
+        self.step_usage = dict.fromkeys(BUDGET_RESOURCES, 0) | {
+            "rollout_tokens": tokens,
+            "reward_calls": rows,
+        }
+        self.usage = {currency: amount + self.step_usage[currency] for currency, amount in self.usage.items()}
 
-    def save(self, folder: Path, identity: Mapping[str, Any], run: Run, keep: int) -> None:
+    def save(
+        self, checkpoint_dir: Path, identity: Mapping[str, Any], run: Run, save_total_limit: int
+    ) -> None:
         """Write a checkpoint of the run.
 
         Raises:
             ResourceError: The disk is full; earlier checkpoints are untouched.
         """
         trees = {
-            "search": self.seeker.state(),
-            "singular": self.knobs.tensors(),
-            "worth": self.worth,
-            "paid": self.paid,
+            "search": self.search_state.state_dict(),
+            "singular": self.lora_svd.to_tensors(),
+            "worth": self.reward_state,
+            "paid": self.usage,
         }
-        numbers = {**identity, "order": list(self.knobs.factors)}
-        save_checkpoint(folder, self.step, trees, numbers, offsets=run.offsets(), keep=keep)
-        run.update(step=self.step)
+        numbers = {**identity, "order": list(self.lora_svd.factors)}
+        save_checkpoint(
+            checkpoint_dir,
+            self.step,
+            trees,
+            numbers,
+            log_offsets=run.log_offsets(),
+            save_total_limit=save_total_limit,
+        )
+        run.update_state(step=self.step)
 
 
 def evolve(
-    evolution: Evolution,
-    world: World,
+    spec: EvolutionSpec,
+    context: TrainingContext,
     *,
-    steps: int,
+    max_steps: int,
     seed: int,
     run: Run,
-    hire: Hire | None = None,
-    workers: int = 1,
-    folder: Path | None = None,
-    checkpoint_every: int = 10,
-    keep: int = 2,
+    worker_factory: WorkerFactory | None = None,
+    num_workers: int = 1,
+    checkpoint_dir: Path | None = None,
+    save_steps: int = 10,
+    save_total_limit: int = 2,
     budget: Budget | None = None,
-    on_step: OnStep | None = None,
-) -> Found:
+    on_step: TrainStepCallback | None = None,
+) -> SearchProgress:
     """Search the singular values of the policy's adapter, and leave those of the incumbent in it.
 
     Goes on where the run folder's last checkpoint ends. Nothing has a gradient. Everything random is drawn
     from (seed, step, purpose), so that a resumed run tries the candidates that the unbroken one tried.
 
     Args:
-        evolution: The algorithm.
-        world: A policy with an adapter that was fitted, sampler, scorers and prompts.
-        steps: Generations in all.
+        spec: The algorithm.
+        context: A policy with an adapter that was fitted, sampler, scorers and prompts.
+        max_steps: Generations in all.
         seed: Of the run.
         run: Where metrics, events and checkpoints go.
-        hire: Makes the candidates of further processes.
-        workers: Processes that try candidates, this one included; changes speed only.
-        folder: Of the checkpoints; None: `checkpoints` in the run's.
-        checkpoint_every: Generations from one checkpoint to the next; there is always one at the end.
-        keep: Checkpoints that are kept.
-        budget: Stop, even before `steps`, after the generation that comes nearest to it.
+        worker_factory: Makes the candidates of further processes.
+        num_workers: Processes that try candidates, this one included; changes speed only.
+        checkpoint_dir: Of the checkpoints; None: `checkpoints` in the run's.
+        save_steps: Generations from one checkpoint to the next; there is always one at the end.
+        save_total_limit: Checkpoints that are kept.
+        budget: Stop, even before `max_steps`, after the generation that comes nearest to it.
         on_step: Hears of every generation after it was written down; batch and samples are the incumbent's.
 
     Raises:
@@ -119,63 +137,77 @@ def evolve(
         TrainingGuard: A score was infinite, or no response of a candidate was scored.
         Stopped: SIGTERM came; a checkpoint was written first.
     """
-    check(evolution, world.objectives)
-    owners(world.objectives, world.scorers)
-    folder = folder or run.path / "checkpoints"
-    identity = {"recipe": repr(evolution), "seed": seed, "steps": steps}
-    now = _begin(evolution, world, run, identity, folder, seed)
-    own = Candidates(evolution, world, now.knobs, seed)
-    with StopRequest() as stop, Spread(own, hire, workers) as tried:
-        while now.step < steps and not spent(budget, now.paid, now.step):
-            _turn(evolution, now, tried, seed, run, budget, on_step)
-            last = now.step == steps or spent(budget, now.paid, now.step)
-            if now.step % checkpoint_every == 0 or last or stop.requested:
-                with own.clock.phase("save"):
-                    now.save(folder, identity, run, keep)
-            stop.obey(f"step {now.step} of {steps}")
-    now.knobs.write(world.models.policy, now.offsets)
+    check_spec(spec, context.objectives)
+    resolve_scorers(context.objectives, context.scorers)
+    checkpoint_dir = checkpoint_dir or run.path / "checkpoints"
+    identity = {"recipe": repr(spec), "seed": seed, "steps": max_steps}
+    now = _start_or_resume(spec, context, run, identity, checkpoint_dir, seed)
+    own = CandidateEvaluator(spec, context, now.lora_svd, seed)
+    with StopRequest() as stop, WorkerPool(own, worker_factory, num_workers) as tried:
+        while now.step < max_steps and not budget_exhausted(budget, now.usage, now.step):
+            _run_and_log_generation(spec, now, tried, seed, run, budget, on_step)
+            last = now.step == max_steps or budget_exhausted(budget, now.usage, now.step)
+            if now.step % save_steps == 0 or last or stop.requested:
+                with own.timer.phase("save"):
+                    now.save(checkpoint_dir, identity, run, save_total_limit)
+            stop.raise_if_stopped(f"step {now.step} of {max_steps}")
+    now.lora_svd.apply_offsets(context.models.policy, now.incumbent)
     return now
 
 
-def _turn(
-    evolution: Evolution,
-    now: Found,
-    tried: Spread,
+def _run_and_log_generation(
+    spec: EvolutionSpec,
+    progress: SearchProgress,
+    pool: WorkerPool,
     seed: int,
     run: Run,
     budget: Budget | None,
-    on_step: OnStep | None,
+    on_step: TrainStepCallback | None,
 ) -> None:
     """A generation, written down. Its phases are those of this process: waiting for others is idle."""
-    step, clock = now.step, time.perf_counter()
-    metrics, seen = generation(evolution, now, tried, seed)
+    step, clock = progress.step, time.perf_counter()
+    metrics, seen = run_generation(spec, progress, pool, seed)
     if budget is not None:
-        metrics["budget/spent"] = now.paid[budget.currency] / budget.amount
-    run.write(step, metrics)
+        metrics["budget/used"] = progress.usage[budget.resource] / budget.limit
+    run.log_metrics(step, metrics)
     seconds = time.perf_counter() - clock
-    run.timing(step, seconds=seconds, **tried.own.clock.reading(seconds), **now.cost, **peaks())
+    run.log_timing(
+        step,
+        seconds=seconds,
+        **pool.local_evaluator.timer.read_and_reset(seconds),
+        **progress.step_usage,
+        **peak_memory_bytes(),
+    )
     if on_step is not None:
         on_step(step, metrics, seen.batch, seen.samples)
 
 
-def generation(evolution: Evolution, now: Found, tried: Spread, seed: int) -> tuple[Metrics, Rollout]:
+def run_generation(
+    spec: EvolutionSpec, progress: SearchProgress, pool: WorkerPool, seed: int
+) -> tuple[Metrics, CandidateRollout]:
     """One turn of the loop: the incumbent responds, then every candidate; the search moves on."""
-    size, step = evolution.search.population, now.step
-    seen = tried.own.rollout(now.offsets, size, step, now.worth, measured=True)
-    judged = tried(now.seeker.ask(seed, step), step, now.worth)
+    size, step = spec.strategy.population_size, progress.step
+    seen = pool.local_evaluator.rollout(
+        progress.incumbent, size, step, progress.reward_state, with_reference=True
+    )
+    judged = pool(progress.search_state.ask(seed, step), step, progress.reward_state)
     fitness = torch.tensor([j.fitness for j in judged], dtype=torch.float64)
-    now.seeker.tell(fitness)
-    now.pay([*judged, seen.judged])
-    now.worth = seen.worth
-    now.step += 1
-    metrics = collected(seen.batch) | weighed(seen.batch) | diverged(seen.batch) | seen.metrics
-    metrics.pop("groups/flat", None)  # the responses to one prompt are not compared here
+    progress.search_state.tell(fitness)
+    progress.record_step_usage([*judged, seen.score])
+    progress.reward_state = seen.reward_state
+    progress.step += 1
+    metrics = rollout_metrics(seen.batch) | reward_metrics(seen.batch) | kl_metrics(seen.batch) | seen.metrics
+    metrics.pop("groups/zero_variance", None)  # the responses to one prompt are not compared here
     for k, name in enumerate(seen.batch.objectives):
-        metrics[f"candidates/{name}/mean"] = float(torch.tensor([j.means[k] for j in judged]).nanmean())
-    return known(metrics | _compared(fitness, seen.judged.fitness) | _moved(now)), seen
+        metrics[f"candidates/{name}/mean"] = float(
+            torch.tensor([j.objective_means[k] for j in judged]).nanmean()
+        )
+    return finite_metrics(
+        metrics | _fitness_metrics(fitness, seen.score.fitness) | _search_metrics(progress)
+    ), seen
 
 
-def _compared(fitness: Float[Tensor, " P"], incumbent: float) -> Metrics:
+def _fitness_metrics(fitness: Float[Tensor, " P"], incumbent: float) -> Metrics:
     """What the candidates of a generation were worth beside each other, and beside the incumbent."""
     _, counts = fitness.unique(return_counts=True)
     return {
@@ -187,56 +219,71 @@ def _compared(fitness: Float[Tensor, " P"], incumbent: float) -> Metrics:
     }
 
 
-def _moved(now: Found) -> Metrics:
+def _search_metrics(progress: SearchProgress) -> Metrics:
     """Where the search stands after the generation."""
     return {
-        "search/sigma": now.seeker.sigma,
-        "search/moved": float(now.offsets.norm()),
-        "search/flipped": float(now.knobs.flipped(now.offsets)),
+        "search/sigma": progress.search_state.sigma,
+        "search/distance": float(progress.incumbent.norm()),
+        "search/sign_flips": float(progress.lora_svd.num_negative(progress.incumbent)),
     }
 
 
-def _begin(
-    evolution: Evolution, world: World, run: Run, identity: Mapping[str, Any], folder: Path, seed: int
-) -> Found:
+def _start_or_resume(
+    spec: EvolutionSpec,
+    context: TrainingContext,
+    run: Run,
+    identity: Mapping[str, Any],
+    checkpoint_dir: Path,
+    seed: int,
+) -> SearchProgress:
     """The state before the first generation, or that of the run's last good checkpoint."""
-    found = load_latest(folder, run.event)
+    found = load_latest_checkpoint(checkpoint_dir, run.log_event)
     if found is None:
-        run.restart(run.stage)
-        knobs = SingularLora.of(world.models.policy, evolution.share)
-        sigma, owed = calibrated(Candidates(evolution, world, knobs, seed), run)
-        now = Found(knobs, evolution.search.begin(knobs.size, sigma), evolution.worth.start(), owed=owed)
+        run.discard_stage(run.stage)
+        knobs = LoraSvd.from_model(context.models.policy, spec.singular_value_fraction)
+        sigma, owed = calibrate_sigma(CandidateEvaluator(spec, context, knobs, seed), run)
+        now = SearchProgress(
+            knobs,
+            spec.strategy.init_state(knobs.num_params, sigma),
+            spec.reward_steps.init_state(),
+            unrecorded_candidates=owed,
+        )
     else:
-        now = _resumed(evolution, world, run, identity, found, seed)
-    run.update(step=now.step)
+        now = _resume(spec, context, run, identity, found, seed)
+    run.update_state(step=now.step)
     return now
 
 
-def _resumed(
-    evolution: Evolution, world: World, run: Run, identity: Mapping[str, Any], found: Checkpoint, seed: int
-) -> Found:
-    refuse_other(found, identity, run)
-    knobs = SingularLora.from_tensors(found.tree("singular"), tuple(found.numbers["order"]))
-    weights = dict(world.models.policy.named_parameters())
+def _resume(
+    spec: EvolutionSpec,
+    context: TrainingContext,
+    run: Run,
+    identity: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    seed: int,
+) -> SearchProgress:
+    require_same_run(checkpoint, identity, run)
+    knobs = LoraSvd.from_tensors(checkpoint.load_tree("singular"), tuple(checkpoint.metadata["order"]))
+    weights = dict(context.models.policy.named_parameters())
     for name, factor in knobs.factors.items():
         if name not in weights or weights[name].shape != (len(factor.u), factor.vh.shape[1]):
             raise ConfigError(
                 f"{run.path}: the checkpoint holds singular values of {name}, which this policy does not "
-                "have; fix: choose another run.folder"
+                "have; fix: choose another run.output_dir"
             )
-    now = Found(
+    now = SearchProgress(
         knobs,
-        evolution.search.resume(found.tree("search"), seed),
-        found.tree("worth", evolution.worth.start()),
-        step=found.step,
-        paid=found.tree("paid"),
+        spec.strategy.load_state(checkpoint.load_tree("search"), seed),
+        checkpoint.load_tree("worth", spec.reward_steps.init_state()),
+        step=checkpoint.step,
+        usage=checkpoint.load_tree("paid"),
     )
-    run.cut_back(found.offsets)
-    run.event("go_on", f"from the checkpoint of step {found.step}")
+    run.truncate_logs(checkpoint.log_offsets)
+    run.log_event("go_on", f"from the checkpoint of step {checkpoint.step}")
     return now
 
 
-def calibrated(own: Candidates, run: Run) -> tuple[float, list[Judged]]:
+def calibrate_sigma(evaluator: CandidateEvaluator, run: Run) -> tuple[float, list[CandidateScore]]:
     """The first step size: as given, or such that candidates differ from the start by about a standard error.
 
     Begins at `GUESS` mean singular values, and is doubled while the root mean square of the change in fitness
@@ -248,29 +295,32 @@ def calibrated(own: Candidates, run: Run) -> tuple[float, list[Judged]]:
     Raises:
         WiringError: The search would begin without a step: every singular value is 0.
     """
-    e, scale = own.evolution, own.knobs.scale
+    e, scale = evaluator.spec, evaluator.lora_svd.mean_singular_value
     if not scale > 0:
         raise WiringError("every singular value of the adapter is 0; fix: fit it for more steps")
-    if e.sigma is not None:
-        return e.sigma * scale, []
-    worth, size, ways = e.worth.start(), own.knobs.size, []
-    for way in range(TRIALS):
-        rng = generator(own.seed, 0, "calibration", way)
+    if e.initial_sigma is not None:
+        return e.initial_sigma * scale, []
+    worth, size, ways = e.reward_steps.init_state(), evaluator.lora_svd.num_params, []
+    for way in range(CALIBRATION_DIRECTIONS):
+        rng = torch_generator(evaluator.seed, 0, "calibration", way)
         ways.append(torch.randn(size, generator=rng, dtype=torch.float64))
-    start = own.rollout(torch.zeros(size, dtype=torch.float64), own.population, 0, worth)
-    tried = [start.judged]
+    start = evaluator.rollout(torch.zeros(size, dtype=torch.float64), evaluator.population_size, 0, worth)
+    tried = [start.score]
 
     def quiet(sigma: float) -> bool:
         """Does the fitness change by less than a standard error?"""
-        tried.extend(own(sigma * torch.stack(ways), range(TRIALS), 0, worth))
-        gains = torch.tensor([j.fitness for j in tried[-TRIALS:]], dtype=torch.float64) - start.judged.fitness
-        return float(gains.square().mean().sqrt()) < start.error
+        tried.extend(evaluator(sigma * torch.stack(ways), range(CALIBRATION_DIRECTIONS), 0, worth))
+        gains = (
+            torch.tensor([j.fitness for j in tried[-CALIBRATION_DIRECTIONS:]], dtype=torch.float64)
+            - start.score.fitness
+        )
+        return float(gains.square().mean().sqrt()) < start.fitness_std_error
 
-    sigma = GUESS * scale
+    sigma = INITIAL_SIGMA_GUESS * scale
     factor = 2.0 if quiet(sigma) else 0.5
-    for _ in range(DOUBLINGS):
+    for _ in range(MAX_SIGMA_DOUBLINGS):
         if quiet(sigma * factor) != (factor > 1):
             break
         sigma *= factor
-    run.event("calibrated", f"first step size {sigma:.4g}, {sigma / scale:.3g} mean singular values")
+    run.log_event("calibrated", f"first step size {sigma:.4g}, {sigma / scale:.3g} mean singular values")
     return sigma, tried

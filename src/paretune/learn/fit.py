@@ -15,82 +15,91 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from paretune.chance import generator
+from paretune.chance import torch_generator
 from paretune.data.records import Demonstration
 from paretune.data.template import encode_prompt, encode_response
-from paretune.errors import ConfigError, DataError, TrainingGuard, WiringError, complaint, joined
-from paretune.learn.microbatch import unit_passes
-from paretune.learn.optim import AdamW, Optimizer
-from paretune.learn.resume import load_latest, save_checkpoint, steps_in
+from paretune.errors import ConfigError, DataError, NonFiniteError, WiringError, format_issue, join_issues
+from paretune.learn.microbatch import example_microbatch_indices
+from paretune.learn.optim import Optimizer, OptimizerConfig
+from paretune.learn.resume import list_checkpoints, load_latest_checkpoint, save_checkpoint
 from paretune.learn.stop import StopRequest
-from paretune.memory import peak_memory
-from paretune.models.forward import device_of, token_logp
-from paretune.models.load import Language, context_length
-from paretune.objectives.reward_model import pad_rows
+from paretune.memory import peak_rss_bytes
+from paretune.models.forward import compute_logprobs, device_of
+from paretune.models.load import PolicyModel, context_length
+from paretune.objectives.reward_model import pad_sequences
 from paretune.reduce import token_weights
 from paretune.rundir import Run
 
-Part = Callable[[Sequence[int]], tuple[Tensor, dict[str, float]]]
+MicrobatchLossFn = Callable[[Sequence[int]], tuple[Tensor, dict[str, float]]]
 """From positions within an optimiser step to their share of its loss and of its metrics."""
 
-OnStep = Callable[[int, int, dict[str, float]], None]
+FitStepCallback = Callable[[int, int, dict[str, float]], None]
 """Hears (step from 0, steps in all, metrics) after each optimiser step."""
 
 
 @runtime_checkable
-class Task(Protocol):
+class SupervisedTask(Protocol):
     """What is fitted, and to what."""
 
     model: nn.Module
     lengths: Sequence[Sequence[int]]
     """For each unit, the number of tokens of each of its rows."""
 
-    def open(self, units: Sequence[int]) -> Part:
+    def make_loss_fn(self, indices: Sequence[int]) -> MicrobatchLossFn:
         """Fix the denominators of one optimiser step over these units."""
         ...
 
-    def name(self, unit: int) -> str:
+    def example_name(self, index: int) -> str:
         """What a person would look for to find this unit in the data."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitting:
+class SupervisedConfig:
     """How a fit goes."""
 
-    epochs: int = 2
-    batch: int = 32
+    num_train_epochs: int = 2
+    batch_size: int = 32
     """Units of an optimiser step."""
-    micro_tokens: int = 4096
+    max_tokens_per_pass: int = 4096
     """Tokens of a forward pass; changes memory and speed only."""
-    optim: AdamW = field(default_factory=lambda: AdamW(lr=3e-4, warmup=0.05, schedule="cosine"))
+    optim_config: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=3e-4, warmup_ratio=0.05, lr_scheduler_type="cosine"
+        )
+    )
 
-    def steps(self, units: int) -> int:
+    def num_steps(self, num_examples: int) -> int:
         """Optimiser steps over that many units."""
-        return self.epochs * math.ceil(units / self.batch)
+        return self.num_train_epochs * math.ceil(num_examples / self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keeping:
+class CheckpointConfig:
     """Where a fit writes its metrics and keeps its checkpoints, and how often."""
 
     run: Run
-    folder: Path
+    checkpoint_dir: Path
     """Of the checkpoints; one fit, one folder."""
-    every: int = 50
-    keep: int = 2
+    save_steps: int = 50
+    save_total_limit: int = 2
 
 
 def fit(
-    task: Task, how: Fitting, *, seed: int, keeping: Keeping | None = None, on_step: OnStep | None = None
+    task: SupervisedTask,
+    config: SupervisedConfig,
+    *,
+    seed: int,
+    checkpoint_config: CheckpointConfig | None = None,
+    on_step: FitStepCallback | None = None,
 ) -> None:
     """Fit the task's model in place; the same call again goes on from the last checkpoint, bit for bit.
 
     Args:
         task: What is fitted.
-        how: Epochs, batch and optimiser.
+        config: Epochs, batch and optimiser.
         seed: With the epoch, the order of the units.
-        keeping: Metrics and checkpoints; nothing is written without it.
+        checkpoint_config: Metrics and checkpoints; nothing is written without it.
         on_step: Hears of every step after it was written down.
 
     Raises:
@@ -102,175 +111,209 @@ def fit(
     if not task.lengths:
         raise WiringError("a fit got no data; fix: check the filters of its sources")
     task.model.eval()  # dropout would make every forward pass another function
-    optimizer = Optimizer(how.optim, task.model.parameters())
-    identity, steps = _identity(task, how, seed), how.steps(len(task.lengths))
-    first = _begin(task, optimizer, keeping, identity) if keeping else 0
+    optimizer = Optimizer(config.optim_config, task.model.parameters())
+    identity, steps = _fit_identity(task, config, seed), config.num_steps(len(task.lengths))
+    first = _start_or_resume(task, optimizer, checkpoint_config, identity) if checkpoint_config else 0
     with StopRequest() as stop:
-        for step, units in enumerate(_batches(len(task.lengths), how, seed)):
+        for step, units in enumerate(_shuffled_batches(len(task.lengths), config, seed)):
             if step < first:
                 continue
-            metrics = _update(task, how, optimizer, step, steps, units, keeping)
+            metrics = _training_step(task, config, optimizer, step, steps, units, checkpoint_config)
             if on_step is not None:
                 on_step(step, steps, metrics)
             done = step + 1
-            if keeping and (done % keeping.every == 0 or done == steps or stop.requested):
-                _save(task, optimizer, keeping, identity, done)
-            stop.obey(f"step {done} of {steps} of a fit" if keeping else "")
+            if checkpoint_config and (
+                done % checkpoint_config.save_steps == 0 or done == steps or stop.requested
+            ):
+                _save_checkpoint(task, optimizer, checkpoint_config, identity, done)
+            stop.raise_if_stopped(f"step {done} of {steps} of a fit" if checkpoint_config else "")
 
 
-def _batches(count: int, how: Fitting, seed: int) -> Iterator[list[int]]:
+def _shuffled_batches(num_examples: int, config: SupervisedConfig, seed: int) -> Iterator[list[int]]:
     """Every unit once an epoch, in an order that depends on the seed and the epoch alone."""
-    for epoch in range(how.epochs):
-        order = torch.randperm(count, generator=generator(seed, epoch, "fit order"))
-        for units in order.split(how.batch):
+    for epoch in range(config.num_train_epochs):
+        order = torch.randperm(num_examples, generator=torch_generator(seed, epoch, "fit order"))
+        for units in order.split(config.batch_size):
             yield units.tolist()
 
 
-def _update(
-    task: Task,
-    how: Fitting,
+def _training_step(
+    task: SupervisedTask,
+    config: SupervisedConfig,
     optimizer: Optimizer,
     step: int,
-    steps: int,
-    units: list[int],
-    keeping: Keeping | None,
+    max_steps: int,
+    indices: list[int],
+    checkpoint_config: CheckpointConfig | None,
 ) -> dict[str, float]:
     """One optimiser step."""
-    clock, part = time.perf_counter(), task.open(units)
+    clock, part = time.perf_counter(), task.make_loss_fn(indices)
     metrics: dict[str, float] = {"fit/loss": 0.0}
-    optimizer.zero()
-    lengths = [task.lengths[u] for u in units]
-    for positions in unit_passes(lengths, how.micro_tokens, task.model):
+    optimizer.zero_grad()
+    lengths = [task.lengths[u] for u in indices]
+    for positions in example_microbatch_indices(lengths, config.max_tokens_per_pass, task.model):
         loss, found = part(positions)
         value = float(loss.detach())
         if not math.isfinite(value):
-            _guard(
-                value, "the loss", step, [task.name(units[i]) for i in _culprits(part, positions)], keeping
+            _require_finite(
+                value,
+                "the loss",
+                step,
+                [task.example_name(indices[i]) for i in _non_finite_positions(part, positions)],
+                checkpoint_config,
             )
         loss.backward()
         for key, more in {"fit/loss": value, **found}.items():
             metrics[key] = metrics.get(key, 0.0) + more
-    norm, lr = optimizer.norm(), how.optim.rate(step, steps)
-    _guard(norm, "the norm of the gradient", step, [task.name(u) for u in units], keeping)
+    norm, lr = optimizer.grad_norm(), config.optim_config.learning_rate_at_step(step, max_steps)
+    _require_finite(
+        norm, "the norm of the gradient", step, [task.example_name(u) for u in indices], checkpoint_config
+    )
     optimizer.step(lr, norm)
     metrics |= {"grad_norm": norm, "lr": lr}
-    if keeping:
-        keeping.run.write(step, metrics)
+    if checkpoint_config:
+        checkpoint_config.run.log_metrics(step, metrics)
         seconds, tokens = time.perf_counter() - clock, sum(map(sum, lengths))
-        keeping.run.timing(step, seconds=seconds, tokens=tokens, trained_tokens=tokens, memory=peak_memory())
+        checkpoint_config.run.log_timing(
+            step, seconds=seconds, tokens=tokens, trained_tokens=tokens, memory=peak_rss_bytes()
+        )
     return metrics
 
 
 @torch.no_grad()
-def _culprits(part: Part, positions: Sequence[int]) -> Sequence[int]:
+def _non_finite_positions(loss_fn: MicrobatchLossFn, positions: Sequence[int]) -> Sequence[int]:
     """Those whose own share of the loss is not finite; all of them where it is only their sum."""
-    return [i for i in positions if not math.isfinite(float(part([i])[0]))] or positions
+    return [i for i in positions if not math.isfinite(float(loss_fn([i])[0]))] or positions
 
 
-def _guard(value: float, what: str, step: int, names: Sequence[str], keeping: Keeping | None) -> None:
+def _require_finite(
+    value: float, quantity: str, step: int, names: Sequence[str], checkpoint_config: CheckpointConfig | None
+) -> None:
     if not math.isfinite(value):
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        kept = keeping is not None and bool(steps_in(keeping.folder))
+        kept = checkpoint_config is not None and bool(list_checkpoints(checkpoint_config.checkpoint_dir))
         intact = "the last checkpoint is intact" if kept else "there is no checkpoint yet"
         lower = "; a lower lr may help" if step else ""  # before the first update no rate is to blame
-        raise TrainingGuard(
-            f"fit step {step}: {what} is {value}, on {', '.join(names[:5])}{more}; this update did not reach "
+        raise NonFiniteError(
+            f"fit step {step}: {quantity} is {value}, on {', '.join(names[:5])}{more}; this update did not reach "
             f"the weights, and {intact}; fix: look at these records{lower}"
         )
 
 
-def _identity(task: Task, how: Fitting, seed: int) -> dict[str, Any]:
+def _fit_identity(task: SupervisedTask, config: SupervisedConfig, seed: int) -> dict[str, Any]:
     """What must be equal for a checkpoint to be of this fit; the cut into micro-batches may change."""
     flat = [n for rows in task.lengths for n in rows]
     return {
         "units": len(task.lengths),
         "lengths": sum(i * n for i, n in enumerate(flat, 1)),
         "seed": seed,
-        "epochs": how.epochs,
-        "batch": how.batch,
-        "optim": repr(how.optim),
+        "epochs": config.num_train_epochs,
+        "batch": config.batch_size,
+        "optim": repr(config.optim_config),
     }
 
 
-def _trained(task: Task) -> dict[str, Tensor]:
+def _trainable_parameters(task: SupervisedTask) -> dict[str, Tensor]:
     return {name: p for name, p in task.model.named_parameters() if p.requires_grad}
 
 
-def _save(task: Task, optimizer: Optimizer, keeping: Keeping, identity: dict[str, Any], step: int) -> None:
-    trees = {"weights": _trained(task), "optimizer": optimizer.state()}
-    save_checkpoint(keeping.folder, step, trees, identity, offsets=keeping.run.offsets(), keep=keeping.keep)
+def _save_checkpoint(
+    task: SupervisedTask,
+    optimizer: Optimizer,
+    checkpoint_config: CheckpointConfig,
+    identity: dict[str, Any],
+    step: int,
+) -> None:
+    trees = {"weights": _trainable_parameters(task), "optimizer": optimizer.state_dict()}
+    save_checkpoint(
+        checkpoint_config.checkpoint_dir,
+        step,
+        trees,
+        identity,
+        log_offsets=checkpoint_config.run.log_offsets(),
+        save_total_limit=checkpoint_config.save_total_limit,
+    )
 
 
-def _begin(task: Task, optimizer: Optimizer, keeping: Keeping, identity: dict[str, Any]) -> int:
+def _start_or_resume(
+    task: SupervisedTask, optimizer: Optimizer, checkpoint_config: CheckpointConfig, identity: dict[str, Any]
+) -> int:
     """The step to go on with, the last checkpoint's weights loaded."""
-    found = load_latest(keeping.folder, keeping.run.event)
+    found = load_latest_checkpoint(checkpoint_config.checkpoint_dir, checkpoint_config.run.log_event)
     if found is None:
-        keeping.run.restart(keeping.run.stage)
+        checkpoint_config.run.discard_stage(checkpoint_config.run.stage)
         return 0
     for key, value in identity.items():
-        if found.numbers[key] != value:
+        if found.metadata[key] != value:
             raise ConfigError(
-                f"{keeping.folder}: its checkpoint has {key} {found.numbers[key]}, and this fit has "
-                f"{value}; fix: choose another run.folder"
+                f"{checkpoint_config.checkpoint_dir}: its checkpoint has {key} {found.metadata[key]}, and this fit has "
+                f"{value}; fix: choose another run.output_dir"
             )
-    stored = found.tree("weights")
+    stored = found.load_tree("weights")
     with torch.no_grad():
-        for name, parameter in _trained(task).items():
+        for name, parameter in _trainable_parameters(task).items():
             parameter.copy_(stored[name])
-    optimizer.load(found.tree("optimizer"))
-    keeping.run.cut_back(found.offsets)
+    optimizer.load_state_dict(found.load_tree("optimizer"))
+    checkpoint_config.run.truncate_logs(found.log_offsets)
     return found.step
 
 
-class Imitation:
+class SftTask:
     """A causal language model on demonstrations: minus the mean log-probability of the response tokens.
 
     The mean is over all response tokens of the optimiser step, the one that ends a response included.
     """
 
-    def __init__(self, language: Language, records: Sequence[Demonstration]) -> None:
-        self.model: nn.Module = language.model
-        self.records, tokenizer, stop = records, language.tokenizer, language.stops[0]
+    def __init__(self, lm: PolicyModel, records: Sequence[Demonstration]) -> None:
+        self.model: nn.Module = lm.model
+        self.records, tokenizer, stop = records, lm.tokenizer, lm.eos_ids[0]
         prompts = [encode_prompt(tokenizer, record.prompt) for record in records]
-        ends = [encode_response(tokenizer, record.response, stop=stop) for record in records]
-        self.rows = [a + b for a, b in zip(prompts, ends, strict=True)]
-        self.starts = [len(prompt) for prompt in prompts]
-        self.lengths: Sequence[Sequence[int]] = [[len(row)] for row in self.rows]
-        refuse_long(self, context_length(language.model))
+        ends = [encode_response(tokenizer, record.response, eos_id=stop) for record in records]
+        self.token_rows = [a + b for a, b in zip(prompts, ends, strict=True)]
+        self.prompt_lengths = [len(prompt) for prompt in prompts]
+        self.lengths: Sequence[Sequence[int]] = [[len(row)] for row in self.token_rows]
+        check_lengths(self, context_length(lm.model))
 
-    def name(self, unit: int) -> str:
+    def example_name(self, index: int) -> str:
         """The id of the prompt, or the start of the response."""
-        record = self.records[unit]
+        record = self.records[index]
         return record.prompt.id or repr(record.response[:40])
 
-    def open(self, units: Sequence[int]) -> Part:
+    def make_loss_fn(self, indices: Sequence[int]) -> MicrobatchLossFn:
         """Weigh every response token of these units the same."""
-        lengths = torch.tensor([len(self.rows[u]) for u in units])
-        starts = torch.tensor([self.starts[u] for u in units])
+        lengths = torch.tensor([len(self.token_rows[u]) for u in indices])
+        starts = torch.tensor([self.prompt_lengths[u] for u in indices])
         place = torch.arange(int(lengths.max()))
         respond = (place >= starts[:, None]) & (place < lengths[:, None])
         weight, device = token_weights(respond, "token"), device_of(self.model)
 
         def part(positions: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-            tokens, attend = pad_rows([self.rows[units[i]] for i in positions], device=device)
+            tokens, attend = pad_sequences([self.token_rows[indices[i]] for i in positions], device=device)
             index, width = list(positions), tokens.shape[1]
-            logp = token_logp(self.model, tokens, attend, respond[index, :width].to(device))
+            logp = compute_logprobs(self.model, tokens, attend, respond[index, :width].to(device))
             return -(logp * weight[index, :width].to(logp)).sum(), {}
 
         return part
 
 
-def refuse_long(task: Task, most: int) -> None:
+def check_lengths(task: SupervisedTask, max_length: int) -> None:
     """Refuse units with rows that are longer than the model can read.
 
     Raises:
         DataError: One line for each of them.
     """
     fix = "drop or shorten it"
-    long = [(i, max(rows)) for i, rows in enumerate(task.lengths) if max(rows) > most]
+    long = [(i, max(rows)) for i, rows in enumerate(task.lengths) if max(rows) > max_length]
     wrong = [
-        complaint(task.name(i), None, None, "tokens", f"{n} tokens, and the model reads {most}", fix=fix)
+        format_issue(
+            task.example_name(i),
+            None,
+            None,
+            "tokens",
+            f"{n} tokens, and the model reads {max_length}",
+            fix=fix,
+        )
         for i, n in long
     ]
     if wrong:
-        raise DataError(joined(wrong))
+        raise DataError(join_issues(wrong))

@@ -8,107 +8,109 @@ from torch import Tensor
 
 from paretune.batch import Batch
 from paretune.data.records import Sample
-from paretune.errors import TrainingGuard
+from paretune.errors import NonFiniteError
 
-SCORES = "look at the scores of these responses and at the weights of the objectives"
+SCORES_FIX = "look at the scores of these responses and at the weights of the objectives"
 
 
 @dataclass(frozen=True)
-class Guard:
+class FiniteCheck:
     """Looks at the numbers of one training step.
 
     Every method raises a TrainingGuard that names the step, the quantity, and the prompts it came from.
     """
 
     step: int
-    prompts: Mapping[int, str]
+    prompt_names: Mapping[int, str]
     """Group number to the name of its prompt."""
-    saved: int | None = None
+    last_checkpoint_step: int | None = None
     """Of the last checkpoint, the steps that it holds; None: there is none yet."""
 
     @classmethod
-    def of(cls, step: int, batch: Batch, samples: Sequence[Sample], saved: int | None = None) -> "Guard":
+    def from_batch(
+        cls, step: int, batch: Batch, samples: Sequence[Sample], last_checkpoint_step: int | None = None
+    ) -> "FiniteCheck":
         """A guard that knows the prompts of this batch, and of the last checkpoint."""
         groups = batch.group.tolist()
         names = {g: s.prompt.id for g, s in zip(groups, samples, strict=True) if s.prompt.id}
-        return cls(step, {g: names.get(g, f"number {g} of the step") for g in groups}, saved)
+        return cls(step, {g: names.get(g, f"number {g} of the step") for g in groups}, last_checkpoint_step)
 
-    def sampled(self, batch: Batch) -> None:
+    def check_rollout(self, batch: Batch) -> None:
         """Scores may be NaN (nobody could say) and never infinite; the sampler's answers must be numbers."""
-        self._fields(batch, ("sampler_logp",), self._policy())
+        self._check_fields(batch, ("sampler_logp",), self._model_fix())
         for k, name in enumerate(batch.objectives):
             bad = batch.scores[:, k].isinf()
             if bad.any():
                 fix = "look at what scores it, and at these responses"
-                self.stop(f'the score "{name}" is infinite', batch.rows(bad.nonzero().squeeze(-1)), fix)
+                self.fail(f'the score "{name}" is infinite', batch.select(bad.nonzero().squeeze(-1)), fix)
 
-    def signal(self, batch: Batch) -> None:
+    def check_rewards(self, batch: Batch) -> None:
         """Some response must have a signal, and none an infinite one."""
-        bad = batch.signal.isinf().any(-1)
+        bad = batch.rewards.isinf().any(-1)
         if bad.any():
-            self.stop("the signal is infinite", batch.rows(bad.nonzero().squeeze(-1)), SCORES)
-        if batch.signal.isnan().all():
+            self.fail("the signal is infinite", batch.select(bad.nonzero().squeeze(-1)), SCORES_FIX)
+        if batch.rewards.isnan().all():
             unscored = [n for k, n in enumerate(batch.objectives) if batch.scores[:, k].isnan().all()]
             which = ": no response has a score for " + ", ".join(unscored) if unscored else ""
             fix = "look at why they are not scored (too long for the reward model?)"
-            self.stop(f"the signal of every response is NaN{which}", batch, fix)
+            self.fail(f"the signal of every response is NaN{which}", batch, fix)
 
-    def measured(self, batch: Batch) -> None:
+    def check_model_passes(self, batch: Batch) -> None:
         """What models said of the batch."""
-        self._fields(batch, ("behaviour_logp", "reference_logp", "values"), self._policy())
-        self._fields(batch, ("token_reward",), SCORES)
+        self._check_fields(batch, ("behaviour_logp", "reference_logp", "values"), self._model_fix())
+        self._check_fields(batch, ("token_reward",), SCORES_FIX)
 
-    def credited(self, batch: Batch) -> None:
+    def check_advantages(self, batch: Batch) -> None:
         """What the losses will read."""
-        self._fields(batch, ("advantages", "returns"), SCORES)
+        self._check_fields(batch, ("advantages", "returns"), SCORES_FIX)
 
-    def tokens(self, what: str, x: Tensor, batch: Batch, fix: str = "") -> None:
+    def check_tokens(self, quantity: str, x: Tensor, batch: Batch, fix: str = "") -> None:
         """A quantity per token is finite on the responses; `fix`: where it does not come from the policy."""
         wrong = ~x.isfinite()
-        bad = (wrong if wrong.ndim == 2 else wrong.any(-1)) & batch.respond
+        bad = (wrong if wrong.ndim == 2 else wrong.any(-1)) & batch.response_mask
         if bad.any():
-            rows = batch.rows(bad.any(-1).nonzero().squeeze(-1))
-            self.stop(f"{what} is not finite", rows, fix or self._policy())
+            rows = batch.select(bad.any(-1).nonzero().squeeze(-1))
+            self.fail(f"{quantity} is not finite", rows, fix or self._model_fix())
 
-    def loss(self, value: Tensor, terms: Mapping[str, float], batch: Batch) -> None:
+    def check_loss(self, value: Tensor, loss_values: Mapping[str, float], batch: Batch) -> None:
         """The loss of a micro-batch is finite."""
         if not math.isfinite(float(value.detach())):
-            each = ", ".join(f"{name} {term:g}" for name, term in terms.items())
-            self.stop(f"the loss is {float(value.detach())} ({each})", batch, self._update())
+            each = ", ".join(f"{name} {term:g}" for name, term in loss_values.items())
+            self.fail(f"the loss is {float(value.detach())} ({each})", batch, self._update_fix())
 
-    def norm(self, value: float, batch: Batch) -> None:
+    def check_grad_norm(self, value: float, batch: Batch) -> None:
         """The norm of the gradient is finite."""
         if not math.isfinite(value):
-            self.stop(f"the norm of the gradient is {value}", batch, self._update())
+            self.fail(f"the norm of the gradient is {value}", batch, self._update_fix())
 
-    def _fields(self, batch: Batch, names: Sequence[str], fix: str) -> None:
+    def _check_fields(self, batch: Batch, names: Sequence[str], fix: str) -> None:
         for name in names:
             x = getattr(batch, name)
             if x is not None:
-                self.tokens(f"batch.{name}", x, batch, fix)
+                self.check_tokens(f"batch.{name}", x, batch, fix)
 
-    def _policy(self) -> str:
+    def _model_fix(self) -> str:
         """What to do about a model's numbers; before the first update no learning rate is to blame."""
-        first = "lower learn.lr" if self.step else "look at the weights in policy.path"
+        first = "lower training.learning_rate" if self.step else "look at the weights in policy.path"
         return f"{first}, or try policy.dtype=float32"
 
-    def _update(self) -> str:
+    def _update_fix(self) -> str:
         return "look at these prompts and their scores, or " + (
-            "lower learn.lr" if self.step else "try policy.dtype=float32"
+            "lower training.learning_rate" if self.step else "try policy.dtype=float32"
         )
 
-    def stop(self, what: str, batch: Batch, fix: str) -> None:
+    def fail(self, problem: str, batch: Batch, fix: str) -> None:
         """Give up, and say what to do.
 
         Raises:
             TrainingGuard: Always.
         """
-        names = list(dict.fromkeys(self.prompts.get(g, f"number {g}") for g in batch.group.tolist()))
+        names = list(dict.fromkeys(self.prompt_names.get(g, f"number {g}") for g in batch.group.tolist()))
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         kept = "there is no checkpoint yet"
-        if self.saved is not None:
-            kept = f"the checkpoint after {self.saved} steps is intact"
-        raise TrainingGuard(
-            f"step {self.step}: {what}, on responses to the prompts {', '.join(names[:5])}{more}; "
+        if self.last_checkpoint_step is not None:
+            kept = f"the checkpoint after {self.last_checkpoint_step} steps is intact"
+        raise NonFiniteError(
+            f"step {self.step}: {problem}, on responses to the prompts {', '.join(names[:5])}{more}; "
             f"this update did not reach the weights, and {kept}; fix: {fix}"
         )

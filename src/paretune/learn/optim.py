@@ -10,47 +10,51 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from paretune.errors import ConfigError, WiringError
-from paretune.learn.eightbit import EightBit
+from paretune.learn.eightbit import AdamW8bit
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW:
+class OptimizerConfig:
     """AdamW with a linear warm-up, then a constant or a cosine rate, and a bound on the gradient's norm.
 
     Source: Loshchilov and Hutter 2019, algorithm 2 (arXiv:1711.05101). Differs: weight decay is 0 unless
     asked for, as fine-tuning usually has it.
     """
 
-    lr: float = 1e-5
+    learning_rate: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    warmup: float = 0.03
+    warmup_ratio: float = 0.03
     """Share of all steps over which the rate rises from 0."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    clip: float = 1.0
+    lr_scheduler_type: Literal["constant", "cosine"] = "constant"
+    max_grad_norm: float = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it. Infinity: never."""
-    moments: Literal["float32", "int8"] = field(default="float32", repr=False)
+    optim: Literal["float32", "int8"] = field(default="float32", repr=False)
     """What the running means of gradient and square are held in; see `EightBit`. Not shown: fits, which keep
     them in float32, know their checkpoints by what this class shows."""
 
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate of step number `step` (from 0) of `steps`."""
-        warm = math.ceil(self.warmup * steps)
+    def learning_rate_at_step(self, step: int, num_training_steps: int) -> float:
+        """Learning rate of step number `step` (from 0) of `num_training_steps`."""
+        warm = math.ceil(self.warmup_ratio * num_training_steps)
         if step < warm:
-            return self.lr * (step + 1) / warm
-        if self.schedule == "constant":
-            return self.lr
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+            return self.learning_rate * (step + 1) / warm
+        if self.lr_scheduler_type == "constant":
+            return self.learning_rate
+        return (
+            self.learning_rate
+            * 0.5
+            * (1 + math.cos(math.pi * (step - warm) / max(num_training_steps - warm, 1)))
+        )
 
-    def rate_at(self, before: float, after: float) -> float:
-        """Learning rate of a step that takes the spent share of a budget from `before` to `after`."""
-        if before < self.warmup:
-            return self.lr * min(after / self.warmup, 1.0)
-        if self.schedule == "constant":
-            return self.lr
-        done = (min(before, 1.0) - self.warmup) / max(1.0 - self.warmup, 1e-9)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+    def learning_rate_at_fraction(self, start_fraction: float, end_fraction: float) -> float:
+        """Learning rate of a step that takes the spent share of a budget from `start_fraction` to `end_fraction`."""
+        if start_fraction < self.warmup_ratio:
+            return self.learning_rate * min(end_fraction / self.warmup_ratio, 1.0)
+        if self.lr_scheduler_type == "constant":
+            return self.learning_rate
+        done = (min(start_fraction, 1.0) - self.warmup_ratio) / max(1.0 - self.warmup_ratio, 1e-9)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Optimizer:
@@ -61,64 +65,75 @@ class Optimizer:
     """
 
     def __init__(
-        self, how: AdamW, parameters: Iterable[Parameter], critic: Iterable[Parameter] = (), rate: float = 1.0
+        self,
+        config: OptimizerConfig,
+        parameters: Iterable[Parameter],
+        critic_parameters: Iterable[Parameter] = (),
+        critic_lr_multiplier: float = 1.0,
     ) -> None:
         """Take over the parameters.
 
         Args:
-            how: Rate, decay and bounds.
+            config: Rate, decay and bounds.
             parameters: Those of the policy, or of whatever else is fitted.
-            critic: Those of a critic: its gradient is bounded apart, so that neither starves the other.
-            rate: The critic's learning rate as a multiple of the policy's.
+            critic_parameters: Those of a critic: its gradient is bounded apart, so that neither starves the other.
+            critic_lr_multiplier: The critic's learning rate as a multiple of the policy's.
         """
-        self.how = how
+        self.config = config
         self.parameters = [p for p in parameters if p.requires_grad]
         first = len(self.parameters)
-        self.parameters += [p for p in critic if p.requires_grad]
-        self.networks = (
+        self.parameters += [p for p in critic_parameters if p.requires_grad]
+        self.network_slices = (
             [slice(0, first), slice(first, None)] if first < len(self.parameters) else [slice(None)]
         )
-        self.factors = (1.0, rate)
+        self.lr_multipliers = (1.0, critic_lr_multiplier)
         if not self.parameters:
             raise WiringError("nothing to train: every parameter is frozen; unfreeze some or add an adapter")
-        self.masters = [p if _precise(p) else p.detach().float() for p in self.parameters]
-        groups = [{"params": self.masters[network]} for network in self.networks]
-        fused = all(master.device.type in {"cpu", "cuda"} for master in self.masters)  # one sweep over memory
+        self.master_params = [p if _is_full_precision(p) else p.detach().float() for p in self.parameters]
+        groups = [{"params": self.master_params[network]} for network in self.network_slices]
+        fused = all(
+            master.device.type in {"cpu", "cuda"} for master in self.master_params
+        )  # one sweep over memory
         said: dict[str, Any] = {
-            "lr": how.lr,
-            "betas": how.betas,
-            "eps": how.eps,
-            "weight_decay": how.weight_decay,
+            "lr": config.learning_rate,
+            "betas": config.betas,
+            "eps": config.eps,
+            "weight_decay": config.weight_decay,
         }
-        self.adamw: torch.optim.AdamW | EightBit = (
-            EightBit(groups, **said)
-            if how.moments == "int8"
+        self.adamw: torch.optim.AdamW | AdamW8bit = (
+            AdamW8bit(groups, **said)
+            if config.optim == "int8"
             else torch.optim.AdamW(groups, **said, fused=fused)
         )
 
-    def zero(self) -> None:
+    def zero_grad(self) -> None:
         """Forget the gradients."""
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
+        for parameter, master in zip(self.parameters, self.master_params, strict=True):
             parameter.grad = master.grad = None
 
-    def norm(self) -> float:
+    def grad_norm(self) -> float:
         """Norm of the whole gradient as it stands; not finite when any entry is not."""
-        return _norm(self.parameters)
+        return _global_norm(self.parameters)
 
-    def step(self, lr: float, norm: float, critic: float | None = None) -> None:
-        """Move the weights along the gradient, scaled down where its `norm` is above the bound.
+    def step(
+        self, learning_rate: float, grad_norm: float, critic_base_learning_rate: float | None = None
+    ) -> None:
+        """Move the weights along the gradient, scaled down where its `grad_norm` is above the bound.
 
         Args:
-            lr: Learning rate.
-            norm: Of the whole gradient.
-            critic: What the critic's rate is a multiple of; None: of `lr`.
+            learning_rate: Learning rate.
+            grad_norm: Of the whole gradient.
+            critic_base_learning_rate: What the critic's rate is a multiple of; None: of `learning_rate`.
         """
-        rates = (lr, lr if critic is None else critic)
-        groups = zip(self.networks, rates, self.factors, self.adamw.param_groups, strict=False)
+        rates = (
+            learning_rate,
+            learning_rate if critic_base_learning_rate is None else critic_base_learning_rate,
+        )
+        groups = zip(self.network_slices, rates, self.lr_multipliers, self.adamw.param_groups, strict=False)
         for network, rate, factor, group in groups:
-            own = norm if len(self.networks) == 1 else _norm(self.parameters[network])
-            scale = min(1.0, self.how.clip / own) if own > 0 else 1.0
-            for parameter, master in zip(self.parameters[network], self.masters[network], strict=True):
+            own = grad_norm if len(self.network_slices) == 1 else _global_norm(self.parameters[network])
+            scale = min(1.0, self.config.max_grad_norm / own) if own > 0 else 1.0
+            for parameter, master in zip(self.parameters[network], self.master_params[network], strict=True):
                 if parameter.grad is not None:
                     master.grad = parameter.grad.to(master.dtype)
                     if scale < 1.0:
@@ -126,41 +141,43 @@ class Optimizer:
             group["lr"] = rate * factor
         self.adamw.step()
         with torch.no_grad():
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
+            for parameter, master in zip(self.parameters, self.master_params, strict=True):
                 if master is not parameter:
                     parameter.copy_(master)
-        self.zero()
+        self.zero_grad()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything a checkpoint needs, as a tree of tensors and numbers."""
-        kept = [m for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
-        return {"adamw": self.adamw.state_dict(), "masters": kept, "moments": self.how.moments}
+        kept = [m for p, m in zip(self.parameters, self.master_params, strict=True) if m is not p]
+        return {"adamw": self.adamw.state_dict(), "masters": kept, "moments": self.config.optim}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a stored state; the weights themselves are the caller's to load.
 
         Raises:
             ConfigError: Its moments are held in something else.
         """
         stored_in = state.get("moments", "float32")
-        if stored_in != self.how.moments:
+        if stored_in != self.config.optim:
             raise ConfigError(
-                f"the checkpoint holds moments in {stored_in}, and this run in {self.how.moments}; "
-                "fix: choose another run.folder"
+                f"the checkpoint holds moments in {stored_in}, and this run in {self.config.optim}; "
+                "fix: choose another run.output_dir"
             )
         self.adamw.load_state_dict(state["adamw"])
-        own = [m for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
+        own = [m for p, m in zip(self.parameters, self.master_params, strict=True) if m is not p]
         with torch.no_grad():
             for master, stored in zip(own, state["masters"], strict=True):
                 master.copy_(stored)
 
 
-def _norm(parameters: Sequence[Parameter]) -> float:
+def _global_norm(parameters: Sequence[Parameter]) -> float:
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return 0.0
-    return float(torch.stack([g.float().norm() if not _precise(g) else g.norm() for g in grads]).norm())
+    return float(
+        torch.stack([g.float().norm() if not _is_full_precision(g) else g.norm() for g in grads]).norm()
+    )
 
 
-def _precise(x: Tensor) -> bool:
+def _is_full_precision(x: Tensor) -> bool:
     return x.dtype in {torch.float32, torch.float64}

@@ -12,14 +12,14 @@ from torch.nn import Parameter
 from paretune.batch import Batch
 from paretune.credit.step import State
 from paretune.errors import ConfigError
-from paretune.learn.clock import Clock
-from paretune.learn.optim import AdamW, Optimizer
-from paretune.learn.recipe import Recipe
-from paretune.learn.resume import Checkpoint, load_latest, save_checkpoint
+from paretune.learn.clock import PhaseTimer
+from paretune.learn.optim import Optimizer, OptimizerConfig
+from paretune.learn.recipe import AlgorithmSpec
+from paretune.learn.resume import Checkpoint, load_latest_checkpoint, save_checkpoint
 from paretune.models.measure import Models
 from paretune.rundir import Run
 
-CURRENCIES = ("rollout_tokens", "trained_tokens", "reward_calls")
+BUDGET_RESOURCES = ("rollout_tokens", "trained_tokens", "reward_calls")
 """What a step takes beside time: response tokens sampled, tokens that had a gradient, responses scored."""
 
 
@@ -27,78 +27,95 @@ CURRENCIES = ("rollout_tokens", "trained_tokens", "reward_calls")
 class Budget:
     """How much a descent may spend, in one currency."""
 
-    currency: Literal["rollout_tokens", "trained_tokens", "reward_calls"]
-    amount: int
+    resource: Literal["rollout_tokens", "trained_tokens", "reward_calls"]
+    limit: int
 
 
 @dataclass
-class Progress:
+class TrainState:
     """What a checkpoint holds. `identity` must be equal for a checkpoint to be gone on from."""
 
     identity: Mapping[str, Any]
     weights: dict[str, Parameter]
     optimizer: Optimizer
-    worth: State
-    credit: State
-    folder: Path
+    reward_state: State
+    credit_state: State
+    checkpoint_dir: Path
     """Of the checkpoints."""
     step: int = 0
     """The next one."""
-    saved: int | None = None
+    last_checkpoint_step: int | None = None
     """Of the last checkpoint, the steps that it holds; None: there is none yet."""
-    paid: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CURRENCIES, 0))
+    usage: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BUDGET_RESOURCES, 0))
     """What all steps so far took, in each currency; the step under way as far as it has come."""
-    cost: dict[str, int] = field(default_factory=dict)
+    step_usage: dict[str, int] = field(default_factory=dict)
     """What the step under way took: tokens sampled and trained on, and responses scored."""
-    clock: Clock = field(default_factory=Clock)
+    timer: PhaseTimer = field(default_factory=PhaseTimer)
     """Where the seconds of the step under way went."""
-    alone: int = 0
+    critic_warmup_steps: int = 0
     """Steps at the beginning in which only the critic learns."""
-    begun: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CURRENCIES, 0))
+    usage_at_policy_start: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BUDGET_RESOURCES, 0))
     """What those steps took, once the policy learns too."""
 
-    def pay(self, batch: Batch, *, sampled: bool) -> None:
+    def start_step_usage(self, batch: Batch, *, sampled: bool) -> None:
         """Open the account of a step that begins with this batch."""
-        if self.step == self.alone:
-            self.begun = dict(self.paid)
-        self.cost = {"tokens": int(batch.attend.sum()), **dict.fromkeys(CURRENCIES, 0)}
-        self.charge("rollout_tokens", int(batch.respond.sum()) if sampled else 0)
-        self.charge("reward_calls", len(batch) if sampled else 0)
+        if self.step == self.critic_warmup_steps:
+            self.usage_at_policy_start = dict(self.usage)
+        self.step_usage = {"tokens": int(batch.attention_mask.sum()), **dict.fromkeys(BUDGET_RESOURCES, 0)}
+        self.consume("rollout_tokens", int(batch.response_mask.sum()) if sampled else 0)
+        self.consume("reward_calls", len(batch) if sampled else 0)
 
-    def charge(self, currency: str, more: int) -> None:
+    def consume(self, resource: str, amount: int) -> None:
         """Add to the account of the step under way, and to that of the whole descent."""
-        self.cost[currency] += more
-        self.paid[currency] += more
+        self.step_usage[resource] += amount
+        self.usage[resource] += amount
 
-    def spent(self, budget: Budget | None) -> bool:
+    def budget_exhausted(self, budget: Budget | None) -> bool:
         """Would another step of the mean size end further from the amount than the last one did?"""
-        return spent(budget, self.paid, self.step)
+        return budget_exhausted(budget, self.usage, self.step)
 
-    def rates(self, how: AdamW, steps: int, budget: Budget | None, epochs: int) -> tuple[float, float]:
+    def learning_rates(
+        self, optim_config: OptimizerConfig, max_steps: int, budget: Budget | None, num_iterations: int
+    ) -> tuple[float, float]:
         """Learning rates of the step under way, once it is paid for; with a budget, by what is spent of it.
 
         That of the policy, which warms up when it begins to learn and is 0 before; and that which the
         critic's is a multiple of.
         """
-        both = self._rate(how, steps, budget, epochs, 0, dict.fromkeys(CURRENCIES, 0))
-        if self.step < self.alone:
+        both = self._learning_rate(
+            optim_config, max_steps, budget, num_iterations, 0, dict.fromkeys(BUDGET_RESOURCES, 0)
+        )
+        if self.step < self.critic_warmup_steps:
             return 0.0, both
-        return self._rate(how, steps, budget, epochs, self.alone, self.begun), both
+        return self._learning_rate(
+            optim_config,
+            max_steps,
+            budget,
+            num_iterations,
+            self.critic_warmup_steps,
+            self.usage_at_policy_start,
+        ), both
 
-    def _rate(
-        self, how: AdamW, steps: int, budget: Budget | None, epochs: int, first: int, begun: Mapping[str, int]
+    def _learning_rate(
+        self,
+        optim_config: OptimizerConfig,
+        max_steps: int,
+        budget: Budget | None,
+        num_iterations: int,
+        start_step: int,
+        usage_at_start: Mapping[str, int],
     ) -> float:
-        """The rate of who learns from the step `first` on, before which this much had been paid."""
+        """The rate of who learns from the step `start_step` on, before which this much had been paid."""
         if budget is None:
-            return how.rate(self.step - first, steps - first)
-        before = begun[budget.currency]
-        paid, step = self.paid[budget.currency] - before, self.cost[budget.currency]
+            return optim_config.learning_rate_at_step(self.step - start_step, max_steps - start_step)
+        before = usage_at_start[budget.resource]
+        paid, step = self.usage[budget.resource] - before, self.step_usage[budget.resource]
         # A step's own trained tokens are not known yet: every token of it, once an epoch, is a fair guess.
-        ahead = epochs * self.cost["tokens"] if budget.currency == "trained_tokens" else 0
-        left = budget.amount - before
-        return how.rate_at((paid - step) / left, (paid + ahead) / left)
+        ahead = num_iterations * self.step_usage["tokens"] if budget.resource == "trained_tokens" else 0
+        left = budget.limit - before
+        return optim_config.learning_rate_at_fraction((paid - step) / left, (paid + ahead) / left)
 
-    def save(self, run: Run, keep: int) -> None:
+    def save(self, run: Run, save_total_limit: int) -> None:
         """Write a checkpoint of the run.
 
         Raises:
@@ -106,90 +123,104 @@ class Progress:
         """
         trees = {
             "weights": self.weights,
-            "optimizer": self.optimizer.state(),
-            "worth": self.worth,
-            "credit": self.credit,
-            "paid": self.paid,
-            "begun": self.begun,
+            "optimizer": self.optimizer.state_dict(),
+            "worth": self.reward_state,
+            "credit": self.credit_state,
+            "paid": self.usage,
+            "begun": self.usage_at_policy_start,
         }
-        save_checkpoint(self.folder, self.step, trees, dict(self.identity), offsets=run.offsets(), keep=keep)
-        self.saved = self.step
-        run.update(step=self.step)
+        save_checkpoint(
+            self.checkpoint_dir,
+            self.step,
+            trees,
+            dict(self.identity),
+            log_offsets=run.log_offsets(),
+            save_total_limit=save_total_limit,
+        )
+        self.last_checkpoint_step = self.step
+        run.update_state(step=self.step)
 
-    def load(self, found: Checkpoint, run: Run) -> None:
+    def load(self, checkpoint: Checkpoint, run: Run) -> None:
         """Go on from a checkpoint: weights, optimiser and states; the run's lines are cut back to it.
 
         Raises:
             ConfigError: The checkpoint is of another recipe, seed, number of steps or policy, or was made
                 before a policy whose critic learns alone first had a warm-up of its own.
         """
-        refuse_other(found, self.identity, run)
-        stored = found.tree("weights")
-        if _shapes(stored) != _shapes(self.weights):
+        require_same_run(checkpoint, self.identity, run)
+        stored = checkpoint.load_tree("weights")
+        if _shapes_and_dtypes(stored) != _shapes_and_dtypes(self.weights):
             raise ConfigError(
                 f"{run.path}: the checkpoint holds other weights than this policy learns; "
-                "fix: choose another run.folder"
+                "fix: choose another run.output_dir"
             )
         with torch.no_grad():
             for name, parameter in self.weights.items():
                 parameter.copy_(stored[name])
-        self.optimizer.load(found.tree("optimizer"))
-        self.worth = found.tree("worth", self.worth)
-        self.credit = found.tree("credit", self.credit)
-        self.paid = found.tree("paid")
-        if "begun" in found.trees:
-            self.begun = found.tree("begun")
-        elif 0 < self.alone < found.step:
+        self.optimizer.load_state_dict(checkpoint.load_tree("optimizer"))
+        self.reward_state = checkpoint.load_tree("worth", self.reward_state)
+        self.credit_state = checkpoint.load_tree("credit", self.credit_state)
+        self.usage = checkpoint.load_tree("paid")
+        if "begun" in checkpoint.trees:
+            self.usage_at_policy_start = checkpoint.load_tree("begun")
+        elif 0 < self.critic_warmup_steps < checkpoint.step:
             raise ConfigError(
                 f"{run.path}: the checkpoint is of a version in which the critic's steps alone used up the "
-                "policy's warm-up; fix: choose another run.folder"
+                "policy's warm-up; fix: choose another run.output_dir"
             )
-        self.step = self.saved = found.step
-        run.cut_back(found.offsets)
-        run.event("go_on", f"from the checkpoint of step {found.step}")
+        self.step = self.last_checkpoint_step = checkpoint.step
+        run.truncate_logs(checkpoint.log_offsets)
+        run.log_event("go_on", f"from the checkpoint of step {checkpoint.step}")
 
 
-def spent(budget: Budget | None, paid: Mapping[str, int], steps: int) -> bool:
+def budget_exhausted(budget: Budget | None, usage: Mapping[str, int], num_steps: int) -> bool:
     """Would another step of the mean size end further from the amount than the last of these did?"""
-    if budget is None or steps == 0:
+    if budget is None or num_steps == 0:
         return False
-    return budget.amount - paid[budget.currency] < paid[budget.currency] / (2 * steps)
+    return budget.limit - usage[budget.resource] < usage[budget.resource] / (2 * num_steps)
 
 
-def refuse_other(found: Checkpoint, identity: Mapping[str, Any], run: Run) -> None:
+def require_same_run(checkpoint: Checkpoint, identity: Mapping[str, Any], run: Run) -> None:
     """Refuse a checkpoint that was not made by this very run.
 
     Raises:
         ConfigError: It has another recipe, seed or number of steps.
     """
     for key, value in identity.items():
-        if found.numbers[key] != value:
+        if checkpoint.metadata[key] != value:
             raise ConfigError(
-                f"{run.path}: {key}: the checkpoint was made with {found.numbers[key]}, "
-                f"this run has {value}; fix: choose another run.folder"
+                f"{run.path}: {key}: the checkpoint was made with {checkpoint.metadata[key]}, "
+                f"this run has {value}; fix: choose another run.output_dir"
             )
 
 
-def begin(
-    recipe: Recipe, models: Models, how: AdamW, run: Run, identity: Mapping[str, Any], folder: Path
-) -> Progress:
+def start_or_resume(
+    spec: AlgorithmSpec,
+    models: Models,
+    optim_config: OptimizerConfig,
+    run: Run,
+    identity: Mapping[str, Any],
+    checkpoint_dir: Path,
+) -> TrainState:
     """The state before the first step, or that of the run's last good checkpoint."""
-    weights = trainable(models)
+    weights = trainable_parameters(models)
     critic = [weight for name, weight in weights.items() if name.startswith("critic.")]
     policy = [weight for name, weight in weights.items() if not name.startswith("critic.")]
-    optimizer = Optimizer(how, policy, critic, recipe.critic.rate)
-    now = Progress(identity, weights, optimizer, recipe.worth.start(), recipe.credit.start(), folder)
-    now.alone = recipe.critic.alone
-    found = load_latest(folder, run.event)
+    optimizer = Optimizer(optim_config, policy, critic, spec.critic.lr_multiplier)
+    now = TrainState(
+        identity, weights, optimizer, spec.reward_steps.init_state(), spec.credit.init_state(), checkpoint_dir
+    )
+    now.critic_warmup_steps = spec.critic.warmup_steps
+    found = load_latest_checkpoint(checkpoint_dir, run.log_event)
     if found is None:
-        run.restart(run.stage)
+        run.discard_stage(run.stage)
     else:
         now.load(found, run)
-    run.update(step=now.step)
+    run.update_state(step=now.step)
     return now
 
 
-def trainable(models: Models) -> dict[str, Parameter]:
+def trainable_parameters(models: Models) -> dict[str, Parameter]:
     """Every weight that is learnt, by name; a tied one once."""
     networks = {"policy": models.policy, "critic": models.critic}
     return {
@@ -201,5 +232,5 @@ def trainable(models: Models) -> dict[str, Parameter]:
     }
 
 
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+def _shapes_and_dtypes(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (weight.shape, weight.dtype) for name, weight in weights.items()}

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 
-BINS = 10
-AT_ONCE = 1024
+NUM_BINS = 10
+CHUNK_SIZE = 1024
 """Rows that are compared with all others at a time."""
 
 
@@ -30,8 +30,8 @@ def rating_metrics(predicted: Vector, label: Vector) -> dict[str, Any]:
         "r2": 1 - float((error**2).mean()) / spread if spread > 0 else None,
         "spearman": spearman(predicted, label),
         "kendall": kendall(predicted, label),
-        "pair_accuracy": ordered_share(predicted, label, 0.0),
-        "pair_accuracy_clear": ordered_share(predicted, label, math.sqrt(spread)),
+        "pair_accuracy": pairwise_accuracy(predicted, label, 0.0),
+        "pair_accuracy_clear": pairwise_accuracy(predicted, label, math.sqrt(spread)),
     }
 
 
@@ -57,7 +57,7 @@ def calibration(predicted: Vector, label: Vector) -> dict[str, Any] | None:
         return None
     slope = float(np.cov(predicted, label, ddof=0)[0, 1] / predicted.var())
     bins = []
-    for rows in np.array_split(np.argsort(predicted, kind="stable"), min(BINS, len(label))):
+    for rows in np.array_split(np.argsort(predicted, kind="stable"), min(NUM_BINS, len(label))):
         at, said = float(predicted[rows].mean()), float(label[rows].mean())
         bins.append({"predicted": at, "label": said, "n": len(rows)})
     error = sum(b["n"] * abs(b["predicted"] - b["label"]) for b in bins) / len(label)
@@ -65,7 +65,7 @@ def calibration(predicted: Vector, label: Vector) -> dict[str, Any] | None:
     return {"slope": slope, "intercept": intercept, "error": float(error), "bins": bins}
 
 
-def ranks(x: Vector) -> Vector:
+def average_ranks(x: Vector) -> Vector:
     """Ranks from 1; equal values share the mean of theirs."""
     _, index, count = np.unique(x, return_inverse=True, return_counts=True)
     last = count.cumsum()
@@ -75,7 +75,7 @@ def ranks(x: Vector) -> Vector:
 
 def spearman(x: Vector, y: Vector) -> float | None:
     """Rank correlation; None with fewer than three rows or where a side is constant."""
-    return correlation(ranks(x), ranks(y)) if len(x) > 2 else None
+    return pearson(average_ranks(x), average_ranks(y)) if len(x) > 2 else None
 
 
 def kendall(x: Vector, y: Vector) -> float | None:
@@ -86,8 +86,8 @@ def kendall(x: Vector, y: Vector) -> float | None:
     if len(x) < 3:
         return None
     both = ours = theirs = 0.0
-    for start in range(0, len(x), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
+    for start in range(0, len(x), CHUNK_SIZE):
+        part = slice(start, start + CHUNK_SIZE)
         one, two = np.sign(x[part, None] - x[None, :]), np.sign(y[part, None] - y[None, :])
         both += float((one * two).sum())
         ours += float((one * one).sum())
@@ -95,20 +95,20 @@ def kendall(x: Vector, y: Vector) -> float | None:
     return both / math.sqrt(ours * theirs) if ours * theirs > 0 else None
 
 
-def correlation(x: Vector, y: Vector) -> float | None:
+def pearson(x: Vector, y: Vector) -> float | None:
     """Pearson's; None where a side is constant."""
     a, b = x - x.mean(), y - y.mean()
     size = math.sqrt(float((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / size if size > 0 else None
 
 
-def ordered_share(predicted: Vector, label: Vector, apart: float) -> float | None:
-    """Share of the pairs with labels that differ, by `apart` or more, that the predictions put in order."""
+def pairwise_accuracy(predicted: Vector, label: Vector, min_gap: float) -> float | None:
+    """Share of the pairs with labels that differ, by `min_gap` or more, that the predictions put in order."""
     right = total = 0.0
-    for start in range(0, len(label), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
+    for start in range(0, len(label), CHUNK_SIZE):
+        part = slice(start, start + CHUNK_SIZE)
         gap = label[part, None] - label[None, :]
-        use = (gap > 0) & (gap >= apart)
+        use = (gap > 0) & (gap >= min_gap)
         side = predicted[part, None] - predicted[None, :]
         right += float((use & (side > 0)).sum()) + 0.5 * float((use & (side == 0)).sum())
         total += float(use.sum())

@@ -6,30 +6,30 @@ from typing import Any
 import numpy as np
 
 from paretune.data.records import Rating
-from paretune.learn.reward_fit import Judgement, encode_records, label_matrix
+from paretune.learn.reward_fit import LabelledRow, encode_records, label_matrix
 from paretune.learn.reward_metrics import (
     Vector,
     calibration,
-    correlation,
     pair_metrics,
+    pearson,
     rating_metrics,
     spearman,
 )
 from paretune.objectives.reward_model import RewardModel
 
-COPY = 0.95
+REDUNDANT_CORRELATION = 0.95
 """Correlation above which one head is said to copy another."""
 
-EMPTY: dict[str, Any] = dict.fromkeys(
+EMPTY_HEAD_REPORT: dict[str, Any] = dict.fromkeys(
     "n pairs mae rmse r2 spearman kendall pair_accuracy pair_accuracy_clear log_loss".split()
 ) | {"n": 0, "pairs": 0}
 
 
 def reward_report(
     model: RewardModel,
-    test: Sequence[Judgement],
+    test: Sequence[LabelledRow],
     *,
-    train: Sequence[Judgement] = (),
+    train: Sequence[LabelledRow] = (),
     baselines: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """The content of `reward/report.json`; None stands for what cannot be computed.
@@ -44,21 +44,21 @@ def reward_report(
     `length` is the rank correlation with the number of tokens, of the predictions and of the labels: a
     model that says more than its raters did that longer is better will be exploited for it.
     """
-    rows = [encoded.rows for encoded in encode_records(model, test)]
-    flat = model.scores([row for both in rows for row in both]).double().numpy()
+    rows = [encoded.token_rows for encoded in encode_records(model, test)]
+    flat = model.score_sequences([row for both in rows for row in both]).double().numpy()
     first = np.cumsum([0, *[len(both) for both in rows[:-1]]])[: len(rows)]
     rated = np.array([isinstance(record, Rating) for record in test], dtype=bool)
     label = label_matrix(test, model.objectives).numpy()
     mine = flat[first]
     margin = (mine - flat[np.where(rated, first, first + 1)]) / np.array(model.scale)
     length = np.array([len(both[0]) for both in rows], dtype=np.float64)
-    kinds = _kinds(test)
+    kinds = _category_masks(test)
     heads = {}
     for k, name in enumerate(model.objectives):
         known = ~np.isnan(label[:, k]) & ~np.isnan(mine[:, k]) & ~np.isnan(margin[:, k])
         use = known & rated
         compared = margin[known & ~rated, k]
-        head = _head(mine[use, k], label[use, k], length[use], compared)
+        head = _head_report(mine[use, k], label[use, k], length[use], compared)
         head["kinds"] = {
             kind: rating_metrics(mine[use & part, k], label[use & part, k])
             | pair_metrics(margin[known & ~rated & part, k])
@@ -67,26 +67,26 @@ def reward_report(
         }
         beside = {kind: dict(found) for kind, found in (baselines or {}).get(name, {}).items()}
         head["baselines"] = beside
-        head["beats"] = {kind: _beats(head, other) for kind, other in beside.items()}
+        head["beats"] = {kind: _beats_baseline(head, other) for kind, other in beside.items()}
         heads[name] = head
     return {
         "objectives": heads,
-        **_between(model.objectives, mine, np.where(rated[:, None], label, np.nan)),
-        "train": _counts(train),
-        "test": _counts(test),
-        "data": model.data,
+        **_head_correlations(model.objectives, mine, np.where(rated[:, None], label, np.nan)),
+        "train": _count_records(train),
+        "test": _count_records(test),
+        "data": model.provenance,
     }
 
 
-def _kinds(records: Sequence[Judgement]) -> dict[str, Any]:
+def _category_masks(records: Sequence[LabelledRow]) -> dict[str, Any]:
     """Where the prompts of each kind are; nothing where all are of one."""
-    words = [record.prompt.kind for record in records]
+    words = [record.prompt.category for record in records]
     found = {word or "other": np.array([word == w for w in words]) for word in sorted(set(words))}
     return found if len(found) > 1 else {}
 
 
-def _head(predicted: Vector, label: Vector, length: Vector, margin: Vector) -> dict[str, Any]:
-    head = EMPTY | rating_metrics(predicted, label)
+def _head_report(predicted: Vector, label: Vector, length: Vector, margin: Vector) -> dict[str, Any]:
+    head = EMPTY_HEAD_REPORT | rating_metrics(predicted, label)
     head["calibration"] = calibration(predicted, label)
     head["length"] = {"predicted": None, "label": None}
     if len(label):
@@ -101,36 +101,36 @@ def _head(predicted: Vector, label: Vector, length: Vector, margin: Vector) -> d
     return head
 
 
-def _beats(head: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+def _beats_baseline(head: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool | None:
     """By squared error on ratings, by accuracy where there are only pairs."""
-    if head["rmse"] is not None and other.get("rmse") is not None:
-        return bool(head["rmse"] < other["rmse"])
-    if head["pair_accuracy"] is not None and other.get("pair_accuracy") is not None:
-        return bool(head["pair_accuracy"] > other["pair_accuracy"])
+    if head["rmse"] is not None and baseline.get("rmse") is not None:
+        return bool(head["rmse"] < baseline["rmse"])
+    if head["pair_accuracy"] is not None and baseline.get("pair_accuracy") is not None:
+        return bool(head["pair_accuracy"] > baseline["pair_accuracy"])
     return None
 
 
-def _between(objectives: Sequence[str], predicted: Any, label: Any) -> dict[str, Any]:
+def _head_correlations(objectives: Sequence[str], predicted: Any, label: Any) -> dict[str, Any]:
     """Correlations between heads, and between the labels of the rows that have both."""
-    matrices = {"predicted": _correlations(predicted), "label": _correlations(label)}
+    matrices = {"predicted": _correlation_matrix(predicted), "label": _correlation_matrix(label)}
     found = matrices["predicted"]
     copies = [
         {"a": a, "b": b, "correlation": found[i][j]}
         for i, a in enumerate(objectives)
         for j, b in enumerate(objectives)
-        if i < j and found[i][j] is not None and found[i][j] > COPY
+        if i < j and found[i][j] is not None and found[i][j] > REDUNDANT_CORRELATION
     ]
     return {"correlation": {"objectives": list(objectives), **matrices}, "copies": copies}
 
 
-def _correlations(x: Any) -> list[list[Any]]:
+def _correlation_matrix(x: Any) -> list[list[Any]]:
     def one(i: int, j: int) -> float | None:
         both = ~np.isnan(x[:, i]) & ~np.isnan(x[:, j])
-        return correlation(x[both, i], x[both, j]) if both.sum() > 2 else None
+        return pearson(x[both, i], x[both, j]) if both.sum() > 2 else None
 
     return [[one(i, j) for j in range(x.shape[1])] for i in range(x.shape[1])]
 
 
-def _counts(records: Sequence[Judgement]) -> dict[str, int]:
+def _count_records(records: Sequence[LabelledRow]) -> dict[str, int]:
     ratings = sum(isinstance(record, Rating) for record in records)
     return {"ratings": ratings, "pairs": len(records) - ratings}

@@ -5,9 +5,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from paretune.errors import Stopped
+from paretune.errors import RunInterrupted
 
-NOTHING = "before anything of it was saved; give the same command again to begin where this one began"
+NOTHING_SAVED = "before anything of it was saved; give the same command again to begin where this one began"
 """How a message goes on that says of a stop that nothing came of this attempt."""
 
 
@@ -20,24 +20,24 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-                around = getattr(self._before[number], "__self__", None)
+                self._previous_handlers[number] = signal.signal(number, self._handle_signal)
+                around = getattr(self._previous_handlers[number], "__self__", None)
                 if isinstance(around, StopRequest):
                     self.signal = around.signal
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        around = getattr(self._before.get(self.signal or 0), "__self__", None)
-        if error is None and isinstance(around, StopRequest):
+        around = getattr(self._previous_handlers.get(self.signal or 0), "__self__", None)
+        if exc is None and isinstance(around, StopRequest):
             around.signal = around.signal or self.signal
 
     @property
@@ -45,7 +45,7 @@ class StopRequest:
         """Has a signal come?"""
         return self.signal is not None
 
-    def obey(self, saved: str = "") -> None:
+    def raise_if_stopped(self, saved_at: str = "") -> None:
         """Stop if a signal has come; call it when everything is saved, and say where; "": nothing was.
 
         Raises:
@@ -54,12 +54,16 @@ class StopRequest:
         """
         if self.signal is None:
             return
-        kept = f"after {saved}; give the same command again to go on from there" if saved else NOTHING
+        kept = (
+            f"after {saved_at}; give the same command again to go on from there"
+            if saved_at
+            else NOTHING_SAVED
+        )
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt(f"interrupted {kept}")
-        raise Stopped(f"stopped by a signal {kept}")
+        raise RunInterrupted(f"stopped by a signal {kept}")
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal == signal.SIGINT:
+    def _handle_signal(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = self.signal or number
+        self.signal = self.signal or signum

@@ -15,23 +15,23 @@ from paretune.loss.term import Loss
 class EntropyBonus(Loss):
     """Minus the entropy of the policy: a positive coefficient keeps it from becoming certain too soon.
 
-    Reads: weight. Writes: nothing.
+    Reads: loss_weights. Writes: nothing.
 
     Source: Williams and Peng 1991; Schulman et al. 2017, eq. 9 (arXiv:1707.06347). Differs: the mean is the
     recipe's, not always that over tokens. The coefficient is delicate: a little too much and the policy
     never settles.
     """
 
-    wants: ClassVar[frozenset[str]] = frozenset({"entropy"})
+    requires: ClassVar[frozenset[str]] = frozenset({"entropy"})
 
     def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The loss of these rows."""
         if out.entropy is None:
             raise WiringError("a loss reads the policy's entropy, which the forward pass did not give")
-        return -(out.entropy * batch.need("weight")).sum()
+        return -(out.entropy * batch.require("loss_weights")).sum()
 
 
-def distance_to_target(entropy: Float[Tensor, ""], target: float) -> Float[Tensor, ""]:
+def entropy_target_distance(entropy: Float[Tensor, ""], target: float) -> Float[Tensor, ""]:
     """|H - target|, H the mean entropy of a whole batch in nats.
 
     Not a part: it needs the mean over all rows before any slope, so the losses of micro-batches do not add up

@@ -13,38 +13,38 @@ from paretune.loss.term import Loss
 
 
 @dataclass(frozen=True)
-class ExactKl(Loss):
+class FullKl(Loss):
     """KL(reference || policy) at every token of the given responses.
 
     The other direction than KlToReference: it keeps the policy from forgetting what the reference would have
     said, is never negative, and needs no response to be the policy's own.
 
-    Reads: weight. Writes: nothing.
+    Reads: loss_weights. Writes: nothing.
     Logs: its mean over response tokens.
 
     Source: Mukobi et al. 2023, SuperHF (arXiv:2310.16763). Differs: a mean like that of every other loss;
     their code adds up the rows of a mini-batch, and looks one token too late.
     """
 
-    wants: ClassVar[frozenset[str]] = frozenset({"kl_reference_policy"})
+    requires: ClassVar[frozenset[str]] = frozenset({"kl_reference_policy"})
 
     def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The loss of these rows."""
-        return (drift_of(out) * batch.need("weight")).sum()
+        return (require_ref_policy_kl(out) * batch.require("loss_weights")).sum()
 
-    def watch(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
+    def metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
         """The divergence itself."""
-        return {"kl/exact": drift_of(out).detach()}
+        return {"kl/full": require_ref_policy_kl(out).detach()}
 
 
-def drift_of(out: Outputs) -> Float[Tensor, "B T"]:
+def require_ref_policy_kl(out: Outputs) -> Float[Tensor, "B T"]:
     """KL(reference || policy) at every token.
 
     Raises:
         WiringError: The forward pass did not give it.
     """
-    if out.kl_reference_policy is None:
+    if out.ref_policy_kl is None:
         raise WiringError(
             "a loss reads the exact divergence from the reference, which the forward pass did not give"
         )
-    return out.kl_reference_policy
+    return out.ref_policy_kl

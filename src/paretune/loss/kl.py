@@ -10,63 +10,63 @@ from torch import Tensor
 from paretune.batch import Batch, Outputs
 from paretune.divergence import k1, k2, k3
 from paretune.errors import WiringError
-from paretune.loss.ratio import beyond, bounded, ratio_of
+from paretune.loss.ratio import clamp_log_ratio, outside_clip, policy_ratio
 from paretune.loss.term import Loss
 
-Estimator = Literal["k3_k2", "k1", "k2", "k3", "k1_k2", "k3_cut", "k3_cut_k2", "abs"]
+KlEstimator = Literal["k3_k2", "k1", "k2", "k3", "k1_k2", "k3_cut", "k3_cut_k2", "abs"]
 
 
-def k3_k2(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def k3_value_k2_grad(log_ratio: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """The value of k3, the gradient of k2: unbiased and not negative, and pushing the way the KL points.
 
     Source: the straight-through estimator "k3+" of the verl library. Differs: no value is cut to 10 here.
     """
-    return k2(gap) + (k3(gap) - k2(gap)).detach()
+    return k2(log_ratio) + (k3(log_ratio) - k2(log_ratio)).detach()
 
 
-def k1_k2(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def k1_value_k2_grad(log_ratio: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """The value of k1, the gradient of k2.
 
     Source: the straight-through estimator "k1+" of the verl library.
     """
-    return k2(gap) + (k1(gap) - k2(gap)).detach()
+    return k2(log_ratio) + (k1(log_ratio) - k2(log_ratio)).detach()
 
 
-def k3_cut(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def k3_clamped(log_ratio: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """k3 as verl has it: its exponent cut to +-20 and its value to at most 10, and no gradient beyond.
 
     Where the policy has strayed furthest the penalty no longer pulls it back.
 
     Source: `low_var_kl` of the verl library.
     """
-    return k3(gap.clamp(-20, 20)).clamp(-10, 10)
+    return k3(log_ratio.clamp(-20, 20)).clamp(-10, 10)
 
 
-def k3_cut_k2(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def k3_clamped_value_k2_grad(log_ratio: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """The value of k3 cut to at most 10, the gradient of k2: verl's "k3+" to the letter.
 
     Source: `low_var_kl+` of the verl library.
     """
-    return k2(gap) + (k3_cut(gap) - k2(gap)).detach()
+    return k2(log_ratio) + (k3_clamped(log_ratio) - k2(log_ratio)).detach()
 
 
-def absolute(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def abs_kl(log_ratio: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """|gap|.
 
     Source: `abs` of the verl library.
     """
-    return gap.abs()
+    return log_ratio.abs()
 
 
-ESTIMATORS: Mapping[Estimator, Callable[[Tensor], Tensor]] = {
+KL_ESTIMATORS: Mapping[KlEstimator, Callable[[Tensor], Tensor]] = {
     "k1": k1,
     "k2": k2,
     "k3": k3,
-    "k3_k2": k3_k2,
-    "k1_k2": k1_k2,
-    "k3_cut": k3_cut,
-    "k3_cut_k2": k3_cut_k2,
-    "abs": absolute,
+    "k3_k2": k3_value_k2_grad,
+    "k1_k2": k1_value_k2_grad,
+    "k3_cut": k3_clamped,
+    "k3_cut_k2": k3_clamped_value_k2_grad,
+    "abs": abs_kl,
 }
 
 
@@ -75,36 +75,38 @@ class KlToReference(Loss):
     """The price of leaving the reference, from the sampled tokens.
 
     The default has the value of k3 and the gradient of k2, because the gradient of k3 itself is that of the
-    other direction, KL(reference || policy). With `ratio` each token's estimate is multiplied by its
+    other direction, KL(reference || policy). With `ratio_level` each token's estimate is multiplied by its
     probability ratio, through which the gradient flows too: with k1 or k3 that is unbiased, in value and in
     gradient, also for responses that an older policy wrote. The `_k2` forms bring the part of the gradient
     that the ratio carries already and would have it twice; with a ratio they are refused.
 
-    Reads: reference_logp, weight; with `ratio` behaviour_logp and respond. Writes: nothing.
+    Reads: ref_logprobs, loss_weights; with `ratio_level` old_logprobs and response_mask. Writes: nothing.
     Logs: how many tokens had their log-ratio cut.
 
     Source: Shao et al. 2024, eq. 4 (arXiv:2402.03300), which is "k3" without ratio; DeepSeek-V3.2 2025
     (arXiv:2512.02556), which is "k3" with the ratio of tokens.
     """
 
-    estimator: Estimator = "k3_k2"
-    ratio: Literal["none", "token", "sequence"] = "none"
+    kl_estimator: KlEstimator = "k3_k2"
+    ratio_level: Literal["none", "token", "sequence"] = "none"
 
     def __post_init__(self) -> None:
-        if self.ratio != "none" and self.estimator.endswith("_k2"):
+        if self.ratio_level != "none" and self.kl_estimator.endswith("_k2"):
             raise WiringError(
-                f'KlToReference: the gradient of "{self.estimator}" has in it what ratio="{self.ratio}" '
+                f'KlToReference: the gradient of "{self.kl_estimator}" has in it what ratio="{self.ratio_level}" '
                 'adds once more; fix: estimator="k3" with a ratio, or no ratio'
             )
 
     def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The loss of these rows."""
-        gap = bounded(out.logp - batch.need("reference_logp"))
-        each = ESTIMATORS[self.estimator](gap)
-        if self.ratio != "none":
-            each = each * ratio_of(out.logp, batch.need("behaviour_logp"), batch.respond, self.ratio)
-        return (each * batch.need("weight")).sum()
+        gap = clamp_log_ratio(out.logprobs - batch.require("ref_logprobs"))
+        each = KL_ESTIMATORS[self.kl_estimator](gap)
+        if self.ratio_level != "none":
+            each = each * policy_ratio(
+                out.logprobs, batch.require("old_logprobs"), batch.response_mask, self.ratio_level
+            )
+        return (each * batch.require("loss_weights")).sum()
 
-    def watch(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
+    def metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
         """Which tokens were cut."""
-        return {"ratio/clamped": beyond(out.logp - batch.need("reference_logp"))}
+        return {"ratio/clamped": outside_clip(out.logprobs - batch.require("ref_logprobs"))}

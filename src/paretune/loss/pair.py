@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-Form = Literal[
+PairLossType = Literal[
     "sigmoid",
     "ipo",
     "robust",
@@ -23,16 +23,16 @@ Form = Literal[
 ]
 """A function of two implicit rewards; the names are TRL's. See `pair_loss`."""
 
-SMOOTHED = ("sigmoid", "robust", "exo_pair")
+SMOOTHED_LOSS_TYPES = ("sigmoid", "robust", "exo_pair")
 """Forms that know of labels which are wrong."""
 
 
 def pair_loss(
-    chosen: Float[Tensor, " P"],
-    rejected: Float[Tensor, " P"],
-    form: Form,
+    chosen_rewards: Float[Tensor, " P"],
+    rejected_rewards: Float[Tensor, " P"],
+    loss_type: PairLossType,
     beta: float,
-    smoothing: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, " P"]:
     """The loss of each pair, from the implicit rewards c and r of its two sides.
 
@@ -51,11 +51,11 @@ def pair_loss(
         discopop   -(1 - m) log s(g) + m exp(-g), m = s(20 g)
 
     Args:
-        chosen: beta times the log-ratio of policy and reference, of the better response.
-        rejected: The same of the worse response.
-        form: Which loss.
+        chosen_rewards: beta times the log-ratio of policy and reference, of the better response.
+        rejected_rewards: The same of the worse response.
+        loss_type: Which loss.
         beta: What the rewards were multiplied by; read by ipo and sppo_hard.
-        smoothing: Probability that a label is wrong; read by sigmoid, robust and exo_pair.
+        label_smoothing: Probability that a label is wrong; read by sigmoid, robust and exo_pair.
 
     Source: DPO, Rafailov et al. 2023 (arXiv:2305.18290); with smoothing "conservative DPO", Mitchell 2023;
     Azar et al. 2023 (arXiv:2310.12036); Chowdhury et al. 2024 (arXiv:2403.00409); SLiC, Zhao et al. 2023
@@ -64,37 +64,42 @@ def pair_loss(
     2024 (arXiv:2408.06266); DiscoPOP, Lu et al. 2024 (arXiv:2406.08414). Differs: bco_pair has no shift of
     rewards, as in TRL.
     """
-    gap = chosen - rejected
+    gap = chosen_rewards - rejected_rewards
     right, wrong = F.logsigmoid(gap), F.logsigmoid(-gap)
-    match form:
+    match loss_type:
         case "sigmoid":
-            return -(1 - smoothing) * right - smoothing * wrong
+            return -(1 - label_smoothing) * right - label_smoothing * wrong
         case "ipo":
             return ((gap - 0.5) / beta).square()
         case "robust":
-            return (smoothing * wrong - (1 - smoothing) * right) / (1 - 2 * smoothing)
+            return (label_smoothing * wrong - (1 - label_smoothing) * right) / (1 - 2 * label_smoothing)
         case "hinge":
             return F.relu(1 - gap)
         case "exo_pair":
-            sure, unsure = math.log1p(-smoothing), math.log(smoothing)
+            sure, unsure = math.log1p(-label_smoothing), math.log(label_smoothing)
             return right.exp() * (right - sure) + wrong.exp() * (wrong - unsure)
         case "discopop":
             # One exponential: apart, exp(-g) overflows where the logistic factor is smallest.
             blend = (F.logsigmoid(20 * gap) - gap).exp()
             return blend - torch.sigmoid(-20 * gap) * right
-    return _side_loss(chosen, rejected, form, beta)
+    return _per_side_loss(chosen_rewards, rejected_rewards, loss_type, beta)
 
 
-def _side_loss(chosen: Tensor, rejected: Tensor, form: Form, beta: float) -> Tensor:
+def _per_side_loss(
+    chosen_rewards: Tensor, rejected_rewards: Tensor, loss_type: PairLossType, beta: float
+) -> Tensor:
     """The forms that look at each side against 0."""
-    match form:
+    match loss_type:
         case "nca_pair":
-            return -F.logsigmoid(chosen) - (F.logsigmoid(-chosen) + F.logsigmoid(-rejected)) / 2
+            return (
+                -F.logsigmoid(chosen_rewards)
+                - (F.logsigmoid(-chosen_rewards) + F.logsigmoid(-rejected_rewards)) / 2
+            )
         case "bco_pair":
-            return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
+            return -F.logsigmoid(chosen_rewards) - F.logsigmoid(-rejected_rewards)
         case "sppo_hard":
-            return ((chosen - 0.5) / beta).square() + ((rejected + 0.5) / beta).square()
+            return ((chosen_rewards - 0.5) / beta).square() + ((rejected_rewards + 0.5) / beta).square()
         case "apo_zero":
-            return torch.sigmoid(-chosen) + torch.sigmoid(rejected)
-    assert form == "apo_down"
-    return torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)
+            return torch.sigmoid(-chosen_rewards) + torch.sigmoid(rejected_rewards)
+    assert loss_type == "apo_down"
+    return torch.sigmoid(chosen_rewards) + torch.sigmoid(rejected_rewards - chosen_rewards)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from paretune.batch import Batch, Outputs
 from paretune.errors import WiringError
-from paretune.loss.ratio import Level, beyond, bounded, log_ratio
+from paretune.loss.ratio import RatioLevel, clamp_log_ratio, outside_clip, policy_log_ratio
 from paretune.loss.term import Loss
 from paretune.reduce import row_mean
 
 
-def one_objective(advantages: Float[Tensor, "B T A"]) -> Float[Tensor, "B T"]:
+def scalar_advantages(advantages: Float[Tensor, "B T A"]) -> Float[Tensor, "B T"]:
     """The advantages, when they are of one objective.
 
     Raises:
@@ -35,7 +35,7 @@ class PolicyLoss(Loss):
     held to the reference.
     """
 
-    def per_token(self, out: Outputs, batch: Batch) -> Float[Tensor, "B T"]:
+    def per_token_loss(self, out: Outputs, batch: Batch) -> Float[Tensor, "B T"]:
         """The loss of each token, before importance and weight.
 
         Raises:
@@ -45,108 +45,112 @@ class PolicyLoss(Loss):
 
     def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The loss of these rows."""
-        each = self.per_token(out, batch)
-        if batch.importance is not None:
-            each = each * batch.importance
-        return (each * batch.need("weight")).sum()
+        each = self.per_token_loss(out, batch)
+        if batch.importance_weights is not None:
+            each = each * batch.importance_weights
+        return (each * batch.require("loss_weights")).sum()
 
 
-def surrogate(
+def clipped_surrogate(
     ratio: Float[Tensor, "*n"],
     advantage: Float[Tensor, "*n"],
-    low: float,
-    high: float,
-    most: float | None = None,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
 ) -> Float[Tensor, "*n"]:
     """The clipped surrogate as a loss: -min(min(r, most) A, clip(r, 1 - low, 1 + high) A).
 
-    `most` bounds what a token of negative advantage can cost, and is without effect on the others.
+    `dual_clip` bounds what a token of negative advantage can cost, and is without effect on the others.
 
     Source: Schulman et al. 2017, eq. 7 (arXiv:1707.06347); two bounds as in Yu et al. 2025, DAPO, eq. 10
-    (arXiv:2503.14476); `most` as in Ye et al. 2020, dual clip (arXiv:1912.09729), and INTELLECT-2 2025,
+    (arXiv:2503.14476); `dual_clip` as in Ye et al. 2020, dual clip (arXiv:1912.09729), and INTELLECT-2 2025,
     two-sided clip (arXiv:2505.07291): for most >= 1 + high these two are one function.
     """
-    free = ratio if most is None else ratio.clamp(max=most)
-    return -torch.minimum(free * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    free = ratio if dual_clip is None else ratio.clamp(max=dual_clip)
+    return -torch.minimum(free * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
 
 
-def stale(
-    logp: Float[Tensor, "B T"],
-    old: Float[Tensor, "B T"],
+def off_policy_mask(
+    logprobs: Float[Tensor, "B T"],
+    old_logprobs: Float[Tensor, "B T"],
     advantage: Float[Tensor, "B T"],
-    respond: Bool[Tensor, "B T"],
-    most: float,
+    response_mask: Bool[Tensor, "B T"],
+    threshold: float,
 ) -> Bool[Tensor, "B T"]:
     """Tokens of negative advantage in responses that the policy has left behind.
 
-    That is where the mean over the response of log p_old - log p exceeds `most`, in nats.
+    That is where the mean over the response of log p_old - log p exceeds `threshold`, in nats.
 
     Source: DeepSeek-V3.2 2025, off-policy sequence masking (arXiv:2512.02556).
     """
-    left = row_mean((old - logp).detach(), respond) > most
+    left = row_mean((old_logprobs - logprobs).detach(), response_mask) > threshold
     return left[:, None] & (advantage < 0)
 
 
 @dataclass(frozen=True)
-class Clipped(PolicyLoss):
+class ClippedSurrogate(PolicyLoss):
     """The clipped policy-gradient surrogate.
 
-    Reads: advantages, behaviour_logp, importance, respond, weight. Writes: nothing.
+    Reads: advantages, old_logprobs, importance_weights, response_mask, loss_weights. Writes: nothing.
     Logs: the share of tokens held back at each bound, and the extreme ratios.
 
     Source: Schulman et al. 2017, eq. 7 (arXiv:1707.06347); Zheng et al. 2025 (arXiv:2507.18071) for the
     levels of whole responses, whose bounds have to be much smaller; Ye et al. 2020 (arXiv:1912.09729) for
-    `most`.
+    `dual_clip`.
     """
 
-    low: float = 0.2
-    high: float = 0.2
-    most: float | None = None
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
     """Largest ratio that still counts against a token of negative advantage; None: any."""
-    level: Level = "token"
+    level: RatioLevel = "token"
 
     def __post_init__(self) -> None:
-        if not (0 <= self.low <= 1 and self.high >= 0):
+        if not (0 <= self.clip_low <= 1 and self.clip_high >= 0):
             raise WiringError(
-                f"clip bounds are {self.low} and {self.high}; the lower is in [0, 1], both are >= 0"
+                f"clip bounds are {self.clip_low} and {self.clip_high}; the lower is in [0, 1], both are >= 0"
             )
-        if self.most is not None and not self.most >= 1 + self.high:
+        if self.dual_clip is not None and not self.dual_clip >= 1 + self.clip_high:
             raise WiringError(
-                f"the largest ratio, {self.most}, lies inside the clip bound 1 + {self.high}, which would "
+                f"the largest ratio, {self.dual_clip}, lies inside the clip bound 1 + {self.clip_high}, which would "
                 "then mean nothing; fix: make it larger than that"
             )
 
-    def per_token(self, out: Outputs, batch: Batch) -> Float[Tensor, "B T"]:
+    def per_token_loss(self, out: Outputs, batch: Batch) -> Float[Tensor, "B T"]:
         """The loss of each token."""
-        advantage = one_objective(batch.need("advantages"))
-        return surrogate(self._ratio(out.logp, batch), advantage, self.low, self.high, self.most)
+        advantage = scalar_advantages(batch.require("advantages"))
+        return clipped_surrogate(
+            self._ratio(out.logprobs, batch), advantage, self.clip_low, self.clip_high, self.dual_clip
+        )
 
-    def watch(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
+    def metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
         """Which tokens the bounds held back."""
-        ratio = self._ratio(out.logp.detach(), batch)
-        advantage = one_objective(batch.need("advantages"))
+        ratio = self._ratio(out.logprobs.detach(), batch)
+        advantage = scalar_advantages(batch.require("advantages"))
         seen = {
-            "clip/low": ((ratio < 1 - self.low) & (advantage < 0)).to(ratio.dtype),
-            "clip/high": ((ratio > 1 + self.high) & (advantage > 0)).to(ratio.dtype),
+            "clip_fraction/low": ((ratio < 1 - self.clip_low) & (advantage < 0)).to(ratio.dtype),
+            "clip_fraction/high": ((ratio > 1 + self.clip_high) & (advantage > 0)).to(ratio.dtype),
             "ratio/max": ratio,
             "ratio/min": ratio,
-            "ratio/clamped": beyond(out.logp - batch.need("behaviour_logp")),
+            "ratio/clamped": outside_clip(out.logprobs - batch.require("old_logprobs")),
         }
-        if self.most is not None:
-            seen["clip/most"] = ((ratio > self.most) & (advantage < 0)).to(ratio.dtype)
+        if self.dual_clip is not None:
+            seen["clip_fraction/dual"] = ((ratio > self.dual_clip) & (advantage < 0)).to(ratio.dtype)
         return seen
 
-    def _ratio(self, logp: Tensor, batch: Batch) -> Tensor:
-        return bounded(log_ratio(logp, batch.need("behaviour_logp"), batch.respond, self.level)).exp()
+    def _ratio(self, logprobs: Tensor, batch: Batch) -> Tensor:
+        return clamp_log_ratio(
+            policy_log_ratio(logprobs, batch.require("old_logprobs"), batch.response_mask, self.level)
+        ).exp()
 
 
 @dataclass(frozen=True)
-class DropStale(PolicyLoss):
+class OffPolicyMask(PolicyLoss):
     """A policy loss without the bad responses that the policy would no longer write.
 
     They stay in every denominator, and other losses still see them.
 
-    Reads: advantages, behaviour_logp, importance, respond, weight. Writes: nothing.
+    Reads: advantages, old_logprobs, importance_weights, response_mask, loss_weights. Writes: nothing.
     Logs: the share of tokens that were left out.
 
     Source: DeepSeek-V3.2 2025, off-policy sequence masking (arXiv:2512.02556). Differs: what is
@@ -154,17 +158,22 @@ class DropStale(PolicyLoss):
     """
 
     loss: PolicyLoss
-    most: float = 0.5
+    threshold: float = 0.5
     """Nats per token."""
 
-    def per_token(self, out: Outputs, batch: Batch) -> Float[Tensor, "B T"]:
+    def per_token_loss(self, out: Outputs, batch: Batch) -> Float[Tensor, "B T"]:
         """The loss of each token, 0 where it was left out."""
-        return torch.where(self._stale(out, batch), 0.0, self.loss.per_token(out, batch))
+        return torch.where(self._off_policy_mask(out, batch), 0.0, self.loss.per_token_loss(out, batch))
 
-    def watch(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
+    def metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
         """What the loss inside shows, and which tokens were left out."""
-        return {**self.loss.watch(out, batch), "clip/stale": self._stale(out, batch).to(out.logp.dtype)}
+        return {
+            **self.loss.metrics(out, batch),
+            "clip_fraction/off_policy_mask": self._off_policy_mask(out, batch).to(out.logprobs.dtype),
+        }
 
-    def _stale(self, out: Outputs, batch: Batch) -> Tensor:
-        advantage = one_objective(batch.need("advantages"))
-        return stale(out.logp, batch.need("behaviour_logp"), advantage, batch.respond, self.most)
+    def _off_policy_mask(self, out: Outputs, batch: Batch) -> Tensor:
+        advantage = scalar_advantages(batch.require("advantages"))
+        return off_policy_mask(
+            out.logprobs, batch.require("old_logprobs"), advantage, batch.response_mask, self.threshold
+        )

@@ -11,82 +11,82 @@ from torch import Tensor
 
 from paretune.batch import Batch, Outputs
 from paretune.errors import WiringError
-from paretune.loss.exact import drift_of
+from paretune.loss.exact import require_ref_policy_kl
 from paretune.loss.group import (
     Pairs,
     Reduction,
-    best_and_worst,
+    best_worst_pairs,
     group_weight,
-    one_signal,
+    indicator,
     per_response,
-    share,
+    scalar_rewards,
 )
-from paretune.loss.pair import SMOOTHED, Form, pair_loss
+from paretune.loss.pair import SMOOTHED_LOSS_TYPES, PairLossType, pair_loss
 from paretune.loss.term import Loss
 
 
-def margin_reward(
-    reward: Float[Tensor, " B"], others: Float[Tensor, " B"], weight: float
+def modpo_reward(
+    reward: Float[Tensor, " B"], other_rewards: Float[Tensor, " B"], weight: float
 ) -> Float[Tensor, " B"]:
     """(reward - others) / weight: what is left to explain the preference once the others are accounted for.
 
     Source: Zhou et al. 2023, MODPO (arXiv:2310.03708).
     """
-    return (reward - others) / weight
+    return (reward - other_rewards) / weight
 
 
 @dataclass(frozen=True)
-class Margin:
+class ModpoMargin:
     """The other objectives of a preference: several objectives in one loss on pairs, without sampling.
 
-    Pairs are made by the objective `preferred`. What the responses are worth by the others, each times its
-    weight, is taken off their implicit rewards, and the rest divided by the weight of `preferred`:
+    Pairs are made by the objective `pair_objective`. What the responses are worth by the others, each times its
+    weight, is taken off their implicit rewards, and the rest divided by the weight of `pair_objective`:
 
         reward_y = (beta log-ratio_y - sum over the others of w_k signal_yk) / w_preferred
 
     The signals of the others have to be on the scale of beta times a log-ratio, a few units at most, and a
-    small weight of `preferred` multiplies their noise. A response that one of them did not score is in no
+    small weight of `pair_objective` multiplies their noise. A response that one of them did not score is in no
     pair.
 
-    Reads: signal, its objectives still apart (no aggregator before).
+    Reads: rewards, its objectives still apart (no aggregator before).
 
     Source: Zhou et al. 2023, MODPO (arXiv:2310.03708).
     """
 
-    preferred: str
+    pair_objective: str
     weights: Mapping[str, float]
-    """Objective -> weight, `preferred` among them; they need not add up to 1."""
+    """Objective -> weight, `pair_objective` among them; they need not add up to 1."""
 
     def __post_init__(self) -> None:
-        if self.preferred not in self.weights or len(self.weights) < 2:
+        if self.pair_objective not in self.weights or len(self.weights) < 2:
             raise WiringError(
-                f'Margin makes pairs by "{self.preferred}" and has weights of {", ".join(self.weights)}; '
+                f'Margin makes pairs by "{self.pair_objective}" and has weights of {", ".join(self.weights)}; '
                 "fix: give a weight to that objective and to at least one more"
             )
         if not all(math.isfinite(weight) for weight in self.weights.values()):
             raise WiringError(f"Margin has weights that are not finite: {dict(self.weights)}")
-        if not self.weights[self.preferred] > 0:
+        if not self.weights[self.pair_objective] > 0:
             raise WiringError(
-                f'the weight of "{self.preferred}", by which Margin makes pairs, is '
-                f"{self.weights[self.preferred]}; it divides and must be > 0"
+                f'the weight of "{self.pair_objective}", by which Margin makes pairs, is '
+                f"{self.weights[self.pair_objective]}; it divides and must be > 0"
             )
 
-    def apart(self, batch: Batch) -> tuple[Float[Tensor, "B 1"], Float[Tensor, " B"]]:
+    def split_rewards(self, batch: Batch) -> tuple[Float[Tensor, "B 1"], Float[Tensor, " B"]]:
         """What pairs are made by, NaN where an other is unknown; and the weighted sum of the others.
 
         Raises:
             WiringError: An aggregator came before, or there is no objective of a name.
         """
-        if batch.signal.shape[-1] != len(batch.objectives):
+        if batch.rewards.shape[-1] != len(batch.objectives):
             raise WiringError(
                 "Margin reads the objectives apart, and an aggregator has made one signal of them; "
                 "fix: leave the aggregator out of the recipe's worth"
             )
         for name in self.weights:
-            batch.column(name)  # refuses names that are not there
-        rest = {name: w for name, w in self.weights.items() if name != self.preferred and w != 0}
-        columns = [batch.signal[:, batch.objectives.index(name)] * w for name, w in rest.items()]
-        by = batch.signal[:, batch.objectives.index(self.preferred)]
+            batch.score_column(name)  # refuses names that are not there
+        rest = {name: w for name, w in self.weights.items() if name != self.pair_objective and w != 0}
+        columns = [batch.rewards[:, batch.objectives.index(name)] * w for name, w in rest.items()]
+        by = batch.rewards[:, batch.objectives.index(self.pair_objective)]
         others = torch.stack([torch.zeros_like(by), *columns]).sum(0)
         return torch.where(others.isnan(), torch.nan, by)[:, None], others
 
@@ -94,13 +94,13 @@ class Margin:
 class PairLoss(Loss):
     """What losses on pairs share: an implicit reward of every response, and a loss of two of them."""
 
-    by_group: ClassVar[bool] = True
+    requires_full_groups: ClassVar[bool] = True
 
-    def pairs(self, batch: Batch) -> Pairs:
+    def make_pairs(self, batch: Batch) -> Pairs:
         """Who is compared with whom: the best and the worst of each group."""
-        return best_and_worst(one_signal(batch), batch.group)
+        return best_worst_pairs(scalar_rewards(batch), batch.group)
 
-    def rewards(
+    def implicit_rewards(
         self, out: Outputs, batch: Batch, pairs: Pairs
     ) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
         """Implicit rewards of the chosen and of the rejected responses.
@@ -110,30 +110,32 @@ class PairLoss(Loss):
         """
         raise WiringError(f"{type(self).__name__} does not say what the implicit reward of a response is")
 
-    def per_pair(self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+    def per_pair_loss(
+        self, chosen_rewards: Float[Tensor, " P"], rejected_rewards: Float[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
         """The loss of each pair: that of DPO, unless the subclass overrides it."""
-        return pair_loss(chosen, rejected, "sigmoid", 1.0)
+        return pair_loss(chosen_rewards, rejected_rewards, "sigmoid", 1.0)
 
     def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The loss of these rows."""
-        pairs = self.pairs(batch)
-        each = self.per_pair(*self.rewards(out, batch, pairs))
+        pairs = self.make_pairs(batch)
+        each = self.per_pair_loss(*self.implicit_rewards(out, batch, pairs))
         return (each * group_weight(batch)[pairs.chosen]).sum()
 
-    def watch_groups(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, " _"]]:
+    def group_metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, " _"]]:
         """Log-probabilities, lengths and implicit rewards of both sides; groups without a pair."""
-        pairs = self.pairs(batch)
-        chosen, rejected = (x.detach() for x in self.rewards(out, batch, pairs))
-        logp = per_response(out.logp.detach(), batch.respond, "sum")
-        length = batch.respond.sum(-1).to(logp.dtype)
+        pairs = self.make_pairs(batch)
+        chosen, rejected = (x.detach() for x in self.implicit_rewards(out, batch, pairs))
+        logp = per_response(out.logprobs.detach(), batch.response_mask, "sum")
+        length = batch.response_mask.sum(-1).to(logp.dtype)
         return {
-            "pairs/none": share(pairs.lacking),
-            "pairs/chosen/logp": logp[pairs.chosen],
-            "pairs/rejected/logp": logp[pairs.rejected],
+            "pairs/missing": indicator(pairs.missing),
+            "pairs/chosen/logprob": logp[pairs.chosen],
+            "pairs/rejected/logprob": logp[pairs.rejected],
             "pairs/chosen/length": length[pairs.chosen],
             "pairs/rejected/length": length[pairs.rejected],
             "pairs/margin": chosen - rejected,
-            "pairs/accuracy": share(chosen > rejected),
+            "pairs/accuracy": indicator(chosen > rejected),
         }
 
 
@@ -145,7 +147,7 @@ class Dpo(PairLoss):
     the worst by signal are the pair, so that any aggregator of objectives may stand before it. Groups without
     a better and a worse response teach nothing and keep their share of the denominator; they are counted.
 
-    Reads: signal, group, respond, weight; reference_logp unless `reference` is "none". Writes: nothing.
+    Reads: rewards, group, response_mask, loss_weights; ref_logprobs unless `reference` is "none". Writes: nothing.
     Logs: pairs/none, log-probabilities and lengths of both sides, implicit reward margin and accuracy.
 
     Source: as `pair_loss`; reference "none" with reduction "mean" and no margin of its own is what SimPO
@@ -154,49 +156,51 @@ class Dpo(PairLoss):
 
     beta: float = 0.1
     """How dear it is to leave the reference: reward = beta log-ratio."""
-    form: Form = "sigmoid"
-    smoothing: float = 0.0
+    loss_type: PairLossType = "sigmoid"
+    label_smoothing: float = 0.0
     """Probability that a preference is the wrong way round; sigmoid (cDPO), robust and exo_pair only."""
     reduction: Reduction = "sum"
     """Of the tokens' log-ratios: the sum is the log-ratio of the response, the mean is TRL's for ipo."""
     reference: Literal["frozen", "none"] = "frozen"
-    margin: Margin | None = None
+    margin: ModpoMargin | None = None
     """Other objectives (MODPO); the signal is then of all objectives, and of one without."""
 
     def __post_init__(self) -> None:
-        _positive(self.beta)
-        if not 0 <= self.smoothing < 0.5:
+        _check_beta(self.beta)
+        if not 0 <= self.label_smoothing < 0.5:
             raise WiringError(
-                f"the label smoothing is {self.smoothing}; it is the share of preferences that are the wrong "
+                f"the label smoothing is {self.label_smoothing}; it is the share of preferences that are the wrong "
                 "way round, and lies in [0, 0.5)"
             )
-        if self.smoothing and self.form not in SMOOTHED:
+        if self.label_smoothing and self.loss_type not in SMOOTHED_LOSS_TYPES:
             raise WiringError(
-                f'the form "{self.form}" of Dpo knows no smoothing, and it is {self.smoothing}; '
-                f"fix: leave it out, or one of the forms {', '.join(SMOOTHED)}"
+                f'the form "{self.loss_type}" of Dpo knows no smoothing, and it is {self.label_smoothing}; '
+                f"fix: leave it out, or one of the forms {', '.join(SMOOTHED_LOSS_TYPES)}"
             )
-        if self.form == "exo_pair" and not self.smoothing:
+        if self.loss_type == "exo_pair" and not self.label_smoothing:
             raise WiringError('the form "exo_pair" of Dpo takes the log of its smoothing; fix: 0.001 or so')
 
-    def pairs(self, batch: Batch) -> Pairs:
+    def make_pairs(self, batch: Batch) -> Pairs:
         """The best and the worst of each group, by the signal or by the preferred objective."""
-        by = one_signal(batch) if self.margin is None else self.margin.apart(batch)[0]
-        return best_and_worst(by, batch.group)
+        by = scalar_rewards(batch) if self.margin is None else self.margin.split_rewards(batch)[0]
+        return best_worst_pairs(by, batch.group)
 
-    def rewards(
+    def implicit_rewards(
         self, out: Outputs, batch: Batch, pairs: Pairs
     ) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
         """Beta times the log-ratio, corrected by the margin where there is one."""
-        gap = out.logp if self.reference == "none" else out.logp - batch.need("reference_logp")
-        reward = self.beta * per_response(gap, batch.respond, self.reduction)
+        gap = out.logprobs if self.reference == "none" else out.logprobs - batch.require("ref_logprobs")
+        reward = self.beta * per_response(gap, batch.response_mask, self.reduction)
         if self.margin is not None:
-            weight = self.margin.weights[self.margin.preferred]
-            reward = margin_reward(reward, self.margin.apart(batch)[1].to(reward.dtype), weight)
+            weight = self.margin.weights[self.margin.pair_objective]
+            reward = modpo_reward(reward, self.margin.split_rewards(batch)[1].to(reward.dtype), weight)
         return reward[pairs.chosen], reward[pairs.rejected]
 
-    def per_pair(self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+    def per_pair_loss(
+        self, chosen_rewards: Float[Tensor, " P"], rejected_rewards: Float[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
         """The loss of the form."""
-        return pair_loss(chosen, rejected, self.form, self.beta, self.smoothing)
+        return pair_loss(chosen_rewards, rejected_rewards, self.loss_type, self.beta, self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -211,44 +215,47 @@ class Tdpo(PairLoss):
 
     Form 1 pushes the drift of the chosen response up; form 2 leaves it alone.
 
-    Reads: signal, group, respond, weight, reference_logp. Writes: nothing.
+    Reads: rewards, group, response_mask, loss_weights, ref_logprobs. Writes: nothing.
     Logs: as Dpo; the drift of both sides.
 
     Source: Zeng et al. 2024, TDPO (arXiv:2404.11999). Differs: the logged margin and accuracy are
     those of the loss's own argument; theirs leave out alpha.
     """
 
-    form: Literal[1, 2] = 2
+    variant: Literal[1, 2] = 2
     beta: float = 0.1
     alpha: float | None = None
     """Share of the drift that counts in form 2; None: 0.5. Form 1 has no such share."""
-    wants: ClassVar[frozenset[str]] = frozenset({"kl_reference_policy"})
+    requires: ClassVar[frozenset[str]] = frozenset({"kl_reference_policy"})
 
     def __post_init__(self) -> None:
-        _positive(self.beta)
-        if self.form == 1 and self.alpha is not None:
+        _check_beta(self.beta)
+        if self.variant == 1 and self.alpha is not None:
             raise WiringError(f"Tdpo of form 1 knows no alpha, and it is {self.alpha}; fix: form=2")
         if self.alpha is not None and not self.alpha >= 0:
             raise WiringError(f"the alpha of Tdpo is {self.alpha}; it must not be negative")
 
-    def rewards(
+    def implicit_rewards(
         self, out: Outputs, batch: Batch, pairs: Pairs
     ) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
         """Beta times log-ratio plus drift."""
-        gap = per_response(out.logp - batch.need("reference_logp"), batch.respond, "sum")
-        drift = per_response(drift_of(out), batch.respond, "sum")
-        alpha = 1.0 if self.form == 1 else 0.5 if self.alpha is None else self.alpha
-        aside = drift if self.form == 1 else drift.detach()
+        gap = per_response(out.logprobs - batch.require("ref_logprobs"), batch.response_mask, "sum")
+        drift = per_response(require_ref_policy_kl(out), batch.response_mask, "sum")
+        alpha = 1.0 if self.variant == 1 else 0.5 if self.alpha is None else self.alpha
+        aside = drift if self.variant == 1 else drift.detach()
         chosen = self.beta * (gap + alpha * aside)[pairs.chosen]
         return chosen, self.beta * (gap + alpha * drift)[pairs.rejected]
 
-    def watch_groups(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, " _"]]:
+    def group_metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, " _"]]:
         """What all losses on pairs show, and the drift of both sides."""
-        pairs, drift = self.pairs(batch), per_response(drift_of(out).detach(), batch.respond, "sum")
+        pairs, drift = (
+            self.make_pairs(batch),
+            per_response(require_ref_policy_kl(out).detach(), batch.response_mask, "sum"),
+        )
         sides = {"pairs/chosen/kl": drift[pairs.chosen], "pairs/rejected/kl": drift[pairs.rejected]}
-        return {**super().watch_groups(out, batch), **sides}
+        return {**super().group_metrics(out, batch), **sides}
 
 
-def _positive(beta: float) -> None:
+def _check_beta(beta: float) -> None:
     if not (beta > 0 and math.isfinite(beta)):
         raise WiringError(f"the beta of a loss on pairs is {beta}; it must be > 0")

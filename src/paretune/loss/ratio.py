@@ -6,25 +6,28 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from paretune.divergence import LIMIT
+from paretune.divergence import MAX_LOG_RATIO
 from paretune.reduce import row_mean
 
-Level = Literal["token", "sequence", "sequence_token"]
+RatioLevel = Literal["token", "sequence", "sequence_token"]
 """One ratio for each token; one for a response; or one for a response whose slope is the token's own."""
 
 
-def bounded(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def clamp_log_ratio(log_ratio: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """The log-ratio cut to +-LIMIT in value only: the gradient still flows where a clamp would kill it."""
-    return gap + (gap.clamp(-LIMIT, LIMIT) - gap).detach()
+    return log_ratio + (log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO) - log_ratio).detach()
 
 
-def beyond(gap: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def outside_clip(log_ratio: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """1 where `bounded` cuts the log-ratio."""
-    return (gap.detach().abs() > LIMIT).to(gap.dtype)
+    return (log_ratio.detach().abs() > MAX_LOG_RATIO).to(log_ratio.dtype)
 
 
-def log_ratio(
-    logp: Float[Tensor, "B T"], old: Float[Tensor, "B T"], respond: Bool[Tensor, "B T"], level: Level
+def policy_log_ratio(
+    logprobs: Float[Tensor, "B T"],
+    old_logprobs: Float[Tensor, "B T"],
+    response_mask: Bool[Tensor, "B T"],
+    level: RatioLevel,
 ) -> Float[Tensor, "B T"]:
     """Log of the ratio by which a token is judged.
 
@@ -35,15 +38,18 @@ def log_ratio(
     Source: Schulman et al. 2017, eq. 6 (arXiv:1707.06347); Zheng et al. 2025, GSPO, eq. 7 and 14
     (arXiv:2507.18071) for the two others.
     """
-    gap = logp - old
+    gap = logprobs - old_logprobs
     if level == "token":
         return gap
-    whole = row_mean(gap, respond)[:, None].expand_as(gap)
+    whole = row_mean(gap, response_mask)[:, None].expand_as(gap)
     return whole if level == "sequence" else whole.detach() + (gap - gap.detach())
 
 
-def ratio_of(
-    logp: Float[Tensor, "B T"], old: Float[Tensor, "B T"], respond: Bool[Tensor, "B T"], level: Level
+def policy_ratio(
+    logprobs: Float[Tensor, "B T"],
+    old_logprobs: Float[Tensor, "B T"],
+    response_mask: Bool[Tensor, "B T"],
+    level: RatioLevel,
 ) -> Float[Tensor, "B T"]:
     """The ratio itself, from the log-ratio cut to what exp can stand."""
-    return torch.exp(bounded(log_ratio(logp, old, respond, level)))
+    return torch.exp(clamp_log_ratio(policy_log_ratio(logprobs, old_logprobs, response_mask, level)))

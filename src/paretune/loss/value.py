@@ -18,67 +18,72 @@ def squared_error(values: Float[Tensor, "*n"], returns: Float[Tensor, "*n"]) -> 
     return (values - returns).square() / 2
 
 
-def clipped_error(
-    values: Float[Tensor, "*n"], old: Float[Tensor, "*n"], returns: Float[Tensor, "*n"], clip: float
+def clipped_squared_error(
+    values: Float[Tensor, "*n"],
+    old_values: Float[Tensor, "*n"],
+    returns: Float[Tensor, "*n"],
+    clip_range: float,
 ) -> Float[Tensor, "*n"]:
     """max((V - R)^2, (clip(V, old - clip, old + clip) - R)^2) / 2.
 
-    A value that has moved further than `clip` towards its return is held back; one that moved away is not.
+    A value that has moved further than `clip_range` towards its return is held back; one that moved away is not.
 
     Source: the PPO implementation of OpenAI baselines, as in Huang et al. 2022, "The 37 implementation
     details of PPO", detail 9.
     """
-    held = old + (values - old).clamp(-clip, clip)
+    held = old_values + (values - old_values).clamp(-clip_range, clip_range)
     return torch.maximum(squared_error(values, returns), squared_error(held, returns))
 
 
 @dataclass(frozen=True)
-class ValueSquared(Loss):
+class SquaredValueLoss(Loss):
     """Half the squared error of the critic, summed over its heads.
 
-    Reads: returns, weight. Writes: nothing.
+    Reads: returns, loss_weights. Writes: nothing.
 
     Source: Schulman et al. 2017, eq. 9 (arXiv:1707.06347). Differs: the half.
     """
 
-    wants: ClassVar[frozenset[str]] = frozenset({"values"})
+    requires: ClassVar[frozenset[str]] = frozenset({"values"})
 
     def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The loss of these rows."""
-        each = squared_error(values_of(out), batch.need("returns"))
-        return (each.sum(-1) * batch.need("weight")).sum()
+        each = squared_error(require_values(out), batch.require("returns"))
+        return (each.sum(-1) * batch.require("loss_weights")).sum()
 
 
 @dataclass(frozen=True)
-class ValueClipped(Loss):
+class ClippedValueLoss(Loss):
     """Half the squared error of the critic, summed over its heads, no value moving far in one training step.
 
-    Reads: returns, values, weight. Writes: nothing.
+    Reads: returns, values, loss_weights. Writes: nothing.
     Logs: the share of values that were held back.
 
     Source: as `clipped_error`. Differs: the range is in the units of the return, as everywhere.
     """
 
-    clip: float = 0.2
-    wants: ClassVar[frozenset[str]] = frozenset({"values"})
+    clip_range: float = 0.2
+    requires: ClassVar[frozenset[str]] = frozenset({"values"})
 
     def __post_init__(self) -> None:
-        if not self.clip > 0:
-            raise WiringError(f"the range of the clipped value loss is {self.clip}; it must be > 0")
+        if not self.clip_range > 0:
+            raise WiringError(f"the range of the clipped value loss is {self.clip_range}; it must be > 0")
 
     def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The loss of these rows."""
-        each = clipped_error(values_of(out), batch.need("values"), batch.need("returns"), self.clip)
-        return (each.sum(-1) * batch.need("weight")).sum()
+        each = clipped_squared_error(
+            require_values(out), batch.require("values"), batch.require("returns"), self.clip_range
+        )
+        return (each.sum(-1) * batch.require("loss_weights")).sum()
 
-    def watch(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
+    def metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
         """Which values were held back; the mean over the heads."""
-        values, returns = values_of(out).detach(), batch.need("returns")
-        held = clipped_error(values, batch.need("values"), returns, self.clip)
-        return {"clip/value": (held > squared_error(values, returns)).to(values.dtype).mean(-1)}
+        values, returns = require_values(out).detach(), batch.require("returns")
+        held = clipped_squared_error(values, batch.require("values"), returns, self.clip_range)
+        return {"clip_fraction/value": (held > squared_error(values, returns)).to(values.dtype).mean(-1)}
 
 
-def values_of(out: Outputs) -> Float[Tensor, "B T H"]:
+def require_values(out: Outputs) -> Float[Tensor, "B T H"]:
     """The critic's answer.
 
     Raises:

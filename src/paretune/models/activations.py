@@ -12,45 +12,45 @@ from torch.utils.checkpoint import checkpoint
 
 from paretune.errors import WiringError
 
-Activations = Literal["keep", "recompute", "offload"]
+GradientCheckpointing = Literal["keep", "recompute", "offload"]
 """Keep them; work each layer out again on the way back; keep them in the main memory of the machine."""
 
-_CHOSEN: ContextVar[Activations] = ContextVar("paretune_activations", default="keep")
+_MODE: ContextVar[GradientCheckpointing] = ContextVar("paretune_activations", default="keep")
 
-Again = Callable[[], AbstractContextManager[Any]]
+RecomputeContext = Callable[[], AbstractContextManager[Any]]
 """Opens what the forward pass stood in; a layer is worked out again within it."""
 
 
 @contextmanager
-def saving(how: Activations) -> Iterator[None]:
+def use_gradient_checkpointing(mode: GradientCheckpointing) -> Iterator[None]:
     """Forward passes with gradients keep their activations like this while the context lasts."""
-    token = _CHOSEN.set(how)
+    token = _MODE.set(mode)
     try:
         yield
     finally:
-        _CHOSEN.reset(token)
+        _MODE.reset(token)
 
 
 @contextmanager
-def as_chosen(base: Any, again: Again) -> Iterator[None]:
+def apply_gradient_checkpointing(base: Any, recompute_context: RecomputeContext) -> Iterator[None]:
     """For one forward pass of the body of a transformers model: what `saving` asked for.
 
     Args:
         base: The model, without an adapter around it.
-        again: What the pass stands in, such as `attention.attending`: it is over on the way back, when layers
+        recompute_context: What the pass stands in, such as `attention.attending`: it is over on the way back, when layers
             are worked out again.
     """
-    how = _CHOSEN.get() if torch.is_grad_enabled() else "keep"
+    how = _MODE.get() if torch.is_grad_enabled() else "keep"
     frugal: dict[str, Callable[[], AbstractContextManager[None]]] = {
         "keep": nullcontext,
-        "recompute": lambda: _again(base, again),
-        "offload": lambda: _away(base),
+        "recompute": lambda: _recompute_layers(base, recompute_context),
+        "offload": lambda: _offload_to_cpu(base),
     }
     with frugal[how]():
         yield
 
 
-def layers_of(base: Any) -> list[nn.Module]:
+def checkpointable_layers(base: Any) -> list[nn.Module]:
     """The blocks that transformers itself can work out again.
 
     Raises:
@@ -61,21 +61,21 @@ def layers_of(base: Any) -> list[nn.Module]:
     found = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not found:
         raise WiringError(
-            f"learn.activations: recompute finds no layers in a {base.config.model_type} model; "
+            f"training.gradient_checkpointing: recompute finds no layers in a {base.config.model_type} model; "
             "fix: write keep or offload"
         )
     return found
 
 
 @contextmanager
-def _again(base: Any, again: Again) -> Iterator[None]:
+def _recompute_layers(base: Any, recompute_context: RecomputeContext) -> Iterator[None]:
     """Keep what enters a layer and nothing of what happens in it.
 
     Not by the switch that transformers has for it: that one asks for training mode, and with it for dropout.
     """
-    patched = [(layer, vars(layer).get("forward")) for layer in layers_of(base)]
+    patched = [(layer, vars(layer).get("forward")) for layer in checkpointable_layers(base)]
     for layer, _ in patched:
-        layer.forward = _remade(layer.forward, again)
+        layer.forward = _checkpointed(layer.forward, recompute_context)
     try:
         yield
     finally:
@@ -86,14 +86,14 @@ def _again(base: Any, again: Again) -> Iterator[None]:
                 layer.forward = own
 
 
-def _remade(forward: Callable[..., Any], again: Again) -> Callable[..., Any]:
+def _checkpointed(forward: Callable[..., Any], recompute_context: RecomputeContext) -> Callable[..., Any]:
     def remade(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(
             forward,
             *args,
             use_reentrant=False,
             preserve_rng_state=False,  # nothing is drawn in a layer: dropout is off
-            context_fn=lambda: (nullcontext(), again()),
+            context_fn=lambda: (nullcontext(), recompute_context()),
             **kwargs,
         )
 
@@ -101,7 +101,7 @@ def _remade(forward: Callable[..., Any], again: Again) -> Callable[..., Any]:
 
 
 @contextmanager
-def _away(base: Any) -> Iterator[None]:
+def _offload_to_cpu(base: Any) -> Iterator[None]:
     """Move what is saved to the main memory; the weights among it stay, being there anyway."""
     own = {parameter.untyped_storage().data_ptr() for parameter in base.parameters()}
     mover = save_on_cpu(pin_memory=next(base.parameters()).device.type == "cuda")

@@ -14,7 +14,7 @@ from paretune.errors import WiringError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lora:
+class LoraSpec:
     """A low-rank update of linear layers, W + alpha/r B A, with B = 0 at the start.
 
     Source: Hu et al. 2021, eq. 3 (arXiv:2106.09685).
@@ -22,11 +22,14 @@ class Lora:
 
     r: int = 16
     alpha: int = 32
-    targets: str | tuple[str, ...] = "all-linear"
+    target_modules: str | tuple[str, ...] = "all-linear"
 
 
 def add_lora(
-    model: PreTrainedModel, lora: Lora, seed: int, task: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
+    model: PreTrainedModel,
+    lora: LoraSpec,
+    seed: int,
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM",
 ) -> PeftModel:
     """The model with a fresh adapter, the only part of it that is trained; float32 whatever the base is.
 
@@ -34,69 +37,71 @@ def add_lora(
         model: The base; its layers are replaced in place.
         lora: Size and place of the adapter.
         seed: Draws A; nobody else's chance moves.
-        task: "SEQ_CLS" trains the scoring head beside the adapter.
+        task_type: "SEQ_CLS" trains the scoring head beside the adapter.
 
     Raises:
         WiringError: No layer has a name in `targets`, or the output head is among them.
     """
     from peft import LoraConfig, get_peft_model
 
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         target_modules=targets,
         fan_in_fan_out=model.config.model_type == "gpt2",
-        task_type=task,
+        task_type=task_type,
     )
-    with torch.random.fork_rng(devices=[]), renamed():
+    with torch.random.fork_rng(devices=[]), suppress_peft_warning():
         torch.manual_seed(seed)
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
             raise WiringError(
-                f"policy.lora.targets: {lora.targets!r} fits no layer of a {model.config.model_type} model; "
+                f"policy.lora.target_modules: {lora.target_modules!r} fits no layer of a {model.config.model_type} model; "
                 f'fix: use "all-linear" or names of its linear layers ({str(error).splitlines()[0]})'
             ) from error
     head = adapted.get_base_model().get_output_embeddings()
     if head is not None and hasattr(head, "lora_A"):
-        raise WiringError('policy.lora.targets: the output head cannot be adapted; fix: use "all-linear"')
+        raise WiringError(
+            'policy.lora.target_modules: the output head cannot be adapted; fix: use "all-linear"'
+        )
     return adapted.eval()
 
 
 @contextmanager
-def renamed() -> Iterator[None]:
+def suppress_peft_warning() -> Iterator[None]:
     """Hides the warning that peft asks models for a property which transformers has renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
-class AdapterOff(nn.Module):
+class AdapterDisabledModel(nn.Module):
     """The base of an adapted model as a model of its own: same weights, adapter off while it is asked."""
 
-    def __init__(self, adapted: PeftModel) -> None:
+    def __init__(self, peft_model: PeftModel) -> None:
         super().__init__()
         # A tuple hides the network from `parameters()`: this module owns nothing and saves nothing.
-        self._adapted: tuple[Any, ...] = (adapted,)
+        self._peft_model: tuple[Any, ...] = (peft_model,)
 
     @property
-    def adapted(self) -> PeftModel:
+    def peft_model(self) -> PeftModel:
         """The model whose adapter is switched."""
-        return self._adapted[0]
+        return self._peft_model[0]
 
 
-def inside(model: nn.Module) -> Any:
+def unwrap_model(model: nn.Module) -> Any:
     """The transformers model inside, to look at: whether an adapter acts in it is not settled."""
-    adapted = model.adapted if isinstance(model, AdapterOff) else model
+    adapted = model.peft_model if isinstance(model, AdapterDisabledModel) else model
     return adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
 
 
 @contextmanager
-def bare(model: nn.Module) -> Iterator[Any]:
+def unwrap_model_for_forward(model: nn.Module) -> Iterator[Any]:
     """The transformers model inside, to ask: it behaves as `model` says while the context lasts."""
-    if isinstance(model, AdapterOff):
-        with model.adapted.disable_adapter():
-            yield inside(model)
+    if isinstance(model, AdapterDisabledModel):
+        with model.peft_model.disable_adapter():
+            yield unwrap_model(model)
     else:
-        yield inside(model)
+        yield unwrap_model(model)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from paretune.elsewhere import PreTrainedModel
 from paretune.errors import WiringError
-from paretune.models.adapt import Lora, add_lora, bare
-from paretune.models.forward import states
+from paretune.models.adapt import LoraSpec, add_lora, unwrap_model_for_forward
+from paretune.models.forward import flat_hidden_states
 
 
 class Critic(nn.Module):
@@ -27,50 +27,54 @@ class Critic(nn.Module):
         self.eval()
 
     @property
-    def heads(self) -> int:
+    def num_heads(self) -> int:
         """Values it gives for each state."""
-        with bare(self.network) as base:
+        with unwrap_model_for_forward(self.network) as base:
             return int(base.config.num_labels)
 
-    def forward(self, tokens: Int[Tensor, "B T"], attend: Bool[Tensor, "B T"]) -> Float[Tensor, "B T H"]:
+    def forward(
+        self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T H"]:
         """At [b, t] the values of the state after tokens[b, t]; float32 heads whatever the body is."""
-        found = states(self.network, tokens, attend)
-        with bare(self.network) as base:
+        found = flat_hidden_states(self.network, input_ids, attention_mask)
+        with unwrap_model_for_forward(self.network) as base:
             values = base.score(found.flat.to(torch.promote_types(found.flat.dtype, torch.float32)))
         assert isinstance(values, Tensor)
-        return values[found.place]
+        return values[found.index]
 
 
-def new_critic(policy: nn.Module, heads: int, *, lora: Lora | None = None, seed: int = 0) -> Critic:
+def critic_from_policy(
+    policy: nn.Module, num_heads: int, *, lora: LoraSpec | None = None, seed: int = 0
+) -> Critic:
     """A critic with a copy of the policy's body and heads that start at 0.
 
     Args:
         policy: A causal model without an adapter.
-        heads: Values for each state: one, or one for each objective that is credited apart.
+        num_heads: Values for each state: one, or one for each objective that is credited apart.
         lora: Train an adapter of the body and the heads, instead of everything.
         seed: Draws the adapter.
 
     Raises:
         WiringError: No head, an adapted model, or a family that cannot classify sequences.
     """
-    if heads < 1:
-        raise WiringError(f"a critic needs at least one head; it got {heads}")
-    network = classifier(policy, [f"value {i}" for i in range(heads)])
+    if num_heads < 1:
+        raise WiringError(f"a critic needs at least one head; it got {num_heads}")
+    network = classifier_from_lm(policy, [f"value {i}" for i in range(num_heads)])
     return Critic(network if lora is None else add_lora(network, lora, seed, "SEQ_CLS"))
 
 
-def critic_like(
+def critic_from_classifier(
     network: nn.Module,
-    heads: Float[Tensor, "H K"],
+    head_weights: Float[Tensor, "H K"],
     *,
-    lora: Lora | None = None,
+    lora: LoraSpec | None = None,
     seed: int = 0,
 ) -> Critic:
     """A critic with a copy of a sequence classifier's body, each head a mix of that one's K heads.
 
     Args:
         network: The classifier, without an adapter; it stays as it is.
-        heads: Of each head of the critic, what it takes of each head of the classifier.
+        head_weights: Of each head of the critic, what it takes of each head of the classifier.
         lora: Train an adapter of the body and the heads, instead of everything.
         seed: Draws the adapter.
 
@@ -82,18 +86,18 @@ def critic_like(
     """
     if not isinstance(network, PreTrainedModel):
         raise WiringError("the classifier to copy must be a plain model; fix: merge the adapter first")
-    copied: Any = with_score(copy.deepcopy(network))
+    copied: Any = require_score_head(copy.deepcopy(network))
     weight = copied.score.weight.detach()
-    copied.score = nn.Linear(weight.shape[1], len(heads), bias=False)
-    copied.score.weight = nn.Parameter(heads.to(weight) @ weight)
-    copied.config.num_labels = len(heads)
-    copied.config.id2label = {i: f"value {i}" for i in range(len(heads))}
+    copied.score = nn.Linear(weight.shape[1], len(head_weights), bias=False)
+    copied.score.weight = nn.Parameter(head_weights.to(weight) @ weight)
+    copied.config.num_labels = len(head_weights)
+    copied.config.id2label = {i: f"value {i}" for i in range(len(head_weights))}
     copied.config.label2id = {name: i for i, name in copied.config.id2label.items()}
     copied.requires_grad_(True)
     return Critic(copied if lora is None else add_lora(copied, lora, seed, "SEQ_CLS"))
 
 
-def classifier(source: nn.Module, names: Sequence[str]) -> Any:
+def classifier_from_lm(language_model: nn.Module, label_names: Sequence[str]) -> Any:
     """A sequence classifier with a copy of a causal model's body, and a float32 head of 0 for each name.
 
     Raises:
@@ -101,25 +105,25 @@ def classifier(source: nn.Module, names: Sequence[str]) -> Any:
     """
     from transformers import AutoModelForSequenceClassification
 
-    if not isinstance(source, PreTrainedModel):
+    if not isinstance(language_model, PreTrainedModel):
         raise WiringError("the body to copy must be a plain model; fix: merge the adapter first")
-    config: Any = copy.deepcopy(source.config)
-    config.num_labels = len(names)
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: i for i, name in enumerate(names)}
+    config: Any = copy.deepcopy(language_model.config)
+    config.num_labels = len(label_names)
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {name: i for i, name in enumerate(label_names)}
     config.problem_type = "regression"
     try:
         with torch.random.fork_rng(devices=[]):
-            network: Any = AutoModelForSequenceClassification.from_config(config, dtype=source.dtype)
+            network: Any = AutoModelForSequenceClassification.from_config(config, dtype=language_model.dtype)
     except ValueError as error:
         raise WiringError(f"models of type {config.model_type} cannot classify sequences") from error
-    with_score(network).base_model.load_state_dict(source.base_model.state_dict())
+    require_score_head(network).base_model.load_state_dict(language_model.base_model.state_dict())
     nn.init.zeros_(network.score.weight)
     network.score.float()
-    return network.eval().to(source.device)
+    return network.eval().to(language_model.device)
 
 
-def with_score(network: Any) -> Any:
+def require_score_head(network: Any) -> Any:
     """The network, if its head reads a causal model's hidden states.
 
     Raises:

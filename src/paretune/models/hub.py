@@ -11,12 +11,12 @@ from huggingface_hub import constants
 
 from paretune.errors import DataError
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-SECONDS = 5.0
+REPO_ID_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_TIMEOUT_SECONDS = 5.0
 """How long the hub may take to answer at all."""
 
 
-def is_folder(path: str) -> bool:
+def is_local_folder(path: str) -> bool:
     """True for a folder, False for something that can only be a hub name; what begins with . / or ~ is none.
 
     Raises:
@@ -24,12 +24,12 @@ def is_folder(path: str) -> bool:
     """
     if Path(path).is_dir():
         return True
-    if HUB_NAME.fullmatch(path) and not Path(path).exists():
+    if REPO_ID_PATTERN.fullmatch(path) and not Path(path).exists():
         return False
     raise DataError(f"{path}: no such folder; fix: give a folder with config.json, or a hub name owner/name")
 
 
-def disk_only(path: str) -> bool:
+def use_local_files_only(path: str) -> bool:
     """Whether a model is to be read without the network: a folder, or a hub name while no hub answers.
 
     The hub is asked once and for `SECONDS`. The libraries would ask again and again for a minute before they
@@ -38,13 +38,13 @@ def disk_only(path: str) -> bool:
     Raises:
         DataError: As `is_folder`.
     """
-    return is_folder(path) or constants.HF_HUB_OFFLINE or not answers(constants.ENDPOINT)
+    return is_local_folder(path) or constants.HF_HUB_OFFLINE or not is_reachable(constants.ENDPOINT)
 
 
-def answers(endpoint: str) -> bool:
+def is_reachable(endpoint: str) -> bool:
     """Whether anything answers at this address, whatever it says."""
     try:
-        with urlopen(Request(endpoint, method="HEAD"), timeout=SECONDS):
+        with urlopen(Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS):
             return True
     except HTTPError:
         return True
@@ -55,16 +55,16 @@ def answers(endpoint: str) -> bool:
         return False
 
 
-def unreadable(path: str, wrong: str, error: BaseException, *, local: bool) -> DataError:
-    """The error for what a folder or a hub name does not hold; `local`: the network was not asked."""
+def load_error(path: str, problem: str, error: BaseException, *, local_files_only: bool) -> DataError:
+    """The error for what a folder or a hub name does not hold; `local_files_only`: the network was not asked."""
     said = first_line(error)
     if Path(path).is_dir():
-        return DataError(f"{path}: {wrong} ({said})")
-    if local:
+        return DataError(f"{path}: {problem} ({said})")
+    if local_files_only:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
         said = f"{why}, and the cache does not hold it"
     return DataError(
-        f"{path}: there is no such folder, so it was taken as a hub name: {wrong} ({said}); "
+        f"{path}: there is no such folder, so it was taken as a hub name: {problem} ({said}); "
         "fix: put ./ in front of a folder, or name a model of the hub"
     )
 

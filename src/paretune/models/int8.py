@@ -7,15 +7,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from paretune.errors import ResourceError
-from paretune.models.adapt import inside
+from paretune.models.adapt import unwrap_model
 
-LOWEST = 1e-12
+MIN_ABS_MAX = 1e-12
 """Stands for the largest magnitude of a row of zeros."""
 
 
-def eighths(x: Float[Tensor, "N I"]) -> tuple[Int[Tensor, "N I"], Float[Tensor, "N 1"]]:
+def quantize_rows(x: Float[Tensor, "N I"]) -> tuple[Int[Tensor, "N I"], Float[Tensor, "N 1"]]:
     """Every row in steps of a 127th of its largest magnitude: the steps, and how large one is."""
-    step = x.abs().amax(-1, keepdim=True).clamp(min=LOWEST) / 127
+    step = x.abs().amax(-1, keepdim=True).clamp(min=MIN_ABS_MAX) / 127
     return (x / step).round().to(torch.int8), step
 
 
@@ -30,11 +30,11 @@ class Int8Linear(nn.Module):
     """
 
     weight: Tensor
-    step: Tensor
+    scale: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        steps, size = eighths(linear.weight.detach().float())
+        steps, size = quantize_rows(linear.weight.detach().float())
         self.register_buffer("weight", steps)
         self.register_buffer("step", size[:, 0])
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -42,13 +42,13 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         """Rows as they come, in their own precision."""
-        steps, size = eighths(x.reshape(-1, x.shape[-1]).float())
-        y = torch._int_mm(steps, self.weight.t()).float() * size * self.step
+        steps, size = quantize_rows(x.reshape(-1, x.shape[-1]).float())
+        y = torch._int_mm(steps, self.weight.t()).float() * size * self.scale
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
-def in_int8(model: nn.Module) -> nn.Module:
+def int8_copy(model: nn.Module) -> nn.Module:
     """A copy of the model whose frozen linear layers are in eight bits, the output head and adapters apart.
 
     Args:
@@ -58,9 +58,11 @@ def in_int8(model: nn.Module) -> nn.Module:
         ResourceError: The model is not on the CPU.
     """
     if any(p.device.type != "cpu" for p in model.parameters()):
-        raise ResourceError("algorithm.body: int8 works on the CPU; fix: run.device: cpu, or body: whole")
+        raise ResourceError(
+            "algorithm.base_precision: int8 works on the CPU; fix: run.device: cpu, or body: whole"
+        )
     twin = copy.deepcopy(model)
-    head = inside(twin).get_output_embeddings()
+    head = unwrap_model(twin).get_output_embeddings()
     for parent in list(twin.modules()):
         for name, child in list(parent.named_children()):
             adapter = isinstance(parent, nn.ModuleDict)  # of lora_A and lora_B

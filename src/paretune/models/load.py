@@ -11,29 +11,29 @@ from torch import nn
 
 from paretune.elsewhere import PeftModel, PreTrainedModel, PreTrainedTokenizerBase
 from paretune.errors import DataError, ResourceError
-from paretune.models.adapt import Lora, add_lora, bare, renamed
-from paretune.models.forward import probe_head
-from paretune.models.hub import disk_only, first_line, is_folder, unreadable
-from paretune.models.store import parameter_hash, quiet, save_model
+from paretune.models.adapt import LoraSpec, add_lora, suppress_peft_warning, unwrap_model_for_forward
+from paretune.models.forward import check_lm_head
+from paretune.models.hub import first_line, is_local_folder, load_error, use_local_files_only
+from paretune.models.store import parameter_hash, save_model, silence_transformers
 
 __all__ = [
-    "Language",
-    "Lora",
+    "LoraSpec",
     "ModelSpec",
-    "as_language",
-    "config_of",
+    "PolicyModel",
+    "as_policy_model",
     "context_length",
-    "context_of",
-    "device_named",
-    "is_folder",
+    "eos_ids_of",
+    "is_local_folder",
+    "load_model_config",
     "load_policy",
+    "load_pretrained",
     "load_tokenizer",
     "parameter_hash",
-    "quiet",
-    "read_weights",
+    "require_safetensors",
+    "resolve_device",
     "save_model",
-    "stops_of",
-    "weights_there",
+    "silence_transformers",
+    "stored_context_length",
 ]
 
 
@@ -44,28 +44,28 @@ class ModelSpec:
     path: str
     """A folder, or a hub name `owner/name`; only the latter may use the network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    lora: Lora | None = None
+    lora: LoraSpec | None = None
     revision: str | None = None
     """Commit or tag of a hub name."""
-    adapter: str | None = None
+    adapter_path: str | None = None
     """Folder of a trained adapter to put on the weights, instead of a fresh one."""
     device: str = "cpu"
     """Where the weights are put: see `device_named`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Language:
+class PolicyModel:
     """A causal model and its tokenizer, and how their responses end."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
-    stops: tuple[int, ...]
+    eos_ids: tuple[int, ...]
     """Token ids that end a response; the first is the one put at the end of given responses."""
-    pad: int
+    pad_id: int
     """Fills rows; may be a stop, since masks come from lengths."""
 
 
-def load_policy(spec: ModelSpec, *, seed: int = 0) -> Language:
+def load_policy(spec: ModelSpec, *, seed: int = 0) -> PolicyModel:
     """Read a policy in evaluation mode, dropout off, its head checked against `forward`.
 
     Args:
@@ -80,20 +80,20 @@ def load_policy(spec: ModelSpec, *, seed: int = 0) -> Language:
     """
     from transformers import AutoModelForCausalLM
 
-    device = device_named(spec.device)
+    device = resolve_device(spec.device)
     tokenizer = load_tokenizer(spec.path, revision=spec.revision)
     dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
-    model = read_weights(AutoModelForCausalLM, spec.path, dtype=dtype, revision=spec.revision)
-    probe_head(model)
+    model = load_pretrained(AutoModelForCausalLM, spec.path, dtype=dtype, revision=spec.revision)
+    check_lm_head(model)
     adapted: nn.Module = model
-    if spec.adapter is not None:
-        adapted = _with_adapter(model, spec.adapter)
+    if spec.adapter_path is not None:
+        adapted = _load_adapter(model, spec.adapter_path)
     elif spec.lora is not None:
         adapted = add_lora(model, spec.lora, seed)
-    return as_language(adapted.to(device), tokenizer)
+    return as_policy_model(adapted.to(device), tokenizer)
 
 
-def device_named(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device of this name; "auto" is the first CUDA device where there is one, else the CPU.
 
     Raises:
@@ -107,35 +107,37 @@ def device_named(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _with_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
+def _load_adapter(model: PreTrainedModel, adapter_path: str) -> PeftModel:
     """The model as it was when the adapter was trained: neither merged nor rounded."""
     from peft import PeftModel as Adapted
 
-    if not (Path(folder) / "adapter_model.safetensors").is_file():
-        raise DataError(f"{folder}: no adapter_model.safetensors here; fix: name the folder of an adapter")
+    if not (Path(adapter_path) / "adapter_model.safetensors").is_file():
+        raise DataError(
+            f"{adapter_path}: no adapter_model.safetensors here; fix: name the folder of an adapter"
+        )
     try:
-        with renamed():
-            return Adapted.from_pretrained(model, folder, is_trainable=False).eval()
+        with suppress_peft_warning():
+            return Adapted.from_pretrained(model, adapter_path, is_trainable=False).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"{folder}: the adapter cannot be read ({first_line(error)})") from error
+        raise DataError(f"{adapter_path}: the adapter cannot be read ({first_line(error)})") from error
 
 
-def as_language(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Language:
+def as_policy_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> PolicyModel:
     """A model and a tokenizer as one, with the ends of responses read from both.
 
     Raises:
         DataError: Neither names a token that ends a response.
     """
-    with bare(model) as base:
-        stops = stops_of(base, tokenizer)
+    with unwrap_model_for_forward(model) as base:
+        stops = eos_ids_of(base, tokenizer)
         vocab = base.get_input_embeddings().weight.shape[0]
     pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return Language(
-        model=model.eval(), tokenizer=tokenizer, stops=stops, pad=pad if pad < vocab else stops[0]
+    return PolicyModel(
+        model=model.eval(), tokenizer=tokenizer, eos_ids=stops, pad_id=pad if pad < vocab else stops[0]
     )
 
 
-def stops_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def eos_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids that end a response: those of the generation configuration, else the tokenizer's.
 
     First comes the one the chat template puts at the end of an assistant's turn, where it has one of them.
@@ -169,36 +171,36 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedToken
     """
     from transformers import AutoTokenizer
 
-    return _read(AutoTokenizer, path, revision, "no tokenizer can be read here")
+    return _from_pretrained(AutoTokenizer, path, revision, "no tokenizer can be read here")
 
 
-def read_weights(
-    kind: Any,
+def load_pretrained(
+    auto_class: Any,
     path: str,
     *,
     dtype: torch.dtype,
     revision: str | None = None,
-    new: Sequence[str] = (),
-    **more: Any,
+    allowed_missing_prefixes: Sequence[str] = (),
+    **config_overrides: Any,
 ) -> PreTrainedModel:
     """A network of an Auto class from safetensors, in evaluation mode.
 
     Args:
-        kind: The Auto class, such as AutoModelForCausalLM.
+        auto_class: The Auto class, such as AutoModelForCausalLM.
         path: A folder or a hub name.
         dtype: Precision of the weights.
         revision: Commit or tag of a hub name.
-        new: Beginnings of the names of weights that may be absent and are drawn afresh.
+        allowed_missing_prefixes: Beginnings of the names of weights that may be absent and are drawn afresh.
         **more: Changes to the configuration.
 
     Raises:
         DataError: Nothing there, a pickle instead of safetensors, damaged files, or weights that are absent.
     """
-    weights_there(path)
-    local = disk_only(path)
+    require_safetensors(path)
+    local = use_local_files_only(path)
     try:
-        with quiet():
-            model, loaded = kind.from_pretrained(
+        with silence_transformers():
+            model, loaded = auto_class.from_pretrained(
                 path,
                 dtype=dtype,
                 revision=revision or "main",
@@ -207,23 +209,25 @@ def read_weights(
                 trust_remote_code=False,
                 output_loading_info=True,
                 adapter_kwargs={"local_files_only": local},  # not handed on by transformers itself
-                **more,
+                **config_overrides,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise unreadable(path, "the model cannot be read", error, local=local) from error
-    absent = sorted(name for name in loaded["missing_keys"] if not name.startswith(tuple(new)))
+        raise load_error(path, "the model cannot be read", error, local_files_only=local) from error
+    absent = sorted(
+        name for name in loaded["missing_keys"] if not name.startswith(tuple(allowed_missing_prefixes))
+    )
     if absent:
         raise DataError(f"{path}: {len(absent)} weights are absent from the file, the first {absent[0]}")
     return model.eval()
 
 
-def weights_there(path: str) -> None:
+def require_safetensors(path: str) -> None:
     """See that a folder holds weights that can be read safely; a hub name is not looked at.
 
     Raises:
         DataError: There are none, or only pickles.
     """
-    if is_folder(path) and not list(Path(path).glob("*.safetensors")):
+    if is_local_folder(path) and not list(Path(path).glob("*.safetensors")):
         pickled = [*Path(path).glob("*.bin"), *Path(path).glob("*.pt"), *Path(path).glob("*.pth")]
         found = f"only {pickled[0].name}, a pickle that could run code" if pickled else "none"
         raise DataError(f"{path}: weights must be safetensors, and here is {found}; fix: convert the model")
@@ -231,24 +235,24 @@ def weights_there(path: str) -> None:
 
 def context_length(model: nn.Module) -> int:
     """The longest row the model can read, in tokens."""
-    with bare(model) as base:
-        return _context(base.config)
+    with unwrap_model_for_forward(model) as base:
+        return _max_position_embeddings(base.config)
 
 
-def _context(config: Any) -> int:
+def _max_position_embeddings(config: Any) -> int:
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
-def context_of(path: str, *, revision: str | None = None) -> int:
+def stored_context_length(path: str, *, revision: str | None = None) -> int:
     """The longest row that the model of a folder or hub name can read, from its configuration alone.
 
     Raises:
         DataError: There is no configuration, or it cannot be read.
     """
-    return _context(config_of(path, revision=revision))
+    return _max_position_embeddings(load_model_config(path, revision=revision))
 
 
-def config_of(path: str, *, revision: str | None = None) -> Any:
+def load_model_config(path: str, *, revision: str | None = None) -> Any:
     """The configuration of the model of a folder or hub name.
 
     Raises:
@@ -256,16 +260,16 @@ def config_of(path: str, *, revision: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
-    return _read(AutoConfig, path, revision, "no model configuration can be read here")
+    return _from_pretrained(AutoConfig, path, revision, "no model configuration can be read here")
 
 
-def _read(kind: Any, path: str, revision: str | None, wrong: str) -> Any:
+def _from_pretrained(auto_class: Any, path: str, revision: str | None, problem: str) -> Any:
     """What an Auto class makes of the small files of a folder or hub name."""
-    local = disk_only(path)
+    local = use_local_files_only(path)
     try:
-        with quiet():
-            return kind.from_pretrained(
+        with silence_transformers():
+            return auto_class.from_pretrained(
                 path, local_files_only=local, revision=revision or "main", trust_remote_code=False
             )
     except (OSError, ValueError) as error:
-        raise unreadable(path, wrong, error, local=local) from error
+        raise load_error(path, problem, error, local_files_only=local) from error

@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor
 
-HALVES = frozenset({torch.bfloat16, torch.float16})
-FEW = 128
+HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
+SMALL_ROW_COUNT = 128
 """Rows up to which numbers are close together: each counts in a step of decoding."""
 
 
-def slow_half(x: Tensor) -> bool:
+def is_half_on_cpu(x: Tensor) -> bool:
     """Whether this is half precision on a CPU, where products alone are fast, and they not in every shape."""
-    return x.device.type == "cpu" and x.dtype in HALVES
+    return x.device.type == "cpu" and x.dtype in HALF_DTYPES
 
 
-def rounded_rows(n: int, like: Tensor) -> int:
+def round_up_rows(n: int, like: Tensor) -> int:
     """Rows to compute where n are asked for; what fills up is ignored.
 
     In half precision on a CPU the library compiles a kernel for every new number of rows. That takes some
@@ -24,11 +24,11 @@ def rounded_rows(n: int, like: Tensor) -> int:
         n: Rows, tokens all in one.
         like: A weight of the model, or its input.
     """
-    if not slow_half(like):
+    if not is_half_on_cpu(like):
         return n
-    return rounded(n, 8 if n <= FEW else 64)
+    return round_up(n, 8 if n <= SMALL_ROW_COUNT else 64)
 
 
-def rounded(n: int, to: int) -> int:
+def round_up(n: int, multiple: int) -> int:
     """The next multiple."""
-    return -(-n // to) * to
+    return -(-n // multiple) * multiple

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from paretune.batch import Batch
 from paretune.elsewhere import PeftModel
 from paretune.errors import WiringError
-from paretune.models.measure import response_logp
+from paretune.models.measure import response_logprobs
 from paretune.reduce import masked_mean
 
-Weights = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 """Tensors by name, as `state_dict` gives them."""
 
 
-def average(members: Sequence[Float[Tensor, "*n"]], weights: Sequence[float]) -> Float[Tensor, "*n"]:
+def weighted_average(members: Sequence[Float[Tensor, "*n"]], weights: Sequence[float]) -> Float[Tensor, "*n"]:
     """The sum of w_i x_i, in float64 and back; equal members give themselves, and so does a weight of 1."""
     # From the heaviest member on, so that rounding moves nothing where there is nothing to average.
     base = max(range(len(weights)), key=lambda i: weights[i])
@@ -33,7 +33,7 @@ def average(members: Sequence[Float[Tensor, "*n"]], weights: Sequence[float]) ->
     return moved.to(members[base].dtype)
 
 
-def soup(models: Sequence[nn.Module], weights: Sequence[float]) -> Any:
+def merge_models(models: Sequence[nn.Module], weights: Sequence[float]) -> Any:
     """A new model whose weights are the weighted average of models that grew from one start.
 
     An adapted member counts with its adapter merged in float32, so that what is averaged of adapters is their
@@ -49,32 +49,32 @@ def soup(models: Sequence[nn.Module], weights: Sequence[float]) -> Any:
     Source: Chegini et al. 2024, SALSA (arXiv:2411.01798); Rame et al. 2023, rewarded soups
     (arXiv:2306.04488).
     """
-    whole = [_merged(model) for model in models]
-    blend = soup_states([model.state_dict() for model in whole], weights)
+    whole = [_merge_adapter(model) for model in models]
+    blend = merge_state_dicts([model.state_dict() for model in whole], weights)
     out = copy.deepcopy(whole[0])
     out.load_state_dict(blend)
     return out
 
 
 @torch.no_grad()
-def shortfall(mixed: nn.Module, writer: nn.Module, batch: Batch, *, rows: int = 32) -> float:
+def logprob_drop(merged: nn.Module, member: nn.Module, batch: Batch, *, rows_per_pass: int = 32) -> float:
     """Nats a token by which responses are less likely under an average than under the member that wrote them.
 
     Near 0 where the members grew from the same weights. Members that did not may answer alike and still have
     an average that is no model of language.
 
     Args:
-        mixed: The average.
-        writer: The member that wrote the responses.
+        merged: The average.
+        member: The member that wrote the responses.
         batch: The responses.
-        rows: Asked at one time; changes memory only.
+        rows_per_pass: Asked at one time; changes memory only.
     """
-    asked = (response_logp(model, batch, rows=rows) for model in (writer, mixed))
-    own, under = (float(masked_mean(logp, batch.respond)) for logp in asked)
+    asked = (response_logprobs(model, batch, rows_per_pass=rows_per_pass) for model in (member, merged))
+    own, under = (float(masked_mean(logp, batch.response_mask)) for logp in asked)
     return own - under
 
 
-def soup_states(members: Sequence[Weights], weights: Sequence[float]) -> dict[str, Tensor]:
+def merge_state_dicts(members: Sequence[StateDict], weights: Sequence[float]) -> dict[str, Tensor]:
     """The weighted average of the tensors of whole models, theta = sum of w_i theta_i.
 
     Tensors that are no numbers to be averaged (integers) must be the same in all. LoRA adapters have
@@ -84,26 +84,26 @@ def soup_states(members: Sequence[Weights], weights: Sequence[float]) -> dict[st
         WiringError: The weights do not sum to 1, or the members differ in names, shapes or integers, or have
             LoRA adapters.
     """
-    _fit(members, weights)
+    _check_mergeable(members, weights)
     if any(".lora_A." in name for name in members[0]):
         raise WiringError("the members have LoRA adapters, whose factors must not be averaged: use lora_soup")
-    return {name: _blend(name, [m[name] for m in members], weights) for name in members[0]}
+    return {name: _average_tensor(name, [m[name] for m in members], weights) for name in members[0]}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LoraSoup:
+class MergedLora:
     """An adapter whose product is the average of others' products."""
 
     tensors: dict[str, Tensor]
     rank: int
     """Of the new adapter, whose `alpha` is the same number: its scaling is 1."""
-    lost: float
+    truncation_error: float
     """The largest share of an average's norm that the rank cuts off; 0 without a cut."""
 
 
-def lora_soup(
-    members: Sequence[Weights], weights: Sequence[float], scalings: Sequence[float], rank: int | None = None
-) -> LoraSoup:
+def merge_loras(
+    members: Sequence[StateDict], weights: Sequence[float], scalings: Sequence[float], rank: int | None = None
+) -> MergedLora:
     """The average of adapters by their products: delta W = sum of w_i scaling_i B_i A_i.
 
     Without `rank` it is exact, and has the sum of the members' ranks: factors side by side. With `rank` each
@@ -123,7 +123,7 @@ def lora_soup(
     Source: Rame et al. 2023, rewarded soups (arXiv:2306.04488). Differs: its code averages the factors, which
     adds products of one member's B with another's A.
     """
-    _fit(members, weights, ranks_differ=True)
+    _check_mergeable(members, weights, ranks_differ=True)
     if len(scalings) != len(members):
         raise WiringError(f"{len(members)} adapters came with {len(scalings)} scalings")
     pairs = {name: name.replace(".lora_A.", ".lora_B.") for name in members[0] if ".lora_A." in name}
@@ -133,18 +133,18 @@ def lora_soup(
     lost = 0.0
     for a_name, b_name in pairs.items():
         factors = [(m[b_name].double(), m[a_name].double()) for m in members]
-        b, a = side_by_side(factors, [w * s for w, s in zip(weights, scalings, strict=True)])
+        b, a = concat_factors(factors, [w * s for w, s in zip(weights, scalings, strict=True)])
         if rank is not None:
-            b, a, share = cut(b, a, rank)
+            b, a, share = truncate_rank(b, a, rank)
             lost = max(lost, share)
         out[b_name], out[a_name] = b.to(members[0][b_name].dtype), a.to(members[0][a_name].dtype)
     for name in members[0].keys() - out.keys():
-        out[name] = _blend(name, [m[name] for m in members], weights)
+        out[name] = _average_tensor(name, [m[name] for m in members], weights)
     whole = sum(m[next(iter(pairs))].shape[0] for m in members)
-    return LoraSoup(out, whole if rank is None else rank, lost)
+    return MergedLora(out, whole if rank is None else rank, lost)
 
 
-def side_by_side(
+def concat_factors(
     factors: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]
 ) -> tuple[Float[Tensor, "m R"], Float[Tensor, "R n"]]:
     """B and A of rank R, the sum of the ranks, with B A = sum of w_i B_i A_i exactly."""
@@ -152,7 +152,7 @@ def side_by_side(
     return b, torch.cat([a for _, a in factors])
 
 
-def cut(
+def truncate_rank(
     b: Float[Tensor, "m R"], a: Float[Tensor, "R n"], rank: int
 ) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r n"], float]:
     """The nearest product of this rank, shared evenly by both factors, and the share of the norm it loses.
@@ -178,22 +178,24 @@ def cut(
     return new_b, new_a, lost
 
 
-def _merged(model: nn.Module) -> nn.Module:
+def _merge_adapter(model: nn.Module) -> nn.Module:
     if not isinstance(model, PeftModel):
         return model
     whole: Any = copy.deepcopy(model).float()
     return whole.merge_and_unload()
 
 
-def _blend(name: str, members: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def _average_tensor(name: str, members: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     if members[0].is_floating_point():
-        return average(members, weights)
+        return weighted_average(members, weights)
     if not all(torch.equal(members[0], other) for other in members[1:]):
         raise WiringError(f'the tensor "{name}" has no fractions and differs between the members')
     return members[0].clone()
 
 
-def _fit(members: Sequence[Weights], weights: Sequence[float], ranks_differ: bool = False) -> None:
+def _check_mergeable(
+    members: Sequence[StateDict], weights: Sequence[float], ranks_differ: bool = False
+) -> None:
     if not members or len(members) != len(weights):
         raise WiringError(f"{len(members)} members came with {len(weights)} weights")
     if not math.isclose(math.fsum(weights), 1.0, abs_tol=1e-6):
@@ -207,13 +209,13 @@ def _fit(members: Sequence[Weights], weights: Sequence[float], ranks_differ: boo
         for name, x in members[0].items():
             free = {".lora_A.": 0, ".lora_B.": 1} if ranks_differ else {}
             axis = next((v for k, v in free.items() if k in name), None)
-            if _outer(x, axis) != _outer(other[name], axis):
+            if _shape_without(x, axis) != _shape_without(other[name], axis):
                 raise WiringError(
                     f'member {i} of the soup is of another size: "{name}" is {tuple(other[name].shape)}, '
                     f"in the first {tuple(x.shape)}"
                 )
 
 
-def _outer(x: Tensor, but: int | None) -> tuple[int, ...]:
+def _shape_without(x: Tensor, skip_axis: int | None) -> tuple[int, ...]:
     """The shape, but for one axis."""
-    return tuple(n for axis, n in enumerate(x.shape) if axis != but)
+    return tuple(n for axis, n in enumerate(x.shape) if axis != skip_axis)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from paretune.elsewhere import PeftModel, PreTrainedTokenizerBase
-from paretune.files import as_umask, sync_folder, sync_tree
+from paretune.files import apply_umask, fsync_dir, fsync_tree
 
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -27,19 +27,19 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     for left_over in (draft, old):
         shutil.rmtree(left_over, ignore_errors=True)
     draft.mkdir(parents=True)
-    with quiet():
+    with silence_transformers():
         whole: Any = model
         if isinstance(model, PeftModel):
             model.save_pretrained(str(draft / "adapter"))
             whole = copy.deepcopy(model).float().merge_and_unload()
         whole.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-    as_umask(draft)
-    sync_tree(draft)
+    apply_umask(draft)
+    fsync_tree(draft)
     if folder.exists():
         folder.replace(old)
     draft.replace(folder)
-    sync_folder(folder.parent)
+    fsync_dir(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -53,7 +53,7 @@ def parameter_hash(model: nn.Module) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """No progress bars, load reports and retries: what matters in them is raised as an error."""
     from transformers.utils import logging as hf_logging
 

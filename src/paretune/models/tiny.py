@@ -53,15 +53,15 @@ def tiny_config(
     """A configuration of the named family with a tied head.
 
     Args:
-        kind: The family of the model.
-        vocab: Number of token ids.
+        model_type: The family of the model.
+        vocab_size: Number of token ids.
         width: Size of the hidden states.
         layers: Number of blocks.
         heads: Number of attention heads; the families that can have half as many key/value heads.
         context: The longest row the model can read.
-        initial: Standard deviation of the random weights; 0.02 is almost uniform over the vocabulary.
-        stop: Token id that ends a response.
-        pad: Token id that fills rows; may equal `stop`.
+        initializer_range: Standard deviation of the random weights; 0.02 is almost uniform over the vocabulary.
+        eos_id: Token id that ends a response.
+        pad_id: Token id that fills rows; may equal `eos_id`.
         **more: Further fields of the family's own configuration.
     """
     common: dict[str, Any] = {
@@ -97,7 +97,7 @@ def random_model(config: PretrainedConfig, *, seed: int = 0) -> PreTrainedModel:
 
 
 def tiny_model(kind: Kind, vocab: int, *, seed: int = 0, **size: Any) -> PreTrainedModel:
-    """A random float32 model of the named family; `size` as in `tiny_config`."""
+    """A random float32 model of the named family; `config_kwargs` as in `tiny_config`."""
     return random_model(tiny_config(kind, vocab, **size), seed=seed)
 
 

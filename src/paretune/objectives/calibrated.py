@@ -8,16 +8,18 @@ import numpy as np
 from numpy.random import Generator
 
 from paretune.chance import numpy_generator
-from paretune.data.confidence import with_confidence, without_confidence
-from paretune.data.records import Preference, Rating
+from paretune.data.confidence import append_confidence, strip_confidence
+from paretune.data.records import PreferencePair, Rating
 
-Judgement = Rating | Preference
+LabelledRow = Rating | PreferencePair
 
-HIGH, LOW = (7, 10), (0, 3)
+HIGH_CONFIDENCE_RANGE, LOW_CONFIDENCE_RANGE = (7, 10), (0, 3)
 """The least and the most that is claimed by the sure and by the unsure."""
 
 
-def calibrated(records: Sequence[Judgement], heads: Mapping[str, float | None], seed: int) -> list[Judgement]:
+def add_confidence_pairs(
+    records: Sequence[LabelledRow], thresholds: Mapping[str, float | None], seed: int
+) -> list[LabelledRow]:
     """The records, and pairs that differ in nothing but the confidence that the response states.
 
     What is right with a high confidence is chosen before itself with a low one; what is wrong the other way
@@ -26,7 +28,7 @@ def calibrated(records: Sequence[Judgement], heads: Mapping[str, float | None], 
 
     Args:
         records: Ratings and pairs.
-        heads: Objectives to be calibrated, and from which label on a response is right; None: the median.
+        thresholds: Objectives to be calibrated, and from which label on a response is right; None: the median.
         seed: Draws the confidences, uniformly from 7 to 10 and from 0 to 3.
 
     Source: Leng et al. 2024, PPO-M (arXiv:2410.09724): two of these for every pair, whose losses add up to
@@ -34,34 +36,36 @@ def calibrated(records: Sequence[Judgement], heads: Mapping[str, float | None], 
     a model that was fitted to them.
     """
     rng = numpy_generator(seed, 0, "calibrated")
-    levels = {name: _level(records, name, level) for name, level in heads.items()}
-    return [*records, *(pair for record in records for pair in _pairs(record, levels, rng))]
+    levels = {name: _resolve_threshold(records, name, level) for name, level in thresholds.items()}
+    return [*records, *(pair for record in records for pair in _confidence_pairs(record, levels, rng))]
 
 
-def _level(records: Sequence[Judgement], name: str, level: float | None) -> float:
-    labels = [r.labels.get(name, math.nan) for r in records if isinstance(r, Rating)]
+def _resolve_threshold(records: Sequence[LabelledRow], objective: str, threshold: float | None) -> float:
+    labels = [r.labels.get(objective, math.nan) for r in records if isinstance(r, Rating)]
     known = [label for label in labels if not math.isnan(label)]
-    return level if level is not None else float(np.median(known)) if known else 0.0
+    return threshold if threshold is not None else float(np.median(known)) if known else 0.0
 
 
-def _pairs(record: Judgement, levels: Mapping[str, float], rng: Generator) -> Iterator[Preference]:
-    if isinstance(record, Preference):
-        if record.objective in levels:
-            yield _pair(replace(record, rejected=record.chosen), right=True, rng=rng)
-            yield _pair(replace(record, chosen=record.rejected), right=False, rng=rng)
+def _confidence_pairs(
+    record: LabelledRow, thresholds: Mapping[str, float], rng: Generator
+) -> Iterator[PreferencePair]:
+    if isinstance(record, PreferencePair):
+        if record.objective in thresholds:
+            yield _confidence_pair(replace(record, rejected=record.chosen), is_correct=True, rng=rng)
+            yield _confidence_pair(replace(record, chosen=record.rejected), is_correct=False, rng=rng)
         return
-    for name, level in levels.items():
+    for name, level in thresholds.items():
         label = record.labels.get(name, math.nan)
         if not math.isnan(label):
-            same = Preference(
+            same = PreferencePair(
                 prompt=record.prompt, chosen=record.response, rejected=record.response, objective=name
             )
-            yield _pair(same, right=label >= level, rng=rng)
+            yield _confidence_pair(same, is_correct=label >= level, rng=rng)
 
 
-def _pair(record: Preference, *, right: bool, rng: Generator) -> Preference:
+def _confidence_pair(record: PreferencePair, *, is_correct: bool, rng: Generator) -> PreferencePair:
     """The one response of this record, sure and unsure; the better of the two is chosen."""
-    bare = without_confidence(record.chosen)
-    sure = with_confidence(bare, int(rng.integers(HIGH[0], HIGH[1] + 1)))
-    unsure = with_confidence(bare, int(rng.integers(LOW[0], LOW[1] + 1)))
-    return replace(record, chosen=sure if right else unsure, rejected=unsure if right else sure)
+    bare = strip_confidence(record.chosen)
+    sure = append_confidence(bare, int(rng.integers(HIGH_CONFIDENCE_RANGE[0], HIGH_CONFIDENCE_RANGE[1] + 1)))
+    unsure = append_confidence(bare, int(rng.integers(LOW_CONFIDENCE_RANGE[0], LOW_CONFIDENCE_RANGE[1] + 1)))
+    return replace(record, chosen=sure if is_correct else unsure, rejected=unsure if is_correct else sure)

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from paretune.data.confidence import stated_confidence, without_confidence
+from paretune.data.confidence import parse_confidence, strip_confidence
 from paretune.data.records import Sample
 from paretune.objectives.score import Scorer
 
 
 @dataclass(frozen=True)
-class StatedConfidence:
+class StatedConfidenceScorer:
     """The stated confidence in [0, 1]; NaN where a response states none.
 
     A column to be read by `CalibrateByConfidence` and reported; more of it is not better, so it gets no
@@ -24,11 +24,11 @@ class StatedConfidence:
 
     def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
         """One column."""
-        return torch.tensor([[stated_confidence(sample.whole)] for sample in samples]).reshape(-1, 1)
+        return torch.tensor([[parse_confidence(sample.full_response)] for sample in samples]).reshape(-1, 1)
 
 
 @dataclass(frozen=True)
-class BlindToConfidence:
+class ConfidenceBlindScorer:
     """A scorer that is shown every response without its statement of confidence."""
 
     scorer: Scorer
@@ -40,4 +40,4 @@ class BlindToConfidence:
 
     def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
         """The scorer's columns."""
-        return self.scorer([replace(s, response=without_confidence(s.response)) for s in samples])
+        return self.scorer([replace(s, response=strip_confidence(s.response)) for s in samples])

@@ -11,13 +11,13 @@ from paretune.data.records import Prompt, Sample
 from paretune.data.template import encode_prompt, encode_response
 from paretune.elsewhere import PreTrainedTokenizerBase
 from paretune.errors import WiringError
-from paretune.models.adapt import bare
-from paretune.models.flops import continued, forward_flops
-from paretune.models.forward import can_pack, device_of, states
+from paretune.models.adapt import unwrap_model_for_forward
+from paretune.models.flops import forward_flops, shared_prefix_shape
+from paretune.models.forward import device_of, flat_hidden_states, supports_packing
 from paretune.models.load import context_length
-from paretune.models.sharing import plan, sharings
+from paretune.models.sharing import find_prefix_groups, plan_passes
 
-NEAR = 1024
+PREFIX_SEARCH_WINDOW = 1024
 """Rows among which common beginnings are looked for: the responses to a prompt stand beside each other."""
 
 
@@ -29,23 +29,23 @@ class RewardModel(nn.Module):
         network: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        stop: int,
+        eos_id: int,
         scale: Sequence[float],
         offset: Sequence[float],
-        data: Mapping[str, Sequence[str]] | None = None,
+        provenance: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.tokenizer, self.stop = network, tokenizer, stop
-        self.data: Mapping[str, Sequence[str]] = dict(data or {})
+        self.network, self.tokenizer, self.eos_id = network, tokenizer, eos_id
+        self.provenance: Mapping[str, Sequence[str]] = dict(provenance or {})
         """Hashes that tell what the model was fitted on, in lists by name; empty: nobody knows."""
-        with bare(network) as base:
+        with unwrap_model_for_forward(network) as base:
             self.objectives = tuple(base.config.id2label[i] for i in range(base.config.num_labels))
-            self.longest = context_length(base)
+            self.max_length = context_length(base)
             """Most tokens of a row."""
-        self.affine(scale, offset)
+        self.set_label_scaling(scale, offset)
         self.eval()
 
-    def affine(self, scale: Sequence[float], offset: Sequence[float]) -> None:
+    def set_label_scaling(self, scale: Sequence[float], offset: Sequence[float]) -> None:
         """Set what turns the K logits into the units of the labels."""
         if not len(self.objectives) == len(scale) == len(offset):
             raise WiringError(
@@ -53,81 +53,94 @@ class RewardModel(nn.Module):
             )
         self.scale, self.offset = tuple(map(float, scale)), tuple(map(float, offset))
 
-    def forward(self, tokens: Int[Tensor, "B T"], attend: Bool[Tensor, "B T"]) -> Float[Tensor, "B K"]:
+    def forward(
+        self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B K"]:
         """Logits, in standard deviations of the labels; float32 heads whatever the body is.
 
-        They are read at the last position that `attend` marks, never by comparing tokens with a padding
+        They are read at the last position that `attention_mask` marks, never by comparing tokens with a padding
         id: a model whose padding token also ends responses would otherwise be read one token early.
         """
-        found = states(self.network, tokens, attend)
-        last = attend.shape[1] - 1 - attend.flip(1).int().argmax(1)
-        at = found.flat[found.place.gather(1, last[:, None].to(found.place.device)).squeeze(1)]
-        with bare(self.network) as base:
+        found = flat_hidden_states(self.network, input_ids, attention_mask)
+        last = attention_mask.shape[1] - 1 - attention_mask.flip(1).int().argmax(1)
+        at = found.flat[found.index.gather(1, last[:, None].to(found.index.device)).squeeze(1)]
+        with unwrap_model_for_forward(self.network) as base:
             return base.score(at.to(torch.promote_types(at.dtype, torch.float32)))
 
-    def label_units(self, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    def to_label_units(self, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """What the raters would have said."""
         return logits * logits.new_tensor(self.scale) + logits.new_tensor(self.offset)
 
     def encode(self, prompt: Prompt, response: str) -> list[int]:
         """The row of a response, as the policy writes it, with the token that ends it."""
-        ids = encode_response(self.tokenizer, response, stop=self.stop)
+        ids = encode_response(self.tokenizer, response, eos_id=self.eos_id)
         return encode_prompt(self.tokenizer, prompt) + ids
 
     @torch.inference_mode()
-    def scores(self, rows: Sequence[Sequence[int]], *, tokens: int = 4096) -> Float[Tensor, "B K"]:
+    def score_sequences(
+        self, sequences: Sequence[Sequence[int]], *, max_tokens_per_pass: int = 4096
+    ) -> Float[Tensor, "B K"]:
         """Scores of token rows in label units, on the CPU; a row does not notice what stands beside it.
 
-        Rows longer than the model can read get NaN. Each forward pass reads at most `tokens` tokens; what
+        Rows longer than the model can read get NaN. Each forward pass reads at most `max_tokens_per_pass` tokens; what
         rows begin with in common counts once, and a pass may hold three times as much where that is long.
         """
-        result = torch.full((len(rows), len(self.objectives)), torch.nan)
-        fits = [i for i, row in enumerate(rows) if 0 < len(row) <= self.longest]
-        for index in self._parts(rows, fits, tokens):
-            ids, attend = pad_rows([rows[i] for i in index], device=device_of(self.network))
-            result[index] = self.label_units(self(ids, attend)).cpu().to(result.dtype)
+        result = torch.full((len(sequences), len(self.objectives)), torch.nan)
+        fits = [i for i, row in enumerate(sequences) if 0 < len(row) <= self.max_length]
+        for index in self._forward_batches(sequences, fits, max_tokens_per_pass):
+            ids, attend = pad_sequences([sequences[i] for i in index], device=device_of(self.network))
+            result[index] = self.to_label_units(self(ids, attend)).cpu().to(result.dtype)
         return result
 
-    def _parts(self, rows: Sequence[Sequence[int]], which: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    def _forward_batches(
+        self, sequences: Sequence[Sequence[int]], indices: Sequence[int], max_tokens_per_pass: int
+    ) -> Iterator[list[int]]:
         """Numbers of rows that are read in one pass."""
-        if not can_pack(self.network):
-            for part in by_length([len(rows[i]) for i in which], tokens):
-                yield [which[i] for i in part]
+        if not supports_packing(self.network):
+            for part in batches_by_length([len(sequences[i]) for i in indices], max_tokens_per_pass):
+                yield [indices[i] for i in part]
             return
-        for start in range(0, len(which), NEAR):
-            near = which[start : start + NEAR]
-            lengths = [len(rows[i]) for i in near]
-            for part in plan(lengths, tokens, sharings(*pad_rows([rows[i] for i in near])), strict=False):
+        for start in range(0, len(indices), PREFIX_SEARCH_WINDOW):
+            near = indices[start : start + PREFIX_SEARCH_WINDOW]
+            lengths = [len(sequences[i]) for i in near]
+            for part in plan_passes(
+                lengths,
+                max_tokens_per_pass,
+                find_prefix_groups(*pad_sequences([sequences[i] for i in near])),
+                strict_token_limit=False,
+            ):
                 yield [near[i] for i in part]
 
 
-def pad_rows(
-    rows: Sequence[Sequence[int]], *, device: torch.device | None = None
+def pad_sequences(
+    sequences: Sequence[Sequence[int]], *, device: torch.device | None = None
 ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """Rows of token ids padded on the right, and where a real token stands."""
-    lengths = torch.tensor([len(row) for row in rows])
+    lengths = torch.tensor([len(row) for row in sequences])
     width = int(lengths.max())
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in sequences])
     return ids.to(device), (torch.arange(width) < lengths[:, None]).to(device)
 
 
-def by_length(lengths: Sequence[int], tokens: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:
-    """Indices in parts of like length, longest first, each of at most `tokens` padded tokens, or alone.
+def batches_by_length(
+    lengths: Sequence[int], max_tokens_per_pass: int, rows_per_item: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Indices in parts of like length, longest first, each of at most `max_tokens_per_pass` padded tokens, or alone.
 
     A part that fills an eighth of that also ends where its next item would be padded by more than a third:
     on real texts, whose lengths differ much, this saves more than larger parts do.
 
     Args:
         lengths: Of each item, the tokens of its longest row.
-        tokens: Of a part, padding included.
-        rows: How many rows an item has; one, where not given.
+        max_tokens_per_pass: Of a part, padding included.
+        rows_per_item: How many rows an item has; one, where not given.
     """
     part: list[int] = []
     held = width = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        more = rows[i] if rows is not None else 1
-        full = (held + more) * width > tokens
-        wasteful = held * width * 8 >= tokens and 4 * lengths[i] < 3 * width
+        more = rows_per_item[i] if rows_per_item is not None else 1
+        full = (held + more) * width > max_tokens_per_pass
+        wasteful = held * width * 8 >= max_tokens_per_pass and 4 * lengths[i] < 3 * width
         if part and (full or wasteful):
             yield part
             part, held = [], 0
@@ -144,11 +157,11 @@ class RewardModelScorer:
     """A reward model as a scorer: text in, one column of label units for each of its objectives."""
 
     model: RewardModel
-    tokens: int = 4096
+    max_tokens_per_pass: int = 4096
     """Most padded tokens of a forward pass."""
     names: tuple[str, ...] = field(init=False)
     """The objectives of the columns."""
-    done: float = field(default=0.0, init=False, repr=False, compare=False)
+    total_flops: float = field(default=0.0, init=False, repr=False, compare=False)
     """Floating-point operations that all answers so far had to take; NaN where nobody can say."""
 
     def __post_init__(self) -> None:
@@ -165,10 +178,10 @@ class RewardModelScorer:
         for sample in samples:
             if sample.prompt not in prompts:
                 prompts[sample.prompt] = encode_prompt(self.model.tokenizer, sample.prompt)
-            ids = encode_response(self.model.tokenizer, sample.response, stop=self.model.stop)
+            ids = encode_response(self.model.tokenizer, sample.response, eos_id=self.model.eos_id)
             rows.append(prompts[sample.prompt] + ids)
-            if len(rows[-1]) <= self.model.longest:
+            if len(rows[-1]) <= self.model.max_length:
                 sizes.append((len(prompts[sample.prompt]), len(ids)))
-        read = continued([len(prompt) for prompt in prompts.values()], sizes)
-        self.done += forward_flops(self.model.network, read)
-        return self.model.scores(rows, tokens=self.tokens)
+        read = shared_prefix_shape([len(prompt) for prompt in prompts.values()], sizes)
+        self.total_flops += forward_flops(self.model.network, read)
+        return self.model.score_sequences(rows, max_tokens_per_pass=self.max_tokens_per_pass)

@@ -19,41 +19,41 @@ from torch import Tensor, nn
 from paretune.data.template import template_hash
 from paretune.elsewhere import PreTrainedTokenizerBase
 from paretune.errors import DataError, WiringError
-from paretune.models.adapt import Lora, add_lora, bare
-from paretune.models.critic import classifier, with_score
+from paretune.models.adapt import LoraSpec, add_lora, unwrap_model_for_forward
+from paretune.models.critic import classifier_from_lm, require_score_head
 from paretune.models.load import (
-    Language,
     ModelSpec,
-    config_of,
-    device_named,
+    PolicyModel,
+    load_model_config,
     load_policy,
+    load_pretrained,
     load_tokenizer,
-    read_weights,
+    resolve_device,
     save_model,
 )
 from paretune.objectives.reward_model import RewardModel
 
 SCHEMA = "paretune/reward/2"
 """Of the config's `paretune` entry."""
-PADDING = "<|padding|>"
+PAD_TOKEN = "<|padding|>"
 """Added to a tokenizer whose only padding token also ends responses."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardSpec:
+class RewardModelSpec:
     """What a reward model is made of before it is fitted."""
 
     path: str
     """Folder or hub name of a causal language model, whose body is taken over."""
     objectives: tuple[str, ...]
     dtype: Literal["float32", "bfloat16"] = "float32"
-    lora: Lora | None = None
+    lora: LoraSpec | None = None
     revision: str | None = None
     device: str = "cpu"
 
 
 def new_reward_model(
-    spec: RewardSpec, scale: Sequence[float], offset: Sequence[float], *, seed: int = 0
+    spec: RewardModelSpec, scale: Sequence[float], offset: Sequence[float], *, seed: int = 0
 ) -> RewardModel:
     """A reward model with the body of a stored causal language model and heads that start at 0.
 
@@ -64,16 +64,16 @@ def new_reward_model(
     language = load_policy(
         ModelSpec(path=spec.path, dtype=spec.dtype, revision=spec.revision, device=spec.device)
     )
-    return from_language(language, spec.objectives, scale, offset, lora=spec.lora, seed=seed)
+    return reward_model_from_lm(language, spec.objectives, scale, offset, lora=spec.lora, seed=seed)
 
 
-def from_language(
-    language: Language,
+def reward_model_from_lm(
+    lm: PolicyModel,
     objectives: Sequence[str],
     scale: Sequence[float],
     offset: Sequence[float],
     *,
-    lora: Lora | None = None,
+    lora: LoraSpec | None = None,
     seed: int = 0,
 ) -> RewardModel:
     """A new reward model whose body is a copy of this language model's, and whose heads are 0.
@@ -81,7 +81,7 @@ def from_language(
     Heads of 0 predict the mean label everywhere, so that a fit starts from the constant baseline.
 
     Args:
-        language: A causal model without an adapter, and its tokenizer.
+        lm: A causal model without an adapter, and its tokenizer.
         objectives: Names of the heads.
         scale: Of each head, from logits to label units.
         offset: Of each head, in label units.
@@ -95,20 +95,20 @@ def from_language(
         raise WiringError(
             f"a reward model needs one or more different objectives; it got {tuple(objectives)}"
         )
-    network = classifier(language.model, objectives)
-    tokenizer, stop = copy.deepcopy(language.tokenizer), language.stops[0]
-    _padding(network, tokenizer, stop)
+    network = classifier_from_lm(lm.model, objectives)
+    tokenizer, stop = copy.deepcopy(lm.tokenizer), lm.eos_ids[0]
+    _ensure_pad_token(network, tokenizer, stop)
     whole: nn.Module = network if lora is None else add_lora(network, lora, seed, "SEQ_CLS")
-    return RewardModel(whole, tokenizer, stop=stop, scale=scale, offset=offset)
+    return RewardModel(whole, tokenizer, eos_id=stop, scale=scale, offset=offset)
 
 
-def _padding(network: Any, tokenizer: PreTrainedTokenizerBase, stop: int) -> None:
+def _ensure_pad_token(network: Any, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> None:
     """Make sure that padding never looks like the end of a response, for those who load the model plainly.
 
     transformers reads a classifier at the last token that is not the padding token.
     """
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == stop:
-        tokenizer.add_special_tokens({"pad_token": PADDING})
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == eos_id:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     known = network.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:
         device = network.device
@@ -121,28 +121,28 @@ def _padding(network: Any, tokenizer: PreTrainedTokenizerBase, stop: int) -> Non
 
 def save_reward_model(model: RewardModel, folder: Path) -> None:
     """Write the model as a sequence classifier that other tools load; an adapter is merged into it."""
-    with bare(model.network) as base:
+    with unwrap_model_for_forward(model.network) as base:
         base.config.paretune = {
             "schema": SCHEMA,
             "scale": list(model.scale),
             "offset": list(model.offset),
-            "stop": model.stop,
+            "stop": model.eos_id,
             "template": template_hash(model.tokenizer),
-            "data": model.data,
+            "data": model.provenance,
         }
-    with _at_label_size(model):
+    with _heads_in_label_units(model):
         save_model(model.network, model.tokenizer, folder)
 
 
 @contextmanager
-def _at_label_size(model: RewardModel) -> Iterator[None]:
+def _heads_in_label_units(model: RewardModel) -> Iterator[None]:
     """The heads times their scales, and afterwards as they were to the last bit."""
-    with bare(model.network) as base:
+    with unwrap_model_for_forward(model.network) as base:
         weights = list(base.score.parameters())
     before = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for weight in weights:
-            _rescale(weight, model.scale)
+            _scale_heads(weight, model.scale)
         try:
             yield
         finally:
@@ -150,7 +150,7 @@ def _at_label_size(model: RewardModel) -> Iterator[None]:
                 weight.copy_(old)
 
 
-def _rescale(weight: Tensor, factors: Sequence[float]) -> None:
+def _scale_heads(weight: Tensor, factors: Sequence[float]) -> None:
     """Each head's row times its factor, in place; [K, H], or [K] of a classifier that has a bias."""
     weight.mul_(weight.new_tensor(factors).reshape(-1, *[1] * (weight.ndim - 1)))
 
@@ -173,50 +173,52 @@ def load_reward_model(
     """
     from transformers import AutoModelForSequenceClassification
 
-    place = device_named(device)
+    place = resolve_device(device)
     tokenizer = load_tokenizer(path, revision=revision)
     precision = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    network: Any = read_weights(AutoModelForSequenceClassification, path, dtype=precision, revision=revision)
-    with_score(network).score.float()
+    network: Any = load_pretrained(
+        AutoModelForSequenceClassification, path, dtype=precision, revision=revision
+    )
+    require_score_head(network).score.float()
     network.to(place)
     count, stop = network.config.num_labels, tokenizer.eos_token_id
     ours = getattr(network.config, "paretune", None) or {}
     if ours:
-        _check_ours(path, ours, tokenizer)
+        _check_metadata(path, ours, tokenizer)
     if "stop" not in ours and stop is None:
         raise DataError(f"{path}: no token ends a response; fix: set eos_token in tokenizer_config.json")
     scale = ours.get("scale", [1.0] * count)
     with torch.no_grad():
         for weight in network.score.parameters():
-            _rescale(weight, [1 / factor for factor in scale])
+            _scale_heads(weight, [1 / factor for factor in scale])
     return RewardModel(
         network,
         tokenizer,
-        stop=ours.get("stop", stop),
+        eos_id=ours.get("stop", stop),
         scale=scale,
         offset=ours.get("offset", [0.0] * count),
-        data=ours.get("data", {}),
+        provenance=ours.get("data", {}),
     )
 
 
-def _check_ours(path: str, ours: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    if ours["schema"] != SCHEMA:
+def _check_metadata(path: str, metadata: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    if metadata["schema"] != SCHEMA:
         raise DataError(
-            f"{path}: config.json: paretune.schema is {ours['schema']}, and {SCHEMA} is read; "
+            f"{path}: config.json: paretune.schema is {metadata['schema']}, and {SCHEMA} is read; "
             "fix: fit it again"
         )
-    if ours["template"] != template_hash(tokenizer):
+    if metadata["template"] != template_hash(tokenizer):
         raise DataError(
             f"{path}: its chat template is not the one it was fitted with, so its scores would mean nothing; "
             "fix: put the old tokenizer back, or fit it again"
         )
 
 
-def objectives_of(path: str, *, revision: str | None = None) -> tuple[str, ...]:
+def read_objectives(path: str, *, revision: str | None = None) -> tuple[str, ...]:
     """The heads of a stored reward model, without reading its weights.
 
     Raises:
         DataError: There is no configuration, or it cannot be read.
     """
-    config = config_of(path, revision=revision)
+    config = load_model_config(path, revision=revision)
     return tuple(config.id2label[i] for i in range(config.num_labels))

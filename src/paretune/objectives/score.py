@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paretune.batch import Batch
-from paretune.data.collate import kinds_of
-from paretune.data.frame import View, shown
+from paretune.data.collate import encode_categories
+from paretune.data.frame import ScorerView, visible_text
 from paretune.data.records import Sample
 from paretune.errors import DataError, WiringError
 
@@ -31,7 +31,7 @@ class Scorer(Protocol):
         ...
 
 
-def owners(objectives: Sequence[str], scorers: Sequence[Scorer]) -> dict[str, tuple[int, int]]:
+def resolve_scorers(objectives: Sequence[str], scorers: Sequence[Scorer]) -> dict[str, tuple[int, int]]:
     """For each objective, which scorer gives it and in which of its columns.
 
     Raises:
@@ -54,7 +54,7 @@ def owners(objectives: Sequence[str], scorers: Sequence[Scorer]) -> dict[str, tu
     return found
 
 
-def answers(scorer: Scorer, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
+def validated_scores(scorer: Scorer, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
     """What a scorer says of the samples, in the form it promised.
 
     Raises:
@@ -68,62 +68,68 @@ def answers(scorer: Scorer, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
     return given
 
 
-def through(scorer: Scorer, seen: Sequence[Sample | None]) -> Float[Tensor, "B k"]:
+def score_visible(scorer: Scorer, samples: Sequence[Sample | None]) -> Float[Tensor, "B k"]:
     """What a scorer says of what a view shows; NaN where it shows nothing.
 
     Raises:
         WiringError: The scorer's answer has another form than it promised.
     """
-    there = [i for i, sample in enumerate(seen) if sample is not None]
-    if len(there) == len(seen):
-        return answers(scorer, [sample for sample in seen if sample is not None])
-    found = torch.full((len(seen), len(scorer.names)), torch.nan)
+    there = [i for i, sample in enumerate(samples) if sample is not None]
+    if len(there) == len(samples):
+        return validated_scores(scorer, [sample for sample in samples if sample is not None])
+    found = torch.full((len(samples), len(scorer.names)), torch.nan)
     if there:
-        found[there] = answers(scorer, [sample for sample in seen if sample is not None]).to(found)
+        found[there] = validated_scores(scorer, [sample for sample in samples if sample is not None]).to(
+            found
+        )
     return found
 
 
-def score(batch: Batch, samples: Sequence[Sample], scorers: Sequence[Scorer], view: View = "whole") -> Batch:
+def score_batch(
+    batch: Batch, samples: Sequence[Sample], scorers: Sequence[Scorer], scorer_view: ScorerView = "whole"
+) -> Batch:
     """Ask every scorer that is needed, once, and write `scores` and their working copy `signal`.
 
     Scorers see what the view shows; a response of which it shows nothing is unscored. What the prompts say of
     themselves is written beside: their kind, and the preference some ask for.
 
-    Reads: objectives. Writes: scores, signal, readable, kind, kinds, preference.
+    Reads: objectives. Writes: scores, rewards, format_valid, category, categories, preference_weights.
 
     Raises:
         WiringError: An objective has no scorer or several, or a scorer's answer has the wrong form.
     """
-    found = owners(batch.objectives, scorers)
+    found = resolve_scorers(batch.objectives, scorers)
     if len(samples) != len(batch):
         raise WiringError(f"{len(samples)} samples came with a batch of {len(batch)} rows")
-    seen = [shown(sample, view) for sample in samples]
-    given = {i: through(scorers[i], seen) for i in sorted({i for i, _ in found.values()})}
+    seen = [visible_text(sample, scorer_view) for sample in samples]
+    given = {i: score_visible(scorers[i], seen) for i in sorted({i for i, _ in found.values()})}
     columns = [given[i][:, column].to(batch.scores) for i, column in found.values()]
     scores = torch.stack(columns, -1) if columns else batch.scores.new_empty(len(batch), 0)
-    kind, kinds = kinds_of(samples)
-    preference = preferences(samples, batch.objectives)
-    return batch.set(
+    kind, kinds = encode_categories(samples)
+    preference = prompt_preference_weights(samples, batch.objectives)
+    return batch.replace(
         scores=scores,
-        signal=scores,
-        readable=torch.tensor([sample is not None for sample in seen]),
-        kind=kind,
-        kinds=kinds,
-        preference=preference,
+        rewards=scores,
+        format_valid=torch.tensor([sample is not None for sample in seen]),
+        category=kind,
+        categories=kinds,
+        preference_weights=preference,
     )
 
 
-def preferences(samples: Sequence[Sample], objectives: tuple[str, ...]) -> Float[Tensor, "B K"] | None:
+def prompt_preference_weights(
+    samples: Sequence[Sample], objectives: tuple[str, ...]
+) -> Float[Tensor, "B K"] | None:
     """The weights each prompt asks for; NaN for a prompt that asks for none; None where no prompt does.
 
     Raises:
         DataError: A prompt asks for an objective that is not scored.
     """
-    if not any(sample.prompt.preference for sample in samples):
+    if not any(sample.prompt.preference_weights for sample in samples):
         return None
     rows = []
     for sample in samples:
-        asked = dict(sample.prompt.preference)
+        asked = dict(sample.prompt.preference_weights)
         for name in asked.keys() - set(objectives):
             raise DataError(
                 f'prompt "{sample.prompt.id}": preference: asks for "{name}", which is not scored; '

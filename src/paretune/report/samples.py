@@ -12,21 +12,21 @@ import pyarrow.parquet as pq
 
 from paretune.errors import DataError
 from paretune.report.sanitize import one_line
-from paretune.report.words import digits_for, known, number, signed
+from paretune.report.words import decimals_for, finite_or_none, format_number, format_signed
 
-RANDOM = 6
-LONGEST_TEXT = 4000
+NUM_RANDOM = 6
+MAX_TEXT_CHARS = 4000
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class DisplayedSample:
     """One prompt with both responses, as text."""
 
-    rule: str
-    kind: str
-    opened: bool
+    selection_rule: str
+    category: str
+    expanded: bool
     """Two are; never one with a harmful request, lest a reader meet it unasked."""
     title: str
     prompt: str
@@ -36,29 +36,29 @@ class Shown:
     """objective, before, after, change."""
 
 
-def samples(folder: Path, numbers: Row) -> list[Shown]:
+def select_samples(evaluation_dir: Path, evaluation: Row) -> list[DisplayedSample]:
     """The biggest gain and loss of each objective, the longest response, and six drawn by the seed.
 
     Args:
-        folder: Of one evaluation, with generations.parquet; without it nothing is shown.
-        numbers: Of its eval.json.
+        evaluation_dir: Of one evaluation, with generations.parquet; without it nothing is shown.
+        evaluation: Of its eval.json.
 
     Raises:
         DataError: The file is damaged.
     """
-    rows = read_rows(folder / "generations.parquet")
-    objectives = numbers["objectives"]
+    rows = read_parquet_rows(evaluation_dir / "generations.parquet")
+    objectives = evaluation["objectives"]
     chosen: dict[int, str] = {}
-    for rule, index in _extremes(rows, tuple(objectives)):
+    for rule, index in _extreme_rows(rows, tuple(objectives)):
         chosen.setdefault(index, rule)
     rest = [index for index in range(len(rows)) if index not in chosen]
-    order = np.random.Generator(np.random.Philox(int(numbers.get("seed", 0)))).permutation(len(rest))
-    chosen |= {rest[i]: "drawn at random" for i in order[:RANDOM].tolist()}
+    order = np.random.Generator(np.random.Philox(int(evaluation.get("seed", 0)))).permutation(len(rest))
+    chosen |= {rest[i]: "drawn at random" for i in order[:NUM_RANDOM].tolist()}
     harmless = [index for index in chosen if rows[index]["kind"] != "harmful"]
-    return [_shown(rule, rows[i], objectives, i in harmless[:2]) for i, rule in chosen.items()]
+    return [_displayed_sample(rule, rows[i], objectives, i in harmless[:2]) for i, rule in chosen.items()]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_parquet_rows(path: Path) -> list[dict[str, Any]]:
     """All rows of a parquet file; none where there is no file.
 
     Raises:
@@ -73,53 +73,60 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _extremes(rows: Sequence[Row], objectives: Sequence[str]) -> Iterator[tuple[str, int]]:
+def _extreme_rows(rows: Sequence[Row], objectives: Sequence[str]) -> Iterator[tuple[str, int]]:
     for objective in objectives:
-        change = _changes(rows, objective)
+        change = _score_changes(rows, objective)
         for rule, sign in (("biggest gain", 1.0), ("biggest loss", -1.0)):
-            best = _most([sign * value for value in change])
+            best = _argmax([sign * value for value in change])
             if best is not None and sign * change[best] > 0:
                 yield f"{rule} in {objective}", best
-    longest = _most([float(row["after_tokens"]) for row in rows])
+    longest = _argmax([float(row["after_tokens"]) for row in rows])
     if longest is not None:
         yield "longest response after", longest
 
 
-def _changes(rows: Sequence[Row], objective: str) -> list[float]:
-    pairs = ((known(row.get(f"before/{objective}")), known(row.get(f"after/{objective}"))) for row in rows)
+def _score_changes(rows: Sequence[Row], objective: str) -> list[float]:
+    pairs = (
+        (finite_or_none(row.get(f"before/{objective}")), finite_or_none(row.get(f"after/{objective}")))
+        for row in rows
+    )
     return [math.nan if one is None or two is None else two - one for one, two in pairs]
 
 
-def _most(values: Sequence[float]) -> int | None:
+def _argmax(values: Sequence[float]) -> int | None:
     there = [i for i, value in enumerate(values) if not math.isnan(value)]
     return max(there, key=lambda i: values[i], default=None)
 
 
-def _shown(rule: str, row: Row, objectives: Mapping[str, Row], opened: bool) -> Shown:
+def _displayed_sample(
+    selection_rule: str, row: Row, objectives: Mapping[str, Row], expanded: bool
+) -> DisplayedSample:
     scores = []
     for name, objective in objectives.items():
-        one, two = known(row.get(f"before/{name}")), known(row.get(f"after/{name}"))
-        digits = digits_for(objective)
+        one, two = finite_or_none(row.get(f"before/{name}")), finite_or_none(row.get(f"after/{name}"))
+        digits = decimals_for(objective)
         change = None if one is None or two is None else two - one
-        scores.append((name, number(one, digits), number(two, digits), signed(change, digits)))
+        scores.append(
+            (name, format_number(one, digits), format_number(two, digits), format_signed(change, digits))
+        )
     harmful = row["kind"] == "harmful"
-    return Shown(
-        rule=rule,
-        kind=row["kind"],
-        opened=opened,
+    return DisplayedSample(
+        selection_rule=selection_rule,
+        category=row["kind"],
+        expanded=expanded,
         title="a harmful request, folded" if harmful else one_line(row["prompt"], 90),
-        prompt=_cut(row["prompt"]),
-        before=_ended(row, "before"),
-        after=_ended(row, "after"),
+        prompt=_truncate(row["prompt"]),
+        before=_response_text(row, "before"),
+        after=_response_text(row, "after"),
         scores=tuple(scores),
     )
 
 
-def _ended(row: Row, arm: str) -> str:
-    text = _cut(row[arm])
+def _response_text(row: Row, arm: str) -> str:
+    text = _truncate(row[arm])
     return f"{text} […ran into the length limit]" if row.get(f"{arm}_truncated") else text
 
 
-def _cut(text: str) -> str:
-    more = len(text) - LONGEST_TEXT
-    return text if more <= 0 else f"{text[:LONGEST_TEXT]}… [{more} more characters in generations.parquet]"
+def _truncate(text: str) -> str:
+    more = len(text) - MAX_TEXT_CHARS
+    return text if more <= 0 else f"{text[:MAX_TEXT_CHARS]}… [{more} more characters in generations.parquet]"

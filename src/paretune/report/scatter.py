@@ -5,105 +5,118 @@ from dataclasses import dataclass
 
 from paretune.report.figures import nice_ticks, tick_label
 
-WIDTH, HEIGHT = 430, 330
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 42
-SHAPES = ("circle", "square", "triangle", "diamond", "down", "cross")
+SCATTER_WIDTH, SCATTER_HEIGHT = 430, 330
+SCATTER_LEFT, SCATTER_RIGHT, SCATTER_TOP, SCATTER_BOTTOM = 52, 16, 14, 42
+MARKER_SHAPES = ("circle", "square", "triangle", "diamond", "down", "cross")
 """A shape for each method in turn, so that nothing hangs on colour."""
-SIZE = 5.5
-APART = 12.0
+MARKER_SIZE = 5.5
+LABEL_SPACING = 12.0
 """Pixels between two labels, so that both can be read."""
 
-End = tuple[float, float, float]
+MeanInterval = tuple[float, float, float]
 """Mean, low and high end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Dot:
+class ScatterPoint:
     """One policy: what it is called, and its mean and interval in both objectives."""
 
     label: str
-    number: int
+    method_index: int
     """Decides shape and colour; 0: the start."""
-    across: End
-    up: End
-    front: bool = False
+    x: MeanInterval
+    y: MeanInterval
+    on_pareto_front: bool = False
     """No other one dominates it in these two objectives."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Marker:
     """A dot in coordinates."""
 
     label: str
-    number: int
+    method_index: int
     shape: str
     x: float
     y: float
     outline: str
     """SVG path data of its shape."""
-    across: tuple[float, float]
-    up: tuple[float, float]
+    x_interval: tuple[float, float]
+    y_interval: tuple[float, float]
     label_x: float
     label_y: float
-    front: bool
+    on_pareto_front: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Scatter:
+class ScatterPlot:
     """A whole figure."""
 
     width: int
     height: int
-    frame: tuple[int, int, int, int]
+    plot_area: tuple[int, int, int, int]
     """Left, right, top and bottom of the plot."""
-    across: tuple[tuple[float, str], ...]
-    up: tuple[tuple[float, str], ...]
-    marks: tuple[Mark, ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    markers: tuple[Marker, ...]
 
 
-def scatter(dots: Sequence[Dot]) -> Scatter | None:
+def scatter_plot(points: Sequence[ScatterPoint]) -> ScatterPlot | None:
     """The figure, or None where there is nothing to draw."""
-    if not dots:
+    if not points:
         return None
-    xs, ys = _ticks([end for dot in dots for end in dot.across]), _ticks([e for dot in dots for e in dot.up])
+    xs, ys = (
+        _padded_ticks([end for dot in points for end in dot.x]),
+        _padded_ticks([e for dot in points for e in dot.y]),
+    )
 
     def x(value: float) -> float:
-        return round(LEFT + (value - xs[0]) / (xs[-1] - xs[0]) * (WIDTH - LEFT - RIGHT), 1)
+        return round(
+            SCATTER_LEFT
+            + (value - xs[0]) / (xs[-1] - xs[0]) * (SCATTER_WIDTH - SCATTER_LEFT - SCATTER_RIGHT),
+            1,
+        )
 
     def y(value: float) -> float:
-        return round(TOP + (ys[-1] - value) / (ys[-1] - ys[0]) * (HEIGHT - TOP - BOTTOM), 1)
+        return round(
+            SCATTER_TOP
+            + (ys[-1] - value) / (ys[-1] - ys[0]) * (SCATTER_HEIGHT - SCATTER_TOP - SCATTER_BOTTOM),
+            1,
+        )
 
-    marks: list[Mark] = []
-    for dot in sorted(dots, key=lambda dot: -dot.up[0]):
-        place = (x(dot.across[0]), y(dot.up[0]))
-        shape = "ring" if dot.number == 0 else SHAPES[(dot.number - 1) % len(SHAPES)]
-        label = _free(place, dot.label, marks)
+    marks: list[Marker] = []
+    for dot in sorted(points, key=lambda dot: -dot.y[0]):
+        place = (x(dot.x[0]), y(dot.y[0]))
+        shape = (
+            "ring" if dot.method_index == 0 else MARKER_SHAPES[(dot.method_index - 1) % len(MARKER_SHAPES)]
+        )
+        label = _label_position(place, dot.label, marks)
         marks.append(
-            Mark(
+            Marker(
                 label=dot.label,
-                number=dot.number,
+                method_index=dot.method_index,
                 shape=shape,
                 x=place[0],
                 y=place[1],
-                outline=outline(shape, *place),
-                across=(x(dot.across[1]), x(dot.across[2])),
-                up=(y(dot.up[1]), y(dot.up[2])),
+                outline=marker_path(shape, *place),
+                x_interval=(x(dot.x[1]), x(dot.x[2])),
+                y_interval=(y(dot.y[1]), y(dot.y[2])),
                 label_x=label[0],
                 label_y=label[1],
-                front=dot.front,
+                on_pareto_front=dot.on_pareto_front,
             )
         )
-    return Scatter(
-        width=WIDTH,
-        height=HEIGHT,
-        frame=(LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM),
-        across=tuple((x(tick), tick_label(tick, xs[1] - xs[0])) for tick in xs),
-        up=tuple((y(tick), tick_label(tick, ys[1] - ys[0])) for tick in ys),
-        marks=tuple(marks),
+    return ScatterPlot(
+        width=SCATTER_WIDTH,
+        height=SCATTER_HEIGHT,
+        plot_area=(SCATTER_LEFT, SCATTER_WIDTH - SCATTER_RIGHT, SCATTER_TOP, SCATTER_HEIGHT - SCATTER_BOTTOM),
+        x_ticks=tuple((x(tick), tick_label(tick, xs[1] - xs[0])) for tick in xs),
+        y_ticks=tuple((y(tick), tick_label(tick, ys[1] - ys[0])) for tick in ys),
+        markers=tuple(marks),
     )
 
 
-def outline(shape: str, x: float, y: float, size: float = SIZE) -> str:
+def marker_path(shape: str, x: float, y: float, size: float = MARKER_SIZE) -> str:
     """SVG path data of a shape around a point."""
     r = size
     paths = {
@@ -119,22 +132,24 @@ def outline(shape: str, x: float, y: float, size: float = SIZE) -> str:
     return "M" + "L".join(f"{x + a:.1f} {y + b:.1f}" for a, b in paths[shape]) + "Z"
 
 
-def _ticks(values: Sequence[float]) -> list[float]:
+def _padded_ticks(values: Sequence[float]) -> list[float]:
     low, high = min(values), max(values)
     pad = 0.06 * (high - low) or abs(high) / 10 or 1.0
     return nice_ticks(low - pad, high + pad, 5)
 
 
-def _free(place: tuple[float, float], label: str, marks: Sequence[Mark]) -> tuple[float, float]:
+def _label_position(
+    position: tuple[float, float], label: str, markers: Sequence[Marker]
+) -> tuple[float, float]:
     """Where the label of a mark covers no other label and no other mark: beside it, or a little lower."""
     wide = 6.2 * len(label)
-    left = place[0] + 9 if place[0] + 9 + wide < WIDTH - 2 else place[0] - 9 - wide
-    taken = [(m.label_x, m.label_x + 6.2 * len(m.label), m.label_y) for m in marks]
-    taken += [(m.x - SIZE, m.x + SIZE, m.y + 4) for m in marks]
+    left = position[0] + 9 if position[0] + 9 + wide < SCATTER_WIDTH - 2 else position[0] - 9 - wide
+    taken = [(m.label_x, m.label_x + 6.2 * len(m.label), m.label_y) for m in markers]
+    taken += [(m.x - MARKER_SIZE, m.x + MARKER_SIZE, m.y + 4) for m in markers]
     for step in range(12):
         for sign in (1, -1):
-            down = place[1] - 3 + sign * step * APART / 2
-            free = all(left > b or left + wide < a or abs(down - y) >= APART for a, b, y in taken)
-            if free and TOP < down < HEIGHT - BOTTOM:
+            down = position[1] - 3 + sign * step * LABEL_SPACING / 2
+            free = all(left > b or left + wide < a or abs(down - y) >= LABEL_SPACING for a, b, y in taken)
+            if free and SCATTER_TOP < down < SCATTER_HEIGHT - SCATTER_BOTTOM:
                 return left, round(down, 1)
-    return left, place[1] - 3
+    return left, position[1] - 3

@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-ABSENT = "–"
+MISSING = "–"
 """Stands where there is no number."""
 
-HUGE = 1e9
+SCIENTIFIC_THRESHOLD = 1e9
 """From here on numbers are written with a power of ten."""
 
-SIGNS = {
+VERDICT_SYMBOLS = {
     "better": "▲",
     "worse": "▼",
     "not worse": "◆",
@@ -21,54 +21,54 @@ SIGNS = {
 """A shape for each verdict, so that nothing hangs on colour."""
 
 
-def known(value: Any) -> float | None:
+def finite_or_none(value: Any) -> float | None:
     """The number, or None where there is none: null in the files, NaN in memory."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
 
 
-def number(value: Any, digits: int = 2) -> str:
+def format_number(value: Any, decimals: int = 2) -> str:
     """A plain number with a true minus sign; powers of ten where it is too long to be read."""
-    found = known(value)
+    found = finite_or_none(value)
     if found is None:
-        return ABSENT
-    text = f"{found:.{digits}f}" if abs(found) < HUGE else f"{found:.2e}"
+        return MISSING
+    text = f"{found:.{decimals}f}" if abs(found) < SCIENTIFIC_THRESHOLD else f"{found:.2e}"
     return f"−{text[1:]}" if text.startswith("-") and float(text) else text.lstrip("-")
 
 
-def signed(value: Any, digits: int = 2) -> str:
+def format_signed(value: Any, decimals: int = 2) -> str:
     """A change: always with its sign."""
-    text = number(value, digits)
-    return text if text == ABSENT or text.startswith("−") or not float(text) else f"+{text}"
+    text = format_number(value, decimals)
+    return text if text == MISSING or text.startswith("−") or not float(text) else f"+{text}"
 
 
-def interval(low: Any, high: Any, digits: int = 2, times: int = 1) -> str:
+def format_interval(low: Any, high: Any, decimals: int = 2, scale: int = 1) -> str:
     """[low, high] of a change, or nothing where there is none."""
-    if known(low) is None or known(high) is None:
+    if finite_or_none(low) is None or finite_or_none(high) is None:
         return ""
-    return f"[{signed(low * times, digits)}, {signed(high * times, digits)}]"
+    return f"[{format_signed(low * scale, decimals)}, {format_signed(high * scale, decimals)}]"
 
 
-def percent(value: Any, digits: int = 0) -> str:
+def format_percent(value: Any, decimals: int = 0) -> str:
     """A share as a percentage."""
-    found = known(value)
-    return ABSENT if found is None else f"{number(100 * found, digits)} %"
+    found = finite_or_none(value)
+    return MISSING if found is None else f"{format_number(100 * found, decimals)} %"
 
 
-def compact(value: Any) -> str:
+def format_compact(value: Any) -> str:
     """Three significant digits, whatever the size."""
-    found = known(value)
+    found = finite_or_none(value)
     if found is None:
-        return ABSENT
+        return MISSING
     if found != 0 and not 1e-3 <= abs(found) < 1e6:
         return f"{found:.2e}".replace("-", "−")
-    return number(found, max(0, 2 - math.floor(math.log10(abs(found))))) if found else "0"
+    return format_number(found, max(0, 2 - math.floor(math.log10(abs(found))))) if found else "0"
 
 
-def digits_for(objective: Mapping[str, Any]) -> int:
+def decimals_for(objective: Mapping[str, Any]) -> int:
     """Decimals that tell the interval of an objective's change from a point, and its ends from 0."""
-    low, high = known(objective["low"]), known(objective["high"])
+    low, high = finite_or_none(objective["low"]), finite_or_none(objective["high"])
     if low is None or high is None or high <= low:
         return 2
     half = (high - low) / 2
@@ -78,35 +78,35 @@ def digits_for(objective: Mapping[str, Any]) -> int:
     return digits
 
 
-def verdict_words(objective: Mapping[str, Any]) -> str:
+def format_verdict(objective: Mapping[str, Any]) -> str:
     """The verdict and, in brackets, its reason where it has one."""
-    reason = verdict_reason(objective)
+    reason = explain_verdict(objective)
     return f"{objective['verdict']} ({reason})" if reason else str(objective["verdict"])
 
 
-def verdict_reason(objective: Mapping[str, Any]) -> str:
+def explain_verdict(objective: Mapping[str, Any]) -> str:
     """Why there is no evidence: who judged, what could have been seen, or that nothing moved at all."""
     if objective["verdict"] != "no evidence":
         return ""
-    low = known(objective["low"])
+    low = finite_or_none(objective["low"])
     if low is not None and low > 0:
         return "judge = training reward"
-    detectable = known(objective.get("detectable"))
+    detectable = finite_or_none(objective.get("detectable"))
     if detectable is None:
         return ""
     if detectable == 0:
         return "no score changed"
-    text = number(detectable, digits_for(objective))
-    return f"could have seen ≥ {text if float(text) else compact(detectable)}"
+    text = format_number(detectable, decimals_for(objective))
+    return f"could have seen ≥ {text if float(text) else format_compact(detectable)}"
 
 
-def arrow(pair: Mapping[str, Any], digits: int = 2) -> str:
+def format_before_after(pair: Mapping[str, Any], decimals: int = 2) -> str:
     """Before → after."""
-    return f"{number(pair['before'], digits)} → {number(pair['after'], digits)}"
+    return f"{format_number(pair['before'], decimals)} → {format_number(pair['after'], decimals)}"
 
 
-def percent_arrow(pair: Mapping[str, Any]) -> str:
+def format_percent_before_after(pair: Mapping[str, Any]) -> str:
     """Before → after as percentages, with the interval of the change in points."""
-    text = f"{percent(pair['before'])} → {percent(pair['after'])}"
-    bounds = interval(pair.get("low"), pair.get("high"), 0, times=100)
+    text = f"{format_percent(pair['before'])} → {format_percent(pair['after'])}"
+    bounds = format_interval(pair.get("low"), pair.get("high"), 0, scale=100)
     return f"{text} {bounds}" if bounds else text

@@ -7,16 +7,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from paretune.models.adapt import bare
-from paretune.models.attention import attending, can_attend
-from paretune.models.head import head_of
-from paretune.rollout.draw import Decoded, Written, draw
-from paretune.rollout.reader import Reader
-from paretune.rollout.waves import in_waves
+from paretune.models.adapt import unwrap_model_for_forward
+from paretune.models.attention import supports_custom_attention, use_custom_attention
+from paretune.models.head import lm_head_of
+from paretune.rollout.draw import DecodedResponses, ResponseBuffer, sample_tokens
+from paretune.rollout.reader import BatchScheduler
+from paretune.rollout.waves import decode_static_batches
 
-__all__ = ["Decoded", "decode", "draw"]
+__all__ = ["DecodedResponses", "decode", "sample_tokens"]
 
-ROWS = 256
+MAX_ROWS = 256
 """Rows that are decoded at one time, where nobody says how many."""
 
 
@@ -24,14 +24,14 @@ ROWS = 256
 def decode(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
-    row_prompt: Sequence[int],
+    prompt_of_row: Sequence[int],
     uniform: NDArray[np.float64],
     *,
-    stops: Sequence[int],
+    eos_ids: Sequence[int],
     temperature: float,
-    pad: int,
-    rows: int = ROWS,
-) -> Decoded:
+    pad_id: int,
+    max_rows: int = MAX_ROWS,
+) -> DecodedResponses:
     """Sample one response a row; every prompt is read once, however many rows answer it.
 
     Rows take places in the order given; a row that ends leaves its place to the next. Models that do not let
@@ -40,28 +40,28 @@ def decode(
     Args:
         model: A causal model in evaluation mode, with or without an adapter.
         prompts: Token ids, at least one each.
-        row_prompt: For each row the number of its prompt; rows of a prompt stand together.
+        prompt_of_row: For each row the number of its prompt; rows of a prompt stand together.
         uniform: For each row one number in [0, 1) a token; its width is the longest response.
-        stops: Ids that end a response.
+        eos_ids: Ids that end a response.
         temperature: Logits are divided by it.
-        pad: Id that fills the rows.
-        rows: Rows that are decoded at one time; changes memory and speed only.
+        pad_id: Id that fills the rows.
+        max_rows: Rows that are decoded at one time; changes memory and speed only.
     """
-    with bare(model) as base:
-        written = Written(head_of(base), uniform, stops, temperature)
-        if can_attend(base):
-            reader = Reader(base, prompts, row_prompt, rows)
-            with attending(base, reader.attention):
-                _continuous(reader, written)
+    with unwrap_model_for_forward(model) as base:
+        written = ResponseBuffer(lm_head_of(base), uniform, eos_ids, temperature)
+        if supports_custom_attention(base):
+            reader = BatchScheduler(base, prompts, prompt_of_row, max_rows)
+            with use_custom_attention(base, reader.attention):
+                _decode_continuously(reader, written)
         else:
-            in_waves(base, prompts, row_prompt, written, rows, uniform.shape[1], pad)
-    return written.decoded()
+            decode_static_batches(base, prompts, prompt_of_row, written, max_rows, uniform.shape[1], pad_id)
+    return written.to_responses()
 
 
-def _continuous(reader: Reader, written: Written) -> None:
+def _decode_continuously(scheduler: BatchScheduler, buffer: ResponseBuffer) -> None:
     """The loop over a cache whose rows come and go."""
-    hidden = reader.next(reader.row)
+    hidden = scheduler.step(scheduler.row_ids)
     while len(hidden):
-        new, over = written.extend(hidden, reader.row, reader.age)
+        new, over = buffer.sample_next(hidden, scheduler.row_ids, scheduler.response_lengths)
         gone = over.nonzero().squeeze(-1).tolist()
-        hidden = reader.next(reader.leave(gone, new) if gone else new)
+        hidden = scheduler.step(scheduler.remove_finished(gone, new) if gone else new)

@@ -11,28 +11,30 @@ from numpy.typing import NDArray
 from paretune.batch import Batch
 from paretune.chance import numpy_generator
 from paretune.data.collate import collate
-from paretune.data.frame import Frame, framed
+from paretune.data.frame import PromptFormat, add_format_instruction
 from paretune.data.records import Prompt, Sample
-from paretune.data.template import decode_response, encode_prompt, wording_for
-from paretune.errors import DataError, WiringError, joined
-from paretune.models.load import Language, context_length
-from paretune.rollout.decode import ROWS, decode
+from paretune.data.template import decode_response, encode_prompt, format_instructions_for
+from paretune.errors import DataError, WiringError, join_issues
+from paretune.models.load import PolicyModel, context_length
+from paretune.rollout.decode import MAX_ROWS, decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Online:
-    """Sample `n` responses of each prompt from the policy, of at most `max_new` tokens."""
+class OnPolicy:
+    """Sample `num_generations` responses of each prompt from the policy, of at most `max_new_tokens` tokens."""
 
-    n: int = 8
-    max_new: int = 256
+    num_generations: int = 8
+    max_new_tokens: int = 256
     temperature: float = 1.0
     """Logits are divided by it, when sampling and when training."""
-    frame: Frame = ""
+    prompt_format: PromptFormat = ""
     """What is asked of the policy beside the prompt; scorers are shown the prompt as it was."""
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.max_new < 1:
-            raise WiringError(f"Online got n={self.n} and max_new={self.max_new}; both must be at least 1")
+        if self.num_generations < 1 or self.max_new_tokens < 1:
+            raise WiringError(
+                f"Online got n={self.num_generations} and max_new={self.max_new_tokens}; both must be at least 1"
+            )
         if not 0.0 < self.temperature < float("inf"):
             raise WiringError(
                 f"Online got temperature={self.temperature}; it must be above 0: we only sample"
@@ -40,7 +42,7 @@ class Online:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FromStart(Online):
+class FrozenPolicy(OnPolicy):
     """As `Online`, but the policy as it was before the first update writes all responses.
 
     It is what offline methods are given where there is no data set: the same responses whenever a step is
@@ -49,7 +51,7 @@ class FromStart(Online):
 
 
 @dataclass(frozen=True, slots=True)
-class Offline:
+class StoredResponses:
     """Read responses, and what they are worth, from a data set; nobody samples."""
 
 
@@ -60,7 +62,7 @@ class Sampler(Protocol):
     def __call__(
         self,
         prompts: Sequence[Prompt],
-        how: Online,
+        rollout: OnPolicy,
         *,
         seed: int,
         step: int,
@@ -73,7 +75,7 @@ class Sampler(Protocol):
 
         Args:
             prompts: What to answer.
-            how: How many responses, how long and how random.
+            rollout: How many responses, how long and how random.
             seed: The run's.
             step: The run's.
             prompt_index: A number for each prompt that stays the same wherever it is asked; else its place.
@@ -85,15 +87,15 @@ class Sampler(Protocol):
 class LocalSampler:
     """The package's own batched sampler on the training weights, the exact one others are checked against."""
 
-    language: Language
+    policy: PolicyModel
     objectives: tuple[str, ...]
-    rows: int = ROWS
+    max_rows: int = MAX_ROWS
     """Responses decoded at one time, each in place of one that ended; changes memory and speed only."""
 
     def __call__(
         self,
         prompts: Sequence[Prompt],
-        how: Online,
+        rollout: OnPolicy,
         *,
         seed: int,
         step: int,
@@ -104,63 +106,66 @@ class LocalSampler:
         Raises:
             DataError: A prompt is empty, leaves no room for a response, or cannot take the frame.
         """
-        words = wording_for(self.language.tokenizer)
-        asked = [framed(prompt, how.frame, words) for prompt in prompts]
-        ids = encode_prompts(self.language, asked, max_new=how.max_new)
+        words = format_instructions_for(self.policy.tokenizer)
+        asked = [add_format_instruction(prompt, rollout.prompt_format, words) for prompt in prompts]
+        ids = encode_prompts(self.policy, asked, max_new_tokens=rollout.max_new_tokens)
         index = range(len(ids)) if prompt_index is None else prompt_index
         # Prompts of like length are beside each other, so that little of their tables is padding.
         by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        work = [(i, j) for i in by_length for j in range(how.n)]
-        self.language.model.eval()
+        work = [(i, j) for i in by_length for j in range(rollout.num_generations)]
+        self.policy.model.eval()
         out = decode(
-            self.language.model,
+            self.policy.model,
             ids,
             [i for i, _ in work],
             np.stack(
-                [numpy_generator(seed, step, "sample", index[i], j).random(how.max_new) for i, j in work]
+                [
+                    numpy_generator(seed, step, "sample", index[i], j).random(rollout.max_new_tokens)
+                    for i, j in work
+                ]
             ),
-            stops=self.language.stops,
-            temperature=how.temperature,
-            pad=self.language.pad,
-            rows=self.rows,
+            eos_ids=self.policy.eos_ids,
+            temperature=rollout.temperature,
+            pad_id=self.policy.pad_id,
+            max_rows=self.max_rows,
         )
-        done = dict(zip(work, zip(out.ids, out.logp, out.truncated, strict=True), strict=True))
+        done = dict(zip(work, zip(out.token_ids, out.logprobs, out.truncated, strict=True), strict=True))
         keys = sorted(done)
-        return self._assemble(prompts, ids, [i for i, _ in keys], [done[key] for key in keys])
+        return self._build_batch(prompts, ids, [i for i, _ in keys], [done[key] for key in keys])
 
-    def _assemble(
+    def _build_batch(
         self,
         prompts: Sequence[Prompt],
-        ids: Sequence[list[int]],
+        encoded_prompts: Sequence[list[int]],
         group: Sequence[int],
         responses: Sequence[tuple[list[int], NDArray[np.float32], bool]],
     ) -> tuple[Batch, tuple[Sample, ...]]:
         """The batch of token ids as sampled, and their text for scorers."""
-        language = self.language
+        language = self.policy
         truncated = [cut for _, _, cut in responses]
-        prompt_ids, response_ids = [ids[i] for i in group], [tokens for tokens, _, _ in responses]
-        batch = collate(prompt_ids, response_ids, group, truncated, self.objectives, language.pad)
-        logp = torch.zeros(batch.tokens.shape)
-        logp[batch.respond] = torch.from_numpy(np.concatenate([part for _, part, _ in responses]))
+        prompt_ids, response_ids = [encoded_prompts[i] for i in group], [tokens for tokens, _, _ in responses]
+        batch = collate(prompt_ids, response_ids, group, truncated, self.objectives, language.pad_id)
+        logp = torch.zeros(batch.input_ids.shape)
+        logp[batch.response_mask] = torch.from_numpy(np.concatenate([part for _, part, _ in responses]))
         samples = tuple(
             Sample(
                 prompt=prompts[i],
-                response=decode_response(language.tokenizer, tokens, language.stops),
+                response=decode_response(language.tokenizer, tokens, language.eos_ids),
                 truncated=cut,
             )
             for i, (tokens, _, cut) in zip(group, responses, strict=True)
         )
-        return batch.set(sampler_logp=logp), samples
+        return batch.replace(rollout_logprobs=logp), samples
 
 
-def encode_prompts(language: Language, prompts: Sequence[Prompt], *, max_new: int) -> list[list[int]]:
+def encode_prompts(policy: PolicyModel, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[list[int]]:
     """Token ids of the prompts, all of which leave room for a response.
 
     Raises:
         DataError: There are no prompts, or some are empty or too long; all that are wrong are named.
     """
-    room = context_length(language.model) - max_new
-    ids = [encode_prompt(language.tokenizer, prompt) for prompt in prompts]
+    room = context_length(policy.model) - max_new_tokens
+    ids = [encode_prompt(policy.tokenizer, prompt) for prompt in prompts]
     wrong = []
     for place, (prompt, tokens) in enumerate(zip(prompts, ids, strict=True)):
         name = f'prompt "{prompt.id or place}"'
@@ -168,11 +173,11 @@ def encode_prompts(language: Language, prompts: Sequence[Prompt], *, max_new: in
             wrong.append(f"{name}: it is empty, and the tokenizer has no token that begins a text")
         elif len(tokens) > room:
             wrong.append(
-                f"{name}: it has {len(tokens)} tokens, and a context of {room + max_new} with responses of "
-                f"up to {max_new} leaves {room}; fix: shorten or drop it, or lower max_new"
+                f"{name}: it has {len(tokens)} tokens, and a context of {room + max_new_tokens} with responses of "
+                f"up to {max_new_tokens} leaves {room}; fix: shorten or drop it, or lower max_new"
             )
     if not ids:
         wrong.append("no prompts to sample from")
     if wrong:
-        raise DataError(joined(wrong))
+        raise DataError(join_issues(wrong))
     return ids

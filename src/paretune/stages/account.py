@@ -3,26 +3,26 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from paretune.learn.progress import CURRENCIES
-from paretune.stages.shared import BEFORE_ALIGN
+from paretune.learn.progress import BUDGET_RESOURCES
+from paretune.stages.shared import PRE_ALIGN_STAGES
 
-Lines = Iterable[Mapping[str, Any]]
+TimingLines = Iterable[Mapping[str, Any]]
 
 
-def paid(lines: Lines, *, phases: bool = False) -> dict[str, int]:
+def total_usage(lines: TimingLines, *, phases_only: bool = False) -> dict[str, int]:
     """What an alignment took in each currency, models that it made beforehand included.
 
     Args:
         lines: Of timing.jsonl.
-        phases: Only what those models took.
+        phases_only: Only what those models took.
     """
-    counted = [line for line in _aligning(lines) if not (phases and line["stage"] == "align")]
-    return {currency: sum(int(line.get(currency, 0)) for line in counted) for currency in CURRENCIES}
+    counted = [line for line in _alignment_lines(lines) if not (phases_only and line["stage"] == "align")]
+    return {currency: sum(int(line.get(currency, 0)) for line in counted) for currency in BUDGET_RESOURCES}
 
 
-def resources(lines: Lines) -> dict[str, float]:
+def time_and_peak_memory(lines: TimingLines) -> dict[str, float]:
     """Seconds in steps of an alignment and of what it made beforehand, and its peaks of memory in bytes."""
-    counted = _aligning(lines)
+    counted = _alignment_lines(lines)
     found = {"seconds": float(sum(float(line.get("seconds", 0.0)) for line in counted))}
     for key in ("memory", "device_memory"):
         peaks = [float(line[key]) for line in counted if key in line]
@@ -31,5 +31,5 @@ def resources(lines: Lines) -> dict[str, float]:
     return found
 
 
-def _aligning(lines: Lines) -> list[Mapping[str, Any]]:
-    return [line for line in lines if line["stage"] not in BEFORE_ALIGN]
+def _alignment_lines(lines: TimingLines) -> list[Mapping[str, Any]]:
+    return [line for line in lines if line["stage"] not in PRE_ALIGN_STAGES]

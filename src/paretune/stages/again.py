@@ -2,41 +2,43 @@
 
 from collections.abc import Iterator
 
-from paretune.config import Experiment, written_at
+from paretune.config import Config, location_of
 from paretune.config.rules import WORLD
-from paretune.errors import WiringError, complaint
-from paretune.models.activations import layers_of
-from paretune.models.load import config_of
-from paretune.models.targets import Task, skeleton
-from paretune.stages.critic_start import ready_made
+from paretune.errors import WiringError, format_issue
+from paretune.models.activations import checkpointable_layers
+from paretune.models.load import load_model_config
+from paretune.models.targets import TaskType, meta_model
+from paretune.stages.critic_start import pretrained_critic_path
 
 
-def unlayered(e: Experiment) -> Iterator[str]:
-    """One line for every model whose layers `learn.activations: recompute` could not work out again.
+def gradient_checkpointing_issues(config: Config) -> Iterator[str]:
+    """One line for every model whose layers `training.gradient_checkpointing: recompute` could not work out again.
 
     The policy of the built-in world has such layers, and so has a critic that starts from the policy, if the
     policy has.
 
     Args:
-        e: The recipe; the configurations of its models can be read.
+        config: The recipe; the configurations of its models can be read.
     """
-    if e.learn.activations != "recompute":
+    if config.training.gradient_checkpointing != "recompute":
         return
-    for path, revision, task in _learning(e):
+    for path, revision, task in _trained_models(config):
         try:
-            layers_of(skeleton(config_of(path, revision=revision), task))
+            checkpointable_layers(meta_model(load_model_config(path, revision=revision), task))
         except WiringError as error:
-            key = "learn.activations"
+            key = "training.gradient_checkpointing"
             wrong, _, fix = str(error).removeprefix(f"{key}: ").partition("; fix: ")
-            yield complaint(written_at(e, ("learn", "activations")), None, None, key, wrong, fix=fix)
+            yield format_issue(
+                location_of(config, ("training", "gradient_checkpointing")), None, None, key, wrong, fix=fix
+            )
         except ValueError:
             continue  # there is no such network: whoever loads it, or puts an adapter on it, says so
 
 
-def _learning(e: Experiment) -> Iterator[tuple[str, str | None, Task]]:
+def _trained_models(config: Config) -> Iterator[tuple[str, str | None, TaskType]]:
     """Models that are named and learn: folder or hub name, revision, and what the network does."""
-    if e.policy.path != WORLD:
-        yield e.policy.path, e.policy.revision, "CAUSAL_LM"
-    critic = ready_made(e)
+    if config.policy.path != WORLD:
+        yield config.policy.path, config.policy.revision, "CAUSAL_LM"
+    critic = pretrained_critic_path(config)
     if critic is not None:
-        yield critic, e.reward.revision, "SEQ_CLS"
+        yield critic, config.reward.revision, "SEQ_CLS"

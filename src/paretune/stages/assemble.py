@@ -6,109 +6,123 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from paretune.data.stored import CandidateStream
+from paretune.data.stored import ResponseGroupStream
 from paretune.elsewhere import PeftModel
-from paretune.learn.aside import Stream
-from paretune.learn.check import check
-from paretune.learn.descend import World
-from paretune.learn.evolution import Evolution
-from paretune.learn.fit import Imitation
-from paretune.learn.optim import AdamW
-from paretune.learn.recipe import Recipe
-from paretune.models.adapt import AdapterOff
-from paretune.models.critic import Critic, critic_like, new_critic
-from paretune.models.load import Language, load_policy
+from paretune.learn.aside import AuxiliaryData
+from paretune.learn.check import check_spec
+from paretune.learn.descend import TrainingContext
+from paretune.learn.evolution import EvolutionSpec
+from paretune.learn.fit import SftTask
+from paretune.learn.optim import OptimizerConfig
+from paretune.learn.recipe import AlgorithmSpec
+from paretune.models.adapt import AdapterDisabledModel
+from paretune.models.critic import Critic, critic_from_classifier, critic_from_policy
+from paretune.models.load import PolicyModel, load_policy
 from paretune.models.measure import Models
 from paretune.objectives.reward_model import RewardModel, RewardModelScorer
-from paretune.objectives.trace import with_traces
-from paretune.rollout.sample import FromStart, LocalSampler, Offline, Online
-from paretune.rollout.stored import StoredResponses
-from paretune.stages.material import stream_of
-from paretune.stages.reward import reward_of
-from paretune.stages.work import Work, lora, micro_tokens
+from paretune.objectives.trace import with_thinking_scorer
+from paretune.rollout.sample import FrozenPolicy, LocalSampler, OnPolicy, StoredResponses
+from paretune.rollout.stored import StoredResponseReader
+from paretune.stages.material import prompt_stream
+from paretune.stages.reward import load_trained_reward_model
+from paretune.stages.work import RunContext, lora_config, resolve_max_tokens_per_pass
 
 
-def assembled(
-    work: Work,
-    recipe: Recipe | Evolution,
-    language: Language,
-    frozen: Mapping[str, nn.Module] | None = None,
-) -> World:
+def build_training_context(
+    ctx: RunContext,
+    spec: AlgorithmSpec | EvolutionSpec,
+    policy: PolicyModel,
+    frozen_models: Mapping[str, nn.Module] | None = None,
+) -> TrainingContext:
     """What the recipe runs on, with this policy.
 
     Args:
-        work: The experiment.
-        recipe: Decides what is needed; nothing else is loaded.
-        language: The policy that learns.
-        frozen: Further frozen models, by role.
+        ctx: The experiment.
+        spec: Decides what is needed; nothing else is loaded.
+        policy: The policy that learns.
+        frozen_models: Further frozen models, by role.
     """
-    e, learn = work.experiment, work.experiment.learn
-    objectives, online = tuple(e.objectives), isinstance(recipe.source, Online)
-    roles = check(recipe, objectives)
-    start = _start(work, language)
-    reward = reward_of(work, "reward") if online else None
-    return World(
+    e, learn = ctx.config, ctx.config.training
+    objectives, online = tuple(e.objectives), isinstance(spec.rollout, OnPolicy)
+    roles = check_spec(spec, objectives)
+    start = _initial_policy(ctx, policy)
+    reward = load_trained_reward_model(ctx, "reward") if online else None
+    return TrainingContext(
         models=Models(
-            policy=language.model,
-            critic=_critic(work, recipe, roles.critic_heads, reward) if isinstance(recipe, Recipe) else None,
-            frozen={"reference": start.model, **(frozen or {})},
+            policy=policy.model,
+            critic=_make_critic(ctx, spec, roles.num_critic_heads, reward)
+            if isinstance(spec, AlgorithmSpec)
+            else None,
+            frozen={"reference": start.model, **(frozen_models or {})},
         ),
-        sampler=sampler(work, language),
-        scorers=() if reward is None else with_traces(e.traces, RewardModelScorer(reward)),
+        sampler=make_sampler(ctx, policy),
+        scorers=()
+        if reward is None
+        else with_thinking_scorer(e.thinking_objectives, RewardModelScorer(reward)),
         objectives=objectives,
-        prompts=stream_of(e, work.material.pools),
-        optim=AdamW(
-            lr=learn.lr,
-            warmup=learn.warmup,
-            schedule=learn.schedule,
+        prompts_for_step=prompt_stream(e, ctx.dataset.train_prompts),
+        optim_config=OptimizerConfig(
+            learning_rate=learn.learning_rate,
+            warmup_ratio=learn.warmup_ratio,
+            lr_scheduler_type=learn.lr_scheduler_type,
             weight_decay=learn.weight_decay,
-            clip=learn.clip,
-            moments=learn.moments,
+            max_grad_norm=learn.max_grad_norm,
+            optim=learn.optim,
         ),
-        micro_tokens=micro_tokens(learn.micro_tokens, e.run.device),
-        strict=learn.micro_tokens is not None,
-        activations=learn.activations,
-        start=sampler(work, start) if isinstance(recipe.source, FromStart) else None,
-        stored=_stored(work, language) if isinstance(recipe.source, Offline) else None,
-        aside=_aside(work, language) if isinstance(recipe, Recipe) and recipe.aside else None,
+        max_tokens_per_pass=resolve_max_tokens_per_pass(learn.max_tokens_per_pass, e.run.device),
+        strict_token_limit=learn.max_tokens_per_pass is not None,
+        gradient_checkpointing=learn.gradient_checkpointing,
+        frozen_policy_sampler=make_sampler(ctx, start) if isinstance(spec.rollout, FrozenPolicy) else None,
+        stored_rollouts=_stored_response_reader(ctx, policy)
+        if isinstance(spec.rollout, StoredResponses)
+        else None,
+        auxiliary_data=_auxiliary_lm_data(ctx, policy)
+        if isinstance(spec, AlgorithmSpec) and spec.auxiliary_lm
+        else None,
     )
 
 
-def sampler(work: Work, language: Language) -> LocalSampler:
+def make_sampler(ctx: RunContext, policy: PolicyModel) -> LocalSampler:
     """Samples from this policy."""
-    return LocalSampler(language=language, objectives=tuple(work.experiment.objectives))
+    return LocalSampler(policy=policy, objectives=tuple(ctx.config.objectives))
 
 
-def _start(work: Work, language: Language) -> Language:
+def _initial_policy(ctx: RunContext, policy: PolicyModel) -> PolicyModel:
     """The policy as it was before the first update: the one that is learnt without its adapter, or a copy."""
-    if isinstance(language.model, PeftModel):
-        return replace(language, model=AdapterOff(language.model))
-    start = load_policy(work.start, seed=work.experiment.run.seed)
+    if isinstance(policy.model, PeftModel):
+        return replace(policy, model=AdapterDisabledModel(policy.model))
+    start = load_policy(ctx.initial_policy, seed=ctx.config.run.seed)
     return replace(start, model=start.model.requires_grad_(False))
 
 
-def _critic(work: Work, recipe: Recipe, heads: int, reward: RewardModel | None) -> Critic | None:
+def _make_critic(
+    ctx: RunContext, spec: AlgorithmSpec, num_heads: int, reward_model: RewardModel | None
+) -> Critic | None:
     """A critic that starts as the recipe says, perhaps from the reward model; none where no part asks it."""
-    if not heads:
+    if not num_heads:
         return None
-    e = work.experiment
-    how = lora(e.policy.lora)
-    if recipe.critic.of == "policy":
-        return new_critic(load_policy(work.start, seed=e.run.seed).model, heads, lora=how, seed=e.run.seed)
-    reward = reward_of(work, "reward") if reward is None else reward
-    columns = [reward.objectives.index(o.of or name) for name, o in e.objectives.items()]
-    apart = torch.diag(torch.tensor(reward.scale))[columns]
-    mixed = torch.tensor(list(e.first_weights.values())) @ apart
-    return critic_like(reward.network, mixed[None] if heads == 1 else apart, lora=how, seed=e.run.seed)
+    e = ctx.config
+    how = lora_config(e.policy.lora)
+    if spec.critic.init_from == "policy":
+        return critic_from_policy(
+            load_policy(ctx.initial_policy, seed=e.run.seed).model, num_heads, lora=how, seed=e.run.seed
+        )
+    reward_model = load_trained_reward_model(ctx, "reward") if reward_model is None else reward_model
+    columns = [reward_model.objectives.index(o.scores_from or name) for name, o in e.objectives.items()]
+    apart = torch.diag(torch.tensor(reward_model.scale))[columns]
+    mixed = torch.tensor(list(e.initial_weights.values())) @ apart
+    return critic_from_classifier(
+        reward_model.network, mixed[None] if num_heads == 1 else apart, lora=how, seed=e.run.seed
+    )
 
 
-def _stored(work: Work, language: Language) -> StoredResponses:
-    e = work.experiment
-    stream = CandidateStream(work.material.stored, e.learn.prompts, e.run.seed)
-    return StoredResponses(language, tuple(e.objectives), stream)
+def _stored_response_reader(ctx: RunContext, policy: PolicyModel) -> StoredResponseReader:
+    e = ctx.config
+    stream = ResponseGroupStream(ctx.dataset.stored_responses, e.training.prompts_per_step, e.run.seed)
+    return StoredResponseReader(policy, tuple(e.objectives), stream)
 
 
-def _aside(work: Work, language: Language) -> Stream:
+def _auxiliary_lm_data(ctx: RunContext, policy: PolicyModel) -> AuxiliaryData:
     """Demonstrations of their own, or those that the starting policy learnt from."""
-    found = work.material
-    return Stream(Imitation(language, found.remembered or found.demonstrations))
+    found = ctx.dataset
+    return AuxiliaryData(SftTask(policy, found.auxiliary_demonstrations or found.sft_demonstrations))

@@ -6,107 +6,111 @@ from shutil import rmtree
 
 from torch import nn
 
-from paretune.chance import seed_of
-from paretune.config import written_at
-from paretune.config.algorithm import recipe_of
+from paretune.chance import derive_seed
+from paretune.config import location_of
+from paretune.config.algorithm import build_spec
 from paretune.config.rules import WORLD
-from paretune.errors import ConfigError, complaint
-from paretune.learn.descend import descend
-from paretune.learn.microbatch import rows_unkept
-from paretune.learn.recipe import Phase, Recipe, Soup
-from paretune.models.adapt import Lora
-from paretune.models.load import Language, load_policy, save_model
-from paretune.models.soup import shortfall, soup
-from paretune.rollout.sample import Online
-from paretune.stages.assemble import assembled, sampler
-from paretune.stages.material import stream_of
-from paretune.stages.policy import taught
-from paretune.stages.work import Work, lora, micro_tokens
+from paretune.errors import ConfigError, format_issue
+from paretune.learn.descend import train
+from paretune.learn.microbatch import rows_per_no_grad_pass
+from paretune.learn.recipe import AlgorithmSpec, PretrainPhase, WeightAverage
+from paretune.models.adapt import LoraSpec
+from paretune.models.load import PolicyModel, load_policy, save_model
+from paretune.models.soup import logprob_drop, merge_models
+from paretune.rollout.sample import OnPolicy
+from paretune.stages.assemble import build_training_context, make_sampler
+from paretune.stages.material import prompt_stream
+from paretune.stages.policy import train_sft
+from paretune.stages.work import RunContext, lora_config, resolve_max_tokens_per_pass
 
-STRANGE = 1.0
+MAX_MERGE_LOGPROB_DROP = 1.0
 """Nats a token by which the start's own responses may be less likely under an average than under itself."""
 
 
-def made_before(work: Work, recipe: Recipe) -> dict[str, nn.Module]:
+def run_phases(ctx: RunContext, spec: AlgorithmSpec) -> dict[str, nn.Module]:
     """The frozen models of the recipe's phases, by role; those that are complete are only read."""
     found: dict[str, nn.Module] = {}
-    for made in recipe.before:
-        folder = made_in(work, made, lora(work.experiment.policy.lora))
-        model = load_policy(replace(work.start, path=str(folder), revision=None)).model
+    for made in spec.phases:
+        folder = run_phase(ctx, made, lora_config(ctx.config.policy.lora))
+        model = load_policy(replace(ctx.initial_policy, path=str(folder), revision=None)).model
         found[made.role] = model.requires_grad_(False)
     return found
 
 
-def made_in(work: Work, made: Phase | Soup, adapter: Lora | None) -> Path:
+def run_phase(ctx: RunContext, phase: PretrainPhase | WeightAverage, adapter: LoraSpec | None) -> Path:
     """The folder of one of them; it is made with this adapter, unless it is complete."""
-    folder = work.folder("phases", made.role)
+    folder = ctx.path("phases", phase.role)
     if not (folder / "config.json").exists():
-        work.console.say(f"before it: {made.role}")
+        ctx.console.log(f"before it: {phase.role}")
         # Its lines bear its name: those of the alignment go when that begins anew.
-        stage, work.run.stage = work.run.stage, made.role
+        stage, ctx.run.stage = ctx.run.stage, phase.role
         try:
-            language = _phase(work, made, adapter) if isinstance(made, Phase) else _soup(work, made)
+            language = (
+                _train_phase(ctx, phase, adapter)
+                if isinstance(phase, PretrainPhase)
+                else _average_weights(ctx, phase)
+            )
         finally:
-            work.run.stage = stage
+            ctx.run.stage = stage
         save_model(language.model, language.tokenizer, folder)
-    for name in (made.role, f"{made.role}-second"):
-        rmtree(work.folder("checkpoints", name), ignore_errors=True)
+    for name in (phase.role, f"{phase.role}-second"):
+        rmtree(ctx.path("checkpoints", name), ignore_errors=True)
     return folder
 
 
-def _phase(work: Work, phase: Phase, adapter: Lora | None) -> Language:
+def _train_phase(ctx: RunContext, phase: PretrainPhase, adapter: LoraSpec | None) -> PolicyModel:
     """The start, after the phase's own recipe."""
-    e = work.experiment
-    language = load_policy(replace(work.start, lora=adapter), seed=e.run.seed)
-    descend(
-        phase.recipe,
-        assembled(work, phase.recipe, language),
-        steps=phase.steps,
-        seed=seed_of(e.run.seed, 0, f"phase {phase.role}"),
-        run=work.run,
-        folder=work.folder("checkpoints", phase.role),
-        checkpoint_every=e.run.checkpoint_every,
-        keep=e.run.keep,
-        on_step=lambda step, *_: work.console.progress(step + 1, phase.steps, phase.role),
+    e = ctx.config
+    language = load_policy(replace(ctx.initial_policy, lora=adapter), seed=e.run.seed)
+    train(
+        phase.spec,
+        build_training_context(ctx, phase.spec, language),
+        max_steps=phase.max_steps,
+        seed=derive_seed(e.run.seed, 0, f"phase {phase.role}"),
+        run=ctx.run,
+        checkpoint_dir=ctx.path("checkpoints", phase.role),
+        save_steps=e.run.save_steps,
+        save_total_limit=e.run.save_total_limit,
+        on_step=lambda step, *_: ctx.console.progress(step + 1, phase.max_steps, phase.role),
     )
     return language
 
 
-def _soup(work: Work, made: Soup) -> Language:
+def _average_weights(ctx: RunContext, average: WeightAverage) -> PolicyModel:
     """The mean of the start and of one more model."""
-    first = load_policy(work.start)
-    if made.other:
-        second = load_policy(replace(work.start, path=made.other, revision=None))
+    first = load_policy(ctx.initial_policy)
+    if average.other_path:
+        second = load_policy(replace(ctx.initial_policy, path=average.other_path, revision=None))
     else:
         # The built-in world's policy shares no pretrained weights with one of another seed: no average of
         # the two would be a language model. So its second start is the first one, taught once more.
-        seed = seed_of(work.experiment.run.seed, 0, "second start")
-        again = work.experiment.policy.path == WORLD
-        second = taught(work, f"{made.role}-second", seed, start=again)
-    weights = (1 - made.share, made.share)
-    mixed = replace(first, model=soup((first.model, second.model), weights))
-    _refuse_strangers(work, first, mixed)
+        seed = derive_seed(ctx.config.run.seed, 0, "second start")
+        again = ctx.config.policy.path == WORLD
+        second = train_sft(ctx, f"{average.role}-second", seed, from_initial_policy=again)
+    weights = (1 - average.fraction, average.fraction)
+    mixed = replace(first, model=merge_models((first.model, second.model), weights))
+    _check_mergeable(ctx, first, mixed)
     return mixed
 
 
-def _refuse_strangers(work: Work, first: Language, mixed: Language) -> None:
+def _check_mergeable(ctx: RunContext, initial: PolicyModel, merged: PolicyModel) -> None:
     """Is the average a model of language still? It is where both grew from the same weights.
 
     Raises:
         ConfigError: What the start says is far less likely under it than under the start.
     """
-    e = work.experiment
-    source = recipe_of(e).source
-    assert isinstance(source, Online)
-    prompts = stream_of(e, work.material.pools)(0)
-    batch, _ = sampler(work, first)(prompts, source, seed=seed_of(e.run.seed, 0, "soup"), step=0)
-    most = micro_tokens(e.learn.micro_tokens, e.run.device)
-    short = shortfall(mixed.model, first.model, batch, rows=rows_unkept(batch, most))
-    if not short <= STRANGE:
-        where, key = written_at(e, ("algorithm", "second")), "algorithm.second"
+    e = ctx.config
+    source = build_spec(e).rollout
+    assert isinstance(source, OnPolicy)
+    prompts = prompt_stream(e, ctx.dataset.train_prompts)(0)
+    batch, _ = make_sampler(ctx, initial)(prompts, source, seed=derive_seed(e.run.seed, 0, "soup"), step=0)
+    most = resolve_max_tokens_per_pass(e.training.max_tokens_per_pass, e.run.device)
+    short = logprob_drop(merged.model, initial.model, batch, rows_per_pass=rows_per_no_grad_pass(batch, most))
+    if not short <= MAX_MERGE_LOGPROB_DROP:
+        where, key = location_of(e, ("algorithm", "other_path")), "algorithm.other_path"
         wrong = (
             f"a token of the start's responses has {short:.2f} nats less under the average of both starts "
             "than under the start: they did not grow from the same weights"
         )
         fix = "name a model that was fitted from the same pretrained one"
-        raise ConfigError(complaint(where, None, None, key, wrong, fix=fix))
+        raise ConfigError(format_issue(where, None, None, key, wrong, fix=fix))

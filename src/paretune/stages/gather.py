@@ -8,40 +8,40 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from paretune.config import Experiment, written_at
-from paretune.config.algorithm import recipe_of
-from paretune.config.rules import WORLD, sources
-from paretune.config.sources import DemonstrationSource, RewardSection, Source
+from paretune.config import Config, location_of
+from paretune.config.algorithm import build_spec
+from paretune.config.rules import WORLD, data_sources
+from paretune.config.sources import DataSource, DemonstrationSource, RewardSection
 from paretune.data.collate import prompt_key, split_by_prompt
-from paretune.data.columns import BadField, Columns, Label
-from paretune.data.drawn import Drawn
-from paretune.data.frame import Frame
-from paretune.data.readers import read_demonstrations, read_preferences, read_prompts, read_ratings
+from paretune.data.columns import ColumnNames, FieldError, LabelMapping
+from paretune.data.drawn import LazySequence
+from paretune.data.frame import PromptFormat
+from paretune.data.readers import read_demonstrations, read_preference_pairs, read_prompts, read_ratings
 from paretune.data.records import Demonstration, Prompt
-from paretune.data.stored import candidates
-from paretune.data.world_model import CONTEXT, longest_request
-from paretune.data.world_model import tokenizer as world_tokenizer
+from paretune.data.stored import group_responses
+from paretune.data.world_model import CONTEXT_LENGTH, max_request_tokens
+from paretune.data.world_model import helpdesk_tokenizer as world_tokenizer
 from paretune.elsewhere import PreTrainedTokenizerBase
-from paretune.errors import ConfigError, DataError, complaint
-from paretune.models.load import context_of, load_tokenizer
-from paretune.stages.again import unlayered
-from paretune.stages.critic_start import other_tokens
-from paretune.stages.fits import Fits
-from paretune.stages.made import made_demonstrations, made_prompts, made_ratings
-from paretune.stages.material import Judgement, Judgements, Material, lacking
-from paretune.stages.ready import placed, ready
+from paretune.errors import ConfigError, DataError, format_issue
+from paretune.models.load import load_tokenizer, stored_context_length
+from paretune.stages.again import gradient_checkpointing_issues
+from paretune.stages.critic_start import critic_tokenizer_issues
+from paretune.stages.fits import LengthFilter
+from paretune.stages.made import synthetic_demonstrations, synthetic_prompts, synthetic_ratings
+from paretune.stages.material import Dataset, LabelledRow, RewardData, dataset_issues
+from paretune.stages.ready import as_config_error, model_config_issues
 
-__all__ = ["Judgements", "Material", "gather", "policy_context", "policy_tokenizer"]
+__all__ = ["Dataset", "RewardData", "load_data", "policy_context_length", "policy_tokenizer"]
 
-Tell = Callable[[int, int, str], None]
+ProgressCallback = Callable[[int, int, str], None]
 
 
-def gather(experiment: Experiment, tell: Tell = lambda done, total, note: None) -> Material:
+def load_data(config: Config, on_progress: ProgressCallback = lambda done, total, note: None) -> Dataset:
     """Read every file of the recipe; what it names no files for is made by the built-in world.
 
     Args:
-        experiment: The recipe.
-        tell: Hears of every file before it is read: files done, files in all, the file.
+        config: The recipe.
+        on_progress: Hears of every file before it is read: files done, files in all, the file.
 
     Raises:
         ConfigError: A model cannot be read, a ready-made one does not know the objectives, an adapter fits
@@ -50,243 +50,276 @@ def gather(experiment: Experiment, tell: Tell = lambda done, total, note: None) 
         DataError: One line for every bad row of every file, for rows that are too long for their model, and
             for what is empty once all that is to be unseen was taken out.
     """
-    frame = recipe_of(experiment).frame
+    frame = build_spec(config).prompt_format
     models = [
-        *ready(experiment),
-        *other_tokens(experiment, policy_tokenizer),
-        *unlayered(experiment),
+        *model_config_issues(config),
+        *critic_tokenizer_issues(config, policy_tokenizer),
+        *gradient_checkpointing_issues(config),
     ]
-    return _Reader(experiment, tell, models=models, frame=frame).material()
+    return _DataReader(config, on_progress, model_issues=models, prompt_format=frame).load()
 
 
-def policy_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
+def policy_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     """The tokenizer the policy will have."""
-    path, world = experiment.policy.path, experiment.data.world
+    path, world = config.policy.path, config.data.world
     if path == WORLD:
-        return world_tokenizer(world.frame if world is not None else "")
-    return load_tokenizer(path, revision=experiment.policy.revision)
+        return world_tokenizer(world.prompt_format if world is not None else "")
+    return load_tokenizer(path, revision=config.policy.revision)
 
 
-def policy_context(experiment: Experiment) -> int:
+def policy_context_length(config: Config) -> int:
     """The longest row that the policy can read, in tokens."""
-    policy = experiment.policy
+    policy = config.policy
     if policy.path == WORLD:
-        return CONTEXT
-    return context_of(policy.path, revision=policy.revision)
+        return CONTEXT_LENGTH
+    return stored_context_length(policy.path, revision=policy.revision)
 
 
 @dataclass
-class _Reader:
+class _DataReader:
     """Reads the files of one experiment; collects the complaints of all files before it gives up."""
 
-    experiment: Experiment
-    tell: Tell
-    models: list[str]
+    config: Config
+    on_progress: ProgressCallback
+    model_issues: list[str]
     """What is wrong with the models."""
-    frame: Frame = ""
+    prompt_format: PromptFormat = ""
     """What the policy is asked beside every prompt, which must fit too."""
-    done: int = 0
-    notes: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)
+    files_read: int = 0
+    exclusions: list[str] = field(default_factory=list)
+    row_issues: list[str] = field(default_factory=list)
+    file_hashes: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """That of the policy; nobody asks for it where the built-in world brings everything."""
-        with placed(self.experiment, ("policy", "path")):
-            return policy_tokenizer(self.experiment)
+        with as_config_error(self.config, ("policy", "path")):
+            return policy_tokenizer(self.config)
 
-    def material(self) -> Material:
-        e = self.experiment
-        with placed(e, ("policy", "path")):
-            context = policy_context(e)
-        pools, test = self._requests(_room(e, context))
-        shown = self._shown(context)
-        remembered = self._demonstrations(e.data.demonstrations, context)
-        stored = self._stored(context)
-        reward = self._judgements("reward", e.reward)
-        judge = self._judgements("judge", e.judge) if isinstance(e.judge, RewardSection) else None
-        self._give_up()
-        if e.evaluate.most is not None:
-            test = _evenly(test, e.evaluate.most)
+    def load(self) -> Dataset:
+        e = self.config
+        with as_config_error(e, ("policy", "path")):
+            context = policy_context_length(e)
+        pools, test = self._load_prompts(_max_prompt_length(e, context))
+        shown = self._load_sft_demonstrations(context)
+        remembered = self._load_demonstrations(e.data.demonstrations, context)
+        stored = self._load_stored_responses(context)
+        reward = self._load_reward_data("reward", e.reward)
+        judge = self._load_reward_data("judge", e.judge) if isinstance(e.judge, RewardSection) else None
+        self._raise_issues()
+        if e.evaluate.max_prompts is not None:
+            test = _subsample_by_category(test, e.evaluate.max_prompts)
         held = {prompt_key(p) for p in test}
         # What the built-in world draws is of other splits than its test prompts: nothing to look for.
-        found = Material(
-            pools={name: self._apart(f"prompts of {name}", pool, held) for name, pool in pools.items()},
-            test=tuple(test),
-            demonstrations=shown if isinstance(shown, Drawn) else self._apart("demonstrations", shown, held),
-            remembered=self._apart("demonstrations", remembered, held),
-            stored=tuple(candidates(self._apart("stored responses", stored, held))),
-            reward=self._unseen("reward", reward, held),
-            judge=self._unseen("judge", judge, set()),
-            notes=tuple(self.notes),
-            files=self.files,
+        found = Dataset(
+            train_prompts={
+                name: self._exclude_prompts(f"prompts of {name}", pool, held) for name, pool in pools.items()
+            },
+            test_prompts=tuple(test),
+            sft_demonstrations=shown
+            if isinstance(shown, LazySequence)
+            else self._exclude_prompts("demonstrations", shown, held),
+            auxiliary_demonstrations=self._exclude_prompts("demonstrations", remembered, held),
+            stored_responses=tuple(group_responses(self._exclude_prompts("stored responses", stored, held))),
+            reward=self._without_test_prompts("reward", reward, held),
+            judge=self._without_test_prompts("judge", judge, set()),
+            exclusions=tuple(self.exclusions),
+            file_hashes=self.file_hashes,
         )
-        self.complaints += lacking(e, found)
-        self._give_up()
+        self.row_issues += dataset_issues(e, found)
+        self._raise_issues()
         return found
 
-    def _give_up(self) -> None:
-        if self.models:
-            raise ConfigError("\n".join([*self.models, *self.complaints]))
-        if self.complaints:
-            raise DataError("\n".join(self.complaints))
+    def _raise_issues(self) -> None:
+        if self.model_issues:
+            raise ConfigError("\n".join([*self.model_issues, *self.row_issues]))
+        if self.row_issues:
+            raise DataError("\n".join(self.row_issues))
 
-    def _requests(self, room: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
+    def _load_prompts(self, max_length: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
         """What the policy is aligned on, pool by pool, and what it is evaluated on."""
-        data = self.experiment.data
+        data = self.config.data
         if data.world is not None:
-            pools, test = made_prompts(self.experiment)
-            self._made_fit([*chain(*pools.values()), *test], room)
+            pools, test = synthetic_prompts(self.config)
+            self._check_synthetic_lengths([*chain(*pools.values()), *test], max_length)
             return pools, test
-        pools = {name: self._prompts(name, source, room) for name, source in data.prompts.items()}
-        return pools, [p for name, source in data.test.items() for p in self._prompts(name, source, room)]
+        pools = {name: self._read_prompts(name, source, max_length) for name, source in data.prompts.items()}
+        return pools, [
+            p
+            for name, source in data.test_prompts.items()
+            for p in self._read_prompts(name, source, max_length)
+        ]
 
-    def _made_fit(self, prompts: Sequence[Prompt], room: int) -> None:
+    def _check_synthetic_lengths(self, prompts: Sequence[Prompt], max_length: int) -> None:
         """Complain of the first request of the built-in world that is too long for the policy."""
-        if self.experiment.policy.path == WORLD and longest_request(prompts, self.frame) <= room:
+        if self.config.policy.path == WORLD and max_request_tokens(prompts, self.prompt_format) <= max_length:
             return
-        fits = Fits(self.tokenizer, room, "error", frame=self.frame)
+        fits = LengthFilter(self.tokenizer, max_length, "error", prompt_format=self.prompt_format)
         try:
             all(fits(prompt) for prompt in prompts)
-        except BadField as error:
-            self.complaints.append(error.at(f"{written_at(self.experiment, ('data', 'world'))}: data.world"))
+        except FieldError as error:
+            self.row_issues.append(error.render(f"{location_of(self.config, ('data', 'world'))}: data.world"))
 
-    def _shown(self, context: int) -> Sequence[Demonstration]:
+    def _load_sft_demonstrations(self, context_length: int) -> Sequence[Demonstration]:
         """What the starting policy learns from."""
-        sft = self.experiment.policy.sft
+        sft = self.config.policy.sft
         if sft is None:
             return []
         if not sft.demonstrations:
-            return made_demonstrations(self.experiment)
-        return self._demonstrations(sft.demonstrations, context)
+            return synthetic_demonstrations(self.config)
+        return self._load_demonstrations(sft.demonstrations, context_length)
 
-    def _demonstrations(
-        self, sources: Mapping[str, DemonstrationSource], context: int
+    def _load_demonstrations(
+        self, sources: Mapping[str, DemonstrationSource], context_length: int
     ) -> list[Demonstration]:
         found: list[Demonstration] = []
         for name, source in sources.items():
-            fits = Fits(self.tokenizer, min(source.max_tokens or context, context), source.longer)
-            found += self._read(name, source, read_demonstrations, fits)
+            fits = LengthFilter(
+                self.tokenizer, min(source.max_length or context_length, context_length), source.overlong
+            )
+            found += self._read_file(name, source, read_demonstrations, fits)
         return found
 
-    def _stored(self, context: int) -> list[Judgement]:
-        given = self.experiment.data.stored
+    def _load_stored_responses(self, context_length: int) -> list[LabelledRow]:
+        given = self.config.data.stored_responses
         if not (given.ratings or given.pairs):
             return []
-        return self._rows("stored", given.ratings, given.pairs, self.tokenizer, context)
+        return self._read_labelled_rows("stored", given.ratings, given.pairs, self.tokenizer, context_length)
 
-    def _unseen(self, name: str, found: Judgements | None, held: set[str]) -> Judgements | None:
+    def _without_test_prompts(
+        self, name: str, reward_data: RewardData | None, test_keys: set[str]
+    ) -> RewardData | None:
         """Without the rows whose prompt the policy is evaluated on, or the model itself is reported on."""
-        if found is None or isinstance(found.train, Drawn):
-            return found
-        train = self._apart(f"rows of {name}", found.train, held)
-        own = {prompt_key(record) for record in found.test}
-        train = self._apart(f"rows of {name}", train, own, "those of its own test rows")
-        return Judgements(train=train, test=found.test)
+        if reward_data is None or isinstance(reward_data.train, LazySequence):
+            return reward_data
+        train = self._exclude_prompts(f"rows of {name}", reward_data.train, test_keys)
+        own = {prompt_key(record) for record in reward_data.test}
+        train = self._exclude_prompts(f"rows of {name}", train, own, "those of its own test rows")
+        return RewardData(train=train, test=reward_data.test)
 
-    def _apart(
-        self, what: str, records: Sequence[Any], held: set[str], among: str = "among the test prompts"
+    def _exclude_prompts(
+        self,
+        description: str,
+        records: Sequence[Any],
+        excluded_keys: set[str],
+        reason: str = "among the test prompts",
     ) -> tuple[Any, ...]:
         """The records whose prompt is none of those that are held out."""
-        kept = tuple(record for record in records if prompt_key(record) not in held)
+        kept = tuple(record for record in records if prompt_key(record) not in excluded_keys)
         if len(kept) < len(records):
-            self.notes.append(f"{len(records) - len(kept)} {what} left out: their prompts are {among}")
+            self.exclusions.append(
+                f"{len(records) - len(kept)} {description} left out: their prompts are {reason}"
+            )
         return kept
 
-    def _read(
-        self, name: str, source: Source, reader: Callable[..., list[Any]], fits: Fits, **more: Any
+    def _read_file(
+        self,
+        name: str,
+        source: DataSource,
+        reader: Callable[..., list[Any]],
+        length_filter: LengthFilter,
+        **reader_kwargs: Any,
     ) -> list[Any]:
-        self.tell(self.done, len(list(sources(self.experiment))), source.file)
-        self.done += 1
-        root = Path(self.experiment.data.root)
-        columns = Columns(**source.columns.model_dump(exclude_defaults=True))
+        self.on_progress(self.files_read, len(list(data_sources(self.config))), source.file)
+        self.files_read += 1
+        root = Path(self.config.data.root)
+        columns = ColumnNames(**source.columns.model_dump(exclude_defaults=True))
         try:
             found = reader(
                 source.file,
                 root=root,
                 columns=columns,
                 where=source.where,
-                most=source.most,
-                seed=self.experiment.run.seed,
-                admit=fits,
-                **more,
+                most=source.max_rows,
+                seed=self.config.run.seed,
+                admit=length_filter,
+                **reader_kwargs,
             )
         except DataError as error:
-            self.complaints.append(str(error))
+            self.row_issues.append(str(error))
             return []
-        if fits.dropped:
-            self.notes.append(f"{fits.dropped} rows of {name} left out: longer than {fits.most} tokens")
+        if length_filter.num_dropped:
+            self.exclusions.append(
+                f"{length_filter.num_dropped} rows of {name} left out: longer than {length_filter.max_length} tokens"
+            )
         path = root / source.file
-        if path.is_file() and source.file not in self.files:
-            self.files[source.file] = sha256(path.read_bytes()).hexdigest()
+        if path.is_file() and source.file not in self.file_hashes:
+            self.file_hashes[source.file] = sha256(path.read_bytes()).hexdigest()
         return found
 
-    def _prompts(self, name: str, source: Any, room: int) -> list[Prompt]:
-        fits = Fits(self.tokenizer, min(source.max_tokens or room, room), source.longer, frame=self.frame)
-        return self._read(name, source, read_prompts, fits, kind=source.kind)
+    def _read_prompts(self, name: str, source: Any, max_length: int) -> list[Prompt]:
+        fits = LengthFilter(
+            self.tokenizer,
+            min(source.max_tokens or max_length, max_length),
+            source.longer,
+            prompt_format=self.prompt_format,
+        )
+        return self._read_file(name, source, read_prompts, fits, kind=source.kind)
 
-    def _judgements(self, name: str, section: RewardSection) -> Judgements | None:
+    def _load_reward_data(self, name: str, section: RewardSection) -> RewardData | None:
         """All rows of one reward model; none where it is ready made."""
-        e = self.experiment
+        e = self.config
         if section.path is not None:
             return None
         if not (section.ratings or section.pairs):
-            made = made_ratings(e, section.objectives)
-            return Judgements(train=made[0], test=made[1])
-        reads, room = self.tokenizer, policy_context(e)
-        if section.body != "policy":
-            with placed(e, (name, "body")):
-                reads = load_tokenizer(section.body, revision=section.revision)
-                room = context_of(section.body, revision=section.revision)
-        train = self._rows(name, section.ratings, section.pairs, reads, room)
-        test = self._rows(f"{name} test", section.test_ratings, section.test_pairs, reads, room)
+            made = synthetic_ratings(e, section.objectives)
+            return RewardData(train=made[0], test=made[1])
+        reads, room = self.tokenizer, policy_context_length(e)
+        if section.init_from != "policy":
+            with as_config_error(e, (name, "body")):
+                reads = load_tokenizer(section.init_from, revision=section.revision)
+                room = stored_context_length(section.init_from, revision=section.revision)
+        train = self._read_labelled_rows(name, section.ratings, section.pairs, reads, room)
+        test = self._read_labelled_rows(f"{name} test", section.test_ratings, section.test_pairs, reads, room)
         if not (section.test_ratings or section.test_pairs):
-            train, test = split_by_prompt(train, section.held_out, e.run.seed)
-        return Judgements(train=tuple(train), test=tuple(test))
+            train, test = split_by_prompt(train, section.holdout_fraction, e.run.seed)
+        return RewardData(train=tuple(train), test=tuple(test))
 
-    def _rows(
+    def _read_labelled_rows(
         self,
         name: str,
         ratings: Mapping[str, Any],
         pairs: Mapping[str, Any],
         tokenizer: PreTrainedTokenizerBase,
-        room: int,
-    ) -> list[Judgement]:
-        rows: list[Judgement] = []
+        max_length: int,
+    ) -> list[LabelledRow]:
+        rows: list[LabelledRow] = []
         for key, source in ratings.items():
             labels = {
-                objective: Label(aspect=label.source, scale=label.scale, offset=label.offset)
+                objective: LabelMapping(column=label.source, scale=label.scale, offset=label.offset)
                 for objective, label in source.labels.items()
             }
-            fits = Fits(tokenizer, min(source.max_tokens or room, room), source.longer)
-            rows += self._read(f"{name} {key}", source, read_ratings, fits, labels=labels)
+            fits = LengthFilter(tokenizer, min(source.max_tokens or max_length, max_length), source.longer)
+            rows += self._read_file(f"{name} {key}", source, read_ratings, fits, labels=labels)
         for key, source in pairs.items():
-            fits = Fits(tokenizer, min(source.max_tokens or room, room), source.longer)
-            rows += self._read(
-                f"{name} {key}", source, read_preferences, fits, objective=source.objective or ""
+            fits = LengthFilter(tokenizer, min(source.max_tokens or max_length, max_length), source.longer)
+            rows += self._read_file(
+                f"{name} {key}", source, read_preference_pairs, fits, objective=source.objective or ""
             )
         return rows
 
 
-def _room(e: Experiment, context: int) -> int:
+def _max_prompt_length(config: Config, context_length: int) -> int:
     """The longest prompt that leaves room for a response, in tokens."""
     longest = {
-        ("algorithm", "max_new"): int(e.algorithm.arguments.get("max_new", 256)),
-        ("evaluate", "max_new"): e.evaluate.max_new or 0,
+        ("algorithm", "max_new_tokens"): int(config.algorithm.arguments.get("max_new", 256)),
+        ("evaluate", "max_new_tokens"): config.evaluate.max_new_tokens or 0,
     }
     path = max(longest, key=lambda key: longest[key])
-    if longest[path] >= context:
-        wrong = f"{longest[path]} tokens leave no room for a prompt: the policy reads {context} in all"
+    if longest[path] >= context_length:
+        wrong = f"{longest[path]} tokens leave no room for a prompt: the policy reads {context_length} in all"
         raise ConfigError(
-            complaint(written_at(e, path), None, None, ".".join(path), wrong, fix="make it smaller")
+            format_issue(location_of(config, path), None, None, ".".join(path), wrong, fix="make it smaller")
         )
-    return context - longest[path]
+    return context_length - longest[path]
 
 
-def _evenly(prompts: list[Prompt], most: int) -> list[Prompt]:
+def _subsample_by_category(prompts: list[Prompt], max_prompts: int) -> list[Prompt]:
     """At most that many prompts, every kind keeping its share, in their order."""
-    if len(prompts) <= most:
+    if len(prompts) <= max_prompts:
         return prompts
-    by_kind = sorted(range(len(prompts)), key=lambda i: prompts[i].kind)
-    return [prompts[i] for i in sorted(by_kind[place * len(prompts) // most] for place in range(most))]
+    by_kind = sorted(range(len(prompts)), key=lambda i: prompts[i].category)
+    return [
+        prompts[i]
+        for i in sorted(by_kind[place * len(prompts) // max_prompts] for place in range(max_prompts))
+    ]

@@ -4,52 +4,56 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from paretune.config.algorithm import recipe_of
+from paretune.config.algorithm import build_spec
 from paretune.config.sources import RewardSection
-from paretune.data.frame import Frame
+from paretune.data.frame import PromptFormat
 from paretune.data.records import Prompt
-from paretune.data.world import TrueScorer
-from paretune.data.world_truth import refuses
-from paretune.evaluate.generate import Generations, divergence, generate
+from paretune.data.world import GroundTruthScorer
+from paretune.data.world_truth import is_helpdesk_refusal
+from paretune.evaluate.generate import Generations, estimate_kl, generate
 from paretune.evaluate.judge import Judge, evaluate
-from paretune.models.load import Language, load_policy, parameter_hash
-from paretune.objectives.lineage import known_data
+from paretune.models.load import PolicyModel, load_policy, parameter_hash
+from paretune.objectives.lineage import provenance_hashes
 from paretune.objectives.reward_model import RewardModelScorer
 from paretune.objectives.rules import is_refusal
-from paretune.objectives.trace import with_traces
+from paretune.objectives.trace import with_thinking_scorer
 from paretune.rundir import read_json
-from paretune.stages.assemble import sampler
-from paretune.stages.reward import reward_of
-from paretune.stages.work import Work
+from paretune.stages.assemble import make_sampler
+from paretune.stages.reward import load_trained_reward_model
+from paretune.stages.work import RunContext
 
 
-def judge(work: Work) -> str:
+def evaluate_policies(ctx: RunContext) -> str:
     """Let both policies answer the test prompts, score, compare, and write eval/final/."""
-    folder = work.folder("eval", "final")
+    folder = ctx.path("eval", "final")
     if not (folder / "eval.json").exists():
-        e = work.experiment
-        start = load_policy(work.start, seed=e.run.seed)
-        after = load_policy(work.trained, seed=e.run.seed)
-        recipe = recipe_of(e)
-        how: dict[str, Any] = {"n": e.evaluate.n, "frame": recipe.frame, "seed": e.evaluate.seed}
+        e = ctx.config
+        start = load_policy(ctx.initial_policy, seed=e.run.seed)
+        after = load_policy(ctx.trained_policy, seed=e.run.seed)
+        recipe = build_spec(e)
+        how: dict[str, Any] = {
+            "n": e.evaluate.num_generations,
+            "frame": recipe.prompt_format,
+            "seed": e.evaluate.seed,
+        }
         one, two = (
-            written_by(work, language, work.material.test, of=(i, 2), **how)
+            generate_with(ctx, language, ctx.dataset.test_prompts, arm_of_arms=(i, 2), **how)
             for i, language in enumerate((start, after))
         )
-        rewards = model_judges(work, "reward", "the training reward")
-        judges = judges_of(work, rewards)
+        rewards = reward_model_judges(ctx, "reward", "the training reward")
+        judges = run_judges(ctx, rewards)
         found = evaluate(
             one,
             two,
             judges,
-            objectives=_objectives(work, judges),
-            rewards=rewards,
-            margins=e.evaluate.margin,
-            refuses=refuses if e.data.world is not None else is_refusal,
-            view=recipe.view,
-            correct=e.correct if recipe.frame == "confidence" else None,
-            kl=divergence(two, start.model, temperature=e.evaluate.temperature),
-            draws=e.evaluate.draws,
+            objectives=_evaluated_objectives(ctx, judges),
+            reward_judges=rewards,
+            margins=e.evaluate.non_inferiority_margin,
+            refusal_detector=is_helpdesk_refusal if e.data.world is not None else is_refusal,
+            scorer_view=recipe.scorer_view,
+            correctness_threshold=e.correctness_threshold if recipe.prompt_format == "confidence" else None,
+            kl=estimate_kl(two, start.model, temperature=e.evaluate.temperature),
+            bootstrap_samples=e.evaluate.bootstrap_samples,
             seed=e.evaluate.seed,
         )
         found.save(folder)
@@ -57,69 +61,73 @@ def judge(work: Work) -> str:
     return f"before and after, {numbers['prompts']} unseen prompts"
 
 
-def written_by(
-    work: Work,
-    language: Language,
+def generate_with(
+    ctx: RunContext,
+    policy: PolicyModel,
     prompts: Sequence[Prompt],
     *,
-    n: int,
-    frame: Frame,
+    num_generations: int,
+    prompt_format: PromptFormat,
     seed: int,
-    of: tuple[int, int] = (0, 1),
+    arm_of_arms: tuple[int, int] = (0, 1),
 ) -> Generations:
     """What a policy answers, as long and as random as the evaluation has it.
 
     Args:
-        work: Whose run it is.
-        language: The policy.
+        ctx: Whose run it is.
+        policy: The policy.
         prompts: What it is asked.
-        n: Answers to each.
-        frame: What is asked beside the prompts.
+        num_generations: Answers to each.
+        prompt_format: What is asked beside the prompts.
         seed: Of the answers.
-        of: Which arm this is, and of how many: for the console.
+        arm_of_arms: Which arm this is, and of how many: for the console.
     """
-    how, (arm, arms) = work.experiment.evaluate, of
+    how, (arm, arms) = ctx.config.evaluate, arm_of_arms
 
     def tell(done: int, total: int) -> None:
-        work.console.progress(arm * total + done, arms * total, ("before", "after")[arm] if arms > 1 else "")
-        work.stop.obey("the training, before its evaluation was complete")
+        ctx.console.progress(arm * total + done, arms * total, ("before", "after")[arm] if arms > 1 else "")
+        ctx.stop.raise_if_stopped("the training, before its evaluation was complete")
 
     return generate(
-        sampler(work, language),
+        make_sampler(ctx, policy),
         prompts,
-        n=n,
-        max_new=how.max_new or int(work.experiment.algorithm.arguments["max_new"]),
+        num_generations=num_generations,
+        max_new_tokens=how.max_new_tokens or int(ctx.config.algorithm.arguments["max_new"]),
         temperature=how.temperature,
-        frame=frame,
+        prompt_format=prompt_format,
         seed=seed,
-        tell=tell,
+        on_progress=tell,
     )
 
 
-def judges_of(work: Work, reward: tuple[Judge, ...]) -> tuple[Judge, ...]:
-    """Who judges a run: the truth, the model of `judge`, or `reward` where the recipe has neither."""
-    chosen = work.experiment.judge
+def run_judges(ctx: RunContext, reward_judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
+    """Who judges a run: the truth, the model of `judge`, or `reward_judges` where the recipe has neither."""
+    chosen = ctx.config.judge
     if chosen == "truth":
-        return _with_traces(work, Judge(name="the true scorer", scorer=TrueScorer()))
+        return _with_thinking_judge(ctx, Judge(name="the true scorer", scorer=GroundTruthScorer()))
     if isinstance(chosen, RewardSection):
-        return model_judges(work, "judge", "a reward model fitted on other data")
-    return reward
+        return reward_model_judges(ctx, "judge", "a reward model fitted on other data")
+    return reward_judges
 
 
-def model_judges(work: Work, name: str, words: str) -> tuple[Judge, ...]:
+def reward_model_judges(ctx: RunContext, name: str, display_name: str) -> tuple[Judge, ...]:
     """The reward model of a section as a judge, and once more for thoughts where they are an objective."""
-    model = reward_of(work, name)
-    scorer, data = RewardModelScorer(model), known_data(model.data)
-    return _with_traces(work, Judge(name=words, scorer=scorer, weights=parameter_hash(model), data=data))
+    model = load_trained_reward_model(ctx, name)
+    scorer, data = RewardModelScorer(model), provenance_hashes(model.provenance)
+    return _with_thinking_judge(
+        ctx, Judge(name=display_name, scorer=scorer, weights_hash=parameter_hash(model), data_hashes=data)
+    )
 
 
-def _with_traces(work: Work, judge: Judge) -> tuple[Judge, ...]:
+def _with_thinking_judge(ctx: RunContext, judge: Judge) -> tuple[Judge, ...]:
     """The judge, and itself once more for the thoughts where they are an objective."""
-    return tuple(replace(judge, scorer=s) for s in with_traces(work.experiment.traces, judge.scorer))
+    return tuple(
+        replace(judge, scorer=s) for s in with_thinking_scorer(ctx.config.thinking_objectives, judge.scorer)
+    )
 
 
-def _objectives(work: Work, judges: Sequence[Judge]) -> tuple[str, ...]:
+def _evaluated_objectives(ctx: RunContext, judges: Sequence[Judge]) -> tuple[str, ...]:
     """Those that were trained, then those only the judges know."""
-    trained = tuple(work.experiment.objectives)
+    trained = tuple(ctx.config.objectives)
     further = [name for judge in judges for name in judge.scorer.names if name not in trained]
     return trained + tuple(further)

@@ -1,12 +1,12 @@
 """Options of a recipe that save memory: whether this machine has what they need, asked before all else."""
 
-from paretune.config import Experiment, written_at
-from paretune.errors import ConfigError, complaint
-from paretune.learn.eightbit import package
-from paretune.models.load import device_named
+from paretune.config import Config, location_of
+from paretune.errors import ConfigError, format_issue
+from paretune.learn.eightbit import import_bitsandbytes
+from paretune.models.load import resolve_device
 
 
-def possible(e: Experiment) -> None:
+def check_memory_options(config: Config) -> None:
     """See that the device is there, and that what `learn` says of memory can be done with it.
 
     Raises:
@@ -14,11 +14,11 @@ def possible(e: Experiment) -> None:
         ConfigError: Activations would be moved from the main memory to the main memory.
         MissingExtra: The package that 8-bit moments need is not installed.
     """
-    device = device_named(e.run.device)
-    if e.learn.moments == "int8":
-        package()
-    if e.learn.activations == "offload" and device.type == "cpu":
-        where = written_at(e, ("learn", "activations"))
+    device = resolve_device(config.run.device)
+    if config.training.optim == "int8":
+        import_bitsandbytes()
+    if config.training.gradient_checkpointing == "offload" and device.type == "cpu":
+        where = location_of(config, ("training", "gradient_checkpointing"))
         wrong = "offload has no effect: run.device: auto is the CPU on this machine"
         fix = "leave it out, or write recompute"
-        raise ConfigError(complaint(where, None, None, "learn.activations", wrong, fix=fix))
+        raise ConfigError(format_issue(where, None, None, "training.gradient_checkpointing", wrong, fix=fix))

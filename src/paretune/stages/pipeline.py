@@ -3,38 +3,44 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from paretune.config import Experiment, config_hash, written_at
+from paretune.config import Config, config_hash, location_of
 from paretune.config.sources import RewardSection
-from paretune.errors import ConfigError, complaint
+from paretune.errors import ConfigError, format_issue
 from paretune.learn.stop import StopRequest
 from paretune.report.page import write_report
-from paretune.report.table import closing_table
+from paretune.report.table import summary_table
 from paretune.rundir import Run, read_json
 from paretune.stages.align import align
-from paretune.stages.check import tried
+from paretune.stages.check import validate_run
 from paretune.stages.console import Console, make_console
-from paretune.stages.gather import Material
-from paretune.stages.judge import judge
-from paretune.stages.manifest import laid_down, manifest
-from paretune.stages.memory import possible
-from paretune.stages.plan import counted
-from paretune.stages.policy import teach
-from paretune.stages.ready import from_hub
-from paretune.stages.reward import fit_model
-from paretune.stages.shared import BEFORE_ALIGN, refuse_unlike, shared_key, take_over, wanting
-from paretune.stages.trial import JUDGED, trial
-from paretune.stages.work import Work, take_threads
+from paretune.stages.gather import Dataset
+from paretune.stages.judge import evaluate_policies
+from paretune.stages.manifest import build_manifest, provenance_files
+from paretune.stages.memory import check_memory_options
+from paretune.stages.plan import describe_prompts
+from paretune.stages.policy import run_sft
+from paretune.stages.ready import hub_model_notes
+from paretune.stages.reward import train_reward_model
+from paretune.stages.shared import (
+    PRE_ALIGN_STAGES,
+    is_fresh_run,
+    require_same_inputs,
+    reuse_key,
+    reuse_stages,
+)
+from paretune.stages.trial import JUDGED_TRIAL, evaluate_trial
+from paretune.stages.work import RunContext, set_num_threads
 
-Stage = Callable[[Work], str]
+Stage = Callable[[RunContext], str]
 
 
-def run(
-    experiment: Experiment,
+def run_pipeline(
+    config: Config,
     console: Console | None = None,
     *,
     command: str = "",
     until: str = "",
-    shared: Path | None = None,
+    reuse_from: Path | None = None,
 ) -> Path:
     """Run every stage that is not complete, and return the run folder.
 
@@ -42,93 +48,96 @@ def run(
     anything is written.
 
     Args:
-        experiment: The recipe.
+        config: The recipe.
         console: Hears of what is done.
         command: What the report repeats.
         until: The last stage; "": all of them. A run that ends before the alignment is made to be taken over,
             and its folder is known by what it was made from, whatever the algorithm.
-        shared: The folder of such a run, whose stages this one takes over instead of making them.
+        reuse_from: The folder of such a run, whose stages this one takes over instead of making them.
 
     Raises:
         ParetuneError: With what is wrong and what to do.
     """
     console = console or make_console()
     with console, StopRequest() as stop:
-        return _run(experiment, console, stop, command, until, shared)
+        return _run_stages(config, console, stop, command, until, reuse_from)
 
 
-def _run(
-    experiment: Experiment, console: Console, stop: StopRequest, command: str, until: str, shared: Path | None
+def _run_stages(
+    config: Config, console: Console, stop: StopRequest, command: str, until: str, reuse_from: Path | None
 ) -> Path:
-    stages = stages_of(experiment, until)
-    if shared is not None and wanting(Path(experiment.run.folder)):
-        refuse_unlike(shared, experiment)  # before the records are read, which may take minutes
-    console.open("data", 1, len(stages) + 1)
-    possible(experiment)
-    for line in from_hub(experiment):
-        console.say(line)
+    stages = pipeline_stages(config, until)
+    if reuse_from is not None and is_fresh_run(Path(config.run.output_dir)):
+        require_same_inputs(reuse_from, config)  # before the records are read, which may take minutes
+    console.start_stage("data", 1, len(stages) + 1)
+    check_memory_options(config)
+    for line in hub_model_notes(config):
+        console.log(line)
 
     def tell(done: int, total: int, note: str) -> None:
         console.progress(done, total, note)
-        stop.obey()
+        stop.raise_if_stopped()
 
-    _, _, material = tried(experiment, tell)
-    take_threads(experiment)
-    with Run.claim(
-        experiment.run.folder,
-        name=experiment.name,
-        config_hash=shared_key(experiment) if until in BEFORE_ALIGN else config_hash(experiment),
-        files=laid_down(experiment),
-        made_from=manifest(experiment, material),
+    _, _, material = validate_run(config, tell)
+    set_num_threads(config)
+    with Run.start_or_resume(
+        config.run.output_dir,
+        name=config.name,
+        config_hash=reuse_key(config) if until in PRE_ALIGN_STAGES else config_hash(config),
+        files=provenance_files(config),
+        data_manifest=build_manifest(config, material),
     ) as opened:
-        console.close(_counted(material))
-        if goes_on := opened.goes_on(experiment.run.steps):
-            console.say(goes_on)
+        console.finish_stage(_data_summary(material))
+        if goes_on := opened.resume_message(config.run.max_steps):
+            console.log(goes_on)
         if command:
-            opened.update(command=command)
-        if shared is not None:
-            take_over(opened, shared, experiment)
-        work = Work(experiment=experiment, run=opened, console=console, material=material, stop=stop)
+            opened.update_state(command=command)
+        if reuse_from is not None:
+            reuse_stages(opened, reuse_from, config)
+        work = RunContext(config=config, run=opened, console=console, dataset=material, stop=stop)
         complete = "data"
         for index, (name, stage) in enumerate(stages, 2):
-            stop.obey(f'the stage "{complete}"')
-            console.open(name, index, len(stages) + 1)
-            opened.begin(name)
-            console.close(stage(work))
+            stop.raise_if_stopped(f'the stage "{complete}"')
+            console.start_stage(name, index, len(stages) + 1)
+            opened.enter_stage(name)
+            console.finish_stage(stage(work))
             complete = name
     return opened.path
 
 
-def stages_of(experiment: Experiment, until: str = "") -> list[tuple[str, Stage]]:
+def pipeline_stages(config: Config, until: str = "") -> list[tuple[str, Stage]]:
     """The stages after the data, by name, in order; `until`: without those after it.
 
     Raises:
         ConfigError: A judge is to score a trial, and the recipe has none.
     """
-    if until == JUDGED and experiment.judge is None:
+    if until == JUDGED_TRIAL and config.judge is None:
         wrong, fix = "is missing: the judge is to score a trial", "write judge, or take --until trial"
-        raise ConfigError(complaint(written_at(experiment, ("judge",)), None, None, "judge", wrong, fix=fix))
-    stages: list[tuple[str, Stage]] = [("policy", teach), ("reward", lambda work: fit_model(work, "reward"))]
-    if isinstance(experiment.judge, RewardSection):
-        stages.append(("judge", lambda work: fit_model(work, "judge")))
-    if until not in BEFORE_ALIGN:
+        raise ConfigError(format_issue(location_of(config, ("judge",)), None, None, "judge", wrong, fix=fix))
+    stages: list[tuple[str, Stage]] = [
+        ("policy", run_sft),
+        ("reward", lambda work: train_reward_model(work, "reward")),
+    ]
+    if isinstance(config.judge, RewardSection):
+        stages.append(("judge", lambda work: train_reward_model(work, "judge")))
+    if until not in PRE_ALIGN_STAGES:
         stages.append(("align", align))
-    if until in ("trial", JUDGED):
-        return [*stages, ("trial", lambda work: trial(work, judged=until == JUDGED))]
-    return stages if until else [*stages, ("evaluate", judge), ("report", report)]
+    if until in ("trial", JUDGED_TRIAL):
+        return [*stages, ("trial", lambda work: evaluate_trial(work, with_judge=until == JUDGED_TRIAL))]
+    return stages if until else [*stages, ("evaluate", evaluate_policies), ("report", run_report)]
 
 
-def report(work: Work) -> str:
+def run_report(ctx: RunContext) -> str:
     """Write the page, and show its table."""
-    path = write_report(work.run.path)
-    numbers = read_json(work.folder("eval", "final", "eval.json")) or {}
-    work.console.say(f"\n{closing_table(numbers)}\n\nmodel: {work.folder('final')}\n")
+    path = write_report(ctx.run.path)
+    numbers = read_json(ctx.path("eval", "final", "eval.json")) or {}
+    ctx.console.log(f"\n{summary_table(numbers)}\n\nmodel: {ctx.path('final')}\n")
     return str(path)
 
 
-def _counted(material: Material) -> str:
-    parts = [f"prompts: {counted(material)}"]
-    for name, found in (("reward", material.reward), ("judge", material.judge)):
+def _data_summary(dataset: Dataset) -> str:
+    parts = [f"prompts: {describe_prompts(dataset)}"]
+    for name, found in (("reward", dataset.reward), ("judge", dataset.judge)):
         if found is not None:
             parts.append(f"{len(found.train):,} rows for the {name}")
     return "; ".join(parts)

@@ -2,99 +2,111 @@
 
 from collections.abc import Iterable, Iterator
 
-from paretune.config import Experiment
-from paretune.config.beforehand import perhaps_beyond
-from paretune.config.rules import sections
-from paretune.learn.check import Plan
-from paretune.learn.evolution import Evolution
-from paretune.learn.recipe import Phase, Recipe, explained
-from paretune.models.load import is_folder
-from paretune.rollout.sample import Offline
-from paretune.stages.material import Judgements, Material, stream_of
-from paretune.stages.ready import from_hub, named
+from paretune.config import Config
+from paretune.config.beforehand import budget_warnings
+from paretune.config.rules import reward_sections
+from paretune.learn.check import SpecRequirements
+from paretune.learn.evolution import EvolutionSpec
+from paretune.learn.recipe import AlgorithmSpec, PretrainPhase, describe
+from paretune.models.load import is_local_folder
+from paretune.rollout.sample import StoredResponses
+from paretune.stages.material import Dataset, RewardData, prompt_stream
+from paretune.stages.ready import hub_model_notes, model_references
 
-UNJUDGED = "the reward judges itself, no gain will be called better"
+NO_JUDGE_NOTE = "the reward judges itself, no gain will be called better"
 
 
-def planned(e: Experiment, recipe: Recipe | Evolution, plan: Plan, found: Material) -> list[str]:
+def describe_run(
+    config: Config, spec: AlgorithmSpec | EvolutionSpec, plan: SpecRequirements, dataset: Dataset
+) -> list[str]:
     """Counts of records, what was left out, the algorithm part by part, and what was not tried."""
     return [
-        f"{e.name}: ok",
-        *_part("prompts", [counted(found)]),
-        *_part("", _undrawn(e, found)),
-        *_part("stored", [f"responses to {len(found.stored):,} prompts"] if found.stored else []),
-        *_part("policy", [_policy(e, found)]),
-        *(_row(name, _fitted(section.path, name, found)) for name, section in sections(e)),
-        *_part("judge", ["none: " + UNJUDGED] if e.judge is None else []),
-        *_part("notes", found.notes),
-        *(recipe.explained() if isinstance(recipe, Evolution) else explained(recipe)),
-        *_part("frozen", [", ".join(plan.frozen_roles)] if plan.frozen_roles else []),
-        *_part("size", _size(e, recipe, found)),
-        *_part("warning", perhaps_beyond(e, recipe)),
-        *_part("hub", from_hub(e)),
-        *_part("not tried", [*_weights(e), "whether the memory of this machine suffices"]),
+        f"{config.name}: ok",
+        *_section("prompts", [describe_prompts(dataset)]),
+        *_section("", _describe_unsampled_pools(config, dataset)),
+        *_section(
+            "stored",
+            [f"responses to {len(dataset.stored_responses):,} prompts"] if dataset.stored_responses else [],
+        ),
+        *_section("policy", [_describe_policy(config, dataset)]),
+        *(
+            _line(name, _describe_reward_data(section.path, name, dataset))
+            for name, section in reward_sections(config)
+        ),
+        *_section("judge", ["none: " + NO_JUDGE_NOTE] if config.judge is None else []),
+        *_section("notes", dataset.exclusions),
+        *(spec.describe() if isinstance(spec, EvolutionSpec) else describe(spec)),
+        *_section("frozen", [", ".join(plan.frozen_roles)] if plan.frozen_roles else []),
+        *_section("size", _describe_workload(config, spec, dataset)),
+        *_section("warning", budget_warnings(config, spec)),
+        *_section("hub", hub_model_notes(config)),
+        *_section(
+            "not tried", [*_describe_unread_weights(config), "whether the memory of this machine suffices"]
+        ),
     ]
 
 
-def counted(found: Material) -> str:
+def describe_prompts(dataset: Dataset) -> str:
     """Prompts by pool, and those that are evaluated on."""
-    pools = ", ".join(f"{len(pool):,} {name}" for name, pool in found.pools.items())
-    return f"{pools or 'none'}; {len(found.test):,} unseen"
+    pools = ", ".join(f"{len(pool):,} {name}" for name, pool in dataset.train_prompts.items())
+    return f"{pools or 'none'}; {len(dataset.test_prompts):,} unseen"
 
 
-def _policy(e: Experiment, found: Material) -> str:
-    count = len(found.demonstrations)
-    return e.policy.path + (f", after {count:,} demonstrations" if count else ", as it is")
+def _describe_policy(config: Config, dataset: Dataset) -> str:
+    count = len(dataset.sft_demonstrations)
+    return config.policy.path + (f", after {count:,} demonstrations" if count else ", as it is")
 
 
-def _fitted(path: str | None, name: str, found: Material) -> str:
-    rows: Judgements | None = getattr(found, name)
+def _describe_reward_data(path: str | None, name: str, dataset: Dataset) -> str:
+    rows: RewardData | None = getattr(dataset, name)
     if rows is None:
         return f"{path}, as it is"
     return f"{len(rows.train):,} rows to fit, {len(rows.test):,} to report on"
 
 
-def _undrawn(e: Experiment, found: Material) -> Iterator[str]:
+def _describe_unsampled_pools(config: Config, dataset: Dataset) -> Iterator[str]:
     """Pools that a short run does not come to."""
-    drawn = stream_of(e, found.pools).drawn(e.run.steps)
-    for name, count in zip(found.pools, drawn, strict=True):
+    drawn = prompt_stream(config, dataset.train_prompts).count_drawn(config.run.max_steps)
+    for name, count in zip(dataset.train_prompts, drawn, strict=True):
         if not count:
-            yield f"no prompt of {name} comes up in {e.run.steps} steps of {e.learn.prompts}"
+            yield f"no prompt of {name} comes up in {config.run.max_steps} steps of {config.training.prompts_per_step}"
 
 
-def _size(e: Experiment, recipe: Recipe | Evolution, found: Material) -> Iterator[str]:
+def _describe_workload(
+    config: Config, spec: AlgorithmSpec | EvolutionSpec, dataset: Dataset
+) -> Iterator[str]:
     """How much is sampled, learnt from and judged, at most."""
-    for made in recipe.before:
-        if isinstance(made, Phase):
-            yield f"beforehand {made.role}: {made.steps:,} steps x {_step(e, made.recipe)}"
-    budget = e.run.budget
-    ends = f", or until {budget.amount:,} {budget.currency} are spent" if budget else ""
-    if isinstance(recipe, Evolution) and recipe.sigma is None:
+    for made in spec.phases:
+        if isinstance(made, PretrainPhase):
+            yield f"beforehand {made.role}: {made.max_steps:,} steps x {_describe_step(config, made.spec)}"
+    budget = config.run.budget
+    ends = f", or until {budget.limit:,} {budget.resource} are spent" if budget else ""
+    if isinstance(spec, EvolutionSpec) and spec.initial_sigma is None:
         yield "some candidates beforehand, to find the first step size"
-    yield f"at most {e.run.steps:,} steps x {_step(e, recipe)}{ends}"
-    longest = e.evaluate.max_new or int(e.algorithm.arguments["max_new"])
-    yield f"then 2 x {len(found.test) * e.evaluate.n:,} answers of up to {longest} tokens to be judged"
+    yield f"at most {config.run.max_steps:,} steps x {_describe_step(config, spec)}{ends}"
+    longest = config.evaluate.max_new_tokens or int(config.algorithm.arguments["max_new"])
+    yield f"then 2 x {len(dataset.test_prompts) * config.evaluate.num_generations:,} answers of up to {longest} tokens to be judged"
 
 
-def _step(e: Experiment, recipe: Recipe | Evolution) -> str:
+def _describe_step(config: Config, spec: AlgorithmSpec | EvolutionSpec) -> str:
     """What a step gets."""
-    prompts, source = f"{e.learn.prompts} prompts", recipe.source
-    if isinstance(source, Offline):
+    prompts, source = f"{config.training.prompts_per_step} prompts", spec.rollout
+    if isinstance(source, StoredResponses):
         return f"{prompts} with their stored responses"
-    each = f"{prompts} x {source.n} responses of up to {source.max_new} tokens"
-    tried = f"{recipe.search.population + 1} candidates x " if isinstance(recipe, Evolution) else ""
+    each = f"{prompts} x {source.num_generations} responses of up to {source.max_new_tokens} tokens"
+    tried = f"{spec.strategy.population_size + 1} candidates x " if isinstance(spec, EvolutionSpec) else ""
     return tried + each
 
 
-def _weights(e: Experiment) -> Iterator[str]:
-    for path in dict.fromkeys(path for _, path, _ in named(e)):
-        yield f"the weights of {path}: {'not read' if is_folder(path) else 'not fetched'}"
+def _describe_unread_weights(config: Config) -> Iterator[str]:
+    for path in dict.fromkeys(path for _, path, _ in model_references(config)):
+        yield f"the weights of {path}: {'not read' if is_local_folder(path) else 'not fetched'}"
 
 
-def _part(name: str, lines: Iterable[str]) -> Iterator[str]:
+def _section(name: str, lines: Iterable[str]) -> Iterator[str]:
     for at, line in enumerate(lines):
-        yield _row("" if at else name, line)
+        yield _line("" if at else name, line)
 
 
-def _row(name: str, line: str) -> str:
+def _line(name: str, line: str) -> str:
     return f"{name:<10} {line}"

@@ -4,52 +4,52 @@ from collections.abc import Mapping
 from shutil import rmtree
 from typing import Any
 
-from paretune.config.sources import Head, RewardSection
-from paretune.learn.reward_baseline import baselines
-from paretune.learn.reward_fit import fit_reward, label_scale
+from paretune.config.sources import RewardHeadSection, RewardSection
+from paretune.learn.reward_baseline import baseline_metrics
+from paretune.learn.reward_fit import fit_reward_model, label_scale_and_offset
 from paretune.learn.reward_report import reward_report
-from paretune.objectives.calibrated import calibrated
-from paretune.objectives.lineage import lineage
-from paretune.objectives.reward_loss import BradleyTerry, HeadLoss, Regression
+from paretune.objectives.calibrated import add_confidence_pairs
+from paretune.objectives.lineage import data_provenance
+from paretune.objectives.reward_loss import BradleyTerryLoss, HeadLoss, RegressionLoss
 from paretune.objectives.reward_model import RewardModel
 from paretune.objectives.reward_store import (
-    RewardSpec,
+    RewardModelSpec,
     load_reward_model,
     new_reward_model,
     save_reward_model,
 )
-from paretune.report.heads import doubtful
+from paretune.report.heads import unreliable_heads
 from paretune.rundir import read_json, to_json, write_atomic
-from paretune.stages.gather import Judgements
-from paretune.stages.work import Work, fitting, lora
+from paretune.stages.gather import RewardData
+from paretune.stages.work import RunContext, lora_config, supervised_config
 
 
-def fit_model(work: Work, name: str) -> str:
+def train_reward_model(ctx: RunContext, name: str) -> str:
     """Fit the reward model or the judge, report on it, save it; `name` is its section and its folder."""
-    section = getattr(work.experiment, name)
-    found: Judgements | None = getattr(work.material, name)
+    section = getattr(ctx.config, name)
+    found: RewardData | None = getattr(ctx.dataset, name)
     if found is None:
         return f"{section.path}, as it is"
-    if not work.folder(name, "report.json").exists():
-        _fit(work, name, section, found)
-        model = reward_of(work, name)
-        start = new_reward_model(_spec(work, section), model.scale, model.offset, seed=_seed(work))
-        beside = baselines(start, found.train, found.test, seed=_seed(work))
+    if not ctx.path(name, "report.json").exists():
+        _fit_and_save(ctx, name, section, found)
+        model = load_trained_reward_model(ctx, name)
+        start = new_reward_model(_reward_spec(ctx, section), model.scale, model.offset, seed=_seed(ctx))
+        beside = baseline_metrics(start, found.train, found.test, seed=_seed(ctx))
         report = reward_report(model, found.test, train=found.train, baselines=beside)
-        write_atomic(work.folder(name, "report.json"), to_json(report))
-    rmtree(work.folder("checkpoints", name), ignore_errors=True)
-    return summary(read_json(work.folder(name, "report.json")) or {})
+        write_atomic(ctx.path(name, "report.json"), to_json(report))
+    rmtree(ctx.path("checkpoints", name), ignore_errors=True)
+    return report_summary(read_json(ctx.path(name, "report.json")) or {})
 
 
-def reward_of(work: Work, name: str) -> RewardModel:
+def load_trained_reward_model(ctx: RunContext, name: str) -> RewardModel:
     """The reward model or the judge, from where it lies: what is reported on is what scores."""
-    section = getattr(work.experiment, name)
-    path = section.path or str(work.folder(name, "model"))
+    section = getattr(ctx.config, name)
+    path = section.path or str(ctx.path(name, "model"))
     revision = section.revision if section.path else None
-    return load_reward_model(path, dtype=section.dtype, revision=revision, device=work.device)
+    return load_reward_model(path, dtype=section.dtype, revision=revision, device=ctx.device)
 
 
-def summary(report: Mapping[str, Any]) -> str:
+def report_summary(report: Mapping[str, Any]) -> str:
     """How well the heads do on records they were not fitted on, in one line, and which of them do not."""
     heads = report["objectives"]
     parts = []
@@ -59,54 +59,56 @@ def summary(report: Mapping[str, Any]) -> str:
             parts.append(f"{objective} ρ {rho:.2f}")
         elif pairs is not None:
             parts.append(f"{objective} {100 * pairs:.0f} % of pairs")
-    doubts = doubtful(report)
+    doubts = unreliable_heads(report)
     said = ", ".join(parts) or "nothing is known of them"
     return f"{len(heads)} heads on unseen prompts: {said}" + (f"; ⚠ {'; '.join(doubts)}" if doubts else "")
 
 
-def _fit(work: Work, name: str, section: RewardSection, found: Judgements) -> None:
-    folder = work.folder(name, "model")
+def _fit_and_save(ctx: RunContext, name: str, section: RewardSection, reward_data: RewardData) -> None:
+    folder = ctx.path(name, "model")
     if folder.exists():
         return
-    scale, offset = label_scale(found.train, tuple(section.objectives))
-    model = new_reward_model(_spec(work, section), scale, offset, seed=_seed(work))
+    scale, offset = label_scale_and_offset(reward_data.train, tuple(section.objectives))
+    model = new_reward_model(_reward_spec(ctx, section), scale, offset, seed=_seed(ctx))
     heads = section.objectives
-    confident = {objective: head.right for objective, head in heads.items() if head.loss == "calibrated"}
-    fit_reward(
+    confident = {
+        objective: head.correct_threshold for objective, head in heads.items() if head.loss == "calibrated"
+    }
+    fit_reward_model(
         model,
-        calibrated(found.train, confident, _seed(work)) if confident else found.train,
-        fitting(section.fit, work.device),
-        losses={name: _loss(head) for name, head in heads.items() if name not in confident},
-        seed=_seed(work),
-        keeping=work.keeping(name),
-        on_step=work.told(),
+        add_confidence_pairs(reward_data.train, confident, _seed(ctx)) if confident else reward_data.train,
+        supervised_config(section.training, ctx.device),
+        losses={name: _head_loss(head) for name, head in heads.items() if name not in confident},
+        seed=_seed(ctx),
+        checkpoint_config=ctx.checkpoint_config(name),
+        on_step=ctx.progress_callback(),
     )
     sources = [*section.ratings.values(), *section.pairs.values()]
-    files = [work.material.files[s.file] for s in sources if s.file in work.material.files]
-    model.data = lineage(found.train, files)
+    files = [ctx.dataset.file_hashes[s.file] for s in sources if s.file in ctx.dataset.file_hashes]
+    model.provenance = data_provenance(reward_data.train, files)
     save_reward_model(model, folder)
 
 
-def _spec(work: Work, section: RewardSection) -> RewardSpec:
-    own = section.body == "policy"
-    body = work.start.path if own else section.body
-    revision = work.start.revision if own else section.revision
-    return RewardSpec(
+def _reward_spec(ctx: RunContext, section: RewardSection) -> RewardModelSpec:
+    own = section.init_from == "policy"
+    body = ctx.initial_policy.path if own else section.init_from
+    revision = ctx.initial_policy.revision if own else section.revision
+    return RewardModelSpec(
         path=body,
         objectives=tuple(section.objectives),
         dtype=section.dtype,
-        lora=lora(section.lora),
+        lora=lora_config(section.lora),
         revision=revision,
-        device=work.device,
+        device=ctx.device,
     )
 
 
-def _loss(head: Head) -> HeadLoss:
+def _head_loss(head: RewardHeadSection) -> HeadLoss:
     assert head.loss != "calibrated"
     if head.loss == "bradley_terry":
-        return BradleyTerry()
-    return Regression(kind=head.loss, delta=head.delta)
+        return BradleyTerryLoss()
+    return RegressionLoss(loss_type=head.loss, delta=head.huber_delta)
 
 
-def _seed(work: Work) -> int:
-    return work.experiment.run.seed
+def _seed(ctx: RunContext) -> int:
+    return ctx.config.run.seed

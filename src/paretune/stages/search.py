@@ -3,81 +3,83 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paretune.config import Experiment
-from paretune.learn.candidates import Candidates
-from paretune.learn.descend import OnStep
-from paretune.learn.evolution import Evolution
+from paretune.config import Config
+from paretune.learn.candidates import CandidateEvaluator
+from paretune.learn.descend import TrainStepCallback
+from paretune.learn.evolution import EvolutionSpec
 from paretune.learn.evolve import evolve
 from paretune.learn.progress import Budget
 from paretune.learn.stop import StopRequest
-from paretune.models.int8 import in_int8
-from paretune.models.load import Language, load_policy
-from paretune.models.singular import SingularLora
+from paretune.models.int8 import int8_copy
+from paretune.models.load import PolicyModel, load_policy
+from paretune.models.singular import LoraSvd
 from paretune.rundir import Run
-from paretune.stages.assemble import assembled
-from paretune.stages.before import made_in
+from paretune.stages.assemble import build_training_context
+from paretune.stages.before import run_phase
 from paretune.stages.console import PlainConsole
-from paretune.stages.material import Material
-from paretune.stages.work import Work, lora
+from paretune.stages.material import Dataset
+from paretune.stages.work import RunContext, lora_config
 
 
 @dataclass(frozen=True)
-class Hired:
+class CandidateEvaluatorFactory:
     """What a further process makes its candidates of; all of it can be sent there."""
 
-    experiment: Experiment
-    material: Material
-    folder: Path
-    evolution: Evolution
+    config: Config
+    dataset: Dataset
+    output_dir: Path
+    spec: EvolutionSpec
 
-    def __call__(self, knobs: SingularLora) -> Candidates:
+    def __call__(self, lora_svd: LoraSvd) -> CandidateEvaluator:
         """See `Hire`."""
-        work = Work(
-            experiment=self.experiment,
-            run=Run(self.folder),
+        work = RunContext(
+            config=self.config,
+            run=Run(self.output_dir),
             console=PlainConsole(),
-            material=self.material,
+            dataset=self.dataset,
             stop=StopRequest(),
         )
-        language = _asked(_adapted(work, self.evolution), self.evolution)
-        world = assembled(work, self.evolution, language)
-        return Candidates(self.evolution, world, knobs, self.experiment.run.seed)
+        language = _policy_for_search(_policy_with_adapter(work, self.spec), self.spec)
+        world = build_training_context(work, self.spec, language)
+        return CandidateEvaluator(self.spec, world, lora_svd, self.config.run.seed)
 
 
-def fit_adapter(work: Work, evolution: Evolution) -> None:
+def fit_adapter(ctx: RunContext, spec: EvolutionSpec) -> None:
     """Fit the adapter whose singular values are searched, unless that is done."""
-    own = lora(work.experiment.policy.lora)
-    made_in(work, evolution.fitted, own or evolution.adapter)
+    own = lora_config(ctx.config.policy.lora)
+    run_phase(ctx, spec.adapter_phase, own or spec.adapter)
 
 
-def search(work: Work, evolution: Evolution, budget: Budget | None, on_step: OnStep) -> Language:
+def run_evolution(
+    ctx: RunContext, spec: EvolutionSpec, budget: Budget | None, on_step: TrainStepCallback
+) -> PolicyModel:
     """Search from the last checkpoint on; the policy with the incumbent's singular values in its adapter."""
-    e = work.experiment
-    language = _adapted(work, evolution)
-    asked = _asked(language, evolution)
+    e = ctx.config
+    language = _policy_with_adapter(ctx, spec)
+    asked = _policy_for_search(language, spec)
     found = evolve(
-        evolution,
-        assembled(work, evolution, asked),
-        steps=e.run.steps,
+        spec,
+        build_training_context(ctx, spec, asked),
+        max_steps=e.run.max_steps,
         seed=e.run.seed,
-        run=work.run,
-        hire=Hired(e, work.material, work.run.path, evolution),
-        workers=e.run.workers,
-        checkpoint_every=e.run.checkpoint_every,
-        keep=e.run.keep,
+        run=ctx.run,
+        worker_factory=CandidateEvaluatorFactory(e, ctx.dataset, ctx.run.path, spec),
+        num_workers=e.run.num_workers,
+        save_steps=e.run.save_steps,
+        save_total_limit=e.run.save_total_limit,
         budget=budget,
         on_step=on_step,
     )
-    found.knobs.write(language.model, found.offsets)
+    found.lora_svd.apply_offsets(language.model, found.incumbent)
     return language
 
 
-def _adapted(work: Work, evolution: Evolution) -> Language:
+def _policy_with_adapter(ctx: RunContext, spec: EvolutionSpec) -> PolicyModel:
     """The start with its fitted adapter."""
-    folder = work.folder("phases", evolution.fitted.role, "adapter")
-    return load_policy(replace(work.start, adapter=str(folder)), seed=work.experiment.run.seed)
+    folder = ctx.path("phases", spec.adapter_phase.role, "adapter")
+    return load_policy(replace(ctx.initial_policy, adapter_path=str(folder)), seed=ctx.config.run.seed)
 
 
-def _asked(language: Language, evolution: Evolution) -> Language:
+def _policy_for_search(policy: PolicyModel, spec: EvolutionSpec) -> PolicyModel:
     """Who responds during the search: the policy itself, or its twin in eight bits."""
-    return language if evolution.body == "whole" else replace(language, model=in_int8(language.model))
+    return policy if spec.base_precision == "whole" else replace(policy, model=int8_copy(policy.model))

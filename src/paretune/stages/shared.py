@@ -13,64 +13,69 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paretune.config import Experiment
-from paretune.config.algorithm import recipe_of
+from paretune.config import Config
+from paretune.config.algorithm import build_spec
 from paretune.errors import ConfigError
-from paretune.files import read_json, sync_tree, write_atomic
-from paretune.foreign import MANIFEST
+from paretune.files import fsync_tree, read_json, write_atomic
+from paretune.foreign import MANIFEST_FILE
 from paretune.rundir import Run
 
-BEFORE_ALIGN = ("policy", "reward", "judge")
+PRE_ALIGN_STAGES = ("policy", "reward", "judge")
 """The stages, and the folders they fill."""
-RECORDS = ("demonstrations", "reward train", "reward test", "judge train", "judge test")
+PRE_ALIGN_RECORDS = ("demonstrations", "reward train", "reward test", "judge train", "judge test")
 """Of the manifest, the records that these stages read."""
-LATER = ("name", "objectives", "algorithm", "aggregate", "thinking", "learn", "run", "evaluate")
+DOWNSTREAM_SECTIONS = ("name", "objectives", "algorithm", "aggregate", "thinking", "learn", "run", "evaluate")
 """Sections of a recipe that only later stages read."""
 
 
-def shared_key(e: Experiment) -> str:
+def reuse_key(config: Config) -> str:
     """Names everything of a recipe that decides what the stages before the alignment make."""
-    values = e.model_dump(by_alias=True, mode="json", exclude=set(LATER))
+    values = config.model_dump(by_alias=True, mode="json", exclude=set(DOWNSTREAM_SECTIONS))
     for key in ("stored", "demonstrations"):
         del values["data"][key]
     # Over files, longer responses leave out prompts, and so does what is asked beside them; with unseen
     # prompts go the rows that share them.
-    room = [e.algorithm.arguments.get("max_new"), e.evaluate.max_new, e.evaluate.most, recipe_of(e).frame]
-    said = [values, e.run.seed, None if e.data.world is not None else room]
+    room = [
+        config.algorithm.arguments.get("max_new"),
+        config.evaluate.max_new_tokens,
+        config.evaluate.max_prompts,
+        build_spec(config).prompt_format,
+    ]
+    said = [values, config.run.seed, None if config.data.world is not None else room]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def take_over(run: Run, source: Path, e: Experiment) -> None:
+def reuse_stages(run: Run, source: Path, config: Config) -> None:
     """Link the finished stages of `source` into a new run; one that has lines of its own already keeps them.
 
     Raises:
         ConfigError: `source` holds no finished stages, or those of another recipe or of other records.
     """
-    if not wanting(run.path):
+    if not is_fresh_run(run.path):
         return
-    refuse_unlike(source, e)
-    if _read_by(source) != _read_by(run.path):
+    require_same_inputs(source, config)
+    if _pre_align_inputs(source) != _pre_align_inputs(run.path):
         raise ConfigError(f"{source}: cannot be taken over: made from other records; fix: leave out --shared")
     link_stages(source, run.path)
     for name in ("timing.jsonl", "metrics.jsonl"):
         if (source / name).exists():
             write_atomic(run.path / name, (source / name).read_bytes())
-    run.event("shared", f"took over the policy, the reward and the judge of {source}")
+    run.log_event("shared", f"took over the policy, the reward and the judge of {source}")
 
 
-def wanting(folder: Path) -> bool:
+def is_fresh_run(run_dir: Path) -> bool:
     """Whether a run folder has no lines of its own yet, and so would take over those of another."""
-    return not (folder / "metrics.jsonl").exists()
+    return not (run_dir / "metrics.jsonl").exists()
 
 
-def refuse_unlike(source: Path, e: Experiment) -> None:
+def require_same_inputs(source: Path, config: Config) -> None:
     """Refuse, before anything of the recipe is read, stages that it could not take over.
 
     Raises:
         ConfigError: `source` holds no finished stages, or those of another recipe.
     """
     book = read_json(source / "run.json")
-    if book is None or book.get("status") != "done" or book.get("config_hash") != shared_key(e):
+    if book is None or book.get("status") != "done" or book.get("config_hash") != reuse_key(config):
         wrong = "its stages are not finished" if book and book.get("status") != "done" else "made otherwise"
         raise ConfigError(
             f"{source}: cannot be taken over: {wrong if book else 'holds no run'}; fix: leave out --shared"
@@ -79,21 +84,21 @@ def refuse_unlike(source: Path, e: Experiment) -> None:
 
 def link_stages(source: Path, target: Path) -> None:
     """Give a run folder the models that another one has of the stages before the alignment."""
-    for name in BEFORE_ALIGN:
+    for name in PRE_ALIGN_STAGES:
         if (source / name).is_dir() and not (target / name).exists():
-            _linked(source / name, target / name)
+            _link_tree(source / name, target / name)
 
 
-def _linked(source: Path, target: Path) -> None:
+def _link_tree(source: Path, target: Path) -> None:
     """The folder once more, its files linked or, on another disk, copied; there as a whole or not at all."""
     part = target.with_name(f"{target.name}.tmp")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part, copy_function=_link)
-    sync_tree(part)
+    shutil.copytree(source, part, copy_function=_link_or_copy)
+    fsync_tree(part)
     part.rename(target)
 
 
-def _link(source: str, target: str) -> str:
+def _link_or_copy(source: str, target: str) -> str:
     try:
         os.link(source, target)
     except OSError:
@@ -101,7 +106,7 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _read_by(folder: Path) -> Mapping[str, Any]:
-    found = read_json(folder / MANIFEST) or {}
+def _pre_align_inputs(run_dir: Path) -> Mapping[str, Any]:
+    found = read_json(run_dir / MANIFEST_FILE) or {}
     records = found.get("records", {})
-    return {name: records.get(name) for name in RECORDS} | {"models": found.get("models")}
+    return {name: records.get(name) for name in PRE_ALIGN_RECORDS} | {"models": found.get("models")}

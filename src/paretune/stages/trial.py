@@ -6,28 +6,28 @@ from typing import Any
 
 import torch
 
-from paretune.chance import seed_of
-from paretune.config.algorithm import recipe_of
-from paretune.data.frame import shown
+from paretune.chance import derive_seed
+from paretune.config.algorithm import build_spec
+from paretune.data.frame import visible_text
 from paretune.data.records import Sample
 from paretune.errors import DataError
 from paretune.evaluate.judge import Judge
 from paretune.files import read_json, to_json, write_atomic
 from paretune.models.load import load_policy
-from paretune.objectives.score import through
-from paretune.stages.judge import judges_of, model_judges, written_by
-from paretune.stages.material import stream_of
-from paretune.stages.work import Work
+from paretune.objectives.score import score_visible
+from paretune.stages.judge import generate_with, reward_model_judges, run_judges
+from paretune.stages.material import prompt_stream
+from paretune.stages.work import RunContext
 
-PROMPTS = 240
+NUM_PROMPTS = 240
 """Of the training, in the shares of the training; enough that a trial's mean is known to a few hundredths."""
-FOUND = ("eval", "trial", "trial.json")
+RESULTS_PATH = ("eval", "trial", "trial.json")
 """Where the means lie."""
-JUDGED = "judged-trial"
+JUDGED_TRIAL = "judged-trial"
 """What `--until` says of a trial whose answers the judge scores besides."""
 
 
-def trial(work: Work, *, judged: bool = False) -> str:
+def evaluate_trial(ctx: RunContext, *, with_judge: bool = False) -> str:
     """Let the trained policy answer, and write the mean score of each objective.
 
     Unlike the scores of the training steps, these are of the policy that came out, whoever wrote the
@@ -35,44 +35,46 @@ def trial(work: Work, *, judged: bool = False) -> str:
     that cannot be scored counts as much as the worst of the others; its share is written down.
 
     Args:
-        work: Whose run it is.
-        judged: The judge of the run scores the same answers; else no judge is asked. A trial that was made
+        ctx: Whose run it is.
+        with_judge: The judge of the run scores the same answers; else no judge is asked. A trial that was made
             without it is made again.
 
     Raises:
         DataError: The judge does not score an objective that has a weight.
     """
-    path = work.folder(*FOUND)
+    path = ctx.path(*RESULTS_PATH)
     before = read_json(path)
-    if before is None or (judged and "judge" not in before):
-        seen = _answers(work)
-        rewards = model_judges(work, "reward", "the training reward")
-        found = {"schema": "paretune/trial/1", "prompts": len(seen), **_scored(rewards, seen)}
-        if judged:
-            judges = judges_of(work, rewards)
-            _refuse_unknown(work.experiment.weights, judges)
-            found["judge"] = {"name": judges[0].name, **_scored(judges, seen)}
+    if before is None or (with_judge and "judge" not in before):
+        seen = _generate_samples(ctx)
+        rewards = reward_model_judges(ctx, "reward", "the training reward")
+        found = {"schema": "paretune/trial/1", "prompts": len(seen), **_mean_scores(rewards, seen)}
+        if with_judge:
+            judges = run_judges(ctx, rewards)
+            _require_judged_objectives(ctx.config.weights, judges)
+            found["judge"] = {"name": judges[0].name, **_mean_scores(judges, seen)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, to_json(found))
-    return f"training reward{' and judge' if judged else ''} of {PROMPTS} answers"
+    return f"training reward{' and judge' if with_judge else ''} of {NUM_PROMPTS} answers"
 
 
-def _answers(work: Work) -> list[Sample | None]:
+def _generate_samples(ctx: RunContext) -> list[Sample | None]:
     """What the trained policy answers to prompts of its training, as scorers see it."""
-    e = work.experiment
-    recipe = recipe_of(e)
-    prompts = replace(stream_of(e, work.material.pools), size=PROMPTS)(0)
-    language = load_policy(work.trained, seed=e.run.seed)
-    seed = seed_of(e.run.seed, 0, "trial")
-    answers = written_by(work, language, prompts, n=1, frame=recipe.frame, seed=seed)
-    return [shown(sample, recipe.view) for sample in answers.samples]
+    e = ctx.config
+    recipe = build_spec(e)
+    prompts = replace(prompt_stream(e, ctx.dataset.train_prompts), prompts_per_step=NUM_PROMPTS)(0)
+    language = load_policy(ctx.trained_policy, seed=e.run.seed)
+    seed = derive_seed(e.run.seed, 0, "trial")
+    answers = generate_with(
+        ctx, language, prompts, num_generations=1, prompt_format=recipe.prompt_format, seed=seed
+    )
+    return [visible_text(sample, recipe.scorer_view) for sample in answers.samples]
 
 
-def _scored(judges: Sequence[Judge], seen: Sequence[Sample | None]) -> dict[str, Any]:
+def _mean_scores(judges: Sequence[Judge], samples: Sequence[Sample | None]) -> dict[str, Any]:
     """Mean and share of unscored answers, of every objective."""
     means, unscored = {}, {}
     for judge in judges:
-        for name, column in zip(judge.scorer.names, through(judge.scorer, seen).T, strict=True):
+        for name, column in zip(judge.scorer.names, score_visible(judge.scorer, samples).T, strict=True):
             missing = column.isnan()
             worst = column[~missing].min() if not missing.all() else torch.nan
             means[name] = float(column.where(~missing, worst).mean())
@@ -80,7 +82,7 @@ def _scored(judges: Sequence[Judge], seen: Sequence[Sample | None]) -> dict[str,
     return {"mean": means, "unscored": unscored}
 
 
-def _refuse_unknown(weights: Mapping[str, float], judges: Sequence[Judge]) -> None:
+def _require_judged_objectives(weights: Mapping[str, float], judges: Sequence[Judge]) -> None:
     known = [name for judge in judges for name in judge.scorer.names]
     lacking = [name for name, weight in weights.items() if weight and name not in known]
     if lacking:

@@ -5,62 +5,62 @@ from pathlib import Path
 
 import torch
 
-from paretune.config import Experiment
-from paretune.config.sources import Fit
-from paretune.config.sources import Lora as LoraSection
-from paretune.learn.fit import Fitting, Keeping, OnStep
-from paretune.learn.optim import AdamW
+from paretune.config import Config
+from paretune.config.sources import LoraSection as LoraSection
+from paretune.config.sources import SupervisedTrainingSection
+from paretune.learn.fit import CheckpointConfig, FitStepCallback, SupervisedConfig
+from paretune.learn.optim import OptimizerConfig
 from paretune.learn.stop import StopRequest
-from paretune.models.adapt import Lora
-from paretune.models.load import ModelSpec, device_named
+from paretune.models.adapt import LoraSpec
+from paretune.models.load import ModelSpec, resolve_device
 from paretune.rundir import Run
 from paretune.stages.console import Console
-from paretune.stages.gather import Material
+from paretune.stages.gather import Dataset
 
 
 @dataclass(kw_only=True)
-class Work:
+class RunContext:
     """One experiment under way."""
 
-    experiment: Experiment
+    config: Config
     run: Run
     console: Console
-    material: Material
+    dataset: Dataset
     stop: StopRequest
     """A signal that came where no loop listens; obeyed when something is complete."""
 
-    def folder(self, *parts: str) -> Path:
+    def path(self, *parts: str) -> Path:
         """A path below the run folder."""
         return self.run.path.joinpath(*parts)
 
     @property
-    def start(self) -> ModelSpec:
+    def initial_policy(self) -> ModelSpec:
         """The policy that the alignment starts from and is compared with, without an adapter."""
-        policy = self.experiment.policy
+        policy = self.config.policy
         if policy.sft is not None:
-            return ModelSpec(path=str(self.folder("policy")), dtype=policy.dtype, device=self.device)
-        return self.given
+            return ModelSpec(path=str(self.path("policy")), dtype=policy.dtype, device=self.device)
+        return self.base_policy
 
     @property
-    def trained(self) -> ModelSpec:
+    def trained_policy(self) -> ModelSpec:
         """The very policy that came out: an adapter is put on its base again, not merged and rounded."""
-        adapter = self.folder("final", "adapter")
+        adapter = self.path("final", "adapter")
         if adapter.exists():
-            return replace(self.start, adapter=str(adapter))
-        return replace(self.start, path=str(self.folder("final")), revision=None)
+            return replace(self.initial_policy, adapter_path=str(adapter))
+        return replace(self.initial_policy, path=str(self.path("final")), revision=None)
 
     @property
-    def given(self) -> ModelSpec:
+    def base_policy(self) -> ModelSpec:
         """The policy as the recipe names it, before any fit."""
-        policy = self.experiment.policy
+        policy = self.config.policy
         return ModelSpec(path=policy.path, dtype=policy.dtype, revision=policy.revision, device=self.device)
 
     @property
     def device(self) -> str:
         """Where every model of the run is put."""
-        return self.experiment.run.device
+        return self.config.run.device
 
-    def told(self) -> OnStep:
+    def progress_callback(self) -> FitStepCallback:
         """Shows every step of a fit."""
 
         def hear(step: int, steps: int, metrics: dict[str, float]) -> None:
@@ -68,40 +68,49 @@ class Work:
 
         return hear
 
-    def keeping(self, name: str) -> Keeping:
+    def checkpoint_config(self, name: str) -> CheckpointConfig:
         """Where the fit of this name keeps its checkpoints until its model is saved."""
-        run = self.experiment.run
-        folder = self.folder("checkpoints", name)
-        return Keeping(run=self.run, folder=folder, every=5 * run.checkpoint_every, keep=run.keep)
+        run = self.config.run
+        folder = self.path("checkpoints", name)
+        return CheckpointConfig(
+            run=self.run,
+            checkpoint_dir=folder,
+            save_steps=5 * run.save_steps,
+            save_total_limit=run.save_total_limit,
+        )
 
 
-def take_threads(e: Experiment) -> None:
+def set_num_threads(config: Config) -> None:
     """Let torch take as many CPU threads as the recipe says; where it says nothing, as many as it does."""
-    if e.run.threads is not None:
-        torch.set_num_threads(e.run.threads)
+    if config.run.num_threads is not None:
+        torch.set_num_threads(config.run.num_threads)
 
 
-def micro_tokens(said: int | None, device: str) -> int:
+def resolve_max_tokens_per_pass(configured: int | None, device: str) -> int:
     """Tokens of a forward pass with gradients: what a recipe says, or what suits the device."""
-    if said is not None:
-        return said
+    if configured is not None:
+        return configured
     # More gains nothing on a CPU, whose caches it leaves; an accelerator needs it to be busy.
-    return 1024 if device_named(device).type == "cpu" else 16_384
+    return 1024 if resolve_device(device).type == "cpu" else 16_384
 
 
-def fitting(how: Fit, device: str) -> Fitting:
+def supervised_config(section: SupervisedTrainingSection, device: str) -> SupervisedConfig:
     """The fit that a section of a recipe describes."""
-    optimizer = AdamW(
-        lr=how.lr, warmup=how.warmup, schedule=how.schedule, weight_decay=how.weight_decay, clip=how.clip
+    optimizer = OptimizerConfig(
+        learning_rate=section.learning_rate,
+        warmup_ratio=section.warmup_ratio,
+        lr_scheduler_type=section.lr_scheduler_type,
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
     )
-    return Fitting(
-        epochs=how.epochs,
-        batch=how.batch,
-        micro_tokens=micro_tokens(how.micro_tokens, device),
-        optim=optimizer,
+    return SupervisedConfig(
+        num_train_epochs=section.num_train_epochs,
+        batch_size=section.batch_size,
+        max_tokens_per_pass=resolve_max_tokens_per_pass(section.max_tokens_per_pass, device),
+        optim_config=optimizer,
     )
 
 
-def lora(section: LoraSection | None) -> Lora | None:
+def lora_config(section: LoraSection | None) -> LoraSpec | None:
     """The adapter that a section of a recipe describes."""
-    return None if section is None else Lora(**section.model_dump())
+    return None if section is None else LoraSpec(**section.model_dump())
