@@ -20,12 +20,12 @@ from bench.ours import Letters
 from bench.wire import Worker
 from bench.workloads import HERE, MADE, WORKLOADS, Workload, model_folder
 from paretune.algorithms import ALGORITHMS
-from paretune.chance import torch_generator
-from paretune.data.collate import collate
+from paretune.core.rng import torch_generator
+from paretune.data.loader import collate
 from paretune.data.records import Message, Prompt, Sample
-from paretune.learn.diagnose import advantage_metrics, reward_metrics, rollout_metrics
-from paretune.learn.recipe import AlgorithmSpec
-from paretune.objectives.score import score_batch
+from paretune.reward.scorers import score_batch
+from paretune.rl.algorithm_spec import AlgorithmSpec
+from paretune.rl.metrics import advantage_metrics, reward_metrics, rollout_metrics
 
 MEASURED = HERE / "growth.json"
 PICTURE = HERE.parent / "docs" / "design" / "growth.svg"

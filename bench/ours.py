@@ -16,17 +16,17 @@ from torch import Tensor
 from bench.wire import Numbers, Stage
 from bench.workloads import Workload, letters, model_folder, prompts_of
 from paretune.algorithms import grpo
-from paretune.batch import Batch
+from paretune.core.batch import Batch
 from paretune.data.records import Prompt, Sample
-from paretune.learn.descend import TrainingContext, train_step
-from paretune.learn.optim import OptimizerConfig
-from paretune.learn.progress import TrainState, start_or_resume
-from paretune.learn.recipe import AlgorithmSpec
+from paretune.experiment.context import resolve_max_tokens_per_pass
 from paretune.models.load import ModelSpec, PolicyModel, load_policy
-from paretune.models.measure import Models
-from paretune.rollout.sample import LocalSampler, OnPolicy, Sampler
-from paretune.rundir import Run
-from paretune.stages.work import resolve_max_tokens_per_pass
+from paretune.models.model_passes import Models
+from paretune.rl.algorithm_spec import AlgorithmSpec
+from paretune.rl.loop import TrainingContext, train_step
+from paretune.rl.state import TrainState, start_or_resume
+from paretune.rollout.sampler import LocalSampler, OnPolicy, Sampler
+from paretune.run.folder import Run
+from paretune.training.optimizer import OptimizerConfig
 
 LR = 1e-6
 BETA = 0.04

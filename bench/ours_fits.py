@@ -17,18 +17,18 @@ from bench.workloads import (
     scorer_folder,
 )
 from paretune.algorithms import dpo
+from paretune.data.loader import group_responses
 from paretune.data.records import Sample
-from paretune.data.stored import group_responses
-from paretune.learn.descend import TrainingContext, train_step
-from paretune.learn.fit import SupervisedConfig, fit
-from paretune.learn.optim import OptimizerConfig
-from paretune.learn.reward_fit import RewardTask
 from paretune.models.load import load_tokenizer
-from paretune.models.measure import Models
-from paretune.objectives.reward_model import RewardModelScorer
-from paretune.objectives.reward_store import RewardModelSpec, load_reward_model, new_reward_model
-from paretune.rollout.sample import LocalSampler
+from paretune.models.model_passes import Models
+from paretune.reward.checkpoint import RewardModelSpec, load_reward_model, new_reward_model
+from paretune.reward.model import RewardModelScorer
+from paretune.reward.training import RewardTask
+from paretune.rl.loop import TrainingContext, train_step
+from paretune.rollout.sampler import LocalSampler
 from paretune.rollout.stored import StoredResponseReader
+from paretune.training.optimizer import OptimizerConfig
+from paretune.training.supervised import SupervisedConfig, fit
 
 BATCH = 32
 """Judgements of an optimiser step."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from paretune.files import write_atomic
+from paretune.run.io import write_atomic
 
 FIGURES = {"step": "s", "generate": "s", "train": "s", "memory": "MiB"}
 """What is compared and in which unit; less is better of all of them."""

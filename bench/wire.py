@@ -125,6 +125,6 @@ def forget_peak() -> None:
 
 def peak() -> float:
     """Bytes of main memory that this process held at most since `forget_peak`."""
-    from paretune.memory import peak_rss_bytes
+    from paretune.run.system import peak_rss_bytes
 
     return float(peak_rss_bytes())

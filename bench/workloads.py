@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
-from paretune.data import world
+from paretune.data.chat import encode_prompt, render_prompt
 from paretune.data.readers import read_preference_pairs, read_ratings
 from paretune.data.records import Message, PreferencePair, Prompt, Rating
-from paretune.data.template import encode_prompt, render_prompt
-from paretune.data.world_model import helpdesk_tokenizer as world_tokenizer
-from paretune.data.world_model import policy_config
-from paretune.objectives.reward_store import RewardModelSpec, new_reward_model, save_reward_model
+from paretune.reward.checkpoint import RewardModelSpec, new_reward_model, save_reward_model
+from paretune.worlds.helpdesk import world
+from paretune.worlds.helpdesk.model import helpdesk_tokenizer as world_tokenizer
+from paretune.worlds.helpdesk.model import policy_config
 
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"

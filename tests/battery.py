@@ -5,22 +5,22 @@ import copy
 import torch
 
 from paretune.algorithms import ALGORITHMS
-from paretune.chance import numpy_generator
+from paretune.core.rng import numpy_generator
+from paretune.data.loader import ResponseGroupStream
 from paretune.data.records import ResponseGroup, Sample
-from paretune.data.stored import ResponseGroupStream
-from paretune.data.toy import FIRST, OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
-from paretune.learn.check import check_spec
-from paretune.learn.descend import TrainingContext, train
-from paretune.learn.optim import OptimizerConfig
-from paretune.learn.recipe import AlgorithmSpec, PretrainPhase
 from paretune.models.critic import critic_from_policy
 from paretune.models.load import PolicyModel
-from paretune.models.measure import Models
-from paretune.models.soup import merge_models
-from paretune.models.tiny import tiny_model
-from paretune.rollout.sample import LocalSampler
+from paretune.models.merge import merge_models
+from paretune.models.model_passes import Models
+from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase
+from paretune.rl.loop import TrainingContext, train
+from paretune.rl.validate import check_spec
+from paretune.rollout.sampler import LocalSampler
 from paretune.rollout.stored import StoredResponseReader
-from paretune.rundir import Run
+from paretune.run.folder import Run
+from paretune.training.optimizer import OptimizerConfig
+from support.tiny_models import tiny_model
+from support.toy import FIRST, OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
 from toy import algorithm
 
 SIZES = {"n": 8, "max_new": 6}

@@ -3,17 +3,17 @@
 import torch
 
 from paretune.algorithms.evolution import essa
-from paretune.data.toy import OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
-from paretune.learn.candidates import CandidateEvaluator
-from paretune.learn.descend import TrainingContext, train
-from paretune.learn.evolve import evolve
-from paretune.learn.optim import OptimizerConfig
-from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
 from paretune.models.load import PolicyModel
-from paretune.models.measure import Models
-from paretune.models.tiny import tiny_model
-from paretune.rollout.sample import LocalSampler
-from paretune.rundir import Run
+from paretune.models.lora import AdapterDisabledModel, LoraSpec, add_lora
+from paretune.models.model_passes import Models
+from paretune.rl.evolution.loop import evolve
+from paretune.rl.evolution.workers import CandidateEvaluator
+from paretune.rl.loop import TrainingContext, train
+from paretune.rollout.sampler import LocalSampler
+from paretune.run.folder import Run
+from paretune.training.optimizer import OptimizerConfig
+from support.tiny_models import tiny_model
+from support.toy import OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
 
 WEIGHTS = {"even": 0.5, "high": 0.5}
 SIZES = {"max_new": 6, "population": 8, "warm_steps": 8, "warm_n": 4}

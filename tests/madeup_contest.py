@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paretune.files import to_json
+from paretune.run.io import to_json
 
 OBJECTIVES = ("politeness", "meaningfulness", "actionability", "safety")
 FILE = """\

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from paretune.evaluate.caution import evaluation_warnings, limitations
-from paretune.evaluate.compare import ComparisonSpec, compare_by_category, compare_objectives, compare_rates
-from paretune.rundir import Run, environment_info, to_json, write_atomic
+from paretune.evaluate.paired import ComparisonSpec, compare_by_category, compare_objectives, compare_rates
+from paretune.evaluate.warnings import evaluation_warnings, limitations
+from paretune.run.folder import Run, environment_info, to_json, write_atomic
 
 OBJECTIVES = ("politeness", "meaningfulness", "actionability", "safety")
 KINDS = ("ordinary", "harmful", "lookalike")

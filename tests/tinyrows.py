@@ -2,7 +2,7 @@
 
 import torch
 
-from paretune.batch import Batch
+from paretune.core.batch import Batch
 
 VOCAB = 37
 

@@ -8,17 +8,17 @@ import torch
 
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.grpo import grpo
-from paretune.batch import Batch
-from paretune.credit.constraint import Constraint
-from paretune.data.toy import OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
-from paretune.learn.descend import TrainingContext, train
-from paretune.learn.optim import OptimizerConfig
-from paretune.learn.progress import trainable_parameters
+from paretune.core.batch import Batch
+from paretune.credit.constraints import Constraint
 from paretune.models.load import PolicyModel
-from paretune.models.measure import Models
-from paretune.models.tiny import tiny_model
-from paretune.rollout.sample import LocalSampler
-from paretune.rundir import Run
+from paretune.models.model_passes import Models
+from paretune.rl.loop import TrainingContext, train
+from paretune.rl.state import trainable_parameters
+from paretune.rollout.sampler import LocalSampler
+from paretune.run.folder import Run
+from paretune.training.optimizer import OptimizerConfig
+from support.tiny_models import tiny_model
+from support.toy import OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
 
 WEIGHTS = {"even": 0.5, "high": 0.5}
 

@@ -8,8 +8,8 @@ from small import block, table
 from torch import Tensor
 
 from paretune.algorithms.evolution import essa
-from paretune.learn.search import CmaES, IsotropicES, SearchStrategy, centered_ranks
-from paretune.models.singular import svd_factors, trainable_count
+from paretune.models.lora_svd import svd_factors, trainable_count
+from paretune.rl.evolution.search import CmaES, IsotropicES, SearchStrategy, centered_ranks
 
 
 def parts() -> None:

@@ -7,8 +7,7 @@ from typing import get_args
 
 from small import after, block, column, graded, table
 
-from paretune.algorithms.gdpo import GdpoVariant, gdpo_credit, mo_grpo
-from paretune.algorithms.grpo import grpo
+from paretune.algorithms.grpo import GdpoVariant, gdpo_credit, grpo, mo_grpo
 
 NAN = float("nan")
 OBJECTIVES = ("right", "short")

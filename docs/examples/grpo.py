@@ -10,13 +10,13 @@ from small import after, block, graded, table
 
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.grpo import grpo
-from paretune.batch import Outputs
-from paretune.credit.advantage import BroadcastToTokens, GroupNormalize
-from paretune.credit.step import Chain, CreditStep
-from paretune.learn.recipe import AlgorithmSpec, LossAggregation
+from paretune.core.batch import Outputs
+from paretune.credit.base import Chain, CreditStep
+from paretune.credit.normalization import BroadcastToTokens, GroupNormalize
+from paretune.loss.base import WeightedLoss, total_loss
 from paretune.loss.kl import KlToReference
 from paretune.loss.policy import ClippedSurrogate
-from paretune.loss.term import WeightedLoss, total_loss
+from paretune.rl.algorithm_spec import AlgorithmSpec, LossAggregation
 
 WEIGHTS = {"polite": 1.0, "safety": 1.0}
 GATES = (("polite", "safety", 0.5, 0.0),)

@@ -6,8 +6,8 @@ python docs/examples/kl.py
 import torch
 from small import after, block, column, graded, table
 
-from paretune.batch import Outputs
-from paretune.credit.penalty import KlPenalty, TerminalReward
+from paretune.core.batch import Outputs
+from paretune.credit.shaping import KlPenalty, TerminalReward
 from paretune.loss.kl import KL_ESTIMATORS, KlToReference
 
 GAPS = torch.tensor([-5.0, -0.5, 0.0, 0.2, 5.0])

@@ -10,14 +10,14 @@ import torch
 from small import after, block, column, graded, table
 
 from paretune.algorithms.ppo import pf_ppo, rto, safe_rlhf, salsa
-from paretune.credit.constraint import Constraint, Lagrangian
-from paretune.credit.dense import RedistributeTokenRewards
-from paretune.credit.penalty import KlPenalty, TerminalReward
-from paretune.credit.resample import RankFiltrationStrategy, rank_probabilities, response_probabilities
-from paretune.evaluate.filtration import r_squared
-from paretune.learn.recipe import AlgorithmSpec, PretrainPhase, describe
-from paretune.models.measure import implicit_reward
-from paretune.models.soup import merge_loras, merge_state_dicts
+from paretune.credit.constraints import Constraint, Lagrangian
+from paretune.credit.returns import RedistributeTokenRewards
+from paretune.credit.selection import RankFiltrationStrategy, rank_probabilities, response_probabilities
+from paretune.credit.shaping import KlPenalty, TerminalReward
+from paretune.evaluate.reward_filtering import r_squared
+from paretune.models.merge import merge_loras, merge_state_dicts
+from paretune.models.model_passes import implicit_reward
+from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase, describe
 
 WEIGHTS = {"polite": 1.0, "safety": 1.0}
 

@@ -6,18 +6,18 @@ python docs/examples/normalisation.py
 import torch
 from small import after, block, column, graded, table
 
-from paretune.credit.advantage import (
+from paretune.credit.base import CreditStep
+from paretune.credit.normalization import (
     BatchNormalize,
     BroadcastToTokens,
     GroupNormalize,
     LeaveOneOut,
+    RunningNormalize,
+    Whiten,
     group_normalize,
 )
-from paretune.credit.penalty import ClipReward
-from paretune.credit.running import RunningNormalize
-from paretune.credit.select import DropZeroVarianceGroups
-from paretune.credit.step import CreditStep
-from paretune.credit.whiten import Whiten
+from paretune.credit.selection import DropZeroVarianceGroups
+from paretune.credit.shaping import ClipReward
 
 FORMS: dict[str, CreditStep] = {
     'GroupNormalise("std")': GroupNormalize("std"),

@@ -6,18 +6,24 @@ python docs/examples/objectives.py
 import torch
 from small import FOUR, NAMES, after, block, column, graded, reported, table
 
-from paretune.batch import Batch
-from paretune.credit.adaptive import CorrelationTargetWeightedSum, HypervolumeGuidedWeighting
-from paretune.credit.aggregate import Gate, WeightedSum
-from paretune.credit.constraint import Constraint, Lagrangian
-from paretune.credit.dual import solve_dual
-from paretune.credit.missing import HandleMissingScores
-from paretune.credit.order import Lexicographic
-from paretune.credit.published import MissingAsZero
-from paretune.credit.step import CreditStep
-from paretune.credit.threshold import DistanceToTarget, Threshold
-from paretune.credit.weights import PerCategoryWeightedSum, PreferenceWeightedSum, ScheduledWeightedSum
-from paretune.credit.worst import Chebyshev, MinObjective
+from paretune.core.batch import Batch
+from paretune.credit.aggregation import (
+    Gate,
+    Lexicographic,
+    PerCategoryWeightedSum,
+    PreferenceWeightedSum,
+    ScheduledWeightedSum,
+    WeightedSum,
+)
+from paretune.credit.base import CreditStep
+from paretune.credit.constraints import Constraint, Lagrangian, solve_dual
+from paretune.credit.scalarization import (
+    Chebyshev,
+    CorrelationTargetWeightedSum,
+    HypervolumeGuidedWeighting,
+    MinObjective,
+)
+from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, MissingAsZero, Threshold
 
 NAN = float("nan")
 EQUAL = dict.fromkeys(NAMES, 0.25)

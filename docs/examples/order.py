@@ -5,9 +5,9 @@ python docs/examples/order.py
 
 from small import FOUR, NAMES, after, block, column, graded, reported, table
 
-from paretune.credit.advantage import BatchNormalize, GroupNormalize
-from paretune.credit.aggregate import Gate, WeightedSum
-from paretune.credit.step import CreditStep
+from paretune.credit.aggregation import Gate, WeightedSum
+from paretune.credit.base import CreditStep
+from paretune.credit.normalization import BatchNormalize, GroupNormalize
 
 RESPONSES = ("o1 unsafe", "o2", "o3", "o4")
 EQUAL = WeightedSum(dict.fromkeys(NAMES, 1 / 4))

@@ -6,11 +6,11 @@ python docs/examples/own.py
 from small import block
 
 from paretune.algorithms.grpo import grpo
-from paretune.credit.advantage import BroadcastToTokens, LeaveOneOut
-from paretune.credit.penalty import KlPenalty
-from paretune.credit.step import chain
-from paretune.errors import WiringError
-from paretune.learn.check import check_spec
+from paretune.core.errors import WiringError
+from paretune.credit.base import chain
+from paretune.credit.normalization import BroadcastToTokens, LeaveOneOut
+from paretune.credit.shaping import KlPenalty
+from paretune.rl.validate import check_spec
 
 
 def main() -> None:

@@ -7,12 +7,11 @@ import torch
 from small import after, block, column, graded, shown, table
 
 from paretune.algorithms.ppo import ppo, ppo_max
-from paretune.batch import Batch
-from paretune.credit.gae import Gae
-from paretune.credit.penalty import ClipReward, KlPenalty, TerminalReward
-from paretune.credit.running import RunningNormalize
-from paretune.credit.step import CreditStep
-from paretune.credit.whiten import Whiten
+from paretune.core.batch import Batch
+from paretune.credit.base import CreditStep
+from paretune.credit.normalization import RunningNormalize, Whiten
+from paretune.credit.returns import Gae
+from paretune.credit.shaping import ClipReward, KlPenalty, TerminalReward
 
 WEIGHTS = {"polite": 1.0, "safety": 1.0}
 STEPS = ([1.0, 2.0, 3.0, 4.0], [5.0, 7.0])

@@ -8,15 +8,14 @@ from small import after, block, column, graded, shown, table
 from torch import Tensor
 
 from paretune.algorithms.preference import dpo, modpo, pro, sft, superhf, tdpo
-from paretune.batch import Batch, Outputs
-from paretune.credit.keep import BestOfN
-from paretune.learn.recipe import LossAggregation
-from paretune.loss.exact import FullKl
-from paretune.loss.imitate import BestOfNSft, SftLoss
-from paretune.loss.pair import PairLossType, pair_loss
-from paretune.loss.preference import Dpo, ModpoMargin, PairLoss, Tdpo
-from paretune.loss.ranking import PreferenceRanking
-from paretune.loss.term import Loss
+from paretune.core.batch import Batch, Outputs
+from paretune.credit.selection import BestOfN
+from paretune.loss.auxiliary import BestOfNSft, SftLoss
+from paretune.loss.base import Loss
+from paretune.loss.kl import FullKl
+from paretune.loss.listwise import PreferenceRanking
+from paretune.loss.pairwise import Dpo, ModpoMargin, PairLoss, PairLossType, Tdpo, pair_loss
+from paretune.rl.algorithm_spec import LossAggregation
 
 WEIGHTS = {"polite": 1.0, "safety": 1.0}
 FORMS: tuple[tuple[str, PairLossType, float], ...] = (

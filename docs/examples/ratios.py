@@ -6,11 +6,17 @@ python docs/examples/ratios.py
 import torch
 from small import after, block, column, graded, reported, table
 
-from paretune.batch import Batch, Outputs
-from paretune.credit.importance import TruncatedImportanceSampling
-from paretune.loss.policy import ClippedSurrogate, OffPolicyMask, PolicyLoss
-from paretune.loss.ratio import RatioLevel
-from paretune.loss.unclipped import ClippedIsWeight, GammaWeight, SoftClip
+from paretune.core.batch import Batch, Outputs
+from paretune.credit.importance_sampling import TruncatedImportanceSampling
+from paretune.loss.policy import (
+    ClippedIsWeight,
+    ClippedSurrogate,
+    GammaWeight,
+    OffPolicyMask,
+    PolicyLoss,
+    RatioLevel,
+    SoftClip,
+)
 
 RATIOS = (0.5, 0.9, 1.0, 1.25, 1.5, 4.0, 6.0)
 LOSSES: dict[str, PolicyLoss] = {

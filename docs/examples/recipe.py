@@ -13,25 +13,25 @@ from pydantic.fields import FieldInfo
 from small import block
 
 from paretune.algorithms import ALGORITHMS
-from paretune.algorithms.aggregates import AGGREGATES
-from paretune.config import schema, sources
-from paretune.config.sources import Section
+from paretune.algorithms.aggregators import AGGREGATES
+from paretune.config import data_schema, schema
+from paretune.config.data_schema import Section
 
 WIDTH = 110
 SECTIONS: Mapping[str, type[Section]] = {
     "recipe": schema.Config,
     "data": schema.DataSection,
-    "prompts": sources.PromptSource,
-    "ratings": sources.RatingSource,
-    "pairs": sources.PairSource,
-    "columns": sources.ColumnsSection,
+    "prompts": data_schema.PromptSource,
+    "ratings": data_schema.RatingSource,
+    "pairs": data_schema.PairSource,
+    "columns": data_schema.ColumnsSection,
     "world": schema.WorldSection,
     "stored": schema.StoredResponsesSection,
     "policy": schema.PolicySection,
-    "lora": sources.LoraSection,
-    "sft": sources.SftSection,
-    "reward": sources.RewardSection,
-    "head": sources.RewardHeadSection,
+    "lora": data_schema.LoraSection,
+    "sft": data_schema.SftSection,
+    "reward": data_schema.RewardSection,
+    "head": data_schema.RewardHeadSection,
     "objective": schema.ObjectiveSection,
     "thinking": schema.ThinkingSection,
     "learn": schema.TrainingSection,

@@ -6,9 +6,9 @@ python docs/examples/reductions.py
 import torch
 from small import block, column, graded, table
 
-from paretune.batch import Batch
-from paretune.credit.penalty import soft_overlong_penalty
-from paretune.learn.recipe import LossAggregation
+from paretune.core.batch import Batch
+from paretune.credit.shaping import soft_overlong_penalty
+from paretune.rl.algorithm_spec import LossAggregation
 
 WEIGHS = (
     LossAggregation("sequence"),

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from paretune.batch import Batch
-from paretune.credit.step import CreditStep, Metrics, chain
-from paretune.data.collate import collate
-from paretune.learn.recipe import AlgorithmSpec, describe
+from paretune.core.batch import Batch
+from paretune.credit.base import CreditStep, Metrics, chain
+from paretune.data.loader import collate
+from paretune.rl.algorithm_spec import AlgorithmSpec, describe
 
 torch.set_default_dtype(torch.float64)
 

@@ -6,11 +6,11 @@ python docs/examples/values.py
 import torch
 from small import after, block, column, graded, table
 
-from paretune.batch import Outputs
-from paretune.credit.gae import Gae, ReturnToGo
-from paretune.credit.step import CreditStep
-from paretune.credit.whiten import Whiten
-from paretune.loss.value import ClippedValueLoss, SquaredValueLoss
+from paretune.core.batch import Outputs
+from paretune.credit.base import CreditStep
+from paretune.credit.normalization import Whiten
+from paretune.credit.returns import Gae, ReturnToGo
+from paretune.loss.auxiliary import ClippedValueLoss, SquaredValueLoss
 
 
 def advantages() -> None:

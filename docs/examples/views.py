@@ -8,15 +8,14 @@ import textwrap
 import torch
 from small import block, column, graded, table
 
-from paretune.algorithms.confidence import ppo_c, ppo_m
 from paretune.algorithms.grpo import grpo
-from paretune.algorithms.thinking import with_thinking
-from paretune.credit.confidence import ConfidenceCalibratedReward
-from paretune.credit.step import chain
-from paretune.credit.unread import InvalidFormatPenalty
-from paretune.data.frame import parse_thinking
-from paretune.evaluate.calibration import calibration_metrics
-from paretune.learn.recipe import AlgorithmSpec, describe
+from paretune.algorithms.wrappers import ppo_c, ppo_m, with_thinking
+from paretune.credit.base import chain
+from paretune.credit.score_transforms import InvalidFormatPenalty
+from paretune.credit.shaping import ConfidenceCalibratedReward
+from paretune.data.chat import parse_thinking
+from paretune.evaluate.confidence import calibration_metrics
+from paretune.rl.algorithm_spec import AlgorithmSpec, describe
 
 WEIGHTS = {"polite": 1.0, "safety": 1.0}
 

@@ -6,10 +6,10 @@ python docs/examples/worth.py
 import torch
 from small import after, block, column, graded, table
 
-from paretune.credit.confidence import AdjustmentType, confidence_adjustment
-from paretune.credit.dense import RedistributeTokenRewards
-from paretune.credit.resample import RankFiltrationStrategy, rank_probabilities
-from paretune.models.measure import implicit_reward
+from paretune.credit.returns import RedistributeTokenRewards
+from paretune.credit.selection import RankFiltrationStrategy, rank_probabilities
+from paretune.credit.shaping import AdjustmentType, confidence_adjustment
+from paretune.models.model_passes import implicit_reward
 
 
 def confidence() -> None:

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import typer
 
 from paretune import __version__
-from paretune.errors import ConfigError, ParetuneError
+from paretune.core.errors import ConfigError, ParetuneError
 
 EXIT_BUG, EXIT_INTERRUPTED = 1, 130
 
@@ -94,16 +94,16 @@ def benchmark(
 ) -> None:
     """Compare methods under one budget; again: go on."""
     try:
+        from paretune.benchmark.spec import load_benchmark
         from paretune.config import find_recipe
-        from paretune.config.contest import load_benchmark
 
         contest = load_benchmark(find_recipe(benchmark_file), overrides or [])
         if dry_run:
-            from paretune.compare.plan import describe_benchmark
+            from paretune.benchmark.plan import describe_benchmark
 
             _echo(describe_benchmark(contest))
             return
-        from paretune.compare.conduct import run_benchmark
+        from paretune.benchmark.run import run_benchmark
 
         found = run_benchmark(contest)
     except KeyboardInterrupt as error:
@@ -118,7 +118,7 @@ def check(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Check a recipe, its files and its wiring."""
     with _gc_disabled():
         from paretune.config import find_recipe, load_config
-        from paretune.stages.check import check as plan
+        from paretune.experiment.dry_run import check as plan
 
         _echo(plan(load_config(find_recipe(recipe), overrides or [])))
 
@@ -143,7 +143,7 @@ def recipes(
 def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
     """Write the report of a run again."""
     _require_results(run_dir)
-    from paretune.report.page import write_report
+    from paretune.report.run_page import write_report
 
     _echo(str(write_report(run_dir)))
 
@@ -156,8 +156,8 @@ def reward_filtering(
     ] = "before",
 ) -> None:
     """Say which responses a reward can be trusted on."""
-    from paretune.evaluate.filtration import compare_reward_filters
-    from paretune.report.table import reward_filtering_table
+    from paretune.evaluate.reward_filtering import compare_reward_filters
+    from paretune.report.tables import reward_filtering_table
 
     if arm not in ("before", "after"):
         raise ConfigError(f"--arm: {arm} is neither before nor after; fix: --arm before, or --arm after")
@@ -171,9 +171,9 @@ def merge(
     output_dir: Annotated[Path, typer.Option(help="Where the mixtures go.")] = Path("runs/soup"),
 ) -> None:
     """Average aligned runs, and evaluate every mixture."""
-    from paretune.files import read_json
-    from paretune.report.table import merge_table
-    from paretune.stages.soups import merge_runs
+    from paretune.experiment.merge import merge_runs
+    from paretune.report.tables import merge_table
+    from paretune.run.io import read_json
 
     found = merge_runs(run_dirs, output_dir, grid_steps)
     _echo(f"{merge_table(read_json(found) or {})}\n\n{found}")
@@ -182,7 +182,7 @@ def merge(
 @app.command()
 def doctor() -> None:
     """Say what this machine has and lacks."""
-    from paretune.doctor import check_environment
+    from paretune.run.system import check_environment
 
     lines, healthy = check_environment()
     _echo("\n".join(lines))
@@ -198,8 +198,8 @@ def _run_recipe(
 
         experiment = load_config(find_recipe(recipe), overrides)
         folder = Path(experiment.run.output_dir)
-        from paretune.stages.console import make_console
-        from paretune.stages.pipeline import run_pipeline as run_stages
+        from paretune.experiment.console import make_console
+        from paretune.experiment.pipeline import run_pipeline as run_stages
 
         command = shlex.join(["paretune", *sys.argv[1:]])
         run_stages(experiment, make_console(), command=command, until=until, reuse_from=reuse_from)
@@ -228,7 +228,7 @@ def _interrupted_message(output_dir: Path | None) -> str:
 
 def _require_results(run_dir: Path) -> None:
     """Refuse a folder that is no run, or a run of which there is nothing to report yet."""
-    from paretune.files import read_json
+    from paretune.run.io import read_json
 
     if not run_dir.is_dir():
         wrong = "is a file" if run_dir.exists() else "there is no such folder"
@@ -242,7 +242,7 @@ def _require_results(run_dir: Path) -> None:
 
 def _echo(text: str, *, error: bool = False) -> None:
     """Print lines, without the control characters that names and rows of data may hold."""
-    from paretune.report.sanitize import sanitize
+    from paretune.report.formatting import sanitize
 
     for line in text.splitlines():
         print(sanitize(line), file=sys.stderr if error else sys.stdout, flush=True)

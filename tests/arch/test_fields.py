@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 from source import FILES, SOURCE, tree
 
-from paretune.config import schema, sources
+from paretune.config import data_schema, schema
 
 MAKERS = {"algorithm.py", "aggregate.py", "frame.py"}
 """Files of config/ that make parts of what they read, rather than check it."""
@@ -37,7 +37,7 @@ def read() -> tuple[set[str], set[str]]:
 ATTRIBUTES, WORDS = read()
 FIELDS = [
     (section.__name__, name)
-    for module in (schema, sources)
+    for module in (schema, data_schema)
     for section in sections(module)
     for name in section.model_fields
 ]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import paretune
-from paretune import errors
 from paretune.cli import main
+from paretune.core import errors
 
 WORLD = """\
 data: {world: {}}
@@ -37,8 +37,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """The stages, told what to do."""
-    module = types.ModuleType("paretune.stages.pipeline")
-    monkeypatch.setitem(sys.modules, "paretune.stages.pipeline", module)
+    module = types.ModuleType("paretune.experiment.pipeline")
+    monkeypatch.setitem(sys.modules, "paretune.experiment.pipeline", module)
     return module
 
 

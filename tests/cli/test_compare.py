@@ -11,7 +11,7 @@ import pytest
 from tiny import ENVIRONMENT, PROGRAM, SMALL, fingerprint
 
 from paretune.cli import main
-from paretune.rundir import read_json, read_jsonl
+from paretune.run.folder import read_json, read_jsonl
 
 FILE = """\
 name: tiny
@@ -128,9 +128,9 @@ def test_a_check_prints_the_plan_and_writes_nothing(tmp_path, capsys):
 
 def test_stages_of_another_recipe_are_not_taken_over(tmp_path):
     from paretune.config import bundled_recipes, load_config
-    from paretune.errors import ConfigError
-    from paretune.rundir import Run
-    from paretune.stages.shared import reuse_key, reuse_stages
+    from paretune.core.errors import ConfigError
+    from paretune.experiment.reuse import reuse_key, reuse_stages
+    from paretune.run.folder import Run
 
     e = load_config(bundled_recipes()["demo"], ["run.seed=1"])
     with pytest.raises(ConfigError, match="cannot be taken over: holds no run"):
@@ -151,7 +151,7 @@ def test_stages_of_another_recipe_are_not_taken_over(tmp_path):
 
 def test_only_what_the_algorithm_does_not_decide_is_shared():
     from paretune.config import bundled_recipes, load_config
-    from paretune.stages.shared import reuse_key
+    from paretune.experiment.reuse import reuse_key
 
     def key(*more):
         return reuse_key(load_config(bundled_recipes()["demo"], more))
@@ -180,8 +180,8 @@ def test_only_what_the_algorithm_does_not_decide_is_shared():
 @pytest.mark.parametrize("method", ["grpo", "dpo"])
 def test_a_trial_is_known_by_what_its_policy_answers_afterwards(finished, tmp_path, capsys, method):
     """Also where a method never samples from the policy that learns."""
-    from paretune.compare.ledger import run_costs
-    from paretune.compare.tuning import judge_score, training_reward
+    from paretune.benchmark.costs import run_costs
+    from paretune.benchmark.tuning import judge_score, training_reward
 
     folder, _ = finished
     recipe, run = folder / "recipes" / "grpo-recipe-seed-0.yaml", tmp_path / "trial"
@@ -254,7 +254,7 @@ def test_runs_of_one_start_are_mixed_and_every_mixture_evaluated(finished, tmp_p
 
 
 def test_a_soups_mixtures_share_one_in_equal_steps():
-    from paretune.stages.soups import merge_dir_name, merge_grid
+    from paretune.experiment.merge import merge_dir_name, merge_grid
 
     assert list(merge_grid(2, 4)) == [(1, 0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0, 1)]
     three = list(merge_grid(3, 2))

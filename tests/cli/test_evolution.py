@@ -9,7 +9,7 @@ from forked import begun
 from safetensors.torch import load_file
 from tiny import command, demo, fingerprint
 
-from paretune.files import read_jsonl
+from paretune.run.io import read_jsonl
 
 ESSA = "algorithm={name: essa, max_new: 12, population: 4, warm_steps: 2, warm_n: 2, r: 2, sigma: 0.5}"
 

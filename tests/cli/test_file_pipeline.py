@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paretune.cli import main
-from paretune.models.tiny import tiny_model, tiny_tokenizer
+from support.tiny_models import tiny_model, tiny_tokenizer
 
 RECIPE = """\
 name: files

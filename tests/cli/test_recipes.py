@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from paretune.config import bundled_recipes, load_config
-from paretune.config.rules import data_sources
-from paretune.models.tiny import tiny_model, tiny_tokenizer
-from paretune.stages.check import check
+from paretune.config.validate import data_sources
+from paretune.experiment.dry_run import check
 from shared import shared
+from support.tiny_models import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -9,19 +9,18 @@ import torch
 from tiny import SMALL
 
 from paretune.config import bundled_recipes, load_config
+from paretune.core.errors import ConfigError, ResourceError, RunInterrupted
 from paretune.data.records import Message, Prompt
-from paretune.errors import ConfigError, ResourceError, RunInterrupted
-from paretune.learn.reward_report import reward_report
-from paretune.models.forward import compute_logprobs
+from paretune.experiment import align, evaluate, phases, pipeline
+from paretune.experiment import dry_run as checking
+from paretune.experiment.console import PlainConsole
+from paretune.experiment.data import Dataset
+from paretune.models.forward.logprobs import compute_logprobs
 from paretune.models.load import as_policy_model, load_policy
-from paretune.models.tiny import tiny_model, tiny_tokenizer
-from paretune.objectives.lineage import provenance_hashes
-from paretune.objectives.reward_store import load_reward_model
-from paretune.rundir import read_json, read_jsonl, to_json
-from paretune.stages import align, before, judge, pipeline
-from paretune.stages import check as checking
-from paretune.stages.console import PlainConsole
-from paretune.stages.gather import Dataset
+from paretune.reward.checkpoint import load_reward_model, provenance_hashes
+from paretune.reward.evaluation import reward_report
+from paretune.run.folder import read_json, read_jsonl, to_json
+from support.tiny_models import tiny_model, tiny_tokenizer
 from tinyrows import batch_of, rows
 
 
@@ -56,14 +55,14 @@ def test_a_signal_where_no_loop_listens_is_obeyed_when_the_stage_is_complete(
         return "done"
 
     stages(monkeypatch, struck, lambda work: pytest.fail("the stage after the signal was begun"))
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    phases = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(error) as raised:
         run(tmp_path / "r")
     assert (tmp_path / "r" / "struck").exists()
     book = read_json(tmp_path / "r" / "run.json")
     assert (book["status"], book["exit_code"]) == ("stopped", code)
     assert not (tmp_path / "r" / "LOCK").exists()
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == phases
     if error is RunInterrupted:
         assert 'after the stage "s0"' in str(raised.value)
 
@@ -83,11 +82,11 @@ def test_a_signal_while_responses_are_written_is_obeyed_between_batches(tmp_path
         tell(1, 2)
         raise Told
 
-    monkeypatch.setattr(judge, "generate", asking)
+    monkeypatch.setattr(evaluate, "generate", asking)
     tokenizer = tiny_tokenizer()
     language = as_policy_model(tiny_model("llama", len(tokenizer)), tokenizer)
-    monkeypatch.setattr(judge, "load_policy", lambda spec, seed: language)
-    stages(monkeypatch, judge.evaluate_policies)
+    monkeypatch.setattr(evaluate, "load_policy", lambda spec, seed: language)
+    stages(monkeypatch, evaluate.evaluate_policies)
     with pytest.raises(RunInterrupted):
         run(tmp_path / "r")
 
@@ -127,7 +126,7 @@ def adapted(tmp_path_factory):
 
         patch.setattr(align, "save_model", keep)
         patch.setattr(
-            judge,
+            evaluate,
             "load_policy",
             lambda spec, seed: trained.setdefault(spec.adapter or "start", load_policy(spec, seed=seed)),
         )
@@ -245,7 +244,7 @@ def test_a_soup_of_the_start_and_of_itself_taught_once_more_is_a_reference_and_n
     salsa = "algorithm={name: salsa, max_new: 12}"
     run(tmp_path / "r", salsa)
     assert (tmp_path / "r" / "phases" / "soup" / "model.safetensors").exists()
-    monkeypatch.setattr(before, "STRANGE", -9.0)
+    monkeypatch.setattr(phases, "STRANGE", -9.0)
     with pytest.raises(
         ConfigError, match=r"algorithm\.second: .*did not grow from the same weights; fix: name"
     ):

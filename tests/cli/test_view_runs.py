@@ -3,7 +3,7 @@
 import pytest
 from tiny import demo
 
-from paretune.files import read_json, read_jsonl
+from paretune.run.io import read_json, read_jsonl
 
 SMALLEST = (
     "run.max_steps=2",

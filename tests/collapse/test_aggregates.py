@@ -5,21 +5,28 @@ import math
 import pytest
 import torch
 
-from paretune.algorithms.aggregates import aggregated, chebyshev_grpo, lagrangian_grpo
-from paretune.algorithms.gdpo import gdpo
-from paretune.algorithms.grpo import grpo
+from paretune.algorithms.aggregators import aggregated, chebyshev_grpo, lagrangian_grpo
+from paretune.algorithms.grpo import gdpo, grpo
 from paretune.algorithms.ppo import rto
-from paretune.credit.adaptive import CorrelationTargetWeightedSum, HypervolumeGuidedWeighting
-from paretune.credit.aggregate import Gate, WeightedSum
-from paretune.credit.constraint import Constraint, Lagrangian
-from paretune.credit.missing import HandleMissingScores
-from paretune.credit.order import Lexicographic
-from paretune.credit.step import chain, flatten_steps
-from paretune.credit.threshold import DistanceToTarget, Threshold
-from paretune.credit.weights import PerCategoryWeightedSum, PreferenceWeightedSum, ScheduledWeightedSum
-from paretune.credit.worst import Chebyshev, MinObjective
-from paretune.errors import WiringError
-from paretune.learn.check import check_spec
+from paretune.core.errors import WiringError
+from paretune.credit.aggregation import (
+    Gate,
+    Lexicographic,
+    PerCategoryWeightedSum,
+    PreferenceWeightedSum,
+    ScheduledWeightedSum,
+    WeightedSum,
+)
+from paretune.credit.base import chain, flatten_steps
+from paretune.credit.constraints import Constraint, Lagrangian
+from paretune.credit.scalarization import (
+    Chebyshev,
+    CorrelationTargetWeightedSum,
+    HypervolumeGuidedWeighting,
+    MinObjective,
+)
+from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, Threshold
+from paretune.rl.validate import check_spec
 from toy import WEIGHTS, advance, graded, stop_after, toy_world, trained
 from toy import Cut as PowerCut
 

@@ -3,13 +3,11 @@
 import pytest
 import torch
 
-from paretune.algorithms.baselines import dr_grpo, reinforce_pp, rloo
-from paretune.algorithms.gdpo import gdpo, gdpo_credit, mo_grpo
-from paretune.algorithms.grpo import grpo
-from paretune.credit.advantage import BroadcastToTokens, GroupNormalize
-from paretune.credit.aggregate import WeightedSum
-from paretune.credit.step import chain
-from paretune.learn.recipe import LossAggregation
+from paretune.algorithms.grpo import dr_grpo, gdpo, gdpo_credit, grpo, mo_grpo, reinforce_pp, rloo
+from paretune.credit.aggregation import WeightedSum
+from paretune.credit.base import chain
+from paretune.credit.normalization import BroadcastToTokens, GroupNormalize
+from paretune.rl.algorithm_spec import LossAggregation
 from toy import WEIGHTS, advance, graded, toy_world, trained
 
 SMALL = {"n": 4, "max_new": 4}

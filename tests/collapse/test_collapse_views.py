@@ -4,19 +4,18 @@ import pytest
 import torch
 
 from battery import MORE, SIZES, recipe_of, weights_of, world_of
-from paretune.algorithms.confidence import ppo_c, with_confidence
 from paretune.algorithms.grpo import grpo
 from paretune.algorithms.ppo import rto
-from paretune.algorithms.thinking import with_thinking
-from paretune.credit.confidence import ConfidenceCalibratedReward
-from paretune.credit.resample import ResampleByRank
-from paretune.credit.step import flatten_steps
-from paretune.credit.unread import InvalidFormatPenalty
-from paretune.data.frame import THINK_START_TAG
+from paretune.algorithms.wrappers import ppo_c, with_confidence, with_thinking
+from paretune.core.errors import WiringError
+from paretune.credit.base import flatten_steps
+from paretune.credit.score_transforms import InvalidFormatPenalty
+from paretune.credit.selection import ResampleByRank
+from paretune.credit.shaping import ConfidenceCalibratedReward
+from paretune.data.chat import THINK_START_TAG
 from paretune.data.records import Sample
-from paretune.errors import WiringError
-from paretune.learn.check import check_spec
-from paretune.learn.descend import TrainingContext, rollout_and_score
+from paretune.rl.loop import TrainingContext, rollout_and_score
+from paretune.rl.validate import check_spec
 from toy import WEIGHTS, Cut, stop_after, trained
 
 STEPS = {"steps": 2, "every": 2}

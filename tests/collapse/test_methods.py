@@ -8,19 +8,19 @@ import torch.nn.functional as F
 
 from battery import language, recipe_of, weights_of, world_of
 from paretune.algorithms.ppo import ppo, ppo_max
-from paretune.batch import Outputs
-from paretune.credit.constraint import Constraint
-from paretune.credit.gae import Gae, ReturnToGo
-from paretune.credit.penalty import TerminalReward
-from paretune.credit.resample import ResampleByRank
-from paretune.credit.step import chain, flatten_steps
-from paretune.credit.whiten import Whiten
-from paretune.learn.recipe import LossAggregation
-from paretune.loss.imitate import SftLoss
-from paretune.loss.ranking import PreferenceRanking
-from paretune.loss.term import WeightedLoss
-from paretune.reduce import token_weights
-from paretune.rollout.sample import OnPolicy
+from paretune.core.batch import Outputs
+from paretune.core.reductions import token_weights
+from paretune.credit.base import chain, flatten_steps
+from paretune.credit.constraints import Constraint
+from paretune.credit.normalization import Whiten
+from paretune.credit.returns import Gae, ReturnToGo
+from paretune.credit.selection import ResampleByRank
+from paretune.credit.shaping import TerminalReward
+from paretune.loss.auxiliary import SftLoss
+from paretune.loss.base import WeightedLoss
+from paretune.loss.listwise import PreferenceRanking
+from paretune.rl.algorithm_spec import LossAggregation
+from paretune.rollout.sampler import OnPolicy
 from toy import WEIGHTS, advance, algorithm, graded, trained
 
 STEPS = {"steps": 2, "every": 2}

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from paretune.algorithms.grpo import grpo
-from paretune.algorithms.ratios import cispo, dapo, gspo, sapo, with_importance_correction
-from paretune.credit.importance import TruncatedImportanceSampling
-from paretune.models.measure import OldLogprobs, RefLogprobs
+from paretune.algorithms.ratio_variants import cispo, dapo, gspo, sapo, with_importance_correction
+from paretune.credit.importance_sampling import TruncatedImportanceSampling
+from paretune.models.model_passes import OldLogprobs, RefLogprobs
 from toy import WEIGHTS, digest, toy_world, trained
 
 ONE = {"n": 6, "max_new": 1, "minibatch": 12, "epochs": 2}

@@ -8,11 +8,11 @@ import torch
 
 from battery import GRADIENT, recipe_of, weights_of, world_of
 from paretune.algorithms import ALGORITHMS
-from paretune.data.toy import OBJECTIVES
-from paretune.files import read_jsonl
-from paretune.learn.check import check_spec
-from paretune.learn.recipe import describe
-from paretune.metrics import find_metric
+from paretune.rl.algorithm_spec import describe
+from paretune.rl.validate import check_spec
+from paretune.run.io import read_jsonl
+from paretune.run.metrics import find_metric
+from support.toy import OBJECTIVES
 from toy import Cut, stop_after, trained
 
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "algorithms").glob("*.md"))

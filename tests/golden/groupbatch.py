@@ -3,8 +3,8 @@
 import torch
 from lossbatch import Logits, batch_of, outputs, weights
 
-from paretune.models.forward import compute_outputs
-from paretune.reduce import group_sum
+from paretune.core.reductions import group_sum
+from paretune.models.forward.logprobs import compute_outputs
 
 
 def rows_of(sums, lengths, signal, group, **fields):

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from paretune.batch import Batch, Outputs
-from paretune.models.forward import compute_outputs
-from paretune.reduce import token_weights
+from paretune.core.batch import Batch, Outputs
+from paretune.core.reductions import token_weights
+from paretune.models.forward.logprobs import compute_outputs
 
 
 def shifted(x):

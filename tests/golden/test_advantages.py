@@ -4,13 +4,18 @@ import pytest
 import torch
 from cases import cases, numbers
 
-from paretune.algorithms.gdpo import gdpo_credit
-from paretune.credit.advantage import BatchNormalize, BroadcastToTokens, GroupNormalize, LeaveOneOut
-from paretune.credit.aggregate import WeightedSum
-from paretune.credit.penalty import ClipReward
-from paretune.credit.published import MissingAsZero
-from paretune.credit.step import chain
-from paretune.credit.whiten import Whiten
+from paretune.algorithms.grpo import gdpo_credit
+from paretune.credit.aggregation import WeightedSum
+from paretune.credit.base import chain
+from paretune.credit.normalization import (
+    BatchNormalize,
+    BroadcastToTokens,
+    GroupNormalize,
+    LeaveOneOut,
+    Whiten,
+)
+from paretune.credit.score_transforms import MissingAsZero
+from paretune.credit.shaping import ClipReward
 from toy import advance, graded
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from paretune.batch import Batch, Outputs
-from paretune.credit.advantage import BroadcastToTokens, GroupNormalize
-from paretune.credit.step import chain
-from paretune.learn.recipe import LossAggregation
+from paretune.core.batch import Batch, Outputs
+from paretune.credit.base import chain
+from paretune.credit.normalization import BroadcastToTokens, GroupNormalize
+from paretune.loss.base import WeightedLoss, total_loss
 from paretune.loss.kl import KlToReference, k3_value_k2_grad
 from paretune.loss.policy import ClippedSurrogate
-from paretune.loss.term import WeightedLoss, total_loss
+from paretune.rl.algorithm_spec import LossAggregation
 
 REFERENCE = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 REWARD = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from cases import Case, cases
 
-from paretune.credit.confidence import ConfidenceCalibratedReward
-from paretune.data.confidence import parse_confidence, strip_confidence
-from paretune.evaluate.calibration import bin_indices, ece, impute_most_common, overconfidence, to_unit_scale
-from paretune.objectives.reward_loss import BradleyTerryLoss, ConfidenceCalibrationLoss
+from paretune.credit.shaping import ConfidenceCalibratedReward
+from paretune.data.chat import parse_confidence, strip_confidence
+from paretune.evaluate.confidence import bin_indices, ece, impute_most_common, overconfidence, to_unit_scale
+from paretune.reward.losses import BradleyTerryLoss, ConfidenceCalibrationLoss
 from toy import graded
 
 pytestmark = pytest.mark.usefixtures("double")

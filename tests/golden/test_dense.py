@@ -4,10 +4,10 @@ import pytest
 import torch
 from cases import Case, cases
 
-from paretune.credit.gae import Gae
-from paretune.credit.penalty import ClipReward, KlPenalty, TerminalReward
-from paretune.credit.step import chain
-from paretune.models.measure import implicit_reward
+from paretune.credit.base import chain
+from paretune.credit.returns import Gae
+from paretune.credit.shaping import ClipReward, KlPenalty, TerminalReward
+from paretune.models.model_passes import implicit_reward
 from toy import advance, graded
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from cases import Case, cases
 
-from paretune.credit.resample import response_probabilities
-from paretune.evaluate.similarity import mean_pairwise_meteor, meteor
+from paretune.credit.selection import response_probabilities
+from paretune.evaluate.text_metrics import mean_pairwise_meteor, meteor
 
 NAMES = {"bw": "best_worst", "br": "four_to_one", "pow": "power"}
 

@@ -5,15 +5,20 @@ import torch
 from cases import Case, cases
 from lossbatch import batch_of, outputs, token_mean, weights
 
-from paretune.credit.advantage import group_normalize
-from paretune.credit.importance import high_entropy_mask
-from paretune.loss.entropy import EntropyBonus
+from paretune.core.reductions import row_mean
+from paretune.credit.importance_sampling import high_entropy_mask
+from paretune.credit.normalization import group_normalize
+from paretune.loss.auxiliary import EntropyBonus
+from paretune.loss.base import WeightedLoss, total_loss
 from paretune.loss.kl import KlToReference
-from paretune.loss.policy import ClippedSurrogate, OffPolicyMask
-from paretune.loss.ratio import clamp_log_ratio
-from paretune.loss.term import WeightedLoss, total_loss
-from paretune.loss.unclipped import ClippedIsWeight, GammaWeight, SoftClip
-from paretune.reduce import row_mean
+from paretune.loss.policy import (
+    ClippedIsWeight,
+    ClippedSurrogate,
+    GammaWeight,
+    OffPolicyMask,
+    SoftClip,
+    clamp_log_ratio,
+)
 
 pytestmark = pytest.mark.usefixtures("double")
 

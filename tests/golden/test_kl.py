@@ -7,9 +7,9 @@ import torch
 from cases import Case, cases, numbers
 from lossbatch import asked, batch_of, outputs
 
+from paretune.core.reductions import group_std
 from paretune.loss.kl import KlToReference
-from paretune.loss.unclipped import gamma_weight
-from paretune.reduce import group_std
+from paretune.loss.policy import gamma_weight
 
 pytestmark = pytest.mark.usefixtures("double")
 

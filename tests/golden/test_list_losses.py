@@ -7,12 +7,11 @@ import torch
 from cases import Case, cases
 from groupbatch import read, rows_of
 
-from paretune.credit.keep import top_k_rows
-from paretune.loss.exact import FullKl
-from paretune.loss.group import per_response
-from paretune.loss.imitate import BestOfNSft, SftLoss
-from paretune.loss.ranking import PreferenceRanking, ranking_stage_losses
-from paretune.reduce import token_weights
+from paretune.core.reductions import token_weights
+from paretune.credit.selection import top_k_rows
+from paretune.loss.auxiliary import BestOfNSft, SftLoss
+from paretune.loss.kl import FullKl
+from paretune.loss.listwise import PreferenceRanking, per_response, ranking_stage_losses
 
 ADDED = 1e-10
 """What their code adds to the sum inside the logarithm; ours is a log-sum-exp."""

@@ -7,8 +7,7 @@ import pytest
 import torch
 from cases import Case, cases
 
-from paretune.credit.constraint import Constraint, Lagrangian
-from paretune.front import (
+from paretune.core.pareto import (
     additive_epsilon,
     hypervolume,
     hypervolume_contributions,
@@ -17,8 +16,9 @@ from paretune.front import (
     nondominated,
     pareto_ranks,
 )
-from paretune.learn.reward_metrics import pair_metrics
-from paretune.objectives.reward_loss import BradleyTerryLoss, RegressionLoss, weighted_loss_sum
+from paretune.credit.constraints import Constraint, Lagrangian
+from paretune.reward.evaluation import pair_metrics
+from paretune.reward.losses import BradleyTerryLoss, RegressionLoss, weighted_loss_sum
 from toy import graded
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -5,10 +5,9 @@ import torch
 from cases import Case, cases
 from groupbatch import evenly, pairs_of, read
 
-from paretune.data.collate import collate
-from paretune.loss.group import per_response
-from paretune.loss.pair import pair_loss
-from paretune.loss.preference import Dpo, ModpoMargin, Tdpo
+from paretune.data.loader import collate
+from paretune.loss.listwise import per_response
+from paretune.loss.pairwise import Dpo, ModpoMargin, Tdpo, pair_loss
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -6,15 +6,14 @@ from cases import Case, cases, numbers
 from lossbatch import asked, batch_of, outputs, shifted, token_mean, weights
 from torch.nn.functional import pad
 
-from paretune.credit.aggregate import weighted_sum
-from paretune.credit.gae import Gae
-from paretune.credit.penalty import KlPenalty, TerminalReward
-from paretune.credit.step import chain
-from paretune.credit.whiten import whiten
-from paretune.divergence import k3
-from paretune.loss.entropy import EntropyBonus, entropy_target_distance
+from paretune.core.kl import k3
+from paretune.credit.aggregation import weighted_sum
+from paretune.credit.base import chain
+from paretune.credit.normalization import whiten
+from paretune.credit.returns import Gae
+from paretune.credit.shaping import KlPenalty, TerminalReward
+from paretune.loss.auxiliary import ClippedValueLoss, EntropyBonus, SquaredValueLoss, entropy_target_distance
 from paretune.loss.policy import ClippedSurrogate
-from paretune.loss.value import ClippedValueLoss, SquaredValueLoss
 from toy import advance
 
 pytestmark = pytest.mark.usefixtures("double")

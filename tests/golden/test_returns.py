@@ -6,8 +6,11 @@ import pytest
 import torch
 from cases import cases, tolerance
 
-from paretune.credit.gae import Gae, gae
-from paretune.credit.penalty import (
+from paretune.core.reductions import masked_mean, masked_var, row_mean
+from paretune.credit.base import chain
+from paretune.credit.normalization import RunningNormalize, Whiten, whiten
+from paretune.credit.returns import Gae, gae
+from paretune.credit.shaping import (
     ClipReward,
     KlPenalty,
     OverlongPenalty,
@@ -15,10 +18,6 @@ from paretune.credit.penalty import (
     kl_estimate,
     soft_overlong_penalty,
 )
-from paretune.credit.running import RunningNormalize
-from paretune.credit.step import chain
-from paretune.credit.whiten import Whiten, whiten
-from paretune.reduce import masked_mean, masked_var, row_mean
 from toy import advance, graded
 
 pytestmark = pytest.mark.usefixtures("double")

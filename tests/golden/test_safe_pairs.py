@@ -4,8 +4,8 @@ import pytest
 import torch
 from cases import Case, cases
 
-from paretune.objectives.reward_loss import CostModelLoss, RegularizedBradleyTerryLoss, differing_span_mask
-from paretune.reduce import row_mean
+from paretune.core.reductions import row_mean
+from paretune.reward.losses import CostModelLoss, RegularizedBradleyTerryLoss, differing_span_mask
 
 
 def halves(case: Case, key: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import Case, cases
 
-from paretune.models.singular import svd_factors
+from paretune.models.lora_svd import svd_factors
 
 
 @pytest.mark.parametrize("case", cases("essa_lora_svd"))

@@ -6,16 +6,16 @@ import pytest
 import torch
 from byhand import near
 
-from paretune.batch import Outputs
-from paretune.credit.advantage import BroadcastToTokens, GroupNormalize, group_normalize
-from paretune.credit.aggregate import Gate, WeightedSum, variance_share, weighted_sum
-from paretune.credit.step import chain
-from paretune.divergence import k1, k2, k3
+from paretune.core.batch import Outputs
+from paretune.core.kl import k1, k2, k3
+from paretune.core.reductions import token_weights
+from paretune.credit.aggregation import Gate, WeightedSum, variance_share, weighted_sum
+from paretune.credit.base import chain
+from paretune.credit.normalization import BroadcastToTokens, GroupNormalize, group_normalize
+from paretune.loss.base import WeightedLoss, total_loss
 from paretune.loss.kl import KlToReference, k3_value_k2_grad
 from paretune.loss.policy import ClippedSurrogate
 from paretune.loss.policy import clipped_surrogate as clipped
-from paretune.loss.term import WeightedLoss, total_loss
-from paretune.reduce import token_weights
 from toy import advance, graded
 
 ONE = torch.zeros(4, dtype=torch.long)

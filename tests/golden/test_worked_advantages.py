@@ -6,21 +6,23 @@ import pytest
 import torch
 from byhand import near
 
-from paretune.algorithms.gdpo import gdpo_credit
-from paretune.credit.advantage import (
+from paretune.algorithms.grpo import gdpo_credit
+from paretune.credit.aggregation import Gate, WeightedSum
+from paretune.credit.base import chain
+from paretune.credit.normalization import (
     BatchNormalize,
     BroadcastToTokens,
     GroupNormalize,
     LeaveOneOut,
+    RunningNormalize,
+    Whiten,
+    batch_moments,
     leave_one_out,
+    merge_moments,
 )
-from paretune.credit.aggregate import Gate, WeightedSum
-from paretune.credit.gae import Gae, ReturnToGo
-from paretune.credit.penalty import ClipReward, KlPenalty, OverlongPenalty, TerminalReward
-from paretune.credit.running import RunningNormalize, batch_moments, merge_moments
-from paretune.credit.select import DropZeroVarianceGroups, MaskTruncated
-from paretune.credit.step import chain
-from paretune.credit.whiten import Whiten
+from paretune.credit.returns import Gae, ReturnToGo
+from paretune.credit.selection import DropZeroVarianceGroups, MaskTruncated
+from paretune.credit.shaping import ClipReward, KlPenalty, OverlongPenalty, TerminalReward
 from toy import advance, graded
 
 FOUR = [[0.9, 0.8, 0.7, 0.1], [0.8, 0.6, 0.5, 0.9], [0.9, 0.7, 0.2, 0.9], [0.6, 0.5, 0.6, 0.5]]

@@ -7,15 +7,13 @@ import torch
 from byhand import near, one
 from groupbatch import pairs_of, read
 
-from paretune.batch import Outputs
-from paretune.credit.keep import top_k_rows
-from paretune.loss.exact import FullKl
-from paretune.loss.group import per_response
-from paretune.loss.imitate import BestOfNSft, SftLoss
-from paretune.loss.pair import pair_loss
-from paretune.loss.preference import Dpo, ModpoMargin, Tdpo
-from paretune.loss.ranking import PreferenceRanking, ranking_stage_losses
-from paretune.reduce import token_weights
+from paretune.core.batch import Outputs
+from paretune.core.reductions import token_weights
+from paretune.credit.selection import top_k_rows
+from paretune.loss.auxiliary import BestOfNSft, SftLoss
+from paretune.loss.kl import FullKl
+from paretune.loss.listwise import PreferenceRanking, per_response, ranking_stage_losses
+from paretune.loss.pairwise import Dpo, ModpoMargin, Tdpo, pair_loss
 from toy import graded
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -6,14 +6,19 @@ import pytest
 import torch
 from byhand import near, one
 
-from paretune.batch import Outputs
-from paretune.credit.importance import TruncatedImportanceSampling, rollout_is_ratio, truncated_ratio
-from paretune.loss.policy import ClippedSurrogate, clipped_surrogate
-from paretune.loss.ratio import policy_log_ratio
-from paretune.loss.unclipped import ClippedIsWeight, gamma_weight, soft_clip
-from paretune.loss.value import ClippedValueLoss, clipped_squared_error, squared_error
-from paretune.models.head import LmHead, next_token_logprobs
-from paretune.reduce import token_weights
+from paretune.core.batch import Outputs
+from paretune.core.reductions import token_weights
+from paretune.credit.importance_sampling import TruncatedImportanceSampling, rollout_is_ratio, truncated_ratio
+from paretune.loss.auxiliary import ClippedValueLoss, clipped_squared_error, squared_error
+from paretune.loss.policy import (
+    ClippedIsWeight,
+    ClippedSurrogate,
+    clipped_surrogate,
+    gamma_weight,
+    policy_log_ratio,
+    soft_clip,
+)
+from paretune.models.forward.lm_head import LmHead, next_token_logprobs
 from toy import advance, graded
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -3,7 +3,7 @@
 import pytest
 
 from evolving import fitted, method, searched
-from paretune.files import read_jsonl
+from paretune.run.io import read_jsonl
 
 
 def risen(folder, seed, **more):

@@ -3,9 +3,9 @@
 import pytest
 
 from battery import GRADIENT, recipe_of, world_of
-from paretune.files import read_jsonl
-from paretune.learn.descend import train
-from paretune.rundir import Run
+from paretune.rl.loop import train
+from paretune.run.folder import Run
+from paretune.run.io import read_jsonl
 
 STEPS = {"ppo": 60, "salsa": 60, "pf_ppo": 60, "superhf": 32}
 STEPS |= dict.fromkeys(("ppo_c", "ppo_m", "dapo", "sft", "modpo"), 40)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from paretune.algorithms.ratios import cispo, dapo, gspo, sapo
-from paretune.files import read_jsonl
-from paretune.learn.descend import train
-from paretune.rundir import Run
+from paretune.algorithms.ratio_variants import cispo, dapo, gspo, sapo
+from paretune.rl.loop import train
+from paretune.run.folder import Run
+from paretune.run.io import read_jsonl
 from toy import WEIGHTS, toy_world
 
 COMMON = {"n": 6, "max_new": 6, "minibatch": 18}

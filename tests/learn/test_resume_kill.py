@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paretune.files import read_jsonl
+from paretune.run.io import read_jsonl
 
 TESTS = Path(__file__).resolve().parent.parent
 STEPS = 12

@@ -2,9 +2,9 @@
 
 import pytest
 
-from paretune.files import read_jsonl
-from paretune.learn.descend import train
-from paretune.rundir import Run
+from paretune.rl.loop import train
+from paretune.run.folder import Run
+from paretune.run.io import read_jsonl
 from toy import toy_recipe, toy_world
 
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paretune.models.critic import critic_from_policy
-from paretune.models.forward import compute_logprobs, compute_values, hidden_states
-from paretune.models.tiny import KINDS, tiny_model
+from paretune.models.forward.logprobs import compute_logprobs, compute_values, hidden_states
+from support.tiny_models import KINDS, tiny_model
 from tinyrows import VOCAB
 
 MODELS = {kind: tiny_model(kind, VOCAB, initial=0.3) for kind in KINDS}

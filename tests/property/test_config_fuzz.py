@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paretune.config import Config, find_recipe, load_config
-from paretune.config.faults import _all_keys, _suggest_key
-from paretune.errors import ConfigError
+from paretune.config.issues import _all_keys, _suggest_key
+from paretune.core.errors import ConfigError
 
 LINE = re.compile(r"^(?:[^:]+:\d+(?::\d+)?: \S.*|\.\.\. and \d+ more)$")
 

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paretune.batch import Outputs
-from paretune.credit.advantage import BroadcastToTokens, GroupNormalize
-from paretune.credit.aggregate import WeightedSum
-from paretune.credit.step import chain
-from paretune.learn.recipe import LossAggregation
+from paretune.core.batch import Outputs
+from paretune.credit.aggregation import WeightedSum
+from paretune.credit.base import chain
+from paretune.credit.normalization import BroadcastToTokens, GroupNormalize
 from paretune.loss.policy import ClippedSurrogate
+from paretune.rl.algorithm_spec import LossAggregation
 from toy import advance, graded
 
 # The run-time type checks draw random items of sequences, also while a batch is being made up.

@@ -7,13 +7,18 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from paretune.algorithms.gdpo import gdpo_credit
-from paretune.credit.advantage import BatchNormalize, BroadcastToTokens, GroupNormalize, LeaveOneOut
-from paretune.credit.aggregate import WeightedSum
-from paretune.credit.gae import ReturnToGo
-from paretune.credit.penalty import TerminalReward
-from paretune.credit.step import chain
-from paretune.credit.whiten import Whiten
+from paretune.algorithms.grpo import gdpo_credit
+from paretune.credit.aggregation import WeightedSum
+from paretune.credit.base import chain
+from paretune.credit.normalization import (
+    BatchNormalize,
+    BroadcastToTokens,
+    GroupNormalize,
+    LeaveOneOut,
+    Whiten,
+)
+from paretune.credit.returns import ReturnToGo
+from paretune.credit.shaping import TerminalReward
 from toy import advance, graded
 
 # The run-time type checks draw random items of sequences, also while a batch is being made up.

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from paretune.data.collate import collate
+from paretune.core.errors import DataError
+from paretune.data.loader import collate
 from paretune.data.readers import read_preference_pairs, read_ratings
 from paretune.data.records import Message
-from paretune.errors import DataError
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)
 numbers = st.floats(-1e6, 1e6) | st.none()

@@ -7,14 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paretune.batch import Outputs
-from paretune.learn.microbatch import padded_microbatch_indices
-from paretune.learn.recipe import LossAggregation
-from paretune.loss.group import best_worst_pairs, group_weight
-from paretune.loss.imitate import BestOfNSft
-from paretune.loss.pair import pair_loss
-from paretune.loss.preference import Dpo, ModpoMargin, Tdpo
-from paretune.loss.ranking import PreferenceRanking, ranking_stage_losses
+from paretune.core.batch import Outputs
+from paretune.loss.auxiliary import BestOfNSft
+from paretune.loss.listwise import PreferenceRanking, best_worst_pairs, group_weight, ranking_stage_losses
+from paretune.loss.pairwise import Dpo, ModpoMargin, Tdpo, pair_loss
+from paretune.rl.algorithm_spec import LossAggregation
+from paretune.training.microbatch import padded_microbatch_indices
 from toy import graded
 
 quick = settings(max_examples=8, deadline=None, derandomize=True)

@@ -7,15 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paretune.batch import Outputs
-from paretune.learn.recipe import LossAggregation
-from paretune.loss.entropy import EntropyBonus
-from paretune.loss.exact import FullKl
-from paretune.loss.imitate import SftLoss
-from paretune.loss.kl import KlToReference
-from paretune.loss.policy import ClippedSurrogate, OffPolicyMask
-from paretune.loss.unclipped import ClippedIsWeight, GammaWeight, SoftClip
-from paretune.loss.value import ClippedValueLoss, SquaredValueLoss
+from paretune.core.batch import Outputs
+from paretune.loss.auxiliary import ClippedValueLoss, EntropyBonus, SftLoss, SquaredValueLoss
+from paretune.loss.kl import FullKl, KlToReference
+from paretune.loss.policy import ClippedIsWeight, ClippedSurrogate, GammaWeight, OffPolicyMask, SoftClip
+from paretune.rl.algorithm_spec import LossAggregation
 from toy import graded
 
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")

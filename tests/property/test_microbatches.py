@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paretune.learn.microbatch import padded_microbatch_indices
+from paretune.training.microbatch import padded_microbatch_indices
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma3TextConfig, GPTNeoXConfig, GraniteConfig, Olmo2Config, Phi3Config
 
-import paretune.models.forward as forward
-import paretune.models.packing as packing
-from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
+import paretune.models.forward.logprobs as forward
+import paretune.models.forward.packing as packing
 from paretune.models.critic import critic_from_policy
-from paretune.models.forward import compute_outputs, supports_packing
-from paretune.models.packing import pack_rows
-from paretune.models.sharing import find_prefix_groups, plan_passes
-from paretune.models.tiny import KINDS, random_model, tiny_config, tiny_model
+from paretune.models.forward.logprobs import compute_outputs, supports_packing
+from paretune.models.forward.packing import pack_rows
+from paretune.models.forward.prefix_sharing import find_prefix_groups, plan_passes
+from paretune.models.lora import AdapterDisabledModel, LoraSpec, add_lora
+from support.tiny_models import KINDS, random_model, tiny_config, tiny_model
 from tinyrows import SMALL, VOCAB, batch_of
 
 GROUPED = SMALL | {"num_key_value_heads": 2}

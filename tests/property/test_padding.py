@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paretune.models.forward import compute_logprobs, compute_outputs
-from paretune.models.measure import response_logprobs
-from paretune.models.tiny import KINDS, tiny_model
+from paretune.models.forward.logprobs import compute_logprobs, compute_outputs
+from paretune.models.model_passes import response_logprobs
+from support.tiny_models import KINDS, tiny_model
 from tinyrows import VOCAB, batch_of, rows
 
 MODELS = {kind: tiny_model(kind, VOCAB, initial=0.3) for kind in KINDS}

@@ -4,7 +4,7 @@ import random
 
 from paretune.data.records import Demonstration, Message, PreferencePair, Prompt, Rating
 from paretune.models.load import as_policy_model
-from paretune.models.tiny import tiny_model, tiny_tokenizer
+from support.tiny_models import tiny_model, tiny_tokenizer
 
 WORDS = "abcdefgh"
 

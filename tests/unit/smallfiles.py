@@ -4,7 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-from paretune.models.tiny import tiny_config, tiny_tokenizer
+from support.tiny_models import tiny_config, tiny_tokenizer
 
 
 def describe_model(name: str = "model") -> None:

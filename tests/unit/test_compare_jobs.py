@@ -8,17 +8,17 @@ import time
 
 import pytest
 
-from paretune.compare import jobs
-from paretune.compare.jobs import Job, JobRunner
-from paretune.errors import ConfigError, NonFiniteError, ParetuneError, ResourceError, RunInterrupted
-from paretune.learn.stop import StopRequest
-from paretune.lock import RunLock, lock_holder
+from paretune.benchmark import processes
+from paretune.benchmark.processes import Job, JobRunner
+from paretune.core.errors import ConfigError, NonFiniteError, ParetuneError, ResourceError, RunInterrupted
+from paretune.run.lock import RunLock, lock_holder
+from paretune.training.guards import StopRequest
 
 
 @pytest.fixture(autouse=True)
 def any_program(monkeypatch):
     """A job's arguments are Python code here."""
-    monkeypatch.setattr(jobs, "PROGRAM", (sys.executable, "-c"))
+    monkeypatch.setattr(processes, "PROGRAM", (sys.executable, "-c"))
 
 
 def job(tmp_path, name, code, **more):

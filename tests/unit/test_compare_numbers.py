@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from madeup_contest import FILE, MEANS, make_runs, written
+from paretune.benchmark.costs import benchmark_costs, budget_violations, run_costs
+from paretune.benchmark.results import benchmark_results
+from paretune.benchmark.run import preregister
+from paretune.benchmark.spec import load_benchmark
 from paretune.cli import main
-from paretune.compare.conduct import preregister
-from paretune.compare.ledger import benchmark_costs, budget_violations, run_costs
-from paretune.compare.numbers import benchmark_results
 from paretune.config import config_hash, resolved_yaml
-from paretune.config.contest import load_benchmark
-from paretune.errors import ConfigError, DataError
-from paretune.report.versus import benchmark_table
-from paretune.stages.shared import reuse_key
+from paretune.core.errors import ConfigError, DataError
+from paretune.experiment.reuse import reuse_key
+from paretune.report.benchmark_page import benchmark_table
 
 
 def compared(tmp_path, text=None, **how):

@@ -7,21 +7,21 @@ import pytest
 import torch
 
 from madeup_contest import FILE, make_runs, written
-from paretune.compare.conduct import _BenchmarkRunner, _is_complete, preregister
-from paretune.compare.jobs import Job
-from paretune.compare.ledger import benchmark_costs
-from paretune.compare.numbers import benchmark_results
-from paretune.compare.plan import describe_benchmark
-from paretune.compare.tuning import judge_score, select_trials, training_reward
+from paretune.benchmark.costs import benchmark_costs
+from paretune.benchmark.plan import describe_benchmark
+from paretune.benchmark.processes import Job
+from paretune.benchmark.results import benchmark_results
+from paretune.benchmark.run import _BenchmarkRunner, _is_complete, preregister
+from paretune.benchmark.spec import load_benchmark
+from paretune.benchmark.tuning import judge_score, select_trials, training_reward
 from paretune.config import bundled_recipes, load_config
-from paretune.config.contest import load_benchmark
-from paretune.errors import ConfigError, DataError, NonFiniteError
-from paretune.evaluate.judge import Judge
-from paretune.files import read_json, to_json
-from paretune.learn.stop import StopRequest
-from paretune.stages.console import make_console
-from paretune.stages.pipeline import pipeline_stages
-from paretune.stages.trial import _mean_scores, _require_judged_objectives
+from paretune.core.errors import ConfigError, DataError, NonFiniteError
+from paretune.evaluate.evaluate import Judge
+from paretune.experiment.console import make_console
+from paretune.experiment.pipeline import pipeline_stages
+from paretune.experiment.tuning_trial import _mean_scores, _require_judged_objectives
+from paretune.run.io import read_json, to_json
+from paretune.training.guards import StopRequest
 
 NAMES = ("politeness", "meaningfulness", "actionability", "safety")
 RATES = (1e-4, 5e-4, 2e-3)

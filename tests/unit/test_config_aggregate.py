@@ -6,16 +6,20 @@ import pytest
 
 from paretune.algorithms import ALGORITHMS
 from paretune.config import load_config, resolved_yaml
-from paretune.config.algorithm import build_spec
-from paretune.credit.aggregate import Gate, WeightedSum
-from paretune.credit.constraint import Constraint, Lagrangian
-from paretune.credit.missing import HandleMissingScores
-from paretune.credit.order import Lexicographic
-from paretune.credit.threshold import DistanceToTarget, Threshold
-from paretune.credit.weights import PerCategoryWeightedSum, PreferenceWeightedSum, ScheduledWeightedSum
-from paretune.credit.worst import Chebyshev, MinObjective
-from paretune.errors import ConfigError
-from paretune.learn.check import check_spec
+from paretune.config.build import build_spec
+from paretune.core.errors import ConfigError
+from paretune.credit.aggregation import (
+    Gate,
+    Lexicographic,
+    PerCategoryWeightedSum,
+    PreferenceWeightedSum,
+    ScheduledWeightedSum,
+    WeightedSum,
+)
+from paretune.credit.constraints import Constraint, Lagrangian
+from paretune.credit.scalarization import Chebyshev, MinObjective
+from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, Threshold
+from paretune.rl.validate import check_spec
 
 BASE = {
     "data": "{world: {}}",

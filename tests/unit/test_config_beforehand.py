@@ -3,13 +3,13 @@
 import pytest
 
 from madeup_contest import written
-from paretune.compare.plan import describe_benchmark
+from paretune.benchmark.plan import describe_benchmark
+from paretune.benchmark.spec import load_benchmark
 from paretune.config import bundled_recipes, load_config
-from paretune.config.algorithm import build_spec
-from paretune.config.beforehand import budget_warnings, phase_cost_bounds
-from paretune.config.contest import load_benchmark
-from paretune.errors import ConfigError
-from paretune.stages.check import check
+from paretune.config.build import build_spec
+from paretune.config.requirements import budget_warnings, phase_cost_bounds
+from paretune.core.errors import ConfigError
+from paretune.experiment.dry_run import check
 
 RTO = "algorithm={name: rto, max_new: 12, dpo_steps: 5, dpo_n: 3}"
 """60 responses at 4 prompts a step: of 60 to 720 tokens."""

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from madeup_contest import FILE, written
+from paretune.benchmark.spec import load_benchmark
 from paretune.config import bundled_recipes, config_hash, load_config, resolved_yaml
-from paretune.config.contest import load_benchmark
-from paretune.errors import ConfigError
+from paretune.core.errors import ConfigError
 
 
 def wrong(path, *overrides):

@@ -7,8 +7,8 @@ import pytest
 
 from paretune.algorithms import ALGORITHMS
 from paretune.config import load_config
-from paretune.config.algorithm import algorithm_arguments
-from paretune.errors import ConfigError
+from paretune.config.build import algorithm_arguments
+from paretune.core.errors import ConfigError
 
 WORLD = {
     "data": "{world: {}}",

@@ -4,13 +4,13 @@ import pytest
 
 from paretune.algorithms.evolution import essa
 from paretune.config import bundled_recipes, load_config
-from paretune.config.algorithm import build_spec
-from paretune.credit.worst import Chebyshev
-from paretune.errors import ConfigError
-from paretune.learn.check import check_spec
-from paretune.learn.evolution import EvolutionSpec
-from paretune.learn.search import CmaES, IsotropicES
-from paretune.rollout.sample import FrozenPolicy, StoredResponses
+from paretune.config.build import build_spec
+from paretune.core.errors import ConfigError
+from paretune.credit.scalarization import Chebyshev
+from paretune.rl.evolution.search import CmaES, IsotropicES
+from paretune.rl.evolution.spec import EvolutionSpec
+from paretune.rl.validate import check_spec
+from paretune.rollout.sampler import FrozenPolicy, StoredResponses
 
 
 def experiment(algorithm="{name: essa}", *more):

@@ -3,8 +3,8 @@
 import pytest
 
 from paretune.config import find_recipe, load_config
-from paretune.config.algorithm import build_spec
-from paretune.errors import ConfigError
+from paretune.config.build import build_spec
+from paretune.core.errors import ConfigError
 
 SURE = "data.world.confidence=true"
 THINKS = ("data.world.thinking=true", "thinking={unscored: worst}")

@@ -14,8 +14,8 @@ from paretune.config import (
     resolved_yaml,
     source_text,
 )
-from paretune.config.algorithm import build_spec
-from paretune.errors import ConfigError
+from paretune.config.build import build_spec
+from paretune.core.errors import ConfigError
 
 SMALL = """\
 data: {world: {prompts: 8}}

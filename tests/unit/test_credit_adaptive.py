@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 
-from paretune.credit.adaptive import (
+from paretune.core.errors import WiringError
+from paretune.credit.aggregation import WeightedSum
+from paretune.credit.scalarization import (
     CorrelationTargetWeightedSum,
     HypervolumeGuidedWeighting,
     growth_factor,
     within_group_correlation,
 )
-from paretune.credit.aggregate import WeightedSum
-from paretune.errors import WiringError
 from toy import advance, graded
 
 NAN = math.nan

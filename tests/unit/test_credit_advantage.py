@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 
-from paretune.credit.advantage import (
+from paretune.credit.base import chain
+from paretune.credit.normalization import (
     BatchNormalize,
     BroadcastToTokens,
     GroupNormalize,
     LeaveOneOut,
     group_normalize,
 )
-from paretune.credit.step import chain
 from toy import advance, graded
 
 

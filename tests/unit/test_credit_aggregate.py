@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from paretune.credit.aggregate import Gate, WeightedSum, variance_share
-from paretune.credit.step import chain
-from paretune.errors import WiringError
+from paretune.core.errors import WiringError
+from paretune.credit.aggregation import Gate, WeightedSum, variance_share
+from paretune.credit.base import chain
 from toy import advance, graded
 
 NAN = math.nan

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from paretune.credit.aggregate import WeightedSum
-from paretune.credit.confidence import ConfidenceCalibratedReward, confidence_adjustment
-from paretune.credit.step import chain
-from paretune.errors import WiringError
-from paretune.learn.resume import deserialize_tree, serialize_tree
+from paretune.core.errors import WiringError
+from paretune.credit.aggregation import WeightedSum
+from paretune.credit.base import chain
+from paretune.credit.shaping import ConfidenceCalibratedReward, confidence_adjustment
+from paretune.training.checkpoint import deserialize_tree, serialize_tree
 from toy import advance, graded
 
 NAN = math.nan

@@ -4,13 +4,12 @@ import math
 import pytest
 import torch
 
-from paretune.credit.advantage import BroadcastToTokens, GroupNormalize
-from paretune.credit.aggregate import WeightedSum
-from paretune.credit.constraint import Constraint, Lagrangian, dual_ascent
-from paretune.credit.dual import dual_value_and_grad, solve_dual
-from paretune.credit.step import chain
-from paretune.errors import DataError, WiringError
-from paretune.learn.resume import deserialize_tree, serialize_tree
+from paretune.core.errors import DataError, WiringError
+from paretune.credit.aggregation import WeightedSum
+from paretune.credit.base import chain
+from paretune.credit.constraints import Constraint, Lagrangian, dual_ascent, dual_value_and_grad, solve_dual
+from paretune.credit.normalization import BroadcastToTokens, GroupNormalize
+from paretune.training.checkpoint import deserialize_tree, serialize_tree
 from toy import advance, graded
 
 NAN = math.nan

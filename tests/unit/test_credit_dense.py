@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from paretune.credit.dense import RedistributeTokenRewards, sum_at_segment_ends
-from paretune.credit.penalty import KlPenalty, TerminalReward
-from paretune.credit.step import chain
-from paretune.errors import WiringError
-from paretune.models.measure import implicit_reward
+from paretune.core.errors import WiringError
+from paretune.credit.base import chain
+from paretune.credit.returns import RedistributeTokenRewards, sum_at_segment_ends
+from paretune.credit.shaping import KlPenalty, TerminalReward
+from paretune.models.model_passes import implicit_reward
 from toy import advance, graded
 
 TUNED, REFERENCE, POLICY = (-1.0, -0.5, -2.0), (-1.4, -0.3, -2.2), (-1.2, -0.3, -1.7)

@@ -3,15 +3,19 @@
 import pytest
 import torch
 
-from paretune.algorithms.ratios import cispo, with_importance_correction
-from paretune.credit.importance import TopEntropyTokens, TruncatedImportanceSampling, high_entropy_mask
-from paretune.credit.step import chain
-from paretune.errors import WiringError
-from paretune.learn.check import check_spec
-from paretune.learn.descend import train
-from paretune.metrics import find_metric
-from paretune.models.measure import OldLogprobs, PolicyEntropy, RefLogprobs
-from paretune.rundir import Run
+from paretune.algorithms.ratio_variants import cispo, with_importance_correction
+from paretune.core.errors import WiringError
+from paretune.credit.base import chain
+from paretune.credit.importance_sampling import (
+    TopEntropyTokens,
+    TruncatedImportanceSampling,
+    high_entropy_mask,
+)
+from paretune.models.model_passes import OldLogprobs, PolicyEntropy, RefLogprobs
+from paretune.rl.loop import train
+from paretune.rl.validate import check_spec
+from paretune.run.folder import Run
+from paretune.run.metrics import find_metric
 from toy import WEIGHTS, advance, digest, graded, toy_recipe, toy_world
 
 NAMES = ("even", "high")

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from paretune.credit.resample import ResampleByRank, rank_probabilities, response_probabilities
-from paretune.errors import WiringError
+from paretune.core.errors import WiringError
+from paretune.credit.selection import ResampleByRank, rank_probabilities, response_probabilities
 from toy import advance, graded
 
 NAN = math.nan

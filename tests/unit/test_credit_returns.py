@@ -3,14 +3,13 @@ import math
 import pytest
 import torch
 
-from paretune.credit.gae import Gae, ReturnToGo
-from paretune.credit.penalty import ClipReward, KlPenalty, OverlongPenalty, TerminalReward
-from paretune.credit.running import RunningMoments, RunningNormalize
-from paretune.credit.select import DropZeroVarianceGroups
-from paretune.credit.step import chain
-from paretune.credit.whiten import Whiten
-from paretune.errors import WiringError
-from paretune.learn.resume import deserialize_tree, serialize_tree
+from paretune.core.errors import WiringError
+from paretune.credit.base import chain
+from paretune.credit.normalization import RunningMoments, RunningNormalize, Whiten
+from paretune.credit.returns import Gae, ReturnToGo
+from paretune.credit.selection import DropZeroVarianceGroups
+from paretune.credit.shaping import ClipReward, KlPenalty, OverlongPenalty, TerminalReward
+from paretune.training.checkpoint import deserialize_tree, serialize_tree
 from toy import Cut, advance, graded, stop_after, toy_recipe, trained
 
 NAN = math.nan

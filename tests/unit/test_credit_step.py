@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from paretune.credit.step import CreditStep, chain
-from paretune.errors import WiringError
+from paretune.core.errors import WiringError
+from paretune.credit.base import CreditStep, chain
 from toy import advance, graded
 
 

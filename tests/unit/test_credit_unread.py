@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from paretune.credit.unread import InvalidFormatPenalty
-from paretune.errors import WiringError
+from paretune.core.errors import WiringError
+from paretune.credit.score_transforms import InvalidFormatPenalty
 from toy import advance, graded
 
 NAN = float("nan")

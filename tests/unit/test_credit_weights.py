@@ -3,17 +3,16 @@ import math
 import pytest
 import torch
 
-from paretune.credit.aggregate import WeightedSum
-from paretune.credit.missing import HandleMissingScores
-from paretune.credit.step import chain
-from paretune.credit.threshold import DistanceToTarget, Threshold
-from paretune.credit.weights import (
+from paretune.core.errors import WiringError
+from paretune.credit.aggregation import (
     PerCategoryWeightedSum,
     PreferenceWeightedSum,
     ScheduledWeightedSum,
+    WeightedSum,
     interpolate_weights,
 )
-from paretune.errors import WiringError
+from paretune.credit.base import chain
+from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, Threshold
 from toy import advance, graded
 
 NAN = math.nan

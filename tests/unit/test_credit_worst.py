@@ -3,12 +3,11 @@ import math
 import pytest
 import torch
 
-from paretune.credit.advantage import GroupNormalize
-from paretune.credit.aggregate import WeightedSum
-from paretune.credit.order import Lexicographic, lexicographic_rank
-from paretune.credit.step import chain
-from paretune.credit.worst import Chebyshev, MinObjective, chebyshev, soft_minimum
-from paretune.errors import WiringError
+from paretune.core.errors import WiringError
+from paretune.credit.aggregation import Lexicographic, WeightedSum, lexicographic_rank
+from paretune.credit.base import chain
+from paretune.credit.normalization import GroupNormalize
+from paretune.credit.scalarization import Chebyshev, MinObjective, chebyshev, soft_minimum
 from toy import advance, graded
 
 NAN = math.nan

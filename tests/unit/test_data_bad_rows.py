@@ -2,10 +2,10 @@
 
 import pytest
 
+from paretune.core.errors import DataError
 from paretune.data.columns import REFUSAL_CATEGORIES, ColumnNames, LabelMapping, misspelled_category
 from paretune.data.readers import read_demonstrations, read_preference_pairs, read_prompts, read_ratings
-from paretune.errors import DataError
-from paretune.evaluate.caution import CATEGORY_LABELS
+from paretune.evaluate.warnings import CATEGORY_LABELS
 
 TURNS = 'write "text" or [{"role": "user", "content": "text"}]'
 TURN = 'write {"role": "user", "content": "..."}'

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from paretune.data.collate import collate, prompt_key, split_by_prompt
+from paretune.data.loader import collate, prompt_key, split_by_prompt
 from paretune.data.records import Demonstration, Message, PreferencePair, Prompt, Rating
 
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from paretune.data.confidence import (
+from paretune.core.errors import DataError
+from paretune.data.chat import (
     CONFIDENCE_INSTRUCTION,
     add_confidence_instruction,
     append_confidence,
@@ -13,9 +14,7 @@ from paretune.data.confidence import (
     strip_confidence,
 )
 from paretune.data.records import Message, Prompt, Sample
-from paretune.errors import DataError
-from paretune.objectives.confidence import ConfidenceBlindScorer, StatedConfidenceScorer
-from paretune.objectives.score import Scorer
+from paretune.reward.scorers import ConfidenceBlindScorer, Scorer, StatedConfidenceScorer
 
 
 @pytest.mark.parametrize(

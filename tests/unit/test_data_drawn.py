@@ -5,7 +5,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import pytest
 
-from paretune.data.drawn import LazySequence
+from paretune.data.records import LazySequence
 
 
 def test_no_more_is_drawn_than_is_looked_at() -> None:

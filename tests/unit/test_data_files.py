@@ -8,8 +8,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from paretune.core.errors import DataError, MissingDependencyError
 from paretune.data.readers import read_prompts, read_ratings
-from paretune.errors import DataError, MissingDependencyError
 
 TURNS = 'write "text" or [{"role": "user", "content": "text"}]'
 GZIP = "copy the file again, or unpack it and drop the .gz of its name"

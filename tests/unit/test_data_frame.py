@@ -2,19 +2,19 @@
 
 import pytest
 
-from paretune.data.frame import (
+from paretune.core.errors import DataError
+from paretune.data.chat import (
     BASE_MODEL_INSTRUCTIONS,
     CHAT_MODEL_INSTRUCTIONS,
     add_format_instruction,
+    format_instructions_for,
     parse_thinking,
     visible_text,
 )
 from paretune.data.records import Message, Prompt, Sample
-from paretune.data.template import format_instructions_for
-from paretune.data.toy import toy_tokenizer
-from paretune.data.world_model import HELPDESK_INSTRUCTIONS, helpdesk_tokenizer
-from paretune.errors import DataError
-from paretune.models.tiny import tiny_tokenizer
+from paretune.worlds.helpdesk.model import HELPDESK_INSTRUCTIONS, helpdesk_tokenizer
+from support.tiny_models import tiny_tokenizer
+from support.toy import toy_tokenizer
 
 PROMPT = Prompt(messages=(Message("system", "s"), Message("user", "why ?")), id="p", category="k")
 

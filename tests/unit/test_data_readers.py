@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from jaxtyping import config
 
+from paretune.core.errors import DataError
 from paretune.data.columns import ColumnNames, FieldError, LabelMapping
 from paretune.data.readers import read_demonstrations, read_preference_pairs, read_prompts, read_ratings
 from paretune.data.records import Message
-from paretune.errors import DataError
 from shared import shared
 
 SYSTEM, QUESTION = {"role": "system", "content": "s"}, {"role": "user", "content": "q"}

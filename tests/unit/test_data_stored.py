@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from paretune.data.loader import ResponseGroupStream, group_responses, has_distinct_scores
 from paretune.data.records import Message, PreferencePair, Prompt, Rating
-from paretune.data.stored import ResponseGroupStream, group_responses, has_distinct_scores
 
 BOTH = {"polite": 1.0, "safe": 2.0}
 

@@ -1,7 +1,7 @@
 from collections import Counter
 
+from paretune.data.loader import PromptStream
 from paretune.data.records import Message, Prompt
-from paretune.data.stream import PromptStream
 
 
 def pool(kind, size):

@@ -4,15 +4,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from paretune.core.errors import DataError
+from paretune.data.chat import decode_response, encode_prompt, encode_response, render_prompt, template_hash
 from paretune.data.records import Message, Prompt
-from paretune.data.template import (
-    decode_response,
-    encode_prompt,
-    encode_response,
-    render_prompt,
-    template_hash,
-)
-from paretune.errors import DataError
 from shared import shared
 
 CHATML = (

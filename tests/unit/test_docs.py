@@ -12,11 +12,11 @@ import yaml
 
 from pages import BLOCK, ROOT, examples, fenced, pages, printed
 from paretune.algorithms import ALGORITHMS
-from paretune.algorithms.aggregates import AGGREGATES
+from paretune.algorithms.aggregators import AGGREGATES
 from paretune.config import load_config
-from paretune.config.algorithm import build_spec
-from paretune.errors import ConfigError
-from paretune.learn.check import check_spec
+from paretune.config.build import build_spec
+from paretune.core.errors import ConfigError
+from paretune.rl.validate import check_spec
 
 ALGORITHM_PAGES = [page for page in pages() if page.parent.name == "algorithms"]
 ROOMS = ("credit", "loss")

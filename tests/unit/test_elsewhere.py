@@ -10,10 +10,9 @@ import transformers
 from jaxtyping import TypeCheckError
 
 import paretune
-from paretune import elsewhere
-from paretune.models.adapt import LoraSpec, add_lora
-from paretune.models.targets import lora_target_names
-from paretune.models.tiny import tiny_model, tiny_tokenizer
+from paretune.core import types
+from paretune.models.lora import LoraSpec, add_lora, lora_target_names
+from support.tiny_models import tiny_model, tiny_tokenizer
 
 
 def test_instances_are_those_of_the_class_itself():
@@ -22,7 +21,7 @@ def test_instances_are_those_of_the_class_itself():
         "PreTrainedModel": transformers.PreTrainedModel,
         "PreTrainedTokenizerBase": transformers.PreTrainedTokenizerBase,
     }
-    assert set(elsewhere.__all__) == set(there)
+    assert set(types.__all__) == set(there)
     plain = tiny_model("llama", 11)
     for thing in (
         plain,
@@ -32,7 +31,7 @@ def test_instances_are_those_of_the_class_itself():
         None,
     ):
         for name, real in there.items():
-            assert isinstance(thing, getattr(elsewhere, name)) == isinstance(thing, real)
+            assert isinstance(thing, getattr(types, name)) == isinstance(thing, real)
 
 
 def test_calls_are_checked_against_them():

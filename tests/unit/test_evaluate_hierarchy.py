@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from paretune.evaluate.hierarchy import (
+from paretune.evaluate.statistics import (
     bootstrap_means,
     max_t_intervals,
     mean_over_seeds,

@@ -5,16 +5,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from paretune.data.collate import collate
+from paretune.core.errors import WiringError
+from paretune.data.loader import collate
 from paretune.data.records import Message, Prompt, Sample
-from paretune.errors import WiringError
-from paretune.evaluate.caution import _overoptimization_warnings
+from paretune.evaluate.evaluate import Judge, evaluate
 from paretune.evaluate.generate import estimate_kl, generate, prompt_clusters
-from paretune.evaluate.judge import Judge, evaluate
+from paretune.evaluate.warnings import _overoptimization_warnings
 from paretune.models.load import as_policy_model
-from paretune.models.tiny import tiny_model, tiny_tokenizer
-from paretune.report.words import format_verdict
-from paretune.rollout.sample import LocalSampler
+from paretune.report.formatting import format_verdict
+from paretune.rollout.sampler import LocalSampler
+from support.tiny_models import tiny_model, tiny_tokenizer
 
 
 def ask(text, kind="", number=0):

@@ -3,12 +3,11 @@
 import pytest
 from test_evaluate_judge import PROMPTS, Counts, Scripted
 
-from paretune.data.confidence import strip_confidence
-from paretune.data.frame import THINK_START_TAG
-from paretune.errors import WiringError
+from paretune.core.errors import WiringError
+from paretune.data.chat import THINK_START_TAG, strip_confidence
+from paretune.evaluate.evaluate import Judge, evaluate
 from paretune.evaluate.generate import generate
-from paretune.evaluate.judge import Judge, evaluate
-from paretune.report.table import summary_table
+from paretune.report.tables import summary_table
 
 JUDGE = Judge(name="counts", scorer=Counts())
 

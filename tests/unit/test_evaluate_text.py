@@ -3,7 +3,13 @@ import math
 import pytest
 
 from paretune.data.records import Prompt, Sample
-from paretune.evaluate.text import distinct_n, num_words, rate_per_prompt, split_words, unique_fraction
+from paretune.evaluate.text_metrics import (
+    distinct_n,
+    num_words,
+    rate_per_prompt,
+    split_words,
+    unique_fraction,
+)
 
 
 def test_words_are_words_marks_and_characters_of_scripts_without_spaces():

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paretune.errors import ConfigError, DataError, WiringError
-from paretune.evaluate.calibration import calibration_metrics, impute_most_common, to_unit_scale
-from paretune.evaluate.filtration import compare_reward_filters, r_squared, reward_r2_by_filter
-from paretune.evaluate.similarity import mean_pairwise_meteor, meteor
-from paretune.report.table import reward_filtering_table
+from paretune.core.errors import ConfigError, DataError, WiringError
+from paretune.evaluate.confidence import calibration_metrics, impute_most_common, to_unit_scale
+from paretune.evaluate.reward_filtering import compare_reward_filters, r_squared, reward_r2_by_filter
+from paretune.evaluate.text_metrics import mean_pairwise_meteor, meteor
+from paretune.report.tables import reward_filtering_table
 
 NAN = math.nan
 

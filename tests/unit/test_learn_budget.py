@@ -2,9 +2,9 @@
 
 import pytest
 
-from paretune.files import read_jsonl
-from paretune.learn.optim import OptimizerConfig
-from paretune.learn.progress import Budget
+from paretune.rl.state import Budget
+from paretune.run.io import read_jsonl
+from paretune.training.optimizer import OptimizerConfig
 from toy import Cut, stop_after, toy_recipe, toy_world, trained
 
 

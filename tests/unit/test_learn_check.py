@@ -3,17 +3,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paretune.credit.advantage import BroadcastToTokens
-from paretune.credit.step import chain
-from paretune.errors import WiringError
-from paretune.learn.check import PROMPT_LENGTH, DummyModel, check_spec, fake_batch
-from paretune.learn.descend import train
+from paretune.core.errors import WiringError
+from paretune.credit.base import chain
+from paretune.credit.normalization import BroadcastToTokens
+from paretune.loss.base import WeightedLoss
 from paretune.loss.kl import KlToReference
 from paretune.loss.policy import ClippedSurrogate
-from paretune.loss.term import WeightedLoss
-from paretune.models.forward import compute_logprobs, compute_outputs
-from paretune.models.measure import OldLogprobs, RefLogprobs
-from paretune.rundir import Run
+from paretune.models.forward.logprobs import compute_logprobs, compute_outputs
+from paretune.models.model_passes import OldLogprobs, RefLogprobs
+from paretune.rl.loop import train
+from paretune.rl.validate import PROMPT_LENGTH, DummyModel, check_spec, fake_batch
+from paretune.run.folder import Run
 from toy import toy_recipe, toy_world
 
 NAMES = ("even", "high")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from paretune.learn.clock import STEP_PHASES, PhaseTimer
-from paretune.report.curves import PHASES as DRAWN
-from paretune.report.curves import time_by_stage
+from paretune.report.charts import PHASES as DRAWN
+from paretune.report.charts import time_by_stage
+from paretune.rl.metrics import STEP_PHASES, PhaseTimer
 
 
 def test_what_no_phase_accounts_for_is_idle_and_a_reading_begins_anew():

@@ -5,20 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paretune.data.toy import PAD, STOP, toy_tokenizer
-from paretune.errors import ConfigError, RunInterrupted, WiringError
-from paretune.files import read_json, read_jsonl
-from paretune.learn.descend import accumulate_gradients, rollout_and_score
-from paretune.learn.diagnose import StepMetrics
-from paretune.learn.guard import FiniteCheck
-from paretune.learn.optim import Optimizer
-from paretune.learn.progress import trainable_parameters
-from paretune.learn.resume import load_latest_checkpoint
-from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
+from paretune.core.errors import ConfigError, RunInterrupted, WiringError
 from paretune.models.load import PolicyModel
-from paretune.models.measure import Models
-from paretune.rollout.sample import LocalSampler, StoredResponses
-from paretune.rundir import Run
+from paretune.models.lora import AdapterDisabledModel, LoraSpec, add_lora
+from paretune.models.model_passes import Models
+from paretune.rl.loop import accumulate_gradients, rollout_and_score
+from paretune.rl.metrics import StepMetrics
+from paretune.rl.state import trainable_parameters
+from paretune.rollout.sampler import LocalSampler, StoredResponses
+from paretune.run.folder import Run
+from paretune.run.io import read_json, read_jsonl
+from paretune.training.checkpoint import load_latest_checkpoint
+from paretune.training.guards import FiniteCheck
+from paretune.training.optimizer import Optimizer
+from support.toy import PAD, STOP, toy_tokenizer
 from toy import Cut, stop_after, toy_recipe, toy_world, trained
 
 

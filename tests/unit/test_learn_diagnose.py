@@ -3,18 +3,18 @@ import math
 import pytest
 import torch
 
-from paretune.batch import Outputs
-from paretune.learn.diagnose import (
+from paretune.core.batch import Outputs
+from paretune.core.reductions import token_weights
+from paretune.loss.base import WeightedLoss
+from paretune.loss.kl import KlToReference
+from paretune.loss.policy import ClippedSurrogate
+from paretune.rl.metrics import (
     StepMetrics,
     advantage_metrics,
     finite_metrics,
     reward_metrics,
     rollout_metrics,
 )
-from paretune.loss.kl import KlToReference
-from paretune.loss.policy import ClippedSurrogate
-from paretune.loss.term import WeightedLoss
-from paretune.reduce import token_weights
 from toy import graded
 
 

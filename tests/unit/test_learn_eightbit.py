@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from paretune.data.toy import OBJECTIVES, PAD, STOP, VOCAB, toy_tokenizer
-from paretune.errors import ConfigError, MissingDependencyError
-from paretune.learn import eightbit
-from paretune.learn.optim import Optimizer, OptimizerConfig
-from paretune.learn.resume import load_latest_checkpoint, save_checkpoint, serialize_tree
+from paretune.core.errors import ConfigError, MissingDependencyError
 from paretune.models.load import PolicyModel
-from paretune.models.measure import Models
-from paretune.models.tiny import tiny_model
-from paretune.rollout.sample import LocalSampler
+from paretune.models.model_passes import Models
+from paretune.rollout.sampler import LocalSampler
+from paretune.training import optimizer
+from paretune.training.checkpoint import load_latest_checkpoint, save_checkpoint, serialize_tree
+from paretune.training.optimizer import Optimizer, OptimizerConfig
+from support.tiny_models import tiny_model
+from support.toy import OBJECTIVES, PAD, STOP, VOCAB, toy_tokenizer
 from toy import Cut, stop_after, toy_world, trained
 
 SHAPES = ((96, 128), (4096,), (130, 70), (5,))
@@ -69,7 +69,7 @@ def test_a_step_is_nearly_that_of_float32_and_takes_a_quarter(installed):
 
 def test_the_slices_in_which_weights_are_updated_change_nothing(installed, monkeypatch):
     whole = stepped(begun(), 3)
-    monkeypatch.setattr(eightbit, "SLICE", 8192)
+    monkeypatch.setattr(optimizer, "SLICE", 8192)
     cut = stepped(begun(), 3)
     assert len(cut.adamw.param_groups[0]["params"]) > len(SHAPES)
     for a, b in zip(whole.parameters[:2], cut.parameters[:2], strict=True):

@@ -10,20 +10,24 @@ import torch
 
 import evolving
 from evolving import method, policy, searched, touched, world_of
-from paretune.credit.aggregate import WeightedSum
-from paretune.credit.keep import BestOfN
-from paretune.credit.order import Lexicographic
-from paretune.credit.step import chain
-from paretune.credit.worst import Chebyshev
-from paretune.errors import ConfigError, NonFiniteError, ResourceError, RunInterrupted, WiringError
-from paretune.files import read_jsonl
-from paretune.learn.candidates import CandidateEvaluator, CandidateScore, kl_penalized_rewards
-from paretune.learn.check import check_spec
-from paretune.learn.evolve import INITIAL_SIGMA_GUESS, SearchProgress, calibrate_sigma, run_generation
-from paretune.learn.progress import Budget
-from paretune.learn.spread import WorkerPool, partition
-from paretune.models.singular import LoraSvd
-from paretune.rundir import Run
+from paretune.core.errors import ConfigError, NonFiniteError, ResourceError, RunInterrupted, WiringError
+from paretune.credit.aggregation import Lexicographic, WeightedSum
+from paretune.credit.base import chain
+from paretune.credit.scalarization import Chebyshev
+from paretune.credit.selection import BestOfN
+from paretune.models.lora_svd import LoraSvd
+from paretune.rl.evolution.loop import INITIAL_SIGMA_GUESS, SearchProgress, calibrate_sigma, run_generation
+from paretune.rl.evolution.workers import (
+    CandidateEvaluator,
+    CandidateScore,
+    WorkerPool,
+    kl_penalized_rewards,
+    partition,
+)
+from paretune.rl.state import Budget
+from paretune.rl.validate import check_spec
+from paretune.run.folder import Run
+from paretune.run.io import read_jsonl
 from toy import Cut, graded, stop_after
 
 OBJECTIVES = ("even", "high")

@@ -8,16 +8,16 @@ import fitting_task as task
 import pytest
 import torch
 
+from paretune.core.errors import ConfigError, DataError, NonFiniteError, RunInterrupted, WiringError
 from paretune.data.records import Demonstration, Prompt
-from paretune.errors import ConfigError, DataError, NonFiniteError, RunInterrupted, WiringError
-from paretune.learn.fit import CheckpointConfig, SftTask, SupervisedConfig, SupervisedTask, fit
-from paretune.learn.optim import OptimizerConfig
-from paretune.learn.reward_fit import RewardTask, fit_reward_model, label_scale_and_offset
-from paretune.models.forward import compute_logprobs
+from paretune.models.forward.logprobs import compute_logprobs
 from paretune.models.load import parameter_hash
-from paretune.objectives.reward_loss import RegressionLoss
-from paretune.objectives.reward_store import reward_model_from_lm
-from paretune.rundir import Run
+from paretune.reward.checkpoint import reward_model_from_lm
+from paretune.reward.losses import RegressionLoss
+from paretune.reward.training import RewardTask, fit_reward_model, label_scale_and_offset
+from paretune.run.folder import Run
+from paretune.training.optimizer import OptimizerConfig
+from paretune.training.supervised import CheckpointConfig, SftTask, SupervisedConfig, SupervisedTask, fit
 
 NAMES = ("ending", "loud", "brief")
 RECORDS = [*task.ratings(24, 1), *task.pairs(14, 2)]

@@ -9,12 +9,23 @@ import numpy as np
 import pytest
 import torch
 
+from paretune.core.errors import DataError, WiringError
 from paretune.data.records import PreferencePair, Prompt, Rating
-from paretune.errors import DataError, WiringError
-from paretune.learn.fit import SupervisedConfig
-from paretune.learn.optim import OptimizerConfig
-from paretune.learn.reward_baseline import baseline_metrics
-from paretune.learn.reward_fit import (
+from paretune.report.reward_model import reward_model_table
+from paretune.reward.baselines import baseline_metrics
+from paretune.reward.checkpoint import load_reward_model, reward_model_from_lm, save_reward_model
+from paretune.reward.evaluation import (
+    average_ranks,
+    calibration,
+    kendall,
+    pair_metrics,
+    pairwise_accuracy,
+    rating_metrics,
+    reward_report,
+    spearman,
+)
+from paretune.reward.losses import BradleyTerryLoss, RegressionLoss
+from paretune.reward.training import (
     RewardTask,
     data_hash,
     fit_reward_model,
@@ -22,19 +33,8 @@ from paretune.learn.reward_fit import (
     label_matrix,
     label_scale_and_offset,
 )
-from paretune.learn.reward_metrics import (
-    average_ranks,
-    calibration,
-    kendall,
-    pair_metrics,
-    pairwise_accuracy,
-    rating_metrics,
-    spearman,
-)
-from paretune.learn.reward_report import reward_report
-from paretune.objectives.reward_loss import BradleyTerryLoss, RegressionLoss
-from paretune.objectives.reward_store import load_reward_model, reward_model_from_lm, save_reward_model
-from paretune.report.heads import reward_model_table
+from paretune.training.optimizer import OptimizerConfig
+from paretune.training.supervised import SupervisedConfig
 
 NAMES = ("ending", "loud", "brief")
 HERE = Prompt(messages=())

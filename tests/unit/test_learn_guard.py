@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from paretune.credit.step import CreditStep
-from paretune.data.toy import ToyScorer
-from paretune.errors import NonFiniteError
-from paretune.files import read_jsonl
-from paretune.learn.progress import trainable_parameters
+from paretune.core.errors import NonFiniteError
+from paretune.credit.base import CreditStep
+from paretune.loss.base import WeightedLoss
 from paretune.loss.policy import ClippedSurrogate
-from paretune.loss.term import WeightedLoss
+from paretune.rl.state import trainable_parameters
+from paretune.run.io import read_jsonl
+from support.toy import ToyScorer
 from toy import Cut, digest, stop_after, toy_recipe, toy_world, trained
 
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from paretune.learn import machine
-from paretune.learn.machine import matmul_throughput
+from paretune.rl import throughput
+from paretune.rl.throughput import matmul_throughput
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_it_says_what_was_measured_and_moves_no_chance(monkeypatch, dtype):
-    monkeypatch.setattr(machine, "SIZE", 64)
-    monkeypatch.setattr(machine, "PATIENCE", 0.0)
+    monkeypatch.setattr(throughput, "SIZE", 64)
+    monkeypatch.setattr(throughput, "PATIENCE", 0.0)
     before = torch.get_rng_state()
     found = matmul_throughput(torch.device("cpu"), dtype)
     assert torch.equal(torch.get_rng_state(), before)

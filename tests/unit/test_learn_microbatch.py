@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from paretune.learn.microbatch import example_microbatch_indices, microbatch_indices
 from paretune.models.critic import critic_from_policy
-from paretune.models.measure import response_logprobs
-from paretune.models.tiny import tiny_model
+from paretune.models.model_passes import response_logprobs
+from paretune.training.microbatch import example_microbatch_indices, microbatch_indices
+from support.tiny_models import tiny_model
 from tinyrows import VOCAB, batch_of
 
 MODEL = tiny_model("llama", VOCAB, initial=0.3)
@@ -24,7 +24,7 @@ def two_prompts():
 
 @pytest.fixture
 def padded(monkeypatch):
-    monkeypatch.setattr("paretune.models.attention.FAMILIES", frozenset())
+    monkeypatch.setattr("paretune.models.forward.attention.FAMILIES", frozenset())
 
 
 def test_a_prompt_counts_once_for_its_responses():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from paretune.errors import WiringError
-from paretune.learn.optim import Optimizer, OptimizerConfig
+from paretune.core.errors import WiringError
+from paretune.training.optimizer import Optimizer, OptimizerConfig
 
 
 def test_the_rate_warms_up_then_stays_or_falls():

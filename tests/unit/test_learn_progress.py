@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from battery import recipe_of, world_of
-from paretune.errors import ConfigError
-from paretune.files import read_jsonl
-from paretune.learn import progress
-from paretune.learn.optim import Optimizer, OptimizerConfig
-from paretune.learn.progress import Budget
-from paretune.learn.resume import load_latest_checkpoint
+from paretune.core.errors import ConfigError
+from paretune.rl import state
+from paretune.rl.state import Budget
+from paretune.run.io import read_jsonl
+from paretune.training.checkpoint import load_latest_checkpoint
+from paretune.training.optimizer import Optimizer, OptimizerConfig
 from toy import Cut, stop_after, trained
 
 HOW = OptimizerConfig(learning_rate=1.0, warmup_ratio=0.5, lr_scheduler_type="cosine")
@@ -79,7 +79,7 @@ def test_a_checkpoint_from_before_the_policy_had_a_warm_up_of_its_own_is_refused
     for alone in (0, 2):
         with pytest.raises(Cut):
             run(tmp_path / str(alone), alone=alone, steps=6, on_step=stop_after(5))
-    monkeypatch.setattr(progress, "load_latest", without)
+    monkeypatch.setattr(state, "load_latest", without)
     run(tmp_path / "0", alone=0, steps=6)
     with pytest.raises(ConfigError, match=r"warm-up.*; fix: choose another run\.folder"):
         run(tmp_path / "2", steps=6)

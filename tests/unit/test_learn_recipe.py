@@ -1,7 +1,7 @@
 """A recipe as a person reads it."""
 
 from paretune.algorithms import ALGORITHMS
-from paretune.learn.recipe import describe
+from paretune.rl.algorithm_spec import describe
 
 GATE = (("helpful", "safety", 0.5, 0.0),)
 

@@ -3,32 +3,36 @@
 import pytest
 
 from paretune.algorithms import ALGORITHMS
-from paretune.credit.adaptive import HypervolumeGuidedWeighting
-from paretune.credit.advantage import BatchNormalize, BroadcastToTokens, GroupNormalize, LeaveOneOut
-from paretune.credit.aggregate import WeightedSum
-from paretune.credit.constraint import Constraint, Lagrangian
-from paretune.credit.gae import Gae, ReturnToGo
-from paretune.credit.importance import TruncatedImportanceSampling
-from paretune.credit.keep import BestOfN
-from paretune.credit.penalty import ClipReward, KlPenalty, OverlongPenalty, TerminalReward
-from paretune.credit.running import RunningNormalize
-from paretune.credit.step import chain
-from paretune.credit.whiten import Whiten
-from paretune.errors import WiringError
-from paretune.learn.check import check_spec
-from paretune.learn.recipe import AlgorithmSpec
-from paretune.learn.refuse import check_combinations, check_frozen_models
-from paretune.loss.imitate import SftLoss
+from paretune.core.errors import WiringError
+from paretune.credit.aggregation import WeightedSum
+from paretune.credit.base import chain
+from paretune.credit.constraints import Constraint, Lagrangian
+from paretune.credit.importance_sampling import TruncatedImportanceSampling
+from paretune.credit.normalization import (
+    BatchNormalize,
+    BroadcastToTokens,
+    GroupNormalize,
+    LeaveOneOut,
+    RunningNormalize,
+    Whiten,
+)
+from paretune.credit.returns import Gae, ReturnToGo
+from paretune.credit.scalarization import HypervolumeGuidedWeighting
+from paretune.credit.selection import BestOfN
+from paretune.credit.shaping import ClipReward, KlPenalty, OverlongPenalty, TerminalReward
+from paretune.loss.auxiliary import SftLoss
+from paretune.loss.base import WeightedLoss
 from paretune.loss.kl import KlToReference
+from paretune.loss.listwise import PreferenceRanking
+from paretune.loss.pairwise import Dpo
 from paretune.loss.policy import ClippedSurrogate
-from paretune.loss.preference import Dpo
-from paretune.loss.ranking import PreferenceRanking
-from paretune.loss.term import WeightedLoss
-from paretune.models.adapt import AdapterDisabledModel, add_lora
 from paretune.models.load import LoraSpec
-from paretune.models.measure import OldLogprobs, RefLogprobs
-from paretune.models.tiny import tiny_model
-from paretune.rollout.sample import OnPolicy
+from paretune.models.lora import AdapterDisabledModel, add_lora
+from paretune.models.model_passes import OldLogprobs, RefLogprobs
+from paretune.rl.algorithm_spec import AlgorithmSpec
+from paretune.rl.validate import check_combinations, check_frozen_models, check_spec
+from paretune.rollout.sampler import OnPolicy
+from support.tiny_models import tiny_model
 from toy import WEIGHTS, algorithm, toy_recipe
 
 SUM = WeightedSum(WEIGHTS)

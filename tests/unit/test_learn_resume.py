@@ -7,9 +7,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from paretune.errors import ResourceError, WiringError
-from paretune.learn import resume
-from paretune.learn.resume import (
+from paretune.core.errors import ResourceError, WiringError
+from paretune.training import checkpoint
+from paretune.training.checkpoint import (
     deserialize_tree,
     list_checkpoints,
     load_latest_checkpoint,
@@ -164,4 +164,4 @@ def test_nothing_is_pickled(tmp_path):
     save_checkpoint(tmp_path, 1, {"s": STATE})
     for path in list_checkpoints(tmp_path)[0].iterdir():
         assert path.suffix in {".safetensors", ".json"}
-    assert "pickle" not in resume.__dict__
+    assert "pickle" not in checkpoint.__dict__

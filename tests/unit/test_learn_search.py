@@ -8,8 +8,8 @@ import torch
 from cma.more_algorithms import purecma
 from cma.recombination_weights import RecombinationWeights
 
-from paretune.errors import ConfigError, MissingDependencyError, WiringError
-from paretune.learn.search import CmaES, IsotropicES, SearchStrategy, centered_ranks
+from paretune.core.errors import ConfigError, MissingDependencyError, WiringError
+from paretune.rl.evolution.search import CmaES, IsotropicES, SearchStrategy, centered_ranks
 
 
 def close(x, want):

@@ -3,8 +3,8 @@ import signal
 
 import pytest
 
-from paretune.errors import RunInterrupted
-from paretune.learn.stop import StopRequest
+from paretune.core.errors import RunInterrupted
+from paretune.training.guards import StopRequest
 
 
 def strike(number=signal.SIGTERM):

@@ -5,24 +5,23 @@ import math
 import pytest
 import torch
 
-from paretune.batch import Outputs
-from paretune.credit.keep import BestOfN
-from paretune.credit.step import chain
-from paretune.errors import WiringError
-from paretune.learn.check import check_spec
-from paretune.learn.descend import train
-from paretune.learn.diagnose import StepMetrics
-from paretune.learn.recipe import LossAggregation
-from paretune.loss.exact import FullKl
-from paretune.loss.group import best_worst_pairs
-from paretune.loss.imitate import BestOfNSft, SftLoss
-from paretune.loss.preference import Dpo, ModpoMargin, PairLoss, Tdpo
-from paretune.loss.ranking import PreferenceRanking
-from paretune.loss.term import WeightedLoss, required_outputs
-from paretune.metrics import find_metric
-from paretune.models.measure import RefLogprobs
-from paretune.reduce import token_weights
-from paretune.rundir import Run
+from paretune.core.batch import Outputs
+from paretune.core.errors import WiringError
+from paretune.core.reductions import token_weights
+from paretune.credit.base import chain
+from paretune.credit.selection import BestOfN
+from paretune.loss.auxiliary import BestOfNSft, SftLoss
+from paretune.loss.base import WeightedLoss, required_outputs
+from paretune.loss.kl import FullKl
+from paretune.loss.listwise import PreferenceRanking, best_worst_pairs
+from paretune.loss.pairwise import Dpo, ModpoMargin, PairLoss, Tdpo
+from paretune.models.model_passes import RefLogprobs
+from paretune.rl.algorithm_spec import LossAggregation
+from paretune.rl.loop import train
+from paretune.rl.metrics import StepMetrics
+from paretune.rl.validate import check_spec
+from paretune.run.folder import Run
+from paretune.run.metrics import find_metric
 from toy import advance, graded, toy_recipe, toy_world
 
 BOTH = ModpoMargin("k0", {"k0": 0.5, "k1": 0.5})

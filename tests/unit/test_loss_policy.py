@@ -1,17 +1,23 @@
 import pytest
 import torch
 
-from paretune.batch import Outputs
-from paretune.errors import WiringError
-from paretune.loss.entropy import EntropyBonus
+from paretune.core.batch import Outputs
+from paretune.core.errors import WiringError
+from paretune.core.reductions import token_weights
+from paretune.loss.auxiliary import ClippedValueLoss, EntropyBonus, SquaredValueLoss
+from paretune.loss.base import Loss, WeightedLoss, required_outputs, total_loss
 from paretune.loss.kl import KL_ESTIMATORS, KlToReference
-from paretune.loss.policy import ClippedSurrogate, OffPolicyMask, PolicyLoss
-from paretune.loss.ratio import MAX_LOG_RATIO, clamp_log_ratio
-from paretune.loss.term import Loss, WeightedLoss, required_outputs, total_loss
-from paretune.loss.unclipped import ClippedIsWeight, GammaWeight, SoftClip
-from paretune.loss.value import ClippedValueLoss, SquaredValueLoss
-from paretune.metrics import find_metric
-from paretune.reduce import token_weights
+from paretune.loss.policy import (
+    MAX_LOG_RATIO,
+    ClippedIsWeight,
+    ClippedSurrogate,
+    GammaWeight,
+    OffPolicyMask,
+    PolicyLoss,
+    SoftClip,
+    clamp_log_ratio,
+)
+from paretune.run.metrics import find_metric
 from toy import graded
 
 

@@ -8,13 +8,13 @@ import torch
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from transformers import CohereConfig, Gemma2Config, GPTNeoXConfig
 
-import paretune.models.activations as activations
-from paretune.errors import WiringError
-from paretune.models.activations import checkpointable_layers, use_gradient_checkpointing
-from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
+import paretune.models.forward.checkpointing as activations
+from paretune.core.errors import WiringError
 from paretune.models.critic import critic_from_policy
-from paretune.models.forward import compute_logprobs, compute_values, hidden_states, supports_packing
-from paretune.models.tiny import random_model, tiny_config, tiny_model
+from paretune.models.forward.checkpointing import checkpointable_layers, use_gradient_checkpointing
+from paretune.models.forward.logprobs import compute_logprobs, compute_values, hidden_states, supports_packing
+from paretune.models.lora import AdapterDisabledModel, LoraSpec, add_lora
+from support.tiny_models import random_model, tiny_config, tiny_model
 from tinyrows import SMALL as TWO_LAYERS
 from tinyrows import VOCAB
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from paretune.errors import WiringError
-from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
-from paretune.models.forward import check_lm_head, compute_logprobs
-from paretune.models.head import lm_head_of
+from paretune.core.errors import WiringError
+from paretune.models.forward.lm_head import lm_head_of
+from paretune.models.forward.logprobs import check_lm_head, compute_logprobs
 from paretune.models.load import parameter_hash
-from paretune.models.measure import Models, RefLogprobs, response_logprobs
-from paretune.models.tiny import KINDS, tiny_model
+from paretune.models.lora import AdapterDisabledModel, LoraSpec, add_lora
+from paretune.models.model_passes import Models, RefLogprobs, response_logprobs
+from support.tiny_models import KINDS, tiny_model
 from tinyrows import VOCAB, batch_of, rows
 
 

@@ -3,11 +3,15 @@
 import pytest
 import torch
 
-from paretune.errors import WiringError
-from paretune.models.attention import dot_product_attention, supports_custom_attention, use_custom_attention
-from paretune.models.forward import flat_hidden_states, hidden_states, supports_packing
-from paretune.models.packing import pack_rows
-from paretune.models.tiny import random_model, tiny_config, tiny_model
+from paretune.core.errors import WiringError
+from paretune.models.forward.attention import (
+    dot_product_attention,
+    supports_custom_attention,
+    use_custom_attention,
+)
+from paretune.models.forward.logprobs import flat_hidden_states, hidden_states, supports_packing
+from paretune.models.forward.packing import pack_rows
+from support.tiny_models import random_model, tiny_config, tiny_model
 from tinyrows import VOCAB, rows
 
 
@@ -73,7 +77,7 @@ def test_an_unknown_family_is_read_padded(monkeypatch):
     model = tiny_model("llama", VOCAB, initial=0.3)
     tokens, attend_, _ = rows()
     known = flat_hidden_states(model, tokens, attend_)
-    monkeypatch.setattr("paretune.models.attention.FAMILIES", frozenset({"gpt2"}))
+    monkeypatch.setattr("paretune.models.forward.attention.FAMILIES", frozenset({"gpt2"}))
     assert not supports_packing(model)
     with (
         pytest.raises(WiringError, match="family llama"),

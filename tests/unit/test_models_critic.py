@@ -6,22 +6,22 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from paretune.credit.aggregate import WeightedSum
-from paretune.credit.gae import Gae
-from paretune.credit.penalty import TerminalReward
-from paretune.credit.step import chain
-from paretune.errors import WiringError
-from paretune.learn.check import check_spec
-from paretune.learn.descend import train
+from paretune.core.errors import WiringError
+from paretune.credit.aggregation import WeightedSum
+from paretune.credit.base import chain
+from paretune.credit.returns import Gae
+from paretune.credit.shaping import TerminalReward
+from paretune.loss.auxiliary import ClippedValueLoss, SquaredValueLoss
+from paretune.loss.base import WeightedLoss
 from paretune.loss.policy import ClippedSurrogate
-from paretune.loss.term import WeightedLoss
-from paretune.loss.value import ClippedValueLoss, SquaredValueLoss
-from paretune.models.adapt import LoraSpec
 from paretune.models.critic import Critic, critic_from_policy
-from paretune.models.forward import compute_outputs, compute_values, hidden_states
-from paretune.models.measure import CriticValues, Models, OldLogprobs, PolicyEntropy
-from paretune.models.tiny import tiny_model
-from paretune.rundir import Run
+from paretune.models.forward.logprobs import compute_outputs, compute_values, hidden_states
+from paretune.models.lora import LoraSpec
+from paretune.models.model_passes import CriticValues, Models, OldLogprobs, PolicyEntropy
+from paretune.rl.loop import train
+from paretune.rl.validate import check_spec
+from paretune.run.folder import Run
+from support.tiny_models import tiny_model
 from tinyrows import VOCAB, batch_of, rows
 from toy import WEIGHTS, digest, toy_recipe, toy_world
 

@@ -7,15 +7,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from paretune.learn.clock import PhaseTimer
-from paretune.learn.effort import (
-    models_in_pass,
-    record_model_pass_flops,
-    record_rollout_flops,
-    record_update_flops,
-)
-from paretune.learn.recipe import CriticConfig
-from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
 from paretune.models.critic import critic_from_policy
 from paretune.models.flops import (
     ForwardShape,
@@ -27,8 +18,9 @@ from paretune.models.flops import (
     response_shape,
     shared_prefix_shape,
 )
-from paretune.models.forward import compute_logprobs, hidden_states
-from paretune.models.measure import (
+from paretune.models.forward.logprobs import compute_logprobs, hidden_states
+from paretune.models.lora import AdapterDisabledModel, LoraSpec, add_lora
+from paretune.models.model_passes import (
     CriticValues,
     ImplicitReward,
     Models,
@@ -36,7 +28,15 @@ from paretune.models.measure import (
     PolicyEntropy,
     RefLogprobs,
 )
-from paretune.models.tiny import tiny_model
+from paretune.rl.algorithm_spec import CriticConfig
+from paretune.rl.metrics import PhaseTimer
+from paretune.rl.throughput import (
+    models_in_pass,
+    record_model_pass_flops,
+    record_rollout_flops,
+    record_update_flops,
+)
+from support.tiny_models import tiny_model
 from tinyrows import VOCAB, batch_of, rows
 from toy import algorithm, toy_recipe
 
@@ -132,7 +132,7 @@ def test_a_critic_asks_its_own_head_and_other_families_nobody_can_count(monkeypa
         head_params=3 * 8,
         head_trainable=True,
     )
-    monkeypatch.setattr("paretune.models.attention.FAMILIES", frozenset())
+    monkeypatch.setattr("paretune.models.forward.attention.FAMILIES", frozenset())
     assert ModelFlops.from_model(critic) is None
     assert math.isnan(forward_flops(critic, response_shape(two(same=True))))
 

@@ -6,10 +6,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
-from paretune.errors import WiringError
-from paretune.models.forward import check_lm_head, compute_logprobs, compute_outputs, flat_hidden_states
-from paretune.models.head import LmHead, lm_head_of
-from paretune.models.tiny import KINDS, random_model, tiny_model
+from paretune.core.errors import WiringError
+from paretune.models.forward.lm_head import LmHead, lm_head_of
+from paretune.models.forward.logprobs import (
+    check_lm_head,
+    compute_logprobs,
+    compute_outputs,
+    flat_hidden_states,
+)
+from support.tiny_models import KINDS, random_model, tiny_model
 from tinyrows import SMALL as TWO_LAYERS
 from tinyrows import VOCAB, batch_of, rows
 
@@ -73,7 +78,7 @@ def test_the_gradient_is_that_of_the_plain_computation():
 def test_the_logits_of_all_tokens_never_exist(monkeypatch, kept):
     sizes, logits = [], LmHead.logits
     monkeypatch.setattr(LmHead, "logits", lambda self, x: sizes.append(len(x)) or logits(self, x))
-    monkeypatch.setattr("paretune.models.head.KEPT", kept)
+    monkeypatch.setattr("paretune.models.forward.lm_head.KEPT", kept)
     tokens, attend, where = rows()
     compute_logprobs(tiny_model("llama", VOCAB), tokens, attend, where, chunk_size=4).sum().backward()
     assert max(sizes) == 4

@@ -7,10 +7,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from huggingface_hub import constants
 
-from paretune.errors import DataError
-from paretune.models import hub
+from paretune.core.errors import DataError
+from paretune.models import load
 from paretune.models.load import load_model_config, load_pretrained, load_tokenizer
-from paretune.models.store import silence_transformers
+from paretune.models.save import silence_transformers
 
 
 @pytest.fixture
@@ -40,18 +40,18 @@ def refuse_network(*names, local_files_only=False, **how):
 def test_what_is_never_a_hub_name(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
-        hub.is_local_folder(path)
+        load.is_local_folder(path)
 
 
 def test_a_folder_is_read_without_asking_a_hub(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "answers", lambda endpoint: pytest.fail("asked"))
-    assert hub.use_local_files_only(str(tmp_path))
+    monkeypatch.setattr(load, "answers", lambda endpoint: pytest.fail("asked"))
+    assert load.use_local_files_only(str(tmp_path))
 
 
 def test_a_hub_that_does_not_answer_is_asked_once_and_named(silent, monkeypatch, capfd, caplog):
     asked = []
-    answers = hub.is_reachable
-    monkeypatch.setattr(hub, "answers", lambda endpoint: asked.append(endpoint) or answers(endpoint))
+    answers = load.is_reachable
+    monkeypatch.setattr(load, "answers", lambda endpoint: asked.append(endpoint) or answers(endpoint))
     for read in (load_model_config, load_tokenizer):
         with pytest.raises(DataError) as caught:
             read("modles/dialogue")
@@ -68,7 +68,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_named(silent, monkeypatch,
 
 def test_offline_by_choice_asks_nobody(silent, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "answers", lambda endpoint: pytest.fail("asked"))
+    monkeypatch.setattr(load, "answers", lambda endpoint: pytest.fail("asked"))
     with pytest.raises(DataError, match="HF_HUB_OFFLINE is set, and the cache does not hold it"):
         load_model_config("own/model")
 
@@ -84,10 +84,10 @@ def test_any_answer_is_an_answer(closed):
     with HTTPServer(("127.0.0.1", 0), Refusing) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        assert hub.is_reachable(f"http://127.0.0.1:{server.server_port}")
+        assert load.is_reachable(f"http://127.0.0.1:{server.server_port}")
         thread.join()
-    assert not hub.is_reachable(closed)
-    assert not hub.is_reachable("no address")
+    assert not load.is_reachable(closed)
+    assert not load.is_reachable("no address")
 
 
 def test_libraries_that_try_again_are_not_heard(caplog):

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from evolving import touched
-from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
-from paretune.models.forward import compute_logprobs
-from paretune.models.int8 import Int8Linear, int8_copy
-from paretune.models.tiny import tiny_model
+from paretune.models.forward.logprobs import compute_logprobs
+from paretune.models.lora import AdapterDisabledModel, LoraSpec, add_lora
+from paretune.models.quantize import Int8Linear, int8_copy
+from support.tiny_models import tiny_model
 from tinyrows import VOCAB, rows
 
 

@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from paretune.errors import DataError, ResourceError
-from paretune.models.adapt import LoraSpec, add_lora
-from paretune.models.forward import compute_logprobs
+from paretune.core.errors import DataError, ResourceError
+from paretune.models.forward.logprobs import compute_logprobs
 from paretune.models.load import (
     ModelSpec,
     as_policy_model,
@@ -26,8 +25,9 @@ from paretune.models.load import (
     resolve_device,
     save_model,
 )
-from paretune.models.tiny import KINDS, tiny_model, tiny_tokenizer
+from paretune.models.lora import LoraSpec, add_lora
 from shared import shared
+from support.tiny_models import KINDS, tiny_model, tiny_tokenizer
 from tinyrows import rows
 
 SIZE = 101

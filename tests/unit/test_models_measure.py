@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from paretune.errors import WiringError
-from paretune.models.forward import compute_logprobs
-from paretune.models.measure import (
+from paretune.core.errors import WiringError
+from paretune.models.forward.logprobs import compute_logprobs
+from paretune.models.model_passes import (
     ImplicitReward,
     ModelPass,
     Models,
@@ -13,7 +13,7 @@ from paretune.models.measure import (
     RefLogprobs,
     response_logprobs,
 )
-from paretune.models.tiny import tiny_model
+from support.tiny_models import tiny_model
 from tinyrows import VOCAB, batch_of, rows
 
 POLICY = tiny_model("llama", VOCAB, initial=0.3)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from paretune.models.forward import flat_hidden_states
-from paretune.models.rounding import is_half_on_cpu, round_up, round_up_rows
-from paretune.models.tiny import tiny_model
+from paretune.models.forward.logprobs import flat_hidden_states
+from paretune.models.forward.packing import is_half_on_cpu, round_up, round_up_rows
+from support.tiny_models import tiny_model
 from tinyrows import VOCAB, rows
 
 HALF = torch.zeros(1, dtype=torch.bfloat16)

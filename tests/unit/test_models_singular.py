@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from paretune.errors import WiringError
-from paretune.models.adapt import LoraSpec, add_lora
-from paretune.models.forward import compute_logprobs
-from paretune.models.singular import LoraSvd, svd_factors, trainable_count
-from paretune.models.tiny import tiny_model
+from paretune.core.errors import WiringError
+from paretune.models.forward.logprobs import compute_logprobs
+from paretune.models.lora import LoraSpec, add_lora
+from paretune.models.lora_svd import LoraSvd, svd_factors, trainable_count
+from support.tiny_models import tiny_model
 from tinyrows import VOCAB, rows
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

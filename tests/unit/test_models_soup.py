@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from paretune.errors import WiringError
-from paretune.models.adapt import LoraSpec, add_lora
-from paretune.models.forward import compute_logprobs
+from paretune.core.errors import WiringError
+from paretune.models.forward.logprobs import compute_logprobs
 from paretune.models.load import parameter_hash
-from paretune.models.soup import (
+from paretune.models.lora import LoraSpec, add_lora
+from paretune.models.merge import (
     logprob_drop,
     merge_loras,
     merge_models,
@@ -18,7 +18,7 @@ from paretune.models.soup import (
     truncate_rank,
     weighted_average,
 )
-from paretune.models.tiny import tiny_model
+from support.tiny_models import tiny_model
 from tinyrows import VOCAB, batch_of, rows
 
 

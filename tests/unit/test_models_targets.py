@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from paretune.models.adapt import LoraSpec, add_lora
-from paretune.models.targets import lora_target_names, meta_model, unmatched_targets
-from paretune.models.tiny import KINDS, tiny_config
+from paretune.models.lora import LoraSpec, add_lora, lora_target_names, meta_model, unmatched_targets
+from support.tiny_models import KINDS, tiny_config
 
 LINEAR = {
     "gpt2": {"c_attn", "c_proj", "c_fc"},

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from paretune.models.load import parameter_hash
-from paretune.models.tiny import KINDS, tiny_model, tiny_tokenizer
+from support.tiny_models import KINDS, tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from paretune.data.confidence import parse_confidence, strip_confidence
+from paretune.data.chat import parse_confidence, strip_confidence
 from paretune.data.records import Message, PreferencePair, Prompt, Rating
-from paretune.objectives.calibrated import add_confidence_pairs
-from paretune.objectives.reward_loss import BradleyTerryLoss, ConfidenceCalibrationLoss
+from paretune.reward.confidence_pairs import add_confidence_pairs
+from paretune.reward.losses import BradleyTerryLoss, ConfidenceCalibrationLoss
 
 PROMPT = Prompt(messages=(Message("user", "q"),), id="p")
 

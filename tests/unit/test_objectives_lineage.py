@@ -3,9 +3,14 @@ import torch
 from test_objectives_reward_model import language
 
 from paretune.data.records import Message, PreferencePair, Prompt, Rating
-from paretune.evaluate.judge import Judge
-from paretune.objectives.lineage import data_provenance, provenance_hashes
-from paretune.objectives.reward_store import load_reward_model, reward_model_from_lm, save_reward_model
+from paretune.evaluate.evaluate import Judge
+from paretune.reward.checkpoint import (
+    data_provenance,
+    load_reward_model,
+    provenance_hashes,
+    reward_model_from_lm,
+    save_reward_model,
+)
 
 
 def rated(text, question="why?", mark=1.0):
@@ -41,7 +46,7 @@ def test_a_response_is_common_to_a_rating_and_a_pair():
 
 
 def test_of_many_records_a_common_part_is_found(monkeypatch):
-    monkeypatch.setattr("paretune.objectives.lineage.KEPT", 32)
+    monkeypatch.setattr("paretune.reward.checkpoint.KEPT", 32)
     many = known([rated(f"left {i}") for i in range(320)])
     assert len(many) == 32
     few = known([rated(f"right {i}") for i in range(80)] + [rated(f"left {i}") for i in range(40)])

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from paretune.errors import DataError, WiringError
-from paretune.objectives.reward_loss import (
+from paretune.core.errors import DataError, WiringError
+from paretune.reward.losses import (
     BradleyTerryLoss,
     ConfidenceCalibrationLoss,
     CostModelLoss,

@@ -6,15 +6,15 @@ import math
 import pytest
 import torch
 
-from paretune.errors import WiringError
-from paretune.objectives.reward_loss import (
+from paretune.core.errors import WiringError
+from paretune.core.reductions import label_weights
+from paretune.reward.losses import (
     BradleyTerryLoss,
     RegressionLoss,
     bradley_terry_loss,
     regression_loss,
     weighted_loss_sum,
 )
-from paretune.reduce import label_weights
 from shared import shared
 
 NAN = math.nan

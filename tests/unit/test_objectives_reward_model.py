@@ -8,13 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from paretune.core.errors import DataError, WiringError
 from paretune.data.records import Message, Prompt, Sample
-from paretune.errors import DataError, WiringError
-from paretune.models.adapt import LoraSpec
+from paretune.models.forward.length_batching import batches_by_length, pad_sequences
 from paretune.models.load import as_policy_model, save_model
-from paretune.models.tiny import KINDS, tiny_model, tiny_tokenizer
-from paretune.objectives.reward_model import RewardModelScorer, batches_by_length, pad_sequences
-from paretune.objectives.reward_store import (
+from paretune.models.lora import LoraSpec
+from paretune.reward.checkpoint import (
     PAD_TOKEN,
     RewardModelSpec,
     load_reward_model,
@@ -23,7 +22,9 @@ from paretune.objectives.reward_store import (
     reward_model_from_lm,
     save_reward_model,
 )
-from paretune.objectives.score import Scorer
+from paretune.reward.model import RewardModelScorer
+from paretune.reward.scorers import Scorer
+from support.tiny_models import KINDS, tiny_model, tiny_tokenizer
 
 NAMES = ("politeness", "safety", "depth")
 TEXTS = ("hi", "a much longer answer with many more words in it", "No.", "", "right, then: 1, 2, 3")

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from paretune.data.collate import collate
+from paretune.core.errors import WiringError
+from paretune.data.loader import collate
 from paretune.data.records import Prompt, Sample
-from paretune.errors import WiringError
-from paretune.objectives.rules import RefusalScorer, is_refusal
-from paretune.objectives.score import Scorer, resolve_scorers, score_batch
+from paretune.reward.scorers import RefusalScorer, Scorer, is_refusal, resolve_scorers, score_batch
 from shared import shared
 
 

@@ -3,11 +3,16 @@
 import pytest
 import torch
 
-from paretune.data.collate import collate
+from paretune.data.loader import collate
 from paretune.data.records import Prompt, Sample
-from paretune.objectives.confidence import StatedConfidenceScorer
-from paretune.objectives.score import Scorer, score_batch
-from paretune.objectives.trace import ThinkingScorer, thinking_length, with_thinking_scorer
+from paretune.reward.scorers import (
+    Scorer,
+    StatedConfidenceScorer,
+    ThinkingScorer,
+    score_batch,
+    thinking_length,
+    with_thinking_scorer,
+)
 
 
 class Words:

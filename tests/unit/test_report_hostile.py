@@ -6,9 +6,9 @@ import pytest
 
 from hostile import PAYLOADS
 from madeup_run import make, numbers
-from paretune.report.page import write_report
-from paretune.report.sanitize import escape_invisible, one_line, sanitize
-from paretune.report.table import summary_table
+from paretune.report.formatting import escape_invisible, one_line, sanitize
+from paretune.report.run_page import write_report
+from paretune.report.tables import summary_table
 
 ATTRIBUTES = {
     "lang", "charset", "http-equiv", "content", "name", "class", "viewbox", "role", "aria-label", "d",

@@ -3,9 +3,9 @@
 import json
 
 from madeup_run import make
-from paretune.report.pace import describe_matmul_benchmark, throughput
-from paretune.report.page import write_report
-from paretune.rundir import Run
+from paretune.report.run_page import write_report
+from paretune.report.throughput import describe_matmul_benchmark, throughput
+from paretune.run.folder import Run
 
 MACHINE = {
     "matrix": {

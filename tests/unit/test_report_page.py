@@ -6,13 +6,10 @@ import sys
 import pytest
 
 from madeup_run import OBJECTIVES, RESOLVED, make, numbers
-from paretune.errors import ConfigError, DataError
-from paretune.report.figures import interval_strips, line_chart, nice_ticks, running_mean, tick_label
-from paretune.report.heads import unreliable_heads
-from paretune.report.page import write_report
-from paretune.report.samples import select_samples
-from paretune.report.table import summary_table
-from paretune.report.words import (
+from paretune.core.errors import ConfigError, DataError
+from paretune.experiment.reward import report_summary
+from paretune.report.charts import interval_strips, line_chart, nice_ticks, running_mean, tick_label
+from paretune.report.formatting import (
     decimals_for,
     format_compact,
     format_interval,
@@ -21,8 +18,11 @@ from paretune.report.words import (
     format_signed,
     format_verdict,
 )
-from paretune.rundir import read_json
-from paretune.stages.reward import report_summary
+from paretune.report.reward_model import unreliable_heads
+from paretune.report.run_page import write_report
+from paretune.report.samples import select_samples
+from paretune.report.tables import summary_table
+from paretune.run.folder import read_json
 
 
 @pytest.fixture(scope="module")

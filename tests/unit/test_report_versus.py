@@ -8,13 +8,13 @@ import pytest
 
 from hostile import PAYLOADS
 from madeup_contest import FILE, make_runs, written
-from paretune.compare.ledger import benchmark_costs
-from paretune.compare.numbers import benchmark_results
-from paretune.config.contest import load_benchmark
-from paretune.errors import ConfigError, DataError
-from paretune.files import to_json
-from paretune.report.scatter import ScatterPoint, scatter_plot
-from paretune.report.versus import benchmark_table, write_benchmark_report
+from paretune.benchmark.costs import benchmark_costs
+from paretune.benchmark.results import benchmark_results
+from paretune.benchmark.spec import load_benchmark
+from paretune.core.errors import ConfigError, DataError
+from paretune.report.benchmark_page import benchmark_table, write_benchmark_report
+from paretune.report.charts import ScatterPoint, scatter_plot
+from paretune.run.io import to_json
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, PhiConfig
 
-from paretune.models.adapt import LoraSpec, add_lora
-from paretune.models.attention import AttentionParams, supports_custom_attention
-from paretune.models.forward import compute_logprobs
-from paretune.models.int8 import int8_copy
-from paretune.models.tiny import KINDS, random_model, tiny_model
-from paretune.rollout import cache, draw, reader
-from paretune.rollout.cache import Cache, PromptGrid
-from paretune.rollout.decode import decode
+from paretune.models.forward.attention import AttentionParams, supports_custom_attention
+from paretune.models.forward.logprobs import compute_logprobs
+from paretune.models.lora import LoraSpec, add_lora
+from paretune.models.quantize import int8_copy
+from paretune.rollout import continuous_batching, kv_cache, token_sampling
+from paretune.rollout.decoding import decode
+from paretune.rollout.kv_cache import Cache, PromptGrid
+from support.tiny_models import KINDS, random_model, tiny_model
 
 VOCAB = 40
 STOP, PAD = 1, 0
@@ -149,8 +149,8 @@ def test_soft_caps_windows_and_one_key_head_for_all():
 
 def test_tables_grow_and_sums_are_blocked(monkeypatch):
     """Prompts and responses longer than one block, and than the table that a response begins with."""
-    monkeypatch.setattr(cache, "BLOCK", 16)
-    monkeypatch.setattr(cache, "FIRST", 16)
+    monkeypatch.setattr(kv_cache, "BLOCK", 16)
+    monkeypatch.setattr(kv_cache, "FIRST", 16)
     model = model_of()
     out, row_prompt = ask(model, rows=8, limit=120)
     assert max(len(ids) for ids in out.token_ids) > 64
@@ -204,18 +204,18 @@ def test_a_family_with_its_own_attention_is_decoded_in_waves():
 def test_a_prompt_is_read_once_and_never_padded(monkeypatch):
     model = model_of()
     read = []
-    own = reader.BatchScheduler._forward
+    own = continuous_batching.BatchScheduler._forward
 
     def counted(self, tokens, place, how):
         read.append(len(tokens))
         return own(self, tokens, place, how)
 
-    monkeypatch.setattr(reader.BatchScheduler, "_body", counted)
+    monkeypatch.setattr(continuous_batching.BatchScheduler, "_body", counted)
     out, _ = ask(model, rows=4)
     # Every token is read once, but for the last ones of responses, which nothing follows.
     assert sum(read) == sum(map(len, PROMPTS)) + sum(len(ids) - 1 for ids in out.token_ids)
     read.clear()
-    monkeypatch.setattr(reader, "PASS", 50)
+    monkeypatch.setattr(continuous_batching, "PASS", 50)
     assert ask(model)[0].token_ids == out.token_ids
     assert 90 in read  # a prompt longer than a pass is a pass of its own
 
@@ -267,25 +267,27 @@ def test_attention_over_a_shared_prompt_by_hand():
 def test_the_draw_agrees_with_the_plain_cumulative_distribution():
     """Over several spans, and with tokens of no mass at their edges."""
     torch.manual_seed(0)
-    logits = 3 * torch.randn(500, 3 * draw.SPAN_SIZE + 7)
-    logits[:, draw.SPAN_SIZE - 1 : draw.SPAN_SIZE + 1] = -torch.inf
+    logits = 3 * torch.randn(500, 3 * token_sampling.SPAN_SIZE + 7)
+    logits[:, token_sampling.SPAN_SIZE - 1 : token_sampling.SPAN_SIZE + 1] = -torch.inf
     logits[:, -9:] = -torch.inf
     logp = logits.log_softmax(-1)
     uniform = torch.rand(500, dtype=torch.float64)
     uniform[:2] = torch.tensor([0.0, 1 - 2**-53])
-    token = draw.sample_tokens(logp, uniform)
+    token = token_sampling.sample_tokens(logp, uniform)
     mass = logp.double().exp().cumsum(-1)
     plain = torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True)[:, 0]
     assert int((token[1:] == plain[1:]).sum()) >= 497
     assert torch.isfinite(logp.gather(-1, token[:, None])).all()
     assert token[1] == logp.shape[1] - 10
     # Weights that are no longer numbers are for the guards of training to speak of.
-    nowhere = draw.sample_tokens(torch.full((2, 70), torch.nan), torch.zeros(2, dtype=torch.float64))
+    nowhere = token_sampling.sample_tokens(
+        torch.full((2, 70), torch.nan), torch.zeros(2, dtype=torch.float64)
+    )
     assert ((nowhere >= 0) & (nowhere < 70)).all()
 
 
 def test_few_rows_are_filled_up():
-    assert [draw.deterministic_row_count(n) for n in (0, 1, 4, 5, 9, 11, 12, 13)] == [
+    assert [token_sampling.deterministic_row_count(n) for n in (0, 1, 4, 5, 9, 11, 12, 13)] == [
         0,
         4,
         4,

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from paretune.core.errors import DataError, WiringError
+from paretune.data.chat import encode_prompt
 from paretune.data.records import Message, Prompt
-from paretune.data.template import encode_prompt
-from paretune.errors import DataError, WiringError
-from paretune.models.adapt import AdapterDisabledModel, LoraSpec, add_lora
-from paretune.models.forward import compute_logprobs
+from paretune.models.forward.logprobs import compute_logprobs
 from paretune.models.load import ModelSpec, PolicyModel, as_policy_model, load_policy
-from paretune.models.measure import response_logprobs
-from paretune.models.tiny import KINDS, tiny_model, tiny_tokenizer
-from paretune.rollout.decode import decode, sample_tokens
-from paretune.rollout.sample import LocalSampler, OnPolicy, Sampler, StoredResponses
+from paretune.models.lora import AdapterDisabledModel, LoraSpec, add_lora
+from paretune.models.model_passes import response_logprobs
+from paretune.rollout.decoding import decode, sample_tokens
+from paretune.rollout.sampler import LocalSampler, OnPolicy, Sampler, StoredResponses
 from shared import shared
+from support.tiny_models import KINDS, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 SIZE = len(TOKENIZER)

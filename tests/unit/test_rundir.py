@@ -7,9 +7,16 @@ import time
 
 import pytest
 
-from paretune.errors import ConfigError, DataError, NonFiniteError, ResourceError, RunInterrupted, WiringError
-from paretune.foreign import RESOLVED_CONFIG_FILE
-from paretune.rundir import (
+from paretune.core.errors import (
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    ResourceError,
+    RunInterrupted,
+    WiringError,
+)
+from paretune.run.compat import RESOLVED_CONFIG_FILE
+from paretune.run.folder import (
     METRICS,
     Run,
     environment_info,

@@ -8,9 +8,9 @@ from smallfiles import describe_model
 from transformers import CTRLConfig
 
 from paretune.config import load_config
-from paretune.errors import ConfigError
-from paretune.stages import gather as stage
-from paretune.stages.again import gradient_checkpointing_issues
+from paretune.core.errors import ConfigError
+from paretune.experiment import data as stage
+from paretune.experiment.preflight import gradient_checkpointing_issues
 
 RECIPE = {
     "name": "r",

@@ -8,14 +8,14 @@ import pytest
 from smallfiles import describe_model, rate, write
 
 from paretune.config import Config, load_config
-from paretune.data.collate import prompt_key
-from paretune.data.world_model import helpdesk_tokenizer as world_tokenizer
-from paretune.errors import ConfigError, DataError
-from paretune.models import hub
-from paretune.models.tiny import tiny_config, tiny_tokenizer
-from paretune.stages import gather as stage
-from paretune.stages import ready
-from paretune.stages.gather import load_data
+from paretune.core.errors import ConfigError, DataError
+from paretune.data.loader import prompt_key
+from paretune.experiment import data as stage
+from paretune.experiment import preflight
+from paretune.experiment.data import load_data
+from paretune.models import load
+from paretune.worlds.helpdesk.model import helpdesk_tokenizer as world_tokenizer
+from support.tiny_models import tiny_config, tiny_tokenizer
 
 WORLD = {
     "data": {"world": {"num_prompts": 12, "num_test_prompts": 9, "num_ratings": 20, "num_demonstrations": 8}},
@@ -248,7 +248,7 @@ def test_the_revision_of_the_policy_is_asked_for_everywhere(monkeypatch: pytest.
 
     monkeypatch.setattr(stage, "context_of", context)
     monkeypatch.setattr(stage, "load_tokenizer", tokenizer)
-    monkeypatch.setattr(ready, "config_of", config)
+    monkeypatch.setattr(preflight, "config_of", config)
     load_data(experiment(FILES, "policy.path=own/model", "policy.revision=v2"))
     assert set(asked) == {("own/model", "v2")}
     asked.clear()
@@ -273,8 +273,8 @@ def test_a_ready_made_judge_that_knows_no_objective_is_a_mistake() -> None:
 
 
 def test_a_ready_made_reward_of_the_hub_must_know_every_objective(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ready, "config_of", lambda path, revision: tiny_config("llama", 101))
-    monkeypatch.setattr(ready, "objectives_of", lambda path, revision: ("saftey", "x"))
+    monkeypatch.setattr(preflight, "config_of", lambda path, revision: tiny_config("llama", 101))
+    monkeypatch.setattr(preflight, "objectives_of", lambda path, revision: ("saftey", "x"))
     (line,) = complaints(FILES | {"reward": {"path": "own/reward"}}, kind=ConfigError)
     assert line == (
         'r.yaml:1: objectives.safety: no model provides it; did you mean "saftey"?; '
@@ -302,7 +302,7 @@ def test_a_critic_starts_from_a_ready_made_reward_only_if_it_reads_the_same_toke
 
 
 def test_a_model_that_cannot_be_read_is_told_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "answers", lambda endpoint: False)
+    monkeypatch.setattr(load, "answers", lambda endpoint: False)
     sections = FILES | {"judge": RATED | {"body": "own/judge", "ratings": RATED["ratings"]}}
     rate("other.csv", [(f"other {i}", f"reply {i}", i) for i in range(30)])
     sections["judge"] |= {"ratings": {"o": {"file": "other.csv", "labels": {"safety": "safe"}}}}
@@ -319,8 +319,8 @@ def test_a_model_that_cannot_be_read_is_told_where_it_is_named(monkeypatch: pyte
 
 
 def test_names_that_are_no_folder_are_said_to_be_taken_as_hub_names() -> None:
-    assert ready.hub_model_notes(experiment(FILES)) == []
-    assert ready.hub_model_notes(
+    assert preflight.hub_model_notes(experiment(FILES)) == []
+    assert preflight.hub_model_notes(
         experiment(FILES, "policy.path=own/policy", "reward.init_from=own/body")
     ) == [
         "policy.path: own/policy is no folder here: taken as a hub name",

@@ -1,8 +1,8 @@
 import os
 
+from paretune.experiment.provenance import hash_model_dir
 from paretune.models.load import save_model
-from paretune.models.tiny import tiny_model, tiny_tokenizer
-from paretune.stages.manifest import hash_model_dir
+from support.tiny_models import tiny_model, tiny_tokenizer
 
 
 def test_a_model_is_named_by_its_content_not_by_its_dates(tmp_path):

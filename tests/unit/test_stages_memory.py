@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from paretune.config import bundled_recipes, config_hash, load_config
-from paretune.config.algorithm import build_spec
+from paretune.config.build import build_spec
+from paretune.core.errors import ConfigError, MissingDependencyError, ResourceError
 from paretune.data.records import Message, Prompt
-from paretune.errors import ConfigError, MissingDependencyError, ResourceError
-from paretune.learn.stop import StopRequest
-from paretune.models.adapt import LoraSpec, add_lora
+from paretune.experiment import assemble, pipeline
+from paretune.experiment.console import PlainConsole
+from paretune.experiment.context import RunContext
+from paretune.experiment.data import Dataset
+from paretune.experiment.dry_run import check
+from paretune.experiment.preflight import check_memory_options
 from paretune.models.load import as_policy_model
-from paretune.models.tiny import tiny_model, tiny_tokenizer
-from paretune.rundir import Run
-from paretune.stages import assemble, pipeline
-from paretune.stages.check import check
-from paretune.stages.console import PlainConsole
-from paretune.stages.gather import Dataset
-from paretune.stages.memory import check_memory_options
-from paretune.stages.work import RunContext
+from paretune.models.lora import LoraSpec, add_lora
+from paretune.run.folder import Run
+from paretune.training.guards import StopRequest
+from support.tiny_models import tiny_model, tiny_tokenizer
 
 
 def experiment(*more):

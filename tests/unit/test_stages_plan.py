@@ -7,9 +7,9 @@ import pytest
 from smallfiles import describe_model, rate, write
 
 from paretune.config import Config, load_config
-from paretune.errors import ConfigError, WiringError
-from paretune.stages import check as stage
-from paretune.stages.check import check
+from paretune.core.errors import ConfigError, WiringError
+from paretune.experiment import dry_run as stage
+from paretune.experiment.dry_run import check
 
 RECIPE = {
     "name": "r",

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from paretune.config import bundled_recipes, load_config, resolved_yaml
-from paretune.stages import soups
-from paretune.stages.console import PlainConsole
+from paretune.experiment import merge
+from paretune.experiment.console import PlainConsole
 
 
 class Reached(Exception):
@@ -36,9 +36,9 @@ def test_it_takes_the_threads_of_the_first_run_before_it_works(tmp_path, monkeyp
     def gather(experiment):
         raise Reached
 
-    monkeypatch.setattr(soups, "gather", gather)
+    monkeypatch.setattr(merge, "gather", gather)
     first = member(tmp_path / "a", f"run.num_threads={said}")
     second = member(tmp_path / "b", "run.num_threads=3", "objectives.safety.weight=2.0")
     with pytest.raises(Reached):
-        soups.merge_runs([first, second], tmp_path / "soup", 1, PlainConsole())
+        merge.merge_runs([first, second], tmp_path / "soup", 1, PlainConsole())
     assert torch.get_num_threads() == taken

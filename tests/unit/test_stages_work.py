@@ -1,6 +1,6 @@
 """What a recipe leaves to the device."""
 
-from paretune.stages.work import resolve_max_tokens_per_pass
+from paretune.experiment.context import resolve_max_tokens_per_pass
 
 
 def test_a_forward_pass_is_as_large_as_the_recipe_says_or_as_suits_the_device():

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from paretune.data.confidence import parse_confidence, strip_confidence
-from paretune.data.frame import parse_thinking
-from paretune.data.world import (
+from paretune.data.chat import parse_confidence, parse_thinking, strip_confidence
+from paretune.evaluate.confidence import auroc
+from paretune.worlds.helpdesk.model import HELPDESK_INSTRUCTIONS
+from paretune.worlds.helpdesk.world import (
     generate_demonstrations,
     generate_ratings,
     generate_requests,
@@ -13,8 +14,6 @@ from paretune.data.world import (
     helpdesk_tokenizer,
     request_text,
 )
-from paretune.data.world_model import HELPDESK_INSTRUCTIONS
-from paretune.evaluate.calibration import auroc
 
 
 @pytest.mark.parametrize("frame", ["confidence", "think"])

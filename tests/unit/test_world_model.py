@@ -3,22 +3,21 @@
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from paretune.data.frame import add_format_instruction
-from paretune.data.template import encode_prompt
-from paretune.data.world import (
-    generate_demonstrations,
-    generate_ratings,
-    generate_requests,
-    helpdesk_tokenizer,
-    policy_config,
-)
-from paretune.data.world_model import (
+from paretune.data.chat import add_format_instruction, encode_prompt
+from paretune.worlds.helpdesk.model import (
     ASSISTANT_TOKEN,
     BOS_TOKEN,
     EOS_TOKEN,
     HELPDESK_INSTRUCTIONS,
     USER_TOKEN,
     max_request_tokens,
+)
+from paretune.worlds.helpdesk.world import (
+    generate_demonstrations,
+    generate_ratings,
+    generate_requests,
+    helpdesk_tokenizer,
+    policy_config,
 )
 
 

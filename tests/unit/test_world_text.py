@@ -4,11 +4,18 @@ from collections import Counter
 
 import pytest
 
-from paretune.chance import numpy_generator
-from paretune.data import world_words as words
-from paretune.data.world_habits import REFUSAL_RATES, careless_plan, corrupt_text, diverse_plan
-from paretune.data.world_text import assign_split, render_answer, sample_request
-from paretune.data.world_truth import is_helpdesk_refusal, parse_answer, request_category
+from paretune.core.rng import numpy_generator
+from paretune.worlds.helpdesk import words
+from paretune.worlds.helpdesk.text import (
+    REFUSAL_RATES,
+    assign_split,
+    careless_plan,
+    corrupt_text,
+    diverse_plan,
+    render_answer,
+    sample_request,
+)
+from paretune.worlds.helpdesk.truth import is_helpdesk_refusal, parse_answer, request_category
 
 KINDS = ("ordinary", "harmful", "lookalike")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paretune.data.records import Message, Prompt, Sample
-from paretune.data.world import (
+from paretune.worlds.helpdesk.world import (
     OBJECTIVES,
     GroundTruthScorer,
     generate_demonstrations,

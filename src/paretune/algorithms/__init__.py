@@ -5,17 +5,15 @@ No tensor is touched here. `ALGORITHMS` is the table of contents; its keys are t
 
 from collections.abc import Callable
 
-from paretune.algorithms.aggregates import chebyshev_grpo, lagrangian_grpo
-from paretune.algorithms.baselines import dr_grpo, reinforce_pp, rloo
-from paretune.algorithms.confidence import ppo_c, ppo_m
+from paretune.algorithms.aggregators import chebyshev_grpo, lagrangian_grpo
 from paretune.algorithms.evolution import essa
-from paretune.algorithms.gdpo import gdpo, mo_grpo
-from paretune.algorithms.grpo import grpo
+from paretune.algorithms.grpo import dr_grpo, gdpo, grpo, mo_grpo, reinforce_pp, rloo
 from paretune.algorithms.ppo import pf_ppo, ppo, ppo_max, rto, safe_rlhf, salsa
 from paretune.algorithms.preference import dpo, modpo, pro, sft, superhf, tdpo
-from paretune.algorithms.ratios import cispo, dapo, gspo, sapo
-from paretune.learn.evolution import EvolutionSpec
-from paretune.learn.recipe import AlgorithmSpec
+from paretune.algorithms.ratio_variants import cispo, dapo, gspo, sapo
+from paretune.algorithms.wrappers import ppo_c, ppo_m
+from paretune.rl.algorithm_spec import AlgorithmSpec
+from paretune.rl.evolution.spec import EvolutionSpec
 
 ALGORITHMS: dict[str, Callable[..., AlgorithmSpec | EvolutionSpec]] = {
     "grpo": grpo,

@@ -5,13 +5,13 @@ from typing import Literal
 
 from paretune.algorithms.grpo import Gates, gated_weighted_sum
 from paretune.algorithms.preference import sft
-from paretune.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
-from paretune.credit.step import chain
-from paretune.learn.evolution import ATTENTION_MODULES, EvolutionSpec
-from paretune.learn.recipe import PretrainPhase
-from paretune.learn.search import CmaES, IsotropicES
-from paretune.models.adapt import LoraSpec
-from paretune.rollout.sample import OnPolicy
+from paretune.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
+from paretune.credit.base import chain
+from paretune.models.lora import LoraSpec
+from paretune.rl.algorithm_spec import PretrainPhase
+from paretune.rl.evolution.search import CmaES, IsotropicES
+from paretune.rl.evolution.spec import ATTENTION_MODULES, EvolutionSpec
+from paretune.rollout.sampler import OnPolicy
 
 
 def essa(

@@ -6,17 +6,19 @@ from typing import Any, Literal
 from paretune.algorithms.grpo import Gates, gated_weighted_sum
 from paretune.algorithms.preference import ResponseSource, dpo
 from paretune.algorithms.signature import inherit_arguments
-from paretune.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from paretune.credit.constraint import Constraint, Lagrangian
-from paretune.credit.dense import RedistributeTokenRewards
-from paretune.credit.gae import Gae
-from paretune.credit.penalty import ClipReward, EosTrick, KlPenalty, TerminalReward
-from paretune.credit.resample import FiltrationStrategy, ResampleByRank
-from paretune.credit.running import RunningNormalize
-from paretune.credit.step import CreditStep, chain, flatten_steps
-from paretune.credit.whiten import Whiten
-from paretune.errors import WiringError
-from paretune.learn.recipe import (
+from paretune.core.errors import WiringError
+from paretune.core.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+from paretune.credit.base import CreditStep, chain, flatten_steps
+from paretune.credit.constraints import Constraint, Lagrangian
+from paretune.credit.normalization import RunningNormalize, Whiten
+from paretune.credit.returns import Gae, RedistributeTokenRewards
+from paretune.credit.selection import FiltrationStrategy, ResampleByRank
+from paretune.credit.shaping import ClipReward, EosTrick, KlPenalty, TerminalReward
+from paretune.loss.auxiliary import ClippedValueLoss, SquaredValueLoss
+from paretune.loss.base import WeightedLoss
+from paretune.loss.policy import ClippedSurrogate
+from paretune.models.model_passes import CriticValues, ImplicitReward, ModelPass, OldLogprobs, RefLogprobs
+from paretune.rl.algorithm_spec import (
     AlgorithmSpec,
     AuxiliaryLm,
     CriticConfig,
@@ -24,11 +26,7 @@ from paretune.learn.recipe import (
     PretrainPhase,
     WeightAverage,
 )
-from paretune.loss.policy import ClippedSurrogate
-from paretune.loss.term import WeightedLoss
-from paretune.loss.value import ClippedValueLoss, SquaredValueLoss
-from paretune.models.measure import CriticValues, ImplicitReward, ModelPass, OldLogprobs, RefLogprobs
-from paretune.rollout.sample import OnPolicy
+from paretune.rollout.sampler import OnPolicy
 
 
 def ppo(

@@ -5,21 +5,19 @@ from typing import Any, Literal
 
 from paretune.algorithms.grpo import Gates, gated_weighted_sum
 from paretune.algorithms.signature import inherit_arguments
-from paretune.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
-from paretune.credit.aggregate import Gate
-from paretune.credit.keep import BestOfN
-from paretune.credit.step import chain, flatten_steps
-from paretune.errors import WiringError
-from paretune.learn.recipe import AlgorithmSpec, LossAggregation
-from paretune.loss.exact import FullKl
-from paretune.loss.group import Reduction
-from paretune.loss.imitate import BestOfNSft, SftLoss
-from paretune.loss.pair import PairLossType
-from paretune.loss.preference import Dpo, ModpoMargin, Tdpo
-from paretune.loss.ranking import PreferenceRanking
-from paretune.loss.term import WeightedLoss
-from paretune.models.measure import ModelPass, RefLogprobs
-from paretune.rollout.sample import FrozenPolicy, OnPolicy, StoredResponses
+from paretune.core.errors import WiringError
+from paretune.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
+from paretune.credit.aggregation import Gate
+from paretune.credit.base import chain, flatten_steps
+from paretune.credit.selection import BestOfN
+from paretune.loss.auxiliary import BestOfNSft, SftLoss
+from paretune.loss.base import WeightedLoss
+from paretune.loss.kl import FullKl
+from paretune.loss.listwise import PreferenceRanking, Reduction
+from paretune.loss.pairwise import Dpo, ModpoMargin, PairLossType, Tdpo
+from paretune.models.model_passes import ModelPass, RefLogprobs
+from paretune.rl.algorithm_spec import AlgorithmSpec, LossAggregation
+from paretune.rollout.sampler import FrozenPolicy, OnPolicy, StoredResponses
 
 ResponseSource = Literal["start", "online", "stored"]
 """Who wrote them: the policy as it was before the first update, as it is now, or whoever filled the files."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from paretune.learn.recipe import AlgorithmSpec
+from paretune.rl.algorithm_spec import AlgorithmSpec
 
 AlgorithmT = TypeVar("AlgorithmT", bound=Callable[..., AlgorithmSpec])
 

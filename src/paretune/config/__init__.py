@@ -5,9 +5,8 @@ What a recipe says is read, never run.
 """
 
 from paretune.config.load import config_hash, load_config, source_text
-from paretune.config.recipes import bundled_recipes, find_recipe, recipe_summary
-from paretune.config.resolved import location_of, resolved_yaml
 from paretune.config.schema import Config
+from paretune.config.shipped import bundled_recipes, find_recipe, location_of, recipe_summary, resolved_yaml
 
 __all__ = [
     "Config",

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from paretune.config.faults import ConfigIssue, schema_issues, slugify
-from paretune.config.outside import file_issues, model_issues
-from paretune.config.rules import rule_issues
+from paretune.config.data_schema import expand_home
+from paretune.config.issues import ConfigIssue, schema_issues, slugify
+from paretune.config.requirements import file_issues, model_issues
 from paretune.config.schema import Config
-from paretune.config.sources import expand_home
-from paretune.config.tree import (
+from paretune.config.validate import rule_issues
+from paretune.config.yaml import (
     ConfigTree,
     KeyPath,
     SourceLocation,
@@ -25,8 +25,8 @@ from paretune.config.tree import (
     read_text,
     short_repr,
 )
-from paretune.errors import ConfigError, format_issue, join_issues
-from paretune.foreign import RESUME_MUTABLE_KEYS
+from paretune.core.errors import ConfigError, format_issue, join_issues
+from paretune.run.compat import RESUME_MUTABLE_KEYS
 
 OVERRIDE = "(override)"
 
@@ -211,7 +211,7 @@ def _validate(values: dict[str, Any]) -> tuple[Config | None, list[ConfigIssue]]
 
 def _semantic_issues(config: Config, check_files: bool = True) -> list[ConfigIssue]:
     """What is wrong with an experiment whose sections are right by themselves."""
-    from paretune.config.algorithm import algorithm_issues
+    from paretune.config.build import algorithm_issues
 
     files = file_issues(config) if check_files else []
     return [*rule_issues(config), *algorithm_issues(config), *files, *model_issues(config)]
@@ -260,7 +260,7 @@ def _prune(values: dict[str, Any], issues: list[ConfigIssue]) -> dict[str, Any]:
 
 def _finalize(config: Config, tree: ConfigTree, text: str) -> Config:
     """Fill in the algorithm's defaults, and note where every value came from."""
-    from paretune.config.algorithm import fill_defaults
+    from paretune.config.build import fill_defaults
 
     whole = fill_defaults(config)
     whole._origins = {

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, StringConstraints, Tag, model_validator
 
-from paretune.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from paretune.config.sources import (
+from paretune.config.data_schema import (
     DemonstrationSource,
     Dtype,
     LoraSection,
@@ -21,7 +20,8 @@ from paretune.config.sources import (
     Section,
     SftSection,
 )
-from paretune.data.frame import PromptFormat
+from paretune.core.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+from paretune.data.chat import PromptFormat
 
 RUN_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """What a run may be called: its folder is called the same."""

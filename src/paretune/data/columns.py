@@ -8,9 +8,9 @@ from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any
 
-from paretune.data.files import json_type_name
+from paretune.core.errors import DataError, format_issue
+from paretune.data.formats import json_type_name
 from paretune.data.records import Message
-from paretune.errors import DataError, format_issue
 
 RowValues = Mapping[str, Any]
 ROLES = ("system", "user", "assistant")

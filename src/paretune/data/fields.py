@@ -23,7 +23,7 @@ from paretune.data.columns import (
     parse_text,
     resolve_column,
 )
-from paretune.data.files import json_type_name
+from paretune.data.formats import json_type_name
 from paretune.data.records import Message
 
 Messages = tuple[Message, ...]

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
-from paretune.chance import derive_seed
+from paretune.core.errors import DataError, format_issue, join_issues
+from paretune.core.rng import derive_seed
 from paretune.data.columns import (
     NOT_REFUSAL_CATEGORY,
     RENAME_CATEGORY_FIX,
@@ -28,9 +29,8 @@ from paretune.data.fields import (
     extract_preference_weights,
     extract_prompt_and_response,
 )
-from paretune.data.files import HUB_PREFIX, Row, read_rows
+from paretune.data.formats import HUB_PREFIX, Row, read_rows
 from paretune.data.records import Demonstration, PreferencePair, Prompt, Rating
-from paretune.errors import DataError, format_issue, join_issues
 
 R = TypeVar("R", Prompt, Rating, PreferencePair, Demonstration)
 

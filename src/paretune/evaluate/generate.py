@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from paretune.batch import Batch
-from paretune.data.collate import prompt_key
-from paretune.data.frame import PromptFormat
+from paretune.core.batch import Batch
+from paretune.data.chat import PromptFormat
+from paretune.data.loader import prompt_key
 from paretune.data.records import Prompt, Sample
 from paretune.evaluate.statistics import simultaneous_intervals
-from paretune.models.measure import response_logprobs
-from paretune.rollout.sample import OnPolicy, Sampler
+from paretune.models.model_passes import response_logprobs
+from paretune.rollout.sampler import OnPolicy, Sampler
 
 
 @dataclass(frozen=True, kw_only=True)

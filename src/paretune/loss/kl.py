@@ -1,17 +1,20 @@
-"""The price of leaving the reference, estimated from the tokens that were sampled."""
+"""The price of leaving the reference, estimated from the tokens that were sampled.
+
+The divergence from the reference over the whole vocabulary, not estimated from the sampled tokens.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from paretune.batch import Batch, Outputs
-from paretune.divergence import k1, k2, k3
-from paretune.errors import WiringError
-from paretune.loss.ratio import clamp_log_ratio, outside_clip, policy_ratio
-from paretune.loss.term import Loss
+from paretune.core.batch import Batch, Outputs
+from paretune.core.errors import WiringError
+from paretune.core.kl import k1, k2, k3
+from paretune.loss.base import Loss
+from paretune.loss.policy import clamp_log_ratio, outside_clip, policy_ratio
 
 KlEstimator = Literal["k3_k2", "k1", "k2", "k3", "k1_k2", "k3_cut", "k3_cut_k2", "abs"]
 
@@ -110,3 +113,41 @@ class KlToReference(Loss):
     def metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
         """Which tokens were cut."""
         return {"ratio/clamped": outside_clip(out.logprobs - batch.require("ref_logprobs"))}
+
+
+@dataclass(frozen=True)
+class FullKl(Loss):
+    """KL(reference || policy) at every token of the given responses.
+
+    The other direction than KlToReference: it keeps the policy from forgetting what the reference would have
+    said, is never negative, and needs no response to be the policy's own.
+
+    Reads: loss_weights. Writes: nothing.
+    Logs: its mean over response tokens.
+
+    Source: Mukobi et al. 2023, SuperHF (arXiv:2310.16763). Differs: a mean like that of every other loss;
+    their code adds up the rows of a mini-batch, and looks one token too late.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset({"kl_reference_policy"})
+
+    def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The loss of these rows."""
+        return (require_ref_policy_kl(out) * batch.require("loss_weights")).sum()
+
+    def metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
+        """The divergence itself."""
+        return {"kl/full": require_ref_policy_kl(out).detach()}
+
+
+def require_ref_policy_kl(out: Outputs) -> Float[Tensor, "B T"]:
+    """KL(reference || policy) at every token.
+
+    Raises:
+        WiringError: The forward pass did not give it.
+    """
+    if out.ref_policy_kl is None:
+        raise WiringError(
+            "a loss reads the exact divergence from the reference, which the forward pass did not give"
+        )
+    return out.ref_policy_kl

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from paretune.elsewhere import PreTrainedModel
-from paretune.errors import WiringError
-from paretune.models.adapt import LoraSpec, add_lora, unwrap_model_for_forward
-from paretune.models.forward import flat_hidden_states
+from paretune.core.errors import WiringError
+from paretune.core.types import PreTrainedModel
+from paretune.models.forward.logprobs import flat_hidden_states
+from paretune.models.lora import LoraSpec, add_lora, unwrap_model_for_forward
 
 
 class Critic(nn.Module):

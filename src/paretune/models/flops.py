@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from paretune.batch import Batch
-from paretune.models.adapt import AdapterDisabledModel, unwrap_model
-from paretune.models.forward import supports_packing
-from paretune.models.int8 import Int8Linear
-from paretune.models.sharing import compact_rows
+from paretune.core.batch import Batch
+from paretune.models.forward.logprobs import supports_packing
+from paretune.models.forward.prefix_sharing import compact_rows
+from paretune.models.lora import AdapterDisabledModel, unwrap_model
+from paretune.models.quantize import Int8Linear
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paretune.errors import DataError
-from paretune.report.sanitize import one_line
-from paretune.report.words import decimals_for, finite_or_none, format_number, format_signed
+from paretune.core.errors import DataError
+from paretune.report.formatting import decimals_for, finite_or_none, format_number, format_signed, one_line
 
 NUM_RANDOM = 6
 MAX_TEXT_CHARS = 4000

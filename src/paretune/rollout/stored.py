@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from paretune.batch import Batch
-from paretune.data.collate import collate, encode_categories
+from paretune.core.batch import Batch
+from paretune.data.chat import encode_prompt, encode_response
+from paretune.data.loader import collate, encode_categories
 from paretune.data.records import ResponseGroup, Sample
-from paretune.data.template import encode_prompt, encode_response
 from paretune.models.load import PolicyModel
 
 

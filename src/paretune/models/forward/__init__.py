@@ -1,0 +1,1 @@
+"""The forward pass: log-probabilities, the LM head, packing, prefix sharing, attention, gradient checkpointing."""

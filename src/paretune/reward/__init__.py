@@ -1,0 +1,1 @@
+"""Reward models and scorers: the model and its heads, losses, training, evaluation, checkpoints and baselines."""

@@ -1,0 +1,1 @@
+"""The evolution strategies loop: candidates, search strategies and worker processes. No gradients."""

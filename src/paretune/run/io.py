@@ -1,0 +1,136 @@
+"""Files that survive a kill: whole ones replaced at once, lines appended in one write, JSON without NaN."""
+
+import errno
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paretune.core.errors import DataError, ResourceError
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file as a whole: after a kill or a power cut there is the old one or the new one.
+
+    Raises:
+        ResourceError: The disk is full or the file cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_dir(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def apply_umask(folder: Path) -> None:
+    """Give every file below a folder the mode that new files have: safetensors writes for its owner alone."""
+    probe = folder / ".mode.tmp"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make everything below a folder survive a power cut, files first."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    for inner in [path for path in folder.rglob("*") if path.is_dir()]:
+        fsync_dir(inner)
+    fsync_dir(folder)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file this package wrote; a torn last line is ignored, a missing file is empty.
+
+    Raises:
+        DataError: A line other than the last is broken.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not JSON: {error}; fix: remove the line") from error
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file this package wrote, or None where there is no file.
+
+    Raises:
+        DataError: The file is not a JSON object.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}; fix: remove the file and run again") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected an object, got {type(found).__name__}; fix: remove the file")
+    return found
+
+
+def to_json(value: Any) -> str:
+    """JSON with null where a number is not finite, since JSON has no NaN."""
+    return json.dumps(_nonfinite_to_null(value), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
+    """Append an object to a JSONL file in one write, so that a kill tears the last line at most.
+
+    Raises:
+        ResourceError: The disk is full or the file cannot be written.
+    """
+    data = (json.dumps(_nonfinite_to_null(record), ensure_ascii=True, allow_nan=False) + "\n").encode()
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            if os.write(handle, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError) -> ResourceError:
+    """The error for a file or folder the system would not let us write."""
+    why = error.strerror or str(error)
+    return ResourceError(f"{path}: cannot be written: {why}; fix: free space or choose another place")
+
+
+def _nonfinite_to_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _nonfinite_to_null(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nonfinite_to_null(entry) for entry in value]
+    if isinstance(value, str | int | bool) or value is None:
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,1 @@
+"""Supervised training and what both training loops share: optimizer, checkpoints, guards, micro-batches."""
