@@ -1,19 +1,27 @@
-# `make demo` and `make test` make their environment themselves; the first time takes a few minutes.
+# Every target creates the environment it needs; the first time takes a few minutes.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+FAST_TESTS := tests/arch tests/golden tests/collapse \
+	$(wildcard $(addprefix tests/unit/test_,$(addsuffix _*.py,core credit data evaluate loss report run)))
 
-.PHONY: demo test format clean
+.PHONY: demo check test lint format clean
 
 demo: $(READY)
 	@$(BIN)/paretune demo $(if $(SEED),--seed $(SEED))
 
-test: $(READY)
+# The quick lane: linters, types and the tests that need no whole run. `make test` runs everything.
+check: lint
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" $(FAST_TESTS)
+
+test: lint
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+lint: $(READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 format: $(READY)
 	@$(BIN)/ruff check --quiet --fix .
@@ -22,23 +30,33 @@ format: $(READY)
 clean:
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
 
-# One environment for both, at the exact versions of constraints.txt; made anew when what it is made of changes.
+# The environment of all targets, at the exact versions of constraints.txt; rebuilt when either file changes.
 $(READY): pyproject.toml constraints.txt
-	@echo "making .venv (once, a few minutes)"
+	@echo "creating .venv (once, a few minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "paretune needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Longer proofs, run by hand: docs/results/ holds what they said, with command and date.
-.PHONY: proof-demo proof-real
+# Longer checks, run by hand: docs/results/ holds their results, with command and date.
+.PHONY: proof-demo proof-real proof-same-numbers
 proof-demo: $(READY)
 	@$(BIN)/python proofs/demo.py $(SEEDS)
 
 proof-real: $(READY)
 	@$(BIN)/paretune run recipes/real-small.yaml data.root=../shared/data policy.path=../shared/models/dialogue-7m
 
-# Ours against its peers, in an environment of its own: make bench WORKLOADS="dialogue short" DTYPES=float32 RUNS=5
+# The same short runs at an earlier commit and now, number by number: docs/design/same-numbers.md
+BASE ?= 0736d53
+proof-same-numbers: $(READY)
+	@rm -rf .venv/base && git worktree prune && git worktree add --quiet --detach .venv/base $(BASE)
+	@PARETUNE_SHARED=$(abspath ../shared) PYTHONPATH=.venv/base/src $(BIN)/python proofs/same_numbers.py record \
+		--edition first --out .venv/same-numbers-base.json
+	@$(BIN)/python proofs/same_numbers.py record --out .venv/same-numbers.json
+	@git worktree remove --force .venv/base
+	@$(BIN)/python proofs/same_numbers.py compare .venv/same-numbers-base.json .venv/same-numbers.json
+
+# Benchmarks against TRL, in an environment of their own: make bench WORKLOADS="dialogue short" DTYPES=float32 RUNS=5
 BENCH := .venv-bench/.ready
 .PHONY: bench
 bench: $(BENCH)
@@ -46,7 +64,7 @@ bench: $(BENCH)
 		$(if $(RUNS),--runs $(RUNS))
 
 $(BENCH): pyproject.toml constraints.txt
-	@echo "making .venv-bench (once, a few minutes)"
+	@echo "creating .venv-bench (once, a few minutes)"
 	@$(PYTHON) -m venv --clear .venv-bench
 	@.venv-bench/bin/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""Our side of a step of alignment: GRPO."""
+"""Our side of an alignment step: GRPO."""
 
 import json
 import sys
@@ -13,54 +13,55 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.wire import Numbers, Stage
+from bench.wire import BenchChannel, Numbers
 from bench.workloads import Workload, letters, model_folder, prompts_of
 from paretune.algorithms import grpo
 from paretune.core.batch import Batch
 from paretune.data.records import Prompt, Sample
-from paretune.experiment.context import resolve_max_tokens_per_pass
+from paretune.experiment.settings import resolve_max_tokens_per_pass
 from paretune.models.load import ModelSpec, PolicyModel, load_policy
 from paretune.models.model_passes import Models
 from paretune.rl.algorithm_spec import AlgorithmSpec
-from paretune.rl.loop import TrainingContext, train_step
-from paretune.rl.state import TrainState, start_or_resume
+from paretune.rl.context import TrainingContext
+from paretune.rl.loop import init_train_state, train_step
+from paretune.rl.state import GradientLearner, TrainState
 from paretune.rollout.sampler import LocalSampler, OnPolicy, Sampler
 from paretune.run.folder import Run
 from paretune.training.optimizer import OptimizerConfig
 
-LR = 1e-6
+LEARNING_RATE = 1e-6
 BETA = 0.04
 EPSILON = 0.2
-PASS = resolve_max_tokens_per_pass(None, "cpu")
-"""Tokens of a forward pass: what a recipe gets that does not say."""
+MAX_TOKENS = resolve_max_tokens_per_pass(None, "cpu")
+"""Tokens per forward pass: the default of recipes."""
 STEPS = 1000
-"""More than are ever asked for."""
+"""Length of the learning rate schedule; more steps than are ever run."""
 
 
 @dataclass(frozen=True)
 class Letters:
-    """The reward, once for each objective."""
+    """The reward, repeated for each objective."""
 
     names: tuple[str, ...]
 
     def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
-        """The same number in every column."""
+        """The same score in every column."""
         return torch.tensor([[letters(sample.response)] * len(self.names) for sample in samples])
 
 
 @dataclass
-class Timed:
-    """A sampler that keeps the time."""
+class TimedSampler:
+    """A sampler that measures its time and tokens."""
 
     inner: Sampler
     seconds: float = 0.0
-    seen: list[int] = field(default_factory=list)
-    """Of the last call: tokens of its prompts, and of its responses."""
+    num_tokens: list[int] = field(default_factory=list)
+    """Prompt tokens and response tokens of the last call."""
 
     def __call__(
         self,
         prompts: Sequence[Prompt],
-        how: OnPolicy,
+        rollout: OnPolicy,
         *,
         seed: int,
         step: int,
@@ -68,61 +69,74 @@ class Timed:
     ) -> tuple[Batch, tuple[Sample, ...]]:
         """See `Sampler`."""
         start = time.perf_counter()
-        batch, samples = self.inner(prompts, how, seed=seed, step=step, prompt_index=prompt_index)
+        batch, samples = self.inner(prompts, rollout, seed=seed, step=step, prompt_index=prompt_index)
         self.seconds = time.perf_counter() - start
-        responses = int(batch.response_mask.sum())
-        self.seen = [int(batch.attention_mask.sum()) - responses, responses]
+        response_tokens = int(batch.response_mask.sum())
+        self.num_tokens = [int(batch.attention_mask.sum()) - response_tokens, response_tokens]
         return batch, samples
 
 
-def alignment(workload: Workload, dtype: Any, **more: Any) -> tuple[AlgorithmSpec, TrainingContext, Timed]:
-    """GRPO as the package runs it; `more` changes fields of the world."""
-    language, frozen = policies(model_folder(workload.model, workload.full), dtype)
+def grpo_setup(
+    workload: Workload, dtype: Any, **overrides: Any
+) -> tuple[AlgorithmSpec, TrainingContext, TimedSampler]:
+    """GRPO as the package runs it; `overrides` replace fields of the training context."""
+    policy, frozen = policies(model_folder(workload.model, workload.full_length), dtype)
     names = tuple(f"letters{i}" for i in range(workload.objectives))
-    inner = LocalSampler(policy=language, objectives=names, max_rows=workload.prompts * workload.n)
-    sampler = Timed(inner)
-    weights = dict.fromkeys(names, 1.0)
-    recipe = grpo(
-        weights, num_generations=workload.n, max_new_tokens=workload.max_new, clip_range=EPSILON, kl_coef=BETA
+    inner = LocalSampler(
+        policy=policy, objectives=names, max_rows=workload.prompts * workload.num_generations
     )
-    steps = prompts_of(workload, 16, language.tokenizer)
-    world = TrainingContext(
-        models=Models(policy=language.model, frozen=frozen),
+    sampler = TimedSampler(inner)
+    weights = dict.fromkeys(names, 1.0)
+    spec = grpo(
+        weights,
+        num_generations=workload.num_generations,
+        max_new_tokens=workload.max_new_tokens,
+        clip_range=EPSILON,
+        kl_coef=BETA,
+    )
+    steps = prompts_of(workload, 16, policy.tokenizer)
+    context = TrainingContext(
+        models=Models(policy=policy.model, frozen=frozen),
         sampler=sampler,
         scorers=(Letters(names),),
         objectives=names,
         prompts_for_step=lambda step: steps[step % len(steps)],
-        optim_config=OptimizerConfig(learning_rate=LR, warmup_ratio=0.0),
-        **({"micro_tokens": PASS} | more),
+        optim_config=OptimizerConfig(learning_rate=LEARNING_RATE, warmup_ratio=0.0),
+        **({"max_tokens_per_pass": MAX_TOKENS} | overrides),
     )
-    return recipe, world, sampler
+    return spec, context, sampler
 
 
 def policies(folder: Path, dtype: Any) -> tuple[PolicyModel, dict[str, torch.nn.Module]]:
-    """The policy, and a frozen copy of it as the reference."""
+    """The policy, and a frozen copy as the reference policy."""
     spec = ModelSpec(path=str(folder), dtype=dtype)
     return load_policy(spec), {"reference": load_policy(spec).model.requires_grad_(False)}
 
 
-def begun(recipe: AlgorithmSpec, world: TrainingContext) -> TrainState:
-    """The state before the first step, its run in a folder that nobody reads."""
+def initial_state(spec: AlgorithmSpec, context: TrainingContext) -> TrainState[GradientLearner]:
+    """The state before the first step, with a run in a temporary folder."""
     run = Run(Path(mkdtemp(prefix="bench-")))
-    return start_or_resume(recipe, world.models, world.optim_config, run, {}, run.path / "checkpoints")
+    return init_train_state(spec, context, run, run.path / "checkpoints", {})
 
 
 def main(job: dict[str, Any]) -> None:
     """Serve steps of one workload."""
-    stage = Stage()
-    recipe, world, sampler = alignment(Workload(**job["workload"]), job["dtype"], **job.get("world", {}))
-    now = begun(recipe, world)
+    channel = BenchChannel()
+    overrides = job.get("context", {})
+    spec, context, sampler = grpo_setup(Workload(**job["workload"]), job["dtype"], **overrides)
+    state = initial_state(spec, context)
 
     def step() -> Numbers:
-        train_step(recipe, world, now, STEPS, 0)
-        asked, answered = sampler.seen
-        return {"generate": sampler.seconds, "prompt_tokens": asked, "response_tokens": answered}
+        train_step(spec, context, state, STEPS, 0)
+        prompt_tokens, response_tokens = sampler.num_tokens
+        return {
+            "generate": sampler.seconds,
+            "prompt_tokens": prompt_tokens,
+            "response_tokens": response_tokens,
+        }
 
-    stage.tell({})
-    stage.serve(step)
+    channel.send({})
+    channel.serve(step)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""Our side of fitting to pairs and to ratings, and of scoring."""
+"""Our side of reward model training on pairs and ratings, of DPO, and of scoring."""
 
 import json
 import sys
 from typing import Any
 
-from bench.ours import LR, PASS, STEPS, begun, policies
-from bench.wire import Numbers, Stage
+from bench.ours import LEARNING_RATE, MAX_TOKENS, STEPS, initial_state, policies
+from bench.wire import BenchChannel, Numbers
 from bench.workloads import (
-    LONGEST,
-    PAIRS,
-    RATED,
-    SCORES,
+    MAX_ROW_TOKENS,
+    NUM_PAIRS,
+    NUM_RATINGS,
+    NUM_SCORED,
     model_folder,
     pairs_up_to,
-    rated,
-    scorer_folder,
+    reward_model_folder,
+    short_ratings,
 )
 from paretune.algorithms import dpo
 from paretune.data.loader import group_responses
@@ -24,95 +24,101 @@ from paretune.models.model_passes import Models
 from paretune.reward.checkpoint import RewardModelSpec, load_reward_model, new_reward_model
 from paretune.reward.model import RewardModelScorer
 from paretune.reward.training import RewardTask
-from paretune.rl.loop import TrainingContext, train_step
+from paretune.rl.context import TrainingContext
+from paretune.rl.loop import train_step
 from paretune.rollout.sampler import LocalSampler
 from paretune.rollout.stored import StoredResponseReader
 from paretune.training.optimizer import OptimizerConfig
 from paretune.training.supervised import SupervisedConfig, fit
 
 BATCH = 32
-"""Judgements of an optimiser step."""
-BETA = 0.1
-"""Of DPO."""
+"""Examples per optimizer step."""
+BETA = 0.1  # of DPO
 
 
-def fitting(stage: Stage, kind: str, dtype: Any) -> None:
-    """A fit of one epoch each time; reading the text beforehand does not count."""
+def serve_reward_training(channel: BenchChannel, kind: str, dtype: Any) -> None:
+    """Train a reward model for one epoch per request; tokenization is not measured."""
     folder = str(model_folder("dialogue", False))
-    words = load_tokenizer(folder)
-    records = pairs_up_to(LONGEST, words)[:PAIRS] if kind == "reward" else rated(RATED, words)
+    tokenizer = load_tokenizer(folder)
+    records = (
+        pairs_up_to(MAX_ROW_TOKENS, tokenizer)[:NUM_PAIRS]
+        if kind == "reward"
+        else short_ratings(NUM_RATINGS, tokenizer)
+    )
     name = "better" if kind == "reward" else "score"
     model = new_reward_model(RewardModelSpec(path=folder, objectives=(name,), dtype=dtype), (1.0,), (0.0,))
     task = RewardTask(model, records, {})
-    how = SupervisedConfig(
+    config = SupervisedConfig(
         num_train_epochs=1,
         batch_size=BATCH,
-        max_tokens_per_pass=PASS,
-        optim_config=OptimizerConfig(learning_rate=LR, warmup_ratio=0.0),
+        max_tokens_per_pass=MAX_TOKENS,
+        optim_config=OptimizerConfig(learning_rate=LEARNING_RATE, warmup_ratio=0.0),
     )
     tokens = float(sum(sum(rows) for rows in task.lengths))
 
     def step() -> Numbers:
-        fit(task, how, seed=0)
+        fit(task, config, seed=0)
         return {"tokens": tokens}
 
-    stage.tell({})
-    stage.serve(step)
+    channel.send({})
+    channel.serve(step)
 
 
-def aligning(stage: Stage, dtype: Any) -> None:
-    """DPO, once over the pairs each time."""
-    language, frozen = policies(model_folder("dialogue", False), dtype)
-    lists = group_responses(pairs_up_to(LONGEST, language.tokenizer)[:PAIRS])
-    every = PAIRS // BATCH
+def serve_dpo(channel: BenchChannel, dtype: Any) -> None:
+    """DPO, one epoch over the pairs per request."""
+    policy, frozen = policies(model_folder("dialogue", False), dtype)
+    groups = group_responses(pairs_up_to(MAX_ROW_TOKENS, policy.tokenizer)[:NUM_PAIRS])
+    steps_per_epoch = NUM_PAIRS // BATCH
     stored = StoredResponseReader(
-        language, ("better",), lambda step: lists[step % every * BATCH : (step % every + 1) * BATCH]
+        policy,
+        ("better",),
+        lambda step: groups[step % steps_per_epoch * BATCH : (step % steps_per_epoch + 1) * BATCH],
     )
-    recipe = dpo({"better": 1.0}, response_source="stored", beta=BETA)
-    world = TrainingContext(
-        models=Models(policy=language.model, frozen=frozen),
-        sampler=LocalSampler(policy=language, objectives=("better",)),
+    spec = dpo({"better": 1.0}, response_source="stored", beta=BETA)
+    context = TrainingContext(
+        models=Models(policy=policy.model, frozen=frozen),
+        sampler=LocalSampler(policy=policy, objectives=("better",)),
         scorers=(),
         objectives=("better",),
         prompts_for_step=lambda step: (),
-        optim_config=OptimizerConfig(learning_rate=LR, warmup_ratio=0.0),
+        optim_config=OptimizerConfig(learning_rate=LEARNING_RATE, warmup_ratio=0.0),
         stored_rollouts=stored,
-        max_tokens_per_pass=PASS,
+        max_tokens_per_pass=MAX_TOKENS,
     )
-    now = begun(recipe, world)
+    state = initial_state(spec, context)
 
     def step() -> Numbers:
-        for _ in range(every):
-            train_step(recipe, world, now, STEPS, 0)
+        for _ in range(steps_per_epoch):
+            train_step(spec, context, state, STEPS, 0)
         return {}
 
-    stage.tell({})
-    stage.serve(step)
+    channel.send({})
+    channel.serve(step)
 
 
-def scoring(stage: Stage, dtype: Any) -> None:
-    """All responses scored from their text each time."""
-    folder = str(scorer_folder())
-    found = rated(SCORES, load_tokenizer(folder))
-    samples = [Sample(prompt=each.prompt, response=each.response) for each in found]
+def serve_scoring(channel: BenchChannel, dtype: Any) -> None:
+    """Score all responses from their text per request."""
+    folder = str(reward_model_folder())
+    ratings = short_ratings(NUM_SCORED, load_tokenizer(folder))
+    samples = [Sample(prompt=rating.prompt, response=rating.response) for rating in ratings]
     scorer = RewardModelScorer(load_reward_model(folder, dtype=dtype))
 
     def step() -> Numbers:
         return {"score": float(scorer(samples).abs().mean())}
 
-    stage.tell({})
-    stage.serve(step)
+    channel.send({})
+    channel.serve(step)
 
 
 def main(job: dict[str, Any]) -> None:
-    """Serve fits, or passes of scoring."""
-    stage = Stage()
+    """Serve reward model training, DPO or scoring."""
+    channel = BenchChannel()
     if job["kind"] == "scoring":
-        scoring(stage, job["dtype"])
+        serve_scoring(channel, job["dtype"])
     elif job["kind"] == "dpo":
-        aligning(stage, job["dtype"])
+        serve_dpo(channel, job["dtype"])
     else:
-        fitting(stage, job["kind"], job["dtype"])
+        serve_reward_training(channel, job["kind"], job["dtype"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""TRL's side of a step of alignment: `GRPOTrainer`.
+"""TRL's side of an alignment step: `GRPOTrainer`.
 
-The settings are those in which TRL was fastest here, of the ones it documents: docs/design/performance.md.
+The settings are the fastest on the test machine of those that TRL documents: docs/design/performance.md.
 """
 
 import json
@@ -15,13 +15,13 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from bench.ours import BETA, EPSILON, LR, STEPS
-from bench.wire import Clock, Stage
+from bench.ours import BETA, EPSILON, LEARNING_RATE, STEPS
+from bench.wire import BenchChannel, Timer
 from bench.workloads import Workload, letters, model_folder, prompts_of
 
-PLAIN: dict[str, Any] = {
+TRAINER_OPTIONS: dict[str, Any] = {
     "use_cpu": True,
-    "bf16": False,  # the weights themselves are in the precision of the bench: faster than autocast
+    "bf16": False,  # the weights themselves have the benchmark's dtype, which is faster than autocast
     "report_to": "none",
     "save_strategy": "no",
     "logging_strategy": "no",
@@ -33,113 +33,116 @@ PLAIN: dict[str, Any] = {
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
 }
-"""What all of the trainers are given."""
+"""Options of all trainers."""
 
 
-class Turns(TrainerCallback):
-    """Lets a trainer do one optimiser step each time the bench asks."""
+class StepOnRequest(TrainerCallback):
+    """Makes a trainer do one optimizer step per request of the benchmark."""
 
-    def __init__(self, stage: Stage) -> None:
-        """Nothing is asked yet."""
-        self.stage, self.clock = stage, Clock()
-        self.more: dict[str, float] = {}
+    def __init__(self, channel: BenchChannel) -> None:
+        """Start with an idle channel."""
+        self.channel, self.timer = channel, Timer()
+        self.figures: dict[str, float] = {}
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Say that all is loaded."""
-        self.stage.tell({})
+        """Report that everything is loaded."""
+        self.channel.send({})
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Wait to be asked."""
-        self.stage.wait()
-        self.clock = Clock()
+        """Wait for the next request."""
+        self.channel.wait_for_request()
+        self.timer = Timer()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Say what it took."""
-        self.stage.tell(self.clock.read() | self.more)
+        """Send the figures of the step."""
+        self.channel.send(self.timer.read() | self.figures)
 
 
-class Clocked(GRPOTrainer):
-    """TRL's trainer, its generation timed as a whole."""
+class TimedGRPOTrainer(GRPOTrainer):
+    """TRL's trainer with its generation timed."""
 
-    turns: Turns
+    step_callback: StepOnRequest
 
     def _generate(self, prompts: list[Any]) -> Any:
         start = time.perf_counter()
-        found = super()._generate(prompts)
-        more = self.turns.more
-        more["generate"] = time.perf_counter() - start
-        more["prompt_tokens"] = sum(len(ids) for ids in found[0])
-        more["response_tokens"] = sum(len(ids) for ids in found[1])
-        return found
+        generated = super()._generate(prompts)
+        figures = self.step_callback.figures
+        figures["generate"] = time.perf_counter() - start
+        figures["prompt_tokens"] = sum(len(ids) for ids in generated[0])
+        figures["response_tokens"] = sum(len(ids) for ids in generated[1])
+        return generated
 
 
 def reward(completions: list[Any], **_: Any) -> list[float]:
     """The reward of both sides."""
-    return [letters(turns[0]["content"]) for turns in completions]
+    return [letters(messages[0]["content"]) for messages in completions]
 
 
-def settings(workload: Workload, micro: int, more: dict[str, Any]) -> GRPOConfig:
-    """One optimiser step on all responses of a generation, `micro` of them at a time."""
-    rows = workload.prompts * workload.n
+def grpo_config(workload: Workload, micro_batch_size: int, options: dict[str, Any]) -> GRPOConfig:
+    """One optimizer step on all responses of a generation, `micro_batch_size` of them per pass."""
+    rows = workload.prompts * workload.num_generations
     return GRPOConfig(
         output_dir=mkdtemp(prefix="bench-"),
-        learning_rate=LR,
-        per_device_train_batch_size=min(micro, rows),
-        gradient_accumulation_steps=rows // min(micro, rows),
-        steps_per_generation=rows // min(micro, rows),
-        num_generations=workload.n,
-        max_completion_length=workload.max_new,
+        learning_rate=LEARNING_RATE,
+        per_device_train_batch_size=min(micro_batch_size, rows),
+        gradient_accumulation_steps=rows // min(micro_batch_size, rows),
+        steps_per_generation=rows // min(micro_batch_size, rows),
+        num_generations=workload.num_generations,
+        max_completion_length=workload.max_new_tokens,
         num_iterations=1,
         beta=BETA,
         epsilon=EPSILON,
         loss_type="grpo",
         max_steps=STEPS,
         shuffle_dataset=False,
-        **(PLAIN | more),
+        **(TRAINER_OPTIONS | options),
     )
 
 
-def alignment(workload: Workload, dtype: str, micro: int, more: dict[str, Any], stage: Stage) -> Clocked:
-    """GRPO with the same prompts in the same order."""
-    folder = model_folder(workload.model, workload.full)
-    words = AutoTokenizer.from_pretrained(folder)
-    steps = prompts_of(workload, 16, words)
-    rows = [{"prompt": turns_of(prompt.messages)} for prompts in steps for prompt in prompts]
+def grpo_trainer(
+    workload: Workload, dtype: str, micro_batch_size: int, options: dict[str, Any], channel: BenchChannel
+) -> TimedGRPOTrainer:
+    """GRPO on the same prompts in the same order."""
+    folder = model_folder(workload.model, workload.full_length)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    steps = prompts_of(workload, 16, tokenizer)
+    rows = [{"prompt": messages_as_dicts(prompt.messages)} for prompts in steps for prompt in prompts]
     functions = [_named(f"letters{i}") for i in range(workload.objectives)]
-    trainer = Clocked(
+    trainer = TimedGRPOTrainer(
         model=policy_of(folder, dtype),
         reward_funcs=functions,
-        args=settings(workload, micro, more),
+        args=grpo_config(workload, micro_batch_size, options),
         train_dataset=Dataset.from_list(rows),
-        processing_class=words,
-        callbacks=[turns := Turns(stage)],
+        processing_class=tokenizer,
+        callbacks=[step_callback := StepOnRequest(channel)],
     )
-    trainer.turns = turns
+    trainer.step_callback = step_callback
     return trainer
 
 
-def turns_of(messages: Any) -> list[dict[str, str]]:
-    """Messages as TRL's data sets have them."""
+def messages_as_dicts(messages: Any) -> list[dict[str, str]]:
+    """Messages in the format of TRL's data sets."""
     return [asdict(message) for message in messages]
 
 
 def policy_of(folder: Any, dtype: str) -> Any:
-    """A causal model in this precision."""
+    """A causal model of this dtype."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
 
 
 def _named(name: str) -> Any:
-    def again(completions: list[Any], **_: Any) -> list[float]:
+    def named_reward(completions: list[Any], **_: Any) -> list[float]:
         return reward(completions)
 
-    again.__name__ = name
-    return again
+    named_reward.__name__ = name
+    return named_reward
 
 
 def main(job: dict[str, Any]) -> None:
     """Serve steps of one workload."""
-    workload, more = Workload(**job["workload"]), job.get("more", {})
-    alignment(workload, job["dtype"], job.get("micro") or workload.micro(), more, Stage()).train()
+    workload, options = Workload(**job["workload"]), job.get("trainer_options", {})
+    micro_batch_size = job.get("micro_batch_size") or workload.micro_batch_size()
+    grpo_trainer(workload, job["dtype"], micro_batch_size, options, BenchChannel()).train()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The peers' side of fitting to pairs and to ratings, and of scoring."""
+"""The peers' side of reward model training on pairs and ratings, of DPO, and of scoring."""
 
 import json
 import sys
@@ -19,161 +19,174 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
-from bench.ours import LR
+from bench.ours import LEARNING_RATE
 from bench.ours_fits import BATCH, BETA
-from bench.peer import PLAIN, policy_of, turns_of
-from bench.wire import Clock, Numbers, Stage
+from bench.peer import TRAINER_OPTIONS, messages_as_dicts, policy_of
+from bench.wire import BenchChannel, Numbers, Timer
 from bench.workloads import (
-    LONGEST,
-    PAIRS,
-    RATED,
-    SCORES,
+    MAX_ROW_TOKENS,
+    NUM_PAIRS,
+    NUM_RATINGS,
+    NUM_SCORED,
     model_folder,
     pairs_up_to,
-    rated,
+    reward_model_folder,
     row_lengths,
-    scorer_folder,
+    short_ratings,
     text_of,
 )
 from paretune.data.records import Message
 
 
-class Loop(TrainerCallback):
-    """Keeps the time of a trainer's loop, without what it does before the first step."""
+class LoopTimer(TrainerCallback):
+    """Measures a trainer's loop, without its setup before the first step."""
 
     def __init__(self) -> None:
-        """Nothing was done yet."""
-        self.clock = Clock()
-        self.took: Numbers = {}
+        """Start with empty figures."""
+        self.timer = Timer()
+        self.figures: Numbers = {}
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """The loop begins."""
-        self.clock = Clock()
+        """Start the timer."""
+        self.timer = Timer()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """As far as it has come."""
-        self.took = self.clock.read()
+        """Read the timer."""
+        self.figures = self.timer.read()
 
 
-def how(config: Any, micro: int, **more: Any) -> Any:
-    """A fit of one epoch, `micro` judgements of an optimiser step at a time."""
-    return config(
+def training_args(config_class: Any, micro_batch_size: int, **options: Any) -> Any:
+    """One epoch with `micro_batch_size` examples per pass."""
+    return config_class(
         output_dir=mkdtemp(prefix="bench-"),
-        learning_rate=LR,
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=BATCH // micro,
+        learning_rate=LEARNING_RATE,
+        per_device_train_batch_size=micro_batch_size,
+        per_device_eval_batch_size=micro_batch_size,
+        gradient_accumulation_steps=BATCH // micro_batch_size,
         num_train_epochs=1,
-        **(PLAIN | more),
+        **(TRAINER_OPTIONS | options),
     )
 
 
-def comparing(kind: str, dtype: str, micro: int, more: dict[str, Any], loop: Loop) -> Trainer:
-    """TRL's trainer of a reward model, or of a policy by DPO, on the pairs."""
+def pair_trainer(
+    kind: str, dtype: str, micro_batch_size: int, options: dict[str, Any], loop_timer: LoopTimer
+) -> Trainer:
+    """TRL's trainer of a reward model, or of a policy with DPO, on preference pairs."""
     folder = model_folder("dialogue", False)
-    words = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     data = [
         {
-            "prompt": turns_of(pair.prompt.messages),
-            "chosen": turns_of((Message("assistant", pair.chosen),)),
-            "rejected": turns_of((Message("assistant", pair.rejected),)),
-            "length": sum(row_lengths(pair, words)),
+            "prompt": messages_as_dicts(pair.prompt.messages),
+            "chosen": messages_as_dicts((Message("assistant", pair.chosen),)),
+            "rejected": messages_as_dicts((Message("assistant", pair.rejected),)),
+            "length": sum(row_lengths(pair, tokenizer)),
         }
-        for pair in pairs_up_to(LONGEST, words)[:PAIRS]
+        for pair in pairs_up_to(MAX_ROW_TOKENS, tokenizer)[:NUM_PAIRS]
     ]
-    given = {"train_dataset": Dataset.from_list(data), "processing_class": words, "callbacks": [loop]}
+    common = {
+        "train_dataset": Dataset.from_list(data),
+        "processing_class": tokenizer,
+        "callbacks": [loop_timer],
+    }
     if kind == "reward":
-        args = how(RewardConfig, micro, max_length=1024, **more)
-        return RewardTrainer(model=classifier(folder, dtype), args=args, **given)
-    args = how(DPOConfig, micro, max_length=1024, beta=BETA, **more)
-    return DPOTrainer(model=policy_of(folder, dtype), args=args, **given)
+        args = training_args(RewardConfig, micro_batch_size, max_length=1024, **options)
+        return RewardTrainer(model=classifier(folder, dtype), args=args, **common)
+    args = training_args(DPOConfig, micro_batch_size, max_length=1024, beta=BETA, **options)
+    return DPOTrainer(model=policy_of(folder, dtype), args=args, **common)
 
 
-def regressing(dtype: str, micro: int, more: dict[str, Any], loop: Loop) -> Trainer:
-    """A classifier of one number under the plain trainer, whose loss is then the squared error."""
+def regression_trainer(
+    dtype: str, micro_batch_size: int, options: dict[str, Any], loop_timer: LoopTimer
+) -> Trainer:
+    """Transformers' Trainer on a classifier with one label, whose loss is then the squared error."""
     folder = model_folder("dialogue", False)
-    words = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     data = [
-        {**words(text_of(each, words), add_special_tokens=False), "labels": each.labels["score"]}
-        for each in rated(RATED, words)
+        {**tokenizer(text_of(rating, tokenizer), add_special_tokens=False), "labels": rating.labels["score"]}
+        for rating in short_ratings(NUM_RATINGS, tokenizer)
     ]
     model = classifier(folder, dtype)
     model.config.problem_type = "regression"
     return Trainer(
         model=model,
-        args=how(TrainingArguments, micro, **more),
+        args=training_args(TrainingArguments, micro_batch_size, **options),
         train_dataset=Dataset.from_list(data),
-        data_collator=DataCollatorWithPadding(words),
-        processing_class=words,
-        callbacks=[loop],
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[loop_timer],
     )
 
 
-def fitting(stage: Stage, trainer: Trainer, loop: Loop) -> None:
-    """A fit of one epoch each time."""
-    stage.tell({})
+def serve_training(channel: BenchChannel, trainer: Trainer, loop_timer: LoopTimer) -> None:
+    """Train for one epoch per request."""
+    channel.send({})
     while True:
-        stage.wait()
+        channel.wait_for_request()
         trainer.train()
-        stage.tell(loop.took)
+        channel.send(loop_timer.figures)
 
 
-def scoring(stage: Stage, dtype: str, by: str, micro: int) -> None:
-    """All responses scored from their text each time."""
-    folder = scorer_folder()
-    words = AutoTokenizer.from_pretrained(folder)
-    texts = [text_of(each, words) for each in rated(SCORES, words)]
+def serve_scoring(channel: BenchChannel, dtype: str, method: str, micro_batch_size: int) -> None:
+    """Score all responses from their text per request."""
+    folder = reward_model_folder()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [text_of(rating, tokenizer) for rating in short_ratings(NUM_SCORED, tokenizer)]
     model = classifier(folder, dtype).eval()
-    ask = piped(model, words, micro) if by == "pipeline" else predicted(model, words, micro)
+    make_scorer = pipeline_scorer if method == "pipeline" else trainer_scorer
+    score = make_scorer(model, tokenizer, micro_batch_size)
 
     def step() -> Numbers:
-        found = torch.tensor(ask(texts))
-        return {"score": float(found.abs().mean())}
+        return {"score": float(torch.tensor(score(texts)).abs().mean())}
 
-    stage.tell({})
-    stage.serve(step)
-
-
-def piped(model: Any, words: Any, micro: int) -> Any:
-    """The pipeline of text classification."""
-    pipe = pipeline("text-classification", model=model, tokenizer=words, device="cpu")
-
-    def ask(texts: Sequence[str]) -> list[float]:
-        options = {"batch_size": micro, "function_to_apply": "none", "add_special_tokens": False}
-        return [each["score"] for each in pipe(list(texts), **options)]
-
-    return ask
+    channel.send({})
+    channel.serve(step)
 
 
-def predicted(model: Any, words: Any, micro: int) -> Any:
-    """The trainer's prediction."""
+def pipeline_scorer(model: Any, tokenizer: Any, micro_batch_size: int) -> Any:
+    """Scores with transformers' text classification pipeline."""
+    pipe = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
+
+    def score(texts: Sequence[str]) -> list[float]:
+        options = {"batch_size": micro_batch_size, "function_to_apply": "none", "add_special_tokens": False}
+        return [result["score"] for result in pipe(list(texts), **options)]
+
+    return score
+
+
+def trainer_scorer(model: Any, tokenizer: Any, micro_batch_size: int) -> Any:
+    """Scores with `Trainer.predict`."""
     trainer = Trainer(
-        model=model, args=how(TrainingArguments, micro), data_collator=DataCollatorWithPadding(words)
+        model=model,
+        args=training_args(TrainingArguments, micro_batch_size),
+        data_collator=DataCollatorWithPadding(tokenizer),
     )
 
-    def ask(texts: Sequence[str]) -> Any:
-        data = [words(text, add_special_tokens=False) for text in texts]
+    def score(texts: Sequence[str]) -> Any:
+        data = [tokenizer(text, add_special_tokens=False) for text in texts]
         return trainer.predict(data).predictions[:, 0]
 
-    return ask
+    return score
 
 
 def classifier(folder: Any, dtype: str) -> Any:
-    """A sequence classifier with one output."""
+    """A sequence classifier with one label."""
     return AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, dtype=getattr(torch, dtype), local_files_only=True
     )
 
 
 def main(job: dict[str, Any]) -> None:
-    """Serve fits, or passes of scoring."""
-    stage, dtype, more, loop = Stage(), job["dtype"], job.get("more", {}), Loop()
+    """Serve training or scoring."""
+    channel, dtype, loop_timer = BenchChannel(), job["dtype"], LoopTimer()
+    options, micro_batch_size = job.get("trainer_options", {}), job.get("micro_batch_size", 8)
     if job["kind"] == "scoring":
-        scoring(stage, dtype, job["by"], job.get("micro", 8))
+        serve_scoring(channel, dtype, job["method"], micro_batch_size)
     elif job["kind"] == "regression":
-        fitting(stage, regressing(dtype, job.get("micro", 8), more, loop), loop)
+        trainer = regression_trainer(dtype, micro_batch_size, options, loop_timer)
+        serve_training(channel, trainer, loop_timer)
     else:
-        fitting(stage, comparing(job["kind"], dtype, job.get("micro", 8), more, loop), loop)
+        trainer = pair_trainer(job["kind"], dtype, micro_batch_size, options, loop_timer)
+        serve_training(channel, trainer, loop_timer)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From paired runs to ratios, and ratios to a table."""
+"""Ratios of paired runs, and their table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,14 @@ from statistics import median
 
 from paretune.run.io import write_atomic
 
-FIGURES = {"step": "s", "generate": "s", "train": "s", "memory": "MiB"}
-"""What is compared and in which unit; less is better of all of them."""
+UNITS_BY_FIGURE = {"step": "s", "generate": "s", "train": "s", "memory": "MiB"}
+"""Compared figures and their units; lower is better for all of them."""
 Numbers = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure of one workload; a ratio above 1 means that ours is better."""
+    """One figure of one workload; a ratio above 1 means that paretune is better."""
 
     workload: str
     dtype: str
@@ -28,82 +28,87 @@ class Row:
     peers: float
     """Median of the runs."""
     ratio_median: float
-    """Of the pairs' ratios, not the ratio of the medians."""
+    """Median of the ratios of paired runs, not the ratio of the medians."""
     ratio_min: float
     ratio_max: float
     ratio_per_token: float | None
-    """The median with both sides' figures a response token; None where both do the same work by design."""
+    """As `ratio_median`, with figures per response token; None where both sides do equal work by design."""
     runs: int
     ours_runs: tuple[float, ...]
     peers_runs: tuple[float, ...]
 
 
 def ratios(ours: Sequence[float], peers: Sequence[float]) -> list[float]:
-    """Of each pair, how many times less ours took.
+    """The peer's figure divided by ours, per pair.
 
     Raises:
         ValueError: There are no pairs, or one side has more than the other.
     """
     if not ours or len(ours) != len(peers):
-        raise ValueError(f"{len(ours)} runs of ours stand against {len(peers)} of the peer")
-    return [theirs / own for own, theirs in zip(ours, peers, strict=True)]
+        raise ValueError(f"cannot pair {len(ours)} runs of ours with {len(peers)} runs of the peer")
+    return [peer / own for own, peer in zip(ours, peers, strict=True)]
 
 
-def row(
+def comparison_row(
     ours: Sequence[Numbers], peers: Sequence[Numbers], figure: str, *, workload: str, dtype: str, peer: str
 ) -> Row | None:
     """One figure of paired runs; None where a side did not measure it."""
     if not all(figure in numbers for numbers in (*ours, *peers)):
         return None
-    own, theirs = ([one[figure] for one in side] for side in (ours, peers))
-    each = ratios(own, theirs)
+    own, peer_values = ([numbers[figure] for numbers in side] for side in (ours, peers))
+    pair_ratios = ratios(own, peer_values)
     return Row(
         workload=workload,
         dtype=dtype,
         device="cpu",
         peer=peer,
         figure=figure,
-        unit=FIGURES[figure],
+        unit=UNITS_BY_FIGURE[figure],
         ours=median(own),
-        peers=median(theirs),
-        ratio_median=median(each),
-        ratio_min=min(each),
-        ratio_max=max(each),
+        peers=median(peer_values),
+        ratio_median=median(pair_ratios),
+        ratio_min=min(pair_ratios),
+        ratio_max=max(pair_ratios),
         ratio_per_token=_per_token(ours, peers, figure),
-        runs=len(each),
+        runs=len(pair_ratios),
         ours_runs=tuple(own),
-        peers_runs=tuple(theirs),
+        peers_runs=tuple(peer_values),
     )
 
 
 def _per_token(ours: Sequence[Numbers], peers: Sequence[Numbers], figure: str) -> float | None:
-    if figure == "memory" or not all("response_tokens" in one for one in (*ours, *peers)):
+    if figure == "memory" or not all("response_tokens" in numbers for numbers in (*ours, *peers)):
         return None
-    own, theirs = ([one[figure] / one["response_tokens"] for one in side] for side in (ours, peers))
-    return median(ratios(own, theirs))
+    own, peer_values = (
+        [numbers[figure] / numbers["response_tokens"] for numbers in side] for side in (ours, peers)
+    )
+    return median(ratios(own, peer_values))
 
 
 def with_train(numbers: Numbers) -> dict[str, float]:
-    """With the rest of the step (rewards, reference, gradients, optimiser) as `train`, and memory in MiB."""
-    found = dict(numbers)
-    found["memory"] = numbers["memory"] / 2**20
+    """Add the step without generation (rewards, reference, gradients, optimizer) as `train`."""
+    figures = dict(numbers)
+    figures["memory"] = numbers["memory"] / 2**20  # MiB
     if "generate" in numbers:
-        found["train"] = numbers["step"] - numbers["generate"]
-    return found
+        figures["train"] = numbers["step"] - numbers["generate"]
+    return figures
 
 
-def rows(
+def comparison_rows(
     ours: Sequence[Numbers], peers: Sequence[Numbers], *, workload: str, dtype: str, peer: str
 ) -> list[Row]:
     """All figures of paired runs that both sides measured."""
-    own, theirs = ([with_train(one) for one in side] for side in (ours, peers))
-    found = [row(own, theirs, each, workload=workload, dtype=dtype, peer=peer) for each in FIGURES]
-    return [each for each in found if each is not None]
+    own, peer_numbers = ([with_train(numbers) for numbers in side] for side in (ours, peers))
+    rows = [
+        comparison_row(own, peer_numbers, figure, workload=workload, dtype=dtype, peer=peer)
+        for figure in UNITS_BY_FIGURE
+    ]
+    return [row for row in rows if row is not None]
 
 
-def shown(found: Sequence[Row]) -> str:
-    """The table that is printed."""
-    head = (
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows as text."""
+    header = (
         "workload",
         "dtype",
         "peer",
@@ -111,13 +116,13 @@ def shown(found: Sequence[Row]) -> str:
         "ours",
         "peer's",
         "ratio",
-        "least",
-        "most",
-        "a token",
+        "min",
+        "max",
+        "per token",
         "runs",
     )
-    lines = [head, *(_cells(each) for each in found)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    lines = [header, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if i < 4 else cell.rjust(width)
@@ -127,29 +132,29 @@ def shown(found: Sequence[Row]) -> str:
     )
 
 
-def _cells(each: Row) -> tuple[str, ...]:
-    token = "" if each.ratio_per_token is None else f"{each.ratio_per_token:.2f}"
+def _cells(row: Row) -> tuple[str, ...]:
+    token = "" if row.ratio_per_token is None else f"{row.ratio_per_token:.2f}"
     return (
-        each.workload,
-        each.dtype,
-        each.peer,
-        each.figure,
-        f"{each.ours:.4g} {each.unit}",
-        f"{each.peers:.4g} {each.unit}",
-        *(f"{ratio:.2f}" for ratio in (each.ratio_median, each.ratio_min, each.ratio_max)),
+        row.workload,
+        row.dtype,
+        row.peer,
+        row.figure,
+        f"{row.ours:.4g} {row.unit}",
+        f"{row.peers:.4g} {row.unit}",
+        *(f"{ratio:.2f}" for ratio in (row.ratio_median, row.ratio_min, row.ratio_max)),
         token,
-        str(each.runs),
+        str(row.runs),
     )
 
 
-def keep(found: Sequence[Row], path: Path) -> None:
-    """Write the rows into the file; others of other workloads, dtypes and peers that it holds stay."""
-    known = json.loads(path.read_text()) if path.exists() else []
-    new = [asdict(each) for each in found]
-    made = {_key(each) for each in new}
-    both = [each for each in known if _key(each) not in made] + new
-    write_atomic(path, json.dumps(both, indent=1) + "\n")
+def merge_into_file(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows into the file; its rows of other workloads, dtypes and peers are kept."""
+    stored = json.loads(path.read_text()) if path.exists() else []
+    new = [asdict(row) for row in rows]
+    new_keys = {_key(row) for row in new}
+    merged = [row for row in stored if _key(row) not in new_keys] + new
+    write_atomic(path, json.dumps(merged, indent=1) + "\n")
 
 
-def _key(each: Mapping[str, object]) -> tuple[object, ...]:
-    return tuple(each[name] for name in ("workload", "dtype", "device", "peer", "figure"))
+def _key(row: Mapping[str, object]) -> tuple[object, ...]:
+    return tuple(row[name] for name in ("workload", "dtype", "device", "peer", "figure"))

@@ -1,4 +1,4 @@
-"""Between the bench and its workers: a worker is a process that does one step each time it is asked."""
+"""Communication with workers: a worker is a process that does one step per request."""
 
 import json
 import os
@@ -14,48 +14,48 @@ Numbers = dict[str, float]
 
 
 class Worker:
-    """A side of the comparison, seen from the bench."""
+    """A worker process, as seen by the benchmark."""
 
     def __init__(self, module: str, job: Mapping[str, Any], log: Path) -> None:
-        """Start it; `ready` waits until it has loaded what it needs.
+        """Start the process; `ready` waits until it has loaded its models.
 
         Args:
-            module: Of this package; its `main` is given the job.
-            job: What to do, as JSON can say it.
-            log: Where everything goes that it prints.
+            module: Module of this package, whose `main` receives the job.
+            job: Description of the work; JSON values.
+            log: File for everything that the process prints.
         """
         self.name, self.log = module, log
         log.parent.mkdir(parents=True, exist_ok=True)
         offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-        with log.open("w") as printed:
+        with log.open("w") as log_file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", f"bench.{module}", json.dumps(job)],
                 cwd=Path(__file__).parent.parent,
                 env=os.environ | offline,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=printed,
+                stderr=log_file,
                 text=True,
             )
 
     def ready(self) -> Numbers:
-        """Wait until it is; what it says of itself."""
-        return self._hear()
+        """Wait until the process is ready."""
+        return self._receive()
 
     def step(self) -> Numbers:
-        """Let it do one step, and nobody else anything; what that took."""
+        """Run one step, while all other workers are idle; returns its figures."""
         assert self.process.stdin is not None
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
-        return self._hear()
+        return self._receive()
 
-    def _hear(self) -> Numbers:
+    def _receive(self) -> Numbers:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"bench: {self.name} ended before its time; see {self.log}")
-        found: Numbers = json.loads(line)
-        return found
+            raise SystemExit(f"bench: the worker {self.name} exited unexpectedly; see {self.log}")
+        numbers: Numbers = json.loads(line)
+        return numbers
 
     def __enter__(self) -> "Worker":
         return self
@@ -71,60 +71,60 @@ class Worker:
             self.process.kill()
 
 
-class Stage:
-    """The bench, seen from a worker."""
+class BenchChannel:
+    """The benchmark, as seen by a worker."""
 
     def __init__(self) -> None:
-        """Keep standard output for the bench; whatever else prints goes to the log."""
+        """Reserve standard output for results; everything else that is printed goes to the log."""
         self.out: IO[str] = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 
-    def tell(self, numbers: Mapping[str, float]) -> None:
-        """Send the bench one line."""
+    def send(self, numbers: Mapping[str, float]) -> None:
+        """Send one line of figures."""
         self.out.write(json.dumps(dict(numbers)) + "\n")
         self.out.flush()
 
-    def wait(self) -> None:
-        """Wait to be asked for a step; end where no more are wanted."""
+    def wait_for_request(self) -> None:
+        """Wait for the next step; exits the process when there are no more."""
         if not sys.stdin.readline():
             sys.stdout.flush()
-            os._exit(0)  # from within a trainer's loop there is no other way out
-        forget_peak()
+            os._exit(0)  # the only way out of a trainer's loop
+        reset_peak_memory()
 
     def serve(self, step: Callable[[], Numbers]) -> None:
-        """One call a step, for ever."""
+        """Call `step` for every request, until the process exits."""
         while True:
-            self.wait()
-            clock = Clock()
-            self.tell({**step(), **clock.read()})
+            self.wait_for_request()
+            timer = Timer()
+            self.send({**step(), **timer.read()})
 
 
-class Clock:
-    """What a step took, from its making on."""
+class Timer:
+    """Time and memory since construction."""
 
     def __init__(self) -> None:
-        """Begin."""
+        """Start."""
         self.wall, self.processor = time.perf_counter(), time.process_time()
 
     def read(self) -> Numbers:
-        """Seconds, those of the processor (all threads) and the peak of memory.
+        """Wall time, processor time of all threads, and peak memory in bytes.
 
-        On a machine with other work those of the processor say more; it must then be a single thread.
+        On a busy machine, processor time of a single thread is more reliable than wall time.
         """
         wall, processor = time.perf_counter() - self.wall, time.process_time() - self.processor
-        return {"step": wall, "processor": processor, "memory": peak()}
+        return {"step": wall, "processor": processor, "memory": peak_memory_bytes()}
 
 
-def forget_peak() -> None:
-    """Let the process's peak memory begin anew; where the system cannot, it stays that of its whole life."""
+def reset_peak_memory() -> None:
+    """Reset the process's peak memory; without /proc it remains the peak since the process started."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
 
 
-def peak() -> float:
-    """Bytes of main memory that this process held at most since `forget_peak`."""
+def peak_memory_bytes() -> float:
+    """Peak resident memory in bytes since `reset_peak_memory`."""
     from paretune.run.system import peak_rss_bytes
 
     return float(peak_rss_bytes())

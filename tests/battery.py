@@ -1,4 +1,4 @@
-"""Every algorithm on the toy task: its recipe at a small size, and a world that has all it needs."""
+"""Every algorithm on the toy task: its spec at a small size, and a training context that meets it."""
 
 import copy
 
@@ -13,7 +13,8 @@ from paretune.models.load import PolicyModel
 from paretune.models.merge import merge_models
 from paretune.models.model_passes import Models
 from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase
-from paretune.rl.loop import TrainingContext, train
+from paretune.rl.context import TrainingContext
+from paretune.rl.loop import train
 from paretune.rl.validate import check_spec
 from paretune.rollout.sampler import LocalSampler
 from paretune.rollout.stored import StoredResponseReader
@@ -23,23 +24,23 @@ from support.tiny_models import tiny_model
 from support.toy import FIRST, OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
 from toy import algorithm
 
-SIZES = {"n": 8, "max_new": 6}
+SIZES = {"num_generations": 8, "max_new_tokens": 6}
 MORE = {
-    "ppo": {"n": 4, "epochs": 2},
-    "ppo_max": {"n": 4, "critic_alone": 2},
-    "salsa": {"n": 4, "epochs": 2},
-    "safe_rlhf": {"n": 4, "epochs": 2},
-    "rto": {"n": 4, "epochs": 2, "dpo_steps": 4, "dpo_n": 4},
-    "superhf": {"n": 8, "kl": 0.05},
-    "dpo": {"responses": "online"},
-    "tdpo": {"responses": "online"},
-    "modpo": {"responses": "online", "beta": 1.0},
-    "pro": {"responses": "online", "n": 4},
-    "sft": {"responses": "online"},
+    "ppo": {"num_generations": 4, "num_iterations": 2},
+    "ppo_max": {"num_generations": 4, "critic_warmup_steps": 2},
+    "salsa": {"num_generations": 4, "num_iterations": 2},
+    "safe_rlhf": {"num_generations": 4, "num_iterations": 2},
+    "rto": {"num_generations": 4, "num_iterations": 2, "dpo_steps": 4, "dpo_num_generations": 4},
+    "superhf": {"num_generations": 8, "kl_coef": 0.05},
+    "dpo": {"response_source": "on_policy"},
+    "tdpo": {"response_source": "on_policy"},
+    "modpo": {"response_source": "on_policy", "beta": 1.0},
+    "pro": {"response_source": "on_policy", "num_generations": 4},
+    "sft": {"response_source": "on_policy"},
 }
-"""Arguments at which a tiny model shows what an algorithm does, within seconds."""
+"""Arguments at which a tiny model shows the effect of an algorithm within seconds."""
 GRADIENT = sorted(name for name in ALGORITHMS if name != "essa")
-"""Those that `descend` runs."""
+"""The algorithms that `train` runs."""
 
 
 def recipe_of(name: str, **more: object) -> AlgorithmSpec:
@@ -54,13 +55,13 @@ def language(seed: int = 0) -> PolicyModel:
 def world_of(
     recipe: AlgorithmSpec, folder, seed: int = 0, *, lr: float = 1e-2, micro_tokens: int = 8192
 ) -> TrainingContext:
-    """A tiny policy and everything that the recipe asks for beside it; phases are run."""
+    """A tiny policy and everything else that the spec requires; its phases are run."""
     policy, start = language(seed), language(seed)
     start.model.requires_grad_(False)
     heads = check_spec(recipe, OBJECTIVES).num_critic_heads
     frozen = {"reference": start.model}
-    for made in recipe.phases:
-        frozen[made.role] = _made(made, folder / made.role, seed, start, lr)
+    for phase in recipe.phases:
+        frozen[phase.role] = _frozen_model(phase, folder / phase.role, seed, start, lr)
     return TrainingContext(
         models=Models(
             policy=policy.model,
@@ -78,26 +79,24 @@ def world_of(
     )
 
 
-def _made(made, folder, seed, start, lr):
-    if isinstance(made, PretrainPhase):
-        world = world_of(made.spec, folder, seed, lr=lr)
-        train(
-            made.spec, world, max_steps=made.max_steps, seed=seed, run=Run(folder), save_steps=made.max_steps
-        )
-        return world.models.policy.requires_grad_(False)
-    second = language(seed + 100).model if made.other == "" else copy.deepcopy(start.model)
-    return merge_models((start.model, second), (1 - made.share, made.share)).requires_grad_(False)
+def _frozen_model(phase, folder, seed, start, lr):
+    if isinstance(phase, PretrainPhase):
+        context, steps = world_of(phase.spec, folder, seed, lr=lr), phase.max_steps
+        train(phase.spec, context, max_steps=steps, seed=seed, run=Run(folder), save_steps=steps)
+        return context.models.policy.requires_grad_(False)
+    second = language(seed + 100).model if phase.other_path == "" else copy.deepcopy(start.model)
+    return merge_models((start.model, second), (1 - phase.fraction, phase.fraction)).requires_grad_(False)
 
 
 def stored(seed: int, num: int = 24) -> tuple[ResponseGroup, ...]:
-    """Random answers to toy prompts with their true scores; a label is missing here and there."""
-    rng, found = numpy_generator(seed, 0, "toy stored"), []
+    """Random responses to toy prompts with their true scores as labels."""
+    rng, groups = numpy_generator(seed, 0, "toy stored"), []
     for prompt in toy_prompts(1000 + seed, num):
         texts = [" ".join(map(str, rng.integers(FIRST, VOCAB, size=4))) for _ in range(3)]
         scores = ToyScorer()([Sample(prompt=prompt, response=text) for text in texts])
         labels = tuple(dict(zip(OBJECTIVES, row, strict=True)) for row in scores.tolist())
-        found.append(ResponseGroup(prompt=prompt, responses=tuple(texts), labels=labels))
-    return tuple(found)
+        groups.append(ResponseGroup(prompt=prompt, responses=tuple(texts), labels=labels))
+    return tuple(groups)
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

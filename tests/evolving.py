@@ -1,4 +1,4 @@
-"""A toy policy with a fitted adapter, and a search of its singular values: for tests, and their processes."""
+"""A toy policy with a LoRA adapter, and evolution of its singular values; worker processes import it."""
 
 import torch
 
@@ -6,9 +6,10 @@ from paretune.algorithms.evolution import essa
 from paretune.models.load import PolicyModel
 from paretune.models.lora import AdapterDisabledModel, LoraSpec, add_lora
 from paretune.models.model_passes import Models
-from paretune.rl.evolution.loop import evolve
+from paretune.rl.context import TrainingContext
+from paretune.rl.evolution.loop import train_by_evolution
 from paretune.rl.evolution.workers import CandidateEvaluator
-from paretune.rl.loop import TrainingContext, train
+from paretune.rl.loop import train
 from paretune.rollout.sampler import LocalSampler
 from paretune.run.folder import Run
 from paretune.training.optimizer import OptimizerConfig
@@ -16,7 +17,7 @@ from support.tiny_models import tiny_model
 from support.toy import OBJECTIVES, PAD, STOP, VOCAB, ToyScorer, toy_prompts, toy_tokenizer
 
 WEIGHTS = {"even": 0.5, "high": 0.5}
-SIZES = {"max_new": 6, "population": 8, "warm_steps": 8, "warm_n": 4}
+SIZES = {"max_new_tokens": 6, "population_size": 8, "sft_steps": 8, "sft_num_generations": 4}
 
 
 def method(**more):
@@ -24,18 +25,18 @@ def method(**more):
 
 
 def world_of(model, prompts=16, lr=1e-2):
-    """The toy task before this policy."""
+    """The toy task for this policy."""
     language = PolicyModel(model=model, tokenizer=toy_tokenizer(), eos_ids=(STOP,), pad_id=PAD)
-    start = AdapterDisabledModel(model)
-    asked = PolicyModel(model=start, tokenizer=toy_tokenizer(), eos_ids=(STOP,), pad_id=PAD)
+    initial = AdapterDisabledModel(model)
+    initial_policy = PolicyModel(model=initial, tokenizer=toy_tokenizer(), eos_ids=(STOP,), pad_id=PAD)
     return TrainingContext(
-        models=Models(policy=model, frozen={"reference": start}),
+        models=Models(policy=model, frozen={"reference": initial}),
         sampler=LocalSampler(language, OBJECTIVES),
         scorers=(ToyScorer(),),
         objectives=OBJECTIVES,
         prompts_for_step=lambda step: toy_prompts(step, prompts),
         optim_config=OptimizerConfig(learning_rate=lr),
-        frozen_policy_sampler=LocalSampler(asked, OBJECTIVES),
+        frozen_policy_sampler=LocalSampler(initial_policy, OBJECTIVES),
     )
 
 
@@ -50,7 +51,7 @@ def policy(seed=0, r=4):
 
 
 def fitted(folder, evolution=None, seed=0, **more):
-    """The same after the phase that comes before a search."""
+    """The same context after the phase that trains the adapter."""
     evolution, world = evolution or method(), world_of(policy(seed), **more)
     phase = evolution.adapter_phase
     train(
@@ -60,7 +61,7 @@ def fitted(folder, evolution=None, seed=0, **more):
 
 
 def touched(seed=0):
-    """A world whose adapter is as an optimiser might have left it; made without one, so that it is quick."""
+    """A context whose adapter has random non-zero weights, as after training, without the time that takes."""
     model = policy(seed)
     rng = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -70,13 +71,15 @@ def touched(seed=0):
     return world_of(model)
 
 
-def hire(knobs):
-    """What another process makes its candidates of."""
-    return CandidateEvaluator(method(), touched(), knobs, 0)
+def hire(lora_svd):
+    """The worker factory: makes the evaluator of another process."""
+    return CandidateEvaluator(method(), touched(), lora_svd, 0)
 
 
 def searched(folder, evolution=None, world=None, *, steps=4, seed=0, every=2, **more):
-    """Evolve: what was found, and the bytes of the metrics."""
+    """Train by evolution: the final state, and the bytes of metrics.jsonl."""
     evolution, world = evolution or method(), world or touched(seed)
-    found = evolve(evolution, world, max_steps=steps, seed=seed, run=Run(folder), save_steps=every, **more)
-    return found, (folder / "metrics.jsonl").read_bytes()
+    state = train_by_evolution(
+        evolution, world, max_steps=steps, seed=seed, run=Run(folder), save_steps=every, **more
+    )
+    return state, (folder / "metrics.jsonl").read_bytes()

@@ -1,4 +1,4 @@
-"""What the tests of credit, loss and learn share: hand-made batches, and the toy task as a world."""
+"""Hand-made batches, and the toy task as a training context, for the tests of credit, loss and rl."""
 
 import copy
 import hashlib
@@ -12,7 +12,8 @@ from paretune.core.batch import Batch
 from paretune.credit.constraints import Constraint
 from paretune.models.load import PolicyModel
 from paretune.models.model_passes import Models
-from paretune.rl.loop import TrainingContext, train
+from paretune.rl.context import TrainingContext
+from paretune.rl.loop import train
 from paretune.rl.state import trainable_parameters
 from paretune.rollout.sampler import LocalSampler
 from paretune.run.folder import Run
@@ -47,18 +48,18 @@ def graded(scores, group=None, objectives=None, respond=None, lengths=None):
 
 
 def advance(step, batch, seed=0):
-    """One step from its start: the batch and what it reports."""
-    out, _, metrics = step.advance(batch, step.start(), torch.Generator().manual_seed(seed))
+    """Apply one credit step from its initial state: the batch and the metrics."""
+    out, _, metrics = step.apply_stateful(batch, step.init_state(), torch.Generator().manual_seed(seed))
     return out, metrics
 
 
 def toy_recipe(**more):
     """GRPO on the toy task; short responses."""
-    return grpo(WEIGHTS, **({"n": 8, "max_new": 6} | more))
+    return grpo(WEIGHTS, **({"num_generations": 8, "max_new_tokens": 6} | more))
 
 
 def algorithm(name, **more):
-    """An algorithm by name on the toy's objectives, with a constraint where it keeps some."""
+    """An algorithm by name on the toy's objectives, with a constraint if it takes constraints."""
     function = ALGORITHMS[name]
     if "constraints" in inspect.signature(function).parameters:
         more.setdefault("constraints", (Constraint("even", 0.5),))
@@ -66,7 +67,7 @@ def algorithm(name, **more):
 
 
 def toy_world(seed=0, *, lr=1e-2, scorers=None, prompts=None, **more):
-    """A tiny random policy before the toy task, its start frozen as the reference."""
+    """A tiny random policy on the toy task, with its initial weights frozen as the reference."""
     model = tiny_model("llama", VOCAB, seed=seed, width=16, layers=1, heads=2, context=32, stop=STOP, pad=PAD)
     language = PolicyModel(model=model, tokenizer=toy_tokenizer(), eos_ids=(STOP,), pad_id=PAD)
     reference = copy.deepcopy(model).requires_grad_(False)
@@ -82,27 +83,27 @@ def toy_world(seed=0, *, lr=1e-2, scorers=None, prompts=None, **more):
 
 
 def digest(world):
-    """SHA-256 of all that is learnt."""
+    """SHA-256 of all trained weights."""
     rows = [p.detach().numpy().tobytes() for p in trainable_parameters(world.models).values()]
     return hashlib.sha256(b"".join(rows)).hexdigest()
 
 
 def trained(folder, world=None, recipe=None, *, steps=4, seed=0, every=2, **more):
-    """Train the toy task: the digest of the weights, and the bytes of the metrics."""
+    """Train on the toy task: the digest of the weights, and the bytes of metrics.jsonl."""
     world, recipe, run = world or toy_world(), recipe or toy_recipe(), Run(folder)
     train(recipe, world, max_steps=steps, seed=seed, run=run, save_steps=every, **more)
     return digest(world), (folder / "metrics.jsonl").read_bytes()
 
 
 class Cut(Exception):
-    """The power went."""
+    """A simulated power failure."""
 
 
 def stop_after(steps):
-    """For on_step: cut the run after so many steps."""
+    """An `on_step` callback that interrupts the run after so many steps."""
 
-    def hear(step, *rest):
+    def on_step(step, *rest):
         if step + 1 == steps:
             raise Cut
 
-    return hear
+    return on_step

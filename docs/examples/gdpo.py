@@ -1,4 +1,4 @@
-"""One small batch under the five forms of GDPO.
+"""One small batch under the five variants of GDPO.
 
 python docs/examples/gdpo.py
 """
@@ -24,14 +24,14 @@ def advantages(form: GdpoVariant, scores: list[list[float]], group: list[int]) -
 
 
 def forms(scores: list[list[float]], group: list[int]) -> None:
-    """A line for every form."""
+    """A line for every variant."""
     head = [f"{'AB'[g]}{group[:i].count(g) + 1}" for i, g in enumerate(group)]
-    table(("form", *head), [[form, *advantages(form, scores, group)] for form in get_args(GdpoVariant)])
+    table(("variant", *head), [[form, *advantages(form, scores, group)] for form in get_args(GdpoVariant)])
 
 
-def told_apart() -> None:
-    """What each order can tell apart."""
-    block("told apart")
+def distinguished() -> None:
+    """Rewards that each order can distinguish."""
+    block("distinguished")
     groups = {
         "(0,0) (0,1)": [[0.0, 0.0], [0.0, 1.0]],
         "(0,0) (1,1)": [[0.0, 0.0], [1.0, 1.0]],
@@ -40,7 +40,7 @@ def told_apart() -> None:
     }
     rows: list[list[object]] = []
     for name, scores in groups.items():
-        objectives = ("right", "short", "kind")[: len(scores[0])]
+        objectives = ("right", "short", "polite")[: len(scores[0])]
         equal = dict.fromkeys(objectives, 1.0)
         for recipe in (grpo(equal), mo_grpo(equal)):
             signal = column(after(graded(scores, objectives), recipe.reward_steps, recipe.credit).rewards)
@@ -57,9 +57,9 @@ def main() -> None:
     forms(SCORES, GROUP)
     block("missing")
     forms([*SCORES[:3], [1.0, NAN], *SCORES[4:]], GROUP)
-    block("alone")
+    block("singleton")
     forms(SCORES[:5], GROUP[:5])
-    block("neighbours")
+    block("neighbors")
     batch = graded(SCORES, OBJECTIVES, GROUP, LENGTHS)
     recipes = {"grpo": grpo(WEIGHTS), "mo_grpo": mo_grpo(WEIGHTS)}
     rows = [
@@ -67,7 +67,7 @@ def main() -> None:
         for name, r in recipes.items()
     ]
     table(("algorithm", "A1", "A2", "A3", "A4", "B1", "B2", "B3"), rows)
-    told_apart()
+    distinguished()
 
 
 if __name__ == "__main__":

@@ -22,23 +22,25 @@ WEIGHTS = {"polite": 1.0, "safety": 1.0}
 GATES = (("polite", "safety", 0.5, 0.0),)
 
 FAMILY = ("dr_grpo", "rloo", "reinforce_pp", "gdpo", "mo_grpo", "dapo", "gspo", "cispo", "sapo")
-"""Those that compare responses without a critic and descend a policy gradient."""
+"""Critic-free policy-gradient algorithms."""
 
 
-def said(part: object) -> str:
-    """A part by its name, and the settings that are not its defaults."""
+def short_repr(part: object) -> str:
+    """The class name of a part, and its fields that are not at their defaults."""
     if not is_dataclass(part) or isinstance(part, type):
         return repr(part)
     values = {field.name: (getattr(part, field.name), field.default) for field in fields(part)}
-    inside = ", ".join(f"{name}={said(value)}" for name, (value, usual) in values.items() if value != usual)
-    return f"{type(part).__name__}({inside})"
+    changed = ", ".join(
+        f"{name}={short_repr(value)}" for name, (value, default) in values.items() if value != default
+    )
+    return f"{type(part).__name__}({changed})"
 
 
-def lines(recipe: AlgorithmSpec) -> list[tuple[str, str]]:
-    """Every part, by the field of the recipe that it stands in."""
-    found: list[tuple[str, str]] = []
-    for field in fields(recipe):
-        value = getattr(recipe, field.name)
+def lines(spec: AlgorithmSpec) -> list[tuple[str, str]]:
+    """Every part, with the name of its field in the spec."""
+    result: list[tuple[str, str]] = []
+    for field in fields(spec):
+        value = getattr(spec, field.name)
         each = (
             list(value)
             if isinstance(value, tuple)
@@ -46,8 +48,8 @@ def lines(recipe: AlgorithmSpec) -> list[tuple[str, str]]:
             if isinstance(value, CreditStep)
             else [value]
         )
-        found += [(field.name if i == 0 else "", said(part)) for i, part in enumerate(each)]
-    return found
+        result += [(field.name if i == 0 else "", short_repr(part)) for i, part in enumerate(each)]
+    return result
 
 
 def _steps(step: CreditStep) -> list[CreditStep]:
@@ -55,14 +57,14 @@ def _steps(step: CreditStep) -> list[CreditStep]:
 
 
 def parts() -> None:
-    """The recipe of two objectives with a gate."""
+    """The spec of two objectives with a gate."""
     block("parts")
     for name, part in lines(grpo(WEIGHTS, gates=GATES)):
-        print(f"{name:<11}{part}")
+        print(f"{name:<17}{part}")
 
 
 def one_step() -> None:
-    """Two responses of two tokens and of one, worth 1 and 0, at the start of an update."""
+    """Two responses of two tokens and of one, with rewards 1 and 0, at the start of an update."""
     block("one step")
     batch = after(
         graded([1.0, 0.0], lengths=[2, 1]),
@@ -74,7 +76,7 @@ def one_step() -> None:
     batch = batch.replace(
         old_logprobs=logp,
         ref_logprobs=reference,
-        loss_weights=LossAggregation("sequence")(batch.response_mask),
+        loss_weights=LossAggregation("seq_mean_token_mean")(batch.response_mask),
     )
     now = logp.clone().requires_grad_()
     loss, terms = total_loss(
@@ -96,12 +98,12 @@ def one_step() -> None:
                 float(slope[row, t]),
             ]
         )
-    table(("token", "advantage", "log p - log p_ref", "weight", "slope"), rows)
+    table(("token", "advantage", "log p - log p_ref", "weight", "gradient"), rows)
     print(*(f"{name} {value:.6f}," for name, value in terms.items()), f"loss {float(loss.detach()):.9f}")
 
 
 def family() -> None:
-    """How each algorithm of its family differs from GRPO, field by field."""
+    """Differences of related algorithms from GRPO, field by field."""
     block("family")
     weights = dict(WEIGHTS)
     base = dict(_by_field(grpo(weights)))
@@ -109,16 +111,16 @@ def family() -> None:
         print(name)
         for field, value in _by_field(ALGORITHMS[name](weights)):
             if field != "name" and value != base[field]:
-                print(f"  {field:<9} {value}")
+                print(f"  {field:<16} {value}")
 
 
-def _by_field(recipe: AlgorithmSpec) -> list[tuple[str, str]]:
+def _by_field(spec: AlgorithmSpec) -> list[tuple[str, str]]:
     joined: dict[str, list[str]] = {}
     last = ""
-    for name, part in lines(recipe):
+    for name, part in lines(spec):
         last = name or last
         joined.setdefault(last, []).append(part)
-    return [(field.name, ", ".join(joined.get(field.name, ["nothing"]))) for field in fields(recipe)]
+    return [(field.name, ", ".join(joined.get(field.name, ["nothing"]))) for field in fields(spec)]
 
 
 def main() -> None:

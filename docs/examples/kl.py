@@ -1,4 +1,4 @@
-"""Estimators of the divergence from the reference: their values, and where their gradients push.
+"""KL estimators: their values and gradients.
 
 python docs/examples/kl.py
 """
@@ -14,8 +14,8 @@ GAPS = torch.tensor([-5.0, -0.5, 0.0, 0.2, 5.0])
 
 
 def values() -> None:
-    """What each estimator says of one token, and its slope in log p(token)."""
-    for name, pick in (("values", 0), ("slopes", 1)):
+    """The value of each estimator for one token, and its gradient in log p(token)."""
+    for name, pick in (("values", 0), ("gradients", 1)):
         block(name)
         rows: list[list[object]] = []
         for estimator, function in KL_ESTIMATORS.items():
@@ -27,7 +27,7 @@ def values() -> None:
 
 
 def directions() -> None:
-    """Expected value and gradient over the policy's own samples, in the logits of a policy over two words."""
+    """Expected value and gradient over the policy's own samples, in the logits of two tokens."""
     block("directions")
     reference = torch.tensor([0.25, 0.75])
     policy = torch.tensor([0.5, 0.5])
@@ -44,18 +44,18 @@ def directions() -> None:
         each = estimator(logits.log_softmax(-1) - reference.log())
         expected = (policy * each).sum()
         rows.append([name, float(expected.detach()), *column(torch.autograd.grad(expected, logits)[0])])
-    table(("", "value", "word 1", "word 2"), rows)
+    table(("", "value", "token 1", "token 2"), rows)
 
 
 def off_policy() -> None:
-    """The same when an older policy (0.8, 0.2) wrote the responses: only the ratio mends it."""
+    """The same for responses of an older policy (0.8, 0.2): unbiased only with the ratio."""
     block("off policy")
     reference, old = torch.tensor([0.25, 0.75]), torch.tensor([0.8, 0.2])
     logits = torch.tensor([0.5, 0.5]).log().requires_grad_()
     batch = graded([0.0, 0.0])
     on = batch.response_mask
     rows: list[list[object]] = []
-    for estimator, ratios in (("k3", ("none", "token")), ("k3_k2", ("none",))):
+    for estimator, ratios in (("k3", ("none", "token")), ("k3_value_k2_grad", ("none",))):
         for ratio in ratios:
             batch = batch.replace(
                 ref_logprobs=torch.where(on, reference.log()[:, None], 0.0),
@@ -67,11 +67,11 @@ def off_policy() -> None:
             rows.append(
                 [estimator, ratio, float(loss.detach()), *column(torch.autograd.grad(loss, logits)[0])]
             )
-    table(("estimator", "ratio", "value", "word 1", "word 2"), rows)
+    table(("estimator", "ratio_level", "value", "token 1", "token 2"), rows)
 
 
 def in_the_reward() -> None:
-    """One response of three tokens, worth 1."""
+    """One response of three tokens and reward 1."""
     block("in the reward")
     batch = graded([1.0], lengths=[3])
     batch = batch.replace(
@@ -80,9 +80,9 @@ def in_the_reward() -> None:
     )
     for estimator in ("k1", "k2", "k3"):
         paid = after(batch, TerminalReward(), KlPenalty(0.1, estimator)).require("token_rewards")
-        whole = after(batch, KlPenalty(0.1, estimator, level="response")).rewards
+        whole = after(batch, KlPenalty(0.1, estimator, level="sequence")).rewards
         numbers = "  ".join(f"{x:7.4f}" for x in column(paid[:, 1:]))
-        print(f"{estimator}  tokens {numbers}   response {float(whole):.4f}")
+        print(f"{estimator}  token {numbers}   sequence {float(whole):.4f}")
 
 
 def main() -> None:

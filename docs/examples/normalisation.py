@@ -1,4 +1,4 @@
-"""What a response is compared with: the forms of a baseline and of a scale.
+"""Baselines and scales: group, leave-one-out, batch and running normalization.
 
 python docs/examples/normalisation.py
 """
@@ -20,16 +20,16 @@ from paretune.credit.selection import DropZeroVarianceGroups
 from paretune.credit.shaping import ClipReward
 
 FORMS: dict[str, CreditStep] = {
-    'GroupNormalise("std")': GroupNormalize("std"),
-    '  form="population"': GroupNormalize("std", std_estimator="population"),
+    'GroupNormalize("group")': GroupNormalize("group"),
+    '  std_estimator="population"': GroupNormalize("group", std_estimator="population"),
     '  "none"': GroupNormalize("none"),
     "LeaveOneOut()": LeaveOneOut(),
-    '  "std"': LeaveOneOut("std"),
+    '  "group"': LeaveOneOut("group"),
 }
 
 
 def forms() -> None:
-    """One group under each form."""
+    """One group under each baseline."""
     block("forms")
     rewards = (0.2, 0.5, 0.9, 0.4)
     table(
@@ -47,30 +47,30 @@ def _summed(name: str, step: CreditStep, rewards: tuple[float, ...]) -> list[obj
     return [name, *signal, sum(signal)]
 
 
-def flat() -> None:
-    """Groups in which nobody was better than anybody."""
-    block("flat")
+def zero_variance() -> None:
+    """Groups of nearly equal rewards."""
+    block("zero variance")
     noise = torch.full((4, 1), 0.7, dtype=torch.float32)
     noise[3] = torch.nextafter(noise[3], torch.ones(1, dtype=torch.float32))
-    settled = torch.tensor([[0.990], [0.991], [0.990], [0.989]])
+    saturated = torch.tensor([[0.990], [0.991], [0.990], [0.989]])
     group = torch.zeros(4, dtype=torch.long)
     rows: list[list[object]] = []
-    for name, x in (("rounding", noise), ("settled", settled)):
-        for eps, floor in ((0.0, 0.0), (1e-4, 0.0), (1e-4, 1e-5)):
-            z = group_normalize(x, group, "std", "population", eps, floor)
-            rows.append([name, f"{eps:g}", f"{floor:g}", *column(z)])
-    table(("group", "eps", "floor", "A1", "A2", "A3", "A4"), rows)
+    for name, x in (("rounding", noise), ("saturated", saturated)):
+        for eps, rtol in ((0.0, 0.0), (1e-4, 0.0), (1e-4, 1e-5)):
+            z = group_normalize(x, group, "group", "population", eps, rtol)
+            rows.append([name, f"{eps:g}", f"{rtol:g}", *column(z)])
+    table(("group", "eps", "zero_std_rtol", "A1", "A2", "A3", "A4"), rows)
 
 
 def batch() -> None:
-    """Two prompts, of large and of small spread, and one whose responses are all alike."""
+    """Two prompts, of large and of small variance, and one with equal rewards."""
     block("batch")
     rewards, group = (1.0, 0.0, 0.0, 1.0, 0.6, 0.4, 0.5, 0.5), [0] * 4 + [1] * 4
     scales: dict[str, tuple[CreditStep, ...]] = {
-        "of the group": (GroupNormalize("std", std_estimator="population", eps=0.0),),
+        "of the group": (GroupNormalize("group", std_estimator="population", eps=0.0),),
         "of the batch": (GroupNormalize("batch", std_estimator="population", eps=0.0),),
         "none": (GroupNormalize("none"),),
-        "none, then BatchNormalise": (
+        "none, then BatchNormalize": (
             GroupNormalize("none"),
             BatchNormalize(std_estimator="population", eps=0.0),
         ),
@@ -78,18 +78,19 @@ def batch() -> None:
     rows = [[name, *column(after(graded(rewards, group=group), *s).rewards)] for name, s in scales.items()]
     table(("rewards", *map(str, rewards)), rows, 3)
     kept = after(graded((*rewards, 0.7, 0.7), group=[*group, 2, 2]), DropZeroVarianceGroups(0.2))
-    print(f"DropFlatGroups(0.2) of these and of (0.7, 0.7): {kept.group.unique().tolist()} of [0, 1, 2] stay")
+    groups = kept.group.unique().tolist()
+    print(f"DropZeroVarianceGroups(0.2) of these and of (0.7, 0.7): {groups} of [0, 1, 2] stay")
 
 
 def whitening() -> None:
-    """Each response once, or as often as it is long."""
+    """Statistics over responses, or over tokens."""
     block("whitening")
     rewards, group, lengths = (1.0, 0.0, 0.0, 0.0, 1.0, 1.0), [0] * 4 + [1] * 2, (2, 20, 20, 20, 4, 4)
     chains: dict[str, tuple[CreditStep, ...]] = {
         "group mean only": (GroupNormalize("none"), BroadcastToTokens()),
-        "BatchNormalise()": (GroupNormalize("none"), BatchNormalize(), BroadcastToTokens()),
+        "BatchNormalize()": (GroupNormalize("none"), BatchNormalize(), BroadcastToTokens()),
         "Whiten()": (GroupNormalize("none"), BroadcastToTokens(), Whiten()),
-        'Whiten(mean="kept")': (GroupNormalize("none"), BroadcastToTokens(), Whiten(shift_mean="kept")),
+        'Whiten(shift_mean="none")': (GroupNormalize("none"), BroadcastToTokens(), Whiten(shift_mean="none")),
     }
     rows: list[list[object]] = []
     for name, steps in chains.items():
@@ -99,13 +100,13 @@ def whitening() -> None:
 
 
 def running() -> None:
-    """Three steps of training; the third one has a runaway score."""
+    """Three training steps; the third one has an outlier."""
     block("running")
     rows: list[list[object]] = []
     parts: dict[str, CreditStep] = {
         "exact": RunningNormalize(),
         "inflated": RunningNormalize(moments_mode="inflated"),
-        "fading": RunningNormalize(moments_mode="fading"),
+        "ema": RunningNormalize(moments_mode="ema"),
     }
     for name, part in parts.items():
         state = part.init_state()
@@ -113,13 +114,13 @@ def running() -> None:
             out, state, _ = part.apply_stateful(graded(rewards), state, torch.Generator())
             cut = after(out, ClipReward(-0.8, 0.8)).rewards
             rows.append([name, step, *map(str, rewards), *column(out.rewards), *column(cut)])
-    table(("memory", "step", "s1", "s2", "scaled 1", "scaled 2", "cut 1", "cut 2"), rows)
+    table(("moments_mode", "step", "s1", "s2", "scaled 1", "scaled 2", "clipped 1", "clipped 2"), rows)
 
 
 def main() -> None:
     """Print the numbers of the page."""
     forms()
-    flat()
+    zero_variance()
     batch()
     whitening()
     running()

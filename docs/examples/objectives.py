@@ -1,4 +1,4 @@
-"""Many objectives to one signal: what every aggregator makes of the same four responses.
+"""Many objectives to one reward: every aggregator on the same four responses.
 
 python docs/examples/objectives.py
 """
@@ -16,13 +16,8 @@ from paretune.credit.aggregation import (
     WeightedSum,
 )
 from paretune.credit.base import CreditStep
-from paretune.credit.constraints import Constraint, Lagrangian, solve_dual
-from paretune.credit.scalarization import (
-    Chebyshev,
-    CorrelationTargetWeightedSum,
-    HypervolumeGuidedWeighting,
-    MinObjective,
-)
+from paretune.credit.constraints import Constraint, Lagrangian
+from paretune.credit.scalarization import Chebyshev, HypervolumeGuidedWeighting, MinObjective
 from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, MissingAsZero, Threshold
 
 NAN = float("nan")
@@ -33,19 +28,19 @@ IDEAL = dict.fromkeys(NAMES, 1.0)
 
 
 def aggregators() -> None:
-    """The signal under each."""
+    """The reward under each."""
     block("aggregators")
     gates = tuple(Gate(name, "safety", 0.5) for name in NAMES[:3])
     chains: dict[str, tuple[CreditStep, ...]] = {
         "WeightedSum, equal": (SUM,),
         "Gate on safety, WeightedSum": (*gates, SUM),
         "Threshold(safety, 0.6), WeightedSum": (Threshold("safety", 0.6), SUM),
-        'Threshold(safety, 0.6, "pass"), WeightedSum': (Threshold("safety", 0.6, "pass"), SUM),
-        "Target(polite, 0.8), WeightedSum": (DistanceToTarget("polite", 0.8), SUM),
-        "Worst": (MinObjective(NAMES),),
-        "Worst, sharpness 10": (MinObjective(NAMES, 10.0),),
+        'Threshold(safety, 0.6, "binary"), WeightedSum': (Threshold("safety", 0.6, "binary"), SUM),
+        "DistanceToTarget(polite, 0.8), WeightedSum": (DistanceToTarget("polite", 0.8), SUM),
+        "MinObjective": (MinObjective(NAMES),),
+        "MinObjective, sharpness 10": (MinObjective(NAMES, 10.0),),
         "Chebyshev, response": (Chebyshev(EQUAL, "response", IDEAL),),
-        "Chebyshev, mean": (Chebyshev(EQUAL, "mean", IDEAL),),
+        "Chebyshev, policy_mean": (Chebyshev(EQUAL, "policy_mean", IDEAL),),
         "Lexicographic, safety up to 0.6, action": (Lexicographic((("safety", 0.6), ("action", None))),),
         "Lagrangian, safety at least 0.8": (Lagrangian(EQUAL, (Constraint("safety", 0.8),)),),
     }
@@ -54,7 +49,7 @@ def aggregators() -> None:
 
 
 def multipliers() -> None:
-    """A constraint that is broken for ten steps and kept by far for the next ten."""
+    """A constraint that is violated for ten steps and satisfied with a wide margin for the next ten."""
     block("multipliers")
     constraint = (Constraint("safe", 0.8),)
     parts = {
@@ -74,19 +69,19 @@ def multipliers() -> None:
     }
     bad = graded([[0.9, 0.2], [0.8, 0.4], [0.7, 0.3], [0.6, 0.3]], ("help", "safe"))
     good = graded([[0.9, 0.9], [0.8, 1.0], [0.7, 1.0], [0.6, 0.9]], ("help", "safe"))
-    shown = (0, 4, 9, 10, 14, 19)
+    shown_steps = (0, 4, 9, 10, 14, 19)
     rows: list[list[object]] = []
     for name, part in parts.items():
-        state, seen = part.init_state(), []
+        state, values = part.init_state(), []
         for step in range(20):
             _, state, metrics = part.apply_stateful(bad if step < 10 else good, state, torch.Generator())
-            seen.append(metrics["state/multiplier/safe"])
-        rows.append([name, *(seen[step] for step in shown)])
-    table(("multiplier after step", *map(str, shown)), rows)
+            values.append(metrics["state/multiplier/safe"])
+        rows.append([name, *(values[step] for step in shown_steps)])
+    table(("multiplier after step", *map(str, shown_steps)), rows)
 
 
-def kinds_of_constraints() -> None:
-    """The same scores against a mean, a rate and a quantile."""
+def constraint_statistics() -> None:
+    """The same scores under constraints on a mean, a rate and a quantile."""
     block("constraints")
     scores = torch.tensor([row[3] for row in FOUR])
     constraints = (
@@ -96,32 +91,21 @@ def kinds_of_constraints() -> None:
     )
     rows: list[list[object]] = []
     for c in constraints:
-        level = float(c.statistic_value(scores))
+        value = float(c.statistic_value(scores))
         rows.append(
             [
                 c.statistic,
                 "" if c.statistic_arg is None else f"{c.statistic_arg:g}",
                 f"{c.lower_bound:g}",
-                level,
-                c.lower_bound - level,
+                value,
+                c.lower_bound - value,
             ]
         )
-    table(("of", "at", "at least", "level", "broken by"), rows)
-
-
-def offline() -> None:
-    """A multiplier from scored responses of the reference alone."""
-    block("dual")
-    help_, safe = torch.tensor([0.9, 0.6, 0.3]), torch.tensor([0.1, 0.7, 1.0])
-    rows: list[list[object]] = []
-    for level in (0.5, 0.7, 0.8, 0.9):
-        found = solve_dual(help_, (safe - level)[:, None], torch.zeros(3, dtype=torch.long), beta=0.2)
-        rows.append([f"{level:g}", float(found.multipliers), float(found.slacks), found.dual_value])
-    table(("safe at least", "multiplier", "margin", "value"), rows)
+    table(("statistic", "statistic_arg", "lower_bound", "value", "violation"), rows)
 
 
 def changing() -> None:
-    """Weights that are not the same for all steps, kinds of prompt, or rows."""
+    """Weights that depend on the training step, the category of the prompt, or the row."""
     block("weights")
     part = ScheduledWeightedSum(((0, {"polite": 1.0}), (10, {"polite": 0.5, "safety": 0.5})))
     state, rows = part.init_state(), []
@@ -133,52 +117,48 @@ def changing() -> None:
     batch: Batch = graded(FOUR, NAMES).replace(
         category=torch.tensor([0, 0, 1, 1]), categories=("harmful", "benign")
     )
-    kinds = after(batch, PerCategoryWeightedSum({"harmful": {"safety": 1.0}}, default_weights=EQUAL))
-    print("KindSum, o1 and o2 harmful:", *(f"{x:.4f}" for x in column(kinds.rewards)))
-    wanted = torch.tensor([[0.0, 0, 0, 1], [0, 0, 0, 1], [1, 0, 0, 0], [0.5, 0.5, 0, 0]])
-    asked = after(graded(FOUR, NAMES).replace(preference_weights=wanted), PreferenceWeightedSum())
-    print("PreferenceSum, rows of weights:", *(f"{x:.4f}" for x in column(asked.rewards)))
+    by_category = after(batch, PerCategoryWeightedSum({"harmful": {"safety": 1.0}}, default_weights=EQUAL))
+    print("PerCategoryWeightedSum, o1 and o2 harmful:", *(f"{x:.4f}" for x in column(by_category.rewards)))
+    preferences = torch.tensor([[0.0, 0, 0, 1], [0, 0, 0, 1], [1, 0, 0, 0], [0.5, 0.5, 0, 0]])
+    by_row = after(graded(FOUR, NAMES).replace(preference_weights=preferences), PreferenceWeightedSum())
+    print("PreferenceWeightedSum, rows of weights:", *(f"{x:.4f}" for x in column(by_row.rewards)))
 
 
 def dynamic() -> None:
-    """Five steps of a policy that gets better at `a`, at `b` hardly, and at the end at neither."""
+    """Five steps of a policy that improves in `a`, hardly in `b`, and at the end in neither."""
     block("dynamic")
     guided = HypervolumeGuidedWeighting(("a", "b"))
-    target = CorrelationTargetWeightedSum({"a": 1.0, "b": 1.0}, target_correlations={"b": 0.9})
-    one, two, rows = guided.init_state(), target.init_state(), []
+    state, rows = guided.init_state(), []
     for step in range(5):
         a, b = 0.1 * min(step, 3), 0.02 * min(step, 3)
         batch = graded([[0.1 + a, 0.5 + b], [0.9 + a, 0.4 + b], [0.3 + a, 0.6 + b]], ("a", "b"))
-        _, one, volume = guided.apply_stateful(batch, one, torch.Generator())
-        _, two, seen = target.apply_stateful(batch, two, torch.Generator())
-        factor = volume["state/growth_factor"]
-        rows.append(
-            [step, factor, seen["state/correlation/b"], seen["state/weight/a"], seen["state/weight/b"]]
-        )
-    table(("step", "growth factor", "correlation of b", "weight a", "weight b"), rows)
+        _, state, metrics = guided.apply_stateful(batch, state, torch.Generator())
+        # The first step has no hypervolume yet: its point is the reference point.
+        rows.append([step, metrics["state/hypervolume"], metrics["state/growth_factor"]])
+    table(("step", "hypervolume", "growth factor"), rows)
 
 
 def missing() -> None:
-    """Nobody scored the safety of o2."""
+    """The safety score of o2 is missing."""
     block("missing")
-    lacking = [FOUR[0], [*FOUR[1][:3], NAN], *FOUR[2:]]
+    incomplete = [FOUR[0], [*FOUR[1][:3], NAN], *FOUR[2:]]
     chains: dict[str, tuple[CreditStep, ...]] = {
-        "no policy": (SUM,),
+        "no HandleMissingScores": (SUM,),
         '"drop"': (HandleMissingScores("drop", EQUAL), SUM),
-        '"renormalise"': (HandleMissingScores("renormalise", EQUAL), SUM),
+        '"renormalize"': (HandleMissingScores("renormalize", EQUAL), SUM),
         '"group_mean"': (HandleMissingScores("group_mean", EQUAL), SUM),
-        "MissingIsZero()": (MissingAsZero(), SUM),
+        "MissingAsZero()": (MissingAsZero(), SUM),
     }
     rows: list[list[object]] = []
     for name, steps in chains.items():
-        signal: list[object] = [*column(after(graded(lacking, NAMES), *steps).rewards)]
-        rows.append([name, *(signal if len(signal) == 4 else [signal[0], "gone", *signal[1:]])])
+        rewards: list[object] = [*column(after(graded(incomplete, NAMES), *steps).rewards)]
+        rows.append([name, *(rewards if len(rewards) == 4 else [rewards[0], "dropped", *rewards[1:]])])
     table(("", "o1", "o2", "o3", "o4"), rows)
 
 
-def who_decides() -> None:
-    """What the aggregators report."""
-    block("reports")
+def logged() -> None:
+    """Metrics of the aggregators."""
+    block("metrics")
     for step in (
         SUM,
         MinObjective(NAMES),
@@ -186,18 +166,17 @@ def who_decides() -> None:
         Lexicographic((("safety", 0.6), ("action", None))),
     ):
         _, seen = reported(graded(FOUR, NAMES), step)
-        kind = "share/" if step is SUM else "active/"
-        numbers = [f"{key} {value:.4f}" for key, value in seen.items() if key.startswith(kind)]
+        prefix = "variance_share/" if step is SUM else "active_objective/"
+        numbers = [f"{key} {value:.4f}" for key, value in seen.items() if key.startswith(prefix)]
         print(f"{type(step).__name__}:", *numbers)
 
 
 def main() -> None:
     """Print the numbers of the page."""
     aggregators()
-    who_decides()
+    logged()
     multipliers()
-    kinds_of_constraints()
-    offline()
+    constraint_statistics()
     changing()
     dynamic()
     missing()

@@ -11,14 +11,14 @@ from paretune.credit.normalization import BatchNormalize, GroupNormalize
 
 RESPONSES = ("o1 unsafe", "o2", "o3", "o4")
 EQUAL = WeightedSum(dict.fromkeys(NAMES, 1 / 4))
-SAFETY_THREE = WeightedSum(dict.fromkeys(NAMES, 1 / 6) | {"safety": 3 / 6})
-COMPARE = GroupNormalize("std", std_estimator="population", eps=0.0)
+TRIPLE_SAFETY = WeightedSum(dict.fromkeys(NAMES, 1 / 6) | {"safety": 3 / 6})
+NORMALIZE = GroupNormalize("group", std_estimator="population", eps=0.0)
 SCALE = BatchNormalize(std_estimator="population", eps=0.0)
 GATES = tuple(Gate(name, condition_objective="safety", threshold=0.5) for name in NAMES if name != "safety")
 
 
 def signal(*steps: CreditStep) -> list[float]:
-    """What the steps make of the four responses."""
+    """The rewards of the four responses after the steps."""
     return column(after(graded(FOUR, NAMES), *steps).rewards)
 
 
@@ -28,16 +28,16 @@ def main() -> None:
     table(("response", *NAMES), ([name, *row] for name, row in zip(RESPONSES, FOUR, strict=True)), 1)
 
     block("aggregate first")
-    together = signal(EQUAL, COMPARE)
+    together = signal(EQUAL, NORMALIZE)
     table(("response", "sum", "advantage"), zip(RESPONSES, signal(EQUAL), together, strict=True))
 
     block("shares")
     _, seen = reported(graded(FOUR, NAMES), EQUAL)
     table(("objective", "share"), [(name, seen[f"variance_share/{name}"]) for name in NAMES])
 
-    block("normalise first")
-    every = after(graded(FOUR, NAMES), COMPARE).rewards.tolist()
-    apart, scaled = signal(COMPARE, EQUAL), signal(COMPARE, EQUAL, SCALE)
+    block("normalize first")
+    every = after(graded(FOUR, NAMES), NORMALIZE).rewards.tolist()
+    apart, scaled = signal(NORMALIZE, EQUAL), signal(NORMALIZE, EQUAL, SCALE)
     rows = zip(RESPONSES, every, apart, scaled, strict=True)
     table(("response", *NAMES, "sum", "advantage"), ([name, *z, a, b] for name, z, a, b in rows))
 
@@ -46,12 +46,12 @@ def main() -> None:
     table(("response", *NAMES), ([name, *row] for name, row in zip(RESPONSES, gated, strict=True)), 1)
 
     block("gate in both orders")
-    first, second = signal(*GATES, EQUAL, COMPARE), signal(*GATES, COMPARE, EQUAL, SCALE)
-    head = ("response", "aggregate first", "normalise first")
+    first, second = signal(*GATES, EQUAL, NORMALIZE), signal(*GATES, NORMALIZE, EQUAL, SCALE)
+    head = ("response", "aggregate first", "normalize first")
     table(head, zip(RESPONSES, first, second, strict=True))
 
     block("weights in both orders")
-    first, second = signal(SAFETY_THREE, COMPARE), signal(COMPARE, SAFETY_THREE)
+    first, second = signal(TRIPLE_SAFETY, NORMALIZE), signal(NORMALIZE, TRIPLE_SAFETY)
     table(head, zip(RESPONSES, first, second, strict=True))
 
 

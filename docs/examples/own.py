@@ -1,4 +1,4 @@
-"""A recipe of your own: other parts in an algorithm, tried before any model is loaded.
+"""A custom algorithm: other parts in a spec, checked before any model is loaded.
 
 python docs/examples/own.py
 """
@@ -14,14 +14,14 @@ from paretune.rl.validate import check_spec
 
 
 def main() -> None:
-    """Print what the page shows."""
-    block("plan")
+    """Print the blocks of the page."""
+    block("requirements")
     base = grpo({"polite": 1.0, "safety": 1.0})
-    mine = base.replace(name="mine", credit=chain(LeaveOneOut("std"), BroadcastToTokens()))
-    print(check_spec(mine, ["polite", "safety"]))
+    custom = base.replace(name="custom", credit=chain(LeaveOneOut("group"), BroadcastToTokens()))
+    print(check_spec(custom, ["polite", "safety"]))
     block("refused")
-    price = KlPenalty(0.05, level="response")
-    twice = base.replace(name="twice", credit=chain(price, LeaveOneOut(), BroadcastToTokens()))
+    penalty = KlPenalty(0.05, level="sequence")
+    twice = base.replace(name="twice", credit=chain(penalty, LeaveOneOut(), BroadcastToTokens()))
     try:
         check_spec(twice, ["polite", "safety"])
     except WiringError as error:

@@ -1,4 +1,4 @@
-"""PPO with a critic, and PPO-max: one response by hand, and a reward scale that remembers.
+"""PPO with a critic, and PPO-max: one response by hand, and running reward normalization.
 
 python docs/examples/ppo.py
 """
@@ -15,11 +15,11 @@ from paretune.credit.shaping import ClipReward, KlPenalty, TerminalReward
 
 WEIGHTS = {"polite": 1.0, "safety": 1.0}
 STEPS = ([1.0, 2.0, 3.0, 4.0], [5.0, 7.0])
-"""Signals of two training steps."""
+"""Rewards of two training steps."""
 
 
 def parts() -> None:
-    """Both recipes, as `paretune check` prints them."""
+    """Both specs, as `paretune check` prints them."""
     block("parts")
     shown(ppo(WEIGHTS))
     block("parts of ppo_max")
@@ -27,7 +27,7 @@ def parts() -> None:
 
 
 def responded(gaps: list[float], values: list[float]) -> Batch:
-    """One response of worth 1 whose tokens have these log-ratios to the reference, and these values."""
+    """One response of reward 1 whose tokens have these log-ratios to the reference, and these values."""
     zero = torch.zeros(1, 1 + len(gaps))
     return graded([1.0], lengths=[len(gaps)]).replace(
         old_logprobs=torch.tensor([[0.0, *gaps]]),
@@ -37,14 +37,14 @@ def responded(gaps: list[float], values: list[float]) -> Batch:
 
 
 def one_response() -> None:
-    """Three tokens; with a fourth place that is paid, as published code has it."""
+    """Three tokens; and with a fourth position for the reward, as in published code."""
     block("one response")
-    price = KlPenalty(0.05)
+    penalty = KlPenalty(0.05)
     ours = responded([0.2, -0.1, 0.0], [0.5, 0.4, 0.3])
     theirs = responded([0.2, -0.1, 0.0, 0.0], [0.5, 0.4, 0.3, 0.1])
     rows: list[list[object]] = []
-    for name, batch in (("at the last token", ours), ("one place later", theirs)):
-        out = after(batch, TerminalReward(), price, Gae(1.0, 0.95))
+    for name, batch in (("at the last token", ours), ("one position later", theirs)):
+        out = after(batch, TerminalReward(), penalty, Gae(1.0, 0.95))
         for what, x in (
             ("reward", out.token_rewards),
             ("advantage", out.advantages),
@@ -52,14 +52,14 @@ def one_response() -> None:
         ):
             assert x is not None
             rows.append([f"{name}: {what}", *column(x[0, 1:])])
-    table(("paid", "1", "2", "3", "4"), [row + [""] * (5 - len(row)) for row in rows])
+    table(("reward", "1", "2", "3", "4"), [row + [""] * (5 - len(row)) for row in rows])
     block("whitened")
     whites: list[tuple[str, CreditStep]] = [
         ('Whiten("sample")', Whiten()),
         ('Whiten("population")', Whiten("population")),
     ]
     found = [
-        [name, *column(after(ours, TerminalReward(), price, Gae(), step).require("advantages")[0, 1:])]
+        [name, *column(after(ours, TerminalReward(), penalty, Gae(), step).require("advantages")[0, 1:])]
         for name, step in whites
     ]
     table(("", "A1", "A2", "A3"), found)
@@ -70,7 +70,7 @@ def scales() -> None:
     block("scales")
     rows: list[list[object]] = []
     cut = ClipReward(-0.8, 0.8)
-    for name, scale in (("normalise", RunningNormalize()), ("scale", RunningNormalize(shift_mean="kept"))):
+    for name, scale in (("normalize", RunningNormalize()), ("scale", RunningNormalize(shift_mean="none"))):
         state, rng = scale.init_state(), torch.Generator()
         for number, signal in enumerate(STEPS):
             batch, state, _ = scale.apply_stateful(graded(signal), state, rng)
@@ -79,7 +79,7 @@ def scales() -> None:
                 signal, column(batch.rewards), column(after(batch, cut).rewards), strict=True
             ):
                 rows.append([name, str(number), *so_far, f"{was:g}", now, bounded])
-    table(("scaling", "step", "mean", "std", "signal", "scaled", "cut to 0.8"), rows)
+    table(("reward_scaling", "step", "mean", "std", "reward", "scaled", "clipped to 0.8"), rows)
 
 
 def main() -> None:

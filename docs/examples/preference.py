@@ -1,4 +1,4 @@
-"""Losses on pairs and on rankings, and learning from the best: the worked numbers of their papers.
+"""Losses on pairs and on rankings, and best-of-n training: worked numbers of their papers.
 
 python docs/examples/preference.py
 """
@@ -28,14 +28,14 @@ FORMS: tuple[tuple[str, PairLossType, float], ...] = (
 
 
 def parts() -> None:
-    """Every recipe, as `paretune check` prints it."""
-    for made in (dpo(WEIGHTS), tdpo(WEIGHTS), modpo(WEIGHTS), pro(WEIGHTS), superhf(WEIGHTS), sft(WEIGHTS)):
-        block(f"parts of {made.name}")
-        shown(made)
+    """Every spec, as `paretune check` prints it."""
+    for spec in (dpo(WEIGHTS), tdpo(WEIGHTS), modpo(WEIGHTS), pro(WEIGHTS), superhf(WEIGHTS), sft(WEIGHTS)):
+        block(f"parts of {spec.name}")
+        shown(spec)
 
 
 def forms() -> None:
-    """Beta 0.1; the chosen response is 2 nats likelier than under the reference, the rejected 1 less."""
+    """Beta 0.1; the log-ratio to the reference is 2 for the chosen response and -1 for the rejected one."""
     block("forms")
     rows: list[list[object]] = []
     for name, form, smoothing in FORMS:
@@ -46,11 +46,11 @@ def forms() -> None:
         zero = torch.zeros(1)
         start = float(pair_loss(zero, zero, form, 0.1, smoothing))
         rows.append([name, start, float(loss.detach()), *column(slope)])
-    table(("form", "loss at h = 0", "loss at h = 3", "slope, chosen", "slope, rejected"), rows, 6)
+    table(("loss type", "loss at h = 0", "loss at h = 3", "gradient, chosen", "gradient, rejected"), rows, 6)
 
 
 def optima() -> None:
-    """Where the push on the chosen response ends, as h grows."""
+    """The negative gradient in h, the difference of the log-ratios."""
     block("optima")
     gaps = (0.0, 3.0, 5.0, 10.0, 21.9722, 40.0)
     rows: list[list[object]] = []
@@ -61,20 +61,20 @@ def optima() -> None:
             loss = pair_loss(0.1 * x, torch.zeros(1), form, 0.1, smoothing).sum()
             row.append(-float(torch.autograd.grad(loss, x)[0]))
         rows.append(row)
-    table(("push at h =", *(f"{h:g}" for h in gaps)), rows)
+    table(("-gradient at h =", *(f"{h:g}" for h in gaps)), rows)
 
 
 def paired(loss: PairLoss, batch: Batch, logp: Tensor, drift: Tensor | None = None) -> Tensor:
     """The loss of a batch of responses of one token."""
-    batch = batch.replace(loss_weights=LossAggregation("sequence")(batch.response_mask))
+    batch = batch.replace(loss_weights=LossAggregation("seq_mean_token_mean")(batch.response_mask))
     padded = torch.stack([torch.zeros_like(logp), logp], -1)
     kl = None if drift is None else torch.stack([torch.zeros_like(drift), drift], -1)
     return loss(Outputs(logprobs=padded, ref_policy_kl=kl), batch)
 
 
-def drifts() -> None:
-    """Three words; the reference is the same in both states, and the policy has moved."""
-    block("drifts")
+def kls() -> None:
+    """Three tokens; the reference is the same for both responses, and the policy has moved."""
+    block("kl")
     reference = torch.tensor([0.5, 0.3, 0.2]).expand(2, 3)
     word = torch.tensor([0, 1])[:, None]
     batch = graded([1.0, 0.0])
@@ -83,10 +83,10 @@ def drifts() -> None:
     rows: list[list[object]] = []
     losses: dict[str, PairLoss] = {
         "Dpo()": Dpo(),
-        "Tdpo(form=1)": Tdpo(1),
-        "Tdpo(form=2), alpha 0.5": Tdpo(2),
-        "Tdpo(form=2), alpha 1": Tdpo(2, alpha=1.0),
-        "Tdpo(form=2), alpha 0": Tdpo(2, alpha=0.0),
+        "Tdpo(1)": Tdpo(1),
+        "Tdpo(2), alpha 0.5": Tdpo(2),
+        "Tdpo(2), alpha 1": Tdpo(2, alpha=1.0),
+        "Tdpo(2), alpha 0": Tdpo(2, alpha=0.0),
     }
     for name, loss in losses.items():
         policy = torch.tensor([[0.6, 0.2, 0.2], [0.4, 0.4, 0.2]]).log()
@@ -95,11 +95,11 @@ def drifts() -> None:
         slopes = torch.autograd.grad(number, drift, allow_unused=True)[0] if number.requires_grad else None
         pushes = [0.0, 0.0] if slopes is None else column(-slopes)
         rows.append([name, float(number.detach()), *pushes])
-    table(("loss", "", "push on D chosen", "push on D rejected"), rows, 6)
+    table(("loss", "", "-gradient, D chosen", "-gradient, D rejected"), rows, 6)
 
 
 def margins() -> None:
-    """Two objectives; the one that makes the pair, and 0.3 between the two responses by the other."""
+    """Two objectives; one makes the pair, and the responses differ by 0.3 in the other."""
     block("margins")
     rows: list[list[object]] = []
     for weight in (1.0, 0.9, 0.5, 0.1):
@@ -110,62 +110,62 @@ def margins() -> None:
         loss = paired(Dpo(0.1, margin=margin), batch, logp)
         push = -torch.autograd.grad(loss, logp)[0][0]
         rows.append([f"{weight:g}", (0.3 - (1 - weight) * 0.3) / weight, float(loss.detach()), float(push)])
-    table(("weight of helpful", "argument", "loss", "push on the chosen"), rows, 6)
+    table(("weight of helpful", "argument", "loss", "-gradient, chosen"), rows, 6)
 
 
 def rankings() -> None:
     """Lists whose mean log-probabilities are -1, -1.5, -2."""
     block("rankings")
     cases: dict[str, tuple[list[float], list[float]]] = {
-        "two, worth 2 and 0": ([2.0, 0.0], [-1.0, -1.5]),
-        "three, worth 2, 1, 0": ([2.0, 1.0, 0.0], [-1.0, -1.5, -2.0]),
-        "the same, worth 1, 0.5, 0": ([1.0, 0.5, 0.0], [-1.0, -1.5, -2.0]),
-        "the same, worth 1, 1, 1": ([1.0, 1.0, 1.0], [-1.0, -1.5, -2.0]),
+        "two, rewards 2, 0": ([2.0, 0.0], [-1.0, -1.5]),
+        "three, rewards 2, 1, 0": ([2.0, 1.0, 0.0], [-1.0, -1.5, -2.0]),
+        "the same, rewards 1, 0.5, 0": ([1.0, 0.5, 0.0], [-1.0, -1.5, -2.0]),
+        "the same, rewards 1, 1, 1": ([1.0, 1.0, 1.0], [-1.0, -1.5, -2.0]),
     }
     rows: list[list[object]] = []
-    for name, (worth, logp) in cases.items():
-        slope, loss = slopes_of(PreferenceRanking(), graded(worth), torch.tensor(logp))
+    for name, (rewards, logprobs) in cases.items():
+        slope, loss = slopes_of(PreferenceRanking(), graded(rewards), torch.tensor(logprobs))
         rows.append([name, loss, *(-slope).tolist()])
-    table(("list", "loss", "push 1", "2", "3"), [row + [""] * (5 - len(row)) for row in rows], 6)
-    block("anchor")
+    table(("list", "loss", "-gradient 1", "2", "3"), [row + [""] * (5 - len(row)) for row in rows], 6)
+    block("sft term")
     long = graded([1.0, 0.0, 0.0], lengths=[10, 1, 1])
-    long = long.replace(loss_weights=LossAggregation("sequence")(long.response_mask))
+    long = long.replace(loss_weights=LossAggregation("seq_mean_token_mean")(long.response_mask))
     logp = torch.where(long.response_mask, -1.0, 0.0)
     for reduction in ("sum", "mean"):
         own = 0.05 * 2**2
         number = own * float(BestOfNSft(reduction)(Outputs(logprobs=logp), long))
-        print(f"0.05 x (3 - 1)^2 x likelihood of a best response of 10 tokens, {reduction}: {number:.4f}")
+        print(f"0.05 x (3 - 1)^2 x BestOfNSft of a best response of 10 tokens, {reduction}: {number:.4f}")
 
 
 def slopes_of(loss: Loss, batch: Batch, logp: Tensor) -> tuple[Tensor, float]:
-    """Slope on the log-probability of each response of one token, and the loss."""
-    batch = batch.replace(loss_weights=LossAggregation("sequence")(batch.response_mask))
+    """Gradient in the log-probability of each response of one token, and the loss."""
+    batch = batch.replace(loss_weights=LossAggregation("seq_mean_token_mean")(batch.response_mask))
     mine = logp.clone().requires_grad_()
     number = loss(Outputs(logprobs=torch.stack([torch.zeros_like(mine), mine], -1)), batch)
     return torch.autograd.grad(number, mine)[0], float(number.detach())
 
 
 def best() -> None:
-    """Two prompts of three responses: which stay; and both directions of the divergence."""
+    """Two prompts of three responses: the kept ones; and both directions of the KL."""
     block("best")
     scores = [0.1, 0.9, 0.3, -1.0, -2.0, -0.5]
     batch = graded(scores, group=[0, 0, 0, 1, 1, 1])
     for k in (1, 2):
-        print(f"KeepBest({k}) of {scores}: {column(after(batch, BestOfN(k)).rewards)}")
+        print(f"BestOfN({k}) of {scores}: {column(after(batch, BestOfN(k)).rewards)}")
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     forward, backward = (float((x * (x / y).log()).sum()) for x, y in ((p, q), (q, p)))
     print(f"KL(reference || policy) = {forward:.7f}, KL(policy || reference) = {backward:.7f}")
     rows: list[list[object]] = []
     for name, lengths in (("one response", [2]), ("the same twice", [2, 2])):
         found = graded([0.0] * len(lengths), lengths=lengths)
-        found = found.replace(loss_weights=LossAggregation("token")(found.response_mask))
+        found = found.replace(loss_weights=LossAggregation("token_mean")(found.response_mask))
         mask = found.response_mask
         out = Outputs(
             logprobs=torch.where(mask, torch.tensor(0.1).log(), 0.0),
             ref_policy_kl=torch.where(mask, forward, 0.0),
         )
         rows.append([name, float(SftLoss()(out, found)), float(FullKl()(out, found))])
-    table(("", "Likelihood", "ExactKl"), rows)
+    table(("", "SftLoss", "FullKl"), rows)
 
 
 def main() -> None:
@@ -173,7 +173,7 @@ def main() -> None:
     parts()
     forms()
     optima()
-    drifts()
+    kls()
     margins()
     rankings()
     best()

@@ -1,4 +1,4 @@
-"""What each policy loss makes of the probability ratio: its value, and the push on log p(token).
+"""Policy losses as functions of the probability ratio: value, and negative gradient in log p(token).
 
 python docs/examples/ratios.py
 """
@@ -20,19 +20,19 @@ from paretune.loss.policy import (
 
 RATIOS = (0.5, 0.9, 1.0, 1.25, 1.5, 4.0, 6.0)
 LOSSES: dict[str, PolicyLoss] = {
-    "Clipped()": ClippedSurrogate(),
-    "Clipped(high=0.28)": ClippedSurrogate(0.2, 0.28),
-    "Clipped(most=3)": ClippedSurrogate(dual_clip=3.0),
-    "CappedRatio(most=5)": ClippedIsWeight(5.0),
-    "SoftGate()": SoftClip(),
-    "GammaWeighted()": GammaWeight(),
+    "ClippedSurrogate()": ClippedSurrogate(),
+    "ClippedSurrogate(clip_high=0.28)": ClippedSurrogate(0.2, 0.28),
+    "ClippedSurrogate(dual_clip=3)": ClippedSurrogate(dual_clip=3.0),
+    "ClippedIsWeight(max_ratio=5)": ClippedIsWeight(5.0),
+    "SoftClip()": SoftClip(),
+    "GammaWeight()": GammaWeight(),
 }
 
 
 def judged(
     loss: PolicyLoss, gaps: list[float], advantage: float | list[float]
 ) -> tuple[list[float], list[float]]:
-    """Loss and push on every token of one response with these log-ratios, each token counting 1."""
+    """Loss and negative gradient of the tokens of one response with these log-ratios and weights of 1."""
     batch = graded([0.0], lengths=[len(gaps)])
     logp = torch.tensor([[0.0, *gaps]]).requires_grad_()
     advantages = torch.zeros(1, 1 + len(gaps))
@@ -48,9 +48,9 @@ def judged(
 
 
 def single() -> None:
-    """One token a response."""
-    for sign, name in ((1.0, "good"), (-1.0, "bad")):
-        block(f"{name} token")
+    """One token per response."""
+    for sign, name in ((1.0, "positive"), (-1.0, "negative")):
+        block(f"{name} advantage")
         rows: list[list[object]] = []
         for label, loss in LOSSES.items():
             gaps = [float(torch.tensor(ratio).log()) for ratio in RATIOS]
@@ -59,7 +59,7 @@ def single() -> None:
 
 
 def levels() -> None:
-    """One response of three tokens: who is judged, and who answers for it."""
+    """One response of three tokens: the level of the ratio, and the gradient per token."""
     block("levels")
     each: tuple[RatioLevel, ...] = ("token", "sequence", "sequence_token")
     rows: list[list[object]] = []
@@ -68,26 +68,26 @@ def levels() -> None:
             loss = ClippedSurrogate(0.2, high, level=level)
             same, apart = (judged(loss, [0.1, -0.05, 0.25], advantage)[1] for advantage in (1.0, [1.0, 1, 4]))
             rows.append([level, f"{high:g}", *same, *apart])
-    head = ("level", "high", "A = 1", "1", "1", "A = 1", "1", "4")
+    head = ("level", "clip_high", "A = 1", "1", "1", "A = 1", "1", "4")
     table(head, rows)
 
 
-def stale() -> None:
-    """Two bad responses of two tokens; the policy has left the second one behind."""
-    block("stale")
+def off_policy() -> None:
+    """Two bad responses of two tokens; the second one is off-policy."""
+    block("off-policy")
     rows: list[list[object]] = []
     for gaps in ([-0.1, -0.2], [-1.2, -0.1]):
         for name, loss in (
-            ("Clipped()", ClippedSurrogate()),
-            ("DropStale(Clipped(), 0.5)", OffPolicyMask(ClippedSurrogate(), 0.5)),
+            ("ClippedSurrogate()", ClippedSurrogate()),
+            ("OffPolicyMask(ClippedSurrogate(), 0.5)", OffPolicyMask(ClippedSurrogate(), 0.5)),
         ):
             rows.append([name, *map(str, gaps), *judged(loss, gaps, -1.0)[1]])
-    table(("", "log-ratio 1", "log-ratio 2", "push 1", "push 2"), rows)
+    table(("", "log-ratio 1", "log-ratio 2", "-gradient 1", "-gradient 2"), rows)
 
 
 def importance() -> None:
     """Trainer and sampler disagree on three tokens."""
-    block("importance")
+    block("importance weights")
     batch = graded([0.0], lengths=[3])
     batch = batch.replace(
         old_logprobs=torch.tensor([[0.0, -0.5, -0.8, -1.3]]),
@@ -111,7 +111,7 @@ def importance() -> None:
                 seen["importance_weights/truncated"],
             ]
         )
-    table(("", "w1", "w2", "w3", "mean before", "share cut"), rows)
+    table(("", "w1", "w2", "w3", "mean ratio", "truncated"), rows)
     same: Batch = after(
         batch.replace(rollout_logprobs=batch.require("old_logprobs").clone()), TruncatedImportanceSampling()
     )
@@ -122,7 +122,7 @@ def main() -> None:
     """Print the numbers of the page."""
     single()
     levels()
-    stale()
+    off_policy()
     importance()
 
 

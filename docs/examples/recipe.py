@@ -1,4 +1,4 @@
-"""Every key of a recipe, from the schema that checks it; every argument of an algorithm, from its function.
+"""Prints every key of a recipe from its schema, and every argument of an algorithm from its signature.
 
 python docs/examples/recipe.py
 """
@@ -34,59 +34,66 @@ SECTIONS: Mapping[str, type[Section]] = {
     "head": data_schema.RewardHeadSection,
     "objective": schema.ObjectiveSection,
     "thinking": schema.ThinkingSection,
-    "learn": schema.TrainingSection,
+    "training": schema.TrainingSection,
     "run": schema.RunSection,
     "budget": schema.BudgetSection,
     "evaluate": schema.EvaluateSection,
 }
-WITHOUT = {"weights", "constraints", "gates"}
-"""Arguments that the section `objectives` brings."""
-WORDS = {
-    ("recipe", "name"): "Of the run, and of its folder; left out: that of the file, without its ending.",
+FROM_OBJECTIVES = {"weights", "constraints", "gates"}
+"""Arguments that come from the section `objectives`."""
+DESCRIPTIONS = {
+    ("recipe", "name"): "Name of the run and of its folder; default: the file name without suffix.",
     ("recipe", "data"): "Below.",
     ("recipe", "policy"): "Below.",
     ("recipe", "reward"): "Below.",
-    ("recipe", "objectives"): "NAME: {...}, each a head of the reward; below.",
+    ("recipe", "objectives"): "NAME: {...}, each scored by the reward head of its name; below.",
     ("recipe", "algorithm"): "{name: ...} and the arguments of that algorithm; below.",
-    ("recipe", "aggregate"): "{name: weighted} and the arguments of that aggregate; below.",
-    ("recipe", "thinking"): "Below; null: the policy is not asked to think.",
-    ("data", "world"): "The built-in help desk in the place of files; below.",
-    ("policy", "lora"): "Below; null: all weights learn.",
-    ("policy", "sft"): "Below; null: the policy starts as it is.",
-    ("reward", "lora"): "As that of the policy.",
+    ("recipe", "aggregate"): "{name: weighted_sum} and the arguments of that aggregator; below.",
+    ("recipe", "thinking"): "Below; null: no thinking.",
+    ("data", "world"): "The built-in help desk instead of files; below.",
+    ("policy", "lora"): "Below; null: all weights are trained.",
+    ("policy", "sft"): "Below; null: no fine-tuning before the alignment.",
+    ("reward", "lora"): "As policy.lora.",
     ("reward", "ratings"): "NAME: {...}, files of responses with labels.",
-    ("reward", "pairs"): "NAME: {...}, files of pairs of which one was chosen.",
-    ("reward", "test_ratings"): "As ratings: what the report tries the heads on.",
+    ("reward", "pairs"): "NAME: {...}, files of preference pairs.",
+    ("reward", "test_ratings"): "As ratings: test data of the reward report.",
     ("reward", "test_pairs"): "As pairs.",
     ("reward", "training"): "As policy.sft, without demonstrations.",
-    ("objective", "at"): "For a rate, the least score that counts; for a quantile, its share.",
+    ("objective", "constraint_param"): "For a rate, the minimum score; for a quantile, its level.",
     ("training", "learning_rate"): "Learning rate of AdamW.",
-    ("training", "warmup_ratio"): "Share of the steps, or of the budget, over which the rate rises from 0.",
+    (
+        "training",
+        "warmup_ratio",
+    ): "Fraction of the steps, or of the budget, over which the learning rate rises from 0.",
     ("run", "max_steps"): "Training steps of the alignment.",
-    ("run", "seed"): "All chance comes from it.",
-    ("run", "save_steps"): "Steps from one checkpoint to the next.",
-    ("budget", "currency"): "What is counted.",
-    ("evaluate", "temperature"): "Of sampling, before and after.",
-    ("evaluate", "seed"): "Of the responses of the evaluation.",
+    ("run", "seed"): "Seed of all random draws.",
+    ("run", "save_steps"): "Steps between two checkpoints.",
+    ("budget", "resource"): "The counted quantity.",
+    ("evaluate", "temperature"): "Sampling temperature.",
+    ("evaluate", "seed"): "Seed of the responses and of the bootstrap.",
 }
-"""What is said of keys that the schema says nothing of."""
-SHOWN = {("run", "output_dir"): "runs/NAME", ("recipe", "name"): "FILE"}
-"""Defaults that depend on other keys."""
+"""Descriptions of keys that have none in the schema."""
+DISPLAYED_DEFAULTS = {
+    ("run", "output_dir"): "runs/NAME",
+    ("recipe", "name"): "FILE",
+    ("evaluate", "refusal_categories"): "below",
+}
+"""Defaults that depend on other keys, or are too long for the column."""
 
 
 def choices(annotation: Any) -> str:
-    """The words that a key may have, where there is a list of them."""
+    """The allowed values of a key, if they are a list."""
     origin = get_origin(annotation)
     if origin is Literal:
-        words = [str(word) for word in get_args(annotation)]
-        return " | ".join(words) if len(words) > 1 else ""
+        values = [str(value) for value in get_args(annotation)]
+        return " | ".join(values) if len(values) > 1 else ""
     if origin in (Annotated, Union, UnionType):
-        return next((words for part in get_args(annotation) if (words := choices(part))), "")
+        return next((text for part in get_args(annotation) if (text := choices(part))), "")
     return ""
 
 
-def worth(default: Any) -> str:
-    """A default as a recipe would have it; that of a section is its own keys'."""
+def yaml_default(default: Any) -> str:
+    """A default as YAML; "..." for a section."""
     if default is None or isinstance(default, bool):
         return {None: "null", True: "true", False: "false"}[default]
     if isinstance(default, Section):
@@ -96,44 +103,50 @@ def worth(default: Any) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default) or '""'
 
 
-def keys(of: str, section: type[Section]) -> None:
-    """One key a row: its default, the words it may have, and what it says."""
+def print_keys(section_name: str, section: type[Section]) -> None:
+    """One row per key: its default, its allowed values, and its description."""
     for name, field in section.model_fields.items():
-        default = "needed" if field.is_required() else worth(field.get_default(call_default_factory=True))
-        default = SHOWN.get((of, name), default)
-        text = ". ".join(part for part in (choices(field.annotation), described(of, name, field)) if part)
-        head = f"{field.alias or name:<17} {default:<9}"
-        lines = textwrap.wrap(text, WIDTH - 28) or [""]
-        print("\n".join([f"{head} {lines[0]}".rstrip(), *(" " * 28 + line for line in lines[1:])]))
-
-
-def described(of: str, name: str, field: FieldInfo) -> str:
-    """What the schema says of a key; or what is said above, never both."""
-    assert not (field.description and (of, name) in WORDS), f"the schema describes {of}.{name} itself"
-    return " ".join((field.description or WORDS.get((of, name), "")).split())
-
-
-def arguments(functions: Mapping[str, Callable[..., Any]]) -> None:
-    """One function a paragraph: its arguments and their defaults."""
-    for name, function in functions.items():
-        found = inspect.signature(function).parameters.items()
-        said = "  ".join(
-            f"{key}:\N{NO-BREAK SPACE}{worth(p.default)}" for key, p in found if key not in WITHOUT
+        default = (
+            "required" if field.is_required() else yaml_default(field.get_default(call_default_factory=True))
         )
-        lines = textwrap.wrap(said, WIDTH - 17, break_on_hyphens=False) or ["none"]
+        default = DISPLAYED_DEFAULTS.get((section_name, name), default)
+        parts = (choices(field.annotation), description(section_name, name, field))
+        text = ". ".join(part for part in parts if part)
+        head = f"{field.alias or name:<22} {default:<12}"
+        lines = textwrap.wrap(text, WIDTH - 36) or [""]
+        print("\n".join([f"{head} {lines[0]}".rstrip(), *(" " * 36 + line for line in lines[1:])]))
+
+
+def description(section_name: str, name: str, field: FieldInfo) -> str:
+    """The description of a key, in the schema or above, never in both."""
+    key = (section_name, name)
+    assert not (field.description and key in DESCRIPTIONS), f"the schema describes {key} itself"
+    return " ".join((field.description or DESCRIPTIONS.get(key, "")).split())
+
+
+def print_arguments(functions: Mapping[str, Callable[..., Any]]) -> None:
+    """One paragraph per function: its arguments and their defaults."""
+    for name, function in functions.items():
+        parameters = inspect.signature(function).parameters.items()
+        arguments = "  ".join(
+            f"{key}:\N{NO-BREAK SPACE}{yaml_default(p.default)}"
+            for key, p in parameters
+            if key not in FROM_OBJECTIVES
+        )
+        lines = textwrap.wrap(arguments, WIDTH - 17, break_on_hyphens=False) or ["none"]
         text = "\n".join([f"{name:<16} {lines[0]}", *(" " * 17 + line for line in lines[1:])])
         print(text.replace("\N{NO-BREAK SPACE}", " "))
 
 
 def main() -> None:
-    """Print what the page shows."""
+    """Print all blocks of the page."""
     for name, section in SECTIONS.items():
         block(name)
-        keys(name, section)
+        print_keys(name, section)
     block("algorithms")
-    arguments(ALGORITHMS)
+    print_arguments(ALGORITHMS)
     block("aggregates")
-    arguments(AGGREGATES)
+    print_arguments(AGGREGATES)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the examples of this folder share: tiny batches of graded responses, and plain tables."""
+"""Shared by the examples in this folder: tiny batches of scored responses, and plain tables."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -9,13 +9,13 @@ from torch import Tensor
 from paretune.core.batch import Batch
 from paretune.credit.base import CreditStep, Metrics, chain
 from paretune.data.loader import collate
-from paretune.rl.algorithm_spec import AlgorithmSpec, describe
+from paretune.rl.algorithm_spec import LABEL_WIDTH, AlgorithmSpec
 
 torch.set_default_dtype(torch.float64)
 
 NAMES = ("polite", "meaning", "action", "safety")
 FOUR = [
-    [0.9, 0.8, 0.7, 0.1],  # a usable answer to a harmful request
+    [0.9, 0.8, 0.7, 0.1],  # a useful response to a harmful request
     [0.8, 0.6, 0.5, 0.9],
     [0.9, 0.7, 0.2, 0.9],
     [0.6, 0.5, 0.6, 0.5],
@@ -38,35 +38,35 @@ def graded(
 
 
 def after(batch: Batch, *steps: CreditStep) -> Batch:
-    """The batch after these steps, each at its start."""
+    """The batch after these steps, each in its initial state."""
     return reported(batch, *steps)[0]
 
 
 def reported(batch: Batch, *steps: CreditStep) -> tuple[Batch, Metrics]:
-    """The batch after these steps, and what they report."""
-    whole = chain(*steps)
-    out, _, metrics = whole.apply_stateful(batch, whole.init_state(), torch.Generator().manual_seed(0))
+    """The batch after these steps, and their metrics."""
+    step = chain(*steps)
+    out, _, metrics = step.apply_stateful(batch, step.init_state(), torch.Generator().manual_seed(0))
     return out, metrics
 
 
 def column(x: Tensor) -> list[float]:
-    """The numbers of a tensor, one after the other."""
+    """The numbers of a tensor as a flat list."""
     return [float(number) for number in x.flatten()]
 
 
 def block(name: str) -> None:
-    """What follows is shown on a page under this name."""
+    """Start a block: the output up to the next one is shown on a page under this name."""
     print(f"[{name}]")
 
 
-def shown(recipe: AlgorithmSpec) -> None:
-    """The parts, as `paretune check` prints them; long lines are broken."""
-    for line in describe(recipe):
-        print(textwrap.fill(line, 110, subsequent_indent=" " * 15, break_long_words=False))
+def shown(spec: AlgorithmSpec) -> None:
+    """The parts, as `paretune check` prints them; long lines are wrapped."""
+    for line in spec.describe():
+        print(textwrap.fill(line, 110, subsequent_indent=" " * (LABEL_WIDTH + 5), break_long_words=False))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 4) -> None:
-    """A table: the first column to the left, the others to the right."""
+    """Print a table: the first column left-aligned, the others right-aligned."""
     cells = [list(head), *([_cell(value, digits) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     for row in cells:

@@ -1,4 +1,4 @@
-"""A critic's values to advantages, and what the critic is fitted with.
+"""Advantages from the values of a critic, and the losses of the critic.
 
 python docs/examples/values.py
 """
@@ -37,7 +37,7 @@ def advantages() -> None:
 
 
 def losses() -> None:
-    """A value that was 0.4 and is to be 1."""
+    """An old value of 0.4 with return 1."""
     block("losses")
     batch = graded([0.0]).replace(
         values=torch.tensor([0.0, 0.4]).reshape(1, 2, 1),
@@ -53,7 +53,7 @@ def losses() -> None:
             (slope,) = torch.autograd.grad(number, values)
             row += [float(number.detach()), float(slope[0, 1])]
         rows.append(row)
-    table(("value", "ValueSquared", "slope", "ValueClipped", "slope"), rows)
+    table(("value", "SquaredValueLoss", "gradient", "ClippedValueLoss", "gradient"), rows)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""The command line: one thin function a command, and the one place where errors become exit codes.
+"""The command line: one thin function per command; errors become exit codes here and nowhere else.
 
-Nothing heavy is imported before a command needs it: `--help`, `recipes`, `report` and `doctor` load no torch.
+Heavy imports are inside the commands that need them: `--help`, `recipes`, `report` and `doctor` do not load
+torch.
 """
 
 import gc
@@ -27,13 +28,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 ok, 1 a bug of ours, 2 wrong input, 3 the machine lacks something, 4 training "
-    "stopped itself, 75 stopped by a signal, 130 Ctrl-C (the message says what is saved).",
+    epilog="Exit codes: 0 ok, 1 bug in paretune, 2 invalid input, 3 missing hardware or package, "
+    "4 NaN or infinity in training, 75 stopped by a signal, 130 Ctrl-C (the message says what is saved).",
 )
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values that replace those of the recipe.")
+    list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values that override the recipe.")
 ]
 
 
@@ -50,15 +51,15 @@ def main_options(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
     ] = None,
 ) -> None:
-    """Align a language model to several objectives at once, and see what each one costs the others."""
+    """Align a language model with several objectives at once, and measure their trade-offs."""
 
 
 @app.command()
 def demo(
     overrides: OverridesArgument = None,
-    seed: Annotated[int, typer.Option(help="Another seed makes another world and another run.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the data and of the training.")] = 0,
 ) -> None:
-    """From nothing to a report in minutes, offline."""
+    """Run a complete example in minutes, offline."""
     _run_recipe("demo", [f"run.seed={seed}", *(overrides or [])])
 
 
@@ -67,65 +68,67 @@ def run(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     until: Annotated[
-        Literal["judge", "align", "trial", "judged-trial"] | None,
+        Literal["judge", "align", "tuning-trial", "judged-tuning-trial"] | None,
         typer.Option(
-            help="Leave out the stages after this one; trial: score answers to training prompts; "
-            "judged-trial: by the judge too."
+            help="Last stage. tuning-trial: score responses to training prompts with the reward; "
+            "judged-tuning-trial: with the judge too."
         ),
     ] = None,
     reuse_from: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Take over policy, reward and judge of a run `--until judge`."),
+        typer.Option(metavar="RUN", help="Reuse policy, reward and judge of a run `--until judge`."),
     ] = None,
 ) -> None:
-    """Run a recipe; again: go on where it stopped."""
+    """Run a recipe, or resume it."""
     _run_recipe(recipe, overrides or [], until or "", reuse_from)
 
 
-@app.command()
+@app.command("compare")
 def benchmark(
     benchmark_file: Annotated[
-        str, typer.Argument(metavar="FILE", help="A YAML file, or the name of a shipped comparison.")
+        str, typer.Argument(metavar="FILE", help="A YAML file, or the name of a shipped benchmark.")
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values that replace those of the file.")
+        list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values that override the file.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--check", help="Only say what it would do.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Describe the benchmark without running it.")
+    ] = False,
 ) -> None:
-    """Compare methods under one budget; again: go on."""
+    """Compare methods under one budget, or resume."""
     try:
         from paretune.benchmark.spec import load_benchmark
         from paretune.config import find_recipe
 
-        contest = load_benchmark(find_recipe(benchmark_file), overrides or [])
+        spec = load_benchmark(find_recipe(benchmark_file), overrides or [])
         if dry_run:
             from paretune.benchmark.plan import describe_benchmark
 
-            _echo(describe_benchmark(contest))
+            _echo(describe_benchmark(spec))
             return
         from paretune.benchmark.run import run_benchmark
 
-        found = run_benchmark(contest)
+        results = run_benchmark(spec)
     except KeyboardInterrupt as error:
-        _echo(str(error) or "interrupted; the same command goes on from what is saved", error=True)
+        _echo(str(error) or "interrupted; the same command resumes from the last checkpoint", error=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    if found["refused"]:
-        raise ConfigError("\n".join(found["refused"]))
+    if results["unranked"]:
+        raise ConfigError("\n".join(results["unranked"]))
 
 
 @app.command()
 def check(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Check a recipe, its files and its wiring."""
+    """Check a recipe, its files and its models."""
     with _gc_disabled():
         from paretune.config import find_recipe, load_config
-        from paretune.experiment.dry_run import check as plan
+        from paretune.experiment.dry_run import check as dry_run
 
-        _echo(plan(load_config(find_recipe(recipe), overrides or [])))
+        _echo(dry_run(load_config(find_recipe(recipe), overrides or [])))
 
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one, to be copied and changed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this recipe, as a template.")] = None,
 ) -> None:
     """List the shipped recipes, or print one."""
     from paretune.config import bundled_recipes, find_recipe, recipe_summary
@@ -133,14 +136,14 @@ def recipes(
     if name is not None:
         print(find_recipe(name).read_text(encoding="utf-8"), end="")
         return
-    every = bundled_recipes()
-    width = max(map(len, every), default=0)
-    for known, path in every.items():
-        _echo(f"{known:<{width}}  {recipe_summary(path)}")
+    shipped = bundled_recipes()
+    width = max(map(len, shipped), default=0)
+    for recipe_name, path in shipped.items():
+        _echo(f"{recipe_name:<{width}}  {recipe_summary(path)}")
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
+def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
     """Write the report of a run again."""
     _require_results(run_dir)
     from paretune.report.run_page import write_report
@@ -152,96 +155,107 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The fold
 def reward_filtering(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     arm: Annotated[
-        str, typer.Option(help="before: the start's responses; after: the trained policy's.")
+        str, typer.Option(help="before or after: responses of the initial or of the trained policy.")
     ] = "before",
 ) -> None:
-    """Say which responses a reward can be trusted on."""
+    """Measure how well the reward predicts the judge.
+
+    Prints R² per objective and filter, to choose the `filter_strategy` of PF-PPO.
+    """
     from paretune.evaluate.reward_filtering import compare_reward_filters
     from paretune.report.tables import reward_filtering_table
 
     if arm not in ("before", "after"):
-        raise ConfigError(f"--arm: {arm} is neither before nor after; fix: --arm before, or --arm after")
+        raise ConfigError(f"--arm: {arm} is not before or after; fix: use --arm before or --arm after")
     _echo(reward_filtering_table(compare_reward_filters(run_dir, "before" if arm == "before" else "after")))
 
 
 @app.command()
 def merge(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN RUN [RUN]...", help="Finished runs.")],
-    grid_steps: Annotated[int, typer.Option(min=1, max=20, help="Equal steps from one run to the next.")] = 4,
-    output_dir: Annotated[Path, typer.Option(help="Where the mixtures go.")] = Path("runs/soup"),
+    grid_steps: Annotated[
+        int, typer.Option(min=1, max=20, help="Steps of the weights from one run to the next.")
+    ] = 4,
+    output_dir: Annotated[Path, typer.Option(help="Folder of the merges.")] = Path("runs/merge"),
 ) -> None:
-    """Average aligned runs, and evaluate every mixture."""
+    """Average aligned policies, and evaluate the merges."""
     from paretune.experiment.merge import merge_runs
     from paretune.report.tables import merge_table
     from paretune.run.io import read_json
 
-    found = merge_runs(run_dirs, output_dir, grid_steps)
-    _echo(f"{merge_table(read_json(found) or {})}\n\n{found}")
+    path = merge_runs(run_dirs, output_dir, grid_steps)
+    _echo(f"{merge_table(read_json(path) or {})}\n\n{path}")
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has and lacks."""
-    from paretune.run.system import check_environment
+def doctor(
+    torch_report: Annotated[
+        bool, typer.Option("--torch", help="Add the report of torch.utils.collect_env, for bug reports.")
+    ] = False,
+) -> None:
+    """Check hardware, packages and the hub."""
+    from paretune.run.system import check_environment, torch_environment
 
     lines, healthy = check_environment()
     _echo("\n".join(lines))
+    if torch_report:
+        _echo(f"\n{torch_environment()}")
     raise typer.Exit(0 if healthy else 3)
 
 
 def _run_recipe(
     recipe: str, overrides: Sequence[str], until: str = "", reuse_from: Path | None = None
 ) -> None:
-    folder = None
+    output_dir = None
     try:
         from paretune.config import find_recipe, load_config
 
-        experiment = load_config(find_recipe(recipe), overrides)
-        folder = Path(experiment.run.output_dir)
+        config = load_config(find_recipe(recipe), overrides)
+        output_dir = Path(config.run.output_dir)
         from paretune.experiment.console import make_console
-        from paretune.experiment.pipeline import run_pipeline as run_stages
+        from paretune.experiment.pipeline import run_pipeline
 
         command = shlex.join(["paretune", *sys.argv[1:]])
-        run_stages(experiment, make_console(), command=command, until=until, reuse_from=reuse_from)
+        run_pipeline(config, make_console(), command=command, until=until, reuse_from=reuse_from)
     except KeyboardInterrupt as error:
-        # One that waited for a step to be complete says itself what was saved; one that did not wait cannot.
-        _echo(str(error) or _interrupted_message(folder), error=True)
+        # A training loop finishes its step and has a message of its own; elsewhere Python's has none.
+        _echo(str(error) or _interrupted_message(output_dir), error=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 @contextmanager
 def _gc_disabled() -> Iterator[None]:
-    """For what ends soon: to look for garbage among all that it imports takes a third of its time."""
+    """Disable garbage collection in short commands, of whose time it takes a third after the imports."""
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()  # what is there by now is not gone through at the end of the program either
+        gc.freeze()  # also exempts them from the collection when the interpreter exits
         gc.enable()
 
 
 def _interrupted_message(output_dir: Path | None) -> str:
     if output_dir is not None and (output_dir / "run.json").exists():
-        return f"interrupted; the same command goes on from what is saved in {output_dir}"
-    return "interrupted before anything was saved; the same command begins anew"
+        return f"interrupted; the same command resumes from the last checkpoint in {output_dir}"
+    return "interrupted before anything was saved; the same command starts again"
 
 
 def _require_results(run_dir: Path) -> None:
-    """Refuse a folder that is no run, or a run of which there is nothing to report yet."""
+    """Reject a folder that is not a run, and a run without any results yet."""
     from paretune.run.io import read_json
 
     if not run_dir.is_dir():
-        wrong = "is a file" if run_dir.exists() else "there is no such folder"
-        raise ConfigError(f"{run_dir}: {wrong}; fix: name the folder of a run")
-    book = read_json(run_dir / "run.json")
-    said = (run_dir / "metrics.jsonl", *run_dir.glob("eval/*/eval.json"))
-    if book is not None and not any(file.exists() and file.stat().st_size for file in said):
-        state = f"{book.get('status', 'begun')}, stage {book.get('stage', 'data')}"
-        raise ConfigError(f"{run_dir}: nothing to report yet ({state}); fix: give the run's command again")
+        problem = "is a file" if run_dir.exists() else "there is no such folder"
+        raise ConfigError(f"{run_dir}: {problem}; fix: name a run folder")
+    state = read_json(run_dir / "run.json")
+    result_files = (run_dir / "metrics.jsonl", *run_dir.glob("eval/*/eval.json"))
+    if state is not None and not any(file.exists() and file.stat().st_size for file in result_files):
+        status = f"{state.get('status', 'started')}, stage {state.get('stage', 'data')}"
+        raise ConfigError(f"{run_dir}: has no results yet ({status}); fix: resume the run first")
 
 
 def _echo(text: str, *, error: bool = False) -> None:
-    """Print lines, without the control characters that names and rows of data may hold."""
+    """Print lines without control characters, which names and rows of data may contain."""
     from paretune.report.formatting import sanitize
 
     for line in text.splitlines():
@@ -249,7 +263,7 @@ def _echo(text: str, *, error: bool = False) -> None:
 
 
 def _write_crash_file(error: Exception) -> Path:
-    """The traceback in a file of its own: it holds code lines only, no values."""
+    """Write the traceback to a temporary file: it has code lines only, no values."""
     name = time.strftime("paretune-crash-%Y%m%d-%H%M%S-")
     with tempfile.NamedTemporaryFile("w", prefix=name, suffix=".txt", delete=False, encoding="utf-8") as file:
         file.writelines(traceback.format_exception(error))
@@ -257,8 +271,8 @@ def _write_crash_file(error: Exception) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command and leave with its exit code."""
-    # Threads that wait by spinning are ten times slower wherever another program wants the same cores.
+    """Run one command and exit with its exit code."""
+    # OpenMP threads that spin while they wait are ten times slower if another program uses the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=None if argv is None else list(argv))
@@ -267,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = error.exit_code
     except Exception as error:
         _echo(
-            f"a bug of ours: {type(error).__name__}; the traceback is in {_write_crash_file(error)}",
+            f"bug in paretune: {type(error).__name__}; the traceback is in {_write_crash_file(error)}",
             error=True,
         )
         code = EXIT_BUG

@@ -1,4 +1,4 @@
-"""What a person can hold in mind: files and functions have a limit, and so have the things left undone."""
+"""Limits: length of files and functions, size of the repository's files, things left undone."""
 
 import ast
 import re
@@ -6,69 +6,81 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from source import FILES, ROOT, functions, name, tree
+from source import FILES, ROOT, functions, listed, name, tree
 
-MOST_LINES = 400
-MOST_IN_A_FUNCTION = 60
-
-
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_length_of_files_and_functions(path: Path) -> None:
-    assert path.read_text(encoding="utf-8").count("\n") <= MOST_LINES
-    long = [(f.name, n) for f in functions(path) if (n := f.end_lineno - f.lineno + 1) > MOST_IN_A_FUNCTION]
-    assert not long
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_FILE_BYTES = 500_000
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=name)
-def test_a_room_sign_is_a_paragraph(path: Path) -> None:
-    """Imports and the table of contents are allowed; code is not."""
-    body = tree(path).body
-    assert ast.get_docstring(tree(path))
+def test_length_of_files() -> None:
+    lengths = {name(path): path.read_text(encoding="utf-8").count("\n") for path in FILES}
+    offenders = [f"{file}: {length} lines" for file, length in lengths.items() if length > MAX_FILE_LINES]
+    assert not offenders, listed(offenders)
+
+
+def test_length_of_functions() -> None:
+    offenders = [
+        f"{name(path)}:{f.lineno}: {f.name}: {length} lines"
+        for path in FILES
+        for f in functions(path)
+        if (length := f.end_lineno - f.lineno + 1) > MAX_FUNCTION_LINES
+    ]
+    assert not offenders, listed(offenders)
+
+
+def test_package_files_hold_no_code() -> None:
+    """An `__init__.py` has a docstring, imports and `__all__`, nothing else."""
     allowed = ast.Expr | ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign
-    assert all(isinstance(node, allowed) for node in body)
+    packages = [path for path in FILES if path.name == "__init__.py"]
+    offenders = [name(path) for path in packages if not ast.get_docstring(tree(path))]
+    offenders += [
+        f"{name(path)}:{node.lineno}"
+        for path in packages
+        for node in tree(path).body
+        if not isinstance(node, allowed)
+    ]
+    assert not offenders, listed(offenders)
 
 
-def tracked() -> list[Path]:
-    listed = subprocess.run(
+def repository_files() -> list[Path]:
+    process = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         check=False,
         capture_output=True,
         text=True,
     )
-    if listed.returncode != 0:
+    if process.returncode != 0:
         pytest.skip("not a git working tree")
-    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
+    return [ROOT / line for line in process.stdout.splitlines() if (ROOT / line).is_file()]
 
 
-def test_nothing_is_left_for_later() -> None:
-    words = re.compile(r"\b(TODO|FIXME|XXX)\b|\bNotImplementedError\b|pragma: no cover|mark\.(skip|xfail)\b")
-    found = [
-        f"{name(p)}:{i}"
-        for p in [*FILES, *(ROOT / "tests").rglob("*.py")]
-        if p != Path(__file__)
-        for i, line in lines(p)
-        if words.search(line)
+def matching_lines(paths: list[Path], pattern: re.Pattern[str]) -> list[str]:
+    """file:line of every match, this file left out."""
+    return [
+        f"{name(path)}:{number}"
+        for path in paths
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        if pattern.search(line)
     ]
-    assert not found
 
 
-def lines(path: Path) -> list[tuple[int, str]]:
-    return list(enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1))
+def test_nothing_is_left_undone() -> None:
+    pattern = re.compile(
+        r"\b(TODO|FIXME|XXX)\b|\bNotImplementedError\b|pragma: no cover|mark\.(skip|xfail)\b"
+    )
+    offenders = matching_lines([*FILES, *(ROOT / "tests").rglob("*.py")], pattern)
+    assert not offenders, listed(offenders)
 
 
 def test_no_paths_of_one_machine() -> None:
-    """Anybody's clone is as good as ours."""
-    machine = re.compile(r"(?<![\w.~-])/(?:work|root|home|Users|farm|opt|mnt)/")
-    found = [
-        f"{name(p)}:{i}"
-        for p in tracked()
-        if p != Path(__file__)
-        for i, line in lines(p)
-        if machine.search(line)
-    ]
-    assert not found
+    pattern = re.compile(r"(?<![\w.~-])/(?:work|root|home|Users|farm|opt|mnt)/")
+    offenders = matching_lines(repository_files(), pattern)
+    assert not offenders, listed(offenders)
 
 
 def test_no_big_files() -> None:
-    assert not [name(path) for path in tracked() if path.stat().st_size > 500_000]
+    offenders = [name(path) for path in repository_files() if path.stat().st_size > MAX_FILE_BYTES]
+    assert not offenders, listed(offenders)

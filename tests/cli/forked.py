@@ -1,4 +1,4 @@
-"""The program in processes of their own, forked from one that imported all it needs: imports take seconds."""
+"""Runs the program in processes forked from one that has imported everything: imports take seconds."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 SERVER = """
 import json, os, sys, traceback
-import paretune.models.tiny, paretune.stages.pipeline, peft
+import paretune.experiment.pipeline, paretune.worlds.helpdesk.model, peft
 from paretune.cli import main
 
 for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""The commands: what they print, and the exit codes that scripts rely on."""
+"""The commands: their output, and the exit codes that scripts rely on."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """The stages, told what to do."""
+    """A fake pipeline module."""
     module = types.ModuleType("paretune.experiment.pipeline")
     monkeypatch.setitem(sys.modules, "paretune.experiment.pipeline", module)
     return module
@@ -46,20 +46,30 @@ def test_help_fits_on_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert leave("--help") == 0
     text = capsys.readouterr().out
     assert text.count("\n") <= 30
-    for command in ("demo", "run", "compare", "check", "recipes", "report", "filtration", "soup", "doctor"):
+    for command in (
+        "demo",
+        "run",
+        "compare",
+        "check",
+        "recipes",
+        "report",
+        "reward-filtering",
+        "merge",
+        "doctor",
+    ):
         assert f"  {command} " in text
     assert "..." not in text.replace("[ARGS]...", "")
 
 
-def test_run_gives_the_stages_an_experiment(folder: Path, stages: types.ModuleType) -> None:
+def test_run_passes_the_config_to_the_pipeline(folder: Path, stages: types.ModuleType) -> None:
     seen = []
-    stages.run = lambda experiment, console, command="", **_: seen.append(experiment)
+    stages.run_pipeline = lambda experiment, console, command="", **_: seen.append(experiment)
     assert leave("run", "mine.yaml", "run.max_steps=3") == 0
     assert leave("demo", "--seed", "5", "run.max_steps=2") == 0
-    assert [(e.name, e.run.steps, e.run.seed) for e in seen] == [("mine", 3, 0), ("demo", 2, 5)]
+    assert [(e.name, e.run.max_steps, e.run.seed) for e in seen] == [("mine", 3, 0), ("demo", 2, 5)]
 
 
-def test_a_recipe_with_mistakes_leaves_with_2_and_writes_nothing(
+def test_an_invalid_recipe_exits_with_2_and_writes_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert leave("run", "mine.yaml", "run.stpes=3", "training.learning_rate=fast") == 2
@@ -67,18 +77,19 @@ def test_a_recipe_with_mistakes_leaves_with_2_and_writes_nothing(
     assert out == ""
     assert err.splitlines() == [
         '(override):1: run.stpes: unknown key; did you mean "run.max_steps"?; '
-        "fix: this section has folder, steps, budget, seed, checkpoint_every, keep, threads, workers, device",
+        "fix: this section has output_dir, max_steps, budget, seed, save_steps, save_total_limit, "
+        "num_threads, num_workers, device",
         '(override):2: training.learning_rate: "fast" is not a number',
     ]
     assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
 
 
-def test_a_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_recipe_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert leave("check", "dmo") == 2
-    assert 'dmo:1: there is no such recipe; did you mean "demo"?' in capsys.readouterr().err
+    assert 'dmo:1: no such recipe; did you mean "demo"?' in capsys.readouterr().err
 
 
-def test_a_folder_is_no_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_is_not_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert leave("run", ".") == 2
     assert capsys.readouterr().err == ".:1: is a folder; fix: name a recipe file in it, such as mine.yaml\n"
 
@@ -112,37 +123,37 @@ def test_exit_codes(
     def run(experiment: object, console: object, *, command: str = "", **_: object) -> None:
         raise error
 
-    stages.run = run
+    stages.run_pipeline = run
     assert leave("run", "mine.yaml") == code
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_an_interrupt_says_what_was_saved(
+def test_an_interrupt_reports_what_was_saved(
     folder: Path, stages: types.ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One that was obeyed says it itself; else it hangs on whether there is a run in the folder."""
-    told = []
+    """A training loop has its own message; else it depends on whether the folder holds a run."""
+    messages = []
 
     def run(experiment: object, console: object, *, command: str = "", **_: object) -> None:
-        raise KeyboardInterrupt(*told)
+        raise KeyboardInterrupt(*messages)
 
-    stages.run = run
+    stages.run_pipeline = run
     assert leave("run", "mine.yaml") == 130
-    nothing = "interrupted before anything was saved; the same command begins anew\n"
-    assert capsys.readouterr().err == nothing
+    not_saved = "interrupted before anything was saved; the same command starts again\n"
+    assert capsys.readouterr().err == not_saved
     (folder / "runs" / "mine").mkdir(parents=True)
     assert leave("run", "mine.yaml") == 130
-    assert capsys.readouterr().err == nothing
+    assert capsys.readouterr().err == not_saved
     (folder / "runs" / "mine" / "run.json").touch()
     assert leave("run", "mine.yaml") == 130
-    saved = "interrupted; the same command goes on from what is saved in runs/mine\n"
+    saved = "interrupted; the same command resumes from the last checkpoint in runs/mine\n"
     assert capsys.readouterr().err == saved
-    told.append("interrupted after step 3 of 9")
+    messages.append("interrupted after step 3 of 9")
     assert leave("run", "mine.yaml") == 130
     assert capsys.readouterr().err == "interrupted after step 3 of 9\n"
 
 
-def test_a_bug_of_ours_is_one_line_and_a_file(
+def test_a_bug_is_reported_in_one_line_and_a_file(
     folder: Path,
     stages: types.ModuleType,
     capsys: pytest.CaptureFixture[str],
@@ -151,11 +162,11 @@ def test_a_bug_of_ours_is_one_line_and_a_file(
     def run(experiment: object, console: object, *, command: str = "", **_: object) -> None:
         raise KeyError("boo")
 
-    stages.run = run
+    stages.run_pipeline = run
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     assert leave("run", "mine.yaml") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("a bug of ours: KeyError; the traceback is in ")
+    assert line.startswith("bug in paretune: KeyError; the traceback is in ")
     assert "KeyError: 'boo'" in Path(line.split(" is in ")[1]).read_text()
 
 
@@ -167,12 +178,12 @@ def test_control_characters_do_not_reach_the_terminal(
     assert not {"\x1b", "\x07", "\u202e"} & set(err)
 
 
-def test_check_says_what_would_happen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_describes_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert leave("check", "mine.yaml", "algorithm.max_new_tokens=64") == 0
     assert capsys.readouterr().out.startswith("mine: ok")
     assert leave("check", "mine.yaml") == 2
-    wrong = "256 tokens leave no room for a prompt: the policy reads 192 in all; fix: make it smaller"
-    assert capsys.readouterr().err == f"mine.yaml:5: algorithm.max_new_tokens: {wrong}\n"
+    problem = "256 tokens leave no room for a prompt: the policy's context has 192; fix: lower it"
+    assert capsys.readouterr().err == f"mine.yaml:5: algorithm.max_new_tokens: {problem}\n"
     assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
 
 
@@ -206,22 +217,22 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "paretune demo" in text
 
 
-def test_a_report_of_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_without_results_is_rejected(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "run").mkdir()
-    (folder / "run" / "run.json").write_text('{"status": "failed", "stage": "policy"}')
+    (folder / "run" / "run.json").write_text('{"status": "failed", "stage": "sft"}')
     (folder / "run" / "metrics.jsonl").touch()
     for name, wrong in (
-        ("nowhere", "there is no such folder; fix: name the folder of a run"),
-        ("mine.yaml", "is a file; fix: name the folder of a run"),
-        (".", "holds no run.json, so no run; fix: name the folder of a run"),
-        ("run", "nothing to report yet (failed, stage policy); fix: give the run's command again"),
+        ("nowhere", "there is no such folder; fix: name a run folder"),
+        ("mine.yaml", "is a file; fix: name a run folder"),
+        (".", "no run.json, so this is no run folder; fix: name the folder of a run"),
+        ("run", "has no results yet (failed, stage sft); fix: resume the run first"),
     ):
         assert leave("report", name) == 2
         assert capsys.readouterr().err == f"{name}: {wrong}\n"
     assert not (folder / "run" / "report.html").exists()
 
 
-def test_output_cut_short_by_a_pipe_is_no_bug(folder: Path) -> None:
+def test_a_closed_pipe_is_not_a_bug(folder: Path) -> None:
     code = "from paretune.cli import main; main(['recipes', 'real-small'])"
     environment = {**os.environ, "PYTHONPATH": str(Path(paretune.__file__).parents[1])}
     with subprocess.Popen(
@@ -238,16 +249,16 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"paretune {paretune.__version__}\n"
 
 
-def test_an_arm_that_is_none_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert leave("filtration", "run", "--arm", "middle") == 2
-    wrong = "--arm: middle is neither before nor after; fix: --arm before, or --arm after\n"
-    assert capsys.readouterr().err == wrong
+def test_an_invalid_arm_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave("reward-filtering", "run", "--arm", "middle") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("--arm: middle is not before or after; fix: ")
+    assert error.count("\n") == 1
 
 
-def test_a_soup_of_one_folder_is_told_that_two_are_needed(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_merge_needs_two_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folders in (["a"], ["a", "./a"]):
-        assert leave("soup", *folders) == 2
-        wrong = "a soup is made of two or more different runs; fix: name at least two folders\n"
-        assert capsys.readouterr().err == wrong
+        assert leave("merge", *folders) == 2
+        assert capsys.readouterr().err == (
+            "a merge needs two or more different runs; fix: name at least two folders\n"
+        )

@@ -1,4 +1,4 @@
-"""A whole run without gradients: the fit of its adapter, the search, and the evaluation of what was found."""
+"""A complete gradient-free run: the fit of its adapter, the search, and the evaluation."""
 
 import json
 import signal
@@ -11,7 +11,10 @@ from tiny import command, demo, fingerprint
 
 from paretune.run.io import read_jsonl
 
-ESSA = "algorithm={name: essa, max_new: 12, population: 4, warm_steps: 2, warm_n: 2, r: 2, sigma: 0.5}"
+ESSA = (
+    "algorithm={name: essa, max_new_tokens: 12, population_size: 4, sft_steps: 2, sft_num_generations: 2, "
+    "lora_r: 2, initial_sigma: 0.5}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def test_it_ends_with_a_model_and_its_evaluation(finished):
     folder, result = finished
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    assert "before it: warm\n" in result.stdout
+    assert "phase: warm\n" in result.stdout
     assert "essa, 4 steps" in result.stdout
     assert [line["step"] for line in aligning(folder)] == [0, 1, 2, 3]
     numbers = json.loads((folder / "eval" / "final" / "eval.json").read_text())
@@ -39,7 +42,7 @@ def test_it_ends_with_a_model_and_its_evaluation(finished):
 
 def test_the_policy_moved_in_its_attention_and_nowhere_else(finished):
     folder, _ = finished
-    before, after = (load_file(folder / name / "model.safetensors") for name in ("policy", "final"))
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("sft", "final"))
     warm = load_file(folder / "phases" / "warm" / "model.safetensors")
     moved = {name for name, weight in before.items() if not weight.equal(after[name])}
     assert len(moved) == 3 * 4
@@ -76,10 +79,10 @@ def test_eight_bits_are_for_the_search_alone(finished, tmp_path):
     """With an adapter of the recipe's own; the frozen weights that are saved are the whole ones."""
     folder, _ = finished
     other = tmp_path / "int8"
-    said = ESSA.replace("r: 2", "body: int8")
-    result = demo(other, said, "policy.lora={r: 2, targets: [q_proj, up_proj]}", "run.max_steps=1")
+    said = ESSA.replace("lora_r: 2", "base_precision: int8")
+    result = demo(other, said, "policy.lora={r: 2, target_modules: [q_proj, up_proj]}", "run.max_steps=1")
     assert result.returncode == 0, result.stderr
-    before, after = (load_file(path / "model.safetensors") for path in (folder / "policy", other / "final"))
+    before, after = (load_file(path / "model.safetensors") for path in (folder / "sft", other / "final"))
     moved = {name for name, weight in before.items() if not weight.equal(after[name])}
     assert len(moved) == 3 * 2
     assert all("q_proj" in name or "up_proj" in name for name in moved)

@@ -1,4 +1,4 @@
-"""A whole experiment over files in seconds: a tiny model with an adapter, a CSV, pairs, and another judge."""
+"""A complete run over files in seconds: a tiny model with an adapter, a CSV, pairs, and a judge."""
 
 import csv
 import json
@@ -14,10 +14,10 @@ name: files
 data:
   root: rows
   prompts:
-    harmful: {file: prompts.jsonl, where: {harmful: true}, kind: harmful}
-    benign: {file: prompts.jsonl, where: {harmful: false}, share: 2.0}
-  test:
-    harmful: {file: test.jsonl, where: {harmful: true}, kind: harmful}
+    harmful: {file: prompts.jsonl, where: {harmful: true}, category: harmful}
+    benign: {file: prompts.jsonl, where: {harmful: false}, sampling_weight: 2.0}
+  test_prompts:
+    harmful: {file: test.jsonl, where: {harmful: true}, category: harmful}
     benign: {file: test.jsonl, where: {harmful: false}}
 policy: {path: model, lora: {r: 2, alpha: 4}}
 reward:
@@ -25,22 +25,22 @@ reward:
   ratings:
     raters: {file: ratings.csv, labels: {polite: politeness, safe: {from: toxicity, scale: -1, offset: 1}}}
   pairs: {people: {file: pairs.jsonl, objective: helpful}}
-  held_out: 0.3
-  fit: {epochs: 1, lr: 1e-3, batch: 8}
+  holdout_fraction: 0.3
+  training: {num_train_epochs: 1, learning_rate: 1e-3, batch_size: 8}
 judge:
   objectives: {polite: {}, helpful: {loss: bradley_terry}}
   ratings: {others: {file: others.csv, labels: {polite: politeness}}}
   pairs: {others: {file: others.jsonl, objective: helpful}}
-  held_out: 0.3
-  fit: {epochs: 1, lr: 1e-3, batch: 8}
+  holdout_fraction: 0.3
+  training: {num_train_epochs: 1, learning_rate: 1e-3, batch_size: 8}
 objectives:
   polite: {}
   safe: {}
-  helpful: {weight: 0.5, when: safe >= 0.5, otherwise: -3}
-algorithm: {name: grpo, n: 2, max_new: 6}
-learn: {lr: 1e-3, prompts: 4}
-run: {steps: 2, checkpoint_every: 1, threads: 1}
-evaluate: {draws: 200, most: 6}
+  helpful: {weight: 0.5, gate: safe >= 0.5, gate_fallback: -3}
+algorithm: {name: grpo, num_generations: 2, max_new_tokens: 6}
+training: {learning_rate: 1e-3, prompts_per_step: 4}
+run: {max_steps: 2, save_steps: 1, num_threads: 1}
+evaluate: {bootstrap_samples: 200, max_prompts: 6}
 """
 
 
@@ -98,9 +98,9 @@ def test_every_stage_leaves_what_it_made(finished: Path) -> None:
 
 def test_the_manifest_says_what_was_read_and_left_out(finished: Path) -> None:
     manifest = json.loads((finished / "data" / "manifest.json").read_text())
-    assert manifest["prompts"] == {"harmful": 5, "benign": 5}
-    assert manifest["test"] == 6
-    assert set(manifest["sha256"]) == {
+    assert manifest["train_prompts"] == {"harmful": 5, "benign": 5}
+    assert manifest["test_prompts"] == 6
+    assert set(manifest["file_sha256"]) == {
         "prompts.jsonl",
         "test.jsonl",
         "ratings.csv",
@@ -115,14 +115,14 @@ def test_the_manifest_says_what_was_read_and_left_out(finished: Path) -> None:
 def test_an_empty_cell_is_nobodys_label(finished: Path) -> None:
     report = json.loads((finished / "reward" / "report.json").read_text())
     assert set(report["objectives"]) == {"polite", "safe", "helpful"}
-    assert report["objectives"]["polite"]["n"] < report["test"]["ratings"]
-    assert report["objectives"]["helpful"]["pairs"] == report["test"]["pairs"] > 0
+    assert report["objectives"]["polite"]["num_ratings"] < report["test"]["ratings"]
+    assert report["objectives"]["helpful"]["num_pairs"] == report["test"]["pairs"] > 0
 
 
 def test_the_judge_scores_what_it_knows(finished: Path) -> None:
     numbers = json.loads((finished / "eval" / "final" / "eval.json").read_text())
-    assert numbers["prompts"] == 6
-    assert numbers["objectives"]["polite"]["n"] == 6
+    assert numbers["num_prompts"] == 6
+    assert numbers["objectives"]["polite"]["num_scored"] == 6
     assert numbers["objectives"]["helpful"]["judge"]
     assert numbers["objectives"]["safe"]["judge"] == "none"
-    assert numbers["objectives"]["safe"]["n"] == 0
+    assert numbers["objectives"]["safe"]["num_scored"] == 0

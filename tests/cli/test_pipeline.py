@@ -21,39 +21,39 @@ def test_a_run_ends_with_its_table_and_the_path_of_its_report(finished):
     assert (folder / "report.html").stat().st_size > 10_000
 
 
-def test_the_numbers_of_an_evaluation_lie_where_scripts_look_for_them(finished):
+def test_eval_json_has_the_documented_keys(finished):
     folder, _ = finished
     numbers = json.loads((folder / "eval" / "final" / "eval.json").read_text())
-    keys = {"n", "before", "after", "change", "low", "high", "verdict", "judge"}
+    keys = {"num_scored", "before", "after", "change", "low", "high", "verdict", "judge"}
     for name in ("politeness", "meaningfulness", "actionability", "safety"):
         assert keys <= numbers["objectives"][name].keys()
-    assert {"kl", "length", "refusals"} <= numbers.keys()
-    assert {"harmful", "lookalike"} <= numbers["refusals"].keys()
+    assert {"kl", "length", "refusal_rate"} <= numbers.keys()
+    assert {"harmful", "lookalike"} <= numbers["refusal_rate"].keys()
 
 
 def test_metrics_hold_every_step_of_every_stage_once(finished):
     folder, _ = finished
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = {
-        stage: [x["step"] for x in lines if x["stage"] == stage] for stage in ("policy", "reward", "align")
+        stage: [x["step"] for x in lines if x["stage"] == stage] for stage in (("sft", "reward", "align"))
     }
-    assert steps == {"policy": [0, 1, 2, 3], "reward": [0, 1, 2, 3], "align": [0, 1, 2, 3]}
+    assert steps == {"sft": [0, 1, 2, 3], "reward": [0, 1, 2, 3], "align": [0, 1, 2, 3]}
     assert {"score/safety/mean", "weighted_score/safety/mean", "variance_share/safety", "kl/k3"} <= lines[
         -1
     ].keys()
 
 
-def test_the_folder_says_how_near_the_run_came_to_its_machine(finished):
+def test_timing_and_throughput_are_recorded(finished):
     folder, _ = finished
     lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     for line in (line for line in lines if line["stage"] == "align"):
-        assert min(line[f"flops/{phase}"] for phase in ("sample", "score", "measure", "learn")) > 0
-        assert line["tokens_per_second/sample"] * line["sample"] == pytest.approx(line["rollout_tokens"])
-        assert line["tokens_per_second/learn"] * line["learn"] == pytest.approx(line["trained_tokens"])
-    matrix = json.loads((folder / "env.json").read_text())["matrix"]
-    assert matrix["flops_per_second"] > 0
-    assert (matrix["device"], matrix["dtype"], matrix["threads"]) == ("cpu", "float32", 1)
-    assert "products of two 1024 x 1024 matrices" in (folder / "report.html").read_text()
+        assert min(line[f"flops/{phase}"] for phase in ("rollout", "score", "model_passes", "update")) > 0
+        assert line["tokens_per_second/rollout"] * line["rollout"] == pytest.approx(line["rollout_tokens"])
+        assert line["tokens_per_second/update"] * line["update"] == pytest.approx(line["trained_tokens"])
+    matmul = json.loads((folder / "env.json").read_text())["matmul"]
+    assert matmul["flops_per_second"] > 0
+    assert (matmul["device"], matmul["dtype"], matmul["num_threads"]) == ("cpu", "float32", 1)
+    assert "1024 x 1024 matrices" in (folder / "report.html").read_text()
 
 
 def test_the_same_command_again_changes_no_number(finished):
@@ -61,20 +61,20 @@ def test_the_same_command_again_changes_no_number(finished):
     before = fingerprint(folder)
     again = demo(folder)
     assert again.returncode == 0, again.stderr
-    assert f"goes on in {folder}: every stage was complete\n" in again.stdout
+    assert f"resuming {folder}: every stage is complete\n" in again.stdout
     assert fingerprint(folder) == before
 
 
-def test_how_often_it_is_saved_may_change_in_a_resume(finished):
+def test_a_resume_may_change_the_checkpointing(finished):
     folder, first = finished
-    assert "goes on in" not in first.stdout
+    assert "resuming" not in first.stdout
     before = fingerprint(folder)
     again = demo(folder, "run.save_total_limit=3", "run.save_steps=2")
     assert again.returncode == 0, again.stderr
     assert fingerprint(folder) == before
 
 
-def test_another_recipe_is_refused_in_the_same_folder(finished):
+def test_another_recipe_is_rejected_in_the_same_folder(finished):
     folder, _ = finished
     before = fingerprint(folder)
     other = demo(folder, "run.seed=5")

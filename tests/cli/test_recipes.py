@@ -30,7 +30,7 @@ def test_real_small() -> None:
         for path, _, _ in data_sources(e)
     }
     assert not named["reward"] & named["judge"]
-    tests = {s.file for p, _, s in data_sources(e) if p[1] in {"test", "test_ratings", "test_pairs"}}
+    tests = {s.file for p, _, s in data_sources(e) if p[1] in {"test_prompts", "test_ratings", "test_pairs"}}
     assert all(".test." in file for file in tests)
 
 
@@ -48,8 +48,8 @@ def test_paper(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "model")
     e = load_config(bundled_recipes()["paper"], ["data.root=.", "policy.path=./model"])
     text = check(e)
-    assert text.startswith("paper: ok\nprompts    3 attack, 3 benign, 3 borderline; 9 unseen\n")
-    assert "hub " not in text
+    assert text.startswith("paper: ok\nprompts          3 attack, 3 benign, 3 borderline; 9 test\n")
+    assert "\nhub " not in text
     assert [path.name for path in tmp_path.iterdir() if path.name == "runs"] == []
     assert set(e.weights.values()) == {1.0}
     assert e.policy.lora is not None

@@ -1,4 +1,4 @@
-"""The stages of a whole run: signals between them, what a run goes on from, and which weights are judged."""
+"""The stages of a run: signals between them, resuming, and which weights are evaluated."""
 
 import os
 import signal
@@ -15,6 +15,7 @@ from paretune.experiment import align, evaluate, phases, pipeline
 from paretune.experiment import dry_run as checking
 from paretune.experiment.console import PlainConsole
 from paretune.experiment.data import Dataset
+from paretune.experiment.resolved import resolve
 from paretune.models.forward.logprobs import compute_logprobs
 from paretune.models.load import as_policy_model, load_policy
 from paretune.reward.checkpoint import load_reward_model, provenance_hashes
@@ -36,9 +37,9 @@ def stages(monkeypatch, *bodies):
     """A run of these stages alone, on a few prompts."""
     prompts = tuple(Prompt(messages=(Message("user", f"question {i}"),)) for i in range(3))
     material = Dataset(train_prompts={"ordinary": prompts}, test_prompts=prompts[:1])
-    monkeypatch.setattr(checking, "gather", lambda e, tell: material)
+    monkeypatch.setattr(checking, "load_data", lambda run, on_progress: material)
     monkeypatch.setattr(
-        pipeline, "stages_of", lambda e, *until: [(f"s{i}", body) for i, body in enumerate(bodies)]
+        pipeline, "pipeline_stages", lambda run, *until: [(f"s{i}", body) for i, body in enumerate(bodies)]
     )
 
 
@@ -46,15 +47,13 @@ def stages(monkeypatch, *bodies):
     ("number", "error", "code"),
     [(signal.SIGTERM, RunInterrupted, 75), (signal.SIGINT, KeyboardInterrupt, 130)],
 )
-def test_a_signal_where_no_loop_listens_is_obeyed_when_the_stage_is_complete(
-    tmp_path, monkeypatch, number, error, code
-):
-    def struck(work):
+def test_a_signal_outside_a_loop_stops_the_run_after_the_stage(tmp_path, monkeypatch, number, error, code):
+    def struck(ctx):
         os.kill(os.getpid(), number)
-        work.folder("struck").touch()
+        ctx.path("struck").touch()
         return "done"
 
-    stages(monkeypatch, struck, lambda work: pytest.fail("the stage after the signal was begun"))
+    stages(monkeypatch, struck, lambda ctx: pytest.fail("the stage after the signal was started"))
     phases = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(error) as raised:
         run(tmp_path / "r")
@@ -73,14 +72,14 @@ def test_a_signal_in_the_last_stage_leaves_a_complete_run(tmp_path, monkeypatch)
     assert read_json(tmp_path / "r" / "run.json")["status"] == "done"
 
 
-def test_a_signal_while_responses_are_written_is_obeyed_between_batches(tmp_path, monkeypatch):
-    class Told(Exception):
+def test_a_signal_during_generation_stops_the_run_between_batches(tmp_path, monkeypatch):
+    class NotStopped(Exception):
         pass
 
-    def asking(sampler, prompts, *, tell, **how):
+    def asking(sampler, prompts, *, on_progress, **how):
         os.kill(os.getpid(), signal.SIGTERM)
-        tell(1, 2)
-        raise Told
+        on_progress(1, 2)
+        raise NotStopped
 
     monkeypatch.setattr(evaluate, "generate", asking)
     tokenizer = tiny_tokenizer()
@@ -91,23 +90,25 @@ def test_a_signal_while_responses_are_written_is_obeyed_between_batches(tmp_path
         run(tmp_path / "r")
 
 
-def test_other_data_is_another_run(tmp_path, monkeypatch):
+def test_a_resume_with_other_data_is_rejected(tmp_path, monkeypatch):
     stages(monkeypatch, lambda work: "done")
     run(tmp_path / "r")
     run(tmp_path / "r")
     book = (tmp_path / "r" / "run.json").read_text()
     material = checking.load_data(None, None)
-    other = replace(material, pools={"ordinary": material.train_prompts["ordinary"][::-1]})
-    monkeypatch.setattr(checking, "gather", lambda e, tell: other)
-    with pytest.raises(ConfigError, match=r"the data changed since this run began \(records: prompts of"):
+    other = replace(material, train_prompts={"ordinary": material.train_prompts["ordinary"][::-1]})
+    monkeypatch.setattr(checking, "load_data", lambda run, on_progress: other)
+    with pytest.raises(
+        ConfigError, match=r"the data changed since this run started \(records: train_prompts/"
+    ):
         run(tmp_path / "r")
     assert (tmp_path / "r" / "run.json").read_text() == book
 
 
-def test_stages_that_cannot_be_taken_over_are_refused_before_the_records_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(checking, "gather", lambda e, tell: pytest.fail("records were read"))
+def test_stages_that_cannot_be_reused_are_rejected_before_the_records_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checking, "load_data", lambda run, on_progress: pytest.fail("records were read"))
     e = recipe(tmp_path / "r")
-    with pytest.raises(ConfigError, match="nowhere: cannot be taken over: holds no run"):
+    with pytest.raises(ConfigError, match="nowhere: cannot be reused: it holds no run"):
         pipeline.run_pipeline(e, PlainConsole(), reuse_from=tmp_path / "nowhere")
     assert not (tmp_path / "r").exists()
 
@@ -128,14 +129,14 @@ def adapted(tmp_path_factory):
         patch.setattr(
             evaluate,
             "load_policy",
-            lambda spec, seed: trained.setdefault(spec.adapter or "start", load_policy(spec, seed=seed)),
+            lambda spec, seed: trained.setdefault(spec.adapter_path or "start", load_policy(spec, seed=seed)),
         )
         bfloat16 = ("policy.dtype=bfloat16", "policy.lora={r: 4, alpha: 64}", "reward.dtype=bfloat16")
         run(folder, *bfloat16, "training.learning_rate=5e-2", "run.max_steps=2", "algorithm.max_new_tokens=6")
     return folder, trained
 
 
-def test_the_policy_that_is_judged_is_the_one_that_was_trained(adapted):
+def test_the_evaluated_policy_is_the_trained_one(adapted):
     folder, trained = adapted
     judged = trained[str(folder / "final" / "adapter")]
     tokens = torch.arange(3, 43).reshape(2, 20)
@@ -149,10 +150,10 @@ def test_the_policy_that_is_judged_is_the_one_that_was_trained(adapted):
     assert not torch.equal(one, start)
 
 
-def test_the_report_is_on_the_reward_model_that_scores(adapted):
+def test_the_reward_report_is_about_the_model_that_scores(adapted):
     folder, _ = adapted
     e = recipe(folder, "reward.dtype=bfloat16")
-    material = checking.load_data(e)
+    material = checking.load_data(resolve(e))
     stored = load_reward_model(str(folder / "reward" / "model"), dtype="bfloat16")
     found = reward_report(stored, material.reward.test, train=material.reward.train)
     reported = read_json(folder / "reward" / "report.json")
@@ -162,14 +163,14 @@ def test_the_report_is_on_the_reward_model_that_scores(adapted):
     assert provenance_hashes(stored.provenance)
 
 
-def test_the_folder_of_a_run_says_which_records_it_was_made_from(adapted):
+def test_the_manifest_has_the_hashes_of_the_records(adapted):
     folder, _ = adapted
     found = read_json(folder / "data" / "manifest.json")
     assert found["models"] == {}
-    assert {"reward train", "reward test", "test", "demonstrations"} <= found["records"].keys()
+    assert {"reward train", "reward test", "test_prompts", "sft_demonstrations"} <= found["records"].keys()
 
 
-def test_a_sampler_that_is_not_the_policy_is_told_once(tmp_path, monkeypatch, capsys):
+def test_a_rollout_mismatch_is_reported_once(tmp_path, monkeypatch, capsys):
     def stage(work):
         hear = align._warn_rollout_mismatch
         for step, apart in enumerate((0.0, 0.019, 0.03, 0.5)):
@@ -178,15 +179,13 @@ def test_a_sampler_that_is_not_the_policy_is_told_once(tmp_path, monkeypatch, ca
 
     stages(monkeypatch, stage)
     pipeline.run_pipeline(recipe(tmp_path / "r"), PlainConsole())
-    told = [e["text"] for e in read_jsonl(tmp_path / "r" / "events.jsonl") if e["kind"] == "sampler_apart"]
+    told = [e["text"] for e in read_jsonl(tmp_path / "r" / "events.jsonl") if e["type"] == "rollout_mismatch"]
     assert len(told) == 1
     assert told[0].startswith("step 2: sampler and trainer differ by 0.030")
     assert capsys.readouterr().out.count("warning: ") == 1
 
 
-def test_an_objective_that_the_signal_pushes_down_is_told_once_and_not_for_one_bad_batch(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_negative_variance_share_is_reported_once_and_not_for_a_single_batch(tmp_path, monkeypatch, capsys):
     def stage(work):
         shares = [{"safety": -0.1}] * 4 + [{}] + [{"safety": -0.2, "politeness": -0.3}] * 7
         for step in range(len(shares)):
@@ -195,13 +194,17 @@ def test_an_objective_that_the_signal_pushes_down_is_told_once_and_not_for_one_b
 
     stages(monkeypatch, stage)
     pipeline.run_pipeline(recipe(tmp_path / "r"), PlainConsole())
-    told = [e["text"] for e in read_jsonl(tmp_path / "r" / "events.jsonl") if e["kind"] == "pushed_down"]
+    told = [
+        e["text"]
+        for e in read_jsonl(tmp_path / "r" / "events.jsonl")
+        if e["type"] == "negative_variance_share"
+    ]
     assert [text.partition(":")[0] for text in told] == ["safety", "politeness"]
     assert "negative for 5 steps (-0.20) (step 9)" in told[0]
     assert capsys.readouterr().out.count("warning: ") == 2
 
 
-def test_the_live_line_says_that_its_divergence_is_a_mean_of_tokens(tmp_path, monkeypatch):
+def test_the_progress_line_reports_kl_per_token(tmp_path, monkeypatch):
     notes = []
 
     class Heard(PlainConsole):
@@ -219,13 +222,15 @@ def test_the_live_line_says_that_its_divergence_is_a_mean_of_tokens(tmp_path, mo
     assert (2, 4, "safety 0.25  KL/token 0.062") in notes
 
 
-def test_a_run_says_which_names_are_taken_as_hub_names(tmp_path, monkeypatch, capsys):
+def test_a_run_notes_names_that_are_taken_as_hub_names(tmp_path, monkeypatch, capsys):
     stages(monkeypatch, lambda work: "done")
     pipeline.run_pipeline(recipe(tmp_path / "r", "reward.init_from=own/body"), PlainConsole())
-    assert "reward.init_from: own/body is no folder here: taken as a hub name\n" in capsys.readouterr().out
+    assert (
+        "reward.init_from: own/body is not a local folder: taken as a hub name\n" in capsys.readouterr().out
+    )
 
 
-def test_the_device_is_looked_for_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_missing_device_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ResourceError, match="no CUDA device"):
         run(tmp_path / "r", "run.device=cuda")
@@ -238,14 +243,13 @@ def test_json_of_a_manifest_is_stable(adapted):
     assert to_json(read_json(folder / "data" / "manifest.json")) == text
 
 
-def test_a_soup_of_the_start_and_of_itself_taught_once_more_is_a_reference_and_no_other_average(
-    tmp_path, monkeypatch
-):
-    salsa = "algorithm={name: salsa, max_new: 12}"
+def test_an_average_of_models_without_common_pretrained_weights_is_rejected(tmp_path, monkeypatch):
+    salsa = "algorithm={name: salsa, max_new_tokens: 12}"
     run(tmp_path / "r", salsa)
-    assert (tmp_path / "r" / "phases" / "soup" / "model.safetensors").exists()
-    monkeypatch.setattr(phases, "STRANGE", -9.0)
+    assert (tmp_path / "r" / "phases" / "weight_average" / "model.safetensors").exists()
+    monkeypatch.setattr(phases, "MAX_MERGE_LOGPROB_DROP", -9.0)
     with pytest.raises(
-        ConfigError, match=r"algorithm\.second: .*did not grow from the same weights; fix: name"
+        ConfigError,
+        match=r"algorithm\.other_path: .*were not fine-tuned from the same pretrained weights; fix: name",
     ):
         run(tmp_path / "s", salsa)

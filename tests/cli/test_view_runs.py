@@ -1,4 +1,4 @@
-"""Whole runs of policies that think, and of policies that say how sure they are."""
+"""Whole runs of policies with thinking, and of policies that state a confidence."""
 
 import pytest
 from tiny import demo
@@ -13,42 +13,46 @@ SMALLEST = (
 )
 
 
-def numbers(folder):
+def evaluation_of(folder):
     return read_json(folder / "eval" / "final" / "eval.json")
 
 
 @pytest.mark.parametrize("name", ["ppo_c", "ppo_m"])
-def test_confidence_is_asked_for_stated_and_held_against_the_truth(tmp_path, name):
-    head = ["reward.objectives.meaningfulness={loss: calibrated, right: 0.7}"] if name == "ppo_m" else []
+def test_stated_confidence_is_calibrated_against_the_judge(tmp_path, name):
+    head = (
+        ["reward.objectives.meaningfulness={loss: calibrated, correct_threshold: 0.7}"]
+        if name == "ppo_m"
+        else []
+    )
     folder = tmp_path / "r"
-    found = demo(folder, f"algorithm={{name: {name}}}", "data.world.confidence=true", *head, *SMALLEST)
-    assert found.returncode == 0, found.stderr
-    said = numbers(folder)["calibration"]
-    assert said["correct"] == "meaningfulness >= 0.7"
-    assert said["before"]["n"] + said["before"]["unstated"] == 8
+    process = demo(folder, f"algorithm={{name: {name}}}", "data.world.confidence=true", *head, *SMALLEST)
+    assert process.returncode == 0, process.stderr
+    calibration = evaluation_of(folder)["calibration"]
+    assert calibration["correctness_threshold"] == "meaningfulness >= 0.7"
+    assert calibration["before"]["num_stated"] + calibration["before"]["num_unstated"] == 8
     lines = [line for line in read_jsonl(folder / "metrics.jsonl") if line["stage"] == "align"]
     assert all("score/confidence/unscored_fraction" in line for line in lines)
-    assert "stated confidence against meaningfulness >= 0.7: ECE" in found.stdout
+    assert "stated confidence against meaningfulness >= 0.7: ECE" in process.stdout
     assert "calibration error" in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_thoughts_are_hidden_from_the_judge_and_watched(tmp_path):
+def test_thinking_is_hidden_from_the_judge_and_measured(tmp_path):
     folder = tmp_path / "r"
-    found = demo(
+    process = demo(
         folder,
         "data.world.thinking=true",
-        "thinking={unscored: worst}",
-        "objectives.thoughts={reads: trace, of: safety, weight: 0}",
+        "thinking={invalid_format: penalize}",
+        "objectives.thoughts={scored_text: thinking, scores_from: safety, weight: 0}",
         *SMALLEST,
         "data.world.num_demonstrations=256",
         "policy.sft.num_train_epochs=6",
         "algorithm.max_new_tokens=60",
     )
-    assert found.returncode == 0, found.stderr
-    said = numbers(folder)
-    assert set(said["thoughts"]) == {"answer", "trace", "unread", "unit"}
-    assert said["objectives"]["thoughts"]["judge"] == "the true scorer"
+    assert process.returncode == 0, process.stderr
+    evaluation = evaluation_of(folder)
+    assert set(evaluation["thinking"]) == {"response", "thinking", "invalid_format", "unit"}
+    assert evaluation["objectives"]["thoughts"]["judge"] == "the ground truth"
     lines = [line for line in read_jsonl(folder / "metrics.jsonl") if line["stage"] == "align"]
     assert all("responses/format_invalid" in line for line in lines)
-    assert "thoughts (words)" in found.stdout
-    assert "without readable thoughts" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "thinking (words)" in process.stdout
+    assert "invalid thinking format" in (folder / "report.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A whole experiment in seconds: the demo's recipe, cut down."""
+"""A complete run in seconds: the demo recipe with small sizes."""
 
 import hashlib
 import subprocess
@@ -37,16 +37,16 @@ def demo(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 
 def demo_from_scratch(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """As a user's shell begins it, imports and all."""
+    """In a fresh interpreter, as from a user's shell."""
     arguments = [*PROGRAM, *command(folder, *more)]
     return subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, check=False)
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file that must be equal in two equal runs."""
+    """SHA-256 of every file that must be identical in two identical runs."""
     names = [
         "metrics.jsonl",
-        "policy/model.safetensors",
+        "sft/model.safetensors",
         "reward/model/model.safetensors",
         "reward/report.json",
         "final/model.safetensors",

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from paretune.algorithms.aggregators import aggregated, chebyshev_grpo, lagrangian_grpo
+from paretune.algorithms.aggregators import chebyshev_grpo, lagrangian_grpo, replace_aggregator
 from paretune.algorithms.grpo import gdpo, grpo
 from paretune.algorithms.ppo import rto
 from paretune.core.errors import WiringError
@@ -19,22 +19,17 @@ from paretune.credit.aggregation import (
 )
 from paretune.credit.base import chain, flatten_steps
 from paretune.credit.constraints import Constraint, Lagrangian
-from paretune.credit.scalarization import (
-    Chebyshev,
-    CorrelationTargetWeightedSum,
-    HypervolumeGuidedWeighting,
-    MinObjective,
-)
+from paretune.credit.scalarization import Chebyshev, HypervolumeGuidedWeighting, MinObjective
 from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, Threshold
 from paretune.rl.validate import check_spec
 from toy import WEIGHTS, advance, graded, stop_after, toy_world, trained
 from toy import Cut as PowerCut
 
-SMALL = {"n": 4, "max_new": 4}
+SMALL = {"num_generations": 4, "max_new_tokens": 4}
 HIGH = Constraint("high", 0.9)
 
 
-def test_lagrangian_grpo_that_does_not_move_is_grpo_with_equal_weights_to_the_last_bit(tmp_path):
+def test_lagrangian_grpo_with_fixed_multiplier_equals_grpo_bit_for_bit(tmp_path):
     ours = lagrangian_grpo({"even": 1.0}, constraints=(HIGH,), multiplier_lr=0.0, **SMALL)
     parent = grpo(WEIGHTS, **SMALL)
     assert (
@@ -43,16 +38,16 @@ def test_lagrangian_grpo_that_does_not_move_is_grpo_with_equal_weights_to_the_la
     )
 
 
-def test_chebyshev_grpo_of_one_objective_is_grpo_in_credit():
+def test_chebyshev_grpo_of_one_objective_has_the_advantages_of_grpo():
     batch = graded([[0.2], [0.7], [0.4], [0.9]], objectives=("even",))
     one = {"even": 1.0}
-    for of in ("response", "mean"):
+    for of in ("response", "policy_mean"):
         ours, parent = chebyshev_grpo(one, criterion=of), grpo(one)
         a, b = (advance(chain(r.reward_steps, r.credit), batch)[0].advantages for r in (ours, parent))
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_multipliers_go_on_after_a_power_cut_as_if_nothing_had_happened(tmp_path):
+def test_multipliers_resume_bit_for_bit(tmp_path):
     recipe = lagrangian_grpo({"even": 1.0}, constraints=(HIGH, Constraint("even", 0.3, "rate", 0.5)), **SMALL)
     whole = trained(tmp_path / "whole", recipe=recipe, steps=4, every=2)
     with pytest.raises(PowerCut):
@@ -68,12 +63,11 @@ NEUTRAL = {
     "multipliers": Lagrangian(
         W, (Constraint("k0", 0.0),), dual_learning_rate=0.0, initial_multiplier=1e-300, min_multiplier=0.0
     ),
-    "correlation": CorrelationTargetWeightedSum(W, {}),
 }
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
-def test_a_neutral_setting_is_the_weighted_sum_bit_for_bit(name):
+def test_neutral_setting_equals_weighted_sum_bit_for_bit(name):
     batch = graded(torch.rand(12, 3).tolist(), group=[0, 1, 2] * 4)
     batch = batch.replace(category=torch.zeros(12).long(), categories=("",))
     batch = batch.replace(preference_weights=torch.tensor([0.3, 0.5, 0.2]).expand(12, 3))
@@ -90,11 +84,10 @@ WAYS = {
     "worst": lambda w: MinObjective(tuple(name for name, weight in w.items() if weight)),
     "soft worst": lambda w: MinObjective(tuple(name for name, weight in w.items() if weight), 3.0),
     "chebyshev": lambda w: Chebyshev(w, rho=0.1),
-    "chebyshev of the mean": lambda w: Chebyshev(w, distance_of="mean", rho=0.1),
+    "chebyshev of the mean": lambda w: Chebyshev(w, distance_of="policy_mean", rho=0.1),
     "order": lambda w: Lexicographic(tuple((name, 0.5) for name, weight in w.items() if weight)),
     "multipliers": lambda w: Lagrangian(w, (Constraint("k0", 0.6), Constraint("k1", 0.5, "rate", 0.5))),
-    "correlation": lambda w: CorrelationTargetWeightedSum(w, {"k0": 0.9}),
-    "renormalise": lambda w: chain(HandleMissingScores("renormalise", w), WeightedSum(w)),
+    "renormalize": lambda w: chain(HandleMissingScores("renormalize", w), WeightedSum(w)),
     "group mean": lambda w: chain(HandleMissingScores("group_mean", w), WeightedSum(w)),
     "drop": lambda w: chain(HandleMissingScores("drop", w), WeightedSum(w)),
 }
@@ -102,7 +95,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("extra", [1, 2, 3, 6])
-def test_an_objective_of_weight_0_changes_nothing_bit_for_bit(way, extra):
+def test_objective_of_weight_0_changes_no_reward_bit_for_bit(way, extra):
     """Whatever its scores are, missing ones included, and wherever its columns stand."""
     scores = torch.rand(16, 2, generator=torch.Generator().manual_seed(extra))
     idle = torch.full((16, extra), math.nan)
@@ -110,7 +103,7 @@ def test_an_objective_of_weight_0_changes_nothing_bit_for_bit(way, extra):
     more = torch.cat([scores[:, :1], idle, scores[:, 1:]], 1)
     names = ("k0", *(f"idle{i}" for i in range(extra)), "k1")
     group = [i % 4 for i in range(16)]
-    kind = {"kind": torch.zeros(16).long(), "kinds": ("",)}
+    kind = {"category": torch.zeros(16).long(), "categories": ("",)}
     alone = graded(scores, group=group).replace(**kind)
     beside = graded(more, group=group, objectives=names).replace(**kind)
     zeros = {name: 0.0 for name in names if name.startswith("idle")}
@@ -122,7 +115,7 @@ def test_an_objective_of_weight_0_changes_nothing_bit_for_bit(way, extra):
     }
 
 
-def test_an_objective_of_weight_0_changes_no_weight_of_the_policy(tmp_path):
+def test_objective_of_weight_0_changes_no_policy_weight(tmp_path):
     alone = trained(tmp_path / "a", toy_world(), grpo({"even": 1.0}, **SMALL), steps=2)
     beside = trained(tmp_path / "b", toy_world(), grpo({"even": 1.0, "high": 0.0}, **SMALL), steps=2)
     assert alone[0] == beside[0]
@@ -136,41 +129,41 @@ EVERY = [
 
 
 @pytest.mark.parametrize("step", EVERY, ids=lambda step: type(step).__name__)
-def test_every_way_passes_the_dry_run(step):
+def test_every_aggregator_passes_the_dry_run(step):
     before = (Threshold("k0", 0.9), DistanceToTarget("even", 0.5))
-    recipe = aggregated(grpo(WEIGHTS, gates=(), **SMALL), step, score_steps=before)
+    recipe = replace_aggregator(grpo(WEIGHTS, gates=(), **SMALL), step, score_steps=before)
     assert check_spec(recipe, ("even", "high", "k0", "k1")).frozen_roles == ("reference",)
 
 
-def test_missing_scores_are_seen_to_behind_the_gates_and_before_anything_is_compared():
+def test_missing_scores_are_handled_after_gates_and_before_aggregation():
     drop, gate = HandleMissingScores("drop", WEIGHTS), Gate("even", "high", 0.5)
-    early = aggregated(
+    early = replace_aggregator(
         grpo(WEIGHTS).replace(reward_steps=chain(gate, WeightedSum(WEIGHTS))), missing_step=drop
     )
     assert early.reward_steps.steps == (gate, drop, WeightedSum(WEIGHTS))
-    late = aggregated(gdpo(WEIGHTS), MinObjective(("even", "high")), missing_step=drop)
+    late = replace_aggregator(gdpo(WEIGHTS), MinObjective(("even", "high")), missing_step=drop)
     assert late.reward_steps.steps == (drop,)
     assert MinObjective(("even", "high")) in late.credit.steps
     check_spec(late, ("even", "high"))
 
 
-def test_the_growth_of_the_front_belongs_behind_normalisation():
+def test_hypervolume_weighting_is_refused_before_normalization():
     recipe = grpo(WEIGHTS, **SMALL)
     normalise, spread = recipe.credit.steps
     guided = HypervolumeGuidedWeighting(("even", "high"))
     check_spec(recipe.replace(credit=chain(normalise, guided, spread)), ("even", "high"))
-    with pytest.raises(WiringError, match="HypervolumeGuided has no effect before GroupNormalise"):
+    with pytest.raises(WiringError, match="HypervolumeGuidedWeighting has no effect before GroupNormalize"):
         check_spec(recipe.replace(credit=chain(guided, normalise, spread)), ("even", "high"))
 
 
-def test_a_recipe_without_a_sum_has_no_place_for_another_way():
+def test_spec_without_weighted_sum_cannot_replace_its_aggregator():
     recipe = lagrangian_grpo({"even": 1.0}, constraints=(HIGH,))
-    with pytest.raises(WiringError, match="Worst has no WeightedSum to take the place of among Lagrangian"):
-        aggregated(recipe, MinObjective(("even",)))
+    with pytest.raises(WiringError, match="MinObjective has no WeightedSum to replace among Lagrangian"):
+        replace_aggregator(recipe, MinObjective(("even",)))
 
 
-def test_a_phase_has_the_aggregator_of_the_recipe_it_is_made_for():
-    recipe = aggregated(rto(WEIGHTS), MinObjective(("even", "high")))
+def test_phases_get_the_same_aggregator():
+    recipe = replace_aggregator(rto(WEIGHTS), MinObjective(("even", "high")))
     (phase,) = recipe.phases
     for worth in (recipe.reward_steps, phase.spec.reward_steps):
         assert MinObjective(("even", "high")) in flatten_steps(worth)

@@ -10,7 +10,7 @@ from paretune.credit.normalization import BroadcastToTokens, GroupNormalize
 from paretune.rl.algorithm_spec import LossAggregation
 from toy import WEIGHTS, advance, graded, toy_world, trained
 
-SMALL = {"n": 4, "max_new": 4}
+SMALL = {"num_generations": 4, "max_new_tokens": 4}
 SCORES = [[0.9, 0.1], [0.3, 0.4], [0.2, 0.8], [0.5, 0.5], [1.0, 0.0], [0.7, 0.7]]
 GROUP = [0, 0, 0, 1, 1, 1]
 
@@ -19,30 +19,31 @@ def credit(recipe, scores=SCORES):
     names = ("even", "high")[: len(scores[0])]
     zero = torch.zeros(len(scores), 3)
     batch = graded(scores, group=GROUP, objectives=names).replace(old_logprobs=zero, ref_logprobs=zero)
-    return advance(chain(recipe.worth, recipe.credit), batch)[0].advantages
+    return advance(chain(recipe.reward_steps, recipe.credit), batch)[0].advantages
 
 
-def test_dr_grpo_with_spread_and_sequence_weights_is_grpo_to_the_last_bit(tmp_path):
+def test_dr_grpo_with_std_and_sequence_mean_equals_grpo_bit_for_bit(tmp_path):
     recipe = dr_grpo(WEIGHTS, kl_coef=0.04, **SMALL).replace(
-        credit=chain(GroupNormalize("std"), BroadcastToTokens()), loss_aggregation=LossAggregation("sequence")
+        credit=chain(GroupNormalize("group"), BroadcastToTokens()),
+        loss_aggregation=LossAggregation("seq_mean_token_mean"),
     )
     ours = trained(tmp_path / "ours", toy_world(), recipe, steps=2)
     parent = trained(tmp_path / "parent", toy_world(), grpo(WEIGHTS, **SMALL), steps=2)
     assert ours == parent
 
 
-def test_mo_grpo_with_one_objective_is_grpo_to_the_last_bit(tmp_path):
+def test_mo_grpo_with_one_objective_equals_grpo_bit_for_bit(tmp_path):
     ours = trained(tmp_path / "ours", toy_world(), mo_grpo({"even": 1.0}, **SMALL), steps=2)
     parent = trained(tmp_path / "parent", toy_world(), grpo({"even": 1.0}, **SMALL), steps=2)
     assert ours[0] == parent[0]
 
 
-def test_rloo_is_dr_grpo_times_n_over_n_less_one():
+def test_rloo_advantages_are_those_of_dr_grpo_times_n_over_n_minus_one():
     torch.testing.assert_close(credit(rloo(WEIGHTS)), credit(dr_grpo(WEIGHTS)) * 3 / 2)
     assert torch.equal(credit(rloo(WEIGHTS)), credit(rloo(WEIGHTS, kl_coef=0.0)))
 
 
-def test_gdpo_is_mo_grpo_but_for_one_factor():
+def test_gdpo_advantages_are_those_of_mo_grpo_up_to_one_factor():
     ours, parent = credit(gdpo(WEIGHTS)), credit(mo_grpo(WEIGHTS))
     torch.testing.assert_close(ours * parent.norm(), parent * ours.norm())
     one = {"even": 1.0}
@@ -51,20 +52,20 @@ def test_gdpo_is_mo_grpo_but_for_one_factor():
     torch.testing.assert_close(ours * parent.norm(), parent * ours.norm())
 
 
-def test_of_one_objective_the_authors_gdpo_is_plain_grpo():
+def test_nvlabs_gdpo_of_one_objective_equals_grpo():
     batch = graded([row[:1] for row in SCORES], group=GROUP, objectives=("even",))
     ours, _ = advance(gdpo_credit({"even": 2.0}, "nvlabs"), batch)
     parent, _ = advance(chain(WeightedSum({"even": 2.0}), GroupNormalize(), BroadcastToTokens()), batch)
     assert torch.equal(ours.advantages, parent.advantages)
 
 
-def test_reinforce_with_a_group_baseline_is_dr_grpo_in_one_scale():
+def test_reinforce_pp_with_group_baseline_is_dr_grpo_up_to_one_factor():
     """Of responses of equal length: then whitening over tokens shifts nothing."""
     ours, parent = credit(reinforce_pp(WEIGHTS, baseline="group")), credit(dr_grpo(WEIGHTS))
     torch.testing.assert_close(ours * parent.norm(), parent * ours.norm())
 
 
-def test_reinforce_without_baseline_needs_no_group():
+def test_reinforce_pp_without_baseline_needs_no_group():
     recipe = reinforce_pp(WEIGHTS, num_generations=1)
     assert recipe.rollout.num_generations == 1
     every = credit(recipe)
@@ -77,6 +78,6 @@ def test_reinforce_without_baseline_needs_no_group():
 
 
 @pytest.mark.parametrize("make", [dr_grpo, rloo, gdpo, mo_grpo])
-def test_what_compares_within_a_prompt_refuses_a_single_response(make):
-    with pytest.raises(Exception, match=r"algorithm\.n is 1"):
-        make(WEIGHTS, n=1)
+def test_group_baselines_refuse_a_single_response(make):
+    with pytest.raises(Exception, match=r"algorithm.num_generations is 1"):
+        make(WEIGHTS, num_generations=1)

@@ -1,4 +1,4 @@
-"""Methods with a critic, of pairs, of lists and of selections are their parents at neutral settings."""
+"""Methods with a critic, on pairs, on lists and with selection equal their parents at neutral settings."""
 
 from dataclasses import replace
 
@@ -26,12 +26,12 @@ from toy import WEIGHTS, advance, algorithm, graded, trained
 STEPS = {"steps": 2, "every": 2}
 
 
-def learnt(folder, recipe, frozen=None):
-    """The policy's weights after two steps; `frozen` takes the place of models that phases would make."""
-    world = world_of(recipe.but(phases=()) if frozen else recipe, folder)
+def final_weights(folder, recipe, frozen=None):
+    """The policy's weights after two steps; `frozen` replaces models that phases would train."""
+    world = world_of(recipe.replace(phases=()) if frozen else recipe, folder)
     if frozen:
         world = replace(world, models=replace(world.models, frozen={**world.models.frozen, **frozen}))
-    trained(folder / "run", world, recipe.but(phases=()), **STEPS)
+    trained(folder / "run", world, recipe.replace(phases=()), **STEPS)
     return weights_of(world.models.policy)
 
 
@@ -42,39 +42,47 @@ def same(one, other):
 
 @pytest.fixture
 def plain(tmp_path):
-    return learnt(tmp_path / "ppo", recipe_of("ppo"))
+    return final_weights(tmp_path / "ppo", recipe_of("ppo"))
 
 
-def test_salsa_with_a_soup_of_one_is_ppo(tmp_path, plain):
-    same(learnt(tmp_path / "salsa", recipe_of("salsa", share=0.0)), plain)
-    other = learnt(tmp_path / "mixed", recipe_of("salsa", share=0.5))
+def test_salsa_with_fraction_0_equals_ppo(tmp_path, plain):
+    same(final_weights(tmp_path / "salsa", recipe_of("salsa", other_fraction=0.0)), plain)
+    other = final_weights(tmp_path / "mixed", recipe_of("salsa", other_fraction=0.5))
     assert any(not torch.equal(other[key], plain[key]) for key in plain)
 
 
-def test_rto_whose_tuned_policy_is_the_start_is_ppo(tmp_path):
-    recipe = recipe_of("rto", kl=0.05)
+def test_rto_whose_dpo_policy_is_the_initial_policy_equals_ppo(tmp_path):
+    recipe = recipe_of("rto", kl_coef=0.05)
     start = language().model.requires_grad_(False)
-    parent = learnt(tmp_path / "ppo", recipe_of("ppo", kl=0.05))
-    same(learnt(tmp_path / "rto", recipe, {"dpo": start}), parent)
+    parent = final_weights(tmp_path / "ppo", recipe_of("ppo", kl_coef=0.05))
+    same(final_weights(tmp_path / "rto", recipe, {"dpo": start}), parent)
     tuned = language(7).model.requires_grad_(False)
-    other = learnt(tmp_path / "tuned", recipe, {"dpo": tuned})
+    other = final_weights(tmp_path / "tuned", recipe, {"dpo": tuned})
     assert any(not torch.equal(other[key], parent[key]) for key in parent)
 
 
-def test_ppo_max_without_its_scale_and_clip_is_ppo(tmp_path):
-    how = {"n": 4, "max_new": 6, "epochs": 2, "critic_alone": 0, "critic_rate": 1.0, "value_weight": 0.1}
-    recipe = ppo_max(WEIGHTS, reward_clip=None, advantage_normalization="whitened", **how)
+def test_ppo_max_without_scale_and_clip_equals_ppo(tmp_path):
+    how = {
+        "num_generations": 4,
+        "max_new_tokens": 6,
+        "num_iterations": 2,
+        "critic_warmup_steps": 0,
+        "critic_lr_multiplier": 1.0,
+        "vf_coef": 0.1,
+    }
+    recipe = ppo_max(WEIGHTS, reward_clip=None, advantage_normalization="whiten", **how)
     total, scale = flatten_steps(recipe.reward_steps)
     parent = ppo(WEIGHTS, **how)
     same(
-        learnt(tmp_path / "max", recipe.replace(reward_steps=chain(total))), learnt(tmp_path / "ppo", parent)
+        final_weights(tmp_path / "max", recipe.replace(reward_steps=chain(total))),
+        final_weights(tmp_path / "ppo", parent),
     )
     assert recipe.replace(name="ppo", reward_steps=parent.reward_steps) == parent
-    assert type(scale).__name__ == "RunningScale"
+    assert type(scale).__name__ == "RunningNormalize"
 
 
-def test_a_critic_that_learns_alone_leaves_the_policy(tmp_path):
-    recipe = recipe_of("ppo_max", critic_alone=2)
+def test_critic_warmup_does_not_change_the_policy(tmp_path):
+    recipe = recipe_of("ppo_max", critic_warmup_steps=2)
     world = world_of(recipe, tmp_path)
     start, critic = weights_of(world.models.policy), weights_of(world.models.critic)
     trained(tmp_path / "run", world, recipe, **STEPS)
@@ -82,7 +90,7 @@ def test_a_critic_that_learns_alone_leaves_the_policy(tmp_path):
     assert any(not torch.equal(value, critic[key]) for key, value in weights_of(world.models.critic).items())
 
 
-def test_ppo_with_values_of_nothing_is_reinforce_with_whitening():
+def test_ppo_with_zero_values_is_whitened_reinforce():
     batch = graded([0.9, 0.1, 0.4, 0.7], group=[0, 1, 2, 3], lengths=[2, 3, 1, 2])
     batch = batch.replace(values=torch.zeros(*batch.input_ids.shape, 1))
     ours, _ = advance(chain(TerminalReward(), Gae(1.0, 1.0), Whiten()), batch)
@@ -90,13 +98,13 @@ def test_ppo_with_values_of_nothing_is_reinforce_with_whitening():
     torch.testing.assert_close(ours.advantages, parent.advantages)
 
 
-def test_safe_rlhf_whose_constraint_weighs_nothing_has_the_advantages_of_its_first_head():
+def test_safe_rlhf_with_multiplier_0_has_the_advantages_of_its_first_head():
     batch = graded([[0.9, 0.1], [0.2, 0.8], [0.5, 0.4]], group=[0, 1, 2], objectives=("even", "high"))
     zero = torch.zeros(batch.input_ids.shape)
     batch = batch.replace(old_logprobs=zero, ref_logprobs=zero - 0.1 * batch.response_mask)
     values = torch.rand(*batch.input_ids.shape, 2, generator=torch.Generator().manual_seed(0))
     constraint = (Constraint("high", 0.5),)
-    held = algorithm("safe_rlhf", constraints=constraint, start_at=1e-30, rate=0.0)
+    held = algorithm("safe_rlhf", constraints=constraint, multiplier_init=1e-30, multiplier_lr=0.0)
     first = {"even": 1.0, "high": 0.0}
     held = held.replace(
         credit=chain(
@@ -112,14 +120,14 @@ def test_safe_rlhf_whose_constraint_weighs_nothing_has_the_advantages_of_its_fir
     torch.testing.assert_close(ours.advantages, want.advantages)
 
 
-def test_tdpo_without_the_drift_is_dpo(tmp_path):
-    ours = learnt(tmp_path / "tdpo", recipe_of("tdpo", form=2, alpha=0.0))
-    same(ours, learnt(tmp_path / "dpo", recipe_of("dpo")))
+def test_tdpo_with_alpha_0_equals_dpo(tmp_path):
+    ours = final_weights(tmp_path / "tdpo", recipe_of("tdpo", variant=2, alpha=0.0))
+    same(ours, final_weights(tmp_path / "dpo", recipe_of("dpo")))
 
 
-def test_pro_of_two_is_a_logistic_loss_of_the_margin_times_the_gap():
+def test_pro_of_two_responses_is_a_scaled_logistic_loss():
     batch = graded([0.9, 0.4, 0.1, 0.8], group=[0, 0, 1, 1], lengths=[2, 3, 1, 2])
-    batch = batch.replace(loss_weights=token_weights(batch.response_mask, "sequence"))
+    batch = batch.replace(loss_weights=token_weights(batch.response_mask, "seq_mean_token_mean"))
     logp = torch.where(
         batch.response_mask, -torch.rand(batch.input_ids.shape, generator=torch.Generator().manual_seed(1)), 0
     )
@@ -130,19 +138,19 @@ def test_pro_of_two_is_a_logistic_loss_of_the_margin_times_the_gap():
     )
 
 
-def test_superhf_of_one_without_a_price_is_fine_tuning_on_own_samples(tmp_path):
+def test_superhf_of_one_without_kl_is_sft_on_own_samples(tmp_path):
     one = OnPolicy(num_generations=1, max_new_tokens=6)
-    ours = recipe_of("superhf", kl=0.0).replace(rollout=one)
-    parent = recipe_of("grpo", n=2).replace(
+    ours = recipe_of("superhf", kl_coef=0.0).replace(rollout=one)
+    parent = recipe_of("grpo", num_generations=2).replace(
         rollout=one,
         credit=chain(),
         losses=(WeightedLoss(1.0, SftLoss()),),
-        loss_aggregation=LossAggregation("token"),
+        loss_aggregation=LossAggregation("token_mean"),
     )
-    same(learnt(tmp_path / "superhf", ours), learnt(tmp_path / "sft", parent))
+    same(final_weights(tmp_path / "superhf", ours), final_weights(tmp_path / "sft", parent))
 
 
-def test_pf_ppo_with_equal_odds_draws_every_response_alike():
+def test_pf_ppo_with_equal_probabilities_samples_uniformly():
     batch = graded([0.9, 0.1, 0.4, 0.7], group=[0, 0, 0, 0])
     step = ResampleByRank("power", num_samples=4, exponent=0.0)
     drawn = torch.zeros(4)

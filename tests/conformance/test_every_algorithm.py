@@ -1,4 +1,4 @@
-"""What must be true of every algorithm, whatever it does."""
+"""Properties that every algorithm must have."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,6 @@ import torch
 
 from battery import GRADIENT, recipe_of, weights_of, world_of
 from paretune.algorithms import ALGORITHMS
-from paretune.rl.algorithm_spec import describe
 from paretune.rl.validate import check_spec
 from paretune.run.io import read_jsonl
 from paretune.run.metrics import find_metric
@@ -20,14 +19,14 @@ every = pytest.mark.parametrize("name", GRADIENT)
 
 
 @every
-def test_it_is_wired(name):
-    plan = check_spec(recipe_of(name), OBJECTIVES)
-    assert plan.num_selected_rows >= 1
-    assert ("values" in recipe_of(name).requires()) == (plan.num_critic_heads > 0)
+def test_parts_fit_together(name):
+    requirements = check_spec(recipe_of(name), OBJECTIVES)
+    assert requirements.num_selected_rows >= 1
+    assert ("values" in recipe_of(name).requires()) == (requirements.num_critic_heads > 0)
 
 
 @every
-def test_it_runs_is_finite_and_deterministic_and_leaves_frozen_models_alone(tmp_path, name):
+def test_run_is_finite_deterministic_and_leaves_frozen_models_unchanged(tmp_path, name):
     recipe = recipe_of(name)
     world = world_of(recipe, tmp_path / "a")
     before = {role: weights_of(model) for role, model in world.models.frozen.items()}
@@ -46,7 +45,7 @@ def test_it_runs_is_finite_and_deterministic_and_leaves_frozen_models_alone(tmp_
 
 
 @every
-def test_it_resumes_bit_for_bit(tmp_path, name):
+def test_resume_is_bit_exact(tmp_path, name):
     recipe = recipe_of(name)
     whole = trained(tmp_path / "whole", world_of(recipe, tmp_path / "p"), recipe, steps=4, every=1)
     world = world_of(recipe, tmp_path / "q")
@@ -57,7 +56,7 @@ def test_it_resumes_bit_for_bit(tmp_path, name):
 
 
 @every
-def test_micro_batches_change_nothing(tmp_path, name):
+def test_microbatches_change_nothing(tmp_path, name):
     recipe = recipe_of(name)
     torch.set_default_dtype(torch.float32)
     whole, cut = (world_of(recipe, tmp_path / str(n), lr=1e-3, micro_tokens=n) for n in (8192, 40))
@@ -69,13 +68,13 @@ def test_micro_batches_change_nothing(tmp_path, name):
 
 
 @every
-def test_it_explains_itself(name):
-    text = "\n".join(describe(recipe_of(name)))
+def test_describe_is_readable(name):
+    text = "\n".join(recipe_of(name).describe())
     assert re.search(rf"algorithm +{name}\b", text)
     assert " at 0x" not in text
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_it_has_a_page_and_a_docstring_with_a_source(name):
+def test_has_a_page_and_a_docstring_with_a_source(name):
     assert any(re.search(rf"\b{name}\b", page.read_text(encoding="utf-8")) for page in PAGES)
     assert "Source:" in (ALGORITHMS[name].__doc__ or "")

@@ -1,11 +1,7 @@
-"""The numbers of published code: one pytest parameter a case, and how close is close enough.
-
-The folder is $GOLDEN_DIR, or `golden` of the shared folder. Its README holds the tolerance of every topic.
-"""
+"""The numbers of published code in data/: one pytest parameter per case, with a tolerance per topic."""
 
 import json
 import math
-import os
 import re
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,35 +12,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared import ROOT
-
-if "GOLDEN_DIR" in os.environ:
-    FOLDER = Path(os.environ["GOLDEN_DIR"])
-    assert FOLDER.is_dir(), f"GOLDEN_DIR is {FOLDER}, which is no folder"
-else:
-    FOLDER = Path(os.environ.get("PARETUNE_SHARED", ROOT.parent / "shared")) / "golden"
-    if not FOLDER.is_dir():
-        pytest.skip("needs golden of the shared folder, which is not here", allow_module_level=True)
-
-LEAST = 1e-3
-"""Outputs smaller than this are compared as if their largest magnitude were this."""
+DATA = Path(__file__).parent / "data"
+"""One JSON file per topic, and a README with the schema, the conventions and the tolerance of each topic."""
+MIN_SCALE = 1e-3
+"""Outputs smaller than this are compared as if their largest absolute value were this."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of published code: what went in, what came out."""
+    """One call of published code: its inputs and outputs."""
 
     topic: str
     name: str
     inputs: dict[str, Any]
     params: dict[str, Any]
     expected: Any
-    """Named outputs; the string "error" where the published code raises."""
+    """Named outputs; the string "error" if the published code raises."""
     grad: dict[str, Any] = field(default_factory=dict)
 
     @property
     def raises(self) -> bool:
-        """The published code raises here; ours may."""
+        """The published code raises here; ours may too."""
         return self.expected == "error" or (
             isinstance(self.expected, dict) and self.expected.get("error") is True
         )
@@ -54,14 +42,14 @@ class Case:
         return numbers(self.inputs[key])
 
     def check(self, actual: Any, expected: Any) -> None:
-        """The two agree within the tolerance of the topic."""
+        """Assert that both agree within the tolerance of the topic."""
         close(actual, expected, tolerance(self.topic))
 
 
 @cache
 def load(topic: str) -> tuple[Case, ...]:
     """All cases of a topic."""
-    file = json.loads((FOLDER / f"{topic}.json").read_text(encoding="utf-8"))
+    file = json.loads((DATA / f"{topic}.json").read_text(encoding="utf-8"))
     return tuple(
         Case(
             topic,
@@ -78,22 +66,22 @@ def load(topic: str) -> tuple[Case, ...]:
 def cases(topic: str, *starts: str) -> list[Any]:
     """The cases of a topic as pytest parameters, or only those whose name starts with one of `starts`.
 
-    Call it with literal strings: test_answered.py reads them from the source to know what is answered.
+    Call it with literal strings: test_answered.py reads them from the source.
     """
-    found = [c for c in load(topic) if not starts or c.name.startswith(starts)]
-    assert found, f"{topic} has no case that starts with {' or '.join(starts)}"
-    return [pytest.param(c, id=f"{topic}-{c.name}") for c in found]
+    matches = [c for c in load(topic) if not starts or c.name.startswith(starts)]
+    assert matches, f"{topic} has no case that starts with {' or '.join(starts)}"
+    return [pytest.param(c, id=f"{topic}-{c.name}") for c in matches]
 
 
 @cache
 def tolerances() -> dict[str, float]:
-    """Tolerance of every topic, from the tables of the README; exact is 0."""
-    rows = re.findall(r"^\| `(\w+)` \| \d+ \| (\S+) \|", (FOLDER / "README.md").read_text(), re.MULTILINE)
+    """Tolerance of every topic, from the tables of the README; "exact" is 0."""
+    rows = re.findall(r"^\| `(\w+)` \| \d+ \| (\S+) \|", (DATA / "README.md").read_text(), re.MULTILINE)
     return {topic: 0.0 if tol == "exact" else float(tol) for topic, tol in rows}
 
 
 def tolerance(topic: str) -> float:
-    """How close is close enough."""
+    """Tolerance of one topic."""
     return tolerances()[topic]
 
 
@@ -116,6 +104,6 @@ def close(actual: Any, expected: Any, tol: float) -> None:
     assert torch.equal(a.isnan(), b.isnan()), f"NaN in other places:\n{a}\ninstead of\n{b}"
     assert torch.equal(a.isinf() * a.sign().nan_to_num(), b.isinf() * b.sign().nan_to_num()), f"{a}\n{b}"
     finite = b.isfinite()
-    most = max(float(b[finite].abs().max()) if finite.any() else 0.0, LEAST)
-    gap = float((a[finite] - b[finite]).abs().max()) if finite.any() else 0.0
-    assert gap <= tol * most, f"off by {gap:.3g}, allowed {tol * most:.3g}:\n{a}\ninstead of\n{b}"
+    scale = max(float(b[finite].abs().max()) if finite.any() else 0.0, MIN_SCALE)
+    error = float((a[finite] - b[finite]).abs().max()) if finite.any() else 0.0
+    assert error <= tol * scale, f"off by {error:.3g}, allowed {tol * scale:.3g}:\n{a}\ninstead of\n{b}"

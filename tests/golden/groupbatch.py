@@ -11,7 +11,7 @@ def rows_of(sums, lengths, signal, group, **fields):
     """Rows with these sums of log-probabilities, spread evenly over their tokens: outputs and batch."""
     mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
     each = {name: torch.where(mask, (x / lengths)[:, None], 0.0) for name, x in fields.items()}
-    batch = batch_of(mask, weight=weights(mask, "sequence"), **each)
+    batch = batch_of(mask, weight=weights(mask, "seq_mean_token_mean"), **each)
     batch = batch.replace(group=group, rewards=signal, scores=signal)
     return outputs((sums / lengths)[:, None].expand(mask.shape), mask), batch
 
@@ -27,7 +27,7 @@ def pairs_of(chosen, rejected, reference_chosen, reference_rejected, length=1, o
         torch.full((2 * num,), float(length)),
         signal,
         torch.arange(num).repeat(2),
-        reference_logp=torch.cat([reference_chosen, reference_rejected]),
+        ref_logprobs=torch.cat([reference_chosen, reference_rejected]),
     )
     names = ("preferred", *(f"other{i}" for i in range(1, signal.shape[1])))
     return out, batch.replace(objectives=names)
@@ -40,16 +40,18 @@ def read(logits, labels, reference=None, respond=None):
         respond = (labels != -100) & (torch.arange(labels.shape[1]) > 0)
     blank = torch.ones(len(labels), labels.shape[1] - 1)
     batch = batch_of(blank, weight=blank).replace(input_ids=labels.clamp(min=0), response_mask=respond)
-    batch = batch.replace(attention_mask=torch.ones_like(respond), loss_weights=weights(respond, "sequence"))
+    batch = batch.replace(
+        attention_mask=torch.ones_like(respond), loss_weights=weights(respond, "seq_mean_token_mean")
+    )
     if reference is None:
         return compute_outputs(Logits(logits), batch), batch
     frozen = Logits(reference)
     batch = batch.replace(ref_logprobs=compute_outputs(frozen, batch).logprobs)
-    wants = frozenset({"kl_reference_policy"})
+    wants = frozenset({"ref_policy_kl"})
     return compute_outputs(Logits(logits), batch, wants, references={"reference": frozen}), batch
 
 
 def evenly(batch):
     """The weights scaled so that every group counts the same, also where a response is empty."""
-    whole = group_sum(batch.weight.sum(-1, keepdim=True), batch.group)
-    return batch.set(loss_weights=batch.weight / whole / len(batch.group.unique()))
+    whole = group_sum(batch.loss_weights.sum(-1, keepdim=True), batch.group)
+    return batch.replace(loss_weights=batch.loss_weights / whole / len(batch.group.unique()))

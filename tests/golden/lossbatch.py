@@ -43,14 +43,14 @@ def outputs(logp, mask, **more):
     return Outputs(logprobs=shifted(torch.where(mask.bool(), logp, 0.0)), **more)
 
 
-def weights(mask, by, length=1, empty="count"):
+def weights(mask, mode, length=1, empty_rows="include"):
     """The part that makes denominators, on published masks, in float64."""
-    return token_weights(mask.bool(), by, length, empty)
+    return token_weights(mask.bool(), mode, length, empty_rows)
 
 
 def token_mean(x, batch):
     """Mean over response tokens of something a loss watches."""
-    return x[batch.respond].mean()
+    return x[batch.response_mask].mean()
 
 
 class Logits(nn.Module):

@@ -39,13 +39,13 @@ def advantages(credit, scores, group, respond=None):
 
 
 @pytest.mark.parametrize("case", cases("trl_grpo_advantages"))
-def test_trl_grpo(case):
+def test_group_advantages_match_trl(case):
     rewards, p = case.input("rewards"), case.params
     weights, group = weights_of(case.inputs["weights"]), groups(len(rewards), p["num_generations"])
     if p["aggregation"] == "normalize_then_sum":
         credit = gdpo_credit(weights, "trl")
     else:
-        divide = {"group": "std", "batch": "batch", "none": "none"}[p["scale_rewards"]]
+        divide = p["scale_rewards"]
         credit = chain(MissingAsZero(), WeightedSum(weights), GroupNormalize(divide))
     case.check(advantages(credit, rewards, group), case.expected["advantages"])
     # What TRL logs: the weighted raw sum over the rows that have a score, and its spread over the batch.
@@ -59,32 +59,32 @@ def test_trl_grpo(case):
 
 
 @pytest.mark.parametrize("case", cases("trl_rloo_advantages"))
-def test_trl_rloo(case):
+def test_rloo_advantages_match_trl(case):
     rewards, p = case.input("rewards"), case.params
     steps = [MissingAsZero(), WeightedSum(weights_of([1.0] * rewards.shape[1]))]
     if p["reward_clip_range"]:
         steps.append(ClipReward(*p["reward_clip_range"]))
     steps.append(LeaveOneOut())
     if p["normalize_advantages"]:
-        steps.append(BatchNormalize("removed"))
+        steps.append(BatchNormalize("subtract"))
     group = groups(len(rewards), p["num_generations"])
     case.check(advantages(chain(*steps), rewards, group), case.expected["advantages"])
 
 
 @pytest.mark.parametrize("case", cases("gdpo_advantage_nvlabs_trl"))
-def test_gdpo_of_its_authors(case):
+def test_gdpo_matches_trl_fork_of_authors(case):
     rewards, p = case.input("rewards"), case.params
     weights, group = weights_of(case.inputs["weights"]), groups(len(rewards), p["num_generations"])
     credit = gdpo_credit(weights, "nvlabs")
     if not p["apply_gdpo"]:
-        divide = "std" if p["scale_rewards"] else "none"
+        divide = "group" if p["scale_rewards"] else "none"
         credit = chain(MissingAsZero("all"), WeightedSum(weights), GroupNormalize(divide))
     case.check(advantages(credit, rewards, group), case.expected["advantages"])
 
 
 def verl(estimator, scores, weights, group, respond):
     """The estimators of verl, on scores [B, K]."""
-    raw = {"eps": 1e-6, "floor": 0.0, "alone": "raw"}
+    raw = {"eps": 1e-6, "zero_std_rtol": 0.0, "singleton": "raw"}
     credit = {
         "gdpo": gdpo_credit(weights, "verl"),
         "grpo": chain(WeightedSum(weights), GroupNormalize(**raw), BroadcastToTokens()),
@@ -95,7 +95,7 @@ def verl(estimator, scores, weights, group, respond):
 
 
 @pytest.mark.parametrize("case", cases("gdpo_advantage_nvlabs_verl"))
-def test_gdpo_of_its_authors_over_tokens(case):
+def test_gdpo_matches_verl_fork_of_authors(case):
     scores = torch.stack([case.input("scores_correctness"), case.input("scores_format")], 1)
     estimator = case.params["estimator"]
     weights = {"k0": 1.0} if estimator != "gdpo" else {"k0": 1.0, "k1": 1.0}
@@ -104,7 +104,7 @@ def test_gdpo_of_its_authors_over_tokens(case):
 
 
 @pytest.mark.parametrize("case", cases("verl_group_advantages"))
-def test_verl_groups(case):
+def test_group_advantages_match_verl(case):
     estimator = case.params["estimator"]
     scores = case.input("scores_k").T if estimator == "gdpo" else case.input("scores")[:, None]
     weights = weights_of(case.inputs.get("weights", [1.0]))
@@ -113,13 +113,13 @@ def test_verl_groups(case):
 
 
 @pytest.mark.parametrize("case", cases("drgrpo"))
-def test_dr_grpo(case):
+def test_advantages_match_dr_grpo(case):
     p = case.params
     rewards = case.input("rewards").sum(1, keepdim=True)
-    divide = {"grpo": "std", "drgrpo": "none"}[p["critic_type"]]
+    divide = {"grpo": "group", "drgrpo": "none"}[p["critic_type"]]
     got = advantages(GroupNormalize(divide, eps=1e-8), rewards, groups(len(rewards), p["num_samples"]))
     case.check(got, case.expected["advantages"])
 
 
-def test_numbers_reads_what_json_cannot_say():
+def test_numbers_reads_nan_infinity_and_null():
     assert numbers(["NaN", None, "-Infinity", 1]).tolist()[2:] == [-torch.inf, 1.0]

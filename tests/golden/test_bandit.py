@@ -60,7 +60,7 @@ def drawn(logits, rng, n):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_sampled_groups_reach_it_too(seed):
+def test_sampled_groups_reach_the_optimum(seed):
     rng = torch.Generator().manual_seed(seed)
     logits = REFERENCE.log().clone().requires_grad_()
     credit = chain(GroupNormalize("none"), BroadcastToTokens())
@@ -68,7 +68,9 @@ def test_sampled_groups_reach_it_too(seed):
     for step in range(120):
         action, batch = drawn(logits.detach(), rng, N)
         batch, _, _ = credit.apply_stateful(batch, credit.init_state(), rng)
-        batch = batch.replace(loss_weights=LossAggregation("sequence")(batch.response_mask).double())
+        batch = batch.replace(
+            loss_weights=LossAggregation("seq_mean_token_mean")(batch.response_mask).double()
+        )
         logp = torch.stack([torch.zeros(N, dtype=torch.float64), logits.log_softmax(0)[action]], 1)
         loss, _ = total_loss(terms, Outputs(logprobs=logp), batch)
         (slope,) = torch.autograd.grad(loss, logits)
@@ -81,7 +83,7 @@ def test_sampled_groups_reach_it_too(seed):
     assert value(p) == pytest.approx(BEST, abs=2e-3)
 
 
-def test_the_gradient_of_k3_alone_reaches_another_point():
+def test_gradient_of_k3_alone_misses_the_optimum():
     logits = REFERENCE.log().clone().requires_grad_()
     for _ in range(500):
         logp = logits.log_softmax(0)

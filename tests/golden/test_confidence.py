@@ -1,4 +1,4 @@
-"""Stated confidence against the numbers of published code: parsed, paid for, and held against the truth."""
+"""Verbalized confidence against published code: parsing, reward adjustment, calibration error."""
 
 import math
 
@@ -9,15 +9,14 @@ from cases import Case, cases
 
 from paretune.credit.shaping import ConfidenceCalibratedReward
 from paretune.data.chat import parse_confidence, strip_confidence
-from paretune.evaluate.confidence import bin_indices, ece, impute_most_common, overconfidence, to_unit_scale
-from paretune.reward.losses import BradleyTerryLoss, ConfidenceCalibrationLoss
+from paretune.evaluate.confidence import bin_indices, ece, overconfidence
 from toy import graded
 
 pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize("case", cases("ppoc_reward_adjustment"))
-def test_rewards_adjusted_by_confidence(case: Case) -> None:
+def test_confidence_adjusted_rewards_match_ppo_c(case: Case) -> None:
     p = case.params
     form = "spread" if p["avg_type"] == "std" else p["adjustment_type"]
     part = ConfidenceCalibratedReward(
@@ -38,7 +37,7 @@ def test_rewards_adjusted_by_confidence(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", cases("ppoc_confidence_parse"))
-def test_confidence_read_from_text(case: Case) -> None:
+def test_confidence_parsing_matches_ppo_c(case: Case) -> None:
     """Ours reads a response without its end token, and no match is NaN, which counts as 5 of 10 later."""
     response = case.inputs["text"].removesuffix("</s>").rstrip()
     said, want = 10 * parse_confidence(response), case.expected["confidence"]
@@ -50,38 +49,9 @@ def test_confidence_read_from_text(case: Case) -> None:
     assert strip_confidence(response) == left
 
 
-@pytest.mark.parametrize("case", cases("ppom_calibrated_reward_loss"))
-def test_reward_models_calibrated_by_confidence(case: Case) -> None:
-    names = ("chosen", "reject", "cwh", "cwl", "rwh", "rwl")
-    x = {name: case.input(name).requires_grad_() for name in names}
-    mode = case.params["loss"]
-    kind = {"kwise": "ranking", "variant": "crossed"}.get(mode, "pairs")
-    margins = case.inputs.get("margin", [0.0] * len(x["cwh"])) if kind != "ranking" else [0.0] * len(x["cwh"])
-    each = []
-    for i, margin in enumerate(margins):
-        four = (x[name][i] for name in ("cwh", "cwl", "rwl", "rwh"))
-        each.append(ConfidenceCalibrationLoss(loss_type=kind, margin=margin)(*four))
-        if mode == "combined":
-            each[-1] = each[-1] + BradleyTerryLoss(margin=margin)(x["chosen"][i], x["reject"][i])
-    loss = torch.stack(each).mean()
-    loss.backward()
-    case.check(loss, case.expected["loss"])
-    for name in names:
-        slope = x[name].grad
-        case.check(torch.zeros_like(x[name]) if slope is None else slope, case.grad[name])
-
-
 @pytest.mark.parametrize("case", cases("ece"))
-def test_calibration_error(case: Case) -> None:
+def test_calibration_errors_match_reference(case: Case) -> None:
     confidence, right = (np.array(case.inputs[key]) for key in ("y_confs", "y_true"))
     case.check(ece(confidence, right, case.params["n_bins"]), case.expected["ece"])
     assert bin_indices(confidence, case.params["n_bins"]).tolist() == case.expected["bin_index"]
     case.check(overconfidence(confidence, right), case.expected["mpce"])
-
-
-@pytest.mark.parametrize("case", cases("ece_confidence_scaling"))
-def test_confidence_put_on_one_scale(case: Case) -> None:
-    raw = [math.nan if c is None else float(c) for c in case.inputs["confidence"]]
-    # Theirs divides the most common number by 10 even where it is in percent.
-    want = [0.85 if score == 8.5 else score for score in case.expected["scores"]]
-    case.check(impute_most_common(to_unit_scale(raw)).tolist(), want)

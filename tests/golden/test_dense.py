@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize("case", cases("rto_token_rewards"))
-def test_dense_rewards(case: Case) -> None:
+def test_token_rewards_match_rto(case: Case) -> None:
     p, want = case.params, case.expected
     respond = case.input("action_mask").bool()
     reference = case.input("ref_logps")

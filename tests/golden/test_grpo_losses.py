@@ -36,8 +36,13 @@ def policy_loss(p):
 
 def trl_weights(p, mask):
     """TRL's denominators. `ga` divides all but the dapo family, which has spg in its place."""
-    by = {"grpo": "sequence", "sapo": "sequence", "luspo": "sequence_sum", "dr_grpo": "constant"}
-    weight = weights(mask, by.get(p["loss_type"], "token"), p["max_completion_length"])
+    by = {
+        "grpo": "seq_mean_token_mean",
+        "sapo": "seq_mean_token_mean",
+        "luspo": "seq_mean_token_sum",
+        "dr_grpo": "seq_mean_token_sum_norm",
+    }
+    weight = weights(mask, by.get(p["loss_type"], "token_mean"), p["max_completion_length"])
     return weight * (p["spg"] if p["loss_type"] in {"dapo", "cispo", "vespo"} else 1) / p["ga"]
 
 
@@ -50,9 +55,9 @@ def trl_batch(case):
         mask,
         case.input("advantages"),
         weight=trl_weights(p, mask),
-        behaviour_logp=torch.where(mask.bool(), logp.detach() if p["on_policy"] else case.input("old"), 0.0),
-        reference_logp=torch.where(mask.bool(), case.input("ref"), 0.0),
-        importance=importance,
+        old_logprobs=torch.where(mask.bool(), logp.detach() if p["on_policy"] else case.input("old"), 0.0),
+        ref_logprobs=torch.where(mask.bool(), case.input("ref"), 0.0),
+        importance_weights=importance,
     )
     if p["top_entropy"] == 1.0:
         batch = batch.replace(importance_weights=None)
@@ -63,7 +68,7 @@ def trl_batch(case):
 
 
 @pytest.mark.parametrize("case", cases("trl_grpo_losses"))
-def test_trl(case: Case):
+def test_policy_losses_match_trl(case: Case):
     p = case.params
     logp, out, batch = trl_batch(case)
     policy = policy_loss(p)
@@ -84,17 +89,17 @@ def trl_metrics(case, seen, penalty, out, batch):
     p, want = case.params, case.expected["metrics"]
     mean = batch_mean(p, batch)
     if "kl" in want:
-        each = batch.set(loss_weights=batch.respond / batch.respond.sum())
+        each = batch.replace(loss_weights=batch.response_mask / batch.response_mask.sum())
         assert float(penalty(out, each).detach()) == pytest.approx(want["kl"], rel=1e-6)
     if "clip_ratio/low_mean" in want:
         low, high = seen["clip_fraction/low"], seen["clip_fraction/high"]
         got = {"low_mean": mean(low), "high_mean": mean(high), "region_mean": mean(low) + mean(high)}
-        got["low_min"] = row_mean(low, batch.respond).min()
-        got["high_max"] = row_mean(high, batch.respond).max()
+        got["low_min"] = row_mean(low, batch.response_mask).min()
+        got["high_max"] = row_mean(high, batch.response_mask).max()
         for key, value in got.items():
             assert float(value) == pytest.approx(want[f"clip_ratio/{key}"], abs=1e-6), key
     if "vespo/phi_seq_mean" in want:
-        rows = row_mean(seen["ratio/mean_loss_weight"], batch.respond)
+        rows = row_mean(seen["ratio/mean_loss_weight"], batch.response_mask)
         assert float(rows.mean()) == pytest.approx(want["vespo/phi_seq_mean"], rel=1e-6)
     if "cispo_clip_ratio" in want:
         good = seen["clip_fraction/high"] * (batch.advantages[..., 0] > 0)
@@ -105,24 +110,20 @@ def batch_mean(p, batch):
     """TRL averages a ratio of tokens over tokens, and a ratio of responses over responses."""
     if p["level"] == "token":
         return lambda x: token_mean(x, batch)
-    return lambda x: row_mean(x, batch.respond).mean()
+    return lambda x: row_mean(x, batch.response_mask).mean()
 
 
 @pytest.mark.parametrize("case", cases("verl_policy_loss"))
-def test_verl(case: Case):
+def test_policy_loss_matches_verl(case: Case):
     p, mask = case.params, case.input("response_mask")
-    by, length = {
-        "token-mean": ("token", 1),
-        "seq-mean-token-sum": ("sequence_sum", 1),
-        "seq-mean-token-mean": ("sequence", 1),
-        "seq-mean-token-sum-norm": ("constant", mask.shape[1]),
-    }[p["loss_agg_mode"]]
+    mode = p["loss_agg_mode"].replace("-", "_")
+    length = mask.shape[1] if mode == "seq_mean_token_sum_norm" else 1
     logp = case.input("log_prob").requires_grad_()
     batch = batch_of(
         mask,
         case.input("advantages"),
-        weight=weights(mask, by, length, "skip"),
-        behaviour_logp=torch.where(mask.bool(), case.input("old_log_prob"), 0.0),
+        weight=weights(mask, mode, length, "exclude"),
+        old_logprobs=torch.where(mask.bool(), case.input("old_log_prob"), 0.0),
     )
     out = outputs(logp, mask)
     part = ClippedSurrogate(p["cliprange_low"], p["cliprange_high"], p["clip_ratio_c"])
@@ -143,21 +144,21 @@ def test_verl(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("drgrpo"))
-def test_dr_grpo(case: Case):
+def test_loss_matches_dr_grpo(case: Case):
     p, mask = case.params, case.input("response_mask")
     reward = case.input("rewards").sum(-1, keepdim=True)
     group = torch.arange(len(reward)) // p["num_samples"]
-    divide = "std" if p["critic_type"] == "grpo" else "none"
+    divide = "group" if p["critic_type"] == "grpo" else "none"
     advantages = group_normalize(reward, group, divide, "sample", 1e-8)[:, 0]
-    by = "sequence" if p["critic_type"] == "grpo" else "constant"
+    by = "seq_mean_token_mean" if p["critic_type"] == "grpo" else "seq_mean_token_sum_norm"
     weight = weights(mask, by, p["generate_max_length"]) * case.input("loss_mask")[:, None]
     logp = case.input("new_logps").requires_grad_()
     batch = batch_of(
         mask,
         advantages,
         weight=weight,
-        behaviour_logp=torch.where(mask.bool(), case.input("old_logps"), 0.0),
-        reference_logp=torch.where(mask.bool(), case.input("ref_logps"), 0.0),
+        old_logprobs=torch.where(mask.bool(), case.input("old_logps"), 0.0),
+        ref_logprobs=torch.where(mask.bool(), case.input("ref_logps"), 0.0),
     )
     clip = ClippedSurrogate(p["cliprange"], p["cliprange"])
     loss, parts = total_loss(
@@ -165,7 +166,7 @@ def test_dr_grpo(case: Case):
     )
     (slope,) = torch.autograd.grad(loss, logp)
     case.check(advantages, case.expected["advantages"])
-    case.check(torch.tensor(parts["Clipped"]), case.expected["pg_loss"])
+    case.check(torch.tensor(parts["ClippedSurrogate"]), case.expected["pg_loss"])
     case.check(p["beta"] * torch.tensor(parts["KlToReference"]), case.expected["reg_loss"])
     case.check(loss, case.expected["loss"])
     case.check(slope, case.grad["new_logps"])

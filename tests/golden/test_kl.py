@@ -14,19 +14,26 @@ from paretune.loss.policy import gamma_weight
 pytestmark = pytest.mark.usefixtures("double")
 
 
-NAMES = {"k1": "k1", "k2": "k2", "k3": "k3_cut", "abs": "abs", "k1+": "k1_k2", "k3+": "k3_cut_k2"}
+NAMES = {
+    "k1": "k1",
+    "k2": "k2",
+    "k3": "k3_clamped",
+    "abs": "abs",
+    "k1+": "k1_value_k2_grad",
+    "k3+": "k3_clamped_value_k2_grad",
+}
 """verl's names; its k3 is cut."""
 
 
 @pytest.mark.parametrize("case", cases("kl_estimators"))
-def test_estimators(case: Case):
+def test_kl_estimators_match_verl(case: Case):
     logp = torch.atleast_2d(case.input("logprob")).requires_grad_()
     reference, coefficient = (torch.atleast_2d(case.input(key)) for key in ("ref_logprob", "coef"))
     mask = torch.ones_like(reference)
     part = KlToReference(NAMES[case.params["kind"]])
 
     def loss(weight):
-        batch = batch_of(mask, weight=weight, reference_logp=reference)
+        batch = batch_of(mask, weight=weight, ref_logprobs=reference)
         return part(outputs(logp, mask), batch)
 
     each = torch.tensor([[float(loss(one.reshape(mask.shape)).detach()) for one in torch.eye(mask.numel())]])
@@ -36,7 +43,7 @@ def test_estimators(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("trl_helpers", "log_softmax_entropy"))
-def test_log_probability_and_entropy_of_logits(case: Case):
+def test_logprobs_and_entropy_match_trl(case: Case):
     logits = case.input("logits").requires_grad_()
     index = case.input("index").long()
     # One hidden state more than there are tokens to ask about: nobody asks what follows the last one.
@@ -54,7 +61,7 @@ def test_log_probability_and_entropy_of_logits(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("trl_helpers", "gamma_weights"))
-def test_gamma_weights(case: Case):
+def test_gamma_weights_match_trl(case: Case):
     gap, mask = case.input("log_ratio"), case.input("mask").bool()
     advantage = case.input("advantages")[:, None].expand(gap.shape)
     weight = gamma_weight(gap, advantage, mask, (2.0, 3.0), (3.0, 2.0))
@@ -63,7 +70,7 @@ def test_gamma_weights(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("trl_helpers", "nanstd"))
-def test_spread_with_missing_values(case: Case):
+def test_group_std_with_missing_values_matches_trl(case: Case):
     """Where a single value leaves the spread undefined (NaN), ours says 0, that is: nothing to learn here."""
     rows = case.input("values").float()
     want = [0.0 if x == "NaN" else x for x in case.expected["nanstd"]]

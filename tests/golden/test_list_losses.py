@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("double")
 
 def stages(out, batch, rewards):
     """Stage by stage the mean over prompts: ours, and ours with the added number."""
-    score = per_response(out.logp, batch.respond, "mean").reshape(rewards.shape)
+    score = per_response(out.logprobs, batch.response_mask, "mean").reshape(rewards.shape)
     ours = torch.stack([ranking_stage_losses(s, r) for s, r in zip(score, rewards, strict=True)])
     own = ((rewards - rewards[:, -1:]) * score)[:, :-1]
     theirs = torch.logaddexp(torch.full_like(own, math.log(ADDED)), ours + own) - own
@@ -36,9 +36,9 @@ def pro(case, out, batch, leaf):
     ranked = PreferenceRanking()(out, batch)
     torch.testing.assert_close(ranked, ours.sum())
     designated = torch.arange(num) * n + case.input("sft_index").long()
-    taught = torch.zeros_like(batch.respond)
-    taught[designated] = batch.respond[designated]
-    sft = weight * (n - 1) ** 2 * SftLoss()(out, batch.set(loss_weights=taught / num))
+    taught = torch.zeros_like(batch.response_mask)
+    taught[designated] = batch.response_mask[designated]
+    sft = weight * (n - 1) ** 2 * SftLoss()(out, batch.replace(loss_weights=taught / num))
     case.check(sft, case.expected["sft_loss"])
     whole = ranked + (theirs - ours).sum() + sft
     case.check(whole, case.expected["total"])
@@ -47,7 +47,7 @@ def pro(case, out, batch, leaf):
 
 
 @pytest.mark.parametrize("case", cases("pro_loss"))
-def test_pro(case: Case):
+def test_ranking_loss_matches_pro(case: Case):
     sums, rewards = case.input("sum_logps").requires_grad_(), case.input("rewards")
     group = torch.arange(len(sums)).repeat_interleave(sums.shape[1])
     out, batch = rows_of(sums.flatten(), case.input("lengths").flatten(), rewards.reshape(-1, 1), group)
@@ -60,7 +60,7 @@ def test_pro(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("pro_loss_from_logits"))
-def test_pro_from_logits(case: Case):
+def test_ranking_loss_from_logits_matches_pro(case: Case):
     """Their mask stands on the token before the one that is scored; so a short row scores its first pad."""
     logits, ids = case.input("logits").requires_grad_(), case.input("input_ids")
     num, n, width = ids.shape
@@ -74,12 +74,12 @@ def test_pro_from_logits(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("superhf_loss"))
-def test_superhf(case: Case):
+def test_loss_matches_superhf(case: Case):
     """Their divergence is added up over rows and looks one token too late: our parts under that mask."""
     p, labels = case.params, case.input("labels")
     logits, frozen = case.input("logits").requires_grad_(), case.input("ref_logits")
     out, batch = read(logits, labels)
-    loss = SftLoss()(out, batch.replace(loss_weights=token_weights(batch.response_mask, "token")))
+    loss = SftLoss()(out, batch.replace(loss_weights=token_weights(batch.response_mask, "token_mean")))
     case.check(loss, case.expected["ce"])
     if p["inverse_loss_penalty"] > 0:
         loss = loss + p["inverse_loss_penalty"] / loss
@@ -96,7 +96,7 @@ def test_superhf(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("superhf_filter"))
-def test_the_best_of_each_prompt(case: Case):
+def test_top_k_rows_match_superhf(case: Case):
     p, lengths = case.params, case.input("lengths")
     signal = case.input("scores")
     if p["length_penalty"]:

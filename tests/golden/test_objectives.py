@@ -7,15 +7,7 @@ import pytest
 import torch
 from cases import Case, cases
 
-from paretune.core.pareto import (
-    additive_epsilon,
-    hypervolume,
-    hypervolume_contributions,
-    igd,
-    igd_plus,
-    nondominated,
-    pareto_ranks,
-)
+from paretune.core.pareto import hypervolume, nondominated
 from paretune.credit.constraints import Constraint, Lagrangian
 from paretune.reward.evaluation import pair_metrics
 from paretune.reward.losses import BradleyTerryLoss, RegressionLoss, weighted_loss_sum
@@ -29,30 +21,20 @@ def table(case: Case, key: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", cases("mo_hypervolume"))
-def test_hypervolume_and_what_each_point_adds(case: Case) -> None:
-    points, worst = table(case, "points"), table(case, "ref")
-    case.check(hypervolume(points, worst), case.expected["hypervolume"])
-    case.check(hypervolume_contributions(points, worst).tolist(), case.expected["contributions"])
+def test_hypervolume_matches_reference(case: Case) -> None:
+    points, ref_point = table(case, "points"), table(case, "ref")
+    case.check(hypervolume(points, ref_point), case.expected["hypervolume"])
 
 
 @pytest.mark.parametrize("case", cases("mo_nondominated_sort"))
-def test_fronts_and_ranks(case: Case) -> None:
+def test_nondominated_matches_reference(case: Case) -> None:
     points, expected = table(case, "points"), case.expected
-    assert pareto_ranks(points).tolist() == expected["rank"]
     assert nondominated(points, "first").tolist() == expected["nondominated"]
     assert nondominated(points).tolist() == expected["nondominated_keep"]
 
 
-@pytest.mark.parametrize("case", cases("mo_indicators"))
-def test_distances_between_fronts(case: Case) -> None:
-    points, reference, expected = table(case, "points"), table(case, "ref_set"), case.expected
-    case.check(igd(points, reference), expected["igd"])
-    case.check(igd_plus(points, reference), expected["igd_plus"])
-    case.check(additive_epsilon(points, reference), expected["epsilon_additive"])
-
-
 @pytest.mark.parametrize("case", cases("safe_rlhf_lambda"))
-def test_the_multiplier_of_safe_rlhf(case: Case) -> None:
+def test_lagrange_multiplier_matches_safe_rlhf(case: Case) -> None:
     """Their cost is to stay below a threshold; ours is its negative, which is to stay above."""
     p = case.params
     part = Lagrangian(
@@ -72,7 +54,7 @@ def test_the_multiplier_of_safe_rlhf(case: Case) -> None:
         batch = graded([[0.0, -cost] for cost in costs], objectives=("reward", "safety"))
         _, state, seen = part.apply_stateful(batch, state, torch.Generator())
         cost = p["threshold"] + seen["constraint_violation/safety"]
-        steps.append((math.exp(float(state["log"][0])), cost))
+        steps.append((math.exp(float(state["log_multipliers"][0])), cost))
         assert seen["state/multiplier/safety"] == steps[-1][0]
     for key, column in (("lambda", 0), ("episode_cost", 1)):
         case.check([step[column] for step in steps], [step[key] for step in case.expected["steps"]])
@@ -87,7 +69,7 @@ def pair_loss(case: Case, x: torch.Tensor, label: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("case", cases("regression_reward_loss"))
-def test_regression_and_scaled_pairs(case: Case) -> None:
+def test_regression_and_scaled_pair_losses_match_nemo(case: Case) -> None:
     """Their mean is over all labels; ours gives each objective the same share, so weigh as they do."""
     x, label = case.input("pred").requires_grad_(), case.input("labels")
     if case.params["mode"] == "regression":
@@ -102,7 +84,7 @@ def test_regression_and_scaled_pairs(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", cases("trl_reward_bt"))
-def test_bradley_terry_with_margin_and_centre(case: Case) -> None:
+def test_bradley_terry_with_margin_and_centering_matches_trl(case: Case) -> None:
     chosen, rejected = (case.input(key).requires_grad_() for key in ("chosen", "rejected"))
     margin = case.input("margin") if "margin" in case.inputs else torch.zeros(len(chosen))
     part = BradleyTerryLoss(center_rewards_coefficient=case.params["center_rewards_coefficient"] or 0.0)

@@ -17,7 +17,7 @@ def reduction(p):
 
 
 @pytest.mark.parametrize("case", cases("dpo_batch_logps"))
-def test_log_probabilities_of_responses(case: Case):
+def test_response_logprobs_match_dpo(case: Case):
     logits, labels = case.input("logits").requires_grad_(), case.input("labels")
     out, batch = read(logits, labels)
     logp, expected = (
@@ -34,7 +34,7 @@ def test_log_probabilities_of_responses(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("dpo_concatenated_inputs"))
-def test_pairs_are_rows_of_one_batch(case: Case):
+def test_concatenated_pairs_match_dpo(case: Case):
     """Our rows of a pair stand where theirs do; the mask says what their -100 says."""
     asked, answers = [], []
     for side in ("chosen", "rejected"):
@@ -64,7 +64,7 @@ LIBRARY = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_l
 
 
 @pytest.mark.parametrize("case", cases("dpo_loss"))
-def test_dpo_and_ipo(case: Case):
+def test_dpo_and_ipo_losses_match_dpo(case: Case):
     p, names = case.params, REPOSITORY
     sides = published(case, *names)
     out, batch = pairs_of(*sides)
@@ -92,7 +92,7 @@ FORMS = cases(
 
 
 @pytest.mark.parametrize("case", FORMS)
-def test_forms_of_trl(case: Case):
+def test_dpo_loss_types_match_trl(case: Case):
     p = case.params
     form, tokens = p["loss_type"], "sum"
     if form in {"ipo", "sigmoid_norm"}:
@@ -106,7 +106,7 @@ def test_forms_of_trl(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("modpo_loss"))
-def test_modpo(case: Case):
+def test_margin_loss_matches_modpo(case: Case):
     p, names = case.params, REPOSITORY
     sides = published(case, *names)
     others = torch.cat([case.input("chosen_margin_reward"), case.input("rejected_margin_reward")])
@@ -122,7 +122,7 @@ def test_modpo(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("tdpo_logps_kl"))
-def test_log_ratios_and_drift(case: Case):
+def test_log_ratios_and_kl_match_tdpo(case: Case):
     logits, reference, labels = (case.input(name) for name in ("logits", "reference_logits", "labels"))
     out, batch = read(logits.requires_grad_(), labels, reference)
     quantities = (out.logprobs - batch.ref_logprobs, out.ref_policy_kl, out.logprobs)
@@ -139,7 +139,7 @@ def test_log_ratios_and_drift(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("tdpo_loss"))
-def test_tdpo(case: Case):
+def test_losses_match_tdpo(case: Case):
     p = case.params
     logits, labels = case.input("logits").requires_grad_(), case.input("labels")
     out, batch = read(logits, labels, case.input("reference_logits"))

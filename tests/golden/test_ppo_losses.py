@@ -24,19 +24,19 @@ def critic_loss(part, values, old, returns, weight):
     mask = torch.ones_like(weight)
     batch = batch_of(mask, weight=weight, values=old[..., None], returns=returns[..., None])
     out = outputs(mask, mask, values=pad(values[..., None], (0, 0, 1, 0)))
-    return part(out, batch), part.watch(out, batch).get("clip_fraction/value"), batch
+    return part(out, batch), part.metrics(out, batch).get("clip_fraction/value"), batch
 
 
 @pytest.mark.parametrize("case", cases("ppo_losses"))
-def test_trl(case: Case):
+def test_ppo_losses_match_trl(case: Case):
     p = case.params
     mask, value_mask = ~case.input("padding_mask").bool(), ~case.input("padding_mask_p1").bool()
     logp, values = (case.input(key).requires_grad_() for key in ("new_logprobs", "vpred"))
     batch = batch_of(
         mask,
         case.input("advantages"),
-        weight=weights(mask, "token"),
-        behaviour_logp=torch.where(mask, case.input("old_logprobs"), 0.0),
+        weight=weights(mask, "token_mean"),
+        old_logprobs=torch.where(mask, case.input("old_logprobs"), 0.0),
     )
     out, part = outputs(logp, mask), ClippedSurrogate(p["cliprange"], p["cliprange"])
     policy, seen = part(out, batch), part.metrics(out, batch)
@@ -45,7 +45,7 @@ def test_trl(case: Case):
         values,
         case.input("old_values"),
         case.input("returns"),
-        weights(value_mask, "token"),
+        weights(value_mask, "token_mean"),
     )
     loss = policy + p["vf_coef"] * value
     slopes = torch.autograd.grad(loss, (logp, values))
@@ -62,21 +62,17 @@ def test_trl(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("verl_value_loss"))
-def test_verl_critic(case: Case):
+def test_value_loss_matches_verl(case: Case):
     mask = case.input("response_mask").bool()
-    by, length = {
-        "token-mean": ("token", 1),
-        "seq-mean-token-sum": ("sequence_sum", 1),
-        "seq-mean-token-mean": ("sequence", 1),
-        "seq-mean-token-sum-norm": ("constant", mask.shape[1]),
-    }[case.params["loss_agg_mode"]]
+    mode = case.params["loss_agg_mode"].replace("-", "_")
+    length = mask.shape[1] if mode == "seq_mean_token_sum_norm" else 1
     values = case.input("vpreds").requires_grad_()
     loss, held, _ = critic_loss(
         ClippedValueLoss(case.params["cliprange_value"]),
         values,
         case.input("values"),
         case.input("returns"),
-        weights(mask, by, length, "skip"),
+        weights(mask, mode, length, "exclude"),
     )
     (slope,) = torch.autograd.grad(loss, values)
     case.check(loss, case.expected["vf_loss"])
@@ -85,17 +81,17 @@ def test_verl_critic(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("openrlhf_ppo_losses"))
-def test_openrlhf(case: Case):
+def test_weighted_losses_match_openrlhf(case: Case):
     """A row without tokens makes their loss NaN; ours leaves that row at 0 and is that of the other rows."""
     p, mask = case.params, case.input("mask").bool()
     logp, values = (case.input(key).requires_grad_() for key in ("log_probs", "values"))
-    each = weights(mask, "sequence")
+    each = weights(mask, "seq_mean_token_mean")
     batch = batch_of(
         mask,
         case.input("advantages"),
         weight=each,
-        behaviour_logp=torch.where(mask, case.input("old_log_probs"), 0.0),
-        importance=case.input("policy_w"),
+        old_logprobs=torch.where(mask, case.input("old_log_probs"), 0.0),
+        importance_weights=case.input("policy_w"),
     )
     policy = ClippedSurrogate(p["clip_eps"], p["clip_eps"])(outputs(logp, mask), batch)
     clip = p["value_clip_eps"]
@@ -125,7 +121,7 @@ def test_openrlhf(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("moss_ppo_loss"))
-def test_moss(case: Case):
+def test_losses_match_moss_rlhf(case: Case):
     p = case.params
     logits, values = (case.input(key).requires_grad_() for key in ("policy_logits", "values"))
     tokens, respond = case.input("text_vec").long(), case.input("loss_mask").bool()
@@ -134,7 +130,7 @@ def test_moss(case: Case):
     out = asked(logits, tokens, respond)
     advantages = moss_advantages(case, mask)
     batch = batch_of(
-        mask, advantages, weight=weights(mask, "token"), behaviour_logp=case.input("old_logprobs")
+        mask, advantages, weight=weights(mask, "token_mean"), old_logprobs=case.input("old_logprobs")
     )
     batch = batch.replace(input_ids=tokens, old_logprobs=torch.where(respond, batch.old_logprobs, 0.0))
     # Without their switch the surrogate is not clipped, which is a bound that nothing reaches.
@@ -147,7 +143,7 @@ def test_moss(case: Case):
     value, _, _ = critic_loss(
         ClippedValueLoss(p["value_clip"]) if p["use_critic_loss_clip"] else SquaredValueLoss(),
         *critic,
-        weights(mask, "token"),
+        weights(mask, "token_mean"),
     )
     loss = policy + p["vf_loss_weight"] * value
     if p["use_entropy_loss"]:
@@ -191,7 +187,7 @@ SIDES = {
 
 
 @pytest.mark.parametrize("case", cases("safe_rlhf_rl"))
-def test_safe_rlhf(case: Case):
+def test_rl_step_matches_safe_rlhf(case: Case):
     p, mask, start = case.params, case.input("mask").bool(), case.params["start"]
     respond = mask & (torch.arange(mask.shape[1]) >= start)
     batch = safe_batch(case, mask, respond)
@@ -229,11 +225,11 @@ def test_safe_rlhf(case: Case):
 def safe_batch(case, mask, respond):
     """Reward and safety as two objectives before a critic of two heads."""
     signal = torch.stack([case.input("reward"), -case.input("cost")], -1)
-    fields = {"behaviour_logp": case.input("old_log_probs"), "reference_logp": case.input("ref_log_probs")}
+    fields = {"old_logprobs": case.input("old_log_probs"), "ref_logprobs": case.input("ref_log_probs")}
     values = torch.stack([case.input("reward_values"), -case.input("cost_values")], -1)
     batch = batch_of(
         respond,
-        weight=weights(respond, "sequence"),
+        weight=weights(respond, "seq_mean_token_mean"),
         values=torch.where(mask[..., None], values, 0.0),
         **{name: torch.where(respond, x, 0.0) for name, x in fields.items()},
     )

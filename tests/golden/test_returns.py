@@ -24,24 +24,24 @@ pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize("case", cases("ppo_masked_whiten"))
-def test_masked_whitening(case):
+def test_masked_whitening_matches_trl(case):
     x, mask, want = case.input("values"), case.input("mask").bool(), case.expected
     case.check(masked_mean(x, mask), want["mean"])
     case.check(row_mean(x, mask), want["row_mean"])
     case.check(masked_var(x, mask, "population"), want["var_population"])
     case.check(masked_var(x, mask), want["var_unbiased"])
     case.check(whiten(x, mask), want["whitened"])
-    case.check(whiten(x, mask, shift_mean="restored"), want["whitened_no_shift"])
+    case.check(whiten(x, mask, shift_mean="restore"), want["whitened_no_shift"])
     case.check(whiten(x, mask, "population"), want["whitened_population"])
-    case.check(whiten(x, mask, "population", "restored"), want["whitened_no_shift_population"])
+    case.check(whiten(x, mask, "population", "restore"), want["whitened_no_shift_population"])
 
 
 @pytest.mark.parametrize("case", cases("moss_whiten"))
-def test_whitening_of_moss(case):
+def test_whitening_matches_moss_rlhf(case):
     x, mask = case.input("xs"), case.input("mask").bool()
     white = whiten(x, mask, "population", eps=1e-6)
     case.check(white, case.expected["whitened"])
-    case.check(whiten(x, mask, "population", "restored", 1e-6), case.expected["whitened_no_shift"])
+    case.check(whiten(x, mask, "population", "restore", 1e-6), case.expected["whitened_no_shift"])
     clip = case.params["clip"]
     if clip is not None:
         batch = graded(torch.zeros(len(x)), respond=torch.ones_like(mask))
@@ -66,7 +66,7 @@ def ppo_batch(case):
 
 
 @pytest.mark.parametrize("case", cases("ppo_rewards_gae"))
-def test_rewards_and_advantages_of_ppo(case):
+def test_rewards_and_gae_match_trl_ppo(case):
     p, want = case.params, case.expected
     batch, padding = ppo_batch(case)
     case.check(padding, want["padding_mask"])
@@ -77,7 +77,7 @@ def test_rewards_and_advantages_of_ppo(case):
     rewards = [TerminalReward(), KlPenalty(p["kl_coef"], p["kl_estimator"])]
     form = {"trl": "sample", "summarize": "population"}[p["implementation"]]
     if p["whiten_rewards"]:
-        rewards.append(Whiten(form, "restored", apply_to="token_reward"))
+        rewards.append(Whiten(form, "restore", apply_to="token_rewards"))
     batch, _ = advance(chain(*rewards, Gae(p["gamma"], p["lam"])), batch)
     case.check(batch.token_rewards[..., 0], want["rewards"])
     case.check(batch.advantages[..., 0], want["advantages_raw"])
@@ -88,7 +88,7 @@ def test_rewards_and_advantages_of_ppo(case):
 
 
 @pytest.mark.parametrize("case", cases("verl_gae"))
-def test_gae_that_passes_over_holes(case):
+def test_gae_that_skips_masked_tokens_matches_verl(case):
     respond = case.input("response_mask").bool()
     batch = graded(torch.zeros(len(respond)), respond=respond).replace(
         token_rewards=case.input("token_level_rewards")[..., None], values=case.input("values")[..., None]
@@ -99,7 +99,7 @@ def test_gae_that_passes_over_holes(case):
 
 
 @pytest.mark.parametrize("case", cases("moss_gae"))
-def test_gae_of_one_response(case):
+def test_gae_matches_moss_rlhf(case):
     reward, values = case.input("rewards")[None, :, None], case.input("values")[None, :, None]
     respond = torch.ones(1, reward.shape[1], dtype=torch.bool)
     advantage = gae(reward, values, respond, case.params["gamma"], case.params["lam"])
@@ -109,16 +109,16 @@ def test_gae_of_one_response(case):
 
 def fed(step, batches):
     """The step on one batch of scores after another: its state and the signal, each time."""
-    state = step.start()
+    state = step.init_state()
     for scores in batches:
-        batch, state, _ = step.advance(graded(scores), state, torch.Generator())
-        yield state, batch.signal[:, 0]
+        batch, state, _ = step.apply_stateful(graded(scores), state, torch.Generator())
+        yield state, batch.rewards[:, 0]
 
 
 @pytest.mark.parametrize("case", cases("moss_running_reward"))
-def test_running_reward_of_moss(case):
+def test_running_reward_scale_matches_moss_rlhf(case):
     p = case.params
-    scale = RunningNormalize("removed" if p["use_norm"] else "kept")
+    scale = RunningNormalize("subtract" if p["use_norm"] else "none")
     assert p["use_scaling"]
     cut = ClipReward(-p["clip"], p["clip"]) if p["use_clip"] else chain()
     seen = fed(scale, case.inputs["batches"])
@@ -133,10 +133,10 @@ def test_running_reward_of_moss(case):
 
 
 @pytest.mark.parametrize("case", cases("safe_rlhf_normalizer"))
-def test_running_normaliser_of_safe_rlhf(case):
+def test_running_normalizer_matches_safe_rlhf(case):
     p = case.params
-    memory = {"RunningMeanStd": "inflated", "ExponentialMovingAverage": "fading"}[p["type"]]
-    mean = {"affine": "removed", "scale": "kept", "identity": "kept"}[p["function"]]
+    memory = {"RunningMeanStd": "inflated", "ExponentialMovingAverage": "ema"}[p["type"]]
+    mean = {"affine": "subtract", "scale": "none", "identity": "none"}[p["function"]]
     scale = RunningNormalize(mean, memory, p["momentum"] or 0.9, eps=1e-8)
     batches = [[row[0] for row in batch] for batch in case.inputs["batches"]]
     seen = zip(fed(scale, batches), batches, case.expected["steps"], strict=True)
@@ -149,7 +149,7 @@ def test_running_normaliser_of_safe_rlhf(case):
 
 
 @pytest.mark.parametrize("case", cases("dapo_overlong"))
-def test_overlong_penalty_without_a_least_value(case):
+def test_unbounded_overlong_penalty_matches_verl(case):
     p = case.params
     lengths = torch.tensor(case.inputs["lengths"])
     got = soft_overlong_penalty(lengths, p["max_resp_len"], p["buffer_len"], p["factor"], -math.inf)
@@ -157,7 +157,7 @@ def test_overlong_penalty_without_a_least_value(case):
 
 
 @pytest.mark.parametrize("case", cases("trl_helpers", "soft_overlong"))
-def test_overlong_penalty_of_the_paper(case):
+def test_overlong_penalty_matches_trl(case):
     p = case.params
     lengths = case.inputs["lengths"]
     case.check(

@@ -8,7 +8,7 @@ from paretune.models.lora_svd import svd_factors
 
 
 @pytest.mark.parametrize("case", cases("essa_lora_svd"))
-def test_adapters_by_their_singular_values(case: Case) -> None:
+def test_lora_svd_matches_numpy(case: Case) -> None:
     """Only what is added moves, so other ways to give new values are turned into what they add."""
     scaling, mode = case.params["scaling"], case.params["mode"]
     factors = {}

@@ -45,14 +45,14 @@ pytestmark = pytest.mark.usefixtures("double")
         ),
     ],
 )
-def test_g1_to_g3_group_advantages(rewards, population, sample, centred):
+def test_group_normalize_matches_manual_z_scores(rewards, population, sample, centred):
     x = torch.tensor(rewards, dtype=torch.float64)[:, None]
-    near(group_normalize(x, ONE, "std", "population", 0.0), [float(v) for v in population])
-    near(group_normalize(x, ONE, "std", "sample", 0.0), [float(v) for v in sample])
+    near(group_normalize(x, ONE, "group", "population", 0.0), [float(v) for v in population])
+    near(group_normalize(x, ONE, "group", "sample", 0.0), [float(v) for v in sample])
     near(group_normalize(x, ONE, "none"), [float(v) for v in centred])
 
 
-def test_g4_kl_estimators_and_their_slopes():
+def test_kl_estimators_have_manual_values_and_gradients():
     gap = torch.tensor([0.2, -0.5, math.log(2), 0.0], requires_grad=True)
     near(k1(gap), [0.2, -0.5, math.log(2), 0.0])
     near(k2(gap)[:2], [0.02, 0.125])
@@ -61,14 +61,14 @@ def test_g4_kl_estimators_and_their_slopes():
     near(gap.grad[:2], [0.181269, -0.648721])
 
 
-def test_k3_k2_has_the_value_of_k3_and_the_slope_of_k2():
+def test_k3_value_k2_grad_has_value_of_k3_and_gradient_of_k2():
     gap = torch.tensor([0.2, -0.5, 3.0], requires_grad=True)
     near(k3_value_k2_grad(gap), k3(gap).tolist(), 1e-12)
     k3_value_k2_grad(gap).sum().backward()
     near(gap.grad, [0.2, -0.5, 3.0], 1e-12)
 
 
-def test_g5_k3_is_unbiased_and_only_the_slope_of_k2_is_that_of_the_kl():
+def test_k3_is_unbiased_and_only_k2_has_the_gradient_of_the_kl():
     logits = torch.zeros(2, requires_grad=True)
     logp, reference = logits.log_softmax(0), torch.tensor([0.25, 0.75]).log()
     exact = (logp.exp() * (logp - reference)).sum()
@@ -99,14 +99,14 @@ def test_g5_k3_is_unbiased_and_only_the_slope_of_k2_is_that_of_the_kl():
         (1.5, 1, 0.28, 1.28),
     ],
 )
-def test_g6_clip(ratio, advantage, high, surrogate):
+def test_clipped_surrogate_matches_manual_values(ratio, advantage, high, surrogate):
     near(-clipped(torch.tensor([ratio]), torch.tensor([float(advantage)]), 0.2, high), [surrogate], 1e-12)
 
 
-def test_g7_three_aggregations():
+def test_token_weights_give_manual_means():
     respond = torch.arange(6)[None] < torch.tensor([[2], [6]])
     term = torch.tensor([[1.0], [-1.0]]).expand(2, 6)
-    for by, want in (("sequence", 0.0), ("token", -0.5), ("constant", -0.25)):
+    for by, want in (("seq_mean_token_mean", 0.0), ("token_mean", -0.5), ("seq_mean_token_sum_norm", -0.25)):
         near((term * token_weights(respond, by, 8)).sum(), [want], 1e-12)
 
 
@@ -128,20 +128,20 @@ def two_answers(ratios, gaps, advantage, by):
     )
 
 
-def test_g8_the_whole_grpo_loss():
-    out, batch = two_answers([[1.0, 1.0], [1.0]], [[0.2, 0.0], [-0.5]], [1.0, -1.0], "sequence")
+def test_grpo_loss_matches_manual_value():
+    out, batch = two_answers([[1.0, 1.0], [1.0]], [[0.2, 0.0], [-0.5]], [1.0, -1.0], "seq_mean_token_mean")
     loss, parts = total_loss(
         (WeightedLoss(1.0, ClippedSurrogate()), WeightedLoss(0.04, KlToReference())), out, batch
     )
     near(loss, [0.003161733], 1e-9)
-    assert parts["Clipped"] == pytest.approx(0, abs=1e-12)
+    assert parts["ClippedSurrogate"] == pytest.approx(0, abs=1e-12)
     assert parts["KlToReference"] == pytest.approx(0.003161733 / 0.04, abs=1e-7)
 
 
-def test_g9_clip_under_two_aggregations():
-    out, batch = two_answers([[1.0, 1.5], [0.7]], [[0.0, 0.0], [0.0]], [1.0, -1.0], "sequence")
+def test_clipped_loss_matches_manual_value_under_two_aggregations():
+    out, batch = two_answers([[1.0, 1.5], [0.7]], [[0.0, 0.0], [0.0]], [1.0, -1.0], "seq_mean_token_mean")
     near(ClippedSurrogate()(out, batch), [-0.15], 1e-12)
-    out, batch = two_answers([[1.0, 1.5], [0.7]], [[0.0, 0.0], [0.0]], [1.0, -1.0], "token")
+    out, batch = two_answers([[1.0, 1.5], [0.7]], [[0.0, 0.0], [0.0]], [1.0, -1.0], "token_mean")
     near(ClippedSurrogate(0.2, 0.28)(out, batch), [-0.493333])
     seen = ClippedSurrogate().metrics(out, batch)
     assert seen["clip_fraction/high"].sum() == 1
@@ -149,7 +149,7 @@ def test_g9_clip_under_two_aggregations():
     assert seen["ratio/max"].max() == pytest.approx(1.5)
 
 
-def test_t1a_scalarise_then_normalise():
+def test_weighted_sum_then_group_normalize_matches_manual_values():
     batch, seen = advance(WeightedSum(EQUAL), graded(FOUR, objectives=NAMES))
     near(batch.rewards, [0.625, 0.7, 0.675, 0.55], 1e-12)
     near(
@@ -160,7 +160,7 @@ def test_t1a_scalarise_then_normalise():
     assert seen["weighted_score/polite/mean"] == pytest.approx(0.2)
 
 
-def test_t1b_shares_of_influence():
+def test_variance_shares_match_manual_values():
     _, seen = advance(WeightedSum(EQUAL), graded(FOUR, objectives=NAMES))
     shares = [seen[f"variance_share/{name}"] for name in NAMES]
     assert shares == pytest.approx([0.380952, 0.190476, -0.428571, 0.857143], abs=1e-6)
@@ -169,13 +169,13 @@ def test_t1b_shares_of_influence():
     near(variance_share(x, x.sum(-1, keepdim=True), ONE), shares)
 
 
-def test_t1c_normalising_first_puts_the_unsafe_answer_on_top():
+def test_normalizing_first_puts_unsafe_response_on_top():
     parts = chain(PLAIN, WeightedSum(EQUAL))
     batch, _ = advance(parts, graded(FOUR, objectives=NAMES))
     near(batch.rewards, [0.429906, 0.114330, 0.141169, -0.685406])
 
 
-def test_t1d_the_gate_puts_it_at_the_bottom():
+def test_gate_puts_unsafe_response_at_the_bottom():
     batch, _ = advance(chain(*GATES, WeightedSum(EQUAL)), graded(FOUR, objectives=NAMES))
     near(batch.rewards, [0.025, 0.7, 0.675, 0.55], 1e-12)
     near(
@@ -187,7 +187,7 @@ def test_t1d_the_gate_puts_it_at_the_bottom():
     near(batch.rewards, [-1.547162, 0.709981, 0.559954, 0.277227])
 
 
-def test_t1e_weights_alone():
+def test_large_safety_weight_puts_unsafe_response_at_the_bottom():
     weights = {"polite": 1 / 6, "meaning": 1 / 6, "action": 1 / 6, "safety": 0.5}
     batch, _ = advance(WeightedSum(weights), graded(FOUR, objectives=NAMES))
     near(batch.rewards, [0.45, 0.766667, 0.75, 0.533333])
@@ -197,23 +197,23 @@ def test_t1e_weights_alone():
     )
 
 
-def test_t1f_group_of_the_worst_objective():
+def test_group_normalize_of_the_minimum_objective():
     worst = torch.tensor([0.1, 0.5, 0.2, 0.5])[:, None]
-    near(group_normalize(worst, ONE, "std", "population", 0.0), [-1.260252, 0.980196, -0.700140, 0.980196])
+    near(group_normalize(worst, ONE, "group", "population", 0.0), [-1.260252, 0.980196, -0.700140, 0.980196])
 
 
-def test_the_default_recipe_ranks_the_unsafe_answer_last_token_by_token():
+def test_gated_grpo_credit_ranks_unsafe_response_last():
     credit = chain(*GATES, WeightedSum(EQUAL), GroupNormalize(), BroadcastToTokens())
     batch, _ = advance(credit, graded(FOUR, objectives=NAMES))
     assert batch.advantages[:, 1, 0].argmin() == 0
     assert (batch.advantages[:, 0] == 0).all()
 
 
-def test_a_saturated_objective_teaches_its_rounding_no_more_than_eps_allows():
+def test_eps_bounds_advantages_of_a_saturated_objective():
     x = torch.tensor([[0.990], [0.991], [0.990], [0.989]])
-    assert group_normalize(x, ONE, "std", eps=0.0).abs().max() > 1.2
-    assert group_normalize(x * 1e-2, ONE, "std", eps=1e-4).abs().max() < 0.2
+    assert group_normalize(x, ONE, "group", eps=0.0).abs().max() > 1.2
+    assert group_normalize(x * 1e-2, ONE, "group", eps=1e-4).abs().max() < 0.2
 
 
-def test_weighted_sum_on_any_rank():
+def test_weighted_sum_accepts_any_rank():
     near(weighted_sum(torch.ones(2, 3, 2), torch.tensor([0.25, 0.5])), [0.75] * 6)

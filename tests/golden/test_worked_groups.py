@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("double")
     ],
     ids=repr,
 )
-def test_a1_a2_a_log_ratio_of_three(part, value, slope):
+def test_pair_losses_at_a_log_ratio_of_three_match_manual_values(part, value, slope):
     """lp -10 and -20, reference -12 and -19: h = 2 - (-1) = 3."""
     sides = [one(-10).requires_grad_(), one(-20).requires_grad_()]
     out, batch = pairs_of(*sides, one(-12), one(-19))
@@ -42,14 +42,14 @@ def test_a1_a2_a_log_ratio_of_three(part, value, slope):
         near(chosen, [slope])
 
 
-def test_a3_at_the_reference():
+def test_pair_losses_at_the_reference_match_manual_values():
     out, batch = pairs_of(one(-3), one(-5), one(-3), one(-5))
     for part in (Dpo(), Dpo(label_smoothing=0.3), Dpo(loss_type="robust", label_smoothing=0.3)):
         near(part(out, batch), [math.log(2)])
     near(Dpo(0.1, "ipo")(out, batch), [25.0], 1e-9)
 
 
-def test_a4_smoothed_labels_have_a_finite_optimum():
+def test_smoothed_losses_have_a_finite_optimum():
     """Sigma(beta h) = 1 - e at h = ln 9 / 0.1."""
     h = one(21.9722458).requires_grad_()
     (slope,) = torch.autograd.grad(pair_loss(0.1 * h, 0 * h, "sigmoid", 0.1, 0.1).sum(), h)
@@ -59,7 +59,7 @@ def test_a4_smoothed_labels_have_a_finite_optimum():
     near(slope, [0.0], 1e-9)
 
 
-def test_a5_the_optimum_of_a_table():
+def test_dpo_optimum_is_the_tilted_reference():
     """Three arms of reward 1, 0, -1, beta 0.5, uniform reference: pi is proportional to exp(r / 0.5)."""
     reward, logits = torch.tensor([1.0, 0.0, -1.0]), torch.zeros(3, requires_grad=True)
     first, second = torch.cartesian_prod(torch.arange(3), torch.arange(3)).T
@@ -86,7 +86,7 @@ def one_word_pair():
     return out, batch.replace(group=torch.zeros(2, dtype=torch.long), rewards=signal)
 
 
-def test_b1_drift_of_one_word():
+def test_tdpo_losses_of_one_token_match_manual_values():
     out, batch = one_word_pair()
     near(out.ref_policy_kl[:, 1], [0.0304788, 0.0252672], 1e-7)
     near(Dpo(0.1)(out, batch), [0.698429])
@@ -97,7 +97,7 @@ def test_b1_drift_of_one_word():
     near(Tdpo(2, 0.1, 1.0)(out, batch), [float(Tdpo(1, 0.1)(out, batch).detach())], 1e-15)
 
 
-def test_b2_the_drift_of_the_chosen_side_has_no_slope_in_form_2():
+def test_tdpo_variant_2_has_no_gradient_in_the_chosen_kl():
     out, batch = one_word_pair()
     slopes = {}
     for name, part in (("first", Tdpo(1, 0.1)), ("second", Tdpo(2, 0.1, 0.5))):
@@ -110,7 +110,7 @@ def test_b2_the_drift_of_the_chosen_side_has_no_slope_in_form_2():
     near(slopes["first"], [-steep, steep])
 
 
-def test_b3_words_that_the_reference_never_says():
+def test_full_kl_is_finite_for_tokens_of_zero_reference_probability():
     far = torch.tensor([[1e4, -1e4, -1e4], [-1e4, 1e4, -1e4]])[:, None].expand(2, 2, 3)
     policy = torch.zeros(2, 2, 3, requires_grad=True)
     out, batch = read(policy, torch.tensor([[-100, 0], [-100, 1]]), far)
@@ -121,21 +121,21 @@ def test_b3_words_that_the_reference_never_says():
     assert torch.autograd.grad(loss, policy)[0].isfinite().all()
 
 
-def test_c1_c2_rankings():
+def test_ranking_losses_match_manual_values():
     near(ranking_stage_losses(torch.tensor([-1.0, -1.5]), torch.tensor([2.0, 0.0])), [0.3132617], 1e-7)
     score, signal = torch.tensor([-1.0, -1.5, -2.0]), torch.tensor([2.0, 1.0, 0.0])
     near(ranking_stage_losses(score, signal), [1.0239091, 0.4740770], 1e-7)
     batch = graded([2.0, 1.0, 0.0], lengths=[10, 10, 10])
-    batch = batch.replace(loss_weights=token_weights(batch.response_mask, "sequence"))
+    batch = batch.replace(loss_weights=token_weights(batch.response_mask, "seq_mean_token_mean"))
     out = Outputs(logprobs=score[:, None] * batch.response_mask)
     near(PreferenceRanking()(out, batch), [1.4979860])
     near(0.05 * 4 * BestOfNSft("sum")(out, batch), [2.0])
     near(0.05 * 4 * BestOfNSft()(out, batch), [0.2])
 
 
-def test_c3_equal_signals_teach_nothing_and_are_counted():
+def test_equal_rewards_have_no_gradient_and_count_as_ties():
     batch = graded([0.7, 0.7, 0.7], lengths=[1, 2, 3])
-    batch = batch.replace(loss_weights=token_weights(batch.response_mask, "sequence"))
+    batch = batch.replace(loss_weights=token_weights(batch.response_mask, "seq_mean_token_mean"))
     out = Outputs(logprobs=(-torch.rand(3, 4)).requires_grad_())
     loss = PreferenceRanking()(out, batch)
     near(loss, [math.log(3) + math.log(2)])
@@ -143,7 +143,7 @@ def test_c3_equal_signals_teach_nothing_and_are_counted():
     assert (PreferenceRanking().group_metrics(out, batch)["ranking/ties"] == 1).all()
 
 
-def test_c4_improbable_responses_stay_finite():
+def test_ranking_loss_of_improbable_responses_is_finite():
     score = torch.tensor([-800.0, -801.0], requires_grad=True)
     loss = ranking_stage_losses(score, torch.tensor([5.0, 0.0])).sum()
     assert loss.isfinite()
@@ -160,18 +160,18 @@ def test_c4_improbable_responses_stay_finite():
         ([[math.nan, 0.9, 0.3], [math.nan] * 3], 2, [1, 2]),
     ],
 )
-def test_d1_the_best(scores, k, rows):
+def test_top_k_rows_of_each_group(scores, k, rows):
     signal = torch.tensor(scores).reshape(-1, 1)
     group = torch.arange(2).repeat_interleave(3)
     assert top_k_rows(signal, group, torch.ones(6, dtype=torch.bool), k).tolist() == rows
 
 
-def test_d1_the_best_with_words():
+def test_top_k_rows_skip_empty_responses():
     signal, able = torch.tensor([[3.0], [2.0], [1.0]]), torch.tensor([False, True, True])
     assert top_k_rows(signal, torch.zeros(3, dtype=torch.long), able, 1).tolist() == [1]
 
 
-def test_d2_the_direction_of_the_divergence():
+def test_full_kl_is_from_reference_to_policy():
     frozen, policy = (torch.tensor(p).log().expand(1, 2, 2) for p in ([0.5, 0.5], [0.9, 0.1]))
     for first, second, want in ((frozen, policy, 0.5108256), (policy, frozen, 0.3680642)):
         out, batch = read(second, torch.tensor([[-100, 0]]), first)
@@ -180,21 +180,21 @@ def test_d2_the_direction_of_the_divergence():
     near(FullKl()(out, batch), [0.0], 1e-15)
 
 
-def test_d4_rows_that_stand_twice_change_nothing():
+def test_repeated_rows_do_not_change_sft_and_kl_losses():
     logits, frozen = torch.randn(2, 2, 4, 5, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[-100, 1, 2, 3], [-100, -100, 4, -100]])
     values = []
     for again in (1, 2):
         leaf = logits.clone().requires_grad_()
         out, batch = read(leaf.repeat(again, 1, 1), labels.repeat(again, 1), frozen.repeat(again, 1, 1))
-        batch = batch.replace(loss_weights=token_weights(batch.response_mask, "token"))
+        batch = batch.replace(loss_weights=token_weights(batch.response_mask, "token_mean"))
         loss = SftLoss()(out, batch) + 0.35 * FullKl()(out, batch)
         values.append((loss, torch.autograd.grad(loss, leaf)[0]))
     for a, b in zip(*values, strict=True):
         torch.testing.assert_close(a, b, atol=1e-14, rtol=1e-12)
 
 
-def test_g2_the_margin_of_another_objective():
+def test_modpo_margin_matches_manual_value():
     """Beta h = 0.3, w = (0.5, 0.5), margin 0.3: (0.3 - 0.15) / 0.5 = 0.3. Weight 1 on the first is DPO."""
     others = torch.tensor([[0.4], [0.1]])
     out, batch = pairs_of(one(-10), one(-20), one(-12), one(-19), others=others)
@@ -202,7 +202,7 @@ def test_g2_the_margin_of_another_objective():
         near(Dpo(0.1, margin=ModpoMargin("preferred", weights))(out, batch), [0.554355])
 
 
-def test_the_mean_and_the_sum_of_a_response():
+def test_per_response_mean_and_sum():
     x, respond = (
         torch.tensor([[9.0, 1.0, 3.0], [9.0, 9.0, 9.0]]),
         torch.tensor([[False, True, True], [False] * 3]),

@@ -28,24 +28,30 @@ pytestmark = pytest.mark.usefixtures("double")
     ("ratio", "advantage", "most", "gain"),
     [(4, -1, None, -4), (4, -1, 3.0, -3), (2, -1, 3.0, -2), (4, 1, 3.0, 1.2), (0.5, -1, 3.0, -0.8)],
 )
-def test_g6_dual_clip(ratio, advantage, most, gain):
+def test_dual_clip_matches_manual_values(ratio, advantage, most, gain):
     near(-clipped_surrogate(one(ratio), one(advantage), 0.2, 0.2, most), [float(gain)], 1e-12)
 
 
-def test_g7_four_means():
+def test_four_loss_aggregations_match_manual_values():
     respond = torch.arange(6)[None] < torch.tensor([[2], [6]])
     term = torch.tensor([[1.0], [-1.0]]).expand(2, 6)
-    want = {"sequence": 0.0, "token": -0.5, "constant": -0.25, "sequence_sum": -2.0}
+    want = {
+        "seq_mean_token_mean": 0.0,
+        "token_mean": -0.5,
+        "seq_mean_token_sum_norm": -0.25,
+        "seq_mean_token_sum": -2.0,
+    }
     for by, value in want.items():
         near((term * token_weights(respond, by, 8)).sum(), [value], 1e-12)
     empty = torch.cat([respond, torch.zeros(1, 6, dtype=torch.bool)])
     assert torch.equal(
-        token_weights(empty, "sequence", empty_rows="skip")[:2], token_weights(respond, "sequence")
+        token_weights(empty, "seq_mean_token_mean", empty_rows="exclude")[:2],
+        token_weights(respond, "seq_mean_token_mean"),
     )
-    near(token_weights(empty, "sequence").sum(), [2 / 3], 1e-12)
+    near(token_weights(empty, "seq_mean_token_mean").sum(), [2 / 3], 1e-12)
 
 
-def test_g11_value_clip():
+def test_clipped_value_loss_matches_manual_values():
     near(clipped_squared_error(one(0.9), one(0.4), one(1.0), 0.2), [0.08], 1e-12)
     near(squared_error(one(0.9), one(1.0)), [0.005], 1e-12)
     batch = graded([1.0], lengths=[1])
@@ -58,7 +64,7 @@ def test_g11_value_clip():
     assert ClippedValueLoss(0.2).metrics(out, batch)["clip_fraction/value"].sum() == 1
 
 
-def test_g12_temperature_of_the_record():
+def test_logprobs_at_another_temperature_give_a_wrong_ratio():
     """A log-probability at another temperature than the sampler's is of another distribution."""
     head, logits = LmHead(torch.eye(2)), torch.tensor([[2.0, 0.0]])
     recorded, drawn = (next_token_logprobs(head, logits, t)[0, 0].exp() for t in (1.0, 0.8))
@@ -67,7 +73,7 @@ def test_g12_temperature_of_the_record():
     near(recorded / drawn, [0.953097])
 
 
-def test_one_ratio_for_a_response():
+def test_sequence_ratio_matches_manual_values():
     """log-ratios (.1, -.05, .25): s = exp(.1), clipped as a whole."""
     batch = graded([1.0], lengths=[3])
     old = torch.zeros(1, 4)
@@ -81,7 +87,7 @@ def test_one_ratio_for_a_response():
     ready = batch.replace(
         advantages=batch.response_mask[..., None].double(),
         old_logprobs=old,
-        loss_weights=token_weights(batch.response_mask, "sequence"),
+        loss_weights=token_weights(batch.response_mask, "seq_mean_token_mean"),
     )
     for level, free in (("sequence", True), ("sequence_token", True), ("token", False)):
         out = Outputs(logprobs=logp)
@@ -91,14 +97,14 @@ def test_one_ratio_for_a_response():
         near(loose[:, 1:], [-math.exp(0.1) / 3] * 3 if free else (-logp[0, 1:].exp() / 3).tolist(), 1e-12)
 
 
-def test_a_capped_ratio_keeps_its_gradient():
+def test_clipped_is_weight_keeps_its_gradient():
     """Ratio 6, cap 5, A 1, log p = -2: contribution +10, slope -5."""
     batch = graded([1.0], lengths=[1])
     logp = torch.tensor([[0.0, -2.0]], requires_grad=True)
     ready = batch.replace(
         advantages=batch.response_mask[..., None].double(),
         old_logprobs=torch.tensor([[0.0, -2.0 - math.log(6)]]),
-        loss_weights=token_weights(batch.response_mask, "token"),
+        loss_weights=token_weights(batch.response_mask, "token_mean"),
     )
     loss = ClippedIsWeight(max_ratio=5.0)(Outputs(logprobs=logp), ready)
     near(loss, [10.0], 1e-12)
@@ -106,7 +112,7 @@ def test_a_capped_ratio_keeps_its_gradient():
 
 
 @pytest.mark.parametrize(("advantage", "tau"), [(1.0, 1.0), (-1.0, 1.05)])
-def test_a_soft_gate_at_ratio_one(advantage, tau):
+def test_soft_clip_at_ratio_one_has_the_policy_gradient(advantage, tau):
     """Value -2 A / tau, slope -A."""
     ratio = torch.ones(1, requires_grad=True)
     loss = soft_clip(ratio, one(advantage), 1.0, 1.05)
@@ -114,7 +120,7 @@ def test_a_soft_gate_at_ratio_one(advantage, tau):
     near(torch.autograd.grad(loss.sum(), ratio)[0], [-advantage], 1e-12)
 
 
-def test_a_gamma_weight_is_one_on_policy_and_fades():
+def test_gamma_weight_is_one_on_policy_and_decays():
     mask, up, down = torch.ones(1, 2, dtype=torch.bool), (2.0, 3.0), (3.0, 2.0)
     for advantage, k, decay in ((1.0, 2.0, 3.0), (-1.0, 3.0, 2.0)):
         signs = torch.full((1, 2), advantage)
@@ -125,7 +131,7 @@ def test_a_gamma_weight_is_one_on_policy_and_fades():
         assert gamma_weight(torch.full((1, 2), 9.0), signs, mask, up, down).max() == 0
 
 
-def test_importance_weights():
+def test_rollout_ratio_and_truncation_match_manual_values():
     """log p_trainer - log p_sampler = (.5, 1.2, -.3)."""
     respond = torch.tensor([[False, True, True, True]])
     trainer, sampler = torch.tensor([[0.0, 0.5, 1.2, -0.3]]), torch.zeros(1, 4)
@@ -140,7 +146,7 @@ def test_importance_weights():
     near(truncated_ratio(whole, 0.0, 3.0, "mask")[:, 1:], [0.0] * 3)
 
 
-def test_importance_reports_what_it_cut():
+def test_importance_sampling_logs_truncated_fraction():
     batch = graded([1.0], lengths=[3]).replace(
         rollout_logprobs=torch.zeros(1, 4), old_logprobs=torch.tensor([[0.0, 0.5, 1.2, -0.3]])
     )

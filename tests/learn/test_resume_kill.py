@@ -1,4 +1,4 @@
-"""A process killed with SIGKILL at any moment goes on by the same command, bit for bit."""
+"""A process killed with SIGKILL at any moment resumes by the same command, bit for bit."""
 
 import os
 import signal
@@ -14,22 +14,22 @@ from paretune.run.io import read_jsonl
 TESTS = Path(__file__).resolve().parent.parent
 STEPS = 12
 
-# Imports once, then forks a fresh process for every folder it is given, since imports take most of the time.
+# Imports once, then forks a process per folder, since imports take most of the time.
 PROGRAM = f"""
 import hashlib, os, sys
 import torch
 torch.set_num_threads(1)
 from toy import toy_recipe, toy_world
-from paretune.learn.descend import descend
-from paretune.learn.progress import trainable
-from paretune.rundir import Run
+from paretune.rl.loop import train
+from paretune.rl.state import trainable_parameters
+from paretune.run.folder import Run
 
-def train(folder):
+def run_training(folder):
     world = toy_world()
-    with Run.claim(folder, name="toy", config_hash="toy") as run:
-        run.begin("align")
-        descend(toy_recipe(), world, steps={STEPS}, seed=0, run=run, checkpoint_every=1)
-    weights = b"".join(p.detach().numpy().tobytes() for p in trainable(world.models).values())
+    with Run.start_or_resume(folder, name="toy", config_hash="toy") as run:
+        run.enter_stage("align")
+        train(toy_recipe(), world, max_steps={STEPS}, seed=0, run=run, save_steps=1)
+    weights = b"".join(p.detach().numpy().tobytes() for p in trainable_parameters(world.models).values())
     print(hashlib.sha256(weights).hexdigest(), flush=True)
 
 for line in sys.stdin:
@@ -37,7 +37,7 @@ for line in sys.stdin:
     if pid == 0:
         code = 1
         try:
-            train(line.strip())
+            run_training(line.strip())
             code = 0
         finally:
             os._exit(code)
@@ -47,7 +47,7 @@ for line in sys.stdin:
 
 
 class Starter:
-    """Runs the command in processes of their own."""
+    """Runs the program in separate processes."""
 
     def __init__(self):
         paths = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
@@ -66,7 +66,7 @@ class Starter:
         return int(self.process.stdout.readline())
 
     def ending(self):
-        """What it printed, and its exit status."""
+        """The output and the exit status of a process."""
         printed = []
         while not (line := self.process.stdout.readline().split()) or line[0] != "ended":
             assert line, "the starter died"
@@ -81,9 +81,9 @@ class Starter:
 
     def kill_when(self, folder, ready):
         """Start, wait for a state of the folder, and kill without warning."""
-        pid, most = self.start(folder), time.monotonic() + 120
+        pid, deadline = self.start(folder), time.monotonic() + 120
         while not ready(folder):
-            assert time.monotonic() < most
+            assert time.monotonic() < deadline
             time.sleep(0.0005)
         os.kill(pid, signal.SIGKILL)
         return self.ending()[1] == -signal.SIGKILL
@@ -95,20 +95,20 @@ def lines(count):
 
 def inside_a_save(folder):
     """A checkpoint is being written, after some that are complete; or the run is nearly over."""
-    found = {path.name for path in (folder / "checkpoints").glob("step-*")}
-    writing = len(found) >= 2 and any(name.endswith(".tmp") for name in found)
+    names = {path.name for path in (folder / "checkpoints").glob("step-*")}
+    writing = len(names) >= 2 and any(name.endswith(".tmp") for name in names)
     return writing or lines(STEPS - 4)(folder)
 
 
 @pytest.mark.slow
-def test_kill_9_leaves_no_trace(tmp_path):
+def test_sigkill_leaves_no_trace(tmp_path):
     starter = Starter()
     weights, metrics = starter.finish(tmp_path / "whole")
     assert metrics.count(b"\n") == STEPS
     folder = tmp_path / "killed"
     for ready in (lines(1), lines(3), inside_a_save, lines(STEPS - 3)):
         assert starter.kill_when(folder, ready)
-    # What a kill inside a write leaves behind.
+    # Leftovers of a kill inside a write.
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(b'{"stage": "align", "st')
     (folder / "checkpoints" / "LATEST.tmp").write_text("step-")

@@ -1,4 +1,4 @@
-"""Whatever a recipe holds, `load` answers with an experiment or one line `file:line...` for each mistake."""
+"""Whatever a recipe holds, `load_config` returns a config or reports one line `file:line...` per mistake."""
 
 import copy
 import json
@@ -21,10 +21,10 @@ LINE = re.compile(r"^(?:[^:]+:\d+(?::\d+)?: \S.*|\.\.\. and \d+ more)$")
 
 
 MORE = int(os.environ.get("PARETUNE_FUZZ", "1"))
-"""Times as many cases, and others in every run, where somebody wants to look longer."""
+"""Factor on the number of cases; above 1 the cases are different in every run."""
 
 
-def several(count: int) -> settings:
+def num_cases(count: int) -> settings:
     return settings(
         max_examples=count * MORE,
         deadline=None,
@@ -39,7 +39,7 @@ FILES = {
     "reward": {
         "objectives": {"safety": {"loss": "huber", "huber_delta": 2.0}, "helpful": {"loss": "bradley_terry"}},
         "ratings": {"r": {"file": "r", "labels": {"safety": {"from": "toxic", "scale": -1}}}},
-        "pairs": {"q": {"file": "q", "objective": "helpful", "max_length": 9, "overlong": "cut"}},
+        "pairs": {"q": {"file": "q", "objective": "helpful", "max_length": 9, "overlong": "truncate"}},
     },
     "objectives": {"safety": {"weight": 1.0}, "helpful": {"gate": "safety >= 0.5", "gate_fallback": -3.0}},
     "algorithm": {"name": "grpo", "num_generations": 4},
@@ -54,7 +54,9 @@ ODD = st.one_of(
     st.text(max_size=8),
     st.lists(st.integers(), max_size=2),
     st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
-    st.sampled_from(["world", "policy", "safety >= 1", "hf:a/b", "..", "truth", "bradley_terry", 1e400, {}]),
+    st.sampled_from(
+        ["world", "policy", "safety >= 1", "hf:a/b", "..", "ground_truth", "bradley_terry", 1e400, {}]
+    ),
 )
 
 
@@ -65,7 +67,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(name).touch()
 
 
-def answer(text: str | bytes, overrides: list[str] | None = None) -> Config | None:
+def load_or_reject(text: str | bytes, overrides: list[str] | None = None) -> Config | None:
     Path("r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     try:
         return load_config("r.yaml", overrides or [])
@@ -76,24 +78,24 @@ def answer(text: str | bytes, overrides: list[str] | None = None) -> Config | No
         return None
 
 
-def places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def key_paths(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     items = (
         values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     )
     for key, value in items:
         yield (*path, key)
-        yield from places(value, (*path, key))
+        yield from key_paths(value, (*path, key))
 
 
-@several(120)
+@num_cases(120)
 @given(st.data())
 def test_mutated_recipes(data: st.DataObject) -> None:
     recipe = copy.deepcopy(data.draw(st.sampled_from([DEMO, FILES])))
     for _ in range(data.draw(st.integers(0, 3))):
-        found = list(places(recipe))
-        if not found:
+        paths = list(key_paths(recipe))
+        if not paths:
             break
-        path = data.draw(st.sampled_from(found))
+        path = data.draw(st.sampled_from(paths))
         section = recipe
         for part in path[:-1]:
             section = section[part]
@@ -106,10 +108,10 @@ def test_mutated_recipes(data: st.DataObject) -> None:
                 section[data.draw(st.text(max_size=6)) + str(path[-1])] = section.pop(path[-1])
             case "add" if isinstance(section, dict):
                 section[data.draw(st.text(min_size=1, max_size=6))] = data.draw(ODD)
-    answer(yaml.safe_dump(recipe, allow_unicode=True, default_flow_style=data.draw(st.booleans())))
+    load_or_reject(yaml.safe_dump(recipe, allow_unicode=True, default_flow_style=data.draw(st.booleans())))
 
 
-@several(100)
+@num_cases(100)
 @given(st.data())
 def test_mangled_text(data: st.DataObject) -> None:
     text = find_recipe("demo").read_text()
@@ -121,17 +123,17 @@ def test_mangled_text(data: st.DataObject) -> None:
             + data.draw(st.text("{}[]:,&*!|>'\"#\t\n -?%@`ab1\u2028\x85\ufeff", max_size=4))
             + text[at + cut :]
         )
-    answer(text)
+    load_or_reject(text)
 
 
-@several(60)
+@num_cases(60)
 @given(st.binary(max_size=60))
 def test_noise(noise: bytes) -> None:
-    assert answer(noise) is None
-    answer(b"name: x\nrun: " + noise)
+    assert load_or_reject(noise) is None
+    load_or_reject(b"name: x\nrun: " + noise)
 
 
-@several(60)
+@num_cases(60)
 @given(
     st.lists(st.text(max_size=12), max_size=3),
     st.sampled_from(["run.max_steps", "policy", "a.b", "objectives.x"]),
@@ -142,12 +144,12 @@ def test_odd_overrides(texts: list[str], key: str, value: Any) -> None:
         shown = json.dumps(value)
     except ValueError:
         shown = "x"
-    answer(json.dumps(FILES), [*texts, f"{key}={shown}", *(f"{key}={text}" for text in texts)])
+    load_or_reject(json.dumps(FILES), [*texts, f"{key}={shown}", *(f"{key}={text}" for text in texts)])
 
 
 def test_the_templates_load() -> None:
-    assert answer(json.dumps(FILES)) is not None
-    assert answer(yaml.safe_dump(DEMO)) is not None
+    assert load_or_reject(json.dumps(FILES)) is not None
+    assert load_or_reject(yaml.safe_dump(DEMO)) is not None
 
 
 def test_one_edit_typos_get_the_right_suggestion() -> None:

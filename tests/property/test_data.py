@@ -1,4 +1,4 @@
-"""Data: what is written is what is read, whatever the text; masks and lengths agree, whatever the tokens."""
+"""Readers return what was written, and batches contain the rows they were made of."""
 
 import csv
 import json
@@ -22,16 +22,18 @@ rows = st.fixed_dictionaries({"prompt": texts, "response": texts, "score": numbe
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(rows, min_size=1, max_size=4).filter(lambda many: any(r["score"] is not None for r in many)))
-def test_all_formats_carry_any_text(many):
+@given(
+    st.lists(rows, min_size=1, max_size=4).filter(lambda table: any(r["score"] is not None for r in table))
+)
+def test_all_formats_preserve_any_text(table):
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "f.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
+        (Path(folder) / "f.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
         with (Path(folder) / "f.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, many[0])
+            writer = csv.DictWriter(file, table[0])
             writer.writeheader()
-            writer.writerows(many)
-        parquet.write_table(pyarrow.Table.from_pylist(many), Path(folder) / "f.parquet")
-        scored = [row for row in many if row["score"] is not None]
+            writer.writerows(table)
+        parquet.write_table(pyarrow.Table.from_pylist(table), Path(folder) / "f.parquet")
+        scored = [row for row in table if row["score"] is not None]
         for name in ("f.jsonl", "f.csv", "f.parquet"):
             records = read_ratings(name, root=folder, labels={"x": "score"})
             assert [r.prompt.messages for r in records] == [(Message("user", r["prompt"]),) for r in scored]
@@ -53,21 +55,21 @@ json_values = st.recursive(
         st.sampled_from(["prompt", "chosen", "rejected", "scores", "response", "id"]), json_values
     )
 )
-def test_no_row_whatever_is_more_than_a_complaint(row):
-    """One line for the row, or one for each of its labels."""
+def test_any_row_is_a_record_or_an_error(row):
+    """The error has one line for the row, or one per label."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "f.jsonl"
         path.write_text(json.dumps(row) + "\n")
         for read in (lambda: read_ratings(path), lambda: read_preference_pairs(path, objective="o")):
-            said: list[str] = []
+            lines: list[str] = []
             labels: dict[str, float] = {}
             try:
                 labels = getattr(read()[0], "labels", {})
             except DataError as error:
-                said = str(error).split("\n")
+                lines = str(error).split("\n")
             scores = row.get("scores")
-            assert len(said) <= max(1, len(scores) if isinstance(scores, dict) else 0)
-            assert all(line.startswith(f"{path}:") for line in said)
+            assert len(lines) <= max(1, len(scores) if isinstance(scores, dict) else 0)
+            assert all(line.startswith(f"{path}:") for line in lines)
             assert all(map(math.isfinite, labels.values()))
 
 
@@ -76,10 +78,10 @@ ids = st.lists(st.integers(0, 3), max_size=5)
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(ids, ids), max_size=5), st.integers(0, 3))
-def test_a_batch_gives_back_its_rows(pairs, pad):
+def test_collate_preserves_rows(pairs, pad_id):
     prompts, responses = [p for p, _ in pairs], [r for _, r in pairs]
-    batch = collate(prompts, responses, list(range(len(pairs))), [False] * len(pairs), ("a",), pad)
-    for b, (asked, said) in enumerate(pairs):
-        assert batch.input_ids[b][batch.attention_mask[b]].tolist() == asked + said
-        assert batch.input_ids[b][batch.response_mask[b]].tolist() == said
-        assert (batch.input_ids[b][~batch.attention_mask[b]] == pad).all()
+    batch = collate(prompts, responses, list(range(len(pairs))), [False] * len(pairs), ("a",), pad_id)
+    for b, (prompt, response) in enumerate(pairs):
+        assert batch.input_ids[b][batch.attention_mask[b]].tolist() == prompt + response
+        assert batch.input_ids[b][batch.response_mask[b]].tolist() == response
+        assert (batch.input_ids[b][~batch.attention_mask[b]] == pad_id).all()

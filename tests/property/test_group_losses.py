@@ -34,7 +34,14 @@ PAIRS = (
 )
 LOSSES = (*PAIRS, PreferenceRanking(), BestOfNSft(), BestOfNSft("sum"))
 every = pytest.mark.parametrize("loss", LOSSES, ids=repr)
-means = st.sampled_from(["token", "sequence", "sequence_sum", "constant"])
+means = st.sampled_from(
+    [
+        "token_mean",
+        "seq_mean_token_mean",
+        "seq_mean_token_sum",
+        "seq_mean_token_sum_norm",
+    ]
+)
 groups = st.lists(st.integers(0, 2), min_size=1, max_size=7)
 
 
@@ -45,7 +52,7 @@ def _double():
     torch.set_default_dtype(torch.float32)
 
 
-def drawn(loss, group, seed, *, whole=False, by="sequence"):
+def drawn(loss, group, seed, *, whole=False, by="seq_mean_token_mean"):
     """Responses of drawn length and signal; unless `whole` some are unscored and some alike."""
     rng = torch.Generator().manual_seed(seed)
     rows = len(group)
@@ -70,22 +77,22 @@ def drawn(loss, group, seed, *, whole=False, by="sequence"):
 def outputs(logits, batch):
     """What a forward pass gives under these logits, beside a reference that says all words alike."""
     distribution = logits.log_softmax(-1)
-    logp = distribution.gather(-1, batch.tokens[..., None]).squeeze(-1)
+    logp = distribution.gather(-1, batch.input_ids[..., None]).squeeze(-1)
     drift = -math.log(WORDS) - distribution.mean(-1)
     return Outputs(
-        logprobs=torch.where(batch.respond, logp, 0.0),
-        ref_policy_kl=torch.where(batch.respond, drift, 0.0),
+        logprobs=torch.where(batch.response_mask, logp, 0.0),
+        ref_policy_kl=torch.where(batch.response_mask, drift, 0.0),
     )
 
 
 def some(out, rows):
-    return Outputs(logprobs=out.logp[rows], ref_policy_kl=out.kl_reference_policy[rows])
+    return Outputs(logprobs=out.logprobs[rows], ref_policy_kl=out.ref_policy_kl[rows])
 
 
 @every
 @quick
 @given(group=groups, seed=st.integers(0, 99), by=means, budget=st.integers(1, 30))
-def test_p9_the_losses_of_micro_batches_add_up(loss, group, seed, by, budget):
+def test_losses_of_micro_batches_add_up(loss, group, seed, by, budget):
     batch, logits = drawn(loss, group, seed, by=by)
     lengths = batch.attention_mask.sum(-1).tolist()
     out = outputs(logits, batch)
@@ -102,7 +109,7 @@ def test_p9_the_losses_of_micro_batches_add_up(loss, group, seed, by, budget):
 @every
 @quick
 @given(group=groups, seed=st.integers(0, 99))
-def test_p6_only_response_tokens_are_taught(loss, group, seed):
+def test_only_response_tokens_have_gradients(loss, group, seed):
     batch, _ = drawn(loss, group, seed)
     logp = torch.randn(batch.input_ids.shape, requires_grad=True)
     loss(Outputs(logprobs=logp, ref_policy_kl=logp * 1.0), batch).backward()
@@ -112,7 +119,7 @@ def test_p6_only_response_tokens_are_taught(loss, group, seed):
 
 @every
 @pytest.mark.parametrize("seed", [0, 1])
-def test_p12_the_gradient_is_the_slope(loss, seed):
+def test_gradient_matches_finite_differences(loss, seed):
     """Against central differences, through the softmax; in form 2 the drift of the chosen side is held."""
     batch, logits = drawn(loss, [0, 0, 0, 1, 1], seed, whole=True)
     at = outputs(logits, batch)
@@ -136,7 +143,7 @@ def test_p12_the_gradient_is_the_slope(loss, seed):
 @every
 @quick
 @given(group=groups, seed=st.integers(0, 99), data=st.data())
-def test_the_order_of_the_rows_does_not_matter(loss, group, seed, data):
+def test_row_order_does_not_matter(loss, group, seed, data):
     batch, logits = drawn(loss, group, seed, whole=True)
     out = outputs(logits, batch)
     order = torch.tensor(data.draw(st.permutations(range(len(group)))))
@@ -147,7 +154,7 @@ def test_the_order_of_the_rows_does_not_matter(loss, group, seed, data):
 @pytest.mark.parametrize("loss", PAIRS, ids=repr)
 @quick
 @given(seed=st.integers(0, 99))
-def test_what_policy_and_reference_share_cancels(loss, seed):
+def test_common_shift_of_policy_and_reference_cancels(loss, seed):
     batch, logits = drawn(loss, [0, 0, 1, 1, 1], seed)
     out = outputs(logits, batch)
     extra = (
@@ -164,7 +171,7 @@ def test_what_policy_and_reference_share_cancels(loss, seed):
 
 @quick
 @given(seed=st.integers(0, 99), wrong=st.floats(0, 1))
-def test_the_other_label_is_the_other_smoothing(seed, wrong):
+def test_flipped_label_equals_complementary_smoothing(seed, wrong):
     c, r = torch.randn(2, 5, generator=torch.Generator().manual_seed(seed))
     ours, theirs = pair_loss(c, r, "sigmoid", 0.1, wrong), pair_loss(r, c, "sigmoid", 0.1, 1 - wrong)
     torch.testing.assert_close(ours, theirs, atol=1e-14, rtol=1e-12)
@@ -172,7 +179,7 @@ def test_the_other_label_is_the_other_smoothing(seed, wrong):
 
 @quick
 @given(n=st.integers(2, 5), seed=st.integers(0, 99), shift=st.floats(-50, 50))
-def test_a_ranking_knows_gaps_only(n, seed, shift):
+def test_ranking_depends_on_reward_differences_only(n, seed, shift):
     """Any shift of the signals; twice the gaps at half the scores."""
     score, signal = torch.randn(2, n, generator=torch.Generator().manual_seed(seed))
     signal = signal.sort(descending=True).values
@@ -183,7 +190,7 @@ def test_a_ranking_knows_gaps_only(n, seed, shift):
 
 @quick
 @given(seed=st.integers(0, 99), n=st.integers(2, 3), num=st.integers(1, 3))
-def test_each_prompt_counts_the_same_at_any_length(seed, n, num):
+def test_groups_have_equal_weight_at_any_length(seed, n, num):
     batch, _ = drawn(Dpo(), [g for g in range(num) for _ in range(n)], seed)
     torch.testing.assert_close(group_weight(batch), torch.full((n * num,), 1 / num), atol=1e-15, rtol=0)
 
@@ -194,7 +201,7 @@ def test_each_prompt_counts_the_same_at_any_length(seed, n, num):
     [[0.3, 0.3], [0.1 + 0.2, 0.3], [math.nan, 0.4], [math.nan, math.nan]],
     ids=["alike", "alike but for rounding", "one unscored", "unscored"],
 )
-def test_groups_without_a_better_response_teach_nothing(loss, signal):
+def test_groups_without_a_pair_have_no_gradient(loss, signal):
     batch, logits = drawn(loss, [0, 0, 1, 1], 0, whole=True)
     x = batch.rewards.clone()
     x[2:, 0] = torch.tensor(signal)
@@ -202,7 +209,7 @@ def test_groups_without_a_better_response_teach_nothing(loss, signal):
     (slope,) = torch.autograd.grad(loss(out, batch), logits)
     assert slope[2:].abs().max() < 1e-15
     assert (slope[:2] != 0).any()
-    seen = loss.watch_groups(out, batch)
+    seen = loss.group_metrics(out, batch)
     if "pairs/missing" in seen:
         assert seen["pairs/missing"].tolist() == [0.0, 1.0]
         assert len(seen["pairs/accuracy"]) == 1

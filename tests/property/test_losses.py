@@ -31,7 +31,19 @@ POLICY = (
 )
 LOSSES = (
     *POLICY,
-    *(KlToReference(e) for e in ("k3_k2", "k1", "k2", "k3", "k1_k2", "k3_cut", "k3_cut_k2", "abs")),
+    *(
+        KlToReference(e)
+        for e in (
+            "k3_value_k2_grad",
+            "k1",
+            "k2",
+            "k3",
+            "k1_value_k2_grad",
+            "k3_clamped",
+            "k3_clamped_value_k2_grad",
+            "abs",
+        )
+    ),
     KlToReference("k3", "token"),
     KlToReference("k3", "sequence"),
     EntropyBonus(),
@@ -41,7 +53,14 @@ LOSSES = (
     FullKl(),
 )
 every = pytest.mark.parametrize("loss", LOSSES, ids=repr)
-means = st.sampled_from(["token", "sequence", "sequence_sum", "constant"])
+means = st.sampled_from(
+    [
+        "token_mean",
+        "seq_mean_token_mean",
+        "seq_mean_token_sum",
+        "seq_mean_token_sum_norm",
+    ]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -76,30 +95,30 @@ def drawn(lengths, seed):
 def answers(batch, seed):
     """Logits and values that a model and a critic would give."""
     rng = torch.Generator().manual_seed(seed + 1)
-    logits = torch.randn(*batch.tokens.shape, WORDS, generator=rng).requires_grad_()
-    values = torch.randn(*batch.tokens.shape, 2, generator=rng).requires_grad_()
+    logits = torch.randn(*batch.input_ids.shape, WORDS, generator=rng).requires_grad_()
+    values = torch.randn(*batch.input_ids.shape, 2, generator=rng).requires_grad_()
     return logits, values
 
 
 def outputs(logits, values, batch):
     distribution = logits.log_softmax(-1)
-    logp = distribution.gather(-1, batch.tokens[..., None]).squeeze(-1)
+    logp = distribution.gather(-1, batch.input_ids[..., None]).squeeze(-1)
     entropy = -(distribution.exp() * distribution).sum(-1)
     uniform = -math.log(WORDS) - distribution.mean(-1)  # the reference says all words alike
     return Outputs(
-        logprobs=torch.where(batch.respond, logp, 0.0),
-        entropy=torch.where(batch.respond, entropy, 0.0),
-        ref_policy_kl=torch.where(batch.respond, uniform, 0.0),
-        values=torch.where(batch.respond[..., None], values, 0.0),
+        logprobs=torch.where(batch.response_mask, logp, 0.0),
+        entropy=torch.where(batch.response_mask, entropy, 0.0),
+        ref_policy_kl=torch.where(batch.response_mask, uniform, 0.0),
+        values=torch.where(batch.response_mask[..., None], values, 0.0),
     )
 
 
 def sliced(out, rows):
     return Outputs(
-        logprobs=out.logp[rows],
+        logprobs=out.logprobs[rows],
         entropy=out.entropy[rows],
         values=out.values[rows],
-        ref_policy_kl=out.kl_reference_policy[rows],
+        ref_policy_kl=out.ref_policy_kl[rows],
     )
 
 
@@ -109,7 +128,7 @@ lengths = st.lists(st.integers(1, WIDTH - 1), min_size=1, max_size=4)
 @every
 @quick
 @given(lengths=lengths, seed=st.integers(0, 99), by=means, data=st.data())
-def test_p9_the_losses_of_the_parts_add_up(loss, lengths, seed, by, data):
+def test_losses_of_micro_batches_add_up(loss, lengths, seed, by, data):
     batch = drawn(lengths, seed)
     batch = batch.replace(loss_weights=LossAggregation(by, 7)(batch.response_mask))
     out = outputs(*answers(batch, seed), batch)
@@ -122,9 +141,9 @@ def test_p9_the_losses_of_the_parts_add_up(loss, lengths, seed, by, data):
 @every
 @quick
 @given(lengths=lengths, seed=st.integers(0, 99))
-def test_p6_only_response_tokens_are_taught(loss, lengths, seed):
+def test_only_response_tokens_have_gradients(loss, lengths, seed):
     batch = drawn(lengths, seed)
-    batch = batch.replace(loss_weights=LossAggregation("sequence")(batch.response_mask))
+    batch = batch.replace(loss_weights=LossAggregation("seq_mean_token_mean")(batch.response_mask))
     logp = outputs(*answers(batch, seed), batch).logprobs.detach().requires_grad_()
     values = torch.zeros(*logp.shape, 2, requires_grad=True)
     out = Outputs(logprobs=logp, entropy=logp * 1.0, values=values * 1.0, ref_policy_kl=logp * 1.0)
@@ -135,7 +154,7 @@ def test_p6_only_response_tokens_are_taught(loss, lengths, seed):
 
 CONSTANTS = {ClippedIsWeight, GammaWeight}
 """Their weights are constants by definition: the value has another slope than the one that is meant."""
-STRAIGHT = {"k3_k2": "k2", "k1_k2": "k2", "k3_cut_k2": "k2"}
+STRAIGHT = {"k3_value_k2_grad": "k2", "k1_value_k2_grad": "k2", "k3_clamped_value_k2_grad": "k2"}
 """Value of one estimator, slope of another."""
 
 
@@ -145,22 +164,24 @@ def meant(loss, out, batch):
         return KlToReference(STRAIGHT[loss.kl_estimator])
     if type(loss) in CONSTANTS:
         # The same loss with every weight frozen at this point.
-        unit = Outputs(logprobs=torch.where(batch.respond, -1.0, 0.0))
+        unit = Outputs(logprobs=torch.where(batch.response_mask, -1.0, 0.0))
         seen = loss.metrics(out, batch)
-        weight = seen.get("ratio/mean_loss_weight", seen["ratio/max"].clamp(max=getattr(loss, "most", 1e9)))
-        frozen = weight.detach() * batch.importance * batch.advantages[..., 0] * batch.weight
-        return lambda o, b: -(frozen * o.logp * -unit.logprobs).sum()
+        weight = seen.get(
+            "ratio/mean_loss_weight", seen["ratio/max"].clamp(max=getattr(loss, "max_ratio", 1e9))
+        )
+        frozen = weight.detach() * batch.importance_weights * batch.advantages[..., 0] * batch.loss_weights
+        return lambda o, b: -(frozen * o.logprobs * -unit.logprobs).sum()
     if getattr(loss, "level", "token") == "sequence_token":
-        return ClippedSurrogate(loss.low, loss.high, level="sequence")
+        return ClippedSurrogate(loss.clip_low, loss.clip_high, level="sequence")
     return loss
 
 
 @every
 @pytest.mark.parametrize("seed", [0, 1])
-def test_p12_the_gradient_is_the_slope(loss, seed):
+def test_gradient_matches_finite_differences(loss, seed):
     """Against central differences, through the softmax, on three tokens and four words."""
     batch = drawn([3, 2], seed)
-    batch = batch.replace(loss_weights=LossAggregation("sequence")(batch.response_mask))
+    batch = batch.replace(loss_weights=LossAggregation("seq_mean_token_mean")(batch.response_mask))
     # With advantages of one sign a row, a ratio of the response spreads its slope over the tokens evenly.
     if getattr(loss, "level", "token") == "sequence_token":
         row = torch.tensor([1.0, -1.0])[:, None] * batch.response_mask
@@ -185,9 +206,9 @@ def test_p12_the_gradient_is_the_slope(loss, seed):
 
 
 @pytest.mark.parametrize("loss", POLICY, ids=repr)
-def test_importance_multiplies_the_policy_loss_of_a_token(loss):
+def test_importance_weights_multiply_policy_losses_only(loss):
     batch = drawn([3, 2, 1], 5)
-    batch = batch.replace(loss_weights=LossAggregation("token")(batch.response_mask))
+    batch = batch.replace(loss_weights=LossAggregation("token_mean")(batch.response_mask))
     out = outputs(*answers(batch, 5), batch)
     plain = loss(out, batch.replace(importance_weights=None))
     assert torch.equal(
@@ -202,7 +223,7 @@ def test_importance_multiplies_the_policy_loss_of_a_token(loss):
 
 
 @pytest.mark.parametrize("loss", POLICY, ids=repr)
-def test_p10_on_the_policy_that_wrote_them_all_forms_have_one_gradient(loss):
+def test_all_policy_losses_have_the_same_gradient_on_policy(loss):
     """At ratio 1 the bounds, gates and weights do not matter (SoftGate: its value does, its slope not)."""
     batch = drawn([3, 2], 3)
     row = torch.tensor([1.3, -0.7])[:, None] * batch.response_mask
@@ -210,7 +231,7 @@ def test_p10_on_the_policy_that_wrote_them_all_forms_have_one_gradient(loss):
     batch = batch.replace(
         advantages=row[..., None],
         old_logprobs=logp.detach(),
-        loss_weights=LossAggregation("sequence")(batch.response_mask),
+        loss_weights=LossAggregation("seq_mean_token_mean")(batch.response_mask),
     ).replace(importance_weights=None)
     (slope,) = torch.autograd.grad(loss(Outputs(logprobs=logp), batch), logp)
     torch.testing.assert_close(slope, -row * batch.loss_weights, atol=1e-14, rtol=1e-12)

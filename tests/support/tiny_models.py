@@ -1,4 +1,4 @@
-"""Random transformers models small enough for a test or a demonstration, built in code."""
+"""Random transformers models that are small enough for tests, and a tokenizer."""
 
 from typing import Any, Literal, get_args
 
@@ -50,19 +50,20 @@ def tiny_config(
     pad: int = 0,
     **more: Any,
 ) -> PretrainedConfig:
-    """A configuration of the named family with a tied head.
+    """A configuration of the model family with a tied head.
 
     Args:
-        model_type: The family of the model.
-        vocab_size: Number of token ids.
-        width: Size of the hidden states.
-        layers: Number of blocks.
-        heads: Number of attention heads; the families that can have half as many key/value heads.
-        context: The longest row the model can read.
-        initializer_range: Standard deviation of the random weights; 0.02 is almost uniform over the vocabulary.
-        eos_id: Token id that ends a response.
-        pad_id: Token id that fills rows; may equal `eos_id`.
-        **more: Further fields of the family's own configuration.
+        kind: The model family (`model_type`).
+        vocab: Vocabulary size.
+        width: Hidden size.
+        layers: Number of layers.
+        heads: Number of attention heads; families with GQA get half as many key/value heads.
+        context: Maximum sequence length.
+        initial: Standard deviation of the random weights; with 0.02 the next-token distributions are almost
+            uniform, with 0.3 they are not.
+        stop: EOS token id.
+        pad: Padding token id; may equal `stop`.
+        **more: Further fields of the family's configuration.
     """
     common: dict[str, Any] = {
         "vocab_size": vocab,
@@ -89,7 +90,7 @@ def tiny_config(
 
 
 def random_model(config: PretrainedConfig, *, seed: int = 0) -> PreTrainedModel:
-    """A float32 model of this configuration with weights drawn from `seed`; nobody else's chance moves."""
+    """A float32 model with weights drawn from `seed`; the global random generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -97,7 +98,7 @@ def random_model(config: PretrainedConfig, *, seed: int = 0) -> PreTrainedModel:
 
 
 def tiny_model(kind: Kind, vocab: int, *, seed: int = 0, **size: Any) -> PreTrainedModel:
-    """A random float32 model of the named family; `config_kwargs` as in `tiny_config`."""
+    """A random float32 model of the family; `size` as in `tiny_config`."""
     return random_model(tiny_config(kind, vocab, **size), seed=seed)
 
 

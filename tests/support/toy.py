@@ -1,7 +1,7 @@
-"""A two-objective task that a tiny model learns in seconds: write numbers that are even, and high.
+"""A two-objective task that a tiny model learns in seconds: generate numbers that are even, and high.
 
-The vocabulary is the numbers 2 to 15. A prompt is three numbers and does not matter; the true score of a
-response is the share of its numbers that are even, and the share that are 9 or more.
+The vocabulary is the numbers 2 to 15. Prompts are one to three numbers and irrelevant; the true scores of a
+response are the fraction of its numbers that are even, and the fraction that are at least 9.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ PAD, STOP, FIRST, VOCAB = 0, 1, 2, 16
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:
-    """A word a number, its id the number itself; `<end>` ends a response."""
+    """One word per number, with the number as its id; `<end>` is the EOS token."""
     words = {"<pad>": PAD, "<end>": STOP} | {str(i): i for i in range(FIRST, VOCAB)}
     inner = Tokenizer(WordLevel(words, unk_token="<pad>"))
     inner.pre_tokenizer = WhitespaceSplit()
@@ -30,7 +30,7 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def toy_prompts(step: int, num: int = 8) -> list[Prompt]:
-    """Prompts of one to three numbers, the same for every run."""
+    """Prompts of one to three numbers, a function of the step alone."""
     rng = numpy_generator(0, step, "toy prompts")
     prompts = []
     for i in range(num):
@@ -40,12 +40,12 @@ def toy_prompts(step: int, num: int = 8) -> list[Prompt]:
 
 
 class ToyScorer:
-    """The true scores: shares of even and of high numbers; 0 for a response without any."""
+    """The true scores: fractions of even and of high numbers; 0 for a response without numbers."""
 
     names = OBJECTIVES
 
     def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
-        """One row a sample, one column an objective."""
+        """One row per sample, one column per objective."""
         rows = []
         for sample in samples:
             numbers = [int(word) for word in sample.response.split() if word.isdecimal()]

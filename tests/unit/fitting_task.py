@@ -1,4 +1,4 @@
-"""A task that a tiny model learns in seconds, and a linear model on averages does not."""
+"""A task that a tiny model learns in seconds and a linear model on averaged features does not."""
 
 import random
 
@@ -15,8 +15,8 @@ def language(seed=0, **size):
     return as_policy_model(tiny_model("llama", len(tokenizer), seed=seed, **shape), tokenizer)
 
 
-def prompt(asked, n=0):
-    return Prompt(messages=(Message("user", asked),), id=f"p{n}")
+def prompt(question, n=0):
+    return Prompt(messages=(Message("user", question),), id=f"p{n}")
 
 
 def text(rng):
@@ -24,33 +24,33 @@ def text(rng):
 
 
 def truth(response):
-    """`ending` depends on the place of a letter, `loud` on a count; each in units of its own."""
+    """`ending` depends on the position of a letter, `loud` on a count; the scales differ."""
     return {"ending": WORDS.index(response[-1]) / 7, "loud": 10.0 + 5 * response.count("!")}
 
 
 def ratings(count, seed, missing=0.3):
     rng = random.Random(seed)
-    made = []
+    records = []
     for n in range(count):
-        asked, response = rng.choice(WORDS), text(rng)
+        question, response = rng.choice(WORDS), text(rng)
         labels = {k: v for k, v in truth(response).items() if rng.random() > missing}
-        made.append(Rating(prompt=prompt(asked, n), response=response, labels=labels))
-    return made
+        records.append(Rating(prompt=prompt(question, n), response=response, labels=labels))
+    return records
 
 
 def pairs(count, seed, objective="brief"):
     """The shorter of two responses is preferred."""
     rng = random.Random(seed)
-    made = []
+    records = []
     for n in range(count):
         short, long = sorted((text(rng), text(rng) + "xy"), key=len)
         if len(short) < len(long):
-            asked = prompt(rng.choice(WORDS), n)
-            made.append(PreferencePair(prompt=asked, chosen=short, rejected=long, objective=objective))
-    return made
+            question = prompt(rng.choice(WORDS), n)
+            records.append(PreferencePair(prompt=question, chosen=short, rejected=long, objective=objective))
+    return records
 
 
 def demonstrations(count, seed):
     rng = random.Random(seed)
-    asked = [rng.choice(WORDS) for _ in range(count)]
-    return [Demonstration(prompt=prompt(a, n), response=a * 3) for n, a in enumerate(asked)]
+    questions = [rng.choice(WORDS) for _ in range(count)]
+    return [Demonstration(prompt=prompt(q, n), response=q * 3) for n, q in enumerate(questions)]

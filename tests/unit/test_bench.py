@@ -1,4 +1,4 @@
-"""The arithmetic of the bench: pairs of runs to ratios, ratios to a table and a file. Nothing is timed."""
+"""The arithmetic of the benchmark: ratios of paired runs, their table and file. Nothing is timed."""
 
 import importlib
 import json
@@ -29,65 +29,65 @@ PEERS = [
 NAMES = {"workload": "short", "dtype": "float32", "peer": "a peer"}
 
 
-def test_a_ratio_is_of_each_pair_and_above_one_where_ours_is_better(table):
+def test_ratios_are_per_pair_and_above_one_if_ours_is_better(table):
     """Steps 6/2, 5/1, 8/4 = 3, 5, 2: the median is 3, the range 2 to 5."""
-    found = {row.figure: row for row in table.rows(OURS, PEERS, **NAMES)}
-    assert set(found) == {"step", "generate", "train", "memory"}
-    step = found["step"]
+    rows = {row.figure: row for row in table.comparison_rows(OURS, PEERS, **NAMES)}
+    assert set(rows) == {"step", "generate", "train", "memory"}
+    step = rows["step"]
     assert (step.ratio_median, step.ratio_min, step.ratio_max) == (3.0, 2.0, 5.0)
     assert (step.ours, step.peers, step.runs, step.unit) == (2.0, 6.0, 3, "s")
 
 
-def test_train_is_what_is_left_of_the_step(table):
+def test_train_is_the_step_without_generation(table):
     """(6 - 1.5)/(2 - 0.5), (5 - 0.5)/(1 - 0.5), (8 - 4)/(4 - 1) = 3, 9, 4/3."""
-    found = {row.figure: row for row in table.rows(OURS, PEERS, **NAMES)}
-    assert found["train"].ratio_median == 3.0
-    assert found["train"].ratio_max == 9.0
+    rows = {row.figure: row for row in table.comparison_rows(OURS, PEERS, **NAMES)}
+    assert rows["train"].ratio_median == 3.0
+    assert rows["train"].ratio_max == 9.0
 
 
-def test_more_memory_of_the_peer_is_a_ratio_above_one(table):
-    memory = next(row for row in table.rows(OURS, PEERS, **NAMES) if row.figure == "memory")
+def test_memory_ratio_is_above_one_if_the_peer_needs_more(table):
+    memory = next(row for row in table.comparison_rows(OURS, PEERS, **NAMES) if row.figure == "memory")
     assert (memory.ours, memory.peers, memory.ratio_median, memory.unit) == (1024.0, 2048.0, 2.0, "MiB")
     assert memory.ratio_per_token is None
 
 
-def test_responses_of_another_length_are_made_up_for_a_token(table):
-    """Seconds a token: ours .02, .02, .04; the peer's .06, .05, .04; ratios 3, 2.5, 1."""
-    step = next(row for row in table.rows(OURS, PEERS, **NAMES) if row.figure == "step")
+def test_ratio_per_token_corrects_for_response_length(table):
+    """Seconds per token: ours .02, .02, .04; the peer's .06, .05, .04; ratios 3, 2.5, 1."""
+    step = next(row for row in table.comparison_rows(OURS, PEERS, **NAMES) if row.figure == "step")
     assert step.ratio_per_token == pytest.approx(2.5)
 
 
-def test_what_a_side_did_not_measure_is_no_row(table):
-    found = table.rows([{"step": 1.0, "memory": 1.0}], [{"step": 2.0, "memory": 1.0}], **NAMES)
-    assert [row.figure for row in found] == ["step", "memory"]
+def test_figures_that_a_side_did_not_measure_have_no_row(table):
+    rows = table.comparison_rows([{"step": 1.0, "memory": 1.0}], [{"step": 2.0, "memory": 1.0}], **NAMES)
+    assert [row.figure for row in rows] == ["step", "memory"]
 
 
 @pytest.mark.parametrize(("ours", "peers"), [([], []), ([1.0], [1.0, 2.0])])
-def test_runs_without_a_partner_are_refused(table, ours, peers):
-    with pytest.raises(ValueError, match="stand against"):
+def test_unpaired_runs_are_an_error(table, ours, peers):
+    with pytest.raises(ValueError, match="cannot pair"):
         table.ratios(ours, peers)
 
 
-def test_results_keep_what_was_not_measured_anew(table, tmp_path):
+def test_results_of_other_workloads_are_kept(table, tmp_path):
     path = tmp_path / "results.json"
-    table.keep(table.rows(OURS, PEERS, **NAMES), path)
-    table.keep(table.rows(OURS[:1], PEERS[:1], **(NAMES | {"workload": "long"})), path)
-    table.keep(table.rows(OURS[:1], PEERS[:1], **NAMES), path)
-    found = json.loads(path.read_text())
-    assert sorted({(row["workload"], row["runs"]) for row in found}) == [("long", 1), ("short", 1)]
-    assert len(found) == 8
+    table.merge_into_file(table.comparison_rows(OURS, PEERS, **NAMES), path)
+    table.merge_into_file(table.comparison_rows(OURS[:1], PEERS[:1], **(NAMES | {"workload": "long"})), path)
+    table.merge_into_file(table.comparison_rows(OURS[:1], PEERS[:1], **NAMES), path)
+    rows = json.loads(path.read_text())
+    assert sorted({(row["workload"], row["runs"]) for row in rows}) == [("long", 1), ("short", 1)]
+    assert len(rows) == 8
     keys = "workload dtype device peer figure ours peers ratio_median ratio_min ratio_max runs".split()
-    assert set(keys) <= set(found[0])
+    assert set(keys) <= set(rows[0])
 
 
-def test_the_table_has_a_line_a_row(table):
-    lines = table.shown(table.rows(OURS, PEERS, **NAMES)).splitlines()
+def test_the_table_has_a_line_per_row(table):
+    lines = table.format_table(table.comparison_rows(OURS, PEERS, **NAMES)).splitlines()
     assert len(lines) == 5
     assert lines[1].split()[:2] == ["short", "float32"]
     assert "3.00" in lines[1]
 
 
-def test_our_side_needs_no_peer(monkeypatch):
+def test_our_side_imports_no_peer(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     for name in ("trl", "matplotlib"):
         monkeypatch.setitem(sys.modules, name, None)  # an import would fail
@@ -95,24 +95,26 @@ def test_our_side_needs_no_peer(monkeypatch):
         importlib.import_module(f"bench.{name}")
 
 
-def test_sides_that_had_other_work_are_found_out(monkeypatch):
+def test_sides_that_did_different_work_are_an_error(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     main = importlib.import_module("bench.__main__")
-    main.same("short", {"": {"prompt_tokens": 100.0, "step": 1.0}, "a peer": {"prompt_tokens": 100.0}})
-    with pytest.raises(SystemExit, match="not the same prompt_tokens"):
-        main.same("short", {"": {"prompt_tokens": 100.0}, "a peer": {"prompt_tokens": 120.0}})
+    main.require_same_work(
+        "short", {"": {"prompt_tokens": 100.0, "step": 1.0}, "a peer": {"prompt_tokens": 100.0}}
+    )
+    with pytest.raises(SystemExit, match="the sides differ in prompt_tokens"):
+        main.require_same_work("short", {"": {"prompt_tokens": 100.0}, "a peer": {"prompt_tokens": 120.0}})
 
 
-def test_every_peer_stands_against_ours(monkeypatch):
+def test_every_workload_has_our_side_first_and_a_peer(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     main = importlib.import_module("bench.__main__")
-    for name in (*main.WORKLOADS, *main.BESIDE):
+    for name in (*main.WORKLOADS, *main.FIT_WORKLOADS):
         first, *others = main.sides(name, "float32")
         assert first[0] == ""
         assert others
 
 
-def test_work_that_must_be_done_counts_a_prompt_once(monkeypatch):
+def test_required_flops_count_a_prompt_once(monkeypatch):
     """Body 10, head 3, a layer of width 2; a prompt of 2 tokens with responses of 1 and 2.
 
     Tokens 2 + 3: 2*10*5 = 100; logits of 3: 2*3*3 = 18; pairs (1 + 2) + (1*2 + 1) + (2*2 + 3) = 13 by 4*1*2.
@@ -124,11 +126,16 @@ def test_work_that_must_be_done_counts_a_prompt_once(monkeypatch):
     assert limits.step_flops(shape, [2], [[1, 2]])["step"] == 5 * 222
 
 
-def test_a_peer_gets_as_many_tokens_at_once_as_ours(monkeypatch):
+def test_the_peers_micro_batches_respect_the_token_limit(monkeypatch):
     """2048 tokens hold 22 rows of 28 + 64, and four of 384 + 64, in powers of two that divide 64 rows."""
     monkeypatch.syspath_prepend(str(ROOT))
     workloads = importlib.import_module("bench.workloads")
-    assert workloads.WORKLOADS["short"].micro() == 16
-    assert workloads.WORKLOADS["dialogue"].micro() == 4
-    assert workloads.WORKLOADS["short"].but(most=4096, least=4096).micro() == 1
-    assert workloads.WORKLOADS["short"].but(n=2, prompts=4).micro() == 8
+    assert workloads.WORKLOADS["short"].micro_batch_size() == 16
+    assert workloads.WORKLOADS["dialogue"].micro_batch_size() == 4
+    assert (
+        workloads.WORKLOADS["short"]
+        .replace(max_prompt_tokens=4096, min_prompt_tokens=4096)
+        .micro_batch_size()
+        == 1
+    )
+    assert workloads.WORKLOADS["short"].replace(num_generations=2, prompts=4).micro_batch_size() == 8

@@ -1,4 +1,4 @@
-"""Recipes that are right, and what `load` makes of them."""
+"""Valid recipes: loading, overrides, extends, the resolved recipe and the hash."""
 
 import textwrap
 from pathlib import Path
@@ -14,18 +14,18 @@ from paretune.config import (
     resolved_yaml,
     source_text,
 )
-from paretune.config.build import build_spec
 from paretune.core.errors import ConfigError
+from paretune.experiment.resolved import resolve
 
 SMALL = """\
-data: {world: {prompts: 8}}
-policy: {path: world, sft: {lr: 1e-3}}
+data: {world: {num_prompts: 8}}
+policy: {path: world, sft: {learning_rate: 1e-3}}
 reward: {objectives: {safety: {}, actionability:}}
-judge: truth
+judge: ground_truth
 objectives:
-  actionability: {when: safety >= 0.5}
+  actionability: {gate: safety >= 0.5}
   safety: {weight: 2}
-algorithm: {name: grpo, n: 4}
+algorithm: {name: grpo, num_generations: 4}
 """
 
 
@@ -35,7 +35,7 @@ def write(folder: Path, text: str, name: str = "small.yaml") -> Path:
     return path
 
 
-def test_a_recipe_is_read_and_completed(tmp_path: Path) -> None:
+def test_a_recipe_is_loaded_and_its_defaults_are_filled_in(tmp_path: Path) -> None:
     e = load_config(write(tmp_path, SMALL))
     assert e.name == "small"
     assert e.policy.sft is not None
@@ -43,9 +43,9 @@ def test_a_recipe_is_read_and_completed(tmp_path: Path) -> None:
     assert e.weights == {"actionability": 1.0, "safety": 2.0}
     assert e.gates == (("actionability", "safety", 0.5, 0.0),)
     assert e.run.output_dir == "runs/small"
-    assert e.algorithm.arguments["n"] == 4
-    assert e.algorithm.arguments["clip"] == 0.2  # a default of the function
-    assert build_spec(e).name == "grpo"
+    assert e.algorithm.arguments["num_generations"] == 4
+    assert e.algorithm.arguments["clip_range"] == 0.2  # a default of the function
+    assert resolve(e).algorithm.name == "grpo"
 
 
 def test_overrides_replace_values_and_make_sections(tmp_path: Path) -> None:
@@ -63,48 +63,46 @@ def test_overrides_replace_values_and_make_sections(tmp_path: Path) -> None:
     assert source_text(load_config(path)) == SMALL
 
 
-def test_extends_lays_one_recipe_over_another(tmp_path: Path) -> None:
+def test_extends_merges_one_recipe_over_another(tmp_path: Path) -> None:
     write(tmp_path, SMALL)
     top = write(
-        tmp_path, "extends: small.yaml\nobjectives: {safety: {weight: 3}}\nrun: {steps: 5}\n", "top.yaml"
+        tmp_path, "extends: small.yaml\nobjectives: {safety: {weight: 3}}\nrun: {max_steps: 5}\n", "top.yaml"
     )
     e = load_config(top)
     assert e.weights == {"actionability": 1.0, "safety": 3.0}
     assert e.gates
     assert (e.name, e.run.max_steps) == ("top", 5)
     text = resolved_yaml(e)
-    assert f"steps: 5  # {top}:3" in text
-    assert f"n: 4  # {tmp_path / 'small.yaml'}:8" in text
+    assert f"max_steps: 5  # {top}:3" in text
+    assert f"num_generations: 4  # {tmp_path / 'small.yaml'}:8" in text
 
 
-def test_a_null_takes_out_a_section_of_the_recipe_below(tmp_path: Path) -> None:
-    write(tmp_path, SMALL + "learn: {lr: 0.5, warmup: 0.1}\n")
-    top = "extends: small.yaml\nlearn: null\nrun: {seed: null}\n"
+def test_a_null_removes_a_section_of_the_base_recipe(tmp_path: Path) -> None:
+    write(tmp_path, SMALL + "training: {learning_rate: 0.5, warmup_ratio: 0.1}\n")
+    top = "extends: small.yaml\ntraining: null\nrun: {seed: null}\n"
     with pytest.raises(ConfigError, match=r"top.yaml:3:7: run.seed"):
         load_config(write(tmp_path, top, "top.yaml"))
     e = load_config(write(tmp_path, top.replace("seed: null", "seed: 3"), "top.yaml"))
-    assert (e.training.learning_rate, e.training.warmup_ratio) == (1e-5, 0.03), (
-        "as if it had not been written"
-    )
-    assert "lr: 1e-05  # default" in resolved_yaml(e)
-    e = load_config(tmp_path / "small.yaml", ["learn=null"])
-    assert (e.training.learning_rate, e.training.warmup_ratio) == (1e-5, 0.03), "on the line as in a file"
+    assert (e.training.learning_rate, e.training.warmup_ratio) == (1e-5, 0.03), "as if it had not been set"
+    assert "learning_rate: 1e-05  # default" in resolved_yaml(e)
+    e = load_config(tmp_path / "small.yaml", ["training=null"])
+    assert (e.training.learning_rate, e.training.warmup_ratio) == (1e-5, 0.03), "as an override too"
 
 
-def test_the_resolved_recipe_says_everything_and_where_it_came_from(tmp_path: Path) -> None:
+def test_the_resolved_recipe_has_every_key_with_its_origin(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL)
     e = load_config(path, ["run.max_steps=7", "policy.lora={r: 4}"])
     text = resolved_yaml(e)
-    assert "steps: 7  # override" in text
+    assert "max_steps: 7  # override" in text
     assert "r: 4  # override" in text
-    assert "draws: 10000  # default" in text
+    assert "bootstrap_samples: 10000  # default" in text
     assert f"path: world  # {path}:2" in text
     again = load_config(write(tmp_path, text, "again.yaml"))
     assert again.model_dump() == e.model_dump()
     assert config_hash(again) == config_hash(e)
 
 
-def test_the_hash_names_what_decides_the_numbers(tmp_path: Path) -> None:
+def test_the_hash_covers_what_determines_the_numbers_and_nothing_else(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL)
     one = config_hash(load_config(path))
     assert config_hash(load_config(path, ["run.output_dir=elsewhere"])) == one
@@ -116,7 +114,7 @@ def test_the_hash_names_what_decides_the_numbers(tmp_path: Path) -> None:
     assert config_hash(load_config(path, ["run.seed=1", "run.output_dir=runs/small"])) != one
 
 
-def test_numbers_and_words_by_the_rules_of_yaml_1_2(tmp_path: Path) -> None:
+def test_scalars_follow_yaml_1_2(tmp_path: Path) -> None:
     e = load_config(
         write(tmp_path, SMALL),
         ["training.learning_rate=1e-5", "run.seed=010", "run.output_dir=no", "training.warmup_ratio=.5"],
@@ -130,14 +128,14 @@ def test_numbers_and_words_by_the_rules_of_yaml_1_2(tmp_path: Path) -> None:
 
 
 def test_anchors_are_allowed(tmp_path: Path) -> None:
-    text = SMALL.replace("{safety: {},", "{safety: &head {loss: huber, delta: 0.5},").replace(
+    text = SMALL.replace("{safety: {},", "{safety: &head {loss: huber, huber_delta: 0.5},").replace(
         "actionability:}", "actionability: *head}"
     )
     e = load_config(write(tmp_path, text))
     assert e.reward.objectives["actionability"] == e.reward.objectives["safety"]
 
 
-def test_an_experiment_is_frozen(tmp_path: Path) -> None:
+def test_a_config_is_frozen(tmp_path: Path) -> None:
     e = load_config(write(tmp_path, SMALL))
     with pytest.raises(ValueError, match="frozen"):
         e.name = "x"
@@ -154,7 +152,7 @@ def test_shipped_recipes_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("real-smal", 'real-smal:1: there is no such recipe; did you mean "real-small"?'),
+        ("real-smal", 'real-smal:1: no such recipe; did you mean "real-small"?'),
         ("recipes/demo.yml", 'did you mean "demo"?'),
         ("mine/helpdsk.yml", 'did you mean "mine/helpdesk.yaml"?'),
         ("mine/helpdesk.yml", 'did you mean "mine/helpdesk.yaml"?'),
@@ -166,7 +164,7 @@ def test_shipped_recipes_are_found_by_name() -> None:
         ("", ":1: is a folder"),
     ],
 )
-def test_a_recipe_that_is_not_there_is_told_by_its_nearest_name(
+def test_a_missing_recipe_is_reported_with_the_nearest_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -179,7 +177,7 @@ def test_a_recipe_that_is_not_there_is_told_by_its_nearest_name(
     assert expected in str(caught.value)
 
 
-def test_a_folder_does_not_hide_the_shipped_recipe_of_its_name(
+def test_a_folder_does_not_hide_a_shipped_recipe_of_the_same_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

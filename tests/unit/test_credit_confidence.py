@@ -28,7 +28,7 @@ def adjusted(rewards, confidence, **more):
 @pytest.mark.parametrize(
     ("form", "w", "above", "below"), [("difference", 2.0, 2.8, -0.44), ("threshold", 0.5, 2.4, 0.16)]
 )
-def test_one_response_by_hand(form, w, above, below):
+def test_adjustment_of_one_response_matches_manual_values(form, w, above, below):
     """Above the level 1 by 1, below it by 0.8, sure at 0.9."""
     reward = torch.tensor([2.0, 0.2])
     got = reward + confidence_adjustment(reward, torch.tensor([0.9, 0.9]), torch.tensor(1.0), w, form)
@@ -38,13 +38,15 @@ def test_one_response_by_hand(form, w, above, below):
 @pytest.mark.parametrize(
     ("form", "w", "want"), [("difference", 2.0, [3.56, -1.84, 0.5]), ("threshold", 0.5, [2.4, -1.2, 0.5])]
 )
-def test_a_batch_by_hand_the_mean_moves_first(form, w, want):
-    got, level = adjusted([2.0, -1.0, 0.5], [0.9, 0.9, NAN], form=form, w=w, start_at=0.0)
+def test_mean_is_updated_before_the_adjustment(form, w, want):
+    got, level = adjusted(
+        [2.0, -1.0, 0.5], [0.9, 0.9, NAN], adjustment_type=form, confidence_coef=w, initial_baseline=0.0
+    )
     assert level == pytest.approx(0.05)
     assert got == pytest.approx(want)
 
 
-def test_the_mean_moves_by_a_tenth():
+def test_mean_decays_by_ema_decay():
     part = ConfidenceCalibratedReward(initial_baseline=0.0)
     state, levels = part.init_state(), []
     for mean in (1.0, 0.5):
@@ -53,22 +55,22 @@ def test_the_mean_moves_by_a_tenth():
     assert levels == pytest.approx([0.1, 0.14])
 
 
-def test_it_starts_at_the_mean_of_the_first_batch_unless_told():
+def test_baseline_starts_at_first_batch_mean_by_default():
     assert adjusted([2.0, 4.0], [0.5, 0.5])[1] == 3.0
-    assert adjusted([2.0, 4.0], [0.5, 0.5], start_at=0.0)[1] == pytest.approx(0.3)
+    assert adjusted([2.0, 4.0], [0.5, 0.5], initial_baseline=0.0)[1] == pytest.approx(0.3)
 
 
-def test_what_saying_nothing_means():
+def test_missing_confidence_handling():
     rewards, said = [2.0, -1.0], [NAN, NAN]
-    assert adjusted(rewards, said, start_at=0.0)[0] == rewards
-    worst, level = adjusted(rewards, said, start_at=0.0, unstated="worst")
+    assert adjusted(rewards, said, initial_baseline=0.0)[0] == rewards
+    worst, level = adjusted(rewards, said, initial_baseline=0.0, missing_confidence="worst")
     assert worst == pytest.approx([r - abs(r - level) for r in rewards])
-    sure = [adjusted(rewards, [c, c], start_at=0.0)[0] for c in (0.0, 1.0)]
+    sure = [adjusted(rewards, [c, c], initial_baseline=0.0)[0] for c in (0.0, 1.0)]
     assert worst == pytest.approx([min(each) for each in zip(*sure, strict=True)])
-    assert all(math.isnan(x) for x in adjusted(rewards, said, unstated="unscored")[0])
+    assert all(math.isnan(x) for x in adjusted(rewards, said, missing_confidence="unscored")[0])
 
 
-def test_an_unscored_response_stays_so_and_is_not_remembered():
+def test_unscored_reward_stays_nan_and_out_of_the_mean():
     got, level = adjusted([NAN, 1.0, 3.0], [0.9, 0.5, 0.5])
     assert math.isnan(got[0])
     assert level == 2.0
@@ -77,7 +79,7 @@ def test_an_unscored_response_stays_so_and_is_not_remembered():
     assert math.isnan(level)
 
 
-def test_one_reward_has_no_spread_and_poisons_nothing():
+def test_spread_of_one_reward_changes_nothing():
     part = ConfidenceCalibratedReward(adjustment_type="spread")
     out, state, _ = part.apply_stateful(batch_of([3.0], [1.0]), part.init_state(), torch.Generator())
     assert out.rewards.tolist() == [[3.0]]
@@ -86,11 +88,11 @@ def test_one_reward_has_no_spread_and_poisons_nothing():
     assert out.rewards.isfinite().all()
 
 
-def test_rewards_are_cut_before_they_are_looked_at():
+def test_rewards_are_clipped_first():
     assert adjusted([-50.0, 30.0], [0.5, 0.5])[0] == [-10.0, 10.0]
 
 
-def test_without_weight_it_is_the_aggregator_before_it():
+def test_neutral_settings_equal_the_aggregator():
     batch = graded([[1.0, 2.0, 0.9], [0.0, 3.0, 0.1]], objectives=("helpful", "safe", "confidence"))
     total = WeightedSum({"helpful": 1.0, "safe": 0.5})
     plain, _ = advance(total, batch)
@@ -105,7 +107,7 @@ def test_without_weight_it_is_the_aggregator_before_it():
     assert torch.equal(same.rewards, plain.rewards)
 
 
-def test_the_mean_survives_a_checkpoint():
+def test_mean_survives_a_checkpoint():
     part = ConfidenceCalibratedReward()
     for state in (part.init_state(), torch.tensor(0.1, dtype=torch.float64)):
         back = deserialize_tree(*serialize_tree(state), part.init_state())
@@ -113,13 +115,13 @@ def test_the_mean_survives_a_checkpoint():
         assert back.dtype == torch.float64
 
 
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(WiringError, match=r'"confidence" as confidence and met a score outside \[0, 1\]'):
+def test_invalid_settings_and_wiring_raise():
+    with pytest.raises(WiringError, match=r'"confidence" as confidence and got a score outside \[0, 1\]'):
         adjusted([1.0], [9.0])
-    with pytest.raises(WiringError, match="put it after an aggregator"):
+    with pytest.raises(WiringError, match="needs one reward per response and got 2 objectives"):
         advance(ConfidenceCalibratedReward(), graded([[1.0, 0.5]], objectives=("a", "confidence")))
     with pytest.raises(WiringError, match='no objective "sure"'):
         advance(ConfidenceCalibratedReward("sure"), batch_of([1.0], [0.5]))
-    for wrong in ({"decay": 1.0}, {"w": -1.0}, {"limit": 0.0}):
+    for wrong in ({"ema_decay": 1.0}, {"confidence_coef": -1.0}, {"reward_clip": 0.0}):
         with pytest.raises(WiringError):
             ConfidenceCalibratedReward(**wrong)

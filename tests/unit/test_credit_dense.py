@@ -30,19 +30,19 @@ def paid(batch, *steps):
     return advance(chain(*steps), batch)[0].token_rewards[0, 1:, 0].tolist()
 
 
-def test_three_tokens_by_hand():
+def test_token_rewards_match_manual_values():
     batch = three_tokens()
     assert paid(batch) == pytest.approx([0.02, -0.01, 0.01])
     assert paid(batch.replace(token_rewards=None), KlPenalty(0.01)) == pytest.approx([-0.002, 0, -0.005])
     assert paid(batch, PAY) == pytest.approx([0.018, -0.010, 0.805])
 
 
-def test_the_cut_comes_after_the_scaling():
+def test_clip_applies_after_scaling():
     assert paid(three_tokens(tuned=(0.6, -0.3, -2.2), clip=None))[0] == pytest.approx(0.1)
     assert paid(three_tokens(tuned=(0.6, -0.3, -2.2)))[0] == pytest.approx(0.05)
 
 
-def test_a_sentence_is_paid_at_its_end_and_a_response_at_its_last_token():
+def test_rewards_move_to_sentence_ends_or_the_last_token():
     batch = three_tokens()
     tokens = torch.tensor([[7, 1, 7, 2]])
     at = batch.replace(input_ids=tokens)
@@ -52,7 +52,7 @@ def test_a_sentence_is_paid_at_its_end_and_a_response_at_its_last_token():
     assert paid(at, RedistributeTokenRewards("end")) == pytest.approx([0, 0, 0.02])
 
 
-def test_shaping_moves_credit_and_no_return():
+def test_shaping_does_not_change_the_return():
     batch = three_tokens()
     shaped = paid(batch, RedistributeTokenRewards("shaping"), PAY)
     assert shaped == pytest.approx([0.018, -0.010, 0.785])
@@ -60,16 +60,16 @@ def test_shaping_moves_credit_and_no_return():
     assert sum(shaped) == pytest.approx(sum(plain)) == pytest.approx(0.793)
 
 
-def test_the_rewards_of_a_response_telescope():
+def test_token_rewards_telescope():
     assert sum(paid(three_tokens(clip=None))) == pytest.approx(0.05 * (sum(TUNED) - sum(REFERENCE)))
 
 
-def test_a_tuned_model_that_gained_nothing_pays_nothing():
+def test_tuned_model_equal_to_reference_adds_no_reward():
     batch = three_tokens(tuned=REFERENCE)
     assert paid(batch, PAY) == paid(batch.replace(token_rewards=None), PAY)
 
 
-def test_the_tuned_model_is_the_optimum_where_price_and_reward_are_alike():
+def test_tuned_model_is_optimal_for_equal_reward_and_kl_coefficients():
     """Any other policy over four tokens has a lower mean of reward less price, whose optimum is 0."""
     gen = torch.Generator().manual_seed(0)
     tuned, reference = (torch.randn(4, generator=gen).log_softmax(0) for _ in range(2))
@@ -81,7 +81,7 @@ def test_the_tuned_model_is_the_optimum_where_price_and_reward_are_alike():
     assert all(worth((tuned + 0.3 * torch.randn(4, generator=gen)).log_softmax(0)) < 0 for _ in range(20))
 
 
-def test_stretches_pass_over_tokens_that_others_wrote_and_over_padding():
+def test_segments_skip_masked_tokens_and_padding():
     respond = torch.tensor([[False, True, True, False, True, True, False], [False, *[True] * 6]])
     reward = torch.arange(1.0, 15.0).reshape(2, 7, 1)
     ends = torch.tensor([[True, False, True, True, False, False, True], [False] * 7])
@@ -89,16 +89,16 @@ def test_stretches_pass_over_tokens_that_others_wrote_and_over_padding():
     assert got.tolist() == [[0, 0, 2 + 3, 0, 0, 5 + 6, 0], [0, 0, 0, 0, 0, 0, sum(range(9, 15))]]
 
 
-def test_several_heads_are_each_paid_the_whole():
+def test_token_rewards_are_added_to_every_head():
     batch = graded([[1.0, 2.0]], lengths=[3]).replace(token_rewards=three_tokens().token_rewards)
     out, _ = advance(TerminalReward(), batch)
     assert out.token_rewards[0, 3].tolist() == pytest.approx([1.01, 2.01])
 
 
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(WiringError, match='give ends with the form "sentence"'):
+def test_invalid_settings_and_wiring_raise():
+    with pytest.raises(WiringError, match='sentence_end_ids with mode "sentence"'):
         RedistributeTokenRewards("sentence")
     with pytest.raises(WiringError, match="and with no other"):
         RedistributeTokenRewards("end", sentence_end_ids=(1,))
-    with pytest.raises(WiringError, match=r"batch\.token_reward"):
+    with pytest.raises(WiringError, match=r"batch\.token_rewards"):
         advance(RedistributeTokenRewards("end"), graded([1.0]))

@@ -30,7 +30,7 @@ def measured():
     )
 
 
-def test_identical_engines_change_nothing():
+def test_identical_logprobs_give_weight_one():
     batch = measured()
     same = batch.replace(old_logprobs=batch.rollout_logprobs.clone())
     for by in ("token", "sequence"):
@@ -40,7 +40,7 @@ def test_identical_engines_change_nothing():
             assert seen["importance_weights/truncated"] == 0
 
 
-def test_only_the_response_counts_and_factors_multiply():
+def test_importance_weights_multiply_and_ignore_the_prompt():
     steps = chain(TruncatedImportanceSampling(max_ratio=2.0, min_ratio=0.5), TopEntropyTokens(0.5))
     batch, seen = advance(steps, measured())
     want = torch.tensor([[0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
@@ -50,7 +50,7 @@ def test_only_the_response_counts_and_factors_multiply():
     assert all(find_metric(key) for key in seen)
 
 
-def test_the_most_uncertain_tokens_of_the_whole_step():
+def test_high_entropy_mask_uses_all_tokens_of_the_step():
     batch = measured()
     assert high_entropy_mask(batch.entropy, batch.response_mask, 1.0).equal(batch.response_mask)
     assert high_entropy_mask(batch.entropy, batch.response_mask, 0.01).sum() == 1
@@ -66,15 +66,17 @@ def test_the_most_uncertain_tokens_of_the_whole_step():
         (lambda: TopEntropyTokens(0.0), "must be in"),
     ],
 )
-def test_settings_without_a_meaning_are_refused(make, match):
+def test_invalid_settings_raise(make, match):
     with pytest.raises(WiringError, match=match):
         make()
 
 
-def test_weights_that_would_all_be_one_are_refused_at_the_door():
+def test_check_spec_refuses_importance_weights_that_are_all_one():
     recipe = toy_recipe()
     inert = recipe.replace(credit=chain(TruncatedImportanceSampling(), recipe.credit))
-    with pytest.raises(WiringError, match=r'TruncatedImportance .* Behaviour\(by="sampler"\) .*; fix:'):
+    with pytest.raises(
+        WiringError, match=r'TruncatedImportanceSampling .* OldLogprobs\(source="rollout"\) .*; fix:'
+    ):
         check_spec(inert, NAMES)
     assert (
         check_spec(with_importance_correction(recipe, TruncatedImportanceSampling()), NAMES).num_selected_rows
@@ -84,11 +86,11 @@ def test_weights_that_would_all_be_one_are_refused_at_the_door():
         check_spec(recipe.replace(credit=chain(TopEntropyTokens(), recipe.credit)), NAMES)
 
 
-def test_both_parts_train_and_say_what_they_did(tmp_path):
-    base = cispo(WEIGHTS, max_new=6)
+def test_both_steps_train_and_log_their_metrics(tmp_path):
+    base = cispo(WEIGHTS, max_new_tokens=6)
     recipe = with_importance_correction(base, TruncatedImportanceSampling("sequence", "mask", 3.0))
     recipe = recipe.replace(
-        model_passes=(OldLogprobs("trainer"), RefLogprobs(), PolicyEntropy()),
+        model_passes=(OldLogprobs("policy"), RefLogprobs(), PolicyEntropy()),
         credit=chain(recipe.credit, TopEntropyTokens(0.5)),
     )
     world = toy_world()
@@ -96,4 +98,5 @@ def test_both_parts_train_and_say_what_they_did(tmp_path):
     train(recipe, world, max_steps=2, seed=0, run=Run(tmp_path))
     lines = (tmp_path / "metrics.jsonl").read_text()
     assert digest(world) != before
-    assert all(f"importance/{key}" in lines for key in ("mean", "max", "min", "cut", "uncertain"))
+    assert all(f"importance_weights/{key}" in lines for key in ("mean", "max", "min", "truncated"))
+    assert "top_entropy_tokens/kept" in lines

@@ -22,7 +22,7 @@ FIVE = [5.0, 4.0, 3.0, 2.0, 1.0]
         ("best_worst", [0.5, 0, 0, 0, 0.5], 3.0, 2.0),
     ],
 )
-def test_odds_of_five_ranks_by_hand(odds, want, mean, effective):
+def test_probabilities_of_five_ranks_match_manual_values(odds, want, mean, effective):
     got = rank_probabilities(odds, 5)
     assert got == pytest.approx(want)
     assert sum(h * r for h, r in zip(got, FIVE, strict=True)) == pytest.approx(mean)
@@ -31,7 +31,7 @@ def test_odds_of_five_ranks_by_hand(odds, want, mean, effective):
 
 @pytest.mark.parametrize("odds", ["best_of_n", "best_random", "four_to_one", "best_worst"])
 @pytest.mark.parametrize("n", [1, 2, 3, 8])
-def test_odds_sum_to_one_for_any_number_of_responses(odds, n):
+def test_rank_probabilities_sum_to_one(odds, n):
     got = rank_probabilities(odds, n)
     assert len(got) == n
     assert sum(got) == pytest.approx(1)
@@ -45,21 +45,21 @@ def test_odds_sum_to_one_for_any_number_of_responses(odds, n):
         (1.0, [0.285714, 0.142857, 0, 0.142857, 0.428571]),
     ],
 )
-def test_odds_by_the_size_of_the_signal_by_hand(power, want):
+def test_power_probabilities_match_manual_values(power, want):
     signal = torch.tensor([[2.0], [1.0], [0.0], [-1.0], [-3.0]])
     got = response_probabilities(signal, torch.zeros(5, dtype=torch.long), "power", power)
     assert got.tolist() == pytest.approx(want, abs=1e-6)
     assert response_probabilities(signal * 0, torch.zeros(5, dtype=torch.long), "power").tolist() == [0.2] * 5
 
 
-def test_ranks_are_those_of_a_prompt_and_unscored_responses_have_none():
+def test_ranks_are_per_prompt_and_skip_unscored_responses():
     signal = torch.tensor([[1.0], [NAN], [9.0], [3.0], [NAN], [2.0], [8.0]])
     group = torch.tensor([4, 4, 1, 4, 2, 4, 1])
     got = response_probabilities(signal, group, "best_worst")
     assert got.tolist() == [0.5, 0, 0.5, 0.5, 0, 0, 0.5]
 
 
-def test_a_hundred_thousand_draws():
+def test_sampled_frequencies_match_probabilities():
     batch = graded([3.0, 5.0, 1.0, 4.0, 2.0])
     out, _ = advance(ResampleByRank("best_worst", num_samples=100_000), batch)
     counts = out.scores[:, 0].long().bincount(minlength=6)
@@ -68,7 +68,7 @@ def test_a_hundred_thousand_draws():
     assert counts[5] / 1e5 == pytest.approx(0.5, abs=0.005)
 
 
-def test_each_prompt_keeps_as_many_and_the_generator_alone_decides_which():
+def test_each_prompt_keeps_num_samples_chosen_by_the_generator():
     batch = graded([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, NAN], group=[0, 1, 0, 1, 0, 1, 2])
     part = ResampleByRank("best_random", num_samples=2)
     one, seen = advance(part, batch, seed=3)
@@ -80,15 +80,15 @@ def test_each_prompt_keeps_as_many_and_the_generator_alone_decides_which():
     assert len(others) > 5
 
 
-def test_where_nobody_is_scored_all_stay():
+def test_unscored_batch_is_kept():
     batch = graded([NAN, NAN])
     out, seen = advance(ResampleByRank(), batch)
     assert out is batch
     assert seen == {}
 
 
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(WiringError, match="keep at least 1"):
+def test_invalid_settings_and_wiring_raise():
+    with pytest.raises(WiringError, match="must be at least 1"):
         ResampleByRank(num_samples=0)
-    with pytest.raises(WiringError, match="put it after an aggregator"):
+    with pytest.raises(WiringError, match="needs one reward per response and got 2 objectives"):
         advance(ResampleByRank(), graded([[1.0, 2.0]]))

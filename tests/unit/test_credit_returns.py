@@ -21,13 +21,13 @@ def shaped(scores, lengths, **more):
     return batch.replace(old_logprobs=zero + 0.3 * batch.response_mask, ref_logprobs=zero)
 
 
-def test_the_end_reward_stands_on_the_last_token_the_policy_wrote():
+def test_terminal_reward_is_at_the_last_response_token():
     respond = torch.tensor([[False, True, False, True, False], [True, False, False, False, False]])
     out, _ = advance(TerminalReward(), graded([2.0, 3.0], respond=respond))
     assert out.token_rewards[..., 0].tolist() == [[0, 0, 0, 2, 0], [3, 0, 0, 0, 0]]
 
 
-def test_an_unscored_response_teaches_neither_policy_nor_critic():
+def test_unscored_response_trains_neither_policy_nor_critic():
     batch = shaped([1.0, NAN, 0.0], [2, 3, 3]).replace(values=torch.full((3, 4, 1), 0.25))
     paid = chain(TerminalReward(), KlPenalty(0.1))
     out, _ = advance(chain(paid, Gae()), batch)
@@ -39,7 +39,7 @@ def test_an_unscored_response_teaches_neither_policy_nor_critic():
     torch.testing.assert_close(out.advantages[[0, 2]], alone.advantages)
 
 
-def test_lambda_one_is_the_return_minus_the_value():
+def test_gae_with_lambda_one_is_return_minus_value():
     batch = shaped([1.0, -1.0], [2, 3])
     batch = batch.replace(values=torch.sin(torch.arange(8.0)).reshape(2, 4, 1))
     paid = chain(TerminalReward(), KlPenalty(0.1))
@@ -50,7 +50,7 @@ def test_lambda_one_is_the_return_minus_the_value():
     torch.testing.assert_close(critic.returns, returns.advantages)
 
 
-def test_with_values_of_zero_it_is_reinforce_with_whitening():
+def test_gae_with_zero_values_is_whitened_reinforce():
     batch = shaped([1.0, -1.0], [2, 3])
     paid = chain(TerminalReward(), KlPenalty(0.1))
     critic, _ = advance(chain(paid, Gae(1.0, 1.0), Whiten()), batch.replace(values=torch.zeros(2, 4, 1)))
@@ -59,7 +59,7 @@ def test_with_values_of_zero_it_is_reinforce_with_whitening():
 
 
 @pytest.mark.parametrize("at", ["inside", "outside"])
-def test_whitening_an_objective_at_a_time(at):
+def test_whiten_is_per_objective(at):
     batch = graded([[1.0, 5.0], [3.0, 5.0]], lengths=[1, 2])
     batch = batch.replace(advantages=batch.rewards[:, None, :] * batch.response_mask[..., None])
     white, _ = advance(Whiten("population", eps=0.0, eps_position=at), batch)
@@ -70,21 +70,21 @@ def test_whitening_an_objective_at_a_time(at):
     assert (white.advantages[~batch.response_mask] == 0).all()
 
 
-def test_whitening_rewards_may_keep_their_mean_or_give_it_back():
+def test_whiten_can_restore_or_keep_the_mean():
     batch = graded([4.0, 6.0], lengths=[1, 1])
     batch, _ = advance(TerminalReward(), batch)
-    back, _ = advance(Whiten("population", "restored", 0.0, apply_to="token_reward"), batch)
+    back, _ = advance(Whiten("population", "restore", 0.0, apply_to="token_rewards"), batch)
     assert back.token_rewards[:, 1, 0].tolist() == pytest.approx([4.0, 6.0])
-    kept, _ = advance(Whiten("population", "kept", 0.0, apply_to="token_reward"), batch)
+    kept, _ = advance(Whiten("population", "none", 0.0, apply_to="token_rewards"), batch)
     assert kept.token_rewards[:, 1, 0].tolist() == pytest.approx([4.0, 6.0])
     flat, _ = advance(
-        Whiten("population", "restored", apply_to="token_reward"), batch.select(torch.tensor([0, 0]))
+        Whiten("population", "restore", apply_to="token_rewards"), batch.select(torch.tensor([0, 0]))
     )
     assert flat.token_rewards[:, 1, 0].tolist() == [4.0, 4.0]
 
 
-@pytest.mark.parametrize("memory", ["exact", "inflated", "fading"])
-def test_a_running_scale_goes_on_from_a_checkpoint_bit_for_bit(memory):
+@pytest.mark.parametrize("memory", ["exact", "inflated", "ema"])
+def test_running_normalize_resumes_bit_for_bit(memory):
     step = RunningNormalize(moments_mode=memory)
     _, state, _ = step.apply_stateful(graded([[1.0, NAN], [2.5, 0.5]]), step.init_state(), torch.Generator())
     packed, tensors = serialize_tree(state)
@@ -96,13 +96,13 @@ def test_a_running_scale_goes_on_from_a_checkpoint_bit_for_bit(memory):
     assert one.isnan().tolist() == [[False, False], [False, True]]
 
 
-def test_equal_signals_are_not_blown_up_by_a_spread_that_is_not_known():
-    for mean in ("removed", "kept"):
+def test_running_normalize_gives_zero_for_equal_rewards():
+    for mean in ("subtract", "none"):
         out, _ = advance(RunningNormalize(mean), graded([0.1 + 0.2, 0.3, 0.3]))
         assert (out.rewards == 0).all()
 
 
-def test_clips_cut_and_count():
+def test_clip_reward_clips_and_logs_the_fraction():
     out, seen = advance(ClipReward(-1.0, 1.0), graded([-3.0, NAN, 0.5]))
     assert out.rewards.flatten().nan_to_num(9).tolist() == [-1.0, 9.0, 0.5]
     assert seen == {"reward/clipped": 0.5}
@@ -120,17 +120,17 @@ def test_clips_cut_and_count():
         (lambda: Gae(lam=1.5), r"lam is 1.5; it must be in \[0, 1\]"),
         (lambda: ReturnToGo(-0.5), "gamma is -0.5"),
         (lambda: ClipReward(1.0, 1.0), "the first must be the smaller"),
-        (lambda: OverlongPenalty(10, 11), "the buffer must be in"),
-        (lambda: DropZeroVarianceGroups(-1.0), "least spread"),
-        (lambda: RunningNormalize(ema_decay=1.0), "momentum is 1.0"),
-        (lambda: advance(OverlongPenalty(10, 5), graded([[1.0, 2.0]])), "OverlongPenalty needs one signal"),
-        (lambda: advance(KlPenalty(0.1, level="response"), shaped([[1.0, 2.0]], [2])), "KlPenalty needs one"),
+        (lambda: OverlongPenalty(10, 11), "buffer must be in"),
+        (lambda: DropZeroVarianceGroups(-1.0), "min_relative_std is -1.0"),
+        (lambda: RunningNormalize(ema_decay=1.0), "ema_decay is 1.0"),
+        (lambda: advance(OverlongPenalty(10, 5), graded([[1.0, 2.0]])), "OverlongPenalty needs one reward"),
+        (lambda: advance(KlPenalty(0.1, level="sequence"), shaped([[1.0, 2.0]], [2])), "KlPenalty needs one"),
         (lambda: advance(Gae(), two_heads()), "of 2 objectives and the critic has 1 heads"),
-        (lambda: advance(KlPenalty(0.1), graded([1.0])), "batch.behaviour_logp"),
+        (lambda: advance(KlPenalty(0.1), graded([1.0])), "batch.old_logprobs"),
         (lambda: advance(Whiten(), graded([1.0])), "batch.advantages"),
     ],
 )
-def test_wrong_settings_and_wirings_are_told(make, match):
+def test_invalid_settings_and_wiring_raise(make, match):
     with pytest.raises(WiringError, match=match):
         make()
 
@@ -141,8 +141,8 @@ def two_heads():
     return batch
 
 
-def test_a_run_with_a_running_scale_and_a_filter_resumes_bit_for_bit(tmp_path):
-    recipe = toy_recipe(n=4, max_new=4)
+def test_run_with_stateful_steps_resumes_bit_for_bit(tmp_path):
+    recipe = toy_recipe(num_generations=4, max_new_tokens=4)
     recipe = recipe.replace(
         reward_steps=chain(
             recipe.reward_steps, DropZeroVarianceGroups(0.05), RunningNormalize(), ClipReward(-5.0, 5.0)

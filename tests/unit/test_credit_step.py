@@ -12,15 +12,15 @@ from toy import advance, graded
 class Running(CreditStep):
     """Adds up the signal it has seen."""
 
-    def start(self):
+    def init_state(self):
         return torch.zeros(())
 
-    def advance(self, batch, state, rng):
+    def apply_stateful(self, batch, state, rng):
         state = state + batch.rewards.sum()
         return batch.replace(rewards=batch.rewards + state), state, {"state/sum": float(state)}
 
 
-def test_a_chain_hands_batch_and_states_on():
+def test_chain_passes_batch_and_states_on():
     both = chain(Running(), Running())
     batch, state, seen = both.apply_stateful(graded([1.0, 2.0]), both.init_state(), torch.Generator())
     assert batch.rewards.flatten().tolist() == [13.0, 14.0]
@@ -30,15 +30,15 @@ def test_a_chain_hands_batch_and_states_on():
     assert float(state[0]) == 4.0
 
 
-def test_the_empty_chain_does_nothing():
+def test_empty_chain_does_nothing():
     batch = graded([1.0, 2.0])
     assert advance(chain(), batch) == (batch, {})
 
 
-def test_a_step_that_does_nothing_is_a_mistake():
+def test_step_without_override_raises():
     with pytest.raises(WiringError, match="overrides neither"):
         advance(CreditStep(), graded([1.0]))
 
 
-def test_a_chain_prints_as_it_was_written():
+def test_repr_of_a_chain():
     assert repr(chain(Running())) == "Chain(steps=(Running(),))"

@@ -14,7 +14,7 @@ def batch(scores, readable):
     return graded(scores).replace(format_valid=torch.tensor(readable))
 
 
-def test_it_gets_the_worst_of_each_column():
+def test_invalid_format_gets_the_minimum_of_each_column():
     found, _ = advance(
         InvalidFormatPenalty(), batch([[0.5, 3.0], [0.2, 4.0], [NAN, NAN]], [True, True, False])
     )
@@ -22,7 +22,7 @@ def test_it_gets_the_worst_of_each_column():
     assert found.scores[2].isnan().all()
 
 
-def test_the_worst_is_remembered():
+def test_minimum_is_kept_across_steps():
     step, rng = InvalidFormatPenalty(), torch.Generator()
     _, state, _ = step.apply_stateful(batch([[0.1], [0.9]], [True, True]), step.init_state(), rng)
     found, state, _ = step.apply_stateful(batch([[0.5], [NAN]], [True, False]), state, rng)
@@ -31,13 +31,13 @@ def test_the_worst_is_remembered():
     assert found.rewards[1].item() == -1.0
 
 
-def test_what_nobody_could_judge_stays_unscored_and_so_does_everything_before_any_score():
+def test_valid_unscored_responses_and_batches_without_scores_stay_unscored():
     found, _ = advance(InvalidFormatPenalty(), batch([[0.5], [NAN]], [True, True]))
     assert found.rewards[1].isnan()
     found, _ = advance(InvalidFormatPenalty(), batch([[NAN], [NAN]], [True, False]))
     assert found.rewards.isnan().all()
 
 
-def test_it_needs_to_know_what_was_readable():
-    with pytest.raises(WiringError, match=r"batch\.readable"):
+def test_format_valid_is_required():
+    with pytest.raises(WiringError, match=r"batch\.format_valid"):
         advance(InvalidFormatPenalty(), graded([[0.5]]))

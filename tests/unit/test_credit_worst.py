@@ -18,7 +18,7 @@ def same(x, want, tol=1e-6):
     assert x.flatten().tolist() == pytest.approx(want, abs=tol, nan_ok=True)
 
 
-def test_the_worst_objective_decides():
+def test_minimum_objective_is_the_reward():
     batch = graded([[0.9, 0.8, 0.7, 0.1], [0.8, 0.6, 0.5, 0.9], [0.9, 0.7, 0.2, 0.9], [0.6, 0.5, 0.6, 0.5]])
     every = tuple(batch.objectives)
     out, seen = advance(MinObjective(every), batch)
@@ -28,7 +28,7 @@ def test_the_worst_objective_decides():
     assert [seen[f"active_objective/{name}"] for name in every] == [0.0, 0.25, 0.5, 0.5]  # of a tie both
 
 
-def test_the_soft_minimum_lies_between_mean_and_smallest():
+def test_soft_minimum_is_between_mean_and_minimum():
     x = torch.tensor([[0.0, 2.0]], dtype=torch.float64)
     same(soft_minimum(x, 1.0), [0.566219])
     same(soft_minimum(x, 1e-6), [1.0])
@@ -39,7 +39,7 @@ def test_the_soft_minimum_lies_between_mean_and_smallest():
         MinObjective(("k0",), sharpness=0.0)
 
 
-def test_chebyshev_turns_the_order_of_the_weighted_sum():
+def test_chebyshev_can_reverse_the_order_of_the_weighted_sum():
     batch = graded([[0.9, 0.1], [0.5, 0.45]])
     linear, _ = advance(WeightedSum(HALF), batch)
     same(linear.rewards, [0.5, 0.475])
@@ -50,7 +50,7 @@ def test_chebyshev_turns_the_order_of_the_weighted_sum():
     same(some.rewards, [-0.45 + 0.05, -0.275 + 0.0475])
 
 
-def test_the_ideal_point_is_the_best_seen_until_it_is_frozen():
+def test_ideal_point_is_the_best_so_far_until_frozen():
     part = Chebyshev(HALF, freeze_ideal_after=2)
     state, rng, seen = part.init_state(), torch.Generator(), {}
     for best in (0.5, 0.7, 0.9):
@@ -59,8 +59,8 @@ def test_the_ideal_point_is_the_best_seen_until_it_is_frozen():
     assert seen["state/ideal/k1"] == pytest.approx(0.2)
 
 
-def test_of_the_mean_every_response_follows_the_objective_that_is_behind():
-    part = Chebyshev(HALF, distance_of="mean", ideal_point={"k0": 1.0, "k1": 1.0}, ema_decay=0.5)
+def test_policy_mean_uses_the_farthest_objective_for_all_responses():
+    part = Chebyshev(HALF, distance_of="policy_mean", ideal_point={"k0": 1.0, "k1": 1.0}, ema_decay=0.5)
     state, rng = part.init_state(), torch.Generator()
     first, state, seen = part.apply_stateful(graded([[0.9, 0.0], [0.5, 0.4]]), state, rng)
     same(first.rewards, [0.0, 0.2])  # the mean of k1 is farther off
@@ -69,22 +69,26 @@ def test_of_the_mean_every_response_follows_the_objective_that_is_behind():
     same(second.rewards, [0.45, 0.45])  # its running mean still is: 0.55 against 0.6
     third, state, _ = part.apply_stateful(graded([[0.9, 0.9], [0.1, 0.9]]), state, rng)
     same(third.rewards, [0.45, 0.05])
-    assert state["mean"].tolist() == pytest.approx([0.55, 0.725])
+    assert state["running_mean"].tolist() == pytest.approx([0.55, 0.725])
 
 
-def test_of_the_response_and_of_the_mean_are_different_aims():
+def test_response_and_policy_mean_have_different_optima():
     batch = graded([[1.0, 0.0], [0.0, 1.0], [0.4, 0.4], [0.5, 0.2]])
     ideal = {"k0": 1.0, "k1": 1.0}
     one, _ = advance(Chebyshev(HALF, ideal_point=ideal), batch)
-    other, _ = advance(Chebyshev(HALF, distance_of="mean", ideal_point=ideal), batch)
+    other, _ = advance(Chebyshev(HALF, distance_of="policy_mean", ideal_point=ideal), batch)
     assert one.rewards.argmax() == 2
     assert other.rewards.argmax() == 1
 
 
-def test_one_objective_is_the_weighted_sum_in_credit():
+def test_one_objective_has_the_advantages_of_the_weighted_sum():
     batch, normal = graded([[0.3], [0.9], [0.5]]), GroupNormalize()
     want, _ = advance(chain(WeightedSum({"k0": 1.0}), normal), batch)
-    for part in (Chebyshev({"k0": 1.0}), Chebyshev({"k0": 1.0}, distance_of="mean"), MinObjective(("k0",))):
+    for part in (
+        Chebyshev({"k0": 1.0}),
+        Chebyshev({"k0": 1.0}, distance_of="policy_mean"),
+        MinObjective(("k0",)),
+    ):
         out, _ = advance(chain(part, normal), batch)
         torch.testing.assert_close(out.rewards, want.rewards)
 
@@ -92,32 +96,35 @@ def test_one_objective_is_the_weighted_sum_in_credit():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: Chebyshev(HALF, ideal_point=HALF, freeze_ideal_after=3), "`ideal` and `freeze_after`"),
+        (
+            lambda: Chebyshev(HALF, ideal_point=HALF, freeze_ideal_after=3),
+            "`ideal_point` and `freeze_ideal_after`",
+        ),
         (lambda: Chebyshev({"k0": -1.0}), "below 0"),
         (lambda: Chebyshev(HALF, ideal_point={"k0": 1.0}), "no value for k1"),
         (lambda: advance(MinObjective(("k0", "safety")), graded([[1.0, 2.0]])), '"safety", which is none of'),
         (lambda: Lexicographic(()), "orders nothing"),
         (lambda: Lexicographic((("a", None), ("a", 1.0))), "each objective once"),
-        (lambda: Lexicographic((("a", None),), resolution=-1.0), "grain"),
+        (lambda: Lexicographic((("a", None),), resolution=-1.0), "resolution"),
     ],
 )
-def test_contradictions_are_told(make, match):
+def test_contradictory_settings_raise(make, match):
     with pytest.raises(WiringError, match=match):
         make()
 
 
-def test_chebyshev_of_any_rank():
+def test_chebyshev_accepts_any_rank():
     x = torch.rand(2, 3, 2)
     assert chebyshev(x, torch.ones(2), torch.ones(2)).shape == (2, 3, 1)
 
 
-def test_places_in_the_group_with_shared_middles():
+def test_lexicographic_rank_averages_ties():
     x = torch.tensor([[1.0, 0.0], [1.0, 2.0], [0.0, 9.0], [1.0, 2.0], [5.0, 5.0], [NAN, 1.0]])
     group = torch.tensor([0, 0, 0, 0, 1, 0])
     same(lexicographic_rank(x, group), [1 / 3, 2.5 / 3, 0.0, 2.5 / 3, 0.5, NAN])
 
 
-def test_the_second_objective_decides_once_the_first_is_good_enough():
+def test_second_objective_decides_above_the_threshold_of_the_first():
     batch = graded([[0.9, 0.1], [0.6, 0.8], [0.4, 1.0], [0.95, 0.5]])
     strict, seen = advance(Lexicographic((("k0", None), ("k1", None))), batch)
     assert strict.rewards.flatten().argsort().tolist() == [2, 1, 0, 3]

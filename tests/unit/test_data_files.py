@@ -1,4 +1,4 @@
-"""Bad files: what a user reads of them, word for word; what every format makes of the same rows."""
+"""Error messages for bad files; equivalence of the file formats."""
 
 import gzip
 import sys
@@ -11,14 +11,14 @@ from pyarrow import parquet
 from paretune.core.errors import DataError, MissingDependencyError
 from paretune.data.readers import read_prompts, read_ratings
 
-TURNS = 'write "text" or [{"role": "user", "content": "text"}]'
-GZIP = "copy the file again, or unpack it and drop the .gz of its name"
-PACKED = gzip.compress(b"".join(b'{"prompt": "%d"}\n' % i for i in range(5000)))
+MESSAGES = 'write "text" or [{"role": "user", "content": "text"}]'
+GZIP = "copy the file again, or decompress it and drop .gz from its name"
+COMPRESSED = gzip.compress(b"".join(b'{"prompt": "%d"}\n' % i for i in range(5000)))
 
 CASES = [
-    ("an empty file", read_prompts, "e.jsonl", "", {}, ["e.jsonl: holds no rows; fix: fill it"]),
-    ("an empty list", read_prompts, "e.json", "[]", {}, ["e.json: holds no rows; fix: fill it"]),
-    ("an empty CSV", read_prompts, "e.csv", "prompt\n", {}, ["e.csv: holds no rows; fix: fill it"]),
+    ("an empty file", read_prompts, "e.jsonl", "", {}, ["e.jsonl: has no rows; fix: add rows"]),
+    ("an empty list", read_prompts, "e.json", "[]", {}, ["e.json: has no rows; fix: add rows"]),
+    ("an empty CSV", read_prompts, "e.csv", "prompt\n", {}, ["e.csv: has no rows; fix: add rows"]),
     (
         "bad UTF-8",
         read_prompts,
@@ -33,7 +33,7 @@ CASES = [
         "s.csv",
         'prompt;"response";safe\na;b;1\nc, or d;e;2\n',
         {},
-        ["s.csv:1: its columns are parted by semicolons; fix: save it with commas, or as JSON lines"],
+        ["s.csv:1: columns are separated by semicolons; fix: save it with commas, or as JSONL"],
     ),
     (
         "CSV with tabs",
@@ -41,7 +41,7 @@ CASES = [
         "s.csv",
         "prompt\tsafe\na\t1\n",
         {},
-        ["s.csv:1: its columns are parted by tabs; fix: save it with commas, or as JSON lines"],
+        ["s.csv:1: columns are separated by tabs; fix: save it with commas, or as JSONL"],
     ),
     (
         "a CSV column with a semicolon in its name",
@@ -52,7 +52,7 @@ CASES = [
         [
             "s.csv:2: prompt: no such column; this row has prompt; text; "
             'did you mean "prompt; text"?; fix: name it under columns: {prompt: ...}, '
-            'or "-" where there is none'
+            'or "-" if there is none'
         ],
     ),
     (
@@ -69,7 +69,7 @@ CASES = [
         "g.jsonl.gz",
         b"hello",
         {},
-        [f"g.jsonl.gz:1: not good gzip: Not a gzipped file (b'he'); fix: {GZIP}"],
+        [f"g.jsonl.gz:1: invalid gzip: Not a gzipped file (b'he'); fix: {GZIP}"],
     ),
     (
         "JSON that is one object",
@@ -79,16 +79,16 @@ CASES = [
         {},
         [
             "j.json:1:1: an object, not a list of objects; "
-            "fix: write [{...}, {...}], or name the file .jsonl if it holds one object a line"
+            "fix: write [{...}, {...}], or name the file .jsonl if it has one object per line"
         ],
     ),
     (
-        "broken JSON",
+        "invalid JSON",
         read_prompts,
         "j.json",
         '[{"prompt": "a"},\n {"prompt": }]',
         {},
-        ["j.json:2:13: broken JSON: Expecting value; fix: one list of objects"],
+        ["j.json:2:13: invalid JSON: Expecting value; fix: write one list of objects"],
     ),
     (
         "a bad row of JSON",
@@ -97,19 +97,19 @@ CASES = [
         '[{"prompt": "a"}, 3, {"prompt": 4}]',
         {},
         [
-            "j.json:row 2: a number, not an object; fix: mend the row",
-            f"j.json:row 3: prompt: a number, neither text nor a list of turns; fix: {TURNS}",
+            "j.json:row 2: a number, not an object; fix: fix the row",
+            f"j.json:row 3: prompt: a number, not text or a list of messages; fix: {MESSAGES}",
         ],
     ),
     (
-        "JSON that would overflow the parser",
+        "JSON that overflows the parser",
         read_prompts,
         "j.jsonl",
         "[" * 100_000 + '\n{"prompt": ' + "1" * 5000 + "}\n",
         {},
         [
-            "j.jsonl:1: broken JSON: a number too long or lists too deep; fix: mend the row",
-            "j.jsonl:2: broken JSON: a number too long or lists too deep; fix: mend the row",
+            "j.jsonl:1: invalid JSON: a number is too long or lists are nested too deeply; fix: fix the row",
+            "j.jsonl:2: invalid JSON: a number is too long or lists are nested too deeply; fix: fix the row",
         ],
     ),
     (
@@ -119,7 +119,7 @@ CASES = [
         b"PAR1 nonsense",
         {},
         [
-            "x.parquet: not good Parquet: Parquet magic bytes not found in footer. "
+            "x.parquet: invalid Parquet: Parquet magic bytes not found in footer. "
             "Either the file is corrupted "
             "or this is not a parquet file.; fix: write the file again"
         ],
@@ -130,28 +130,28 @@ CASES = [
         "b.txt",
         "x",
         {},
-        ["b.txt: is of an unknown format; fix: use one of .jsonl, .json, .csv, .parquet (or .gz)"],
+        ["b.txt: unknown file format; fix: use one of .jsonl, .json, .csv, .parquet (or .gz)"],
     ),
 ]
 
 KEYS = ("read", "name", "content", "options", "expected")
 
 
-def complaints(read, path, **options):
+def issues_of(read, path, **options):
     with pytest.raises(DataError) as caught:
         read(path, **options)
     return str(caught.value).split("\n")
 
 
 @pytest.mark.parametrize(KEYS, [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_bad_files_are_told_in_full(tmp_path, monkeypatch, read, name, content, options, expected):
+def test_bad_files_give_their_messages(tmp_path, monkeypatch, read, name, content, options, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert complaints(read, name, **options) == expected
+    assert issues_of(read, name, **options) == expected
 
 
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("codec", "encoding"),
     [
         ("utf-16", "UTF-16"),
         ("utf-16-le", "UTF-16LE"),
@@ -163,37 +163,37 @@ def test_bad_files_are_told_in_full(tmp_path, monkeypatch, read, name, content, 
     ("name", "content"),
     [("r.csv", "prompt\nhello\n"), ("r.jsonl", '{"prompt": "hello"}\n'), ("r.json", '[{"prompt": "a"}]')],
 )
-def test_wide_characters_are_told_once_with_their_encoding(tmp_path, written, told, name, content):
-    (tmp_path / name).write_bytes(content.encode(written))
-    fix = f'save the file as UTF-8 (Excel: "CSV UTF-8"), or iconv -f {told} -t UTF-8 OLD > NEW'
-    found = complaints(read_prompts, tmp_path / name)
-    assert found == [f"{tmp_path / name}:1:1: {told}, not UTF-8; fix: {fix}"]
+def test_utf16_and_utf32_are_reported_once(tmp_path, codec, encoding, name, content):
+    (tmp_path / name).write_bytes(content.encode(codec))
+    fix = f'save the file as UTF-8 (Excel: "CSV UTF-8"), or iconv -f {encoding} -t UTF-8 OLD > NEW'
+    issues = issues_of(read_prompts, tmp_path / name)
+    assert issues == [f"{tmp_path / name}:1:1: {encoding}, not UTF-8; fix: {fix}"]
 
 
-def test_a_file_that_is_not_there_names_its_neighbour(tmp_path, monkeypatch):
+def test_missing_file_suggests_a_similar_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").touch()
     fix = "fix: check data.root and the name"
-    assert complaints(read_prompts, "promts.jsonl") == [
+    assert issues_of(read_prompts, "promts.jsonl") == [
         f'promts.jsonl: no such file; did you mean "prompts.jsonl"?; {fix}'
     ]
-    assert complaints(read_prompts, "x.jsonl", root="no") == [
-        f"no/x.jsonl: no such file (nor is anything in no); {fix}"
+    assert issues_of(read_prompts, "x.jsonl", root="no") == [
+        f"no/x.jsonl: no such file (folder no is empty or missing); {fix}"
     ]
-    assert complaints(read_prompts, ".") == [".: is a folder; fix: name a file in it"]
+    assert issues_of(read_prompts, ".") == [".: is a folder; fix: name a file in it"]
 
 
-def test_a_gzip_that_breaks_off_is_no_shorter_file(tmp_path):
+def test_truncated_gzip_is_an_error(tmp_path):
     path = tmp_path / "g.jsonl.gz"
-    path.write_bytes(PACKED[: len(PACKED) // 2])
-    (line,) = complaints(read_prompts, path)
-    assert line.endswith(f": the gzip stream breaks off; fix: {GZIP}")
+    path.write_bytes(COMPRESSED[: len(COMPRESSED) // 2])
+    (line,) = issues_of(read_prompts, path)
+    assert line.endswith(f": the gzip stream is truncated; fix: {GZIP}")
     assert int(line.removeprefix(f"{path}:").partition(":")[0]) > 100
-    path.write_bytes(PACKED[:500] + b"xxxxx" + PACKED[505:])
-    assert "not good gzip" in complaints(read_prompts, path)[-1]
+    path.write_bytes(COMPRESSED[:500] + b"xxxxx" + COMPRESSED[505:])
+    assert "invalid gzip" in issues_of(read_prompts, path)[-1]
 
 
-def test_the_hub_needs_its_extra(monkeypatch):
+def test_hub_name_without_datasets_is_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingDependencyError) as caught:
         read_prompts("hf:owner/name:train")
@@ -210,7 +210,7 @@ ROWS = [
 ]
 
 
-def test_every_format_gives_the_same_records(tmp_path, monkeypatch):
+def test_all_formats_give_the_same_records(tmp_path, monkeypatch):
     import csv
     import json
 
@@ -223,27 +223,27 @@ def test_every_format_gives_the_same_records(tmp_path, monkeypatch):
         writer.writeheader()
         writer.writerows(ROWS)
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "r.parquet")
-    asked = []
+    calls = []
     monkeypatch.setitem(
         sys.modules,
         "datasets",
-        SimpleNamespace(load_dataset=lambda *name, split: asked.append((*name, split)) or ROWS),
+        SimpleNamespace(load_dataset=lambda *name, split: calls.append((*name, split)) or ROWS),
     )
     labels = {"politeness": "polite", "kindness": "kind"}
-    wanted = read_ratings("r.jsonl", root=tmp_path, labels=labels)
-    assert [dict(record.labels) for record in wanted] == [
+    expected = read_ratings("r.jsonl", root=tmp_path, labels=labels)
+    assert [dict(record.labels) for record in expected] == [
         {"politeness": 3.0, "kindness": 0.5},
         {"kindness": 1.0},
         {"politeness": -2.5},
     ]
-    assert [record.response for record in wanted] == ["b, c\nd", "\u2028b", " b"]
-    assert [record.prompt.id for record in wanted] == ["1", "2", "3"]
+    assert [record.response for record in expected] == ["b, c\nd", "\u2028b", " b"]
+    assert [record.prompt.id for record in expected] == ["1", "2", "3"]
     for source in ("r.jsonl.gz", "r.json", "r.csv", "r.parquet", "hf:owner/name", "hf:owner/name/main:test"):
-        assert read_ratings(source, root=tmp_path, labels=labels) == wanted, source
-    assert asked == [("owner/name", None, "train"), ("owner/name", "main", "test")]
+        assert read_ratings(source, root=tmp_path, labels=labels) == expected, source
+    assert calls == [("owner/name", None, "train"), ("owner/name", "main", "test")]
 
 
-def test_a_row_of_fifty_megabytes_is_a_row(tmp_path):
+def test_rows_of_fifty_megabytes_can_be_read(tmp_path):
     text = "word " * 10_000_000
     (tmp_path / "long.jsonl").write_text(f'{{"prompt": "{text}"}}\n')
     (tmp_path / "long.csv").write_text(f"prompt\n{text}\n")
@@ -251,12 +251,12 @@ def test_a_row_of_fifty_megabytes_is_a_row(tmp_path):
         assert read_prompts(tmp_path / name)[0].messages[0].content == text
 
 
-def test_a_hub_name_that_leads_nowhere(monkeypatch):
+def test_unknown_hub_name_is_an_error(monkeypatch):
     def load(*name, split):
         raise FileNotFoundError("Dataset 'owner/nme' doesn't exist on the Hub\nor cannot be accessed.")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
-    assert complaints(read_prompts, "hf:owner/nme") == [
-        "hf:owner/nme: cannot be had: Dataset 'owner/nme' doesn't exist on the Hub; "
+    assert issues_of(read_prompts, "hf:owner/nme") == [
+        "hf:owner/nme: cannot be loaded: Dataset 'owner/nme' doesn't exist on the Hub; "
         "fix: write hf:owner/name, hf:owner/name:split or hf:owner/name/config:split"
     ]

@@ -1,5 +1,3 @@
-"""Readers: all forms say the same, labels keep their units, and the shared files read in full."""
-
 import json
 import re
 from dataclasses import replace
@@ -14,7 +12,7 @@ from paretune.data.records import Message
 from shared import shared
 
 SYSTEM, QUESTION = {"role": "system", "content": "s"}, {"role": "user", "content": "q"}
-SAID, AGAIN = {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}
+ANSWER, FOLLOW_UP = {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}
 GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
 Q = (Message("user", "q"),)
 
@@ -40,7 +38,7 @@ def file(tmp_path):
         {"prompt": "q", "response": None, "completion": "good"},
     ],
 )
-def test_forms_of_a_demonstration(file, row):
+def test_demonstration_formats_are_equivalent(file, row):
     (record,) = read_demonstrations(file(row))
     assert (record.prompt.messages, record.response) == (Q, "good")
 
@@ -57,15 +55,18 @@ def test_forms_of_a_demonstration(file, row):
         {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"},
     ],
 )
-def test_forms_of_a_pair(file, row):
+def test_preference_pair_formats_are_equivalent(file, row):
     (record,) = read_preference_pairs(file(row), objective="helpful")
     assert (record.prompt.messages, record.chosen, record.rejected) == (Q, "good", "bad")
     assert record.objective == "helpful"
 
 
-def test_what_two_sides_share_is_the_prompt(file):
+def test_common_start_of_a_pair_is_its_prompt(file):
     rows = [
-        {"chosen": [SYSTEM, QUESTION, SAID, AGAIN, GOOD], "rejected": [SYSTEM, QUESTION, SAID, AGAIN, BAD]},
+        {
+            "chosen": [SYSTEM, QUESTION, ANSWER, FOLLOW_UP, GOOD],
+            "rejected": [SYSTEM, QUESTION, ANSWER, FOLLOW_UP, BAD],
+        },
         {"chosen": "The sky is blue.", "rejected": "The sky is bleak."},
         {"chosen": "yes", "rejected": "no"},
         {"chosen": [GOOD], "rejected": [BAD]},
@@ -84,22 +85,22 @@ def test_what_two_sides_share_is_the_prompt(file):
     assert (records[1].chosen, records[1].rejected) == (" blue.", " bleak.")
 
 
-def test_prompts_of_text_turns_and_conversations(file):
+def test_prompt_formats_are_equivalent(file):
     path = file(
         {"prompt": "q"}, {"prompt": [QUESTION]}, {"messages": [QUESTION, GOOD]}, {"messages": [QUESTION]}
     )
     assert [prompt.messages for prompt in read_prompts(path)] == [Q, Q, Q, Q]
 
 
-def test_what_a_prompt_asks_for(file):
+def test_preference_weights_of_a_prompt(file):
     path = file(
         {"prompt": "q", "wish": {"polite": 1, "safe": 0.5}}, {"prompt": "r", "wish": None}, {"prompt": "s"}
     )
-    found = read_prompts(path, columns=ColumnNames(preference_weights="wish"))
-    assert [prompt.preference_weights for prompt in found] == [(("polite", 1.0), ("safe", 0.5)), (), ()]
+    prompts = read_prompts(path, columns=ColumnNames(preference_weights="wish"))
+    assert [prompt.preference_weights for prompt in prompts] == [(("polite", 1.0), ("safe", 0.5)), (), ()]
     assert [prompt.preference_weights for prompt in read_prompts(path)] == [(), (), ()]
     with pytest.raises(
-        DataError, match=r"f.jsonl:1: wish: text, not an object.*\n.*:2: wish: asks for nothing"
+        DataError, match=r"f.jsonl:1: wish: text, not an object.*\n.*:2: wish: no weight is a number"
     ):
         read_prompts(
             file({"prompt": "q", "wish": "safe"}, {"prompt": "r", "wish": {"safe": 0}}),
@@ -107,7 +108,7 @@ def test_what_a_prompt_asks_for(file):
         )
 
 
-def test_names_and_kinds(file):
+def test_ids_and_categories(file):
     path = file({"id": "x1", "prompt": "q", "group": "g"}, {"id": 7, "text": "q"}, {"text": "q"})
     columns = ColumnNames(prompt="text", category="group")
     with pytest.raises(DataError, match=r"f\.jsonl:1: text: no such column"):
@@ -120,7 +121,7 @@ def test_names_and_kinds(file):
     }
 
 
-def test_an_unnamed_column_names_nothing(tmp_path):
+def test_column_without_a_name_is_ignored(tmp_path):
     path = tmp_path / "pandas.csv"
     path.write_text(",prompt,chosen,rejected\n0,q,good,bad\n")
     (record,) = read_preference_pairs(path, objective="helpful")
@@ -129,7 +130,7 @@ def test_an_unnamed_column_names_nothing(tmp_path):
         read_preference_pairs(path)
 
 
-def test_labels_keep_their_units_and_their_gaps(file):
+def test_labels_keep_units_and_missing_values(file):
     path = file(
         {"prompt": [], "response": "a", "scores": {"errors": 2, "ease": 0.5}, "stars": 4, "safe": True},
         {"prompt": "", "response": "b", "scores": {"errors": None, "ease": float("nan")}, "stars": 1},
@@ -152,7 +153,7 @@ def test_labels_keep_their_units_and_their_gaps(file):
     assert [record.prompt.messages for record in chosen] == [(), (), Q]
 
 
-def test_responses_that_stand_alone(tmp_path):
+def test_responses_without_prompts(tmp_path):
     path = tmp_path / "texts.csv"
     path.write_text("text,polite\nplease,1\n")
     (record,) = read_ratings(
@@ -171,67 +172,69 @@ def test_responses_that_stand_alone(tmp_path):
         ({"even": False, "n": [1, 2]}, [1]),
     ],
 )
-def test_where_on_json_and_csv(file, tmp_path, where, numbers):
+def test_where_filters_json_and_csv_alike(file, tmp_path, where, numbers):
     rows = [{"prompt": str(n), "n": n, "even": n % 2 == 0} for n in range(4)]
     (tmp_path / "f.csv").write_text("prompt,n,even\n" + "".join(f"{n},{n},{n % 2 == 0}\n" for n in range(4)))
     for path in (file(*rows), tmp_path / "f.csv"):
         assert [int(prompt.messages[0].content) for prompt in read_prompts(path, where=where)] == numbers
 
 
-def test_rows_filtered_out_are_not_complained_of(file):
+def test_filtered_rows_are_not_validated(file):
     path = file({"prompt": "q", "level": "turn"}, {"prompt": 3, "level": "dialogue"})
     assert len(read_prompts(path, where={"level": "turn"})) == 1
 
 
-def test_most_draws_by_seed_in_order_and_nested(file):
+def test_max_rows_samples_by_seed_in_order_and_nested(file):
     path = file(*({"prompt": str(i)} for i in range(100)))
 
-    def draw(**how):
-        return [int(prompt.messages[0].content) for prompt in read_prompts(path, **how)]
+    def draw(**options):
+        return [int(prompt.messages[0].content) for prompt in read_prompts(path, **options)]
 
-    ten, twenty = draw(most=10, seed=1), draw(most=20, seed=1)
-    assert ten == sorted(ten) == draw(most=10, seed=1) != draw(most=10, seed=2)
+    ten, twenty = draw(max_rows=10, seed=1), draw(max_rows=20, seed=1)
+    assert ten == sorted(ten) == draw(max_rows=10, seed=1) != draw(max_rows=10, seed=2)
     assert set(ten) < set(twenty)
     assert len(twenty) == 20
-    assert draw(most=1000) == list(range(100))
-    assert draw(most=5, admit=lambda p: p if len(p.messages[0].content) == 1 else None)[-1] < 10
+    assert draw(max_rows=1000) == list(range(100))
+    assert draw(max_rows=5, transform=lambda p: p if len(p.messages[0].content) == 1 else None)[-1] < 10
 
 
-def test_most_asks_of_records_in_the_order_they_are_drawn_until_there_are_enough(file):
+def test_transform_is_called_in_sampling_order_until_max_rows(file):
     path = file(*({"prompt": str(i)} for i in range(100)))
-    asked = []
+    calls = []
 
     def even(prompt):
         number = int(prompt.messages[0].content)
-        asked.append(number)
+        calls.append(number)
         return prompt if number % 2 == 0 else None
 
     kept = read_prompts(path, max_rows=10, transform=even)
-    assert len(asked) < 50
-    assert [int(p.messages[0].content) for p in kept] == sorted(n for n in asked if n % 2 == 0)
-    whole = read_prompts(path, max_rows=len(asked))
-    assert sorted(asked) == [int(p.messages[0].content) for p in whole]
+    assert len(calls) < 50
+    assert [int(p.messages[0].content) for p in kept] == sorted(n for n in calls if n % 2 == 0)
+    sample = read_prompts(path, max_rows=len(calls))
+    assert sorted(calls) == [int(p.messages[0].content) for p in sample]
 
 
-def test_what_is_admitted_is_taken_as_it_was_given_back(file):
+def test_transform_can_change_records(file):
     path = file({"prompt": "abc"}, {"prompt": "d"})
-    found = read_prompts(path, transform=lambda prompt: replace(prompt, kind=prompt.messages[0].content))
-    assert [prompt.category for prompt in found] == ["abc", "d"]
+    prompts = read_prompts(
+        path, transform=lambda prompt: replace(prompt, category=prompt.messages[0].content)
+    )
+    assert [prompt.category for prompt in prompts] == ["abc", "d"]
 
 
-def test_complaints_stand_in_the_order_of_the_rows_whoever_complains(file):
-    def refuse(prompt):
+def test_issues_are_in_row_order_whoever_raises_them(file):
+    def reject(prompt):
         raise FieldError("prompt", "too long")
 
     rows = [{"prompt": "a"}, {"prompt": 3}, {"prompt": "b"}, {"prompt": "c"}, {"prompt": 4}]
-    for how in ({}, {"most": 2}):
+    for options in ({}, {"max_rows": 2}):
         with pytest.raises(DataError) as caught:
-            read_prompts(file(*rows), transform=refuse, **how)
-        places = [line.partition(": ")[0].rpartition(":")[2] for line in str(caught.value).split("\n")]
-        assert places == ["1", "2", "3", "4", "5"]
+            read_prompts(file(*rows), transform=reject, **options)
+        lines = [line.partition(": ")[0].rpartition(":")[2] for line in str(caught.value).split("\n")]
+        assert lines == ["1", "2", "3", "4", "5"]
 
 
-def test_a_caller_may_complain_of_a_row(file):
+def test_transform_can_raise_field_errors(file):
     def short(prompt):
         if len(prompt.messages[0].content) > 3:
             raise FieldError("prompt", "5 tokens, but the context holds 3", fix="shorten it")
@@ -252,15 +255,14 @@ READERS = {
 
 @pytest.fixture
 def unchecked():
-    """Without the checks of every call, which make a hundred thousand rows slow."""
+    """Disable the shape checks, which make a hundred thousand rows slow."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("folder", READERS)
-def test_every_shared_file_reads_in_full(folder, unchecked):
-    """The row counts are those of the data's own README."""
+def test_shared_files_have_the_row_counts_of_their_readme(folder, unchecked):
     data = shared("data")
     sections = re.split(r"^## ", (data / "README.md").read_text(), flags=re.MULTILINE)
     (section,) = [text for text in sections if f"`{folder}/`" in text.splitlines()[0]]
@@ -272,12 +274,12 @@ def test_every_shared_file_reads_in_full(folder, unchecked):
             assert len(records) == int(number.replace(",", "")), name
 
 
-def test_aspects_of_a_shared_file_come_in_the_units_asked_for():
+def test_label_mapping_rescales_a_shared_file():
     path = shared("data", "ratings", "finegrained_qa.test.jsonl.gz")
     raw = read_ratings(path, labels={"errors": "irrelevant_errors"})
-    turned = read_ratings(
+    rescaled = read_ratings(
         path, labels={"relevance": LabelMapping(column="irrelevant_errors", scale=-0.5, offset=1.0)}
     )
-    assert [r.labels["relevance"] for r in turned] == [1 - 0.5 * r.labels["errors"] for r in raw]
+    assert [r.labels["relevance"] for r in rescaled] == [1 - 0.5 * r.labels["errors"] for r in raw]
     turns = read_ratings(shared("data", "ratings", "fed.test.jsonl.gz"), labels={"depth": "depth"})
     assert 0 < len(turns) < 96

@@ -1,4 +1,4 @@
-"""Pages say what the code says: numbers, names and links."""
+"""Pages agree with the code: numbers, names and links."""
 
 import importlib
 import inspect
@@ -14,8 +14,8 @@ from pages import BLOCK, ROOT, examples, fenced, pages, printed
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.aggregators import AGGREGATES
 from paretune.config import load_config
-from paretune.config.build import build_spec
 from paretune.core.errors import ConfigError
+from paretune.experiment.resolved import resolve
 from paretune.rl.validate import check_spec
 
 ALGORITHM_PAGES = [page for page in pages() if page.parent.name == "algorithms"]
@@ -31,13 +31,13 @@ def name(path: Path) -> str:
 
 
 def classes(*rooms: str) -> Iterator[type]:
-    """Every public class that is defined in these rooms."""
+    """Every public class that is defined in these packages."""
     for room in rooms:
-        for path in sorted((ROOT / "src" / "paretune" / room).glob("*.py")):
+        for path in sorted((ROOT / "src" / "paretune" / room.replace(".", "/")).glob("*.py")):
             module = importlib.import_module(f"paretune.{room}.{path.stem}")
-            for _, found in inspect.getmembers(module, inspect.isclass):
-                if found.__module__ == module.__name__ and not found.__name__.startswith("_"):
-                    yield found
+            for _, member in inspect.getmembers(module, inspect.isclass):
+                if member.__module__ == module.__name__ and not member.__name__.startswith("_"):
+                    yield member
 
 
 def prose(page: Path) -> str:
@@ -45,7 +45,7 @@ def prose(page: Path) -> str:
 
 
 @pytest.mark.parametrize("example", examples(), ids=lambda path: path.stem)
-def test_a_page_shows_what_the_example_prints(example: Path) -> None:
+def test_pages_show_the_output_of_the_examples(example: Path) -> None:
     said = printed(example)
     shown = {}
     for page in pages():
@@ -56,7 +56,7 @@ def test_a_page_shows_what_the_example_prints(example: Path) -> None:
     assert shown == want, "python tests/pages.py writes what the examples print into the pages"
 
 
-def test_no_page_shows_what_no_example_prints() -> None:
+def test_pages_have_no_block_without_an_example() -> None:
     programs = {example.stem for example in examples()}
     for page in pages():
         text = page.read_text(encoding="utf-8")
@@ -64,7 +64,7 @@ def test_no_page_shows_what_no_example_prints() -> None:
         assert {program for program, *_ in BLOCK.findall(text)} <= programs, name(page)
 
 
-def test_every_part_and_every_algorithm_has_its_place() -> None:
+def test_every_part_and_algorithm_is_documented() -> None:
     text = "\n".join(prose(page) for page in ALGORITHM_PAGES)
     words = set(re.findall(r"\w+", text))
     parts = {part.__name__ for part in classes(*ROOMS)}
@@ -75,14 +75,14 @@ def test_every_part_and_every_algorithm_has_its_place() -> None:
 
 
 @pytest.mark.parametrize("page", ALGORITHM_PAGES, ids=name)
-def test_every_part_that_a_page_names_exists(page: Path) -> None:
-    rooms = (*ROOMS, "learn", "models", "rollout")
-    known = {found.__name__ for found in classes(*rooms)} | {"Batch", "Outputs", "WiringError"}
+def test_parts_named_on_pages_exist(page: Path) -> None:
+    rooms = (*ROOMS, "rl", "rl.evolution", "training", "models", "rollout")
+    known = {part.__name__ for part in classes(*rooms)} | {"Batch", "Outputs", "WiringError"}
     assert not set(NAMED.findall(prose(page))) - known
 
 
 @pytest.mark.parametrize("page", ALGORITHM_PAGES, ids=name)
-def test_code_on_a_page_runs(page: Path, tmp_path: Path) -> None:
+def test_code_on_pages_runs(page: Path, tmp_path: Path) -> None:
     for language, code in CODE.findall(page.read_text(encoding="utf-8")):
         if language == "python":
             exec(compile(code, str(page), "exec"), {})
@@ -91,19 +91,19 @@ def test_code_on_a_page_runs(page: Path, tmp_path: Path) -> None:
 
 
 def checked(sections: str, path: Path) -> None:
-    """Some sections of a recipe, in one that is whole, and its dry run."""
-    whole = {"data": {"world": {}}, "policy": {"path": "world", "sft": {}}, **yaml.safe_load(sections)}
-    whole.setdefault("objectives", {"safety": {}, "actionability": {}})
-    whole["reward"] = {"objectives": {objective: {} for objective in whole["objectives"]}}
+    """Complete some sections to a recipe, load it, and check its algorithm."""
+    recipe = {"data": {"world": {}}, "policy": {"path": "world", "sft": {}}, **yaml.safe_load(sections)}
+    recipe.setdefault("objectives", {"safety": {}, "actionability": {}})
+    recipe["reward"] = {"objectives": {objective: {} for objective in recipe["objectives"]}}
     for file in re.findall(r"file: ([\w.]+)", sections):
         (path.parent / file).touch()
-        whole["data"]["root"] = str(path.parent)
-    path.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
-    experiment = load_config(path)
-    check_spec(build_spec(experiment), list(whole["objectives"]))
+        recipe["data"]["root"] = str(path.parent)
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    config = load_config(path)
+    check_spec(resolve(config).algorithm, list(recipe["objectives"]))
 
 
-def test_the_readmes_recipe_is_good_and_its_mistakes_are_told_as_it_says(tmp_path, monkeypatch) -> None:
+def test_readme_recipe_is_valid_and_its_error_messages_match(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     ((_, recipe),) = (found for found in CODE.findall(readme) if found[0] == "yaml")
@@ -114,8 +114,8 @@ def test_the_readmes_recipe_is_good_and_its_mistakes_are_told_as_it_says(tmp_pat
     mine.write_text(recipe, encoding="utf-8")
     experiment = load_config(mine)
     assert experiment.judge is not None, "without a judge nothing is ever called better"
-    check_spec(build_spec(experiment), tuple(experiment.objectives))
-    wrong = recipe.replace("attack.train", "atack.train").replace("when: safety", "when: saftey")
+    check_spec(resolve(experiment).algorithm, tuple(experiment.objectives))
+    wrong = recipe.replace("attack.train", "atack.train").replace("gate: safety", "gate: saftey")
     mine.write_text(wrong, encoding="utf-8")
     (said,) = re.findall(
         r"^\$ paretune check mine.yaml run.stpes=100\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE
@@ -125,7 +125,7 @@ def test_the_readmes_recipe_is_good_and_its_mistakes_are_told_as_it_says(tmp_pat
     assert str(caught.value) == said.rstrip("\n")
 
 
-def test_a_source_archive_holds_what_its_tests_read() -> None:
+def test_source_archive_contains_what_tests_read() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packed = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     assert {"src", "recipes", "tests", "docs", "Makefile", "constraints.txt"} <= set(packed)
@@ -139,7 +139,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", pages(), ids=name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for link in LINK.findall(prose(page)):
         if re.match(r"https?://|mailto:", link):
             continue

@@ -1,3 +1,5 @@
+"""Intervals, tests and verdicts against scipy and published numbers."""
+
 import math
 import subprocess
 import sys
@@ -24,7 +26,7 @@ def test_wilson_against_published_numbers(successes, n, low, high):
     assert wilson(successes, n) == pytest.approx((low, high), abs=6e-5 if n != 250 else 6e-4)
 
 
-def test_wilson_of_nothing_says_nothing():
+def test_wilson_without_observations_is_the_unit_interval():
     assert wilson(0, 0) == (0.0, 1.0)
 
 
@@ -44,29 +46,40 @@ def test_rate_change_against_newcombe_1998():
     assert (low, high) == pytest.approx((-0.0714, 0.0714), abs=2e-4)
 
 
-def test_fisher_against_scipy():
+def test_fisher_exact_against_scipy_and_with_empty_margins():
     for table in ([3, 97, 12, 88], [0, 50, 0, 50], [1, 9, 11, 3], [20, 480, 20, 480]):
         assert fisher_exact(*table) == pytest.approx(stats.fisher_exact(np.reshape(table, (2, 2))).pvalue)
+    for table in ([0, 0, 0, 5], [5, 0, 5, 0], [0, 0, 0, 0]):
+        assert fisher_exact(*table) == 1.0
 
 
-def test_student_quantiles_against_scipy():
-    for freedom in (9, 29, 199):
-        for z in (1.96, 2.5):
-            exact = stats.t.ppf(stats.norm.cdf(z), freedom)
-            assert _student_t_quantile(z, freedom) == pytest.approx(exact, rel=2e-3)
+def test_wilson_equals_scipy_on_whole_counts_and_takes_fractions():
+    for successes, n in ((0, 20), (7, 20), (20, 20), (1, 1)):
+        exact = stats.binomtest(successes, n).proportion_ci(0.9, method="wilson")
+        assert wilson(successes, n, 0.9) == pytest.approx((exact.low, exact.high))
+    assert wilson(7, 20) < wilson(7.5, 20) < wilson(8, 20)
 
 
-def test_one_objective_is_the_t_interval():
+def test_student_t_quantiles_against_scipy():
+    degrees = np.array([1, 2, 9, 29, 199])
+    for z in (1.96, 2.5):
+        exact = stats.t.ppf(stats.norm.cdf(z), degrees)
+        assert _student_t_quantile(z, degrees) == pytest.approx(exact, rel=1e-9)
+    assert np.isnan(_student_t_quantile(1.96, np.array([0, -1]))).all()
+    assert np.isfinite(_student_t_quantile(9.0, degrees)).all(), "where the probability rounds to 1"
+
+
+def test_single_objective_equals_the_t_interval():
     values = np.random.default_rng(0).normal(0.1, 1.0, (400, 1))
-    found = simultaneous_intervals(values)
+    intervals = simultaneous_intervals(values)
     exact = stats.ttest_1samp(values[:, 0], 0).confidence_interval(0.95)
-    assert (found.low[0], found.high[0]) == pytest.approx((exact.low, exact.high), abs=4e-3)
-    assert found.mean[0] == pytest.approx(values.mean())
+    assert (intervals.low[0], intervals.high[0]) == pytest.approx((exact.low, exact.high), abs=4e-3)
+    assert intervals.mean[0] == pytest.approx(values.mean())
     # 80 % power at d: (1.96 + 0.84) / sqrt(n)
-    assert found.min_detectable_effect[0] == pytest.approx(2.80 * values.std(ddof=1) / 20, rel=0.03)
+    assert intervals.min_detectable_effect[0] == pytest.approx(2.80 * values.std(ddof=1) / 20, rel=0.03)
 
 
-def test_more_objectives_widen_and_perfectly_correlated_ones_do_not():
+def test_independent_objectives_widen_the_intervals_and_correlated_ones_do_not():
     rng = np.random.default_rng(1)
     values = rng.normal(size=(300, 1))
     alone = simultaneous_intervals(values)
@@ -77,7 +90,7 @@ def test_more_objectives_widen_and_perfectly_correlated_ones_do_not():
 
 
 @pytest.mark.parametrize(("prompts", "missing"), [(15, 0.0), (120, 0.2)])
-def test_the_intervals_hold_together_as_often_as_they_say(prompts, missing):
+def test_simultaneous_coverage_is_the_confidence_level(prompts, missing):
     rng = np.random.default_rng(prompts)
     mix = np.linalg.cholesky(0.5 * np.eye(4) + 0.5)
     truth = np.array([0.3, 0.0, -0.1, 0.05])
@@ -85,13 +98,13 @@ def test_the_intervals_hold_together_as_often_as_they_say(prompts, missing):
     for repeat in range(repeats):
         values = truth + rng.normal(size=(prompts, 4)) @ mix.T
         values[rng.random(values.shape) < missing] = math.nan
-        found = simultaneous_intervals(values, bootstrap_samples=600, seed=repeat)
-        hits += bool(((found.low <= truth) & (truth <= found.high)).all())
+        intervals = simultaneous_intervals(values, bootstrap_samples=600, seed=repeat)
+        hits += bool(((intervals.low <= truth) & (truth <= intervals.high)).all())
     # Three standard errors of a 95 % rate over 500 repeats, and a little for the draws.
     assert 0.91 <= hits / repeats <= 0.985
 
 
-def test_copies_of_a_prompt_count_once():
+def test_duplicate_prompts_count_once():
     rng = np.random.default_rng(2)
     values = rng.normal(size=(60, 2))
     copied = np.repeat(values, 5, 0)
@@ -102,14 +115,16 @@ def test_copies_of_a_prompt_count_once():
     assert (simultaneous_intervals(copied, seed=3).high < 0.7 * alone.high + 0.3 * alone.mean).all()
 
 
-def test_what_nobody_could_score_has_no_interval_and_does_not_touch_the_others():
+def test_unscored_objective_has_no_interval_and_leaves_the_others_unchanged():
     values = np.random.default_rng(3).normal(size=(50, 3))
-    whole = simultaneous_intervals(values[:, :2])
+    scored_only = simultaneous_intervals(values[:, :2])
     values[:, 2] = math.nan
-    found = simultaneous_intervals(values)
-    assert np.isnan([found.mean[2], found.low[2], found.high[2], found.min_detectable_effect[2]]).all()
-    assert found.num_scored.tolist() == [50, 50, 0]
-    assert found.low[:2] == pytest.approx(whole.low)
+    intervals = simultaneous_intervals(values)
+    assert np.isnan(
+        [intervals.mean[2], intervals.low[2], intervals.high[2], intervals.min_detectable_effect[2]]
+    ).all()
+    assert intervals.num_scored.tolist() == [50, 50, 0]
+    assert intervals.low[:2] == pytest.approx(scored_only.low)
     one = simultaneous_intervals(np.array([[0.5]]))
     assert one.mean[0] == 0.5
     assert math.isnan(one.low[0])
@@ -117,25 +132,25 @@ def test_what_nobody_could_score_has_no_interval_and_does_not_touch_the_others()
     assert np.isnan(none.mean).all()
 
 
-def test_no_spread_is_a_point_and_the_same_seed_gives_the_same_numbers():
-    still = simultaneous_intervals(np.zeros((20, 2)))
-    assert still.low.tolist() == still.high.tolist() == [0.0, 0.0]
+def test_constant_differences_give_a_point_and_the_seed_determines_the_interval():
+    constant = simultaneous_intervals(np.zeros((20, 2)))
+    assert constant.low.tolist() == constant.high.tolist() == [0.0, 0.0]
     values = np.random.default_rng(4).normal(size=(40, 2))
-    again = [simultaneous_intervals(values, seed=5) for _ in range(2)]
-    assert again[0].low.tolist() == again[1].low.tolist()
+    repeats = [simultaneous_intervals(values, seed=5) for _ in range(2)]
+    assert repeats[0].low.tolist() == repeats[1].low.tolist()
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "how", "word"),
+    ("low", "high", "arguments", "word"),
     [
         (0.01, 0.2, {}, "better"),
         (0.01, 0.2, {"independent": False}, "no evidence"),
         (0.01, 0.2, {"independent": False, "margin": 0.05}, "not worse"),
-        (0.01, 0.2, {"missing": 0.021}, "inconclusive"),
-        (0.01, 0.2, {"missing": 0.02}, "better"),
-        (0.01, 0.2, {"unequal": True}, "inconclusive"),
+        (0.01, 0.2, {"missing_fraction": 0.021}, "inconclusive"),
+        (0.01, 0.2, {"missing_fraction": 0.02}, "better"),
+        (0.01, 0.2, {"unequal_missing": True}, "inconclusive"),
         (-0.2, -0.01, {}, "worse"),
-        (-0.2, -0.01, {"independent": False, "missing": 0.5}, "worse"),
+        (-0.2, -0.01, {"independent": False, "missing_fraction": 0.5}, "worse"),
         (-0.01, 0.2, {}, "no evidence"),
         (-0.01, 0.2, {"margin": 0.05}, "not worse"),
         (-0.05, 0.2, {"margin": 0.05}, "no evidence"),
@@ -143,8 +158,8 @@ def test_no_spread_is_a_point_and_the_same_seed_gives_the_same_numbers():
         (math.nan, math.nan, {}, "not measured"),
     ],
 )
-def test_the_words_follow_the_rule(low, high, how, word):
-    assert verdict(low, high, **({"independent": True, "missing": 0.0} | how)) == word
+def test_verdict_follows_the_rule(low, high, arguments, word):
+    assert verdict(low, high, **({"independent": True, "missing_fraction": 0.0} | arguments)) == word
 
 
 def test_statistics_need_no_torch():

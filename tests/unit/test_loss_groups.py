@@ -29,12 +29,12 @@ BOTH = ModpoMargin("k0", {"k0": 0.5, "k1": 0.5})
 
 def ready(scores=((2.0,), (0.0,), (1.0,), (1.0,)), group=(0, 0, 1, 1)):
     batch = graded([list(row) for row in scores], list(group), lengths=[1, 2, 3, 1])
-    weight = token_weights(batch.response_mask, "sequence")
+    weight = token_weights(batch.response_mask, "seq_mean_token_mean")
     return batch.replace(loss_weights=weight, ref_logprobs=-1.0 * batch.response_mask)
 
 
 def out_of(batch, logp=-0.5):
-    x = (logp * batch.respond).requires_grad_()
+    x = (logp * batch.response_mask).requires_grad_()
     return Outputs(logprobs=x, ref_policy_kl=-0.1 * x)
 
 
@@ -44,22 +44,25 @@ def out_of(batch, logp=-0.5):
         (lambda: Dpo(0.0), r"beta of a loss on pairs is 0\.0"),
         (lambda: Dpo(math.inf), "beta of a loss on pairs is inf"),
         (lambda: Tdpo(1, -1.0), r"beta of a loss on pairs is -1\.0"),
-        (lambda: Dpo(label_smoothing=0.5), r"smoothing is 0\.5.*\[0, 0\.5\)"),
+        (lambda: Dpo(label_smoothing=0.5), r"label_smoothing is 0\.5.*\[0, 0\.5\)"),
         (
             lambda: Dpo(loss_type="ipo", label_smoothing=0.1),
-            r'"ipo" of Dpo knows no smoothing.*sigmoid, robust, exo_pair',
+            r'loss_type "ipo" has no label smoothing.*sigmoid, robust, exo_pair',
         ),
-        (lambda: Dpo(loss_type="exo_pair"), "takes the log of its smoothing"),
-        (lambda: Tdpo(1, alpha=0.5), r"form 1 knows no alpha, and it is 0\.5; fix: form=2"),
+        (lambda: Dpo(loss_type="exo_pair"), "takes the log of label_smoothing"),
+        (lambda: Tdpo(1, alpha=0.5), r"variant 1 of Tdpo has no alpha.*0\.5; fix: variant=2"),
         (lambda: Tdpo(2, alpha=-0.5), "must not be negative"),
         (lambda: ModpoMargin("k2", {"k0": 1.0, "k1": 1.0}), 'by "k2" and has weights of k0, k1'),
         (lambda: ModpoMargin("k0", {"k0": 1.0}), "at least one more"),
-        (lambda: ModpoMargin("k0", {"k0": 0.0, "k1": 1.0}), r'weight of "k0".*is 0\.0; it divides'),
+        (
+            lambda: ModpoMargin("k0", {"k0": 0.0, "k1": 1.0}),
+            r'divides by the weight of .*"k0", which is 0\.0; fix',
+        ),
         (lambda: ModpoMargin("k0", {"k0": 1.0, "k1": math.nan}), "not finite"),
         (lambda: BestOfN(0), "keeps 0 responses"),
     ],
 )
-def test_settings_without_a_meaning_are_refused(make, match):
+def test_invalid_settings_raise(make, match):
     with pytest.raises(WiringError, match=match):
         make()
 
@@ -67,40 +70,44 @@ def test_settings_without_a_meaning_are_refused(make, match):
 @pytest.mark.parametrize(
     ("loss", "change", "match"),
     [
-        (Dpo(), {"reference_logp": None}, r"batch\.reference_logp"),
-        (Dpo(), {"weight": None}, r"batch\.weight"),
-        (Dpo(), {"signal": torch.ones(4, 2)}, "of 2 objectives and must be of 1: add an aggregator"),
+        (Dpo(), {"ref_logprobs": None}, r"batch\.ref_logprobs"),
+        (Dpo(), {"loss_weights": None}, r"batch\.loss_weights"),
+        (Dpo(), {"rewards": torch.ones(4, 2)}, "Dpo needs one reward per response and got 2 objectives"),
         (
             PreferenceRanking(),
-            {"signal": torch.ones(4, 2)},
-            "of 2 objectives and must be of 1: add an aggregator",
+            {"rewards": torch.ones(4, 2)},
+            "PreferenceRanking needs one reward per response and got 2 objectives",
         ),
-        (BestOfNSft(), {"signal": torch.ones(4, 2)}, "of 2 objectives and must be of 1"),
-        (Dpo(margin=BOTH), {"objectives": ("k0", "k1")}, "an aggregator has made one signal of them"),
+        (
+            BestOfNSft(),
+            {"rewards": torch.ones(4, 2)},
+            "BestOfNSft needs one reward per response and got 2 objectives",
+        ),
+        (Dpo(margin=BOTH), {"objectives": ("k0", "k1")}, "ModpoMargin needs one reward per objective"),
         (Dpo(margin=BOTH), {"objectives": ("k0",)}, 'no objective "k1"; the objectives are k0'),
     ],
 )
-def test_wrong_wiring_is_told(loss, change, match):
+def test_invalid_wiring_raises(loss, change, match):
     batch = ready()
     with pytest.raises(WiringError, match=match):
         loss(out_of(batch), batch.replace(**change))
 
 
 @pytest.mark.parametrize("loss", [Tdpo(), FullKl()], ids=repr)
-def test_the_exact_divergence_has_to_be_given(loss):
+def test_full_kl_is_a_required_output(loss):
     batch = ready()
-    with pytest.raises(WiringError, match="which the forward pass did not give"):
+    with pytest.raises(WiringError, match="which the forward pass did not compute"):
         loss(Outputs(logprobs=out_of(batch).logprobs), batch)
-    assert required_outputs((WeightedLoss(1.0, loss),)) == {"kl_reference_policy"}
+    assert required_outputs((WeightedLoss(1.0, loss),)) == {"ref_policy_kl"}
 
 
-def test_a_pair_loss_says_what_its_rewards_are():
+def test_pair_loss_without_override_raises():
     batch = ready()
-    with pytest.raises(WiringError, match="does not say what the implicit reward"):
+    with pytest.raises(WiringError, match="does not implement implicit_rewards"):
         PairLoss()(out_of(batch), batch)
 
 
-def test_who_is_compared_with_whom():
+def test_best_worst_pairs_skip_unscored_rows_and_ties():
     """Unscored rows are in no pair; of equally good ones the first, of equally bad ones the last."""
     signal = torch.tensor([[math.nan], [0.5], [0.9], [0.9], [0.5], [0.4], [math.nan], [1.0]])
     pairs = best_worst_pairs(signal, torch.tensor([0, 0, 0, 0, 0, 1, 1, 2]))
@@ -110,7 +117,7 @@ def test_who_is_compared_with_whom():
     assert (len(nobody.chosen), nobody.missing.tolist()) == (0, [True])
 
 
-def test_a_response_that_another_objective_did_not_score_is_in_no_pair():
+def test_modpo_pairs_skip_responses_with_a_missing_score():
     batch = ready([(2.0, math.nan), (1.0, 0.4), (0.0, 0.1), (3.0, 1.0)], (0, 0, 0, 1))
     pairs = Dpo(margin=BOTH).make_pairs(batch)
     assert (pairs.chosen.tolist(), pairs.rejected.tolist()) == ([1], [2])
@@ -118,7 +125,7 @@ def test_a_response_that_another_objective_did_not_score_is_in_no_pair():
     assert Dpo(margin=zero).make_pairs(batch).chosen.tolist() == [0]
 
 
-def test_without_a_reference_none_is_asked():
+def test_dpo_without_reference_reads_no_ref_logprobs():
     batch = ready()
     out = out_of(batch)
     bare = Dpo(reference="none")(out, batch.replace(ref_logprobs=None))
@@ -126,7 +133,7 @@ def test_without_a_reference_none_is_asked():
     assert torch.equal(bare, zero)
 
 
-def test_what_is_logged_of_pairs_and_rankings():
+def test_metrics_of_pairs_and_rankings():
     batch = ready()
     out = out_of(batch, torch.tensor([[-0.5], [-2.0], [-0.5], [-0.5]]))
     seen = StepMetrics()
@@ -159,14 +166,14 @@ def test_what_is_logged_of_pairs_and_rankings():
     assert all(find_metric(key) for key in got)
 
 
-def test_nothing_is_logged_of_pairs_that_are_not_there():
+def test_no_pair_metrics_without_pairs():
     batch = ready(((1.0,),) * 4)
     seen = StepMetrics()
     seen.add_forward_pass((WeightedLoss(1.0, Dpo()),), out_of(batch), batch)
     assert {key for key in seen.metrics() if key.startswith("pairs/")} == {"pairs/missing"}
 
 
-def test_one_response_alone_is_no_ranking():
+def test_single_response_has_no_ranking():
     batch = ready(((1.0,), (math.nan,), (2.0,), (1.0,)))
     out = out_of(batch)
     slope = torch.autograd.grad(PreferenceRanking()(out, batch), out.logprobs)[0]
@@ -175,14 +182,14 @@ def test_one_response_alone_is_no_ranking():
     assert PreferenceRanking().group_metrics(out, batch)["ranking/missing"].tolist() == [1.0, 0.0]
 
 
-def test_the_best_of_a_group_counts_for_the_group():
+def test_best_of_n_sft_has_the_weight_of_the_group():
     batch = ready(((1.0,), (2.0,), (math.nan,), (math.nan,)))
     out = out_of(batch, torch.tensor([[-0.5], [-2.0], [-0.5], [-0.5]]))
     assert float(BestOfNSft()(out, batch).detach()) == pytest.approx(2.0 / 2)
     assert float(BestOfNSft("sum")(out, batch).detach()) == pytest.approx(4.0 / 2)
 
 
-def test_the_best_stay_in_their_order():
+def test_best_of_n_keeps_row_order():
     batch = graded([0.1, 0.9, 0.3, -1.0, -2.0, math.nan, 5.0], [0, 0, 0, 1, 1, 2, 3], lengths=[1] * 7)
     respond = batch.response_mask.clone()
     respond[6] = False  # an empty response cannot be kept, however good
@@ -194,24 +201,24 @@ def test_the_best_stay_in_their_order():
         assert all(find_metric(key) for key in metrics)
 
 
-def test_the_best_are_those_of_one_signal():
-    said = r"KeepBest needs one signal and got 2 objectives: put it after an aggregator \(WeightedSum\)"
-    with pytest.raises(WiringError, match=said):
+def test_best_of_n_needs_one_reward():
+    with pytest.raises(WiringError, match="BestOfN needs one reward per response and got 2 objectives"):
         advance(BestOfN(), graded([[1.0, 2.0], [0.0, 1.0]]))
 
 
-def test_when_nothing_could_be_kept_all_stay():
+def test_best_of_n_keeps_an_unscored_batch():
     batch = graded([math.nan, math.nan])
     left, metrics = advance(BestOfN(), batch)
     assert left is batch
     assert metrics == {"responses/kept": 1.0}
 
 
-def test_the_best_of_one_is_that_one_bit_for_bit():
+def test_best_of_one_is_the_identity():
     batch = graded([0.3, 0.1], [0, 1], lengths=[1, 3])
     left, _ = advance(BestOfN(), batch)
     assert all(
-        torch.equal(getattr(left, name), getattr(batch, name)) for name in ("tokens", "respond", "group")
+        torch.equal(getattr(left, name), getattr(batch, name))
+        for name in ("input_ids", "response_mask", "group")
     )
 
 
@@ -229,12 +236,12 @@ def test_the_best_of_one_is_that_one_bit_for_bit():
     ],
     ids=["dpo", "tdpo", "ranking", "likelihood"],
 )
-def test_the_parts_train_a_policy_on_its_own_samples(tmp_path, losses, credit, key):
+def test_group_losses_train_on_own_samples(tmp_path, losses, credit, key):
     recipe = toy_recipe().replace(
         model_passes=(RefLogprobs(),),
         credit=credit,
         losses=losses,
-        loss_aggregation=LossAggregation("sequence"),
+        loss_aggregation=LossAggregation("seq_mean_token_mean"),
         minibatch_size=24,
     )
     check_spec(recipe, ("even", "high"))

@@ -1,4 +1,4 @@
-"""A critic: its values where the actions are, its folder, its copy of a body, and who asks for it."""
+"""The critic: alignment of values, initialization, saving, and its use in passes and training."""
 
 from dataclasses import replace
 
@@ -28,115 +28,119 @@ from toy import WEIGHTS, digest, toy_recipe, toy_world
 NAMES = ("even", "high")
 
 
-def critic(kind="llama", heads=2, policy=None):
-    made = critic_from_policy(policy or tiny_model(kind, VOCAB, initial=0.3), heads)
-    weight = made.network.score.weight
+def random_critic(kind="llama", heads=2, policy=None):
+    critic = critic_from_policy(policy or tiny_model(kind, VOCAB, initial=0.3), heads)
+    weight = critic.network.score.weight
     weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    return made
+    return critic
 
 
-def test_a_new_critic_has_the_policys_body_and_expects_nothing():
+def test_a_new_critic_has_a_copy_of_the_policys_body_and_zero_values():
     policy = tiny_model("llama", VOCAB, initial=0.3)
-    fresh = critic_from_policy(policy, 3)
-    tokens, attend, _ = rows()
-    assert fresh.num_heads == 3
-    assert (fresh(tokens, attend) == 0).all()
-    ours, theirs = hidden_states(fresh.network, tokens, attend), hidden_states(policy, tokens, attend)
-    assert torch.equal(ours[attend], theirs[attend])
-    fresh.network.score.weight.data += 1
-    assert torch.equal(hidden_states(policy, tokens, attend)[attend], theirs[attend])
+    new_critic = critic_from_policy(policy, 3)
+    input_ids, attention_mask, _ = rows()
+    assert new_critic.num_heads == 3
+    assert (new_critic(input_ids, attention_mask) == 0).all()
+    ours = hidden_states(new_critic.network, input_ids, attention_mask)
+    expected = hidden_states(policy, input_ids, attention_mask)
+    assert torch.equal(ours[attention_mask], expected[attention_mask])
+    new_critic.network.score.weight.data += 1
+    assert torch.equal(
+        hidden_states(policy, input_ids, attention_mask)[attention_mask], expected[attention_mask]
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_values_stand_where_the_actions_are(kind):
-    made = critic(kind)
-    tokens, attend, where = rows()
-    values = compute_values(made, tokens, attend, where)
-    assert (values[~where] == 0).all()
-    for b, row in enumerate(tokens):
-        for t in where[b].nonzero().squeeze(-1).tolist():
-            alone = made(row[None, :t], torch.ones(1, t, dtype=torch.bool))[0, -1]
+def test_the_value_at_a_token_is_that_of_the_state_before_it(kind):
+    critic = random_critic(kind)
+    input_ids, attention_mask, response_mask = rows()
+    values = compute_values(critic, input_ids, attention_mask, response_mask)
+    assert (values[~response_mask] == 0).all()
+    for b, row in enumerate(input_ids):
+        for t in response_mask[b].nonzero().squeeze(-1).tolist():
+            alone = critic(row[None, :t], torch.ones(1, t, dtype=torch.bool))[0, -1]
             torch.testing.assert_close(values[b, t], alone, atol=1e-5, rtol=0)
 
 
-def test_its_folder_is_a_sequence_classifier(tmp_path):
-    made = critic()
-    made.network.save_pretrained(tmp_path)
-    again = Critic(AutoModelForSequenceClassification.from_pretrained(tmp_path))
-    tokens, attend, _ = rows()
-    assert torch.equal(made(tokens, attend), again(tokens, attend))
-    assert again.num_heads == 2
+def test_a_saved_critic_loads_as_a_sequence_classifier(tmp_path):
+    critic = random_critic()
+    critic.network.save_pretrained(tmp_path)
+    loaded = Critic(AutoModelForSequenceClassification.from_pretrained(tmp_path))
+    input_ids, attention_mask, _ = rows()
+    assert torch.equal(critic(input_ids, attention_mask), loaded(input_ids, attention_mask))
+    assert loaded.num_heads == 2
 
 
-def test_an_adapter_trains_the_heads_too():
-    made = critic_from_policy(tiny_model("llama", VOCAB, initial=0.3), 1, lora=LoraSpec(r=2))
-    learnt = {name for name, p in made.named_parameters() if p.requires_grad}
-    assert any("lora" in name for name in learnt)
-    assert any("score" in name for name in learnt)
-    assert made.num_heads == 1
+def test_lora_critics_train_adapter_and_heads():
+    critic = critic_from_policy(tiny_model("llama", VOCAB, initial=0.3), 1, lora=LoraSpec(r=2))
+    trainable = {name for name, p in critic.named_parameters() if p.requires_grad}
+    assert any("lora" in name for name in trainable)
+    assert any("score" in name for name in trainable)
+    assert critic.num_heads == 1
 
 
-def test_measure_and_forward_pass_ask_it():
+def test_values_of_model_pass_and_loss_are_equal():
     policy = tiny_model("llama", VOCAB, initial=0.3)
-    made = critic(policy=policy)
+    critic = random_critic(policy=policy)
     batch = batch_of(*rows())
-    models = Models(policy=policy, critic=made)
-    seen = CriticValues()(batch, models, 1.0, 2).values
-    assert not seen.requires_grad
-    out = compute_outputs(policy, batch, frozenset({"values", "entropy"}), critic=made)
-    torch.testing.assert_close(out.values.detach(), seen, atol=1e-6, rtol=0)
+    models = Models(policy=policy, critic=critic)
+    values = CriticValues()(batch, models, 1.0, 2).values
+    assert not values.requires_grad
+    out = compute_outputs(policy, batch, frozenset({"values", "entropy"}), critic=critic)
+    torch.testing.assert_close(out.values.detach(), values, atol=1e-6, rtol=0)
     assert out.values.requires_grad
     entropy = PolicyEntropy()(batch, models, 1.0, 2).entropy
     torch.testing.assert_close(out.entropy.detach(), entropy, atol=1e-6, rtol=0)
     assert compute_outputs(policy, batch).values is None
     with pytest.raises(WiringError, match="no critic"):
         compute_outputs(policy, batch, frozenset({"values"}))
-    with pytest.raises(WiringError, match="asks the critic"):
+    with pytest.raises(WiringError, match="needs a critic"):
         CriticValues()(batch, Models(policy=policy), 1.0, 2)
     with pytest.raises(WiringError, match="at least one head"):
         critic_from_policy(policy, 0)
 
 
-def critical(worth, value):
-    """A recipe with a critic."""
+def spec_with_critic(reward_steps, value_loss):
     return toy_recipe().replace(
-        reward_steps=worth,
+        reward_steps=reward_steps,
         model_passes=(OldLogprobs(), CriticValues()),
         credit=chain(TerminalReward(), Gae()),
-        losses=(WeightedLoss(1.0, ClippedSurrogate()), WeightedLoss(0.5, value)),
+        losses=(WeightedLoss(1.0, ClippedSurrogate()), WeightedLoss(0.5, value_loss)),
     )
 
 
-@pytest.mark.parametrize("value", [SquaredValueLoss(), ClippedValueLoss(0.2)])
-def test_the_dry_run_derives_the_heads(value):
-    assert check_spec(critical(WeightedSum(WEIGHTS), value), NAMES).num_critic_heads == 1
+@pytest.mark.parametrize("value_loss", [SquaredValueLoss(), ClippedValueLoss(0.2)])
+def test_the_dry_run_derives_the_number_of_heads(value_loss):
+    assert check_spec(spec_with_critic(WeightedSum(WEIGHTS), value_loss), NAMES).num_critic_heads == 1
     assert check_spec(toy_recipe(), NAMES).num_critic_heads == 0
-    apart = critical(chain(), value).replace(losses=(WeightedLoss(1.0, value), WeightedLoss(1.0, Apart())))
-    assert check_spec(apart, NAMES).num_critic_heads == 2
+    per_objective = spec_with_critic(chain(), value_loss).replace(
+        losses=(WeightedLoss(1.0, value_loss), WeightedLoss(1.0, PerObjectiveLoss()))
+    )
+    assert check_spec(per_objective, NAMES).num_critic_heads == 2
 
 
-class Apart(ClippedSurrogate):
+class PerObjectiveLoss(ClippedSurrogate):
     """A policy loss of several objectives."""
 
     def __call__(self, out, batch):
         return (out.logprobs[..., None] * batch.advantages).sum()
 
-    def watch(self, out, batch):
+    def metrics(self, out, batch):
         return {}
 
 
-def test_the_loop_trains_it_beside_the_policy(tmp_path):
-    world, recipe = toy_world(), critical(WeightedSum(WEIGHTS), ClippedValueLoss(0.2))
-    with pytest.raises(WiringError, match="asks a critic"):
-        train(recipe, world, max_steps=1, seed=0, run=Run(tmp_path / "none"))
-    for heads, match in ((2, "needs 1 heads"), (1, None)):
-        models = replace(world.models, critic=critic_from_policy(world.models.policy, heads))
-        now = replace(world, models=models)
+def test_training_updates_policy_and_critic(tmp_path):
+    context, spec = toy_world(), spec_with_critic(WeightedSum(WEIGHTS), ClippedValueLoss(0.2))
+    with pytest.raises(WiringError, match="needs a critic"):
+        train(spec, context, max_steps=1, seed=0, run=Run(tmp_path / "none"))
+    for heads, match in ((2, "1 head"), (1, None)):
+        models = replace(context.models, critic=critic_from_policy(context.models.policy, heads))
+        context_with_critic = replace(context, models=models)
         if match:
             with pytest.raises(WiringError, match=match):
-                train(recipe, now, max_steps=1, seed=0, run=Run(tmp_path / "two"))
-    before, run_folder = digest(now), Run(tmp_path / "one")
-    train(recipe, now, max_steps=4, seed=0, run=run_folder)
-    assert digest(now) != before
+                train(spec, context_with_critic, max_steps=1, seed=0, run=Run(tmp_path / "two"))
+    before, run_folder = digest(context_with_critic), Run(tmp_path / "one")
+    train(spec, context_with_critic, max_steps=4, seed=0, run=run_folder)
+    assert digest(context_with_critic) != before
     assert (models.critic.network.score.weight != 0).any()
     assert "clip_fraction/value" in (tmp_path / "one" / "metrics.jsonl").read_text()

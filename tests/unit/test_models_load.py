@@ -1,4 +1,4 @@
-"""Folders in, folders out: what plain transformers writes we read, and the other way round."""
+"""Loading and saving: folders are interchangeable with plain transformers, and bad folders are errors."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_saved_models_load_in_plain_transformers_and_here(kind, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
 
 
-def test_an_adapted_model_is_saved_merged_and_apart(tmp_path):
+def test_a_model_with_an_adapter_is_saved_merged_and_as_adapter(tmp_path):
     from peft import PeftModel
 
     adapted = add_lora(tiny_model("qwen2", SIZE, initial=0.3), LoraSpec(r=4), seed=0)
@@ -62,14 +62,20 @@ def test_an_adapted_model_is_saved_merged_and_apart(tmp_path):
             if p.requires_grad:
                 p.add_(0.05)
     before = parameter_hash(adapted)
-    tokens, attend, where = rows()
-    expected = compute_logprobs(adapted, tokens, attend, where).detach()
+    input_ids, attention_mask, response_mask = rows()
+    expected = compute_logprobs(adapted, input_ids, attention_mask, response_mask).detach()
     save_model(adapted, tiny_tokenizer(), tmp_path / "m")
     assert parameter_hash(adapted) == before
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
-    assert torch.allclose(compute_logprobs(plain, tokens, attend, where).detach(), expected, atol=1e-5)
-    apart = PeftModel.from_pretrained(tiny_model("qwen2", SIZE, initial=0.3), tmp_path / "m" / "adapter")
-    assert torch.equal(compute_logprobs(apart, tokens, attend, where).detach(), expected)
+    assert torch.allclose(
+        compute_logprobs(plain, input_ids, attention_mask, response_mask).detach(), expected, atol=1e-5
+    )
+    with_adapter = PeftModel.from_pretrained(
+        tiny_model("qwen2", SIZE, initial=0.3), tmp_path / "m" / "adapter"
+    )
+    assert torch.equal(
+        compute_logprobs(with_adapter, input_ids, attention_mask, response_mask).detach(), expected
+    )
 
 
 def test_lora_on_bfloat16_merges_in_float32(tmp_path):
@@ -83,48 +89,48 @@ def test_lora_on_bfloat16_merges_in_float32(tmp_path):
     base = adapted.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight
     merged = plain.model.layers[0].self_attn.q_proj.weight
     assert merged.dtype == torch.float32
-    # Smaller than bfloat16 could show on weights of this size.
+    # The update is below the resolution of bfloat16 at the size of these weights.
     assert 0 < float((merged - base.float()).abs().max().detach()) < 1e-5
 
 
 def test_precision_and_adapter_are_as_specified(folder):
-    language = load_policy(ModelSpec(path=str(folder), dtype="bfloat16", lora=LoraSpec(r=2)), seed=1)
-    types = {(p.requires_grad, p.dtype) for p in language.model.parameters()}
+    policy = load_policy(ModelSpec(path=str(folder), dtype="bfloat16", lora=LoraSpec(r=2)), seed=1)
+    types = {(p.requires_grad, p.dtype) for p in policy.model.parameters()}
     assert types == {(True, torch.float32), (False, torch.bfloat16)}
 
 
-def complaint(path):
+def load_error_of(path):
     with pytest.raises(DataError) as caught:
         load_policy(ModelSpec(path=str(path)))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_missing_folder_never_touches_the_network(tmp_path):
-    assert "no such folder" in complaint(tmp_path / "absent")
-    assert "no such folder" in complaint("../models/absent")
+def test_a_missing_folder_is_an_error_without_network_access(tmp_path):
+    assert "no such folder" in load_error_of(tmp_path / "absent")
+    assert "no such folder" in load_error_of("../models/absent")
     assert not is_local_folder("owner/name")
     assert is_local_folder(str(tmp_path))
 
 
-def test_pickles_are_refused(folder):
+def test_pickles_are_never_loaded(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "only pytorch_model.bin, a pickle" in complaint(folder)
+    assert "only pytorch_model.bin, a pickle" in load_error_of(folder)
 
 
-def test_damaged_and_incomplete_folders(folder):
+def test_damaged_and_incomplete_folders_are_errors(folder):
     weights = load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     save_file({k: v for k, v in weights.items() if k != name}, folder / "model.safetensors")
-    assert f"1 weights are absent from the file, the first {name}" in complaint(folder)
+    assert f"no values for 1 weights, the first is {name}" in load_error_of(folder)
     save_file(weights | {name: torch.zeros(2, 2)}, folder / "model.safetensors")
-    assert "cannot be read" in complaint(folder)
+    assert "cannot load the model" in load_error_of(folder)
     (folder / "model.safetensors").write_bytes(b"torn")
-    assert "cannot be read" in complaint(folder)
+    assert "cannot load the model" in load_error_of(folder)
     (folder / "config.json").write_text("{")
-    complaint(folder)
+    load_error_of(folder)
     (folder / "tokenizer.json").unlink()
-    complaint(folder)
+    load_error_of(folder)
 
 
 def test_remote_code_is_never_run(folder):
@@ -132,10 +138,10 @@ def test_remote_code_is_never_run(folder):
     config |= {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "code.Own", "AutoConfig": "code.C"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text("raise SystemExit('ran')")
-    complaint(folder)
+    load_error_of(folder)
 
 
-def test_the_stop_that_ends_a_turn_comes_first():
+def test_the_eos_token_of_the_chat_template_comes_first():
     model, tokenizer = tiny_model("llama", SIZE), tiny_tokenizer()
     model.generation_config.eos_token_id = [0, 5, 1]
     assert eos_ids_of(model, tokenizer) == (1, 0, 5)
@@ -144,18 +150,18 @@ def test_the_stop_that_ends_a_turn_comes_first():
     model.generation_config.eos_token_id = None
     assert eos_ids_of(model, tokenizer) == (1,)
     model.config.eos_token_id = tokenizer.eos_token = None
-    with pytest.raises(DataError, match="no token ends a response"):
+    with pytest.raises(DataError, match="no EOS token is defined"):
         eos_ids_of(model, tokenizer)
 
 
-def test_a_tokenizer_without_padding_pads_with_a_stop():
+def test_a_tokenizer_without_padding_token_pads_with_eos():
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
-    language = as_policy_model(tiny_model("gpt2", SIZE), tokenizer)
-    assert language.pad_id == language.eos_ids[0] == 1
+    policy = as_policy_model(tiny_model("gpt2", SIZE), tokenizer)
+    assert policy.pad_id == policy.eos_ids[0] == 1
 
 
-def test_the_hash_sees_every_byte():
+def test_the_parameter_hash_covers_every_byte():
     model = tiny_model("llama", SIZE)
     before = parameter_hash(model)
     with torch.no_grad():
@@ -163,22 +169,22 @@ def test_the_hash_sees_every_byte():
     assert parameter_hash(model) != before
 
 
-def test_the_real_model():
-    language = load_policy(ModelSpec(path=str(shared("models", "dialogue-7m"))))
-    assert language.eos_ids == (2, 0)
-    assert language.pad_id == 0
-    assert context_length(language.model) == 1024
-    assert sum(p.numel() for p in language.model.parameters()) == 6_951_168
+def test_a_real_model_loads():
+    policy = load_policy(ModelSpec(path=str(shared("models", "dialogue-7m"))))
+    assert policy.eos_ids == (2, 0)
+    assert policy.pad_id == 0
+    assert context_length(policy.model) == 1024
+    assert sum(p.numel() for p in policy.model.parameters()) == 6_951_168
     stories = load_policy(ModelSpec(path=str(shared("models", "stories260K"))))
     assert stories.eos_ids == (1, 2)
 
 
-def test_a_tokenizer_alone():
+def test_a_folder_with_a_tokenizer_only_loads():
     assert len(load_tokenizer(str(shared("models", "gpt2-tokenizer")))) == 50_257
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_adapter_on_its_base_is_the_policy_that_was_trained(dtype, tmp_path):
+def test_a_base_model_with_a_loaded_adapter_is_the_trained_policy(dtype, tmp_path):
     save_model(tiny_model("llama", SIZE, initial=0.3), tiny_tokenizer(), tmp_path / "base")
     adapted = load_policy(ModelSpec(path=str(tmp_path / "base"), dtype=dtype, lora=LoraSpec(r=4))).model
     with torch.no_grad():
@@ -187,16 +193,16 @@ def test_an_adapter_on_its_base_is_the_policy_that_was_trained(dtype, tmp_path):
                 p.add_(0.1)
     save_model(adapted, tiny_tokenizer(), tmp_path / "m")
     adapter = str(tmp_path / "m" / "adapter")
-    again = load_policy(ModelSpec(path=str(tmp_path / "base"), dtype=dtype, adapter_path=adapter)).model
-    tokens = torch.arange(20)[None] % SIZE
-    attend = torch.ones_like(tokens, dtype=torch.bool)
+    loaded = load_policy(ModelSpec(path=str(tmp_path / "base"), dtype=dtype, adapter_path=adapter)).model
+    input_ids = torch.arange(20)[None] % SIZE
+    mask = torch.ones_like(input_ids, dtype=torch.bool)
     with torch.no_grad():
-        one, two = (compute_logprobs(model, tokens, attend, attend) for model in (adapted, again))
+        one, two = (compute_logprobs(model, input_ids, mask, mask) for model in (adapted, loaded))
     assert torch.equal(one, two)
-    assert not any(p.requires_grad for p in again.parameters())
+    assert not any(p.requires_grad for p in loaded.parameters())
 
 
-def test_an_adapter_is_read_without_a_warning(folder, tmp_path):
+def test_adapters_load_without_warnings(folder, tmp_path):
     adapted = load_policy(ModelSpec(path=str(folder), lora=LoraSpec(r=2))).model
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -206,7 +212,7 @@ def test_an_adapter_is_read_without_a_warning(folder, tmp_path):
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o007, 0o077])
-def test_saved_files_have_the_mode_that_new_files_have(mask, tmp_path):
+def test_saved_files_have_the_default_mode_of_new_files(mask, tmp_path):
     before = os.umask(mask)
     try:
         save_model(
@@ -219,12 +225,12 @@ def test_saved_files_have_the_mode_that_new_files_have(mask, tmp_path):
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~mask}
 
 
-def test_an_adapter_that_is_not_there(folder):
+def test_a_missing_adapter_is_an_error(folder):
     with pytest.raises(DataError, match="no adapter_model"):
         load_policy(ModelSpec(path=str(folder), adapter_path=str(folder)))
 
 
-def test_every_byte_has_reached_the_disk_before_the_folder_gets_its_name(tmp_path, monkeypatch):
+def test_all_files_are_synced_before_the_folder_is_renamed(tmp_path, monkeypatch):
     synced, real = [], os.fsync
 
     def fsync(handle):
@@ -245,7 +251,7 @@ def test_every_byte_has_reached_the_disk_before_the_folder_gets_its_name(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
 
 
-def test_devices(monkeypatch):
+def test_device_names_are_resolved(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ResourceError, match=r"run\.device: cuda"):
@@ -254,5 +260,5 @@ def test_devices(monkeypatch):
     assert resolve_device("auto") == torch.device("cuda")
 
 
-def test_a_policy_is_put_on_its_device(folder):
+def test_a_policy_is_moved_to_its_device(folder):
     assert load_policy(ModelSpec(path=str(folder), device="meta")).model.device.type == "meta"

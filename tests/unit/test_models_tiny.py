@@ -1,4 +1,4 @@
-"""The models of the tests are real, small, repeatable, and draw from nobody's chance."""
+"""The tiny models of the tests are reproducible and do not change the global random generator."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_the_same_seed_gives_the_same_weights(kind):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_the_tokenizer_gives_text_back_and_ends_turns():
+def test_the_tokenizer_round_trips_text_and_has_a_chat_template():
     tokenizer = tiny_tokenizer()
     text = "Hello, you {there}!\n"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]

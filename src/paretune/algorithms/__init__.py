@@ -1,6 +1,6 @@
-"""Room 8, choices of parts: an algorithm is a function of a few lines that returns a recipe.
+"""Algorithms: functions that choose parts and return an AlgorithmSpec. No tensor arithmetic here.
 
-No tensor is touched here. `ALGORITHMS` is the table of contents; its keys are the names recipes use.
+The keys of `ALGORITHMS` are the values of `algorithm.name` in recipes.
 """
 
 from collections.abc import Callable
@@ -44,3 +44,4 @@ ALGORITHMS: dict[str, Callable[..., AlgorithmSpec | EvolutionSpec]] = {
     "superhf": superhf,
     "essa": essa,
 }
+"""Name in recipes -> function."""

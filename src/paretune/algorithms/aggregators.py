@@ -1,9 +1,7 @@
-"""Where a step belongs that reads the one signal an aggregator made.
+"""Aggregators of objectives, independent of the algorithm: they replace the weighted sum of any spec.
 
-How objectives become one, apart from the algorithm: any recipe with a weighted sum can have another way.
-
-`AGGREGATES` holds the ways by the names recipes use. Each takes the weights and the constraints that the
-objectives give.
+The keys of `AGGREGATES` are the values of `aggregate.name` in recipes. Each function takes the weights and
+the constraints of the objectives.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,14 +20,14 @@ from paretune.rl.algorithm_spec import AlgorithmSpec, map_phases
 from paretune.rl.evolution.spec import EvolutionSpec
 
 SpecT = TypeVar("SpecT", AlgorithmSpec, EvolutionSpec, AlgorithmSpec | EvolutionSpec)
-"""What an algorithm returns."""
+"""The spec that an algorithm returns."""
 
 
 def insert_after_aggregation(spec: SpecT, step: CreditStep) -> SpecT:
-    """The recipe with a step behind its weighted sum, before anything is selected; else at its end."""
+    """Insert a step right after the weighted sum, hence before selections; without one, at the end."""
     steps = list(flatten_steps(spec.reward_steps))
-    places = [i for i, part in enumerate(steps) if isinstance(part, WeightedSum)]
-    steps.insert(places[0] + 1 if places else len(steps), step)
+    index = next((i for i, other in enumerate(steps) if isinstance(other, WeightedSum)), len(steps) - 1)
+    steps.insert(index + 1, step)
     return spec.replace(reward_steps=chain(*steps))
 
 
@@ -44,35 +42,41 @@ def replace_aggregator(
     score_steps: Sequence[CreditStep] = (),
     missing_step: CreditStep | None = None,
 ) -> SpecT:
-    """The recipe with another aggregator in the place of its weighted sum, in its phases too.
+    """Replace the weighted sum of a spec, and of its phases, by another aggregator.
 
-    What an aggregator remembers begins anew in each phase.
+    The state of an aggregator starts anew in each phase.
 
     Args:
-        spec: One with a WeightedSum, before or after its models are asked.
-        aggregator: What takes its place; None: it stays.
-        score_steps: Steps on the scores as they come, such as thresholds; gates see them.
-        missing_step: What missing scores mean; goes behind the gates, before anything is compared.
+        spec: With a WeightedSum in its reward steps or its credit steps.
+        aggregator: Its replacement; None: keep it.
+        score_steps: Steps before all others, such as thresholds; gates see their result.
+        missing_step: Handling of missing scores; inserted after the gates and before the aggregator.
 
     Raises:
-        WiringError: The recipe has no weighted sum that could be replaced.
+        WiringError: The spec has no weighted sum.
     """
-    worth: list[CreditStep] = list(flatten_steps(spec.reward_steps))
+    reward_steps: list[CreditStep] = list(flatten_steps(spec.reward_steps))
     credit: list[CreditStep] = list(flatten_steps(spec.credit))
-    home = next((steps for steps in (worth, credit) if any(isinstance(s, WeightedSum) for s in steps)), None)
-    if home is None:
-        own = ", ".join(type(step).__name__ for step in (*worth, *credit))
-        wanted = type(aggregator).__name__ if aggregator else "another aggregator"
-        raise WiringError(f"{wanted} has no WeightedSum to take the place of among {own}")
-    place = next(i for i, step in enumerate(home) if isinstance(step, WeightedSum))
-    home[place] = aggregator or home[place]
+    steps = next(
+        (steps for steps in (reward_steps, credit) if any(isinstance(s, WeightedSum) for s in steps)), None
+    )
+    if steps is None:
+        names = ", ".join(type(step).__name__ for step in (*reward_steps, *credit))
+        replacement = type(aggregator).__name__ if aggregator else "another aggregator"
+        raise WiringError(f"{replacement} has no WeightedSum to replace among {names}")
+    index = next(i for i, step in enumerate(steps) if isinstance(step, WeightedSum))
+    steps[index] = aggregator or steps[index]
     if missing_step is not None:
-        worth.insert(place if home is worth else len(worth), missing_step)
-    again = partial(
+        # With the sum in credit, objectives are normalized before it: missing scores are handled before that.
+        reward_steps.insert(index if steps is reward_steps else len(reward_steps), missing_step)
+    in_phases = partial(
         replace_aggregator, aggregator=aggregator, score_steps=score_steps, missing_step=missing_step
     )
-    made = map_phases(spec.phases, again)
-    return spec.replace(reward_steps=chain(*score_steps, *worth), credit=chain(*credit), phases=made)
+    return spec.replace(
+        reward_steps=chain(*score_steps, *reward_steps),
+        credit=chain(*credit),
+        phases=map_phases(spec.phases, in_phases),
+    )
 
 
 def weighted_sum(weights: Weights, constraints: Constraints) -> CreditStep:
@@ -80,32 +84,32 @@ def weighted_sum(weights: Weights, constraints: Constraints) -> CreditStep:
 
     Args:
         weights: Weight of each objective.
-        constraints: None; a sum cannot keep them.
+        constraints: Must be empty; a sum cannot enforce them.
 
     Raises:
         WiringError: There are constraints.
     """
-    _reject_constraints(constraints, "weighted")
+    _reject_constraints(constraints, "weighted_sum")
     return WeightedSum(weights)
 
 
 def min_objective(
     weights: Weights, constraints: Constraints, *, sharpness: PositiveFloat | None = None
 ) -> CreditStep:
-    """The worst objective of each response, of those that have a weight.
+    """The lowest objective of each response, of those that have a weight.
 
     Args:
         weights: Equal, or 0 for an objective that is only logged.
-        constraints: None.
-        sharpness: None: the worst itself; else the k of a soft minimum.
+        constraints: Must be empty.
+        sharpness: None: the minimum itself; else the k of a soft minimum.
 
     Raises:
         WiringError: There are constraints, or the weights are not equal.
     """
-    _reject_constraints(constraints, "worst")
+    _reject_constraints(constraints, "min_objective")
     if len({weight for weight in weights.values() if weight}) > 1:
         raise WiringError(
-            'aggregate "worst" compares scores as they are, and the weights are not equal; '
+            'aggregate "min_objective" compares scores as they are, and the weights are not equal; '
             "fix: give equal weights, or aggregate.name=chebyshev"
         )
     return MinObjective(tuple(name for name, weight in weights.items() if weight), sharpness)
@@ -115,20 +119,20 @@ def chebyshev(
     weights: Weights,
     constraints: Constraints,
     *,
-    criterion: Literal["response", "mean"] = "response",
+    criterion: Literal["response", "policy_mean"] = "response",
     ideal_point: dict[str, float] | None = None,
     rho: NonNegativeFloat = 0.0,
     freeze_ideal_after: NonNegativeInt | None = None,
 ) -> CreditStep:
-    """The objective that is farthest from its best, of each response or of their mean.
+    """Distance from the ideal point in the farthest objective, of each response or of the policy's mean.
 
     Args:
         weights: Weight of the distance in each objective.
-        constraints: None.
-        criterion: "response" or "mean".
-        ideal_point: The ideal point; None: the best scores seen so far.
-        rho: How much of the weighted sum is added.
-        freeze_ideal_after: The step from which the ideal point moves no more.
+        constraints: Must be empty.
+        criterion: "response" or "policy_mean"; see `Chebyshev`.
+        ideal_point: The ideal point; None: the best scores so far.
+        rho: Multiple of the weighted sum that is added.
+        freeze_ideal_after: Training step from which the ideal point is fixed.
 
     Raises:
         WiringError: There are constraints, or the options contradict each other.
@@ -140,24 +144,25 @@ def chebyshev(
 def lexicographic(
     weights: Weights, constraints: Constraints, *, bin_width: NonNegativeFloat = 0.0
 ) -> CreditStep:
-    """The first objective first; constraints on means are the levels from which one is good enough.
+    """Objectives in order of importance; constraints on means are thresholds from which one is good enough.
 
     Args:
-        weights: Their order is that of importance; objectives of weight 0 are only logged.
-        constraints: Levels.
+        weights: In order of importance; objectives of weight 0 are only logged.
+        constraints: Thresholds.
         bin_width: Scores are rounded down to multiples of this.
 
     Raises:
         WiringError: A constraint is on a rate or a quantile.
     """
-    wrong = [constraint for constraint in constraints if constraint.statistic != "mean"]
-    if wrong:
-        raise WiringError(
-            f'aggregate "lexicographic" takes `at_least` as a level of the score, and "{wrong[0].objective}" '
-            f"has constraint {wrong[0].statistic}; fix: leave out constraint, or aggregate.name=lagrangian"
-        )
-    levels = {constraint.objective: constraint.lower_bound for constraint in constraints}
-    order = tuple((name, levels.get(name)) for name, weight in weights.items() if weight)
+    for constraint in constraints:
+        if constraint.statistic != "mean":
+            raise WiringError(
+                'aggregate "lexicographic" takes `at_least` as a threshold of the score, and '
+                f'"{constraint.objective}" has constraint {constraint.statistic}; '
+                "fix: leave out constraint, or aggregate.name=lagrangian"
+            )
+    thresholds = {constraint.objective: constraint.lower_bound for constraint in constraints}
+    order = tuple((name, thresholds.get(name)) for name, weight in weights.items() if weight)
     return Lexicographic(order, bin_width)
 
 
@@ -173,18 +178,18 @@ def lagrangian(
     window_size: PositiveInt = 256,
     multiplier_delay_steps: NonNegativeInt = 0,
 ) -> CreditStep:
-    """The weighted sum, and a multiplier for each constraint that rises while it is broken.
+    """The weighted sum, plus a multiplier for each constraint that grows while the constraint is violated.
 
     Args:
-        weights: Weight of each objective beside its multiplier.
+        weights: Weight of each objective, added to its multiplier.
         constraints: At least one.
-        multiplier_lr: How fast the logarithm of a multiplier moves, for each unit by which its constraint is broken.
-        multiplier_update: How it moves; see `ascend`.
-        multiplier_init: Multipliers before the first step.
+        multiplier_lr: Learning rate of the logarithm of a multiplier, per unit of violation.
+        multiplier_update: Update rule; see `dual_ascent`.
+        multiplier_init: Multipliers before the first training step.
         multiplier_min: Smallest multiplier.
         multiplier_max: Largest multiplier.
-        window_size: Scores a level is taken over.
-        multiplier_delay_steps: Steps before multipliers move.
+        window_size: Number of latest scores that a constrained statistic is taken over.
+        multiplier_delay_steps: Training steps before the multipliers are first updated.
 
     Raises:
         WiringError: There is no constraint, or the numbers contradict each other.
@@ -192,7 +197,7 @@ def lagrangian(
     return Lagrangian(
         weights,
         tuple(constraints),
-        "signal",
+        "rewards",
         multiplier_lr,
         multiplier_update,
         multiplier_init,
@@ -204,50 +209,51 @@ def lagrangian(
 
 
 def preference_weighted_sum(weights: Weights, constraints: Constraints) -> CreditStep:
-    """The sum of the scores with the weights that each prompt asks for.
+    """The weighted sum of scores with the weights of each prompt.
 
     Args:
-        weights: Without effect; prompts bring their own.
-        constraints: None.
+        weights: Ignored; prompts bring their own.
+        constraints: Must be empty.
 
     Raises:
         WiringError: There are constraints.
     """
-    _reject_constraints(constraints, "preference")
+    _reject_constraints(constraints, "preference_weighted_sum")
     return PreferenceWeightedSum()
 
 
 def _reject_constraints(constraints: Constraints, name: str) -> None:
     if constraints:
         raise WiringError(
-            f'aggregate "{name}" keeps no constraint, and "{constraints[0].objective}" has at_least; '
+            f'aggregate "{name}" enforces no constraint, and "{constraints[0].objective}" has at_least; '
             "fix: aggregate.name=lagrangian, or leave out at_least"
         )
 
 
 AGGREGATES: dict[str, Callable[..., CreditStep]] = {
-    "weighted": weighted_sum,
-    "worst": min_objective,
+    "weighted_sum": weighted_sum,
+    "min_objective": min_objective,
     "chebyshev": chebyshev,
     "lexicographic": lexicographic,
     "lagrangian": lagrangian,
-    "preference": preference_weighted_sum,
+    "preference_weighted_sum": preference_weighted_sum,
 }
+"""Name in recipes -> function."""
 
 
 @inherit_arguments(grpo)
 def lagrangian_grpo(
     weights: Weights, *, constraints: Constraints = (), multiplier_lr: NonNegativeFloat = 0.5, **kwargs: Any
 ) -> AlgorithmSpec:
-    """Gate, sum with multipliers that learn, then compare within the group.
+    """GRPO on a weighted sum with learned multipliers for constraints.
 
     Args:
-        weights: Weight of each objective beside its multiplier.
-        constraints: The levels to keep; objectives bring them by `at_least`.
-        multiplier_lr: How fast the logarithm of a multiplier moves.
+        weights: Weight of each objective, added to its multiplier.
+        constraints: Lower bounds; objectives give them by `at_least`.
+        multiplier_lr: Learning rate of the logarithm of a multiplier.
         kwargs: As for `grpo`.
 
-    Source: Dai et al. 2023 (Safe RLHF, arXiv:2310.12773), with the group in the place of its two critics.
+    Source: Dai et al. 2023 (Safe RLHF, arXiv:2310.12773), with group baselines instead of its two critics.
     """
     base = grpo(weights, **kwargs)
     return replace_aggregator(base, lagrangian(weights, constraints, multiplier_lr=multiplier_lr)).replace(
@@ -259,16 +265,16 @@ def lagrangian_grpo(
 def chebyshev_grpo(
     weights: Weights,
     *,
-    criterion: Literal["response", "mean"] = "response",
+    criterion: Literal["response", "policy_mean"] = "response",
     rho: NonNegativeFloat = 0.0,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """Gate, measure the distance from the ideal point, then compare within the group.
+    """GRPO on the negative Chebyshev distance from the ideal point.
 
     Args:
         weights: Weight of the distance in each objective.
-        criterion: "response" or "mean".
-        rho: How much of the weighted sum is added.
+        criterion: "response" or "policy_mean"; see `Chebyshev`.
+        rho: Multiple of the weighted sum that is added.
         kwargs: As for `grpo`.
 
     Source: Miettinen 1999, section 3.4, for the scalarisation; ours in the combination.

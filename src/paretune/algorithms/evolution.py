@@ -1,7 +1,7 @@
-"""Alignment without a gradient: candidates respond, are scored, and are compared as wholes."""
+"""Gradient-free alignment: an evolution strategy on the singular values of a LoRA adapter."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from paretune.algorithms.grpo import Gates, gated_weighted_sum
 from paretune.algorithms.preference import sft
@@ -26,61 +26,58 @@ def essa(
     initial_sigma: PositiveFloat | None = None,
     mean_lr: PositiveFloat | None = None,
     singular_value_fraction: UnitInterval = 1.0,
-    random_numbers: Literal["common", "fresh"] = "common",
+    random_numbers: Literal["common", "independent"] = "common",
     kl_coef: NonNegativeFloat = 0.0,
     lora_r: PositiveInt | None = None,
-    sft_response_source: Literal["start", "stored"] = "start",
+    sft_response_source: Literal["frozen_policy", "stored"] = "frozen_policy",
     sft_steps: PositiveInt = 20,
     sft_num_generations: PositiveInt = 8,
-    base_precision: Literal["whole", "int8"] = "whole",
+    base_precision: Literal["full", "int8"] = "full",
 ) -> EvolutionSpec:
-    """A LoRA is fitted to the best of the start's own responses; then its singular values are searched.
+    """ESSA: fit a LoRA adapter to the best responses of the initial policy, then search its singular values.
 
     Args:
         weights: Weight of each objective.
-        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
-        num_generations: Responses of a candidate to each prompt.
-        max_new_tokens: Longest response, in tokens.
-        temperature: Of sampling.
-        population_size: Candidates of a generation.
-        strategy: "cma" learns step size and covariance; "isotropic" keeps the step size, and needs no package.
-        initial_sigma: First step size in mean singular values; null: such that candidates differ by a standard error.
-        mean_lr: Of "isotropic" alone: how far the mean goes, in step sizes; null: 1 there.
-        singular_value_fraction: Of the singular values of each factor, the largest that move.
-        random_numbers: "common": candidates of a generation meet the same prompts and chance; "fresh": each its own.
-        kl_coef: Price of one nat by which a response is likelier than under the start, in the units of the signal.
-        lora_r: Rank of the adapter on the projections of attention; null: 8, or that of `policy.lora`.
-        sft_response_source: What the adapter is fitted to: the best of the start's own responses, or of data.stored_responses.
-        sft_steps: Training steps of that fit; its rate is training.learning_rate.
-        sft_num_generations: Responses to each prompt of which the best is imitated.
-        base_precision: "int8": the frozen layers reckon in eight bits while candidates respond.
+        gates: (objective, condition objective, threshold, fallback below the threshold) of each gate.
+        num_generations: Responses per prompt and candidate.
+        max_new_tokens: Maximum response length in tokens.
+        temperature: Sampling temperature.
+        population_size: Candidates per generation.
+        strategy: "cma" adapts step size and covariance; "isotropic" keeps the step size, needs no package.
+        initial_sigma: In mean singular values; null: such that candidates differ by one standard error.
+        mean_lr: For "isotropic" only: learning rate of the mean, in step sizes; null: 1.
+        singular_value_fraction: Fraction of the singular values of each factor that is searched, the largest.
+        random_numbers: "common": candidates of a generation share prompts and noise; or "independent".
+        kl_coef: Penalty per nat of log-ratio of a response to the initial policy, in the units of the reward.
+        lora_r: Rank of the adapter on the attention projections; null: 8, or that of `policy.lora`.
+        sft_response_source: The adapter is fitted to the best of these: samples, or data.stored_responses.
+        sft_steps: Training steps of that fit; its learning rate is training.learning_rate.
+        sft_num_generations: Responses per prompt of which the best is used.
+        base_precision: "int8": the frozen layers compute in 8 bits while candidates generate.
 
     Source: Korotyshova et al. 2025 (arXiv:2507.04453): rank 8, population 96, all values, no KL. Differs:
-    common chance; the incumbent is kept; the first step size, not in the paper, is calibrated; objectives.
+    common random numbers; the incumbent is kept; calibrated initial step size; several objectives.
     """
-    first = sft(
-        weights,
-        gates=gates,
-        response_source=sft_response_source,
-        num_generations=sft_num_generations,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-    )
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    source: dict[str, Any] = {"response_source": sft_response_source, "num_generations": sft_num_generations}
+    sft_spec = sft(weights, gates=gates, **source, **sampling)
     return EvolutionSpec(
         name="essa",
-        rollout=OnPolicy(
-            num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature
-        ),
+        rollout=OnPolicy(num_generations=num_generations, **sampling),
         reward_steps=chain(*gated_weighted_sum(weights, gates)),
-        phases=(PretrainPhase(role="warm", spec=first, max_steps=sft_steps),),
+        phases=(PretrainPhase(role="warm", spec=sft_spec, max_steps=sft_steps),),
         strategy=_make_strategy(strategy, population_size, mean_lr),
         initial_sigma=initial_sigma,
         singular_value_fraction=singular_value_fraction,
         random_numbers=random_numbers,
         kl_coef=kl_coef,
-        adapter=LoraSpec(r=lora_r or 8, alpha=2 * (lora_r or 8), target_modules=ATTENTION_MODULES),
+        adapter=_adapter(lora_r or 8),
         base_precision=base_precision,
     )
+
+
+def _adapter(rank: int) -> LoraSpec:
+    return LoraSpec(r=rank, alpha=2 * rank, target_modules=ATTENTION_MODULES)
 
 
 def _make_strategy(name: str, population_size: int, mean_lr: float | None) -> CmaES | IsotropicES:

@@ -1,4 +1,4 @@
-"""PPO with a critic, and what grew from it: how rewards are scaled, kept, placed and held to a reference."""
+"""PPO with a critic and its descendants: PPO-max, SALSA, Safe RLHF, PF-PPO, RTO."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -49,53 +49,49 @@ def ppo(
     minibatch_size: PositiveInt | None = None,
     num_iterations: PositiveInt = 4,
 ) -> AlgorithmSpec:
-    """A critic says what each token was worth; the divergence is paid token by token in the reward.
+    """PPO with a critic, GAE, and a KL penalty per token in the reward.
 
     Args:
         weights: Weight of each objective.
-        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
-        num_generations: Responses to each prompt.
-        max_new_tokens: Longest response, in tokens.
-        temperature: Of sampling, and of every log-probability.
-        clip_range: How far the probability ratio of a token may go from 1.
-        clip_range_vf: How far a value may move in one training step, in the units of the signal; None: any.
+        gates: (objective, condition objective, threshold, fallback below the threshold) of each gate.
+        num_generations: Responses per prompt.
+        max_new_tokens: Maximum response length in tokens.
+        temperature: Sampling temperature, also used for all log-probabilities.
+        clip_range: Clip range of the probability ratio around 1.
+        clip_range_vf: Clip range of values, in the units of the reward; None: not clipped.
         vf_coef: Coefficient of the critic's loss.
-        kl_coef: Price of one nat of divergence from the reference, in the units of the signal.
+        kl_coef: KL penalty per nat, in the units of the reward.
         gamma: Discount per token.
-        lam: Between one-step errors (0) and whole returns (1).
-        missing_eos_reward: Worth of a response that ran into the length limit, whatever it scored; None: its score.
-        critic_init_from: Whose body the critic starts from; with "reward" it starts with that model's heads too.
+        lam: GAE lambda: one-step TD errors (0) to returns (1).
+        missing_eos_reward: Reward of every truncated response, whatever its scores; None: its scores.
+        critic_init_from: Model whose body the critic is initialized from; "reward" also takes its heads.
         critic_lr_multiplier: The critic's learning rate as a multiple of training.learning_rate.
-        critic_warmup_steps: Training steps in which only the critic learns; the policy warms up after them.
-        minibatch_size: Rows of one optimiser step; None: all that were sampled.
+        critic_warmup_steps: Initial training steps that train only the critic; the policy's warmup follows.
+        minibatch_size: Rows per optimizer step; None: all sampled responses.
         num_iterations: Passes over the sampled responses.
 
     Source: Ouyang et al. 2022 (arXiv:2203.02155), with the details of Huang et al. 2024, "The N+
-    implementation details of RLHF with PPO" (arXiv:2403.17031), for clips, coefficients and epochs. Differs:
-    the reward stands on the last response token; the critic is a network of its own, its gradient bounded
-    apart; temperature is 1 and the missing end costs nothing unless asked for (0.7 and -1 there).
+    implementation details of RLHF with PPO" (arXiv:2403.17031), for clipping, coefficients and epochs.
+    Differs: the reward is at the last response token; the critic is a separate network with its own gradient
+    clipping; the temperature is 1 and a missing EOS has no penalty by default (0.7 and -1 there).
     """
-    price = (KlPenalty(kl_coef),) if kl_coef else ()
-    value = SquaredValueLoss() if clip_range_vf is None else ClippedValueLoss(clip_range_vf)
+    penalty = (KlPenalty(kl_coef),) if kl_coef else ()
+    value_loss = SquaredValueLoss() if clip_range_vf is None else ClippedValueLoss(clip_range_vf)
     return AlgorithmSpec(
         name="ppo",
-        rollout=OnPolicy(
-            num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature
-        ),
+        rollout=_on_policy(num_generations, max_new_tokens, temperature),
         reward_steps=chain(*gated_weighted_sum(weights, gates), *_missing_eos_steps(missing_eos_reward)),
         model_passes=(OldLogprobs(), RefLogprobs(), CriticValues()),
-        credit=chain(TerminalReward(), *price, Gae(gamma, lam), Whiten()),
-        losses=(WeightedLoss(1.0, ClippedSurrogate(clip_range, clip_range)), WeightedLoss(vf_coef, value)),
-        loss_aggregation=LossAggregation("token"),
+        credit=chain(TerminalReward(), *penalty, Gae(gamma, lam), Whiten()),
+        losses=(_clipped_policy_loss(clip_range), WeightedLoss(vf_coef, value_loss)),
+        loss_aggregation=LossAggregation("token_mean"),
         num_iterations=num_iterations,
         minibatch_size=minibatch_size,
-        critic=CriticConfig(
-            init_from=critic_init_from, warmup_steps=critic_warmup_steps, lr_multiplier=critic_lr_multiplier
-        ),
+        critic=_critic(critic_init_from, critic_warmup_steps, critic_lr_multiplier),
     )
 
 
-@inherit_arguments(ppo, "unfinished")
+@inherit_arguments(ppo, "missing_eos_reward")
 def ppo_max(
     weights: Mapping[str, float],
     *,
@@ -104,35 +100,38 @@ def ppo_max(
     critic_warmup_steps: NonNegativeInt = 10,
     num_iterations: PositiveInt = 1,
     reward_clip: PositiveFloat | None = 0.8,
-    reward_scaling: Literal["normalise", "scale"] = "normalise",
-    advantage_normalization: Literal["plain", "whitened"] = "plain",
+    reward_scaling: Literal["normalize", "scale"] = "normalize",
+    advantage_normalization: Literal["none", "whiten"] = "none",
     auxiliary_lm_coef: NonNegativeFloat = 0.0,
     auxiliary_lm_batch_size: PositiveInt = 16,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """PPO with the stabilisers that were found to matter, and without those that were not.
+    """PPO-max: PPO with the stabilizers that were found to matter, and without the others.
 
-    Rewards in standard deviations of all seen before, and clipped; a critic that starts from the reward model
-    and learns alone first; a price by token; one pass over a small buffer; and, where asked for, the loss of
-    demonstrations beside it.
+    Rewards normalized by running moments, and clipped; a critic that is initialized from the reward model and
+    trained alone first; a KL penalty per token; one pass over a small buffer; and optionally an auxiliary LM
+    loss on demonstrations.
 
     Args:
         weights: Weight of each objective.
         vf_coef: Coefficient of the critic's loss.
-        critic_lr_multiplier: The critic's learning rate as a multiple of training.learning_rate; 1.65e-6 to 5e-7 in the paper.
-        critic_warmup_steps: Training steps in which only the critic learns; the policy warms up after them.
+        critic_lr_multiplier: The critic's learning rate as a multiple of training.learning_rate; 1.65e-6 to
+            5e-7 in the paper.
+        critic_warmup_steps: Initial training steps that train only the critic; the policy's warmup follows.
         num_iterations: Passes over the sampled responses.
-        reward_clip: Bound of the scaled reward; None: none.
-        reward_scaling: "normalise" also takes off the running mean; "scale" is what the released script does, there
-            without a clip.
-        advantage_normalization: "whitened" as well, which the paper advises against beside scaled rewards.
-        auxiliary_lm_coef: Coefficient of the likelihood of demonstrations.
-        auxiliary_lm_batch_size: Demonstrations in each optimiser step.
+        reward_clip: Bound of the scaled reward; None: not clipped.
+        reward_scaling: "normalize" also subtracts the running mean; "scale", without clipping, is the
+            released script.
+        advantage_normalization: "whiten" whitens advantages, which the paper advises against with scaled
+            rewards.
+        auxiliary_lm_coef: Coefficient of the auxiliary LM loss on demonstrations.
+        auxiliary_lm_batch_size: Demonstrations per optimizer step.
         kwargs: As for `ppo`.
 
-    Source: Zheng et al. 2023, section 5.4 (arXiv:2307.04964). Differs: sampling is not warped, so that the
-    ratio is between like distributions (their code samples at 0.8, top-p 0.9 with a penalty of repetition and
-    takes log-probabilities without); their paper finds a reward clip of 0.3 and of 0.8 good.
+    Source: Zheng et al. 2023, section 5.4 (arXiv:2307.04964). Differs: sampling is not truncated, so that
+    the ratio compares equal distributions (their code samples with temperature 0.8, top-p 0.9 and a
+    repetition penalty, and computes log-probabilities without); their paper recommends a reward clip of 0.3
+    and of 0.8.
     """
     base = ppo(
         weights,
@@ -142,24 +141,13 @@ def ppo_max(
         num_iterations=num_iterations,
         **kwargs,
     )
-    scale = RunningNormalize(shift_mean="removed" if reward_scaling == "normalise" else "kept")
-    bound = () if reward_clip is None else (ClipReward(-reward_clip, reward_clip),)
-    aside = (
-        AuxiliaryLm(coefficient=auxiliary_lm_coef, batch_size=auxiliary_lm_batch_size)
-        if auxiliary_lm_coef
-        else None
-    )
-    steps = flatten_steps(base.credit)
-    credit = (
-        base.credit
-        if advantage_normalization == "whitened"
-        else chain(*(s for s in steps if not isinstance(s, Whiten)))
-    )
+    scale = RunningNormalize(shift_mean="subtract" if reward_scaling == "normalize" else "none")
+    clip = () if reward_clip is None else (ClipReward(-reward_clip, reward_clip),)
     return base.replace(
         name="ppo_max",
-        reward_steps=chain(base.reward_steps, scale, *bound),
-        credit=credit,
-        auxiliary_lm=aside,
+        reward_steps=chain(base.reward_steps, scale, *clip),
+        credit=base.credit if advantage_normalization == "whiten" else _without_whitening(base.credit),
+        auxiliary_lm=_auxiliary_lm(auxiliary_lm_coef, auxiliary_lm_batch_size),
     )
 
 
@@ -167,21 +155,21 @@ def ppo_max(
 def salsa(
     weights: Mapping[str, float], *, other_path: str = "", other_fraction: UnitInterval = 0.5, **kwargs: Any
 ) -> AlgorithmSpec:
-    """PPO held to the average of two starting models instead of to the one it starts from.
+    """SALSA: PPO with the weight average of two initial models as reference, instead of the initial policy.
 
     Args:
         weights: Weight of each objective.
-        other_path: Folder of the other model; "": one more is made as the start was, with another seed. That of
-            the built-in world, which has no pretrained weights, is the start taught once more.
-        other_fraction: Of the second model in the average.
+        other_path: Folder of the other model; "": train one like the initial policy, with another seed. For
+            the built-in world, which has no pretrained weights, the initial policy is fine-tuned once more.
+        other_fraction: Weight of the second model in the average.
         kwargs: As for `ppo`.
 
     Source: Chegini et al. 2024 (arXiv:2411.01798). Differs: adapters are averaged as the products they add
-    to the weights. At the first step the divergence is not 0: the policy starts beside its reference.
+    to the weights. At the first step the KL is not 0: the policy is not its reference.
     """
-    measure: tuple[ModelPass, ...] = (OldLogprobs(), RefLogprobs("soup"), CriticValues())
-    soup = WeightAverage(role="soup", other_path=other_path, fraction=other_fraction)
-    return ppo(weights, **kwargs).replace(name="salsa", model_passes=measure, phases=(soup,))
+    passes: tuple[ModelPass, ...] = (OldLogprobs(), RefLogprobs("weight_average"), CriticValues())
+    average = WeightAverage(role="weight_average", other_path=other_path, fraction=other_fraction)
+    return ppo(weights, **kwargs).replace(name="salsa", model_passes=passes, phases=(average,))
 
 
 @inherit_arguments(ppo)
@@ -200,52 +188,46 @@ def safe_rlhf(
     num_iterations: PositiveInt = 1,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """PPO-Lagrangian: a head of the critic for each objective, and multipliers on their advantages.
+    """Safe RLHF, PPO-Lagrangian: a critic head for each objective, and multipliers on their advantages.
 
     Args:
-        weights: Weight of each objective beside its multiplier.
-        gates: None: objectives are credited apart.
-        constraints: The levels that means must reach; objectives bring them by `at_least`.
-        multiplier_lr: How fast the logarithm of a multiplier moves.
-        multiplier_init: Multipliers before the first step.
+        weights: Weight of each objective, added to its multiplier.
+        gates: Must be empty: each objective has its own advantage.
+        constraints: Lower bounds of means; objectives give them by `at_least`.
+        multiplier_lr: Learning rate of the logarithm of a multiplier.
+        multiplier_init: Multipliers before the first training step.
         multiplier_max: Largest multiplier.
-        window_size: Scores a level is taken over.
-        multiplier_delay_steps: Steps before multipliers move.
-        kl_coef: Price of one nat of divergence, of each objective; the multipliers rescale it as they do scores.
-        clip_range_vf: How far a value may move in one training step; None: any.
+        window_size: Number of latest scores that a mean is taken over.
+        multiplier_delay_steps: Training steps before the multipliers are first updated.
+        kl_coef: KL penalty per nat, for each objective; the multipliers rescale it like scores.
+        clip_range_vf: Clip range of values, in the units of the reward; None: not clipped.
         num_iterations: Passes over the sampled responses.
         kwargs: As for `ppo`.
 
     Raises:
-        WiringError: There is no constraint, or a gate, or nothing beside what is constrained.
+        WiringError: There is no constraint, or a gate, or no weighted objective besides the constrained one.
 
     Source: Dai et al. 2023 (arXiv:2310.12773). Differs: any number of objectives and constraints, on scores
     that are to be large; their cost model is an objective of the reward model.
     """
     if gates:
-        raise WiringError('"safe_rlhf" credits objectives apart and takes no gate; fix: leave out `when`')
-    held = {constraint.objective for constraint in constraints}
-    if held and len(held | {name for name, weight in weights.items() if weight}) == 1:
+        raise WiringError('"safe_rlhf" keeps objectives separate and takes no gate; fix: leave out `gate`')
+    constrained = {constraint.objective for constraint in constraints}
+    if constrained and len(constrained | {name for name, weight in weights.items() if weight}) == 1:
         raise WiringError(
-            f'"safe_rlhf" weighs a constraint against a reward, and "{min(held)}" is both: its multiplier '
-            "has no effect; fix: give another objective a weight, or take ppo and leave out at_least"
+            f'"safe_rlhf" trades a constraint off against a reward, and "{min(constrained)}" is both, so its '
+            "multiplier has no effect; fix: give another objective a weight, or use ppo and leave out "
+            "at_least"
         )
     base = ppo(weights, kl_coef=kl_coef, clip_range_vf=clip_range_vf, num_iterations=num_iterations, **kwargs)
-    both = Lagrangian(
-        weights,
-        tuple(constraints),
-        "advantages",
-        multiplier_lr,
-        "gradient",
-        multiplier_init,
-        0.0,
-        multiplier_max,
-        window_size,
-        multiplier_delay_steps,
-    )
-    cut = [step for step in flatten_steps(base.reward_steps) if isinstance(step, EosTrick)]
-    *before, whiten = flatten_steps(base.credit)
-    return base.replace(name="safe_rlhf", reward_steps=chain(*cut), credit=chain(*before, both, whiten))
+    multiplier = (multiplier_lr, multiplier_init, multiplier_max)
+    lagrangian = _lagrangian(weights, constraints, multiplier, (window_size, multiplier_delay_steps))
+    # The weighted sum of ppo goes: objectives stay separate until the Lagrangian, which comes before Whiten,
+    # since whitened advantages no longer have the units of the scores.
+    eos_steps = [step for step in flatten_steps(base.reward_steps) if isinstance(step, EosTrick)]
+    *earlier, whiten = flatten_steps(base.credit)
+    credit = chain(*earlier, lagrangian, whiten)
+    return base.replace(name="safe_rlhf", reward_steps=chain(*eos_steps), credit=credit)
 
 
 @inherit_arguments(ppo)
@@ -260,24 +242,29 @@ def pf_ppo(
     num_iterations: PositiveInt = 3,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """PPO on the responses whose reward can be trusted: those at the ends of each prompt's ranking.
+    """PF-PPO: PPO on the responses whose reward is reliable, those at the ends of each prompt's ranking.
 
     Args:
         weights: Weight of each objective.
-        num_generations: Responses to each prompt that are sampled.
-        filter_strategy: How likely each rank is to be learnt from; `paretune filtration` says which suits a reward.
-        num_kept: Responses to each prompt that are learnt from.
-        filter_power: For odds "power".
-        kl_coef: Price of one nat of divergence from the reference.
+        num_generations: Responses per prompt that are sampled.
+        filter_strategy: Sampling probability of each rank; `paretune reward-filtering` tells which one suits
+            a reward model.
+        num_kept: Responses per prompt that are trained on.
+        filter_power: Exponent of the strategy "power".
+        kl_coef: KL penalty per nat, in the units of the reward.
         num_iterations: Passes over the kept responses.
         kwargs: As for `ppo`.
 
-    Source: Shen and Zhang 2024 (arXiv:2409.06957). Differs: responses are drawn within each prompt; the
-    critic and the advantages see what was kept.
+    Raises:
+        WiringError: `num_kept` is larger than `num_generations`.
+
+    Source: Shen and Zhang 2024 (arXiv:2409.06957). Differs: responses are sampled within each prompt; the
+    critic and the advantages use the kept responses only.
     """
     if num_generations < num_kept:
         raise WiringError(
-            f"algorithm.num_generations is {num_generations}, and {num_kept} of them are to be kept; fix: n of at least that"
+            f"algorithm.num_generations is {num_generations}, and algorithm.num_kept {num_kept}; "
+            f"fix: num_generations of at least {num_kept}"
         )
     base = ppo(
         weights, num_generations=num_generations, kl_coef=kl_coef, num_iterations=num_iterations, **kwargs
@@ -302,57 +289,82 @@ def rto(
     dpo_steps: PositiveInt = 30,
     dpo_num_generations: PositiveInt = 4,
     dpo_beta: PositiveFloat = 0.1,
-    response_source: ResponseSource = "start",
+    response_source: ResponseSource = "frozen_policy",
     num_iterations: PositiveInt = 1,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """A policy is tuned to preferences first; what it gained on each token is then PPO's dense reward.
+    """RTO: train a policy by DPO first; its log-ratio to the reference is the token reward of PPO.
 
     Args:
         weights: Weight of each objective.
-        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
-        max_new_tokens: Longest response, in tokens.
-        temperature: Of sampling, and of every log-probability.
-        dense_reward_coef: What a nat that the tuned policy gained on a token is worth, in the units of the signal.
-        dense_reward_clip: Bound of that; the released runs have 0.05, which the paper does not mention.
-        dense_reward_placement: Where it is paid: "token" where it was earned, "end" all at the last token, "shaping" so that
-            nobody's whole return changes.
-        kl_coef: Price of one nat of divergence from the reference.
-        dpo_steps: Training steps of the preference phase.
-        dpo_num_generations: Responses to each prompt in that phase.
-        dpo_beta: How dear it is to leave the reference in that phase.
-        response_source: Who writes those of that phase; as for `dpo`.
+        gates: (objective, condition objective, threshold, fallback below the threshold) of each gate.
+        max_new_tokens: Maximum response length in tokens.
+        temperature: Sampling temperature, also used for all log-probabilities.
+        dense_reward_coef: Token reward per nat of log-ratio of the DPO policy, in the units of the reward.
+        dense_reward_clip: Bound of the token reward; the released runs have 0.05, which the paper does not
+            mention.
+        dense_reward_placement: "token": at each token; "end": the sum at the last token; "shaping": at each
+            token, with the sum subtracted at the last one, so that the return of the response does not
+            change.
+        kl_coef: KL penalty per nat, in the units of the reward.
+        dpo_steps: Training steps of the DPO phase.
+        dpo_num_generations: Responses per prompt in that phase.
+        dpo_beta: Strength of the implicit KL penalty to the reference in that phase.
+        response_source: Source of the responses of that phase; as for `dpo`.
         num_iterations: Passes over the sampled responses.
         kwargs: As for `ppo`.
 
-    Source: Zhong et al. 2024 (arXiv:2404.18922). Differs: the preference phase learns from pairs by the same
-    combined objectives, unless stored pairs are named.
+    Source: Zhong et al. 2024 (arXiv:2404.18922). Differs: the pairs of the DPO phase are made by the same
+    combined objectives, unless it uses stored responses.
     """
-    first = dpo(
+    shared: dict[str, Any] = {"gates": gates, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    dpo_spec = dpo(
         weights,
-        gates=gates,
         response_source=response_source,
         num_generations=dpo_num_generations,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
         beta=dpo_beta,
+        **shared,
     )
-    how = {
-        "max_new": max_new_tokens,
-        "temperature": temperature,
-        "kl": kl_coef,
-        "epochs": num_iterations,
-        **kwargs,
-    }
-    base = ppo(weights, gates=gates, **how)
-    placed = () if dense_reward_placement == "token" else (RedistributeTokenRewards(dense_reward_placement),)
+    base = ppo(weights, kl_coef=kl_coef, num_iterations=num_iterations, **shared, **kwargs)
+    placement = dense_reward_placement
+    redistribute = () if placement == "token" else (RedistributeTokenRewards(placement),)
     return base.replace(
         name="rto",
-        phases=(PretrainPhase(role="dpo", spec=first, max_steps=dpo_steps),),
+        phases=(PretrainPhase(role="dpo", spec=dpo_spec, max_steps=dpo_steps),),
         model_passes=(*base.model_passes, ImplicitReward(dense_reward_coef, "dpo", clip=dense_reward_clip)),
-        credit=chain(*placed, *flatten_steps(base.credit)),
+        credit=chain(*redistribute, *flatten_steps(base.credit)),
     )
 
 
 def _missing_eos_steps(reward: float | None) -> tuple[CreditStep, ...]:
     return () if reward is None else (EosTrick(reward),)
+
+
+def _on_policy(num_generations: int, max_new_tokens: int, temperature: float) -> OnPolicy:
+    return OnPolicy(num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+def _critic(init_from: Literal["policy", "reward"], warmup_steps: int, lr_multiplier: float) -> CriticConfig:
+    return CriticConfig(init_from=init_from, warmup_steps=warmup_steps, lr_multiplier=lr_multiplier)
+
+
+def _without_whitening(credit: CreditStep) -> CreditStep:
+    return chain(*(step for step in flatten_steps(credit) if not isinstance(step, Whiten)))
+
+
+def _auxiliary_lm(coefficient: float, batch_size: int) -> AuxiliaryLm | None:
+    return AuxiliaryLm(coefficient=coefficient, batch_size=batch_size) if coefficient else None
+
+
+def _clipped_policy_loss(clip_range: float) -> WeightedLoss:
+    return WeightedLoss(1.0, ClippedSurrogate(clip_range, clip_range))
+
+
+def _lagrangian(
+    weights: Mapping[str, float],
+    constraints: Sequence[Constraint],
+    multiplier: tuple[float, float, float],
+    window: tuple[int, int],
+) -> Lagrangian:
+    lr, init, upper = multiplier
+    return Lagrangian(weights, tuple(constraints), "advantages", lr, "gradient", init, 0.0, upper, *window)

@@ -1,4 +1,4 @@
-"""Learning from comparisons and from the best: pairs, rankings, imitation; no critic, no group baseline."""
+"""Preference optimization and best-of-n training: DPO, TDPO, MODPO, PRO, SuperHF, SFT."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -19,33 +19,34 @@ from paretune.models.model_passes import ModelPass, RefLogprobs
 from paretune.rl.algorithm_spec import AlgorithmSpec, LossAggregation
 from paretune.rollout.sampler import FrozenPolicy, OnPolicy, StoredResponses
 
-ResponseSource = Literal["start", "online", "stored"]
-"""Who wrote them: the policy as it was before the first update, as it is now, or whoever filled the files."""
+ResponseSource = Literal["frozen_policy", "on_policy", "stored"]
+"""Responses from the policy before the first update, from the current policy, or from files."""
 
 
 def make_rollout(
     response_source: ResponseSource, num_generations: int, max_new_tokens: int, temperature: float
 ) -> OnPolicy | StoredResponses:
-    """Where responses come from; sampled ones need two of a prompt to compare.
+    """The rollout of a response source.
 
     Raises:
-        WiringError: One response has nobody to be compared with.
+        WiringError: Responses are sampled, and only one per prompt, which leaves nothing to compare.
     """
     if response_source == "stored":
         return StoredResponses()
     if num_generations < 2:
         raise WiringError(
-            f"algorithm.num_generations is {num_generations}: responses to a prompt are compared; fix: 2 or more"
+            f"algorithm.num_generations is {num_generations}, and the responses to a prompt are compared; "
+            "fix: 2 or more"
         )
-    kind = FrozenPolicy if response_source == "start" else OnPolicy
-    return kind(num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature)
+    rollout = FrozenPolicy if response_source == "frozen_policy" else OnPolicy
+    return rollout(num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature)
 
 
 def dpo(
     weights: Mapping[str, float],
     *,
     gates: Gates = (),
-    response_source: ResponseSource = "start",
+    response_source: ResponseSource = "frozen_policy",
     num_generations: PositiveInt = 4,
     max_new_tokens: PositiveInt = 256,
     temperature: PositiveFloat = 1.0,
@@ -57,43 +58,44 @@ def dpo(
     minibatch_size: PositiveInt | None = None,
     num_iterations: PositiveInt = 1,
 ) -> AlgorithmSpec:
-    """The best response of each prompt against the worst, by how much likelier each became.
+    """DPO on the best and the worst response of each prompt.
 
     Args:
         weights: Weight of each objective.
-        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
-        response_source: "start" samples them from the policy as it was, "online" from the policy as it is, and
-            "stored" reads data.stored_responses, whose labels are then the scores.
-        num_generations: Responses to each prompt that are sampled; without effect on stored ones.
-        max_new_tokens: Longest sampled response, in tokens.
-        temperature: Of sampling, and of every log-probability.
-        beta: How dear it is to leave the reference.
-        loss_type: "sigmoid" (with `label_smoothing` cDPO), "ipo", "robust" and others.
-        label_smoothing: Probability that a comparison is the wrong way round.
+        gates: (objective, condition objective, threshold, fallback): the score is `fallback` below the
+            threshold.
+        response_source: "frozen_policy" samples from the initial policy, "on_policy" from the current one
+            (online DPO); "stored" reads data.stored_responses, whose labels are the scores.
+        num_generations: Responses per prompt that are sampled; no effect on stored ones.
+        max_new_tokens: Maximum length of a sampled response in tokens.
+        temperature: Sampling temperature, also used for all log-probabilities.
+        beta: Strength of the implicit KL penalty to the reference.
+        loss_type: "sigmoid" (with `label_smoothing` cDPO), "ipo", "robust" and others; see `pair_loss`.
+        label_smoothing: Probability that a preference label is flipped.
         reduction: Of the tokens' log-ratios; the mean is TRL's for ipo.
-        reference: "none" compares likelihoods themselves.
-        minibatch_size: Rows of one optimiser step; None: all of the step.
-        num_iterations: Passes over the responses of a step.
+        reference: "none" uses log-probabilities instead of log-ratios to the reference.
+        minibatch_size: Rows per optimizer step; None: all of the training step.
+        num_iterations: Passes over the responses of a training step.
 
     Source: Rafailov et al. 2023 (arXiv:2305.18290); Mitchell 2023 for the smoothing; Azar et al. 2023 for
-    "ipo" (arXiv:2310.12036); Guo et al. 2024 for "online" (arXiv:2402.04792). Differs: pairs are made by the
-    combined objectives, of any number of responses; AdamW in the place of RMSprop.
+    "ipo" (arXiv:2310.12036); Guo et al. 2024 for "on_policy" (arXiv:2402.04792). Differs: pairs are made by
+    the combined objectives, from any number of responses; AdamW instead of RMSprop.
     """
     loss = Dpo(beta, loss_type, label_smoothing, reduction, reference)
-    measure: tuple[ModelPass, ...] = (RefLogprobs(),) if reference == "frozen" else ()
+    passes: tuple[ModelPass, ...] = (RefLogprobs(),) if reference == "frozen" else ()
     return AlgorithmSpec(
         name="dpo",
         rollout=make_rollout(response_source, num_generations, max_new_tokens, temperature),
         reward_steps=chain(*gated_weighted_sum(weights, gates)),
-        model_passes=measure,
+        model_passes=passes,
         losses=(WeightedLoss(1.0, loss),),
-        loss_aggregation=LossAggregation("sequence"),
+        loss_aggregation=LossAggregation("seq_mean_token_mean"),
         num_iterations=num_iterations,
         minibatch_size=minibatch_size,
     )
 
 
-@inherit_arguments(dpo, "form", "smoothing", "reduction", "reference")
+@inherit_arguments(dpo, "loss_type", "label_smoothing", "reduction", "reference")
 def tdpo(
     weights: Mapping[str, float],
     *,
@@ -102,24 +104,24 @@ def tdpo(
     beta: PositiveFloat = 0.1,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """DPO that also weighs how far each side has drifted from the reference, over the whole vocabulary.
+    """TDPO: DPO with the KL(reference || policy) of both sides, over the full vocabulary.
 
     Args:
         weights: Weight of each objective.
-        variant: 1 or 2; form 2 leaves the drift of the chosen response alone.
-        alpha: Share of the drift that counts in form 2; None: 0.5.
-        beta: How dear it is to leave the reference.
+        variant: 1 or 2; variant 2 has no gradient in the KL of the chosen response.
+        alpha: Coefficient of the KL in variant 2; None: 0.5.
+        beta: Strength of the implicit KL penalty to the reference.
         kwargs: As for `dpo`.
 
-    Source: Zeng et al. 2024 (arXiv:2404.11999). Differs: form 2 is the default, as in their function; their
-    configuration file, and with it the command of their README, runs form 1.
+    Source: Zeng et al. 2024 (arXiv:2404.11999). Differs: variant 2 is the default, as in their function;
+    their configuration file, and with it the command of their README, runs variant 1.
     """
     return dpo(weights, beta=beta, **kwargs).replace(
         name="tdpo", losses=(WeightedLoss(1.0, Tdpo(variant, beta, alpha)),)
     )
 
 
-@inherit_arguments(dpo, "form", "smoothing", "reduction", "reference")
+@inherit_arguments(dpo, "loss_type", "label_smoothing", "reduction", "reference")
 def modpo(
     weights: Mapping[str, float],
     *,
@@ -128,35 +130,37 @@ def modpo(
     beta: PositiveFloat = 0.1,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """Pairs made by one objective, with what the others are worth taken off: one loss for all of them.
+    """MODPO: pairs made by one objective, with the rewards of the others as a margin in the loss.
 
     Args:
         weights: Weight of each objective.
-        gates: (objective, on, at_least, otherwise): the objective's worth is `otherwise` below that.
+        gates: (objective, condition objective, threshold, fallback): the score is `fallback` below the
+            threshold.
         pair_objective: The objective that makes the pairs; "": the first that has a weight.
-        beta: How dear it is to leave the reference.
+        beta: Strength of the implicit KL penalty to the reference.
         kwargs: As for `dpo`.
 
     Raises:
-        WiringError: `pair_objective` has no weight, or nothing else has one.
+        WiringError: `pair_objective` has no weight, or no other objective has one.
 
-    Source: Zhou et al. 2023 (arXiv:2310.03708). Differs: the others are scores, and not the implicit rewards
-    of models that were tuned to them; they have to be on the scale of beta times a log-ratio.
+    Source: Zhou et al. 2023 (arXiv:2310.03708). Differs: the others are scores, not the implicit rewards of
+    models that were trained on them; they must be on the scale of beta times a log-ratio.
     """
-    used = {name: weight for name, weight in weights.items() if weight}
-    first = pair_objective or next(iter(used), "")
-    if first not in used:
+    weighted = {name: weight for name, weight in weights.items() if weight}
+    pair_objective = pair_objective or next(iter(weighted), "")
+    if pair_objective not in weighted:
         raise WiringError(
-            f"algorithm.pair_objective is {first}, which has no weight; fix: one of {', '.join(used)}"
+            f"algorithm.pair_objective is {pair_objective}, which has no weight; fix: one of "
+            f"{', '.join(weighted)}"
         )
-    loss = Dpo(beta, margin=ModpoMargin(first, used))
-    worth = chain(*(Gate(*gate) for gate in gates))
+    loss = Dpo(beta, margin=ModpoMargin(pair_objective, weighted))
+    gate_steps = chain(*(Gate(*gate) for gate in gates))
     return dpo(weights, beta=beta, **kwargs).replace(
-        name="modpo", reward_steps=worth, losses=(WeightedLoss(1.0, loss),)
+        name="modpo", reward_steps=gate_steps, losses=(WeightedLoss(1.0, loss),)
     )
 
 
-@inherit_arguments(dpo, "form", "smoothing", "reduction", "reference", "beta")
+@inherit_arguments(dpo, "loss_type", "label_smoothing", "reduction", "reference", "beta")
 def pro(
     weights: Mapping[str, float],
     *,
@@ -165,26 +169,27 @@ def pro(
     num_generations: PositiveInt = 4,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """Every response against all the worse ones, the more the wider the gap; the best is imitated.
+    """PRO: rank every response against all worse ones, scaled by the reward difference, plus SFT on the best.
 
     Args:
         weights: Weight of each objective.
-        sft_coef: Weight of imitating the best, times (n - 1)^2 as in the paper.
-        sft_reduction: Of the best response's tokens; the sum, which is the paper's, grows with its length.
-        num_generations: Responses to each prompt that are sampled; for stored ones, how many a list usually has.
+        sft_coef: Coefficient of SFT on the best response, times (num_generations - 1)^2 as in the paper.
+        sft_reduction: Of the best response's tokens; the sum, as in the paper, grows with its length.
+        num_generations: Responses per prompt that are sampled; for stored ones, the usual length of a list.
         kwargs: As for `dpo`.
 
-    Source: Song et al. 2023 (arXiv:2306.17492). Differs: the gaps are those of the combined objectives.
+    Source: Song et al. 2023 (arXiv:2306.17492). Differs: the reward differences are those of the combined
+    objectives.
     """
-    own = sft_coef * (num_generations - 1) ** 2
-    imitate = (WeightedLoss(own, BestOfNSft(sft_reduction)),) if own else ()
-    losses = (WeightedLoss(1.0, PreferenceRanking()), *imitate)
+    coefficient = sft_coef * (num_generations - 1) ** 2
+    sft_loss = (WeightedLoss(coefficient, BestOfNSft(sft_reduction)),) if coefficient else ()
+    losses = (WeightedLoss(1.0, PreferenceRanking()), *sft_loss)
     return dpo(weights, num_generations=num_generations, **kwargs).replace(
         name="pro", model_passes=(RefLogprobs(),), losses=losses
     )
 
 
-@inherit_arguments(dpo, "form", "smoothing", "reduction", "reference", "beta", "responses")
+@inherit_arguments(dpo, "loss_type", "label_smoothing", "reduction", "reference", "beta", "response_source")
 def superhf(
     weights: Mapping[str, float],
     *,
@@ -193,42 +198,46 @@ def superhf(
     kl_coef: NonNegativeFloat = 0.35,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """Sample many, imitate the best, and stay near what the reference would have said.
+    """SuperHF: sample many responses, SFT on the best, with a full KL to the reference.
 
     Args:
         weights: Weight of each objective.
-        num_generations: Responses to each prompt, of which the best are kept.
-        num_kept: How many are kept.
-        kl_coef: Coefficient of the exact KL(reference || policy).
-        kwargs: As for `dpo`; an optimiser step is of responses that were kept.
+        num_generations: Responses per prompt, of which the best are kept.
+        num_kept: Number of kept responses.
+        kl_coef: Coefficient of the full KL(reference || policy).
+        kwargs: As for `dpo`; `minibatch_size` counts kept responses.
 
-    Source: Mukobi et al. 2023 (arXiv:2310.16763). Differs: likelihood and divergence are means over the same
-    tokens; their code adds up rows in one of them.
+    Raises:
+        WiringError: All responses would be kept.
+
+    Source: Mukobi et al. 2023 (arXiv:2310.16763). Differs: likelihood and KL are means over the same tokens;
+    their code sums rows in one of them.
     """
     if num_generations <= num_kept:
         raise WiringError(
-            f"algorithm.num_generations is {num_generations}, and {num_kept} are kept: nothing is chosen; fix: more than that"
+            f"algorithm.num_generations is {num_generations}, and all {num_kept} are kept; "
+            f"fix: num_generations of more than {num_kept}"
         )
-    near = (WeightedLoss(kl_coef, FullKl()),) if kl_coef else ()
-    base = dpo(weights, response_source="online", num_generations=num_generations, **kwargs)
+    penalty = (WeightedLoss(kl_coef, FullKl()),) if kl_coef else ()
+    base = dpo(weights, response_source="on_policy", num_generations=num_generations, **kwargs)
     return base.replace(
         name="superhf",
         reward_steps=chain(*flatten_steps(base.reward_steps), BestOfN(num_kept)),
-        losses=(WeightedLoss(1.0, SftLoss()), *near),
-        loss_aggregation=LossAggregation("token"),
+        losses=(WeightedLoss(1.0, SftLoss()), *penalty),
+        loss_aggregation=LossAggregation("token_mean"),
     )
 
 
-@inherit_arguments(dpo, "form", "smoothing", "reduction", "reference", "beta")
+@inherit_arguments(dpo, "loss_type", "label_smoothing", "reduction", "reference", "beta")
 def sft(weights: Mapping[str, float], **kwargs: Any) -> AlgorithmSpec:
-    """Imitate the best response of each prompt, by the combined objectives; nothing else.
+    """Supervised fine-tuning on the best response of each prompt, by the combined objectives.
 
     Args:
         weights: Weight of each objective.
-        kwargs: As for `dpo`; responses "stored" imitates the best of what lies in files, "start" is rejection
-            sampling.
+        kwargs: As for `dpo`; response_source "stored" uses the best stored responses, "frozen_policy" is
+            rejection sampling.
 
     Source: the supervised stage of Ouyang et al. 2022 (arXiv:2203.02155), on the best of n.
     """
-    imitate = (WeightedLoss(1.0, BestOfNSft("mean")),)
-    return dpo(weights, **kwargs).replace(name="sft", model_passes=(RefLogprobs(),), losses=imitate)
+    losses = (WeightedLoss(1.0, BestOfNSft("mean")),)
+    return dpo(weights, **kwargs).replace(name="sft", model_passes=(RefLogprobs(),), losses=losses)

@@ -1,7 +1,6 @@
-"""Critic-free policy gradients that differ from GRPO in how the probability ratio is used.
+"""Variants of GRPO in the use of the probability ratio: DAPO, GSPO, CISPO, SAPO.
 
-In all of them the group's z-score is the advantage, and the divergence from the reference is measured and, by
-default, not charged.
+All have group-normalized advantages and, by default, no KL penalty; the KL to the reference is logged.
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from paretune.models.model_passes import OldLogprobs
 from paretune.rl.algorithm_spec import AlgorithmSpec, LossAggregation
 
 
-@inherit_arguments(grpo)
+@inherit_arguments(grpo, "clip_range")
 def dapo(
     weights: Mapping[str, float],
     *,
@@ -32,34 +31,36 @@ def dapo(
     kl_coef: NonNegativeFloat = 0.0,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """All tokens alike, more room upwards than downwards, no prompt that teaches nothing, a price on length.
+    """DAPO: token mean, clip-higher, no zero-variance groups, soft overlong penalty.
 
     Args:
         weights: Weight of each objective.
-        max_new_tokens: Longest response, in tokens.
-        clip_low: How far the probability ratio may fall below 1.
-        clip_high: How far the probability ratio may rise above 1.
-        min_std_ratio: Prompts whose responses spread less than this share of the usual spread are left out.
-        overlong_buffer_fraction: Last share of `max_new_tokens`, over which a response pays up to 1 unit of the signal; 0: none.
-        kl_coef: Coefficient of the divergence from the reference.
+        max_new_tokens: Maximum response length in tokens.
+        clip_low: Clip range of the probability ratio below 1.
+        clip_high: Clip range of the probability ratio above 1.
+        min_std_ratio: Groups whose standard deviation is at most this times that of all rewards are dropped.
+        overlong_buffer_fraction: Last share of `max_new_tokens`, over which the penalty grows to 1 unit of
+            the reward; 0: no penalty.
+        kl_coef: Coefficient of the KL penalty to the reference.
         kwargs: As for `grpo`.
 
-    Source: Yu et al. 2025 (arXiv:2503.14476). Differs: groups without spread are left out by a relative
+    Source: Yu et al. 2025 (arXiv:2503.14476). Differs: zero-variance groups are dropped by a relative
     threshold and not replaced by new ones.
     """
     base = grpo(weights, max_new_tokens=max_new_tokens, kl_coef=kl_coef, **kwargs)
-    price = (
+    penalty = (
         (OverlongPenalty(max_new_tokens, max(round(overlong_buffer_fraction * max_new_tokens), 1)),)
         if overlong_buffer_fraction
         else ()
     )
-    worth = chain(base.reward_steps, DropZeroVarianceGroups(min_std_ratio), *price)
+    # Groups are dropped before the penalty, which would give variance to groups of equal rewards.
+    steps = chain(base.reward_steps, DropZeroVarianceGroups(min_std_ratio), *penalty)
     return _replace_policy_loss(base, "dapo", ClippedSurrogate(clip_low, clip_high)).replace(
-        reward_steps=worth, loss_aggregation=LossAggregation("token")
+        reward_steps=steps, loss_aggregation=LossAggregation("token_mean")
     )
 
 
-@inherit_arguments(grpo)
+@inherit_arguments(grpo, "clip_range")
 def gspo(
     weights: Mapping[str, float],
     *,
@@ -69,14 +70,14 @@ def gspo(
     kl_coef: NonNegativeFloat = 0.0,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """One ratio for a response, the geometric mean of those of its tokens: responses are clipped whole.
+    """GSPO: one ratio per response, the geometric mean of its tokens', so responses are clipped whole.
 
     Args:
         weights: Weight of each objective.
-        clip_low: How far the mean ratio may fall below 1; a bound made for tokens would never be reached.
-        clip_high: How far the mean ratio may rise above 1.
-        importance_sampling_level: "sequence_token" lets every token answer for itself in the gradient.
-        kl_coef: Coefficient of the divergence from the reference.
+        clip_low: Clip range of the mean ratio below 1; a clip range for tokens would never be reached.
+        clip_high: Clip range of the mean ratio above 1.
+        importance_sampling_level: "sequence_token" has the gradient of each token's own ratio.
+        kl_coef: Coefficient of the KL penalty to the reference.
         kwargs: As for `grpo`.
 
     Source: Zheng et al. 2025 (arXiv:2507.18071).
@@ -87,7 +88,7 @@ def gspo(
     )
 
 
-@inherit_arguments(grpo, "clip")
+@inherit_arguments(grpo, "clip_range")
 def cispo(
     weights: Mapping[str, float],
     *,
@@ -95,23 +96,23 @@ def cispo(
     kl_coef: NonNegativeFloat = 0.0,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """Likelihood weighted by a capped ratio: a token that moved far counts less, and never nothing.
+    """CISPO: log-likelihood weighted by a clipped ratio, so that every token keeps its gradient.
 
     Args:
         weights: Weight of each objective.
-        max_is_weight: Largest ratio a token is weighted with: the ratio itself, not its distance from 1.
-        kl_coef: Coefficient of the divergence from the reference.
+        max_is_weight: Largest importance weight of a token: the ratio itself, not its distance from 1.
+        kl_coef: Coefficient of the KL penalty to the reference.
         kwargs: As for `grpo`.
 
     Source: MiniMax-M1 2025, eq. 4 (arXiv:2506.13585), with the cap of ScaleRL (arXiv:2510.13786).
     """
     base = grpo(weights, kl_coef=kl_coef, **kwargs)
     return _replace_policy_loss(base, "cispo", ClippedIsWeight(max_is_weight)).replace(
-        loss_aggregation=LossAggregation("token")
+        loss_aggregation=LossAggregation("token_mean")
     )
 
 
-@inherit_arguments(grpo, "clip")
+@inherit_arguments(grpo, "clip_range")
 def sapo(
     weights: Mapping[str, float],
     *,
@@ -120,13 +121,13 @@ def sapo(
     kl_coef: NonNegativeFloat = 0.0,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """A soft gate in place of clip bounds: the gradient fades as the ratio leaves 1.
+    """SAPO: instead of clipping, the gradient decays smoothly as the ratio moves away from 1.
 
     Args:
         weights: Weight of each objective.
-        tau_pos: How soon the gradient of good tokens fades.
-        tau_neg: How soon the gradient of bad tokens fades.
-        kl_coef: Coefficient of the divergence from the reference.
+        tau_pos: Decay for tokens with positive advantage; larger decays faster.
+        tau_neg: Decay for the other tokens.
+        kl_coef: Coefficient of the KL penalty to the reference.
         kwargs: As for `grpo`.
 
     Source: Gao et al. 2025 (arXiv:2511.20347).
@@ -136,19 +137,19 @@ def sapo(
 
 
 def with_importance_correction(spec: AlgorithmSpec, correction: TruncatedImportanceSampling) -> AlgorithmSpec:
-    """A recipe whose responses come from an engine that is not quite the trainer.
+    """A spec with importance correction, for a sampling engine whose probabilities differ from the trainer's.
 
-    The trainer is asked for the log-probabilities of the responses before its first update, and what the
-    engine drew too often counts for less.
+    The old log-probabilities are computed by the trainer before its first update, and tokens that the engine
+    oversamples get smaller weights.
 
-    Source: as `TruncatedImportance`.
+    Source: as `TruncatedImportanceSampling`.
     """
-    measure = tuple(
-        OldLogprobs(source="trainer") if isinstance(m, OldLogprobs) else m for m in spec.model_passes
+    passes = tuple(
+        OldLogprobs(source="policy") if isinstance(m, OldLogprobs) else m for m in spec.model_passes
     )
-    return spec.replace(model_passes=measure, credit=chain(correction, spec.credit))
+    return spec.replace(model_passes=passes, credit=chain(correction, spec.credit))
 
 
 def _replace_policy_loss(spec: AlgorithmSpec, name: str, loss: PolicyLoss) -> AlgorithmSpec:
-    """The recipe with another policy loss in the place of its first."""
+    """Replace the first loss of the spec, its policy loss."""
     return spec.replace(name=name, losses=(WeightedLoss(1.0, loss), *spec.losses[1:]))

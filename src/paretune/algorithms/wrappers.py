@@ -1,10 +1,6 @@
-"""PPO for policies that say how sure they are, and shall be right about it.
-
-Thinking before the answer, around any recipe that samples: RLMT.
-"""
+"""Verbalized confidence (PPO-M, PPO-C), and thinking before the response (RLMT)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -17,21 +13,25 @@ from paretune.credit.score_transforms import InvalidFormatPenalty
 from paretune.credit.shaping import AdjustmentType, ConfidenceCalibratedReward
 from paretune.data.chat import PromptFormat, ScorerView
 from paretune.rl.algorithm_spec import CONFIDENCE_OBJECTIVE, AlgorithmSpec, map_phases
-from paretune.rollout.sampler import OnPolicy
 
 
 def with_confidence(spec: SpecT) -> SpecT:
-    """The recipe whose policy is asked for its confidence; so are models that it makes beforehand.
+    """Ask the policy for its confidence in every prompt, also in the phases of the spec.
 
     Raises:
-        WiringError: The recipe reads stored responses, or already asks for something else.
+        WiringError: The spec uses stored responses, or already has another prompt format.
     """
-    if not isinstance(spec.rollout, OnPolicy):
-        raise WiringError(f"{spec.name} reads stored responses, and confidence has to be asked for")
+    if not spec.rollout.generates:
+        raise WiringError(
+            f"{spec.name} uses stored responses, and confidence must be sampled; fix: an algorithm that "
+            "samples"
+        )
     if spec.prompt_format not in {"", "confidence"}:
-        raise WiringError(f"{spec.name} has a frame of its own ({spec.prompt_format}), and a prompt has one")
-    source = replace(spec.rollout, prompt_format="confidence")
-    return spec.replace(rollout=source, phases=map_phases(spec.phases, with_confidence))
+        raise WiringError(
+            f'{spec.name} already has the prompt format "{spec.prompt_format}"; fix: use one of the two'
+        )
+    rollout = spec.rollout.replace(prompt_format="confidence")
+    return spec.replace(rollout=rollout, phases=map_phases(spec.phases, with_confidence))
 
 
 @inherit_arguments(ppo)
@@ -43,19 +43,22 @@ def ppo_c(
     missing_confidence: Literal["unadjusted", "worst", "unscored"] = "unadjusted",
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """PPO that pays for confidence in answers better than the running mean, and for doubt in worse ones.
+    """PPO-C: reward confidence in responses above the running mean, and doubt in those below it.
 
-    The reward is of the response without its stated confidence, which is an objective of its own.
+    Scorers read the response without its stated confidence, which is a separate objective.
 
     Args:
         weights: Weight of each objective.
-        confidence_coef: How much confidence matters; 0 is PPO.
-        adjustment: "difference" weighs by how far the reward is from the mean, "threshold" by its size.
-        missing_confidence: A response that states none is left alone, gets the worse of both extremes, or is unscored.
+        confidence_coef: Size of the adjustment; 0 is PPO.
+        adjustment: "difference": proportional to the distance of the reward from the mean; "threshold": to
+            its magnitude; "spread": compared with the moving standard deviation.
+        missing_confidence: A response without a confidence is not adjusted, gets the lower of both extremes,
+            or is unscored.
         kwargs: As for `ppo`.
 
-    Source: Leng et al. 2024, PPO-C (arXiv:2410.09724), w and form as in the released scripts. Differs: see
-    `CalibrateByConfidence`; every prompt asks for a confidence, there a part of them.
+    Source: Leng et al. 2024, PPO-C (arXiv:2410.09724), confidence_coef and adjustment as in the released
+    scripts. Differs: see `ConfidenceCalibratedReward`; every prompt asks for a confidence, there a part of
+    them.
     """
     step = ConfidenceCalibratedReward(
         confidence_objective=CONFIDENCE_OBJECTIVE,
@@ -69,7 +72,7 @@ def ppo_c(
 
 @inherit_arguments(ppo)
 def ppo_m(weights: Mapping[str, float], **kwargs: Any) -> AlgorithmSpec:
-    """PPO on responses that state a confidence, which a calibrated reward model reads and judges too.
+    """PPO-M: PPO on responses that state a confidence, scored by a reward model that is calibrated for it.
 
     The method is in the reward model: a head with `loss: calibrated`.
 
@@ -78,13 +81,13 @@ def ppo_m(weights: Mapping[str, float], **kwargs: Any) -> AlgorithmSpec:
         kwargs: As for `ppo`.
 
     Source: Leng et al. 2024, PPO-M (arXiv:2410.09724). Differs: every prompt asks for a confidence, there a
-    part of them; the reward model reads the prompt without the request.
+    part of them; the reward model reads the prompt without that instruction.
     """
     return with_confidence(ppo(weights, **kwargs)).replace(name="ppo_m")
 
 
-InvalidFormatHandling = Literal["worst", "drop"]
-"""What a response without readable thoughts is: as bad as the worst so far, or not learnt from."""
+InvalidFormatHandling = Literal["penalize", "drop"]
+"""A response in an invalid format gets the lowest reward so far, or is unscored."""
 
 
 def with_thinking(
@@ -94,37 +97,40 @@ def with_thinking(
     prompt_format: PromptFormat = "think",
     scorer_view: ScorerView = "after_thinking",
 ) -> SpecT:
-    """The recipe with a policy that thinks first, and scorers that are shown the answer alone.
+    """RLMT: the policy thinks before it responds, and scorers see the final response only.
 
-    Every token is credited, those of the thoughts too. With the empty frame and the whole view it is the
-    recipe as it was.
+    All tokens are trained on, including those of the thinking. With prompt format "" and scorer view "full"
+    the training is that of the original spec.
 
     Args:
-        spec: Any that samples; models that it makes beforehand think likewise.
-        invalid_format: What a response is worth whose tags are missing or doubled, or whose answer is empty. "drop"
-            teaches nothing about the form.
-        prompt_format: What is asked of the policy.
-        scorer_view: What scorers are shown.
+        spec: Any that samples; its phases think too.
+        invalid_format: Handling of a response whose tags are missing or repeated, or whose final response is
+            empty. With "drop" the policy gets no signal about the format.
+        prompt_format: Instruction in the prompt.
+        scorer_view: Part of the response that scorers see.
 
     Raises:
-        WiringError: The recipe reads stored responses, or already asks for something else.
+        WiringError: The spec uses stored responses, or already has a prompt format or a scorer view.
 
-    Source: Bhaskar et al. 2025, RLMT (arXiv:2509.20357). Differs: form is checked strictly and always; what
-    a response without it gets is a choice.
+    Source: Bhaskar et al. 2025, RLMT (arXiv:2509.20357). Differs: the format is always checked strictly; the
+    handling of invalid responses is a choice.
     """
-    if not isinstance(spec.rollout, OnPolicy):
-        raise WiringError(f"{spec.name} reads stored responses, and thoughts have to be sampled")
-    if spec.prompt_format or spec.scorer_view != "whole":
-        asked = spec.prompt_format or spec.scorer_view
-        raise WiringError(f"{spec.name} has a frame and a view of its own ({asked}), and a response has one")
-    again = partial(
+    if not spec.rollout.generates:
+        raise WiringError(
+            f"{spec.name} uses stored responses, and thinking must be sampled; fix: an algorithm that samples"
+        )
+    if spec.prompt_format or spec.scorer_view != "full":
+        raise WiringError(
+            f'{spec.name} already has the prompt format "{spec.prompt_format}" and the scorer view '
+            f'"{spec.scorer_view}"; fix: use one of the two'
+        )
+    in_phases = partial(
         with_thinking, invalid_format=invalid_format, prompt_format=prompt_format, scorer_view=scorer_view
     )
     base = spec if invalid_format == "drop" else insert_after_aggregation(spec, InvalidFormatPenalty())
-    source = replace(spec.rollout, prompt_format=prompt_format)
     return base.replace(
         name=f"thinking_{spec.name}",
-        rollout=source,
+        rollout=spec.rollout.replace(prompt_format=prompt_format),
         scorer_view=scorer_view,
-        phases=map_phases(spec.phases, again),
+        phases=map_phases(spec.phases, in_phases),
     )

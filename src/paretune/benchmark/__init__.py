@@ -1,1 +1,1 @@
-"""A benchmark: several methods, seeds and weightings under one budget, compared with intervals."""
+"""Benchmarks: several methods, seeds and weightings under one budget, compared with intervals."""

@@ -1,89 +1,99 @@
-"""What a comparison would do, in lines to be read: what `paretune compare FILE --check` prints."""
+"""The plan of a benchmark as text: the output of `paretune compare FILE --dry-run`."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from paretune.benchmark.costs import BUDGET_TOLERANCE
 from paretune.benchmark.spec import BenchmarkSpec, RunSpec
 from paretune.config import Config
-from paretune.config.build import build_spec
 from paretune.config.requirements import budget_warnings
 from paretune.experiment.dry_run import check
 from paretune.experiment.reuse import reuse_key
 
+# A dry run of the data goes through every step; a bound of 100 steps shows the same mistakes.
+_MAX_DRY_RUN_STEPS = 100
+
 
 def describe_benchmark(spec: BenchmarkSpec) -> str:
-    """The plan, after everything was tried that needs no weights; writes nothing.
+    """The plan, after all checks that need no model weights; writes nothing.
 
     Raises:
-        ParetuneError: What is wrong with a method, with its models or with its rows.
+        ParetuneError: A method, its models or its data are invalid.
     """
-    said, entries = spec.config, spec.run_specs()
-    trials = [trial for method in said.methods for trial in spec.tuning_specs(method)]
-    for entry in _first_run_of_each_method(spec):
-        check(_cap_steps(entry.config))
-    keys = {(entry.seed, reuse_key(entry.config)) for entry in [*trials, *entries]}
-    budget, count = said.budget, len(entries) + len(trials)
+    config, runs = spec.config, spec.run_specs()
+    trials = [trial for method in config.methods for trial in spec.tuning_specs(method)]
+    for run in _first_run_of_each_method(spec):
+        check(_cap_steps(run.config))
+    shared = {(run.seed, reuse_key(run.resolved)) for run in [*trials, *runs]}
+    budget, num_runs = config.budget, len(runs) + len(trials)
+    reference_point = ", ".join(f"{name} {value:g}" for name, value in config.reference_point.items())
     lines = [
-        f"{said.name}: ok, in {spec.output_dir}",
-        f"methods    {', '.join(said.methods)}; compared with {said.baseline_method}",
-        f"runs       {len(entries)}: {len(said.methods)} methods x {len(said.weightings)} weightings "
-        f"({', '.join(said.weightings)}) x {len(said.seeds)} seeds ({', '.join(map(str, said.seeds))})",
+        f"{config.name}: ok, in {spec.output_dir}",
+        f"methods    {', '.join(config.methods)}; baseline {config.baseline_method}",
+        f"runs       {len(runs)}: {_count(config.methods, 'method')} x "
+        f"{_count(config.weightings, 'weighting')} ({', '.join(config.weightings)}) x "
+        f"{_count(config.seeds, 'seed')} ({', '.join(map(str, config.seeds))})",
         f"tuning     {_describe_tuning(spec, len(trials))}",
-        f"shared     {len(keys)} times policy, reward and judge: once a seed and way of making them",
-        f"budget     {budget.limit:,} {budget.resource} a run, {count * budget.limit:,} in all",
-        f"reference  {', '.join(f'{k} {v:g}' for k, v in said.reference_point.items()) or 'none: no hypervolume'}",
-        f"at a time  {said.num_processes}",
+        f"shared     {len(shared)} x initial policy, reward model and judge, one per seed and configuration",
+        f"budget     {budget.limit:,} {budget.resource} per run, {num_runs * budget.limit:,} in total",
+        f"reference  {reference_point or 'none: no hypervolume'}",
+        f"parallel   {config.num_processes}",
         *_step_size_warnings(spec),
         *_phase_cost_warnings(spec),
     ]
     return "\n".join(lines)
 
 
+def _count(items: Collection[object], noun: str) -> str:
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
+
+
 def _first_run_of_each_method(spec: BenchmarkSpec) -> Iterator[RunSpec]:
-    """One run of every method."""
-    for entry in spec.run_specs():
-        if entry.weighting == next(iter(spec.config.weightings)) and entry.seed == spec.config.seeds[0]:
-            yield entry
+    for run in spec.run_specs():
+        if run.weighting == next(iter(spec.config.weightings)) and run.seed == spec.config.seeds[0]:
+            yield run
 
 
 def _cap_steps(config: Config) -> Config:
-    """The experiment with a bound on its steps that a plan can go through."""
-    return config.model_copy(
-        update={"run": config.run.model_copy(update={"steps": min(config.run.max_steps, 100)})}
-    )
+    """The config with a limit on its steps; under a budget `max_steps` is too large for a dry run."""
+    max_steps = min(config.run.max_steps, _MAX_DRY_RUN_STEPS)
+    return config.model_copy(update={"run": config.run.model_copy(update={"max_steps": max_steps})})
 
 
 def _describe_tuning(spec: BenchmarkSpec, num_trials: int) -> str:
     tuning = spec.config.tuning
     if tuning is None:
-        return "none: every method runs with the settings that it was given"
+        return "none: every method runs with its given settings"
     keys = ", ".join(f"{key} in {list(values)}" for key, values in tuning.search_space.items())
-    chosen = "; chosen by the judge on training prompts" if tuning.select_by == "judge" else ""
-    return f"{num_trials} trials: {tuning.num_trials} a method, on seed {tuning.seed}, over {keys}{chosen}"
+    by_judge = "; selected by the judge on training prompts" if tuning.select_by == "judge" else ""
+    return (
+        f"{num_trials} trials: {tuning.num_trials} per method, on seed {tuning.seed}, over {keys}{by_judge}"
+    )
 
 
 def _step_size_warnings(spec: BenchmarkSpec) -> Iterator[str]:
-    """Methods whose steps are so large that a run may end too far from the amount to be ranked."""
+    """Warnings about methods whose steps are so large that a run may miss the budget tolerance."""
     budget = spec.config.budget
+    # Reward calls per step are known beforehand; tokens depend on the response lengths.
     exact = budget.resource == "reward_calls"
-    coarse: dict[int, dict[str, None]] = {}
-    for entry in spec.run_specs():
-        e = entry.config
-        most = e.training.prompts_per_step * int(e.algorithm.arguments.get("n", 1))
-        most *= 1 if exact else int(e.algorithm.arguments.get("max_new", 256))
-        off = min(budget.limit % most, -budget.limit % most) if exact else most / 2
-        if off > BUDGET_TOLERANCE * budget.limit:
-            coarse.setdefault(most, {})[entry.method] = None
-    for most, methods in coarse.items():
+    methods_by_step_cost: dict[int, dict[str, None]] = {}
+    for run in spec.run_specs():
+        arguments = run.config.algorithm.arguments
+        step_cost = run.config.training.prompts_per_step * int(arguments.get("num_generations", 1))
+        step_cost *= 1 if exact else int(arguments.get("max_new_tokens", 256))
+        # A run ends after the step that is nearest to the budget: at most half a step off.
+        deviation = min(budget.limit % step_cost, -budget.limit % step_cost) if exact else step_cost / 2
+        if deviation > BUDGET_TOLERANCE * budget.limit:
+            methods_by_step_cost.setdefault(step_cost, {})[run.method] = None
+    for step_cost, methods in methods_by_step_cost.items():
         yield (
-            f"warning    a step takes {'' if exact else 'up to '}{most:,} {budget.resource} with "
-            f"{', '.join(methods)}: a run may end more than {BUDGET_TOLERANCE:.0%} from the budget, and is then not "
-            "ranked; fix: lower training.prompts_per_step, or raise budget.amount"
+            f"warning    a step uses {'' if exact else 'up to '}{step_cost:,} {budget.resource} with "
+            f"{', '.join(methods)}: a run may end more than {100 * BUDGET_TOLERANCE:.0f} % from the budget "
+            "and is then not ranked; fix: lower training.prompts_per_step, or raise budget.limit"
         )
 
 
 def _phase_cost_warnings(spec: BenchmarkSpec) -> Iterator[str]:
-    """Methods that may spend the budget on what they make before their own loop begins."""
-    for entry in _first_run_of_each_method(spec):
-        for line in budget_warnings(entry.config, build_spec(entry.config)):
-            yield f"warning    {line} [{entry.method}]"
+    """Warnings about methods whose pretraining phases may use up the budget."""
+    for run in _first_run_of_each_method(spec):
+        for line in budget_warnings(run.config, run.resolved.algorithm):
+            yield f"warning    {line} [{run.method}]"

@@ -1,4 +1,4 @@
-"""Runs as processes of their own: started, waited for, stopped together."""
+"""Runs as child processes: start several in parallel, wait for them, stop them together."""
 
 import subprocess
 import sys
@@ -19,52 +19,51 @@ ERROR_OF_EXIT_CODE: dict[int, type[ParetuneError]] = {
     EXIT_TRAINING_GUARD: NonFiniteError,
     EXIT_STOPPED: RunInterrupted,
 }
-"""Exit code of a run -> the error that leaves with the same code."""
+"""Exit code of a run -> the error with the same exit code."""
 POLL_SECONDS = 0.05
-"""Seconds between two looks at the processes."""
+"""Seconds between two polls of the child processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One command of ours."""
+    """One `paretune` command to run as a child process."""
 
     label: str
     cli_args: Sequence[str]
     run_dir: Path
-    """Of the run that it works on."""
+    """Folder of the run that the command works on."""
     log_file: Path
-    """Where all it says goes."""
+    """File that receives stdout and stderr."""
     allow_guard_exit: bool = False
-    """Training that stops itself is a result, not the end of everything."""
+    """An exit by a training guard is a result (of a tuning trial), not a failure of the benchmark."""
     needs_judge_scores: bool = False
-    """It is complete only with the judge's scores of a trial."""
+    """The trial is complete only with the judge's scores."""
 
 
 @dataclass
 class JobRunner:
-    """Works jobs off, several at one time; a signal is passed on to all of them."""
+    """Runs jobs, several in parallel; forwards a stop signal to all of them."""
 
     max_parallel: int
     stop: StopRequest
     on_progress: Callable[[int, str], None]
-    """Hears of every job that is begun, ended, or waited for, and how many have ended."""
+    """Called with (finished jobs, message) when a job starts, waits or ends."""
     running: dict[str, tuple[Job, "subprocess.Popen[bytes]"]] = field(default_factory=dict)
     num_finished: int = 0
-    """Jobs that are over."""
 
     def run_all(self, jobs: Iterable[Job]) -> dict[str, int]:
-        """Label -> exit code of every job.
+        """Run all jobs and return label -> exit code.
 
         Raises:
-            ParetuneError: One failed; the others were stopped first, each with a checkpoint.
-            Stopped: SIGTERM came.
-            KeyboardInterrupt: Ctrl-C came.
+            ParetuneError: A job failed; the others were stopped first, each with a checkpoint.
+            RunInterrupted: SIGTERM arrived.
+            KeyboardInterrupt: Ctrl-C was pressed.
         """
-        left, codes = list(jobs), dict[str, int]()
+        pending, codes = list(jobs), dict[str, int]()
         try:
-            while left or self.running:
-                while left and len(self.running) < self.max_parallel:
-                    self._start(left.pop(0))
+            while pending or self.running:
+                while pending and len(self.running) < self.max_parallel:
+                    self._start(pending.pop(0))
                 time.sleep(POLL_SECONDS)
                 for label, (job, process) in list(self.running.items()):
                     if process.poll() is not None:
@@ -74,21 +73,21 @@ class JobRunner:
                         self.on_progress(self.num_finished, f"{label}: done")
                 if self.stop.requested:
                     self._terminate_all()
-                    self.stop.raise_if_stopped("the last complete step of every run under way")
+                    self.stop.raise_if_stopped("the last complete step of every run in progress")
         finally:
             self._terminate_all()
         return codes
 
     def _start(self, job: Job) -> None:
-        """Start a job once nobody else is at work in its folder: a run outlives a killed comparison."""
-        waited = False
+        """Start a job as soon as its run folder is free: a run survives a benchmark that was killed."""
+        waiting = False
         while other := lock_holder(job.run_dir):
-            if not waited:
+            if not waiting:
                 self.on_progress(
-                    self.num_finished, f"{job.label}: waits for {other}, which is still at work on it"
+                    self.num_finished, f"{job.label}: waiting for {other}, which still works on this run"
                 )
-            waited = True
-            self.stop.raise_if_stopped("the last complete step of every run under way")
+            waiting = True
+            self.stop.raise_if_stopped("the last complete step of every run in progress")
             time.sleep(POLL_SECONDS)
         self.on_progress(self.num_finished, f"{job.label} …")
         job.log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -99,26 +98,33 @@ class JobRunner:
         self.running[job.label] = (job, process)
 
     def _check_exit_code(self, job: Job, code: int) -> int:
-        """The code of a job that is over.
+        """The exit code of a finished job.
 
         Raises:
-            ParetuneError: It failed, and may not.
+            ParetuneError: The job failed.
         """
         if code == 0 or (code == EXIT_TRAINING_GUARD and job.allow_guard_exit):
             return code
         if self.stop.requested and code in (EXIT_STOPPED, EXIT_INTERRUPTED):
             return code
         if code == EXIT_INTERRUPTED:
-            raise KeyboardInterrupt(f"{job.label} was interrupted; give the same command again to go on")
-        said = _last_line(job.log_file)
+            raise KeyboardInterrupt(f"{job.label} was interrupted; run the same command again to resume")
+        # Popen reports death by a signal as its negative number.
         if code < 0:
             raise ResourceError(
-                f"{job.label}: was killed by signal {-code}; fix: lower jobs if memory ran out; see {job.log_file}"
+                f"{job.label}: killed by signal {-code}; "
+                f"fix: lower num_processes if memory ran out; see the log {job.log_file}"
             )
-        raise ERROR_OF_EXIT_CODE.get(code, ParetuneError)(f"{job.label}: {said}; see {job.log_file}")
+        message = _last_line(job.log_file)
+        raise ERROR_OF_EXIT_CODE.get(code, ParetuneError)(
+            f"{job.label} failed: {message}; see the log {job.log_file}"
+        )
 
     def _terminate_all(self) -> None:
-        """Ask every run to stop after its step, and wait; Ctrl-C in a terminal has reached them already."""
+        """Ask every run to stop after its step, and wait for all of them.
+
+        Ctrl-C in a terminal has reached the children already: they share its process group.
+        """
         for _, process in self.running.values():
             process.terminate()
         for _, process in self.running.values():
@@ -128,4 +134,4 @@ class JobRunner:
 
 def _last_line(log_file: Path) -> str:
     lines = log_file.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    return next((line for line in reversed(lines) if line.strip()), "no output")

@@ -1,4 +1,7 @@
-"""A whole comparison: shared stages, tuning trials, runs, numbers, page. The same call again goes on."""
+"""Execution of a benchmark: shared stages, tuning trials, runs, results, page.
+
+The same call again resumes: complete runs are kept, interrupted ones continue from their checkpoints.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,25 +17,24 @@ from paretune.config import config_hash, resolved_yaml
 from paretune.core.errors import ConfigError
 from paretune.experiment.console import Console, make_console
 from paretune.experiment.reuse import reuse_key
-from paretune.experiment.tuning_trial import JUDGED_TRIAL
+from paretune.experiment.tuning_trial import JUDGED_TRIAL, TRIAL
 from paretune.report.benchmark_page import benchmark_table, write_benchmark_report
 from paretune.run.compat import check_resumable
 from paretune.run.io import read_json, to_json, write_atomic
 from paretune.run.lock import RunLock
 from paretune.training.guards import StopRequest
 
-PREREGISTRATION_FILE = "declared.json"
-"""What was written down before the first run, and cannot be changed after it."""
+PREREGISTRATION_FILE = "preregistration.json"
+"""Budget and statistics, written before the first run and fixed from then on."""
 
 
 def run_benchmark(spec: BenchmarkSpec, console: Console | None = None) -> dict[str, Any]:
-    """Make every run that is not complete, and return the numbers of compare.json.
+    """Execute every run that is not complete and return the content of benchmark.json.
 
     Raises:
-        ConfigError: The folder holds another comparison, or the ranking was refused: then everything is
-            written all the same.
+        ConfigError: The output folder holds another benchmark.
         ParetuneError: A run failed.
-        Stopped: SIGTERM came; it was passed on, and every run under way has a checkpoint.
+        RunInterrupted: SIGTERM arrived; it was forwarded, and every run in progress has a checkpoint.
     """
     console = console or make_console()
     spec.output_dir.mkdir(parents=True, exist_ok=True)
@@ -40,39 +42,43 @@ def run_benchmark(spec: BenchmarkSpec, console: Console | None = None) -> dict[s
     try:
         preregister(spec)
         with console, StopRequest() as stop:
-            found = _BenchmarkRunner(spec, console, stop).run()
+            return _BenchmarkRunner(spec, console, stop).run()
     finally:
         lock.release()
-    return found
 
 
 def preregister(spec: BenchmarkSpec) -> None:
-    """Write down what a comparison promises before its first run, or hold it to what it promised.
+    """Write the preregistration before the first run, or compare the benchmark with the existing one.
 
     Raises:
-        ConfigError: It says something else now.
+        ConfigError: A preregistered value has changed.
     """
-    said = spec.config
-    now = {
-        "schema": "paretune/declared/1",
-        "budget": said.budget.model_dump(),
-        "reference": said.reference_point,
-        "tuning": said.tuning.declaration() if said.tuning else None,
-        "level": said.confidence_level,
-        "draws": said.bootstrap_samples,
+    config = spec.config
+    current = {
+        "schema": "paretune/preregistration/2",
+        "budget": config.budget.model_dump(),
+        "reference_point": config.reference_point,
+        "tuning": config.tuning.model_dump(mode="json") if config.tuning else None,
+        "confidence_level": config.confidence_level,
+        "bootstrap_samples": config.bootstrap_samples,
     }
     path = spec.output_dir / PREREGISTRATION_FILE
-    before = read_json(path)
-    if before is None:
-        write_atomic(path, to_json(now))
+    registered = read_json(path)
+    if registered is None:
+        write_atomic(path, to_json(current))
         return
-    moved = [key for key in now if key not in before or to_json({"": now[key]}) != to_json({"": before[key]})]
-    if moved:
+    # Compared as JSON text: the file has no tuples, and 1 and 1.0 differ.
+    changed = [
+        key
+        for key in current
+        if key not in registered or to_json({"": current[key]}) != to_json({"": registered[key]})
+    ]
+    if changed:
         raise ConfigError(
             "\n".join(
-                f"{path}: {key}: was declared before the first run, and is another one now; "
-                "fix: put it back, or choose another name"
-                for key in moved
+                f"{path}: {key}: differs from the value preregistered before the first run; "
+                "fix: restore it, or change `name` in the benchmark's file"
+                for key in changed
             )
         )
 
@@ -83,133 +89,129 @@ class _BenchmarkRunner:
     console: Console
     stop: StopRequest
     shared_dirs: dict[Path, int] = field(default_factory=dict)
-    """Folder of stages that were made once -> their seed."""
+    """Folder of shared stages -> their seed."""
 
     def run(self) -> dict[str, Any]:
-        contest = self.spec
-        trials = [trial for method in contest.config.methods for trial in contest.tuning_specs(method)]
-        kept = contest.run_specs()
+        spec = self.spec
+        trials = [trial for method in spec.config.methods for trial in spec.tuning_specs(method)]
+        untuned_runs = spec.run_specs()
+        # Tuned settings are not known yet: with trials, the folders of the runs are checked after tuning.
         self._refuse_foreign_dirs(trials)
-        self._refuse_foreign_dirs(kept if not trials else [])
-        stages = 3 + bool(trials)
-        self._run_jobs("shared", 1, stages, self._shared_jobs([*trials, *kept]))
-        tuned: dict[str, Any] = {}
+        self._refuse_foreign_dirs(untuned_runs if not trials else [])
+        num_stages = 3 + bool(trials)
+        self._run_jobs("shared", 1, num_stages, self._shared_jobs([*trials, *untuned_runs]))
+        tuning_results: dict[str, Any] = {}
         if trials:
-            codes = self._run_jobs(
-                "tuning", 2, stages, [self._make_job(trial, is_trial=True) for trial in trials]
-            )
-            tuned = select_trials(contest, codes)
-            write_atomic(contest.output_dir / "tuning.json", to_json(tuned))
-        entries = contest.run_specs(selected_settings(tuned))
-        self._refuse_foreign_dirs(entries)
-        self._run_jobs("runs", stages - 1, stages, [self._make_job(entry) for entry in entries])
-        return self._write_report(entries, tuned, stages)
+            jobs = [self._make_job(trial, is_trial=True) for trial in trials]
+            exit_codes = self._run_jobs("tuning", 2, num_stages, jobs)
+            tuning_results = select_trials(spec, exit_codes)
+            write_atomic(spec.output_dir / "tuning.json", to_json(tuning_results))
+        runs = spec.run_specs(selected_settings(tuning_results))
+        self._refuse_foreign_dirs(runs)
+        self._run_jobs("runs", num_stages - 1, num_stages, [self._make_job(run) for run in runs])
+        return self._write_report(runs, tuning_results, num_stages)
 
     def _write_report(
-        self, run_specs: list[RunSpec], tuning_results: dict[str, Any], stages: int
+        self, run_specs: list[RunSpec], tuning_results: dict[str, Any], num_stages: int
     ) -> dict[str, Any]:
-        folder = self.spec.output_dir
-        self.console.start_stage("report", stages, stages)
-        ledger: list[CostRow] = benchmark_costs(self.spec, run_specs, self.shared_dirs)
-        lines = "".join(to_json(row).replace("\n ", "").replace("\n", "") + "\n" for row in ledger)
-        write_atomic(folder / "ledger.jsonl", lines)
-        found = benchmark_results(self.spec, run_specs, ledger, tuning_results)
-        write_atomic(folder / "compare.json", to_json(found))
-        path = write_benchmark_report(folder)
-        self.console.log(f"\n{benchmark_table(found)}\n")
-        self.console.finish_stage(str(path))
-        return found
+        output_dir = self.spec.output_dir
+        self.console.start_stage("report", num_stages, num_stages)
+        costs: list[CostRow] = benchmark_costs(self.spec, run_specs, self.shared_dirs)
+        # One row per line: to_json indents.
+        lines = "".join(to_json(row).replace("\n ", "").replace("\n", "") + "\n" for row in costs)
+        write_atomic(output_dir / "costs.jsonl", lines)
+        results = benchmark_results(self.spec, run_specs, costs, tuning_results)
+        write_atomic(output_dir / "benchmark.json", to_json(results))
+        page = write_benchmark_report(output_dir)
+        self.console.log(f"\n{benchmark_table(results)}\n")
+        self.console.finish_stage(str(page))
+        return results
 
     def _run_jobs(self, name: str, index: int, total: int, jobs: list[Job]) -> dict[str, int]:
-        """Work off the jobs that are not complete; folder -> exit code of every one."""
-        left = [job for job in jobs if not _is_complete(job)]
+        """Run the jobs that are not complete; run folder -> exit code of every job that has one."""
+        pending = [job for job in jobs if not _is_complete(job)]
         self.console.start_stage(name, index, total)
-        done = len(jobs) - len(left)
+        num_complete = len(jobs) - len(pending)
 
-        def tell(ended: int, line: str) -> None:
-            self.console.progress(done + ended, len(jobs), line)
+        def on_progress(num_finished: int, message: str) -> None:
+            self.console.progress(num_complete + num_finished, len(jobs), message)
 
-        codes = JobRunner(self.spec.config.num_processes, self.stop, tell).run_all(left)
+        codes = JobRunner(self.spec.config.num_processes, self.stop, on_progress).run_all(pending)
         self.stop.raise_if_stopped(f"the stage {name}")
-        known = f", {done} of them complete before" if done else ""
-        self.console.finish_stage(f"{len(jobs)} {'run' if len(jobs) == 1 else 'runs'}{known}")
-        folders = {job.label: str(job.run_dir) for job in jobs}
-        failed = {str(job.run_dir): EXIT_TRAINING_GUARD for job in jobs if _stopped_by_guard(job)}
-        return {folders[label]: code for label, code in codes.items()} | failed
+        before = f", {num_complete} of them complete before" if num_complete else ""
+        self.console.finish_stage(f"{len(jobs)} {'run' if len(jobs) == 1 else 'runs'}{before}")
+        run_dirs = {job.label: str(job.run_dir) for job in jobs}
+        stopped = {str(job.run_dir): EXIT_TRAINING_GUARD for job in jobs if _stopped_by_guard(job)}
+        return {run_dirs[label]: code for label, code in codes.items()} | stopped
 
     def _shared_jobs(self, run_specs: Iterable[RunSpec]) -> list[Job]:
-        """One job for each seed and each way of making policy, reward and judge."""
-        found = {}
-        for entry in run_specs:
-            folder = self._shared_dir(entry)
-            if folder not in found:
-                self.shared_dirs[folder] = entry.seed
-                e = entry.config
-                elsewhere = e.model_copy(update={"run": e.run.model_copy(update={"folder": str(folder)})})
-                recipe = self._write_recipe(folder.name, resolved_yaml(elsewhere))
-                found[folder] = Job(
-                    label=f"seed-{entry.seed} for all",
+        """One job per seed and per configuration of initial policy, reward model and judge."""
+        jobs = {}
+        for spec in run_specs:
+            shared_dir = self._shared_dir(spec)
+            if shared_dir not in jobs:
+                self.shared_dirs[shared_dir] = spec.seed
+                run = spec.config.run.model_copy(update={"output_dir": str(shared_dir)})
+                config = spec.config.model_copy(update={"run": run})
+                recipe = self._write_recipe(shared_dir.name, resolved_yaml(config))
+                jobs[shared_dir] = Job(
+                    label=f"shared stages of seed {spec.seed}",
                     cli_args=("run", str(recipe), "--until", "judge"),
-                    run_dir=folder,
-                    log_file=self.spec.output_dir / "logs" / f"{folder.name}.log",
+                    run_dir=shared_dir,
+                    log_file=self.spec.output_dir / "logs" / f"{shared_dir.name}.log",
                 )
-        return list(found.values())
+        return list(jobs.values())
 
     def _make_job(self, run_spec: RunSpec, *, is_trial: bool = False) -> Job:
-        e = run_spec.config
-        folder = Path(e.run.output_dir)
-        name = "-".join(folder.relative_to(self.spec.output_dir).parts)
-        asked = is_trial and tuned_by_judge(self.spec)
-        more = ("--until", JUDGED_TRIAL if asked else "trial") if is_trial else ()
+        run_dir = Path(run_spec.config.run.output_dir)
+        name = "-".join(run_dir.relative_to(self.spec.output_dir).parts)
+        recipe = self._write_recipe(name, resolved_yaml(run_spec.config))
+        needs_judge_scores = is_trial and tuned_by_judge(self.spec)
+        until = ("--until", JUDGED_TRIAL if needs_judge_scores else TRIAL) if is_trial else ()
         return Job(
-            label=f"{run_spec.method} {folder.name}" if is_trial else run_spec.label,
-            cli_args=(
-                "run",
-                str(self._write_recipe(name, resolved_yaml(e))),
-                "--shared",
-                str(self._shared_dir(run_spec)),
-                *more,
-            ),
-            run_dir=folder,
+            label=f"{run_spec.method} {run_dir.name}" if is_trial else run_spec.label,
+            cli_args=("run", str(recipe), "--reuse-from", str(self._shared_dir(run_spec)), *until),
+            run_dir=run_dir,
             log_file=self.spec.output_dir / "logs" / f"{name}.log",
             allow_guard_exit=is_trial,
-            needs_judge_scores=asked,
+            needs_judge_scores=needs_judge_scores,
         )
 
     def _shared_dir(self, run_spec: RunSpec) -> Path:
-        return self.spec.output_dir / "shared" / f"seed-{run_spec.seed}-{reuse_key(run_spec.config)[:12]}"
+        # 12 hex digits of the key keep the name short; the full key is checked when stages are reused.
+        return self.spec.output_dir / "shared" / f"seed-{run_spec.seed}-{reuse_key(run_spec.resolved)[:12]}"
 
     def _write_recipe(self, name: str, text: str) -> Path:
-        """The recipe of one run, whole, so that the run can be made alone."""
+        """Write the complete recipe of one run, which reproduces the run on its own."""
         path = self.spec.output_dir / "recipes" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, f"# Made by paretune compare; every key and where it comes from.\n{text}")
+        write_atomic(path, f"# Made by paretune compare: every key and its origin.\n{text}")
         return path
 
     def _refuse_foreign_dirs(self, run_specs: Iterable[RunSpec]) -> None:
-        """Refuse, before anything is made, what a folder of this name holds of another comparison."""
-        wrong = []
-        for entry in run_specs:
-            e = entry.config
+        """Refuse run folders that belong to another benchmark, before anything is started."""
+        problems = []
+        for run_spec in run_specs:
+            config = run_spec.config
             try:
-                check_resumable(Path(e.run.output_dir), config_hash(e), resolved_yaml(e))
+                check_resumable(Path(config.run.output_dir), config_hash(config), resolved_yaml(config))
             except ConfigError as error:
-                wrong.append(str(error))
-        if wrong:
-            raise ConfigError("\n".join(wrong))
+                problems.append(str(error))
+        if problems:
+            raise ConfigError("\n".join(problems))
 
 
 def _is_complete(job: Job) -> bool:
-    """Whether the run is over: for good, or, of a trial, because training stopped itself."""
-    book: Mapping[str, Any] = read_json(job.run_dir / "run.json") or {}
-    whole = has_judge_scores(job.run_dir) or not job.needs_judge_scores
-    return (book.get("status") == "done" and whole) or _stopped_by_guard(job)
+    """Whether the run finished, or is a trial that a training guard stopped."""
+    run_info: Mapping[str, Any] = read_json(job.run_dir / "run.json") or {}
+    scored = has_judge_scores(job.run_dir) or not job.needs_judge_scores
+    return (run_info.get("status") == "done" and scored) or _stopped_by_guard(job)
 
 
 def _stopped_by_guard(job: Job) -> bool:
-    book: Mapping[str, Any] = read_json(job.run_dir / "run.json") or {}
+    run_info: Mapping[str, Any] = read_json(job.run_dir / "run.json") or {}
     return (
         job.allow_guard_exit
-        and book.get("status") == "failed"
-        and book.get("exit_code") == EXIT_TRAINING_GUARD
+        and run_info.get("status") == "failed"
+        and run_info.get("exit_code") == EXIT_TRAINING_GUARD
     )

@@ -1,4 +1,4 @@
-"""The schema of a comparison: methods, seeds and weightings under one budget, declared beforehand."""
+"""Schema of a benchmark file: methods, seeds and weightings under one budget."""
 
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -17,61 +17,56 @@ def _default_weightings() -> dict[str, dict[str, float]]:
 
 
 class TuningSection(Section):
-    """Trials that choose a method's settings before it is compared; as many for every method."""
+    """Tuning trials: every method gets the same number before it is compared."""
 
     num_trials: PositiveInt
     seed: Seed = 100
-    """Of every trial; none of `seeds`."""
+    """Training seed of every trial; must not be one of `seeds`."""
     search_space: dict[NonEmptyStr, ScalarOrList] = Field(min_length=1)
-    """Key of a recipe -> the values to be tried; of more combinations than `num_trials` the seed draws."""
+    """Recipe key -> values to try. With more combinations than `num_trials`, a random subset is tried."""
     select_by: Literal["reward", "judge"] = "reward"
-    """Whose scores of answers to training prompts choose: the training reward's, or the judge's."""
-
-    def declaration(self) -> dict[str, Any]:
-        """What is written down beforehand; a choice by reward is not named, as before there was another."""
-        return self.model_dump(mode="json", exclude={"by"} if self.select_by == "reward" else None)
+    """Scorer that selects the best trial, by its scores of responses to training prompts."""
 
 
 class BenchmarkConfig(Section):
-    """What is compared, on what, for how much, and how it will be judged."""
+    """A benchmark file: the methods, the common recipe, the budget and the statistics."""
 
     name: Annotated[str, StringConstraints(pattern=RUN_NAME_PATTERN)]
     recipe: PathStr
-    """A shipped recipe, or a file, that every run starts from."""
-    overrides: dict[str, Any] = Field(default_factory=dict, alias="set")
-    """What every run has otherwise than the recipe: nested keys, or a list of a.b=c."""
+    """Base recipe of every run: a shipped recipe or a file."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the recipe for every run: nested keys, or a list of a.b=c."""
     methods: dict[Name, dict[str, Any]] = Field(min_length=1)
-    """What each method has otherwise; its `algorithm` replaces the recipe's, other sections are laid over."""
+    """Method -> changes to the recipe. `algorithm` replaces the recipe's, other sections are merged."""
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0, 1, 2)
     weightings: dict[Name, dict[Name, float]] = Field(default_factory=_default_weightings, min_length=1)
-    """Name -> weights of objectives that are laid over the recipe's."""
+    """Name -> weights of objectives that replace the recipe's."""
     budget: BudgetSection
     tuning: TuningSection | None = None
     reference_point: dict[Name, float] = Field(default_factory=dict)
-    """The corner that hypervolumes are measured from, in the units of the judge."""
+    """Reference point of the hypervolume, in the units of the judge."""
     baseline: Name | None = None
-    """The method that all others are compared with; null: the first."""
+    """Method that the others are compared with; default: the first."""
     scatter_pairs: Annotated[
         tuple[Annotated[tuple[Name, Name], Field(strict=False)], ...], Field(strict=False)
     ] = ()
-    """Pairs of objectives to be drawn; none: all, or the first six."""
+    """Pairs of objectives to plot; default: all pairs, at most the first six."""
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
-    """Of the bootstrap."""
     confidence_level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Of every interval."""
+    """Confidence level of every interval."""
     num_processes: PositiveInt = 1
-    """Runs at one time, each a process of its own."""
-    output_dir: PathStr = "runs/comparison"
-    """Left out: runs/NAME."""
+    """Runs in parallel, each in its own process."""
+    output_dir: PathStr = "runs/benchmark"
+    """Default: runs/NAME."""
 
     @model_validator(mode="before")
     @classmethod
     def _default_output_dir(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "folder" not in values and isinstance(values.get("name"), str):
-            return {**values, "folder": str(PurePosixPath("runs", values["name"]))}
+        if isinstance(values, dict) and "output_dir" not in values and isinstance(values.get("name"), str):
+            return {**values, "output_dir": str(PurePosixPath("runs", values["name"]))}
         return values
 
     @property
     def baseline_method(self) -> str:
-        """The method that all others are compared with."""
+        """The method that the others are compared with."""
         return self.baseline or next(iter(self.methods))

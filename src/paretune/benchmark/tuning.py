@@ -1,4 +1,4 @@
-"""Which settings a method is compared with: the trial that the reward, or the judge, scores highest."""
+"""Selection of a method's settings: the tuning trial with the highest training reward, or judge score."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,90 +14,94 @@ ScoreFunction = Callable[[Path, Mapping[str, float]], float | None]
 
 
 def training_reward(run_dir: Path, weights: Mapping[str, float]) -> float | None:
-    """The weighted sum of the mean scores that a trial's trained policy got; None: it came to no end.
+    """Weighted sum of the reward model's mean scores of a trial; None if the trial did not finish.
 
-    Gates are left out, since methods apply them in different places; scores are those of the reward model, of
-    answers to prompts of the training.
+    The scores are of responses of the trained policy to training prompts. Gates are left out, since methods
+    apply them in different places.
 
     Args:
-        run_dir: Of the trial.
-        weights: Of the objectives.
+        run_dir: Folder of the trial.
+        weights: Objective -> weight.
     """
-    found = read_json(run_dir.joinpath(*RESULTS_PATH))
-    if found is None or any(found["mean"][name] is None for name in weights):
+    scores = read_json(run_dir.joinpath(*RESULTS_PATH))
+    if scores is None or any(scores["mean"][name] is None for name in weights):
         return None
-    return float(sum(weight * found["mean"][name] for name, weight in weights.items()))
+    return float(sum(weight * scores["mean"][name] for name, weight in weights.items()))
 
 
 def judge_score(run_dir: Path, weights: Mapping[str, float]) -> float | None:
-    """The weighted sum of what the judge says of the same answers; None: no end, or the judge was not asked.
+    """Weighted sum of the judge's mean scores of the same responses.
 
-    Gates are left out here too, and so is an objective without a weight, which a judge need not know.
+    None if the trial did not finish, or has no judge scores. Gates are left out here too. An objective with
+    weight 0 is left out, since the judge need not score it.
 
     Args:
-        run_dir: Of the trial.
-        weights: Of the objectives.
+        run_dir: Folder of the trial.
+        weights: Objective -> weight.
     """
     means = (read_json(run_dir.joinpath(*RESULTS_PATH)) or {}).get("judge", {}).get("mean", {})
-    asked = {name: weight for name, weight in weights.items() if weight}
-    if any(means.get(name) is None for name in asked):
+    nonzero = {name: weight for name, weight in weights.items() if weight}
+    if any(means.get(name) is None for name in nonzero):
         return None
-    return float(sum(weight * means[name] for name, weight in asked.items()))
+    return float(sum(weight * means[name] for name, weight in nonzero.items()))
 
 
 def has_judge_scores(run_dir: Path) -> bool:
-    """Whether the judge scored the answers of this trial."""
+    """Whether the judge has scored the responses of this trial."""
     return "judge" in (read_json(run_dir.joinpath(*RESULTS_PATH)) or {})
 
 
 def tuned_by_judge(spec: BenchmarkSpec) -> bool:
-    """Whether the judge chooses."""
+    """Whether the judge selects the trials."""
     return spec.config.tuning is not None and spec.config.tuning.select_by == "judge"
 
 
 def select_trials(spec: BenchmarkSpec, exit_codes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Method -> its trials with what they are known by, and the number of the one that is taken.
+    """Method -> its trials with their scores, and the selected one.
 
     Args:
-        spec: The comparison.
-        exit_codes: Folder of a trial -> its exit code; one that stopped itself has no score.
+        spec: The benchmark.
+        exit_codes: Folder of a trial -> its exit code; a trial that a training guard stopped has no score.
 
     Raises:
-        TrainingGuard: No trial of a method came to an end.
+        NonFiniteError: No trial of a method finished.
     """
-    found, asked = {}, tuned_by_judge(spec)
+    by_judge = tuned_by_judge(spec)
+    results = {}
     for method in spec.config.methods:
         trials = spec.tuning_specs(method)
         rewards = [_trial_score(trial, exit_codes, training_reward) for trial in trials]
-        scores = [_trial_score(trial, exit_codes, judge_score) for trial in trials] if asked else rewards
+        scores = [_trial_score(trial, exit_codes, judge_score) for trial in trials] if by_judge else rewards
         known = [score for score in scores if score is not None]
         if trials and not known:
             raise NonFiniteError(
-                f"{method}: every tuning trial stopped itself; fix: try other values in tuning.over"
+                f"{method}: a training guard stopped every tuning trial; "
+                "fix: try other values in tuning.search_space"
             )
         if trials:
             best = scores.index(max(known))
-            found[method] = {
+            results[method] = {
                 "trials": [
-                    {"set": dict(s), "training_reward": reward} | ({"judge": score} if asked else {})
-                    for s, reward, score in zip(spec.trial_settings, rewards, scores, strict=True)
+                    {"settings": dict(settings), "training_reward": reward}
+                    | ({"judge_score": score} if by_judge else {})
+                    for settings, reward, score in zip(spec.trial_settings, rewards, scores, strict=True)
                 ],
-                "by": "judge" if asked else "reward",
-                "chosen": best,
-                "set": dict(spec.trial_settings[best]),
-                "best": max(known),
-                "median": median(known),
+                "select_by": "judge" if by_judge else "reward",
+                "selected_index": best,
+                "settings": dict(spec.trial_settings[best]),
+                "best_score": max(known),
+                "median_score": median(known),
             }
-    return found
+    return results
 
 
 def selected_settings(tuning_results: Mapping[str, Mapping[str, Any]]) -> dict[str, Settings]:
-    """Method -> what its runs set."""
-    return {method: dict(found["set"]) for method, found in tuning_results.items()}
+    """Method -> the settings of its selected trial."""
+    return {method: dict(result["settings"]) for method, result in tuning_results.items()}
 
 
 def _trial_score(
     trial: RunSpec, exit_codes: Mapping[str, int], score_function: ScoreFunction
 ) -> float | None:
-    folder = trial.config.run.output_dir
-    return None if exit_codes.get(folder) else score_function(Path(folder), trial.config.weights)
+    run_dir = trial.config.run.output_dir
+    return None if exit_codes.get(run_dir) else score_function(Path(run_dir), trial.config.weights)

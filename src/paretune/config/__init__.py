@@ -1,7 +1,7 @@
-"""From a recipe to an `Experiment`: YAML with the place of every value, a strict schema, overrides.
+"""Loads a recipe into a `Config`: YAML with the location of every value, a strict schema, overrides.
 
-Every mistake of a file is said at once, as `file:line:col: key: what is wrong; did you mean ...; fix: ...`.
-What a recipe says is read, never run.
+All mistakes of a file are reported at once, one line each:
+`file:line:col: key: what is wrong; did you mean "..."?; fix: ...`. A recipe is data: none of it is executed.
 """
 
 from paretune.config.load import config_hash, load_config, source_text

@@ -1,4 +1,4 @@
-"""The sections of a recipe that name data: prompts, ratings, pairs, demonstrations; and reward models."""
+"""Schema of the data sources (prompts, ratings, pairs, demonstrations) and of the reward model."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,15 +13,15 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def expand_home(path: str) -> str:
-    """The path with a leading ~ written out; as it is where nobody's home is meant."""
+    """The path with a leading ~ expanded; unchanged if there is no such home directory."""
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError):  # no such user; a NUL in the name
         return path
 
 
 PathStr = Annotated[NonEmptyStr, AfterValidator(expand_home)]
-"""A file, a folder, or the name of something on a hub."""
+"""A file, a folder, or a name on the Hugging Face hub."""
 
 
 def _as_list(value: Any) -> Any:
@@ -34,11 +34,14 @@ def _none_to_dict(value: Any) -> Any:
 
 Scalar = str | int | float | bool
 ScalarOrList = Annotated[tuple[Scalar, ...], Field(strict=False), BeforeValidator(_as_list)]
-"""One value or a list of them."""
+"""One value or a list of values."""
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, strict in its types, closed to unknown keys."""
+    """A section of a recipe: frozen, strict types, no unknown keys.
+
+    The docstring of each field is its entry in docs/recipe.md.
+    """
 
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -46,10 +49,10 @@ class Section(BaseModel):
 
 
 class ColumnsSection(Section):
-    """What the columns of a file are called; one that is not named is looked for by its usual names."""
+    """Column names of a file; a column that is not named is looked up under its usual names."""
 
     prompt: str = ""
-    """"-": there is none, the responses stand alone."""
+    """"-": no prompt, the responses stand alone."""
     response: str = ""
     chosen: str = ""
     rejected: str = ""
@@ -59,39 +62,39 @@ class ColumnsSection(Section):
     id: str = ""
     category: str = ""
     preference_weights: str = ""
-    """An object {objective: weight}: what each prompt asks for, under aggregate.name preference."""
+    """An object {objective: weight} per prompt, for aggregate.name preference_weighted_sum."""
 
 
 class DataSource(Section):
-    """One file of records, or of a part of its rows."""
+    """One file of records, or a subset of its rows."""
 
     file: PathStr
-    """Below `data.root`; or `hf:owner/name[:split]`, a data set of the Hugging Face hub."""
+    """Relative to `data.root`; or `hf:owner/name[:split]`, a dataset on the Hugging Face hub."""
     where: dict[str, ScalarOrList] = {}
-    """Column -> the value, or the values, that rows must have to be taken."""
+    """Row filter: column -> the value, or list of values, that a row must have."""
     columns: ColumnsSection = ColumnsSection()
     max_rows: PositiveInt | None = None
-    """Take at most this many rows, drawn by `run.seed`."""
+    """Use at most this many rows, sampled with `run.seed`."""
     max_length: PositiveInt | None = None
-    """Longest row in tokens of the model that reads it; null: what its context holds."""
+    """Maximum length of a row in tokens of the model that reads it; null: its context length."""
 
 
 class PromptSource(DataSource):
-    """Prompts that responses are sampled for."""
+    """Prompts to sample responses for."""
 
     category: str = ""
-    """A word for this class of prompts; "harmful" and "lookalike" have their refusals counted apart."""
+    """Prompt category; results are broken down by it, see `evaluate.refusal_categories`."""
     overlong: Literal["error", "drop"] = "error"
-    """What to do with a prompt of more than `max_tokens` tokens."""
+    """How to handle a prompt of more than `max_length` tokens."""
     sampling_weight: PositiveFloat = 1.0
-    """Share of each step's prompts, relative to the other sources, whatever the sizes of the files."""
+    """Fraction of each step's prompts relative to the other sources, whatever the file sizes."""
 
 
 class LabelSection(Section):
-    """Where the label of one objective comes from: scale times a rating plus offset."""
+    """Source of one objective's labels: scale times the rating plus offset."""
 
     source: NonEmptyStr = Field(alias="from")
-    """Column of the file, or aspect of its scores."""
+    """Column of the file, or key of its scores object."""
     scale: float = 1.0
     offset: float = 0.0
 
@@ -104,51 +107,51 @@ class RatingSource(DataSource):
     """Responses with labels of one or more objectives."""
 
     labels: dict[Name, Annotated[LabelSection, BeforeValidator(_parse_label)]] = Field(min_length=1)
-    """Objective -> column or aspect, or {from, scale, offset}."""
-    overlong: Literal["drop", "error", "cut"] = "drop"
-    """What to do with a row of more than `max_tokens` tokens; cut: leave out its oldest turns."""
+    """Objective -> column or key of the scores object, or {from, scale, offset}."""
+    overlong: Literal["drop", "error", "truncate"] = "drop"
+    """How to handle a row of more than `max_length` tokens; truncate: drop its oldest turns."""
 
 
 class PairSource(DataSource):
-    """Pairs of responses of which one was chosen."""
+    """Preference pairs: a chosen and a rejected response."""
 
     objective: Name | None = None
-    """The objective by which the chosen response is the better one; null: a column names it row by row."""
-    overlong: Literal["drop", "error", "cut"] = "drop"
+    """The objective the preference is about; null: a column names it per row."""
+    overlong: Literal["drop", "error", "truncate"] = "drop"
 
 
 class DemonstrationSource(DataSource):
-    """Responses to be learnt by imitation."""
+    """Responses for supervised fine-tuning."""
 
     overlong: Literal["drop", "error"] = "drop"
 
 
 class SupervisedTrainingSection(Section):
-    """How supervised fitting goes."""
+    """Supervised training of the policy, the reward model or the judge."""
 
     num_train_epochs: PositiveInt = 2
     learning_rate: PositiveFloat = 3e-4
     batch_size: PositiveInt = 32
-    """Rows an optimiser step."""
+    """Rows per optimizer step."""
     warmup_ratio: UnitInterval = 0.05
-    """Share of the steps over which the rate rises from 0."""
+    """Fraction of the steps over which the learning rate rises linearly from 0."""
     lr_scheduler_type: Literal["constant", "cosine"] = "cosine"
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
-    """Largest norm of the gradient."""
+    """Gradient clipping: maximum norm."""
     max_tokens_per_pass: PositiveInt | None = None
-    """Tokens a forward pass; changes memory and speed alone. Null: 1,024 on a CPU, else 16,384."""
+    """Tokens per forward pass; affects memory and speed only. Null: 1,024 on a CPU, else 16,384."""
 
 
 class SftSection(SupervisedTrainingSection):
-    """Supervised fitting of the policy before anything else."""
+    """Supervised fine-tuning of the policy before all other stages."""
 
     demonstrations: dict[Name, DemonstrationSource] = {}
-    """Left out in the built-in world, which brings its own."""
+    """Empty: the demonstrations of the built-in world."""
 
 
 class LoraSection(Section):
-    """A low-rank adapter; the weights under it stay as they are."""
+    """A LoRA adapter; the base weights are frozen."""
 
     r: PositiveInt = 16
     alpha: PositiveInt = 32
@@ -159,23 +162,23 @@ class RewardHeadSection(Section):
     """One named output of a reward model."""
 
     loss: Literal["mse", "huber", "bradley_terry", "calibrated"] = "mse"
-    """mse and huber learn from ratings, bradley_terry from pairs; calibrated from either, and besides that a
-    stated confidence raises the score of what is right and lowers that of what is wrong."""
+    """mse and huber are fitted to ratings, bradley_terry to pairs; calibrated to either, and to pairs in
+    which a stated confidence raises the score of a correct response and lowers that of an incorrect one."""
     huber_delta: PositiveFloat = 1.0
-    """Where huber turns from square to straight, in standard deviations of the labels."""
+    """Where the Huber loss becomes linear, in standard deviations of the labels."""
     correct_threshold: float | None = None
-    """For calibrated: the label from which a rated response is right; null: the median of all."""
+    """For calibrated: the minimum label of a correct response; null: the median label."""
 
 
 class RewardSection(Section):
-    """A reward model: a ready-made one (`path`), or one to be fitted."""
+    """A reward model: pretrained (`path`), or fitted in the run."""
 
     path: PathStr | None = None
-    """Folder or hub name of a fitted model with one named label per objective."""
+    """Folder or hub name of a fitted model whose labels name the objectives."""
     init_from: PathStr = "policy"
-    """"policy": start from the starting policy's weights; else a folder or hub name."""
+    """Initial weights: "policy", those of the initial policy; else a folder or hub name."""
     revision: NonEmptyStr | None = None
-    """Branch, tag or commit, where `path` or `init_from` is a hub name."""
+    """Branch, tag or commit, if `path` or `init_from` is a hub name."""
     dtype: Dtype = "float32"
     lora: LoraSection | None = None
     objectives: dict[Name, Annotated[RewardHeadSection, BeforeValidator(_none_to_dict)]] = {}
@@ -185,5 +188,5 @@ class RewardSection(Section):
     test_ratings: dict[Name, RatingSource] = {}
     test_pairs: dict[Name, PairSource] = {}
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the prompts kept apart for the report where no test files are named."""
+    """Fraction of the prompts held out for the report if there are no test files."""
     training: SupervisedTrainingSection = SupervisedTrainingSection()

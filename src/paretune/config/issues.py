@@ -1,4 +1,4 @@
-"""From what pydantic found, and from what the rules found, to one line each with a place and a remedy."""
+"""Turns pydantic errors and broken rules into `ConfigIssue`s: one line each, with location and fix."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,15 +24,15 @@ class ConfigIssue:
     suggestion: str = ""
     fix: str = ""
     standalone: bool = False
-    """It is a mistake whatever the rest of the recipe says."""
+    """True if it is a mistake whatever the rest of the recipe says."""
 
     def render(self, tree: ConfigTree) -> str:
-        """The complaint, at the place where the value was written."""
-        mark = tree.location(self.path)
+        """The error message, at the location of the value."""
+        location = tree.location(self.path)
         return format_issue(
-            mark.file,
-            mark.line,
-            mark.column,
+            location.file,
+            location.line,
+            location.column,
             dotted_key(self.path),
             self.problem,
             suggestion=self.suggestion,
@@ -41,21 +41,22 @@ class ConfigIssue:
 
 
 def closest_match(word: str, words: Iterable[str], cutoff: float = 0.5) -> str:
-    """The word that was probably meant, or nothing; one of the very same letters before all others."""
-    every = list(words)
-    close = get_close_matches(word, every, len(every) or 1, cutoff)
-    return next((near for near in close if sorted(near) == sorted(word)), next(iter(close), ""))
+    """The word that was probably meant, or ""; anagrams (swapped letters) are preferred."""
+    candidates = list(words)
+    matches = get_close_matches(word, candidates, len(candidates) or 1, cutoff)
+    anagrams = (match for match in matches if sorted(match) == sorted(word))
+    return next(anagrams, next(iter(matches), ""))
 
 
 def slugify(word: str) -> str:
-    """The word as the name of a run, or "run" where nothing of it can stand in one."""
+    """The word as a valid run name, or "run" if no character of it is allowed in one."""
     return re.sub(r"[^a-z0-9._-]+", "-", word.lower()).strip("-._")[:64] or "run"
 
 
 def schema_issues(
     errors: list[ErrorDetails], values: Mapping[str, Any], schema: type[BaseModel] = Config
 ) -> list[ConfigIssue]:
-    """What pydantic found, one fault for each place; `schema`: what the values were to be."""
+    """Pydantic's errors, merged into one issue per key; `schema` is the model that was validated."""
     merged: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         merged.setdefault(_key_path(error["loc"], values), []).append(error)
@@ -63,17 +64,17 @@ def schema_issues(
 
 
 def _key_path(loc: tuple[int | str, ...], values: Any) -> KeyPath:
-    """The path without pydantic's own words, which name branches of a union."""
+    """Pydantic's location without the parts that name branches of a union, which are no keys."""
     path: list[str | int] = []
-    for place, part in enumerate(loc):
-        inside = (
+    for depth, part in enumerate(loc):
+        is_key = (
             part in values if isinstance(values, dict) else isinstance(part, int) and isinstance(values, list)
         )
-        if inside:
+        if is_key:
             values = values[part]
             path.append(part)
-        elif place == len(loc) - 1 and isinstance(values, dict) and part != "[key]":
-            path.append(part)
+        elif depth == len(loc) - 1 and isinstance(values, dict) and part != "[key]":
+            path.append(part)  # a missing key
     return tuple(path)
 
 
@@ -93,34 +94,31 @@ def _issue(
     path: KeyPath, errors: list[ErrorDetails], values: Mapping[str, Any], schema: type[BaseModel]
 ) -> ConfigIssue:
     error = errors[0]
-    kind, context = error["type"], error.get("ctx", {})
-    given = short_repr(error.get("input"))
-    if kind == "extra_forbidden":
+    error_type, context = error["type"], error.get("ctx", {})
+    value = short_repr(error.get("input"))
+    if error_type == "extra_forbidden":
         key, siblings = str(path[-1]), section_keys(path[:-1], schema)
         fix = f"this section has {', '.join(siblings)}" if siblings else ""
         return ConfigIssue(path, "unknown key", suggestion=_suggest_key(path[:-1], key, schema), fix=fix)
-    if kind == "missing":
-        return ConfigIssue(
-            path, "is missing", fix=f"write {path[-1]} into {dotted_key(path[:-1]) or 'the recipe'}"
-        )
-    if kind == "literal_error":
-        words = str(context.get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
-        meant = closest_match(str(error.get("input")), words)
-        return ConfigIssue(
-            path, f"{given} is none of {', '.join(words)}", suggestion=meant, fix="take one of these"
-        )
+    if error_type == "missing":
+        fix = f"write {path[-1]} into {dotted_key(path[:-1]) or 'the recipe'}"
+        return ConfigIssue(path, "is missing", fix=fix)
+    if error_type == "literal_error":
+        choices = str(context.get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
+        suggestion = closest_match(str(error.get("input")), choices)
+        problem = f"{value} is none of {', '.join(choices)}"
+        return ConfigIssue(path, problem, suggestion=suggestion, fix="write one of these")
     if error["loc"] and error["loc"][-1] == "[key]":
-        fix = "use letters, digits, - and _, at most 64, a letter or digit first"
-        return ConfigIssue(path, f"the name {given} is not one", fix=fix)
-    wanted = list(dict.fromkeys(_TYPE_NAMES.get(e["type"], "") for e in errors))
-    if all(wanted):
-        return ConfigIssue(
-            path, f"{_describe(error.get('input'))} is not {' or '.join(wanted)}", fix=_type_fix(errors)
-        )
-    fix = f"write {slugify(str(error.get('input')))}" if context.get("pattern") == RUN_NAME_PATTERN else ""
-    return ConfigIssue(
-        path, f"{given} {_bound_message(kind, context) or 'is not allowed: ' + error['msg']}", fix=fix
-    )
+        fix = "use letters, digits, - and _, at most 64 characters, starting with a letter or digit"
+        return ConfigIssue(path, f"{value} is not a valid name", fix=fix)
+    expected = list(dict.fromkeys(_TYPE_NAMES.get(each["type"], "") for each in errors))
+    if all(expected):
+        problem = f"{_describe(error.get('input'))} is not {' or '.join(expected)}"
+        return ConfigIssue(path, problem, fix=_type_fix(errors))
+    is_run_name = context.get("pattern") == RUN_NAME_PATTERN
+    fix = f"write {slugify(str(error.get('input')))}" if is_run_name else ""
+    problem = _bound_message(error_type, context) or f"is not allowed: {error['msg']}"
+    return ConfigIssue(path, f"{value} {problem}", fix=fix)
 
 
 def _describe(value: object) -> str:
@@ -132,13 +130,14 @@ def _describe(value: object) -> str:
 
 
 def _type_fix(errors: list[ErrorDetails]) -> str:
-    value, kinds = errors[0].get("input"), {e["type"] for e in errors}
-    if "string_type" in kinds and isinstance(value, bool | int | float):
+    value, error_types = errors[0].get("input"), {error["type"] for error in errors}
+    if "string_type" in error_types and isinstance(value, bool | int | float):
         return f'put it in quotes: "{str(value).lower()}"'
-    if "int_type" in kinds and isinstance(value, float) and value.is_integer():
+    if "int_type" in error_types and isinstance(value, float) and value.is_integer():
         return f"write {value:.0f}"
-    if kinds & {"int_type", "float_type"} and isinstance(value, str) and value.replace(".", "", 1).isdigit():
-        return f"leave out the quotes: {value}"
+    is_number = isinstance(value, str) and value.replace(".", "", 1).isdigit()
+    if error_types & {"int_type", "float_type"} and is_number:
+        return f"remove the quotes: {value}"
     return ""
 
 
@@ -155,37 +154,38 @@ def _bound_message(error_type: str, context: Mapping[str, Any]) -> str:
         case "too_short" | "string_too_short":
             return "must not be empty"
         case "string_pattern_mismatch" if context["pattern"] == RUN_NAME_PATTERN:
-            return "must be a-z, 0-9 and . - _ only, at most 64 of them, and begin with a letter or digit"
+            return "must be a-z, 0-9 and . - _ only, at most 64 characters, starting with a letter or digit"
         case "string_pattern_mismatch":
-            return "must be letters, digits, - and _ only, at most 64, and begin with a letter or digit"
+            return "must be letters, digits, - and _ only, at most 64, starting with a letter or digit"
     return ""
 
 
 def _suggest_key(section: KeyPath, key: str, schema: type[BaseModel]) -> str:
-    """The nearest key of the section; failing that, a key of this very name elsewhere."""
-    found = closest_match(key, section_keys(section, schema))
-    if found:
-        return dotted_key((*section, found))
-    every = {path[-1]: path for path in sorted(_all_keys(schema), key=len, reverse=True)}
-    return dotted_key(every[name]) if (name := closest_match(key, map(str, every), 0.8)) else ""
+    """The nearest key of the section; if there is none, a nearly identical key of another section."""
+    sibling = closest_match(key, section_keys(section, schema))
+    if sibling:
+        return dotted_key((*section, sibling))
+    # Shortest path last, so that it is the one kept of several keys with the same name.
+    by_name = {path[-1]: path for path in sorted(_all_keys(schema), key=len, reverse=True)}
+    return dotted_key(by_name[name]) if (name := closest_match(key, map(str, by_name), 0.8)) else ""
 
 
 def section_keys(path: KeyPath, schema: type[BaseModel] = Config) -> list[str]:
-    """The keys that the section at this path may have."""
+    """The keys that are allowed in the section at this path."""
     models: list[Any] = [schema]
     for part in path:
         models = [inner for model in models for inner in _child_annotations(model, part)]
-    found = [
+    keys = [
         _key_name(name, field)
         for model in models
         if _is_model(model)
         for name, field in model.model_fields.items()
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(keys))
 
 
 def _child_annotations(annotation: Any, part: str | int) -> list[Any]:
-    """The annotations that the value below `part` may have."""
+    """The possible types of the value under the key `part`."""
     if _is_model(annotation):
         fields = {_key_name(name, field): field.annotation for name, field in annotation.model_fields.items()}
         return _union_members(fields[str(part)]) if part in fields else []
@@ -195,7 +195,7 @@ def _child_annotations(annotation: Any, part: str | int) -> list[Any]:
 
 
 def _union_members(annotation: Any) -> list[Any]:
-    """The alternatives of a union, without their decoration."""
+    """The members of a union, without `Annotated`."""
     if get_origin(annotation) is Annotated:
         return _union_members(get_args(annotation)[0])
     if get_origin(annotation) in {Union, UnionType}:

@@ -1,4 +1,4 @@
-"""What is asked of a policy beside its prompts, thoughts or a confidence, and what a recipe holds for it."""
+"""Thinking and stated confidence: wraps the algorithm accordingly, and checks the settings around them."""
 
 import math
 from collections.abc import Iterator
@@ -11,13 +11,16 @@ from paretune.config.yaml import short_repr
 from paretune.data.chat import PromptFormat
 from paretune.rl.algorithm_spec import CONFIDENCE_OBJECTIVE, AlgorithmSpec
 from paretune.rl.evolution.spec import EvolutionSpec
+from paretune.worlds import get_world
+
+Spec = AlgorithmSpec | EvolutionSpec
 
 
-def apply_prompt_format(config: Config, spec: AlgorithmSpec | EvolutionSpec) -> AlgorithmSpec | EvolutionSpec:
-    """The algorithm's recipe with the frame that the experiment asks for; with its own, as it is.
+def apply_prompt_format(config: Config, spec: Spec) -> Spec:
+    """The algorithm with the prompt format that the recipe asks for; unchanged if it asks for none.
 
     Raises:
-        WiringError: The recipe samples nothing, or has a frame of its own.
+        WiringError: The algorithm samples no responses, or has a prompt format of its own.
     """
     if config.thinking is not None:
         return with_thinking(spec, config.thinking.invalid_format)
@@ -26,15 +29,13 @@ def apply_prompt_format(config: Config, spec: AlgorithmSpec | EvolutionSpec) -> 
     return spec
 
 
-def prompt_format_issues(
-    config: Config, spec: AlgorithmSpec | EvolutionSpec, algorithm_format: PromptFormat
-) -> Iterator[ConfigIssue]:
-    """What frame and view need of the rest of a recipe, and what has no effect without them.
+def prompt_format_issues(config: Config, spec: Spec, algorithm_format: PromptFormat) -> Iterator[ConfigIssue]:
+    """Settings that the prompt format and the scorer view need, and settings without effect.
 
     Args:
-        config: The experiment.
-        spec: The algorithm's, with the frame that the experiment asks for.
-        algorithm_format: The frame of the algorithm itself.
+        config: The recipe.
+        spec: The algorithm with the prompt format that the recipe asks for.
+        algorithm_format: The prompt format of the algorithm itself.
     """
     yield from _world_issues(config, spec)
     yield from _thinking_issues(config)
@@ -42,80 +43,79 @@ def prompt_format_issues(
     yield from _calibrated_head_issues(config, spec, algorithm_format)
     yield from _correctness_issues(config, spec)
     if spec.prompt_format == "confidence" and CONFIDENCE_OBJECTIVE in config.objectives:
-        wrong, fix = "is the name of the confidence that responses state", "give it another name"
-        yield ConfigIssue(("objectives", CONFIDENCE_OBJECTIVE), wrong, fix=fix)
+        problem = "is the reserved name of the confidence that responses state"
+        yield ConfigIssue(("objectives", CONFIDENCE_OBJECTIVE), problem, fix="rename the objective")
 
 
-def _world_issues(config: Config, spec: AlgorithmSpec | EvolutionSpec) -> Iterator[ConfigIssue]:
+def _world_issues(config: Config, spec: Spec) -> Iterator[ConfigIssue]:
     world = config.data.world
     if world is None:
         return
     if world.confidence and (world.thinking or config.thinking is not None):
-        wrong = "cannot be combined with confidence: a request asks for one of the two"
-        yield ConfigIssue(("data", "world", "confidence"), wrong, fix="leave out one of the two")
+        problem = "cannot be combined with thinking: a prompt asks for one of the two"
+        yield ConfigIssue(("data", "world", "confidence"), problem, fix="remove one of the two")
     elif config.policy.path == WORLD and spec.prompt_format != world.prompt_format and spec.prompt_format:
         key = "thinking" if spec.prompt_format == "think" else "confidence"
-        wrong = "is missing: the policy of the built-in world has not learnt the words"
-        yield ConfigIssue(("data", "world", key), wrong, fix=f"write data.world.{key}: true")
+        problem = "is missing: the vocabulary of the built-in world's policy lacks the words"
+        yield ConfigIssue(("data", "world", key), problem, fix=f"write data.world.{key}: true")
     if "confidence_bias" in non_default_keys(world) and not world.confidence:
-        fix = "leave it out, or write data.world.confidence: true"
+        fix = "remove it, or write data.world.confidence: true"
         yield ConfigIssue(("data", "world", "confidence_bias"), "has no effect without confidence", fix=fix)
 
 
 def _thinking_issues(config: Config) -> Iterator[ConfigIssue]:
     for name, objective in config.objectives.items():
-        if objective.scored_text == "trace" and config.thinking is None:
-            wrong, fix = "reads thoughts, and there are none", "write thinking: {unscored: worst}"
-            yield ConfigIssue(("objectives", name, "reads"), wrong, fix=fix)
+        if objective.scored_text == "thinking" and config.thinking is None:
+            problem, fix = "scores thinking, and there is none", "write thinking: {invalid_format: penalize}"
+            yield ConfigIssue(("objectives", name, "scored_text"), problem, fix=fix)
 
 
 def _missing_score_issues(config: Config) -> Iterator[ConfigIssue]:
-    """Ways to fill what is missing that would take a response without form for one that nobody judged."""
+    """Imputations of missing scores that would also apply to responses of an invalid format.
+
+    These have no scores either, so they would be dropped, or get the group's mean, instead of the penalty.
+    """
     if config.thinking is None:
         return
-    against = {"worst": ("drop", "group_mean"), "drop": ("group_mean",)}[config.thinking.invalid_format]
-    if config.aggregate.missing in against:
-        wrong = f"is {config.aggregate.missing}, which contradicts thinking.invalid_format: {config.thinking.invalid_format}"
-        yield ConfigIssue(("aggregate", "missing"), wrong, fix="leave out aggregate.missing")
+    handling = config.thinking.invalid_format
+    contradicting = {"penalize": ("drop", "group_mean"), "drop": ("group_mean",)}[handling]
+    if config.aggregate.missing in contradicting:
+        problem = f"is {config.aggregate.missing}, which contradicts thinking.invalid_format: {handling}"
+        yield ConfigIssue(("aggregate", "missing"), problem, fix="remove aggregate.missing")
 
 
 def _calibrated_head_issues(
-    config: Config, spec: AlgorithmSpec | EvolutionSpec, algorithm_format: PromptFormat
+    config: Config, spec: Spec, algorithm_format: PromptFormat
 ) -> Iterator[ConfigIssue]:
-    """Heads that know what confidence is worth, where they are needed and where they are not."""
+    """Heads with loss calibrated: required by PPO-M, without effect if the scorer sees no confidence."""
     calibrated = [name for name, head in config.reward.objectives.items() if head.loss == "calibrated"]
-    told = spec.prompt_format == "confidence" and spec.scorer_view == "whole"
-    if told and algorithm_format == "confidence" and not calibrated and config.reward.path is None:
-        wrong = f"{config.algorithm.name} needs a head that knows what a stated confidence is worth"
-        fix = "write loss: calibrated at one that says whether an answer is right"
-        yield ConfigIssue(("reward", "objectives"), wrong, fix=fix)
+    sees_confidence = spec.prompt_format == "confidence" and spec.scorer_view == "full"
+    if sees_confidence and algorithm_format == "confidence" and not calibrated and config.reward.path is None:
+        problem = f"{config.algorithm.name} needs a head that scores stated confidence"
+        fix = "write loss: calibrated at the head that scores correctness"
+        yield ConfigIssue(("reward", "objectives"), problem, fix=fix)
     for name in calibrated:
-        if not told:
-            wrong = (
-                f"calibrated has no effect: no response shows {config.algorithm.name}'s reward a confidence"
-            )
-            fix = "take another loss, or algorithm.name: ppo_m"
-            yield ConfigIssue(("reward", "objectives", name, "loss"), wrong, fix=fix)
+        if not sees_confidence:
+            problem = f"calibrated has no effect: with {config.algorithm.name} the reward sees no confidence"
+            fix = "write another loss, or algorithm.name: ppo_m"
+            yield ConfigIssue(("reward", "objectives", name, "loss"), problem, fix=fix)
 
 
-def _correctness_issues(config: Config, spec: AlgorithmSpec | EvolutionSpec) -> Iterator[ConfigIssue]:
-    path, said = ("evaluate", "correct_if"), parse_threshold(config.evaluate.correct_if)
+def _correctness_issues(config: Config, spec: Spec) -> Iterator[ConfigIssue]:
+    path, threshold = ("evaluate", "correct_if"), parse_threshold(config.evaluate.correct_if)
     if config.evaluate.correct_if is None:
         return
-    if said is None or not math.isfinite(said[1]):
-        wrong, fix = f"{short_repr(config.evaluate.correct_if)} is no level", 'write it like "quality >= 0.5"'
-        yield ConfigIssue(path, wrong, fix=fix, standalone=True)
+    if threshold is None or not math.isfinite(threshold[1]):
+        problem = f"{short_repr(config.evaluate.correct_if)} is not a threshold"
+        yield ConfigIssue(path, problem, fix='write it like "quality >= 0.5"', standalone=True)
         return
-    known = list(config.objectives)
-    if config.judge == "truth":
-        from paretune.worlds.helpdesk.world import OBJECTIVES
-
-        known += [name for name in OBJECTIVES if name not in known]
-    if said[0] not in known:
-        fix = f"one of {', '.join(known)}"
-        yield ConfigIssue(
-            path, f"{short_repr(said[0])} is not judged", suggestion=closest_match(said[0], known), fix=fix
-        )
+    judged = list(config.objectives)
+    if config.judge == "ground_truth":
+        judged += [name for name in get_world().objectives if name not in judged]
+    if threshold[0] not in judged:
+        suggestion, fix = closest_match(threshold[0], judged), f"one of {', '.join(judged)}"
+        yield ConfigIssue(path, f"{short_repr(threshold[0])} is not judged", suggestion=suggestion, fix=fix)
     if spec.prompt_format != "confidence":
-        fix = "leave it out, or take a method that asks for a confidence"
-        yield ConfigIssue(path, f"has no effect: {config.algorithm.name} asks for no confidence", fix=fix)
+        problem = f"has no effect: {config.algorithm.name} asks for no confidence"
+        fix = "remove it, or write an algorithm that asks for a confidence"
+        yield ConfigIssue(path, problem, fix=fix)

@@ -1,4 +1,4 @@
-"""The schema of a recipe: one frozen, strict section per concern. What is not here cannot be set."""
+"""Schema of a recipe: one frozen, strict section per concern. A key that is not declared here is an error."""
 
 import re
 from pathlib import PurePosixPath
@@ -22,9 +22,10 @@ from paretune.config.data_schema import (
 )
 from paretune.core.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from paretune.data.chat import PromptFormat
+from paretune.worlds import get_world
 
 RUN_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-"""What a run may be called: its folder is called the same."""
+"""Valid run names; the run folder has the same name, so they are valid file names everywhere."""
 
 _THRESHOLD_PATTERN = re.compile(
     r"^\s*([A-Za-z0-9][A-Za-z0-9_-]*)\s*>=\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*$"
@@ -32,77 +33,85 @@ _THRESHOLD_PATTERN = re.compile(
 
 
 def parse_threshold(expression: str | None) -> tuple[str, float] | None:
-    """The objective and the least score that "safety >= 0.5" means; None where it means nothing."""
-    found = _THRESHOLD_PATTERN.match(expression or "")
+    """(objective, minimum score) of an expression such as "safety >= 0.5"; None if it is not one."""
+    match = _THRESHOLD_PATTERN.match(expression or "")
     try:
-        return (found[1], float(found[2])) if found else None
-    except ValueError:
+        return (match[1], float(match[2])) if match else None
+    except ValueError:  # several decimal points
         return None
 
 
 SchedulePoint = Annotated[tuple[NonNegativeInt, float], Field(strict=False)]
-"""A training step, and a weight."""
+"""(training step, weight)."""
+
+RefusalDirection = Literal["up", "down"]
+"""Better direction of a refusal rate."""
+
+
+def _default_refusal_categories() -> "dict[str, RefusalDirection]":
+    """The categories of the built-in world."""
+    return {name: "up" if d == "up" else "down" for name, d in get_world().refusal_categories.items()}
 
 
 class WorldSection(Section):
-    """The built-in help desk: its data is made, not read, and its true scores are known."""
+    """The built-in help desk: synthetic data whose true scores are known."""
 
     num_prompts: PositiveInt = 600
     num_test_prompts: PositiveInt = 240
     num_ratings: PositiveInt = 3000
-    """Responses that the raters label."""
+    """Responses labeled by the simulated raters."""
     num_demonstrations: PositiveInt = 4000
-    """Responses that the starting policy learns from."""
+    """Responses for the supervised fine-tuning of the initial policy."""
     num_raters: PositiveInt = 4
     rater_noise: NonNegativeFloat = 0.08
-    """Standard deviation of one rater's error."""
+    """Standard deviation of the error of a single rater."""
     length_bias: float = 0.1
-    """How much higher raters mark a long answer than a short one."""
+    """Rating bonus of a long response over a short one."""
     missing_rate: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """Share of labels that nobody gave."""
+    """Fraction of labels that are missing."""
     confidence: bool = False
-    """Requests ask for a confidence from 0 to 10, and the starting policy claims too much."""
+    """Prompts ask for a confidence from 0 to 10; the initial policy is overconfident."""
     confidence_bias: float = 0.1
-    """How much higher raters mark an answer that is certain of itself than one that guesses."""
+    """Rating bonus of a response that states full confidence over one that states none."""
     thinking: bool = False
-    """The starting policy has learnt to think in tags first, where it is asked to."""
+    """The initial policy can think in tags before the response, if the prompt asks for it."""
 
     @property
     def prompt_format(self) -> PromptFormat:
-        """What the starting policy has learnt to be asked."""
+        """The prompt format that the initial policy was trained on."""
         return "confidence" if self.confidence else "think" if self.thinking else ""
 
 
 class StoredResponsesSection(Section):
-    """Stored responses and what they are worth, in the units of the objectives."""
+    """Stored responses and their scores, in the units of the objectives."""
 
     ratings: dict[Name, RatingSource] = Field(default_factory=dict)
-    """Those to the same prompt are compared with each other."""
+    """Rated responses; those to the same prompt are compared with each other."""
     pairs: dict[Name, PairSource] = Field(default_factory=dict)
-    """The chosen response has 1 and the rejected one 0 in the pair's objective."""
+    """Pairs; the chosen response scores 1 and the rejected one 0 in the pair's objective."""
 
 
 class DataSection(Section):
-    """Where prompts come from: files, or the built-in world."""
+    """Source of the prompts: files, or the built-in world."""
 
     root: PathStr = "."
-    """The folder that every `file` lies below."""
+    """The folder that every `file` is relative to."""
     world: WorldSection | None = None
     prompts: dict[Name, PromptSource] = Field(default_factory=dict)
-    """What the policy is aligned on."""
+    """Prompts to align the policy on."""
     test_prompts: dict[Name, PromptSource] = Field(default_factory=dict)
-    """What it is evaluated on, before and after."""
+    """Prompts to evaluate the policy on, before and after."""
     stored_responses: StoredResponsesSection = StoredResponsesSection()
-    """Responses that offline methods learn from, with `algorithm.response_source: stored`."""
+    """Training data of offline methods, with `algorithm.response_source: stored`."""
     demonstrations: dict[Name, DemonstrationSource] = Field(default_factory=dict)
-    """What a method with `algorithm.auxiliary_lm_coef` is to remember; left out: the demonstrations of policy.sft."""
+    """Data of the auxiliary LM loss (`algorithm.auxiliary_lm_coef`); empty: that of policy.sft."""
 
 
 class PolicySection(Section):
-    """The language model to be aligned."""
+    """The language model to align."""
 
     path: PathStr
-    """A folder, a hub name, or "world": a small one trained from scratch in the built-in world."""
+    """A folder, a hub name, or "world": a small model trained from scratch in the built-in world."""
     revision: NonEmptyStr | None = None
     """Branch, tag or commit of a hub name."""
     dtype: Dtype = "float32"
@@ -111,34 +120,35 @@ class PolicySection(Section):
 
 
 class ObjectiveSection(Section):
-    """What one objective counts in the training signal."""
+    """Contribution of one objective to the training reward."""
 
     weight: float = 1.0
     weight_schedule: Annotated[tuple[SchedulePoint, ...], Field(strict=False)] = ()
-    """[[step, weight], ...]: the weight moves in straight lines, instead of `weight`."""
+    """[[step, weight], ...]: a piecewise linear weight, instead of `weight`."""
     by_category: dict[NonEmptyStr, float] = Field(default_factory=dict)
-    """Weight for prompts of a kind; `weight` is for all others."""
+    """Weight on the prompts of a category; `weight` is for all others."""
     gate: str | None = None
-    """A gate such as "safety >= 0.5": below it `gate_fallback` stands for the objective's score."""
+    """A gate such as "safety >= 0.5"; if it fails, `gate_fallback` replaces the objective's score."""
     gate_fallback: float | None = None
     """The objective's worst score, in its own units; null: 0, the worst of a label from 0 to 1."""
     cap: float | None = None
-    """A score that is good enough: more counts no more."""
+    """Scores above it count as this score."""
     target: float | None = None
-    """The best score: nearer is better."""
+    """The best score: the reward falls with the distance to it."""
     at_least: float | None = None
-    """A level that a constraint keeps, or from which the next objective of an order decides."""
+    """Level of a constraint; in a lexicographic order, the level from which the next objective decides."""
     constraint: Literal["mean", "rate", "quantile"] = "mean"
-    """What must reach `at_least`: the mean, the rate of responses with a score of `constraint_param`, the `constraint_param`-quantile."""
+    """The statistic that must reach `at_least`: the mean score, the rate of responses that score
+    `constraint_param`, or the `constraint_param`-quantile."""
     constraint_param: float | None = None
-    scored_text: Literal["answer", "trace"] = "answer"
-    """Of a policy that thinks: "trace" scores its thoughts, which the other objectives are not shown."""
+    scored_text: Literal["response", "thinking"] = "response"
+    """With a thinking policy: "thinking" scores the thinking, which the other objectives do not see."""
     scores_from: Name | None = None
-    """With reads: trace, the head of the reward that scores them."""
+    """With scored_text: thinking, the reward head that scores it."""
 
     @property
     def parsed_gate(self) -> tuple[str, float] | None:
-        """The objective the gate looks at and its threshold; none where there is no gate."""
+        """(gating objective, threshold); None without a gate."""
         return parse_threshold(self.gate)
 
 
@@ -151,114 +161,122 @@ class AlgorithmSection(Section):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The further keys."""
+        """All keys except `name`."""
         return dict(self.__pydantic_extra__ or {})
 
 
 class AggregateSection(AlgorithmSection):
-    """How the objectives become one; every further key is an argument of that way."""
+    """Aggregation of the objectives into one reward; every further key is an argument of the aggregator."""
 
-    name: NonEmptyStr = "weighted"
-    missing: Literal["drop", "renormalise", "group_mean"] | None = None
-    """What a missing score means; null: a response that lacks one is not learnt from."""
+    name: NonEmptyStr = "weighted_sum"
+    missing: Literal["drop", "renormalize", "group_mean"] | None = None
+    """How to treat a missing score; null: a response that lacks one is not trained on."""
 
 
 class ThinkingSection(Section):
-    """The policy thinks in tags before it answers, and the answer alone is judged."""
+    """The policy thinks in tags before its response, and only the response is scored."""
 
-    invalid_format: Literal["worst", "drop"]
-    """A response whose tags are missing or doubled: as bad as the worst so far, or not learnt from."""
+    invalid_format: Literal["penalize", "drop"]
+    """A response with missing or repeated tags: penalize, give it the worst score so far; drop, do not train
+    on it."""
 
 
 class TrainingSection(Section):
-    """How the policy moves."""
+    """Optimization of the policy."""
 
     learning_rate: PositiveFloat = 1e-5
     prompts_per_step: PositiveInt = 16
-    """Prompts a step."""
+    """Prompts per training step."""
     max_tokens_per_pass: PositiveInt | None = None
-    """Tokens of a pass with gradients; changes memory and speed alone. Null: 1,024 on a CPU, else 16,384, and
-    up to three times a prompt that responses share. A number is kept to, even if prompts are read again."""
-    gradient_checkpointing: Literal["keep", "recompute", "offload"] = "keep"
-    """What a pass of the alignment keeps for its gradient, works out again, or moves to main memory."""
-    optim: Literal["float32", "int8"] = "float32"
-    """What AdamW's two means a weight are held in; int8 takes a quarter and the package bitsandbytes."""
+    """Tokens per forward pass with gradients; affects memory and speed only. Null: 1,024 on a CPU, else
+    16,384, and up to three times a prompt that responses share. A number is a strict limit, even if prompts
+    have to be read several times."""
+    gradient_checkpointing: Literal["none", "recompute", "offload"] = "none"
+    """Activations in the backward pass: kept, recomputed, or offloaded to main memory."""
+    optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
+    """adamw_8bit stores AdamW's moments in 8 bits, a quarter of the memory; needs package bitsandbytes."""
     warmup_ratio: UnitInterval = 0.03
     lr_scheduler_type: Literal["constant", "cosine"] = "constant"
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
-    """Largest norm of the gradient."""
+    """Gradient clipping: maximum norm."""
 
 
 BudgetResource = Literal["rollout_tokens", "trained_tokens", "reward_calls"]
-"""What an alignment may be limited in: response tokens sampled, tokens trained on, responses scored."""
+"""What a budget counts: response tokens sampled, tokens trained on, or responses scored."""
 
 
 class BudgetSection(Section):
-    """How much an alignment may spend, what it makes beforehand included."""
+    """Budget of an alignment, its preceding phases included."""
 
     resource: BudgetResource
     limit: PositiveInt
 
 
 class RunSection(Section):
-    """Where a run lies and how long it is."""
+    """Output folder, length and hardware of a run."""
 
     output_dir: PathStr = "runs/run"
-    """Left out: runs/NAME, and runs/NAME-seed-N for a seed other than 0."""
+    """Default: runs/NAME, or runs/NAME-seed-N for a seed other than 0."""
     max_steps: PositiveInt = 60
     budget: BudgetSection | None = None
-    """End, even before `max_steps`, after the step that comes nearest to this amount."""
+    """Stop, even before `max_steps`, after the step that comes nearest to this limit."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     save_steps: PositiveInt = 10
     save_total_limit: PositiveInt = 2
-    """Checkpoints to keep."""
+    """Number of checkpoints to keep."""
     num_threads: PositiveInt | None = None
-    """CPU threads; null: as many as torch takes by itself. Sums may differ in their last bits."""
+    """CPU threads; null: torch's default. Sums may differ in their last bits."""
     num_workers: PositiveInt = 1
-    """Processes that try the candidates of a method without gradients; changes speed, never the result."""
+    """Worker processes of a gradient-free method; affects speed only, not the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the models are put; auto: on the first CUDA device, where there is one."""
+    """Device of the models; auto: the first CUDA device if there is one, else the CPU."""
 
 
 class EvaluateSection(Section):
-    """How before and after are compared."""
+    """Evaluation of the policy before and after."""
 
     num_generations: PositiveInt = 1
-    """Responses a test prompt."""
+    """Responses per test prompt."""
     max_prompts: PositiveInt | None = None
-    """At most this many test prompts."""
+    """Maximum number of test prompts."""
     max_new_tokens: PositiveInt | None = None
-    """Longest response; null: as in training."""
+    """Maximum response length; null: as in training."""
     temperature: PositiveFloat = 1.0
     bootstrap_samples: Annotated[int, Field(ge=100)] = 10_000
-    """Bootstrap draws."""
+    """Bootstrap resamples for the confidence intervals."""
     non_inferiority_margin: dict[Name, NonNegativeFloat] = Field(default_factory=dict)
     """Smallest change that matters, by objective."""
     correct_if: str | None = None
-    """What makes an answer right, such as "quality >= 0.5": stated confidence is held against it."""
+    """Definition of a correct response, such as "quality >= 0.5", to calibrate stated confidence."""
+    refusal_categories: dict[NonEmptyStr, RefusalDirection] = Field(
+        default_factory=_default_refusal_categories
+    )
+    """Prompt categories whose refusals are evaluated -> better direction of the refusal rate, up or down."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1000
 
 
 def _judge_tag(value: Any) -> str:
-    return "truth" if isinstance(value, str) else "section"
+    return "ground_truth" if isinstance(value, str) else "section"
 
 
+# The tag keeps pydantic from reporting the errors of both branches for one wrong value.
 Judge = Annotated[
-    Annotated[RewardSection, Tag("section")] | Annotated[Literal["truth"], Tag("truth")],
+    Annotated[RewardSection, Tag("section")] | Annotated[Literal["ground_truth"], Tag("ground_truth")],
     Discriminator(_judge_tag),
 ]
 
 
 class Config(Section):
-    """One recipe, checked and complete: everything a run depends on."""
+    """One recipe, validated and complete: everything that a run depends on."""
 
     name: Annotated[str, StringConstraints(pattern=RUN_NAME_PATTERN)]
     data: DataSection
     policy: PolicySection
     reward: RewardSection
     judge: Judge | None = None
-    """Scores the evaluation: a model fitted on other data, or the world's truth; null: the reward itself."""
+    """Scores the evaluation: a model fitted to other data, or ground_truth, the true scores of the built-in
+    world; null: the reward model itself."""
     objectives: dict[Name, ObjectiveSection] = Field(min_length=1)
     algorithm: AlgorithmSection
     aggregate: AggregateSection = AggregateSection()
@@ -272,55 +290,55 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_output_dir(cls, values: Any) -> Any:
-        """Give the run folder its default, which depends on the name and the seed."""
+        """Fill in the run folder, whose default depends on the name and the seed."""
         run = values.get("run") or {} if isinstance(values, dict) else None
-        if not isinstance(run, dict) or "folder" in run or not isinstance(values.get("name"), str):
+        if not isinstance(run, dict) or "output_dir" in run or not isinstance(values.get("name"), str):
             return values
         seed = run.get("seed", 0)
-        folder = PurePosixPath(
+        output_dir = PurePosixPath(
             "runs", values["name"] if seed in {0, None} else f"{values['name']}-seed-{seed}"
         )
-        return {**values, "run": {**run, "output_dir": str(folder)}}
+        return {**values, "run": {**run, "output_dir": str(output_dir)}}
 
     @property
     def weights(self) -> dict[str, float]:
-        """Objective -> its weight."""
+        """Objective -> weight."""
         return {name: objective.weight for name, objective in self.objectives.items()}
 
     @property
     def initial_weights(self) -> dict[str, float]:
-        """Objective -> its weight in the first step, where a schedule moves it later."""
+        """Objective -> weight in the first step, schedules included."""
         return self._weights_at(0)
 
     @property
     def final_weights(self) -> dict[str, float]:
-        """Objective -> its weight in the end, where a schedule moves it."""
+        """Objective -> weight at the end of its schedule."""
         return self._weights_at(-1)
 
     def _weights_at(self, point: int) -> dict[str, float]:
         return {
-            n: o.weight_schedule[point][1] if o.weight_schedule else o.weight
-            for n, o in self.objectives.items()
+            name: objective.weight_schedule[point][1] if objective.weight_schedule else objective.weight
+            for name, objective in self.objectives.items()
         }
 
     @property
     def thinking_objectives(self) -> dict[str, str]:
-        """Objective of the thoughts -> the head that scores it."""
+        """Objective that scores the thinking -> its reward head."""
         return {
-            name: o.scores_from
-            for name, o in self.objectives.items()
-            if o.scored_text == "trace" and o.scores_from is not None
+            name: objective.scores_from
+            for name, objective in self.objectives.items()
+            if objective.scored_text == "thinking" and objective.scores_from is not None
         }
 
     @property
     def correctness_threshold(self) -> tuple[str, float] | None:
-        """What makes an answer right: an objective and its least score; None where nobody says."""
-        known = self.judge == "truth" or "meaningfulness" in self.objectives
-        world = self.data.world is not None and self.data.world.confidence and known
-        return parse_threshold(self.evaluate.correct_if or ("meaningfulness >= 0.7" if world else None))
+        """Definition of a correct response: (objective, minimum score); None if there is none."""
+        is_judged = self.judge == "ground_truth" or "meaningfulness" in self.objectives
+        has_default = self.data.world is not None and self.data.world.confidence and is_judged
+        return parse_threshold(self.evaluate.correct_if or ("meaningfulness >= 0.7" if has_default else None))
 
     @property
     def gates(self) -> tuple[tuple[str, str, float, float], ...]:
-        """(objective, the one its gate looks at, threshold, worth below it) for each that has a gate."""
-        found = ((name, o.parsed_gate, o.gate_fallback or 0.0) for name, o in self.objectives.items())
-        return tuple((name, *gate, otherwise) for name, gate, otherwise in found if gate is not None)
+        """(objective, gating objective, threshold, fallback score) of each objective with a gate."""
+        parsed = ((name, o.parsed_gate, o.gate_fallback or 0.0) for name, o in self.objectives.items())
+        return tuple((name, *gate, fallback) for name, gate, fallback in parsed if gate is not None)

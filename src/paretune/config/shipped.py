@@ -1,7 +1,4 @@
-"""The recipes that come with the package, by name.
-
-The recipe with every key filled in, and behind each value where it came from.
-"""
+"""Recipes that ship with the package, and the resolved recipe: every key with the origin of its value."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,55 +13,59 @@ from paretune.core.errors import ConfigError, format_issue
 
 SUFFIXES = (".yaml", ".yml")
 _HERE = Path(__file__).resolve()
+# In an installed wheel the recipes are inside the package; in a checkout they are at the repository root.
 _RECIPE_DIRS = (_HERE.parents[1] / "recipes", _HERE.parents[3] / "recipes")
 
 
 def bundled_recipes() -> dict[str, Path]:
-    """Name -> file of every recipe that comes with the package."""
-    folder = next((folder for folder in _RECIPE_DIRS if folder.is_dir()), None)
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
+    """Name -> file of every recipe that ships with the package."""
+    recipe_dir = next((path for path in _RECIPE_DIRS if path.is_dir()), None)
+    return {path.stem: path for path in sorted(recipe_dir.glob("*.yaml"))} if recipe_dir else {}
 
 
 def recipe_summary(path: Path) -> str:
-    """The first line of a recipe, which says what it is for."""
+    """The first line of a recipe, which describes it."""
     with path.open(encoding="utf-8") as file:
         return file.readline().lstrip("# ").strip()
 
 
 def find_recipe(name: str) -> Path:
-    """The file of this path, or the shipped recipe of this name.
+    """The file at this path, or the shipped recipe of this name.
 
     Raises:
-        ConfigError: Neither is there.
+        ConfigError: Neither exists.
     """
-    path, known = Path(name), bundled_recipes()
-    readable = path.exists() and not path.is_dir() and path.suffix in SUFFIXES
-    if path.is_file() or (readable and name not in known):
+    path, shipped = Path(name), bundled_recipes()
+    # A named pipe, such as bash's <(...), is no regular file but can be read.
+    is_readable = path.exists() and not path.is_dir() and path.suffix in SUFFIXES
+    if path.is_file() or (is_readable and name not in shipped):
         return path
-    if name in known:
-        return known[name]
+    if name in shipped:
+        return shipped[name]
     if path.is_dir():
-        inside = next((f" in it, such as {file}" for file in _recipe_files(path)), "")
-        raise ConfigError(format_issue(name, 1, None, "", "is a folder", fix=f"name a recipe file{inside}"))
-    wrong, fix = "there is no such recipe", f"name a file, or one of {', '.join(known)}"
-    raise ConfigError(format_issue(name, 1, None, "", wrong, suggestion=_suggest(path, known), fix=fix))
+        example = next((f" in it, such as {file}" for file in _recipe_files(path)), "")
+        raise ConfigError(format_issue(name, 1, None, "", "is a folder", fix=f"name a recipe file{example}"))
+    fix = f"name a file, or one of {', '.join(shipped)}"
+    raise ConfigError(
+        format_issue(name, 1, None, "", "no such recipe", suggestion=_suggest(path, shipped), fix=fix)
+    )
 
 
 def _recipe_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.y*ml") if p.suffix in SUFFIXES and p.is_file())
 
 
-def _suggest(path: Path, known: Iterable[str]) -> str:
-    """The nearest of the files beside and of the shipped recipes; of two that are alike, the same kind."""
+def _suggest(path: Path, shipped: Iterable[str]) -> str:
+    """The nearest shipped recipe or file of the same folder; of equal names, that of the requested kind."""
     files = {file.stem: str(file) for file in _recipe_files(path.parent)}
-    names = {name: name for name in known}
-    written = path.suffix in SUFFIXES or len(path.parts) > 1
-    words = {**names, **files} if written else {**files, **names}
-    return words.get(closest_match(path.stem if path.suffix in SUFFIXES else path.name, words), "")
+    names = {name: name for name in shipped}
+    is_path = path.suffix in SUFFIXES or len(path.parts) > 1
+    candidates = {**names, **files} if is_path else {**files, **names}
+    return candidates.get(closest_match(path.stem if path.suffix in SUFFIXES else path.name, candidates), "")
 
 
 def resolved_yaml(config: Config) -> str:
-    """YAML that `load` reads back to an equal experiment."""
+    """YAML with every key filled in; `load_config` reads it back into an equal `Config`."""
     values = config.model_dump(by_alias=True, mode="json")
     return "\n".join(_section_lines(values, (), config._origins, "")) + "\n"
 
@@ -73,43 +74,43 @@ def _section_lines(
     values: Mapping[str, Any], path: KeyPath, origins: Mapping[KeyPath, str], indent: str
 ) -> Iterator[str]:
     for key, value in values.items():
-        here = (*path, key)
+        key_path = (*path, key)
         if isinstance(value, dict) and value:
             yield f"{indent}{_inline_yaml(key)}:"
-            yield from _section_lines(value, here, origins, indent + "  ")
+            yield from _section_lines(value, key_path, origins, indent + "  ")
         else:
-            yield f"{indent}{_inline_yaml(key)}: {_inline_yaml(value)}  # {_origin(here, origins)}"
+            yield f"{indent}{_inline_yaml(key)}: {_inline_yaml(value)}  # {_origin(key_path, origins)}"
 
 
 def location_of(config: Config, path: KeyPath) -> str:
-    """The place of a value, as `file:line`, or else of the nearest section around it."""
+    """`file:line` of a value, or of its nearest enclosing section."""
     origins = config._origins
-    near = next((path[:end] for end in range(len(path), -1, -1) if path[:end] in origins), None)
-    found = config.name if near is None else origins[near]
-    return "(override)" if found == "override" else found
+    nearest = next((path[:end] for end in range(len(path), -1, -1) if path[:end] in origins), None)
+    origin = config.name if nearest is None else origins[nearest]
+    return "(override)" if origin == "override" else origin
 
 
 def _origin(path: KeyPath, origins: Mapping[KeyPath, str]) -> str:
-    """Where the value was written; a value inside an overridden section came with it."""
+    """Where a value comes from; a value inside an overridden section is part of the override."""
     if path in origins:
         return origins[path]
-    above = next((path[:end] for end in range(len(path) - 1, 0, -1) if path[:end] in origins), ())
-    return "override" if above and origins[above] == "override" else "default"
+    parent = next((path[:end] for end in range(len(path) - 1, 0, -1) if path[:end] in origins), ())
+    return "override" if parent and origins[parent] == "override" else "default"
 
 
 def _inline_yaml(value: Any) -> str:
-    """A value, or a key, on one line."""
+    """A value, or a key, as YAML on one line."""
     if isinstance(value, list):
         return f"[{', '.join(map(_inline_yaml, value))}]"
     if isinstance(value, str):
         quoted = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf"))
-        return value if _is_word(value) else quoted.strip()
+        return value if _is_plain_word(value) else quoted.strip()
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return repr(value)
 
 
-def _is_word(text: str) -> bool:
-    return (
-        text.replace("_", "").isalpha() and text.isascii() and text.lower() not in {"true", "false", "null"}
-    )
+def _is_plain_word(text: str) -> bool:
+    """True if YAML reads the text as a string without quotes."""
+    is_word = text.replace("_", "").isalpha() and text.isascii()
+    return is_word and text.lower() not in {"true", "false", "null"}

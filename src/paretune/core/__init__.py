@@ -1,4 +1,4 @@
 """Types and functions that every other package may import; imports nothing of paretune itself.
 
-The batch, the errors a user can cause, masked reductions, random generators, KL estimators and Pareto fronts.
+The batch, error classes, masked reductions, random generators, KL estimators and Pareto fronts.
 """

@@ -1,14 +1,16 @@
-"""The values that flow through the package.
+"""The batch of responses and the model outputs that losses take.
 
-Shape letters, everywhere in this package:
+Shape letters, in every signature of this package:
     B rows (one response each)      T tokens (prompt + response, right-padded)     V vocabulary
-    K objectives as scored          J objectives still apart in `signal`           H heads of the critic
-    A objectives in `advantages`    G responses of one prompt                      P prompts
+    K objectives as scored          J columns of `rewards`                         H heads of the critic
+    A columns of `advantages`       G responses of one prompt                      P prompts
 
-Three laws. Aligned: entry [b, t] speaks of tokens[b, t], so a log-probability at [b, t] is
-log p(tokens[b, t] | tokens[b, :t]) and a value at [b, t] is that of the state in which tokens[b, t] was
-chosen. Carried: masks are fields, never inferred from values. Ranks never change: an aggregated signal
-is [B, 1], not [B].
+Three rules:
+    Alignment: entry [b, t] belongs to input_ids[b, t]. A log-probability at [b, t] is
+        log p(input_ids[b, t] | input_ids[b, :t]), and a value at [b, t] is that of the state before
+        input_ids[b, t] was generated.
+    Masks are fields of the batch, never inferred from values.
+    The number of dimensions never changes: an aggregated reward is [B, 1], not [B].
 """
 
 from collections.abc import Iterator
@@ -25,93 +27,138 @@ from paretune.core.errors import WiringError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Responses, what they are worth, and what to learn from them."""
+    """Responses with their scores, log-probabilities, rewards, advantages and loss weights.
+
+    A field that no step has written yet is None; `require` raises an error for it.
+    """
 
     input_ids: Int[Tensor, "B T"]
     attention_mask: Bool[Tensor, "B T"]
-    """A real token, not padding."""
+    """True for real tokens, False for padding."""
     response_mask: Bool[Tensor, "B T"]
-    """Written by the policy, and credited."""
+    """True for tokens that the policy generated, EOS included; only they have a loss."""
     group: Int[Tensor, " B"]
-    """Rows with equal numbers answer the same prompt."""
+    """Rows with equal numbers are responses to the same prompt."""
     truncated: Bool[Tensor, " B"]
-    """The response ran into the length limit before it ended."""
+    """True if the response reached the length limit before EOS."""
     objectives: tuple[str, ...]
     """Names of the K columns of `scores`."""
     scores: Float[Tensor, "B K"]
-    """As scored; never changed; NaN = nobody could say."""
+    """Raw scores, never changed; NaN = not scored."""
     rewards: Float[Tensor, "B J"]
-    """Working copy of the scores: J = K until an aggregator makes it 1."""
+    """The scores as the reward steps transform them: J = K until an aggregator makes it 1."""
     format_valid: Bool[Tensor, " B"] | None = None
-    """The response has the form in which scorers are shown it; where it has not, it is unscored."""
+    """False if the response lacks the format that the scorer view needs; such rows are not scored."""
     rollout_logprobs: Float[Tensor, "B T"] | None = None
+    """Log-probabilities of the response tokens as the sampler computed them."""
     old_logprobs: Float[Tensor, "B T"] | None = None
+    """Log-probabilities under the policy before the first update on this batch."""
     ref_logprobs: Float[Tensor, "B T"] | None = None
+    """Log-probabilities under the frozen reference policy."""
     values: Float[Tensor, "B T H"] | None = None
+    """Value estimates of the critic before the first update."""
     token_rewards: Float[Tensor, "B T H"] | None = None
+    """Per-token rewards, such as per-token KL penalties and the terminal reward."""
     returns: Float[Tensor, "B T H"] | None = None
+    """Regression targets of the critic."""
     advantages: Float[Tensor, "B T A"] | None = None
     entropy: Float[Tensor, "B T"] | None = None
-    """Of the policy as it was before the first update, in nats."""
+    """Entropy of the policy before the first update, in nats."""
     importance_weights: Float[Tensor, "B T"] | None = None
-    """Factor on the policy loss of each response token, and on no other loss; None: 1."""
+    """Factor on the policy loss of each response token, and on no other loss; None = 1."""
     loss_weights: Float[Tensor, "B T"] | None = None
+    """Weight of each token in a loss, from `token_weights`; computed over the whole optimizer step."""
     category: Int[Tensor, " B"] | None = None
-    """Place in `categories` of the kind of the row's prompt."""
+    """Index into `categories` of the category of the row's prompt."""
     categories: tuple[str, ...] = ()
     preference_weights: Float[Tensor, "B K"] | None = None
-    """Weight of every objective that the row's prompt asks for."""
+    """Weights of the objectives that the row's prompt asks for."""
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
     def require(self, field: str) -> Tensor:
-        """The field, or a WiringError that says nobody wrote it."""
+        """The value of a field.
+
+        Raises:
+            WiringError: No step has written it.
+        """
         value = getattr(self, field)
         if value is None:
-            raise WiringError(f"a part reads batch.{field}, but no earlier part of the recipe wrote it")
+            raise WiringError(f"batch.{field} is read, but no earlier step of the algorithm writes it")
         assert isinstance(value, Tensor)
         return value
 
     def replace(self, **changes: Any) -> "Batch":
-        """The same batch with some fields replaced."""
+        """A copy with some fields replaced."""
         return replace(self, **changes)
 
     def select(self, index: Int[Tensor, " N"]) -> "Batch":
-        """The same batch, holding only these rows, in this order; a row may be repeated."""
+        """A copy with only these rows, in this order; a row may be repeated."""
         fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclass_fields(self)}
         return self.replace(**{k: v[index] for k, v in fields.items() if isinstance(v, Tensor)})
 
     def score_column(self, objective: str) -> Float[Tensor, " B"]:
-        """Scores of one objective, as scored."""
+        """Raw scores of one objective.
+
+        Raises:
+            WiringError: The batch has no such objective.
+        """
         if objective not in self.objectives:
             raise WiringError(f'no objective "{objective}"; the objectives are {", ".join(self.objectives)}')
         return self.scores[:, self.objectives.index(objective)]
 
     def minibatches(self, minibatch_size: int, *, by_group: bool, rng: torch.Generator) -> Iterator["Batch"]:
-        """Shuffled parts of at most `minibatch_size` rows; with `by_group` no group is split (parts may be larger)."""
+        """Shuffled minibatches of at most `minibatch_size` rows.
+
+        Args:
+            minibatch_size: Maximum number of rows.
+            by_group: Keep groups whole; a minibatch is then larger if a single group is.
+            rng: Generator of the order.
+        """
         if not by_group:
             for index in torch.randperm(len(self), generator=rng).split(minibatch_size):
+                # Sorted, so that sums run in the order of the batch.
                 yield self.select(index.sort().values)
             return
         labels, sizes = self.group.unique(return_counts=True)
         order = torch.randperm(len(labels), generator=rng)
-        part: list[int] = []
+        chunk: list[int] = []
         rows = 0
         for i in order.tolist():
-            if part and rows + int(sizes[i]) > minibatch_size:
-                yield self.select(torch.isin(self.group, labels[part]).nonzero().squeeze(-1))
-                part, rows = [], 0
-            part.append(i)
+            if chunk and rows + int(sizes[i]) > minibatch_size:
+                yield self.select(torch.isin(self.group, labels[chunk]).nonzero().squeeze(-1))
+                chunk, rows = [], 0
+            chunk.append(i)
             rows += int(sizes[i])
-        yield self.select(torch.isin(self.group, labels[part]).nonzero().squeeze(-1))
+        yield self.select(torch.isin(self.group, labels[chunk]).nonzero().squeeze(-1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """What the forward pass gives a loss; aligned to batch.tokens; 0 outside the response."""
+    """Outputs of the forward pass, aligned to batch.input_ids and 0 outside the response; input of a loss."""
 
     logprobs: Float[Tensor, "B T"]
     entropy: Float[Tensor, "B T"] | None = None
+    """Entropy of the next-token distribution, in nats."""
     values: Float[Tensor, "B T H"] | None = None
     ref_policy_kl: Float[Tensor, "B T"] | None = None
+    """KL(reference || policy) of the next-token distributions over the whole vocabulary, in nats."""
+
+
+def require_scalar(batch: Batch, reader: str) -> Float[Tensor, "B 1"]:
+    """The rewards, checked to be one number per response.
+
+    Args:
+        batch: The batch.
+        reader: Name of the step or loss that needs them, for the message.
+
+    Raises:
+        WiringError: `rewards` still has one column per objective.
+    """
+    if batch.rewards.shape[-1] != 1:
+        raise WiringError(
+            f"{reader} needs one reward per response and got {batch.rewards.shape[-1]} objectives; "
+            "fix: add an aggregator (WeightedSum) before it"
+        )
+    return batch.rewards

@@ -1,55 +1,55 @@
-"""Errors a user can cause and mend. Each message: what came, what was expected, what to do."""
+"""Errors that a user can cause and fix. A message says what is wrong, where, and how to fix it."""
 
 from collections.abc import Iterable
 from typing import ClassVar
 
 
 class ParetuneError(Exception):
-    """Base of every error this package raises on purpose; `exit_code` is what the command line returns."""
+    """Base class of all errors of this package; `exit_code` is the exit code of the command line."""
 
     exit_code: ClassVar[int] = 1
 
 
 class WiringError(ParetuneError, ValueError):
-    """A recipe's parts do not fit together; raised before any model is loaded."""
+    """The parts of an algorithm do not fit together; raised before any model is loaded."""
 
     exit_code = 2
 
 
 class ConfigError(ParetuneError, ValueError):
-    """A recipe file or an override is wrong; the message holds one line for each mistake of the file."""
+    """A recipe file or an override is wrong; the message has one line per mistake."""
 
     exit_code = 2
 
 
 class DataError(ParetuneError, ValueError):
-    """A record does not have the form its reader needs; one line for each bad row."""
+    """A record does not have the required form; the message has one line per bad row."""
 
     exit_code = 2
 
 
 class MissingDependencyError(ParetuneError, ImportError):
-    """An optional part of the package is not installed."""
+    """An optional dependency is not installed."""
 
     exit_code = 3
 
 
 class ResourceError(ParetuneError, RuntimeError):
-    """The machine lacks something: memory, disk."""
+    """Not enough memory or disk space, or a file cannot be written."""
 
     exit_code = 3
 
 
 class NonFiniteError(ParetuneError, ArithmeticError):
-    """Training met a NaN or an infinity, and stopped before it reached the weights."""
+    """A NaN or infinity occurred in training; raised before it reaches the weights."""
 
     exit_code = 4
 
 
 class RunInterrupted(ParetuneError):
-    """A signal asked the run to stop, and a good checkpoint was written first."""
+    """The run was stopped by a signal after a checkpoint had been written."""
 
-    exit_code = 75
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: run again to continue
 
 
 def format_issue(
@@ -63,13 +63,13 @@ def format_issue(
     fix: str = "",
 ) -> str:
     """One line of the form `file:line:col: key: what is wrong; did you mean "..."; fix: ...`."""
-    place = ":".join(str(part) for part in (file, line, col) if part is not None)
+    location = ":".join(str(part) for part in (file, line, col) if part is not None)
     tail = (f'; did you mean "{suggestion}"?' if suggestion else "") + (f"; fix: {fix}" if fix else "")
-    return f"{place}: {key}: {problem}{tail}" if key else f"{place}: {problem}{tail}"
+    return f"{location}: {key}: {problem}{tail}" if key else f"{location}: {problem}{tail}"
 
 
 def join_issues(issues: Iterable[str], max_issues: int = 20) -> str:
-    """All complaints, one a line, at most `max_issues` of them and a count of the rest."""
+    """The issues, one per line: at most `max_issues`, then the number of the others."""
     lines = list(issues)
     rest = len(lines) - max_issues
     return "\n".join([*lines[:max_issues], *([f"... and {rest} more"] if rest > 0 else [])])

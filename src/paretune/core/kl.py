@@ -1,17 +1,17 @@
-"""Estimates of KL(policy || reference) from sampled tokens, for rewards that pay it and losses that hold it.
+"""Estimators of KL(policy || reference) from sampled tokens, for KL penalties in rewards and losses.
 
-`gap` is log p(policy) - log p(reference) of the sampled token, everywhere.
+`log_ratio` is log p(policy) - log p(reference) of the sampled token.
 """
 
 from jaxtyping import Float
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
-"""Log-ratios beyond this are cut before exp."""
+"""Log-ratios are clamped to +-20 before exp: e^20 is 5e8, e^89 already overflows float32."""
 
 
 def k1(log_ratio: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """KL(policy || reference) from `log_ratio` = logp - reference: unbiased, of either sign, gradient of mean 0.
+    """`log_ratio` itself: unbiased, may be negative; its gradient has expectation 0.
 
     Source: Schulman 2020, "Approximating KL divergence".
     """
@@ -19,7 +19,7 @@ def k1(log_ratio: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 
 def k2(log_ratio: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """gap^2 / 2: biased in value; on the policy's own samples it has the gradient of KL(policy || reference).
+    """log_ratio^2 / 2: biased; on samples of the policy its gradient is that of KL(policy || reference).
 
     Source: Schulman 2020, "Approximating KL divergence".
     """
@@ -27,7 +27,9 @@ def k2(log_ratio: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 
 def k3(log_ratio: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """exp(-gap) + gap - 1: unbiased in value, never negative, with the gradient of KL(reference || policy).
+    """exp(-log_ratio) + log_ratio - 1: unbiased, never negative.
+
+    Its gradient is that of KL(reference || policy).
 
     Source: Schulman 2020, "Approximating KL divergence"; Shao et al. 2024, eq. 4 (arXiv:2402.03300).
     """

@@ -1,10 +1,11 @@
-"""Numbers with bounds, for keys of recipes and arguments of algorithms; checked where a recipe is read.
+"""Bounded number types, and stand-ins for classes of transformers and peft that load neither library.
 
-Classes of transformers and peft for signatures and `isinstance`, without loading either.
+The number types are for recipe keys and algorithm arguments; pydantic checks the bounds when a recipe is
+loaded.
 
-Loading the two takes longer than checking a recipe. A class here has those instances that the class of its
-name has over there: as long as that one is not loaded there are none. A function that needs the class itself
-imports it when it is called.
+Importing transformers and peft takes longer than checking a whole recipe. The stand-ins serve in signatures
+and `isinstance`: an object is an instance of a stand-in if it is an instance of the real class. As long as
+the real module is not loaded, nothing is. Code that needs the class itself imports it inside the function.
 """
 
 import sys
@@ -18,7 +19,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 FloatAtLeastOne = Annotated[float, Field(ge=1)]
-"""The largest that the probability of a token may have become, relative to what it was."""
+"""Such as an upper bound of a probability ratio."""
 
 
 if TYPE_CHECKING:
@@ -26,30 +27,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 else:
 
-    class _Elsewhere(type):
-        """The type of a class that stands for the one of its name in another module."""
+    class _LazyType(type):
+        """Metaclass that forwards `isinstance` to the class of the same name in `module_name`."""
 
-        home: str
+        module_name: str
 
         def __instancecheck__(cls, instance: Any) -> bool:
-            # While that module is being loaded it may not have its class yet.
-            there = getattr(sys.modules.get(cls.home), cls.__name__, None)
-            return there is not None and isinstance(instance, there)
+            # getattr: a module that is still being imported may not have its class yet.
+            real_class = getattr(sys.modules.get(cls.module_name), cls.__name__, None)
+            return real_class is not None and isinstance(instance, real_class)
 
-    class PeftModel(metaclass=_Elsewhere):
-        """A model with adapters around it."""
+    class PeftModel(metaclass=_LazyType):
+        """Stands for peft.PeftModel."""
 
-        home = "peft.peft_model"
+        module_name = "peft.peft_model"
 
-    class PreTrainedModel(metaclass=_Elsewhere):
-        """A network of transformers."""
+    class PreTrainedModel(metaclass=_LazyType):
+        """Stands for transformers.PreTrainedModel."""
 
-        home = "transformers.modeling_utils"
+        module_name = "transformers.modeling_utils"
 
-    class PreTrainedTokenizerBase(metaclass=_Elsewhere):
-        """A tokenizer of transformers."""
+    class PreTrainedTokenizerBase(metaclass=_LazyType):
+        """Stands for transformers.PreTrainedTokenizerBase."""
 
-        home = "transformers.tokenization_utils_base"
+        module_name = "transformers.tokenization_utils_base"
 
 
 __all__ = ["PeftModel", "PreTrainedModel", "PreTrainedTokenizerBase"]

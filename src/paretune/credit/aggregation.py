@@ -1,8 +1,6 @@
-"""From J objectives to one. Every function works on the last axis and keeps it, at length 1.
+"""Aggregation of J objectives into one reward: weighted sums, gates, and a lexicographic order.
 
-Weighted sums whose weights are not the same all the time, or not the same for all prompts.
-
-An order of objectives: the second one matters only between responses that the first cannot tell apart.
+Functions work on the last axis and keep it, at length 1.
 """
 
 import math
@@ -19,9 +17,13 @@ from paretune.core.errors import WiringError
 from paretune.core.reductions import group_index, group_mean
 from paretune.credit.base import CreditStep, Metrics, State
 
+Weights = Mapping[str, float]
+
 
 def weighted_sum(x: Float[Tensor, "*n J"], weights: Float[Tensor, " J"]) -> Float[Tensor, "*n 1"]:
-    """Sum of w_j x_j over the objectives that have a weight; the others change not even the rounding."""
+    """Sum of w_j x_j over the objectives with a nonzero weight."""
+    # Select before summing: an unweighted objective must not change even the rounding, and its NaN not
+    # spread.
     used = weights != 0
     return (x[..., used] * weights[used]).sum(-1, keepdim=True)
 
@@ -29,18 +31,21 @@ def weighted_sum(x: Float[Tensor, "*n J"], weights: Float[Tensor, " J"]) -> Floa
 def variance_share(
     terms: Float[Tensor, "B J"], total: Float[Tensor, "B 1"], group: Int[Tensor, " B"]
 ) -> Float[Tensor, " J"]:
-    """Share of each part in what moves the whole: Cov(part, whole) / Var(whole) within groups, pooled.
+    """Share of each term in the within-group variance of the total, pooled: Cov(term, total) / Var(total).
 
-    The shares of parts that add up to the whole add up to 1; a negative share is an objective that is pushed
-    down. NaN when the whole does not vary within any group. Rows where the whole is NaN are left out.
+    The shares of terms that add up to the total add up to 1. A negative share is an objective that training
+    pushes down. NaN if the total does not vary within any group. Rows where the total is NaN are left out.
 
-    Source: what the theorem of MO-GRPO (arXiv:2509.22047) says of a plain sum, computed on the batch at hand.
+    Source: MO-GRPO (arXiv:2509.22047), the theorem on a plain sum, computed on the batch at hand.
     """
+    if not len(total):  # every row was dropped; an empty tensor has no maximum
+        return terms.new_full((terms.shape[1],), torch.nan)
     known = ~total.isnan()
     terms = torch.where(known, terms, torch.nan)
-    centred = torch.where(known, total - group_mean(total, group), 0.0)
-    covariance = (torch.where(known, terms - group_mean(terms, group), 0.0) * centred).sum(0)
-    variance = centred.square().sum()
+    centered = torch.where(known, total - group_mean(total, group), 0.0)
+    covariance = (torch.where(known, terms - group_mean(terms, group), 0.0) * centered).sum(0)
+    variance = centered.square().sum()
+    # Equal float32 rewards leave rounding noise of about 1e-7 of their size; it has no shares.
     scale = total.nan_to_num(0.0).abs().max()
     return torch.where(variance > (1e-6 * scale).square(), covariance / variance, torch.nan)
 
@@ -51,45 +56,45 @@ def aggregation_metrics(
     total: Float[Tensor, "B 1"],
     extra_terms: Float[Tensor, "B K"] | None = None,
 ) -> Metrics:
-    """What each objective with a weight had in the aggregated signal: its weighted mean, and its share.
+    """Weighted mean and variance share of each objective with a weight.
 
     Args:
-        batch: Its signal still holds the objectives apart.
-        weights: One row for all responses, or one for each.
-        total: The signal they were aggregated to.
-        extra_terms: What an objective adds beside weight times score.
+        batch: With rewards not aggregated yet.
+        weights: One row for all responses, or one row per response.
+        total: The aggregated reward.
+        extra_terms: Added to weight times score, per objective.
     """
-    parts = torch.where(weights != 0, batch.rewards * weights, 0.0)
-    parts = parts if extra_terms is None else parts + extra_terms
-    # What has no part is left out before anything is added up, so that it changes not even the rounding.
-    used = [k for k in range(parts.shape[-1]) if weights[..., k].any() or (parts[:, k] != 0).any()]
-    shares = variance_share(parts[:, used], total, batch.group)
+    terms = torch.where(weights != 0, batch.rewards * weights, 0.0)
+    terms = terms if extra_terms is None else terms + extra_terms
+    # Unused objectives are removed before any summation, so that they do not change even the rounding.
+    used = [k for k in range(terms.shape[-1]) if weights[..., k].any() or (terms[:, k] != 0).any()]
+    shares = variance_share(terms[:, used], total, batch.group)
     metrics: Metrics = {}
     for k, share in zip(used, shares.tolist(), strict=True):
-        metrics[f"weighted_score/{batch.objectives[k]}/mean"] = float(parts[:, k].nanmean())
+        metrics[f"weighted_score/{batch.objectives[k]}/mean"] = float(terms[:, k].nanmean())
         metrics[f"variance_share/{batch.objectives[k]}"] = share
     return metrics
 
 
 @dataclass(frozen=True)
 class WeightedSum(CreditStep):
-    """One signal from many: R = sum over k of w_k s_k.
+    """One reward from many objectives: R = sum over k of w_k s_k.
 
-    A response with no score for an objective that has a weight stays unscored (NaN); objectives without a
-    weight are scored and logged, and do not count. Weights are used as they are given.
+    A response without a score for a weighted objective stays unscored (NaN). Objectives without a weight are
+    scored and logged, and do not count. Weights are used as given, not normalized.
 
     Reads: rewards. Writes: rewards (J becomes 1).
-    Reports: the weighted mean of each objective, and its share of the within-group variation of the sum.
+    Logs: the weighted mean of each objective, and its share of the within-group variance of the sum.
 
     Source: Li et al. 2025 (arXiv:2503.21819), combined reward R(s, a).
     """
 
-    weights: Mapping[str, float]
+    weights: Weights
 
     def apply_stateful(
         self, batch: Batch, state: State, rng: torch.Generator
     ) -> tuple[Batch, State, Metrics]:
-        """The sum, and what each objective had in it."""
+        """Sum the weighted objectives."""
         weights = weight_vector(self.weights, batch, "WeightedSum")
         total = weighted_sum(batch.rewards, weights)
         return batch.replace(rewards=total), state, aggregation_metrics(batch, weights, total)
@@ -97,11 +102,11 @@ class WeightedSum(CreditStep):
 
 @dataclass(frozen=True)
 class Gate(CreditStep):
-    """An objective counts only where another one is good enough; elsewhere it is worth `fallback`.
+    """An objective counts only if another one reaches a threshold; otherwise it is set to `fallback`.
 
-    Where nobody could say whether the condition holds, the gated objective is unscored too.
+    If the condition is unscored, the gated objective is unscored too.
 
-    Reads: scores, rewards. Writes: rewards (the score_column of `objective`).
+    Reads: scores, rewards. Writes: rewards (the column of `objective`).
 
     Source: the conditioned rewards of Liu et al. 2026, GDPO (arXiv:2601.05242). Differs: `fallback` is a
     choice; there it is 0.
@@ -111,52 +116,56 @@ class Gate(CreditStep):
     condition_objective: str
     threshold: float
     fallback: float = 0.0
-    """Worth where the gate is shut, in the units of the objective: give its worst score."""
+    """Reward if the condition fails, in the units of the objective: give its worst score."""
 
     def apply(self, batch: Batch) -> Batch:
-        """Shut the gate where the condition fails."""
+        """Replace the objective where the condition fails."""
         if batch.rewards.shape[-1] != len(batch.objectives):
-            raise WiringError(f'the gate on "{self.objective}" comes after an aggregator: put it before')
+            raise WiringError(f'the gate on "{self.objective}" comes after an aggregator; fix: put it before')
         for name in (self.objective, self.condition_objective):
             if name not in batch.objectives:
                 raise WiringError(f"a gate names {unknown_objective_message(name, batch.objectives)}")
+        # Conditions read `scores`, which no step changes, so the order of several gates does not matter.
         condition = batch.score_column(self.condition_objective)
         k = batch.objectives.index(self.objective)
         gated = torch.where(condition >= self.threshold, batch.rewards[:, k], self.fallback)
-        signal = batch.rewards.clone()
-        signal[:, k] = torch.where(condition.isnan(), torch.nan, gated)
-        return batch.replace(rewards=signal)
+        rewards = batch.rewards.clone()
+        rewards[:, k] = torch.where(condition.isnan(), torch.nan, gated)
+        return batch.replace(rewards=rewards)
 
 
 def require_unaggregated(batch: Batch, step_name: str) -> None:
-    """The objectives still stand apart in the signal.
+    """Check that `rewards` still has one column per objective.
 
     Raises:
-        WiringError: An aggregator came before this part.
+        WiringError: An aggregator came before this step.
     """
     if batch.rewards.shape[-1] != len(batch.objectives):
-        raise WiringError(f"{step_name} comes after another aggregator: the objectives are no longer apart")
+        raise WiringError(
+            f"{step_name} needs one reward per objective and comes after another aggregator; "
+            "fix: leave out one of the two"
+        )
 
 
-def weight_vector(weights: Mapping[str, float], batch: Batch, step_name: str) -> Float[Tensor, " J"]:
-    """The weights in the order of the objectives, after a look at their names and values.
+def weight_vector(weights: Weights, batch: Batch, step_name: str) -> Float[Tensor, " J"]:
+    """The weights in the order of the objectives, names and values checked.
 
     Raises:
-        WiringError: An aggregator came before, a name is unknown, or no weight is a number other than 0.
+        WiringError: An aggregator came before, a name is unknown, or no weight is nonzero and finite.
     """
     require_unaggregated(batch, step_name)
     for name, weight in weights.items():
         if name not in batch.objectives:
-            raise WiringError(f"weights name {unknown_objective_message(name, batch.objectives)}")
+            raise WiringError(f"the weights name {unknown_objective_message(name, batch.objectives)}")
         if not math.isfinite(weight):
             raise WiringError(f'the weight of "{name}" is {weight}; it must be a finite number')
     if not any(weights.values()):
-        raise WiringError("no objective has a weight: give at least one")
+        raise WiringError("no objective has a weight; fix: give at least one a weight other than 0")
     return batch.rewards.new_tensor([weights.get(name, 0.0) for name in batch.objectives])
 
 
 def objective_index(batch: Batch, objective: str, step_name: str) -> int:
-    """The place of an objective whose column of the signal a part is about to read or change.
+    """The column of an objective in `rewards`.
 
     Raises:
         WiringError: An aggregator came before, or there is no such objective.
@@ -168,34 +177,32 @@ def objective_index(batch: Batch, objective: str, step_name: str) -> int:
 
 
 def unknown_objective_message(name: str, objectives: tuple[str, ...]) -> str:
-    """What to say of a name that is no objective."""
-    near = get_close_matches(name, objectives, n=1, cutoff=0.6)
-    meant = f'; did you mean "{near[0]}"?' if near else ""
-    return f'"{name}", which is none of the objectives {", ".join(objectives)}{meant}'
-
-
-Weights = Mapping[str, float]
+    """The end of an error message about an unknown objective, with the nearest known name."""
+    matches = get_close_matches(name, objectives, n=1, cutoff=0.6)
+    suggestion = f'; did you mean "{matches[0]}"?' if matches else ""
+    return f'the objective "{name}", which is none of {", ".join(objectives)}{suggestion}'
 
 
 def row_weighted_sum(x: Float[Tensor, "B J"], weights: Float[Tensor, "B J"]) -> Float[Tensor, "B 1"]:
-    """Sum over j of w_bj x_bj; what has no weight in a row is not looked at there. NaN weights give NaN."""
+    """Sum over j of w_bj x_bj; scores with weight 0 in a row are not read there. NaN weights give NaN."""
     used = (weights != 0).any(0)
-    parts = torch.where(weights != 0, x * weights, 0.0)
-    return parts[:, used].sum(-1, keepdim=True)
+    terms = torch.where(weights != 0, x * weights, 0.0)
+    return terms[:, used].sum(-1, keepdim=True)
 
 
 def interpolate_weights(schedule: tuple[tuple[int, Weights], ...], step: int) -> dict[str, float]:
-    """Weights that move in straight lines from point to point, and stay before the first and after the last.
+    """Weights at a training step: linear between the points of the schedule, constant before and after them.
 
-    An objective that a point does not name has the weight 0 there.
+    An objective that a point does not name has weight 0 there.
     """
     after = next((i for i, (at, _) in enumerate(schedule) if at > step), len(schedule))
     left, right = schedule[max(after - 1, 0)], schedule[min(after, len(schedule) - 1)]
-    share = (step - left[0]) / (right[0] - left[0]) if right[0] > left[0] <= step else 0.0
+    fraction = (step - left[0]) / (right[0] - left[0]) if right[0] > left[0] <= step else 0.0
     names = dict.fromkeys(name for _, weights in schedule for name in weights)
+    # At a point of the schedule the weight is taken as given: interpolating with fraction 0 could round it.
     return {
-        name: (1 - share) * left[1].get(name, 0.0) + share * right[1].get(name, 0.0)
-        if share
+        name: (1 - fraction) * left[1].get(name, 0.0) + fraction * right[1].get(name, 0.0)
+        if fraction
         else left[1].get(name, 0.0)
         for name in names
     }
@@ -205,10 +212,10 @@ def interpolate_weights(schedule: tuple[tuple[int, Weights], ...], step: int) ->
 class ScheduledWeightedSum(CreditStep):
     """A weighted sum whose weights depend on the training step; with one point it is WeightedSum.
 
-    Reads: rewards. Writes: rewards (J becomes 1). Remembers: the step.
-    Reports: as WeightedSum; `state/weight/{objective}`.
+    Reads: rewards. Writes: rewards (J becomes 1). State: the training step.
+    Logs: as WeightedSum; `state/weight/{objective}`.
 
-    Source: ours; the weights of linear scalarisation in Li et al. 2025 (arXiv:2503.21819), in time.
+    Source: ours; the weights of linear scalarization in Li et al. 2025 (arXiv:2503.21819), scheduled.
     """
 
     schedule: tuple[tuple[int, Weights], ...]
@@ -218,155 +225,160 @@ class ScheduledWeightedSum(CreditStep):
         steps = [step for step, _ in self.schedule]
         if not steps or steps != sorted(set(steps)):
             raise WiringError(
-                f"ScheduledSum has the steps {steps}: name at least one, each later than the last"
+                f"ScheduledWeightedSum has the steps {steps}; fix: at least one, each later than the one "
+                "before"
             )
 
     def init_state(self) -> State:
-        """The first step."""
+        """Training step 0."""
         return 0
 
     def apply_stateful(
         self, batch: Batch, state: State, rng: torch.Generator
     ) -> tuple[Batch, State, Metrics]:
-        """The sum with the weights of this step."""
-        now = interpolate_weights(self.schedule, state)
-        weights = weight_vector(now, batch, "ScheduledSum")
+        """Sum with the weights of this training step."""
+        current = interpolate_weights(self.schedule, state)
+        weights = weight_vector(current, batch, "ScheduledWeightedSum")
         total = weighted_sum(batch.rewards, weights)
         metrics = aggregation_metrics(batch, weights, total) | {
-            f"state/weight/{name}": w for name, w in now.items()
+            f"state/weight/{name}": weight for name, weight in current.items()
         }
         return batch.replace(rewards=total), state + 1, metrics
 
 
 @dataclass(frozen=True)
 class PerCategoryWeightedSum(CreditStep):
-    """A weighted sum with weights of its own for each kind of prompt.
+    """A weighted sum with separate weights for each prompt category.
 
-    Reads: rewards, category, categories. Writes: rewards (J becomes 1). Reports: as WeightedSum.
+    Reads: rewards, category, categories. Writes: rewards (J becomes 1). Logs: as WeightedSum.
 
-    Source: ours. Attack and benign prompts want different things of the same four objectives.
+    Source: ours. Attack and benign prompts need different weights on the same four objectives.
     """
 
     weights: Mapping[str, Weights]
-    """Kind -> weights."""
+    """Category -> weights."""
     default_weights: Weights = field(default_factory=dict)
-    """Weights of every other kind."""
+    """Weights of every other category."""
 
     def apply_stateful(
         self, batch: Batch, state: State, rng: torch.Generator
     ) -> tuple[Batch, State, Metrics]:
-        """The sum with the weights of each row's kind."""
-        rows = torch.stack([self._weights_for(kind, batch) for kind in batch.categories])[
-            batch.require("category")
-        ]
-        total = row_weighted_sum(batch.rewards, rows)
-        return batch.replace(rewards=total), state, aggregation_metrics(batch, rows, total)
+        """Sum with the weights of each row's category."""
+        per_category = torch.stack([self._weights_for(category, batch) for category in batch.categories])
+        weights = per_category[batch.require("category")]
+        total = row_weighted_sum(batch.rewards, weights)
+        return batch.replace(rewards=total), state, aggregation_metrics(batch, weights, total)
 
     def _weights_for(self, category: str, batch: Batch) -> Float[Tensor, " J"]:
-        found = self.weights.get(category, self.default_weights)
-        if not found:
-            known = ", ".join(self.weights)
+        weights = self.weights.get(category, self.default_weights)
+        if not weights:
             raise WiringError(
-                f'KindSum has no weights for the kind "{category}", only for {known}; give `otherwise`'
+                f'PerCategoryWeightedSum has no weights for the category "{category}", only for '
+                f"{', '.join(self.weights)}; fix: give `default_weights`"
             )
-        return weight_vector(found, batch, "KindSum")
+        return weight_vector(weights, batch, "PerCategoryWeightedSum")
 
 
 @dataclass(frozen=True)
 class PreferenceWeightedSum(CreditStep):
-    """A weighted sum with the weights that each prompt asks for: a preference-conditioned policy.
+    """A weighted sum with the weights that each prompt brings: a preference-conditioned policy.
 
-    All responses of a prompt must be asked for the same, or their signals are not comparable. A row whose
-    preference is NaN is unscored.
+    All responses of a prompt must have the same weights, or their rewards are not comparable. A row whose
+    preference weights are NaN is unscored.
 
-    Reads: rewards, preference_weights. Writes: rewards (J becomes 1). Reports: as WeightedSum.
+    Reads: rewards, preference_weights. Writes: rewards (J becomes 1). Logs: as WeightedSum.
 
     Source: Yang et al. 2024 (RiC, arXiv:2402.10207) and Guo et al. 2024 (controllable preference
-    optimisation, arXiv:2402.19085) condition policies on preferences. Differs: they put the preference into
-    supervised data or pairs; here it weighs the scores of responses that the policy sampled.
+    optimization, arXiv:2402.19085) condition policies on preferences. Differs: they put the preference into
+    supervised data or pairs; here it weights the scores of responses that the policy sampled.
     """
 
     def apply_stateful(
         self, batch: Batch, state: State, rng: torch.Generator
     ) -> tuple[Batch, State, Metrics]:
-        """The sum with each row's own weights."""
-        require_unaggregated(batch, "PreferenceSum")
-        if batch.preference_weights is None:
-            raise WiringError("PreferenceSum reads batch.preference: give each prompt its `preference`")
-        total = row_weighted_sum(batch.rewards, batch.preference_weights)
-        return (
-            batch.replace(rewards=total),
-            state,
-            aggregation_metrics(batch, batch.preference_weights, total),
-        )
+        """Sum with the weights of each row."""
+        require_unaggregated(batch, "PreferenceWeightedSum")
+        weights = batch.preference_weights
+        if weights is None:
+            raise WiringError(
+                "PreferenceWeightedSum has no weights, since the prompts have none; fix: give each prompt "
+                "`preference_weights`"
+            )
+        total = row_weighted_sum(batch.rewards, weights)
+        return batch.replace(rewards=total), state, aggregation_metrics(batch, weights, total)
 
 
 def lexicographic_rank(x: Float[Tensor, "B J"], group: Int[Tensor, " B"]) -> Float[Tensor, "B 1"]:
-    """Place of each row in its group by the first column, ties by the second, and so on; 0 worst, 1 best.
+    """Rank of each row in its group by the first column, ties by the second, and so on; 0 worst, 1 best.
 
-    Rows that are equal in every column share the middle of their places. Rows with a NaN are not ranked, and
-    stay NaN; a row without others gets 0.5.
+    Rows that are equal in every column share the mean of their ranks. Rows with a NaN are not ranked and stay
+    NaN; a row without others gets 0.5.
     """
-    place = x.new_full((len(x), 1), torch.nan)
+    ranks = x.new_full((len(x), 1), torch.nan)
     index, count = group_index(group)
     known = ~x.isnan().any(-1)
     for g in range(count):
         rows = ((index == g) & known).nonzero().squeeze(-1)
         if not len(rows):
             continue
+        # `unique` sorts rows lexicographically, which is the order wanted.
         _, inverse, ties = x[rows].unique(dim=0, return_inverse=True, return_counts=True)
-        middle = ties.cumsum(0) - ties + (ties - 1) / 2
-        place[rows, 0] = middle[inverse].to(x.dtype) / (len(rows) - 1) if len(rows) > 1 else 0.5
-    return place
+        mean_rank = ties.cumsum(0) - ties + (ties - 1) / 2
+        ranks[rows, 0] = mean_rank[inverse].to(x.dtype) / (len(rows) - 1) if len(rows) > 1 else 0.5
+    return ranks
 
 
 @dataclass(frozen=True)
 class Lexicographic(CreditStep):
-    """Objectives in the order of their importance; a response is worth its place in its group.
+    """Objectives in order of importance; the reward of a response is its rank in its group.
 
-    An objective with a level counts only up to it: once responses are good enough in it, the next one
-    decides. Without levels, and with scores that hardly ever tie, the first objective decides everything;
-    `resolution` makes near scores equal.
+    An objective with a threshold counts only up to it: once responses are good enough in it, the next
+    objective decides. Without thresholds, and with scores that hardly ever tie, the first objective decides
+    everything; `resolution` makes near scores equal.
 
     Reads: rewards, group. Writes: rewards (J becomes 1), in [0, 1].
-    Reports: `active_objective/{objective}`, the share of pairs of responses that each objective decides.
+    Logs: `active_objective/{objective}`, the share of pairs of responses that each objective decides.
 
     Source: Gabor et al. 1998 and Vamplew et al. 2011 (Machine Learning 84), thresholded lexicographic order.
-    Differs: among the responses of a prompt instead of among actions; the place instead of a choice.
+    Differs: among the responses to a prompt instead of among actions; a rank instead of a choice.
     """
 
     order: tuple[tuple[str, float | None], ...]
-    """(objective, level from which it is good enough, or None), the most important first."""
+    """(objective, threshold from which it is good enough, or None), the most important first."""
     resolution: float = 0.0
-    """Scores are rounded down to multiples of this; 0: as they are."""
+    """Scores are rounded down to multiples of this; 0: not rounded."""
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.order]
         if not names or len(set(names)) < len(names):
             raise WiringError(
-                f"Lexicographic orders {', '.join(names) or 'nothing'}: name each objective once"
+                f"Lexicographic orders {', '.join(names) or 'nothing'}; fix: name each objective once"
             )
         if not 0 <= self.resolution < float("inf"):
-            raise WiringError(f"Lexicographic got grain {self.resolution}; it must be 0 or above")
+            raise WiringError(f"Lexicographic got resolution {self.resolution}; it must be 0 or above")
 
     def apply_stateful(
         self, batch: Batch, state: State, rng: torch.Generator
     ) -> tuple[Batch, State, Metrics]:
-        """The places, and who decided them."""
+        """Rank the responses of each group."""
         columns = []
-        for name, level in self.order:
+        for name, threshold in self.order:
             x = batch.rewards[:, objective_index(batch, name, "Lexicographic")]
-            x = x if level is None else x.clamp(max=level)
+            x = x if threshold is None else x.clamp(max=threshold)
             columns.append((x / self.resolution).floor() if self.resolution else x)
         x = torch.stack(columns, -1)
-        place = lexicographic_rank(x, batch.group)
-        return batch.replace(rewards=place), state, self._active_metrics(x, batch.group)
+        return (
+            batch.replace(rewards=lexicographic_rank(x, batch.group)),
+            state,
+            self._active_metrics(x, batch.group),
+        )
 
     def _active_metrics(self, x: Float[Tensor, "B J"], group: Int[Tensor, " B"]) -> Metrics:
         known = ~x.isnan().any(-1)
         pairs = (group[:, None] == group) & known[:, None] & known
         pairs = pairs.triu(1)
         differs = (x[:, None] != x) & pairs[..., None]
+        # The objective that decides a pair is the first one in which the two responses differ.
         first = differs & (differs.cumsum(-1) == 1)
         count = max(int(pairs.sum()), 1)
         return {

@@ -1,4 +1,4 @@
-"""Credit assignment as a chain of small steps: (batch, state, rng) -> (batch, state, metrics)."""
+"""The interface of a credit step, and the chain of steps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from paretune.core.batch import Batch
 from paretune.core.errors import WiringError
 
 State = Any
-"""What a step remembers from one training step to the next: a tree of tensors and numbers, or None."""
+"""Carried by a step from one training step to the next: a tree of tensors and numbers, or None."""
 
 Metrics = dict[str, float]
 
@@ -17,7 +17,8 @@ Metrics = dict[str, float]
 class CreditStep:
     """One step. A subclass is a frozen dataclass whose fields are its hyper-parameters.
 
-    Steps without memory or chance override `apply`; the others override `init_state` and `apply_stateful`.
+    A step that is neither stateful nor random and logs nothing overrides `apply`; any other overrides
+    `init_state` (if it has state) and `apply_stateful`.
     """
 
     def init_state(self) -> State:
@@ -25,41 +26,43 @@ class CreditStep:
         return None
 
     def apply(self, batch: Batch) -> Batch:
-        """What the step does to a batch.
+        """Transform the batch.
 
         Raises:
             WiringError: The subclass overrides neither this nor `apply_stateful`.
         """
-        raise WiringError(f"{type(self).__name__} does nothing: it overrides neither apply nor advance")
+        raise WiringError(
+            f"{type(self).__name__} does nothing: it overrides neither apply nor apply_stateful"
+        )
 
     def apply_stateful(
         self, batch: Batch, state: State, rng: torch.Generator
     ) -> tuple[Batch, State, Metrics]:
-        """What the step does to a batch, what it remembers, and what it has to report."""
+        """Transform the batch; return it with the next state and the metrics of this training step."""
         return self.apply(batch), state, {}
 
 
 @dataclass(frozen=True)
 class Chain(CreditStep):
-    """Steps one after the other; the state is the tuple of their states."""
+    """Steps applied one after the other; the state is the tuple of their states."""
 
     steps: tuple[CreditStep, ...]
 
     def init_state(self) -> State:
-        """The states of all steps."""
+        """The initial states of all steps."""
         return tuple(step.init_state() for step in self.steps)
 
     def apply_stateful(
         self, batch: Batch, state: State, rng: torch.Generator
     ) -> tuple[Batch, State, Metrics]:
-        """Every step in turn."""
-        after: list[State] = []
+        """Apply every step in turn; metrics of later steps overwrite equal keys of earlier ones."""
+        next_states: list[State] = []
         metrics: Metrics = {}
-        for step, memory in zip(self.steps, state, strict=True):
-            batch, remembered, seen = step.apply_stateful(batch, memory, rng)
-            after.append(remembered)
-            metrics |= seen
-        return batch, tuple(after), metrics
+        for step, step_state in zip(self.steps, state, strict=True):
+            batch, next_state, step_metrics = step.apply_stateful(batch, step_state, rng)
+            next_states.append(next_state)
+            metrics |= step_metrics
+        return batch, tuple(next_states), metrics
 
 
 def chain(*steps: CreditStep) -> Chain:
@@ -68,9 +71,9 @@ def chain(*steps: CreditStep) -> Chain:
 
 
 def flatten_steps(step: CreditStep) -> tuple[CreditStep, ...]:
-    """Every step of a chain, those of chains within it included; of another step, itself."""
+    """All steps of a chain, nested chains flattened; for any other step, a tuple of that step."""
     return (
-        tuple(inner for part in step.steps for inner in flatten_steps(part))
+        tuple(inner for nested in step.steps for inner in flatten_steps(nested))
         if isinstance(step, Chain)
         else (step,)
     )

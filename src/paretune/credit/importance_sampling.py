@@ -1,4 +1,4 @@
-"""Factors on the policy loss of single tokens: who really wrote them, and which are worth learning from."""
+"""Factors on the policy loss of single tokens: truncated importance sampling, high-entropy token mask."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,16 +23,16 @@ def rollout_is_ratio(
 
     Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training".
     """
-    gap = torch.where(response_mask, old_logprobs - rollout_logprobs, 0.0)
+    log_ratio = torch.where(response_mask, old_logprobs - rollout_logprobs, 0.0)
     if level == "sequence":
-        gap = torch.where(response_mask, gap.sum(-1, keepdim=True), 0.0)
-    return gap.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        log_ratio = torch.where(response_mask, log_ratio.sum(-1, keepdim=True), 0.0)
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def truncated_ratio(
     ratio: Float[Tensor, "*n"], min_ratio: float, max_ratio: float, mode: Literal["truncate", "mask"]
 ) -> Float[Tensor, "*n"]:
-    """The ratio where it lies in [least, most]; elsewhere the nearer bound ("truncate") or 0 ("mask")."""
+    """The ratio inside [min_ratio, max_ratio]; outside, the nearer bound ("truncate") or 0 ("mask")."""
     if mode == "truncate":
         return ratio.clamp(min_ratio, max_ratio)
     return torch.where((ratio >= min_ratio) & (ratio <= max_ratio), ratio, 0.0)
@@ -40,19 +40,20 @@ def truncated_ratio(
 
 @dataclass(frozen=True)
 class TruncatedImportanceSampling(CreditStep):
-    """Undo the difference between the engine that samples and the trainer, as far as that is safe.
+    """Correct for the difference between the sampling engine and the trainer, with bounded weights.
 
-        w = p_trainer(y) / p_sampler(y), cut;   policy loss = w * loss
+        w = p_trainer(y) / p_sampler(y), truncated or masked;   policy loss = w * loss
 
-    By "token" the weights are biased and calm, by "sequence" unbiased and wild. The ratio of the policy loss
-    keeps its own denominator, the trainer's policy before the first update.
+    With level "token" the weights are biased and of low variance, with "sequence" unbiased and of high
+    variance. The ratio of the policy loss keeps its own denominator, the trainer's policy before the first
+    update.
 
     Reads: rollout_logprobs, old_logprobs, response_mask, importance_weights. Writes: importance_weights.
-    Reports: mean and extremes of the ratios, and the share of tokens that were cut.
+    Logs: mean and extremes of the ratios, and the share of tokens outside the bounds.
 
     Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"
-    ("truncate", most 2); masking on both sides as in IcePop 2025, and on one as in TRL 1.16 (by "sequence",
-    "mask", most 3).
+    ("truncate", max_ratio 2); masking on both sides as in IcePop 2025, and on one as in TRL 1.16 (level
+    "sequence", "mask", max_ratio 3).
     """
 
     level: Literal["token", "sequence"] = "token"
@@ -63,34 +64,36 @@ class TruncatedImportanceSampling(CreditStep):
     def __post_init__(self) -> None:
         if not 0 <= self.min_ratio <= 1 <= self.max_ratio:
             raise WiringError(
-                f"bounds of an importance weight are {self.min_ratio} and {self.max_ratio}; 1 must lie between them"
+                f"min_ratio is {self.min_ratio} and max_ratio {self.max_ratio}; 1 must lie between them, and "
+                "min_ratio must be >= 0"
             )
 
     def apply_stateful(
         self, batch: Batch, state: State, rng: torch.Generator
     ) -> tuple[Batch, State, Metrics]:
-        """Weigh every token.
+        """Multiply the importance weights.
 
         Raises:
-            WiringError: The trainer was not asked, so that all weights would be 1.
+            WiringError: old_logprobs are the sampler's own, so that all weights would be 1.
         """
         trainer, sampler = batch.require("old_logprobs"), batch.require("rollout_logprobs")
         if trainer is sampler:
             raise WiringError(
-                'TruncatedImportance compares sampler and trainer, and Behaviour(by="sampler") takes the '
-                'sampler at its word, so every weight is 1; fix: Behaviour(by="trainer"), or leave it out'
+                'TruncatedImportanceSampling compares sampler and trainer, and OldLogprobs(source="rollout") '
+                "takes the sampler's log-probabilities for both, so every weight is 1; fix: "
+                'OldLogprobs(source="policy"), or leave this step out'
             )
         ratio = rollout_is_ratio(trainer, sampler, batch.response_mask, self.level)
         weight = truncated_ratio(ratio, self.min_ratio, self.max_ratio, self.mode)
-        inside = ratio[batch.response_mask]
+        response_ratios = ratio[batch.response_mask]
         metrics: Metrics = {}
-        if len(inside):
-            cut = (inside > self.max_ratio) | (inside < self.min_ratio)
+        if len(response_ratios):
+            outside = (response_ratios > self.max_ratio) | (response_ratios < self.min_ratio)
             metrics = {
-                "importance_weights/mean": float(inside.mean()),
-                "importance_weights/max": float(inside.max()),
-                "importance_weights/min": float(inside.min()),
-                "importance_weights/truncated": float(cut.double().mean()),
+                "importance_weights/mean": float(response_ratios.mean()),
+                "importance_weights/max": float(response_ratios.max()),
+                "importance_weights/min": float(response_ratios.min()),
+                "importance_weights/truncated": float(outside.double().mean()),
             }
         return _multiply_importance_weights(batch, weight), state, metrics
 
@@ -98,25 +101,26 @@ class TruncatedImportanceSampling(CreditStep):
 def high_entropy_mask(
     entropy: Float[Tensor, "B T"], response_mask: Bool[Tensor, "B T"], top_entropy_quantile: float
 ) -> Bool[Tensor, "B T"]:
-    """Response tokens whose entropy is at or above the (1 - share) quantile of all response tokens.
+    """Response tokens whose entropy is at least the (1 - top_entropy_quantile) quantile of all of them.
 
     Source: Wang et al. 2025, "Beyond the 80/20 rule", eq. 5 (arXiv:2506.01939).
     """
     if not response_mask.any():
         return response_mask
+    # Float32, as torch.quantile takes no half precision.
     threshold = torch.quantile(entropy[response_mask].float(), 1 - top_entropy_quantile)
     return response_mask & (entropy.float() >= threshold)
 
 
 @dataclass(frozen=True)
 class TopEntropyTokens(CreditStep):
-    """Learn only from the tokens at which the policy was least decided; penalties still see all of them.
+    """Policy loss on the tokens with the highest entropy only; KL and other losses still use all tokens.
 
-    The threshold is that of the whole training step, so that no cut into micro-batches moves it, and tokens
-    that are left out stay in every denominator.
+    The threshold is that of the whole training step, so micro-batches do not change it, and masked tokens
+    stay in every denominator.
 
     Reads: entropy, response_mask, importance_weights. Writes: importance_weights.
-    Reports: the share of tokens that were kept.
+    Logs: the share of tokens that were kept.
 
     Source: Wang et al. 2025, "Beyond the 80/20 rule" (arXiv:2506.01939). Differs: the entropy is that of the
     policy before the first update.
@@ -126,20 +130,18 @@ class TopEntropyTokens(CreditStep):
 
     def __post_init__(self) -> None:
         if not 0 < self.top_entropy_quantile <= 1:
-            raise WiringError(
-                f"the share of tokens to learn from is {self.top_entropy_quantile}; it must be in (0, 1]"
-            )
+            raise WiringError(f"top_entropy_quantile is {self.top_entropy_quantile}; it must be in (0, 1]")
 
     def apply_stateful(
         self, batch: Batch, state: State, rng: torch.Generator
     ) -> tuple[Batch, State, Metrics]:
-        """Silence the others."""
+        """Mask the other tokens."""
         kept = high_entropy_mask(batch.require("entropy"), batch.response_mask, self.top_entropy_quantile)
-        share = float(kept[batch.response_mask].double().mean()) if batch.response_mask.any() else 1.0
+        fraction = float(kept[batch.response_mask].double().mean()) if batch.response_mask.any() else 1.0
         return (
             _multiply_importance_weights(batch, kept.to(torch.get_default_dtype())),
             state,
-            {"top_entropy_tokens/kept": share},
+            {"top_entropy_tokens/kept": fraction},
         )
 
 

@@ -1,7 +1,4 @@
-"""Advantages token by token: from rewards on tokens, with or without a critic.
-
-Where on a response the rewards of its tokens are paid.
-"""
+"""Advantages per token from token rewards: GAE, returns, and redistribution of the rewards before them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,20 +20,20 @@ def gae(
     gamma: float,
     lam: float,
 ) -> Float[Tensor, "B T H"]:
-    """Generalised advantage estimates over the response tokens.
+    """Generalized advantage estimation over the response tokens.
 
         A_t = d_t + gamma lam A_{t+1},    d_t = r_t + gamma V_{t+1} - V_t,    V after the last response
         token = 0
 
-    lam = 1 is return minus value; lam = 0 is the one-step error. What follows a response token is the next
-    response token: those in between that the policy did not write are passed over.
+    lam = 1 is return minus value; lam = 0 is the one-step TD error. The successor of a response token is the
+    next response token: tokens in between that the policy did not generate are skipped.
 
     Args:
-        token_rewards: Received for choosing tokens[b, t], in the units of the signal.
-        values: Value of the state in which tokens[b, t] was chosen.
-        response_mask: Which tokens the policy chose.
+        token_rewards: Reward for choosing input_ids[b, t], in the units of the reward.
+        values: Value of the state in which input_ids[b, t] was chosen.
+        response_mask: Tokens that the policy chose.
         gamma: Discount per token, in [0, 1].
-        lam: Weight of later errors, in [0, 1].
+        lam: Weight of later TD errors, in [0, 1].
 
     Returns:
         Advantages; 0 outside the response.
@@ -45,21 +42,22 @@ def gae(
     end.
     """
     mask = response_mask[..., None]
-    running = following = torch.zeros_like(values[:, 0])
-    out = torch.zeros_like(values)
+    next_advantage = next_value = torch.zeros_like(values[:, 0])
+    advantages = torch.zeros_like(values)
     for t in range(values.shape[1] - 1, -1, -1):
-        error = token_rewards[:, t] + gamma * following - values[:, t]
-        running = torch.where(mask[:, t], error + gamma * lam * running, running)
-        following = torch.where(mask[:, t], values[:, t], following)
-        out[:, t] = torch.where(mask[:, t], running, 0.0)
-    return out
+        td_error = token_rewards[:, t] + gamma * next_value - values[:, t]
+        # Masked tokens hand both numbers on unchanged, so a gap in the mask costs no discount.
+        next_advantage = torch.where(mask[:, t], td_error + gamma * lam * next_advantage, next_advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+        advantages[:, t] = torch.where(mask[:, t], next_advantage, 0.0)
+    return advantages
 
 
 @dataclass(frozen=True)
 class Gae(CreditStep):
-    """Advantages by a critic: generalised advantage estimation.
+    """Advantages from a critic: generalized advantage estimation.
 
-    An unscored response gets advantage 0 and its own values as returns: it teaches neither policy nor critic.
+    An unscored response gets advantage 0 and its own values as returns: no gradient for policy or critic.
 
     Reads: token_rewards, values, response_mask. Writes: advantages, returns.
 
@@ -77,15 +75,16 @@ class Gae(CreditStep):
         """Estimate advantages and returns.
 
         Raises:
-            WiringError: The critic has another number of heads than there are rewards.
+            WiringError: The number of critic heads is not the number of rewards.
         """
-        reward, values = batch.require("token_rewards"), batch.require("values")
-        if reward.shape != values.shape:
+        rewards, values = batch.require("token_rewards"), batch.require("values")
+        if rewards.shape != values.shape:
             raise WiringError(
-                f"the rewards are of {reward.shape[-1]} objectives and the critic has {values.shape[-1]} "
-                "heads: aggregate before EndReward, or give the critic a head for each"
+                f"the token rewards are of {rewards.shape[-1]} objectives and the critic has "
+                f"{values.shape[-1]} "
+                "heads; fix: aggregate before TerminalReward, or give the critic a head for each"
             )
-        advantages = _zero_unscored(gae(reward, values, batch.response_mask, self.gamma, self.lam))
+        advantages = _zero_unscored(gae(rewards, values, batch.response_mask, self.gamma, self.lam))
         return batch.replace(
             advantages=advantages, returns=(advantages + values) * batch.response_mask[..., None]
         )
@@ -93,7 +92,7 @@ class Gae(CreditStep):
 
 @dataclass(frozen=True)
 class ReturnToGo(CreditStep):
-    """Credit each token with all rewards from it on, without a critic.
+    """Advantage of each token: the discounted sum of all rewards from it on, without a critic.
 
         A_t = sum over s >= t of gamma^(s - t) r_s
 
@@ -110,17 +109,15 @@ class ReturnToGo(CreditStep):
         _check_unit_interval(gamma=self.gamma)
 
     def apply(self, batch: Batch) -> Batch:
-        """Add up what is still to come."""
-        reward = batch.require("token_rewards")
-        return batch.replace(
-            advantages=_zero_unscored(
-                gae(reward, torch.zeros_like(reward), batch.response_mask, self.gamma, 1.0)
-            )
-        )
+        """Sum the rewards from each token on."""
+        rewards = batch.require("token_rewards")
+        # GAE with values 0 and lam 1 is the discounted return.
+        returns = gae(rewards, torch.zeros_like(rewards), batch.response_mask, self.gamma, 1.0)
+        return batch.replace(advantages=_zero_unscored(returns))
 
 
 def _zero_unscored(advantages: Float[Tensor, "B T H"]) -> Float[Tensor, "B T H"]:
-    """0 for every head and row whose reward nobody could say."""
+    """0 for every head and row with an unscored (NaN) reward."""
     return torch.where(advantages.isnan().any(1, keepdim=True), 0.0, advantages)
 
 
@@ -135,33 +132,34 @@ def sum_at_segment_ends(
     response_mask: Bool[Tensor, "B T"],
     segment_ends: Bool[Tensor, "B T"],
 ) -> Float[Tensor, "B T H"]:
-    """What the tokens of every stretch earn together, paid at the stretch's end; 0 elsewhere.
+    """The sum of the rewards of every segment, at its last token; 0 elsewhere.
 
-    A stretch ends where `segment_ends` says and at the last response token.
+    A segment ends where `segment_ends` is true, and at the last response token.
     """
     segment_ends = (segment_ends & response_mask) | last_response_token_mask(response_mask)
-    # A token belongs to the stretch of the first end that is not before it.
-    stretch = (
+    # The segment of a token is the number of ends before it; tokens after the last end are clamped into
+    # range.
+    segment = (
         (segment_ends.cumsum(1) - segment_ends.long())[..., None]
         .expand_as(token_rewards)
         .clamp(max=token_rewards.shape[1] - 1)
     )
     sums = torch.zeros_like(token_rewards).scatter_add(
-        1, stretch, torch.where(response_mask[..., None], token_rewards, 0.0)
+        1, segment, torch.where(response_mask[..., None], token_rewards, 0.0)
     )
-    return torch.where(segment_ends[..., None], sums.gather(1, stretch), 0.0)
+    return torch.where(segment_ends[..., None], sums.gather(1, segment), 0.0)
 
 
 @dataclass(frozen=True)
 class RedistributeTokenRewards(CreditStep):
-    """Move the rewards that tokens have earned up to now; the place is what makes them worth having.
+    """Move the token rewards collected so far to other tokens of the response.
 
-        "sentence"   all of a sentence at the token that ends it
-        "end"        all at the last response token: credit for the whole response
-        "shaping"    where they are, and their sum is taken back at the last response token, so that they
-                     say where credit belongs and change nobody's return
+        "sentence"   the sum of a sentence at the token that ends it
+        "end"        the sum of the response at its last token
+        "shaping"    unchanged, and their sum is subtracted at the last response token, so that they assign
+                     credit to tokens without changing the return of the response
 
-    Put it before the parts that pay for the whole response, `EndReward` and `KlPenalty`.
+    Put it before the steps that add rewards of the whole response, `TerminalReward` and `KlPenalty`.
 
     Reads: token_rewards, response_mask, input_ids. Writes: token_rewards.
 
@@ -170,22 +168,23 @@ class RedistributeTokenRewards(CreditStep):
 
     mode: Literal["sentence", "end", "shaping"]
     sentence_end_ids: tuple[int, ...] = ()
-    """Ids of the tokens that end a sentence."""
+    """Token ids that end a sentence; for mode "sentence" only."""
 
     def __post_init__(self) -> None:
         if (self.mode == "sentence") != bool(self.sentence_end_ids):
             raise WiringError(
-                f'PlaceTokenReward has the form "{self.mode}" and {len(self.sentence_end_ids)} ends of sentences; '
-                'fix: give ends with the form "sentence", and with no other'
+                f'RedistributeTokenRewards has mode "{self.mode}" and {len(self.sentence_end_ids)} '
+                "sentence_end_ids; "
+                'fix: give sentence_end_ids with mode "sentence", and with no other'
             )
 
     def apply(self, batch: Batch) -> Batch:
-        """Move."""
-        reward = torch.where(batch.response_mask[..., None], batch.require("token_rewards"), 0.0)
+        """Move the rewards."""
+        rewards = torch.where(batch.response_mask[..., None], batch.require("token_rewards"), 0.0)
         if self.mode == "shaping":
             last = last_response_token_mask(batch.response_mask)[..., None]
             return batch.replace(
-                token_rewards=torch.where(last, reward - reward.sum(1, keepdim=True), reward)
+                token_rewards=torch.where(last, rewards - rewards.sum(1, keepdim=True), rewards)
             )
         ends = torch.isin(batch.input_ids, batch.input_ids.new_tensor(self.sentence_end_ids))
-        return batch.replace(token_rewards=sum_at_segment_ends(reward, batch.response_mask, ends))
+        return batch.replace(token_rewards=sum_at_segment_ends(rewards, batch.response_mask, ends))

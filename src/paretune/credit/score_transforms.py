@@ -1,11 +1,4 @@
-"""What a response is worth that nobody scored on some objective. Without this step it is unscored.
-
-What a score is worth before objectives meet: good enough is enough, or nearer to a target is better.
-
-What a response is worth that has not the form in which it could be judged.
-
-What other libraries do and we do not by default, by name, so that their numbers can be had.
-"""
+"""Transforms of scores before objectives meet: missing scores, thresholds, targets, invalid formats."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,151 +15,156 @@ from paretune.credit.base import CreditStep, Metrics, State
 
 
 def fill_with_row_mean(x: Float[Tensor, "B J"], weights: Float[Tensor, " J"]) -> Float[Tensor, "B J"]:
-    """Missing entries filled with the row's weighted mean of the others; NaN stays where none is known.
+    """Missing entries replaced by the row's weighted mean of the others; NaN if the row has no others.
 
-    A weighted sum of the result is sum_known(w x) * sum(w) / sum_known(w): the weights of what is known,
-    stretched to the whole. Entries without a weight stay as they are.
+    A weighted sum of the result is sum_known(w x) * sum(w) / sum_known(w): the weights of the known entries,
+    scaled up to the sum of all weights. Entries without a weight are not changed.
     """
     known = ~x.isnan() & (weights != 0)
-    given = (known * weights).sum(-1, keepdim=True)
-    mean = torch.where(known, x * weights, 0.0).sum(-1, keepdim=True) / given
+    known_weight = (known * weights).sum(-1, keepdim=True)
+    mean = torch.where(known, x * weights, 0.0).sum(-1, keepdim=True) / known_weight
     return torch.where(x.isnan() & (weights != 0), mean, x)
 
 
 def fill_with_group_mean(x: Float[Tensor, "B J"], group: Int[Tensor, " B"]) -> Float[Tensor, "B J"]:
-    """Missing entries filled with the objective's mean over the group; NaN stays where nobody is scored."""
-    fill = torch.where(group_count(x, group) > 0, group_mean(x, group), torch.nan)
-    return torch.where(x.isnan(), fill, x)
+    """Missing entries replaced by the objective's mean over the group; NaN if the group has no scores."""
+    mean = torch.where(group_count(x, group) > 0, group_mean(x, group), torch.nan)
+    return torch.where(x.isnan(), mean, x)
 
 
 @dataclass(frozen=True)
 class HandleMissingScores(CreditStep):
-    """Says what a missing score means, for the objectives that have a weight.
+    """Drop or fill in missing scores of the objectives that have a weight.
 
-    "drop": the response leaves the batch, also the denominators of the losses. "renormalise": the others
-    count for it, as if their weights added up to all of the weight. "group_mean": it is taken to be as good
-    as the scored responses to the same prompt. What cannot be filled stays unscored.
+    "drop": the response is removed from the batch, and from the denominators of the losses. "renormalize":
+    the weights of the other objectives are scaled up. "group_mean": the mean of the scored responses to the
+    same prompt. A score that cannot be filled in stays missing. Without this step a response with a missing
+    score is unscored.
 
-    Reads: rewards, group. Writes: rewards; "drop" removes select.
-    Reports: the share of rows dropped, or of entries filled.
+    Reads: rewards, group. Writes: rewards; "drop" removes rows.
+    Logs: the share of rows dropped, or of entries filled.
 
     Source: ours. Published code turns a missing reward into 0 (GDPO), which is a reward like any other.
     """
 
-    strategy: Literal["drop", "renormalise", "group_mean"]
+    strategy: Literal["drop", "renormalize", "group_mean"]
     weights: Mapping[str, float]
     """Of the aggregator that follows."""
 
     def apply_stateful(
         self, batch: Batch, state: State, rng: torch.Generator
     ) -> tuple[Batch, State, Metrics]:
-        """Drop, or fill in."""
-        weights = weight_vector(self.weights, batch, "Missing")
-        used, signal = weights != 0, batch.rewards
-        missing = signal.isnan() & used
+        """Drop rows, or fill in scores."""
+        weights = weight_vector(self.weights, batch, "HandleMissingScores")
+        used, rewards = weights != 0, batch.rewards
+        missing = rewards.isnan() & used
         if self.strategy == "drop":
             keep = ~missing.any(-1)
             dropped = 1 - float(keep.double().mean())
             return batch.select(keep.nonzero().squeeze(-1)), state, {"missing_scores/dropped": dropped}
-        if self.strategy == "renormalise":
-            filled = fill_with_row_mean(signal, weights)
+        if self.strategy == "renormalize":
+            filled = fill_with_row_mean(rewards, weights)
         else:
-            filled = torch.where(used, fill_with_group_mean(signal, batch.group), signal)
-        share = float((missing & ~filled.isnan()).sum() / (used.sum() * len(batch)))
-        return batch.replace(rewards=filled), state, {"missing_scores/filled": share}
+            filled = torch.where(used, fill_with_group_mean(rewards, batch.group), rewards)
+        fraction = float((missing & ~filled.isnan()).sum() / (used.sum() * len(batch)))
+        return batch.replace(rewards=filled), state, {"missing_scores/filled": fraction}
 
 
 @dataclass(frozen=True)
 class Threshold(CreditStep):
-    """A level that is good enough.
+    """Cap an objective at a threshold, or turn it into pass/fail.
 
-        cap: min(s, level)      pass: 1 where s >= level, else 0
+        cap: min(s, threshold)      binary: 1 where s >= threshold, else 0
 
-    With "cap" more than enough counts no more; with "pass" nothing else counts. NaN stays NaN.
+    NaN stays NaN.
 
-    Reads: rewards. Writes: rewards (the score_column of `objective`).
+    Reads: rewards. Writes: rewards (the column of `objective`).
 
     Source: Gabor et al. 1998, thresholded values ("cap"); the rule rewards of Lambert et al. 2024
-    (arXiv:2411.15124) ("pass").
+    (arXiv:2411.15124) ("binary").
     """
 
     objective: str
     threshold: float
-    mode: Literal["cap", "pass"] = "cap"
+    mode: Literal["cap", "binary"] = "cap"
 
     def apply(self, batch: Batch) -> Batch:
-        """Cap the column, or turn it to passed or not."""
+        """Transform the column."""
         k = objective_index(batch, self.objective, "Threshold")
-        score, signal = batch.rewards[:, k], batch.rewards.clone()
+        score, rewards = batch.rewards[:, k], batch.rewards.clone()
         passed = (score >= self.threshold).to(score.dtype)
-        worth = score.clamp(max=self.threshold) if self.mode == "cap" else passed
-        signal[:, k] = torch.where(score.isnan(), torch.nan, worth)
-        return batch.replace(rewards=signal)
+        transformed = score.clamp(max=self.threshold) if self.mode == "cap" else passed
+        rewards[:, k] = torch.where(score.isnan(), torch.nan, transformed)
+        return batch.replace(rewards=rewards)
 
 
 @dataclass(frozen=True)
 class DistanceToTarget(CreditStep):
-    """Nearer to the target is better: -|s - at|. NaN stays NaN.
+    """Negative distance from a target: -|s - target|. NaN stays NaN.
 
-    Reads: rewards. Writes: rewards (the score_column of `objective`).
+    Reads: rewards. Writes: rewards (the column of `objective`).
 
-    Source: goal programming, Charnes and Cooper 1961; here for objectives, such as length, of which there can
-    be too much.
+    Source: goal programming, Charnes and Cooper 1961; for objectives, such as length, of which there can be
+    too much.
     """
 
     objective: str
     target: float
 
     def apply(self, batch: Batch) -> Batch:
-        """Minus the distance."""
-        k = objective_index(batch, self.objective, "Target")
-        signal = batch.rewards.clone()
-        signal[:, k] = -(signal[:, k] - self.target).abs()
-        return batch.replace(rewards=signal)
+        """Transform the column."""
+        k = objective_index(batch, self.objective, "DistanceToTarget")
+        rewards = batch.rewards.clone()
+        rewards[:, k] = -(rewards[:, k] - self.target).abs()
+        return batch.replace(rewards=rewards)
 
 
 @dataclass(frozen=True)
 class InvalidFormatPenalty(CreditStep):
-    """A response that cannot be read is worth what the worst one so far was worth.
+    """A response in an invalid format gets the lowest reward so far.
 
-    Without this step it is unscored, and nobody learns to keep the form. The worst is of every column of the
-    signal apart, over all training steps, this one included; before anything was scored it stays unscored.
-    A response that could be read and got no score stays unscored too.
+    Without this step it is unscored, and the policy never learns the format. The minimum is per column of the
+    rewards, over all training steps including this one; before any reward it stays unscored. A response in a
+    valid format without a score stays unscored too.
 
-    Reads: format_valid, rewards. Writes: rewards. State: the worst of each score_column, infinite before the first.
+    Reads: format_valid, rewards. Writes: rewards. State: the minimum of each column, infinite at first.
 
     Source: the strict mode of Bhaskar et al. 2025 (arXiv:2509.20357). Differs: their code lets the reward
-    model score a fixed text in the place of such a response.
+    model score a fixed text instead of such a response.
     """
 
     def init_state(self) -> Float[Tensor, ""]:
-        """Nothing was seen."""
+        """No rewards yet."""
         return torch.tensor(torch.inf, dtype=torch.float64)
 
     def apply_stateful(
         self, batch: Batch, state: Float[Tensor, "*j"], rng: torch.Generator
     ) -> tuple[Batch, Float[Tensor, " J"], Metrics]:
-        """Remember the worst, then give it."""
-        unread = ~batch.require("format_valid")[:, None]
+        """Update the minimum with this batch, then assign it."""
+        invalid = ~batch.require("format_valid")[:, None]
         known = batch.rewards.nan_to_num(torch.inf, torch.inf, -torch.inf)
-        seen = known.amin(0).double() if len(batch) else known.new_full((known.shape[1],), torch.inf).double()
-        worst = torch.minimum(state.to(seen), seen)
-        fill = torch.where(worst.isinf(), torch.nan, worst).to(batch.rewards)
-        signal = torch.where(unread & batch.rewards.isnan(), fill, batch.rewards)
-        return batch.replace(rewards=signal), worst, {}
+        # An empty batch has no minimum to take.
+        batch_minimum = (
+            known.amin(0).double() if len(batch) else known.new_full((known.shape[1],), torch.inf).double()
+        )
+        minimum = torch.minimum(state.to(batch_minimum), batch_minimum)
+        penalty = torch.where(minimum.isinf(), torch.nan, minimum).to(batch.rewards)
+        rewards = torch.where(invalid & batch.rewards.isnan(), penalty, batch.rewards)
+        return batch.replace(rewards=rewards), minimum, {}
 
 
 @dataclass(frozen=True)
 class MissingAsZero(CreditStep):
-    """A score nobody gave counts as 0: a reward like any other, and not "unknown".
+    """A missing score counts as 0: a reward like any other, and not "unknown".
 
+    For comparison with other libraries.
     rows "scored": only in a row that has some score; a row without any stays unscored (TRL). An objective of
     weight 0 makes a row scored too. "all": in every row (the code of the GDPO paper).
 
     Reads: rewards. Writes: rewards.
 
-    Source: `nansum` over rewards in TRL 1.16 and in NVlabs/GDPO. Differs: our own recipes leave a missing
-    score missing until a policy for it is named.
+    Source: `nansum` over rewards in TRL 1.16 and in NVlabs/GDPO. Differs: our own algorithms leave a missing
+    score missing unless HandleMissingScores is configured.
     """
 
     rows: Literal["scored", "all"] = "scored"

@@ -1,6 +1,5 @@
-"""What a run learns from and is tried on, first in the flow of data.
+"""Data: prompts, ratings, preference pairs and demonstrations, from files or the hub to token ids.
 
-The records of prompts, ratings, preferences and demonstrations, the readers that make them of files, the one
-place where text becomes tokens, confidence in words, and the built-in help desk. All of it is deterministic,
-and a bad row is an error that names its line, never a silent loss.
+Records, readers for JSONL, JSON, CSV and Parquet, chat templates, prompt formats, and loaders that are
+functions of (seed, step). Everything is deterministic, and a bad row is an error that names its line.
 """

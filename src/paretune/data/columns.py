@@ -1,7 +1,6 @@
-"""Which column of a file says what, and single values: text, turns, numbers; a wrong one is a `BadField`."""
+"""Column names, and parsing of single cells: text, messages, numbers. A bad cell raises `FieldError`."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -20,51 +19,53 @@ ROLE_SYNONYMS = {
     "gpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "ai": "assistant",
+    "chatgpt": "assistant",
+    "developer": "system",
 }
-ROLE_SYNONYMS |= {"ai": "assistant", "chatgpt": "assistant", "developer": "system"}
-REFUSAL_CATEGORIES = ("harmful", "lookalike")
-"""Kinds of prompts whose refusals are counted apart."""
-NOT_REFUSAL_CATEGORY = "is not a kind whose refusals are counted apart"
-RENAME_CATEGORY_FIX = "write {}, or a word less like it"
-"""What to do about it; of the kind that was meant."""
+"""Roles of other formats, for the suggestion in the error message."""
 NO_PROMPT = "-"
+"""Column name that says: there is no prompt, the responses are texts on their own."""
 FLOAT32_MAX = 2.0**128 - 2.0**104
-"""Of the numbers that float32 holds, about 3.4e38."""
+"""Largest float32 number, about 3.4e38."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnNames:
-    """Names of a file's columns; an empty one stands for the usual names."""
+    """Column names of a file; "" = the default names."""
 
     prompt: str = ""
-    """Text (one user turn) or a list of turns; usually `prompt`. "-" = none, responses stand alone."""
+    """Text (one user message) or a list of messages; default `prompt`. "-" = no prompt."""
     response: str = ""
-    """Text, or a list of one assistant turn; usually `response` or `completion`."""
+    """Text, or a list of one assistant message; default `response` or `completion`."""
     chosen: str = ""
     rejected: str = ""
     messages: str = ""
-    """A whole conversation, whose last assistant turn is the response; usually `messages`."""
+    """A conversation whose last message is the response; default `messages`."""
     scores: str = ""
-    """An object {aspect: number}; usually `scores`."""
+    """An object {name: number}; default `scores`."""
     objective: str = ""
-    """Which objective a pair was compared by; usually `objective`."""
+    """Name of the objective that a pair was compared by; default `objective`."""
     id: str = ""
     category: str = ""
-    """Becomes `Prompt.kind`; no usual name."""
+    """Becomes `Prompt.category`, free text; no default name."""
     preference_weights: str = ""
-    """Becomes `Prompt.preference`, an object {objective: weight}; no usual name."""
+    """Becomes `Prompt.preference_weights`, an object {objective: weight}; no default name."""
 
 
 DEFAULT_COLUMN_NAMES = {name: (name,) for name in ColumnNames.__dataclass_fields__} | {
     "response": ("response", "completion"),
-    "kind": (),
-    "preference": (),
+    "category": (),
+    "preference_weights": (),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelMapping:
-    """An objective's label as a file has it: scale * aspect + offset; scale -1 where lower is better."""
+    """Label of an objective from a column or a key of `scores`: scale * value + offset.
+
+    A scale of -1 turns a column in which lower is better.
+    """
 
     column: str
     scale: float = 1.0
@@ -72,7 +73,7 @@ class LabelMapping:
 
 
 class FieldError(DataError):
-    """What is wrong with one column of one row, and with further ones where several were looked at."""
+    """A bad cell of one row, and further bad cells of the same row."""
 
     def __init__(
         self, key: str, problem: str, *, suggestion: str = "", fix: str = "", column_missing: bool = False
@@ -82,130 +83,130 @@ class FieldError(DataError):
         self.key, self.problem, self.suggestion, self.fix = key, problem, suggestion, fix
         self.other_errors: tuple[FieldError, ...] = ()
         self.column_missing = column_missing
-        """The row has no such column."""
+        """True if the row does not have the column."""
 
     def render(self, location: str) -> str:
-        """The complaint, for a row that stands at `location`."""
+        """The error message for a row at `location`, such as "file:line"."""
         return format_issue(
             location, None, None, self.key, self.problem, suggestion=self.suggestion, fix=self.fix
         )
 
     def render_all(self, location: str) -> list[str]:
-        """This complaint and the further ones about the same row."""
+        """The messages of this error and of the others of the row."""
         return [error.render(location) for error in (self, *self.other_errors)]
 
 
 def closest_match(name: str, names: Iterable[str]) -> str:
-    """The name that was probably meant, or nothing."""
+    """The most similar name for a "did you mean", or ""."""
     return truncate_text(next(iter(get_close_matches(name, list(names), 1)), ""))
 
 
-def misspelled_category(word: str) -> str:
-    """The kind whose refusals are counted that a word is all but spelt as; "" for one, and for other words.
-
-    An "unharmful" prompt is of another kind: what stands before the word is no slip.
-    """
-    bare = re.sub(r"[\W_]", "", word.lower())
-    meant = next(iter(get_close_matches(bare, REFUSAL_CATEGORIES, 1, 0.85)), "")
-    return "" if word == meant or (bare != meant and bare.endswith(meant)) else meant
-
-
 def resolve_column(columns: ColumnNames, field: str, values: RowValues) -> str:
-    """The column of this row that holds `field`; "" where there is none, or only a null."""
-    given = getattr(columns, field)
-    names = (given,) if given else DEFAULT_COLUMN_NAMES[field]
+    """The column of this row that holds `field`; "" if there is none, or its cell is null."""
+    configured = getattr(columns, field)
+    names = (configured,) if configured else DEFAULT_COLUMN_NAMES[field]
     return next((name for name in names if values.get(name) is not None), "")
 
 
 def column_value(columns: ColumnNames, field: str, values: RowValues) -> Any:
-    """What this row has in the column of `field`; None where it has nothing."""
+    """The cell of this row that holds `field`, or None."""
     name = resolve_column(columns, field, values)
     return values[name] if name else None
 
 
 def missing_column_error(columns: ColumnNames, field: str, values: RowValues) -> FieldError:
-    """The complaint that no column holds `field`."""
-    given = getattr(columns, field)
-    names = [given] if given else list(DEFAULT_COLUMN_NAMES[field])
+    """Error for a row without a column for `field`."""
+    configured = getattr(columns, field)
+    names = [configured] if configured else list(DEFAULT_COLUMN_NAMES[field])
     absent = names[0] not in values
-    wrong = f"no such column; this row has {summarize_names(values)}" if absent else "null"
-    meant = closest_match(names[0], set(values) - set(names))
-    return FieldError(names[0], wrong, suggestion=meant, fix=_fix_hint(field), column_missing=absent)
+    problem = f"no such column; this row has {summarize_names(values)}" if absent else "null"
+    suggestion = closest_match(names[0], set(values) - set(names))
+    return FieldError(names[0], problem, suggestion=suggestion, fix=_fix_hint(field), column_missing=absent)
 
 
 def _fix_hint(field: str) -> str:
-    named = f"name it under columns: {{{field}: ...}}"
-    further = {
-        "prompt": f'{named}, or "{NO_PROMPT}" where there is none',
-        "objective": f"say objective: NAME, or {named}",
-        "scores": "say which columns hold labels: {politeness: COLUMN}",
+    hint = f"name it under columns: {{{field}: ...}}"
+    special = {
+        "prompt": f'{hint}, or "{NO_PROMPT}" if there is none',
+        "objective": f"set objective: NAME, or {hint}",
+        "scores": "name the label columns under labels: {politeness: COLUMN}",
     }
-    return further.get(field, named)
+    return special.get(field, hint)
 
 
 def summarize_names(names: Iterable[str], max_names: int = 12) -> str:
-    """The first few names, for a message."""
-    every = [truncate_text(name) for name in names]
-    return (
-        ", ".join(every[:max_names])
-        + (f" and {len(every) - max_names} more" if len(every) > max_names else "")
-        or "nothing"
-    )
+    """The first few names for an error message, and how many more there are."""
+    texts = [truncate_text(name) for name in names]
+    more = f" and {len(texts) - max_names} more" if len(texts) > max_names else ""
+    return ", ".join(texts[:max_names]) + more or "nothing"
 
 
 def parse_text(value: object, key: str) -> str:
-    """A value that must be text which can be written as UTF-8."""
+    """A cell as text.
+
+    Raises:
+        FieldError: It is not text, or cannot be encoded as UTF-8.
+    """
     if not isinstance(value, str):
         raise FieldError(key, f"{json_type_name(value)}, not text", fix='write it as "text"')
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise FieldError(key, "holds half of a surrogate pair", fix="write the whole character") from error
+        raise FieldError(key, "contains an unpaired surrogate", fix="write the whole character") from error
     return value
 
 
 def parse_messages(value: object, key: str) -> tuple[Message, ...]:
-    """A value that must be a list of turns."""
+    """A cell as a list of messages.
+
+    Raises:
+        FieldError: It is not a list of objects with a known role and text content.
+    """
     if not isinstance(value, list):
         fix = 'write "text" or [{"role": "user", "content": "text"}]'
-        raise FieldError(key, f"{json_type_name(value)}, neither text nor a list of turns", fix=fix)
+        raise FieldError(key, f"{json_type_name(value)}, not text or a list of messages", fix=fix)
     return tuple(_parse_message(item, f"{key}[{i}]") for i, item in enumerate(value))
 
 
 def _parse_message(item: object, key: str) -> Message:
     if not isinstance(item, dict) or "role" not in item or "content" not in item:
-        holds = (
+        description = (
             f"an object with {summarize_names(map(str, item))}"
             if isinstance(item, dict)
             else json_type_name(item)
         )
-        raise FieldError(key, f"{holds}, not a turn", fix='write {"role": "user", "content": "..."}')
+        raise FieldError(key, f"{description}, not a message", fix='write {"role": "user", "content": "..."}')
     role = parse_text(item["role"], f"{key}.role")
     if role not in ROLES:
-        meant = ROLE_SYNONYMS.get(role.lower()) or closest_match(role.lower(), ROLES)
+        suggestion = ROLE_SYNONYMS.get(role.lower()) or closest_match(role.lower(), ROLES)
         raise FieldError(
             f"{key}.role",
             f'unknown role "{truncate_text(role)}"',
-            suggestion=meant,
+            suggestion=suggestion,
             fix=f"use {', '.join(ROLES)}",
         )
     return Message(role, parse_text(item["content"], f"{key}.content"))
 
 
 def parse_number(value: object, key: str) -> float:
-    """A value that must be a number; NaN where nobody was asked, which is null, NaN or an empty cell."""
+    """A cell as a number; NaN for null, NaN and empty cells.
+
+    Raises:
+        FieldError: It is not a number, or infinite.
+    """
     if value is None or (isinstance(value, str) and not value.strip()):
         return math.nan
     if isinstance(value, str):
+        # CSV has no booleans
         value = {"true": 1.0, "false": 0.0}.get(value.strip().lower(), value)
     if not isinstance(value, str | int | float | Decimal):
         raise FieldError(
-            key, f"{json_type_name(value)}, not a number", fix="write a number, or null for not asked"
+            key, f"{json_type_name(value)}, not a number", fix="write a number, or null if not labelled"
         )
     try:
         number = float(value)
     except ValueError as error:
-        fix = "write a number, or nothing for not asked"
+        fix = "write a number, or leave it empty if not labelled"
         raise FieldError(key, f'"{truncate_text(str(value))}" is not a number', fix=fix) from error
     except OverflowError:
         number = math.inf
@@ -215,19 +216,19 @@ def parse_number(value: object, key: str) -> float:
 
 
 def parse_label(raw: object, key: str, mapping: LabelMapping) -> float:
-    """A label in the units asked for; NaN where nobody was asked.
+    """A label with scale and offset applied; NaN if the cell is empty.
 
     Raises:
-        BadField: Not a number, or one that float32, in which models are fitted, cannot hold.
+        FieldError: It is not a number, or outside the range of float32, in which models are trained.
     """
     number = mapping.scale * parse_number(raw, key) + mapping.offset
     if abs(number) > FLOAT32_MAX:
-        wrong = f"{number:.3g} is more than float32 holds ({FLOAT32_MAX:.2g})"
-        raise FieldError(key, wrong, fix="write a smaller number, or nothing for not asked")
+        problem = f"{number:.3g} exceeds the float32 range ({FLOAT32_MAX:.2g})"
+        raise FieldError(key, problem, fix="write a smaller number, or leave it empty if not labelled")
     return number
 
 
 def truncate_text(text: str, max_chars: int = 40) -> str:
-    """The beginning of a text, for a message; control characters written out."""
-    shown = text if len(text) <= max_chars else text[: max_chars - 3] + "..."
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
+    """The start of a text for an error message, with control characters escaped."""
+    start = text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in start)

@@ -1,7 +1,7 @@
-"""What the columns of one row say: prompts, responses, pairs and labels, in the forms that are in use.
+"""Extraction of prompts, responses, pairs and labels from one row, in the formats of common data sets.
 
-Prompts and responses are text, or lists of turns (`{"role", "content"}`). Without a column for the
-prompt, the prompt of a pair is what its two sides share; without one for the response, it is the last turn of
+Prompts and responses are text or lists of messages (`{"role", "content"}`). Without a prompt column, the
+prompt of a pair is the part that its two sides share; without a response column, the response is the last of
 `messages`.
 """
 
@@ -27,13 +27,15 @@ from paretune.data.formats import json_type_name
 from paretune.data.records import Message
 
 Messages = tuple[Message, ...]
+# The dialogue format of Anthropic's HH-RLHF.
 SPEAKER_PATTERN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 WHOLE_WORDS_PATTERN = re.compile(r"(?s)(.*\S)\s")
+"""Text up to its last complete word."""
 SPEAKER_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def extract_prompt(values: RowValues, columns: ColumnNames) -> Messages:
-    """The turns that a response answers; none where the prompt is empty or there is said to be none."""
+    """The messages before a response; empty if the prompt is empty or the columns say that there is none."""
     if columns.prompt == NO_PROMPT:
         return ()
     name = resolve_column(columns, "prompt", values)
@@ -46,126 +48,141 @@ def extract_prompt(values: RowValues, columns: ColumnNames) -> Messages:
 
 
 def extract_generation_prompt(values: RowValues, columns: ColumnNames) -> Messages:
-    """The prompt of a row from which nothing else is wanted; the answer that ends `messages` is left off.
+    """The prompt of a row for generation; a final assistant message of `messages` is dropped.
 
     Raises:
-        BadField: No prompt, or an empty one: a policy needs something to answer.
+        FieldError: There is no prompt, or it is empty.
     """
     name = resolve_column(columns, "messages", values)
     if name and not resolve_column(columns, "prompt", values):
-        turns = parse_messages(values[name], name)
-        turns = _require_no_final_response(
-            turns[:-1] if turns and turns[-1].role == "assistant" else turns, name
+        messages = parse_messages(values[name], name)
+        messages = _require_no_final_response(
+            messages[:-1] if messages and messages[-1].role == "assistant" else messages, name
         )
     else:
         name = resolve_column(columns, "prompt", values)
-        turns = extract_prompt(values, columns)
-    if not any(turn.content.strip() for turn in turns):
-        raise FieldError(name or "prompt", "empty", fix="write what is to be answered, or delete the row")
-    return turns
+        messages = extract_prompt(values, columns)
+    if not any(message.content.strip() for message in messages):
+        raise FieldError(name or "prompt", "empty", fix="write a prompt, or delete the row")
+    return messages
 
 
 def extract_prompt_and_response(values: RowValues, columns: ColumnNames) -> tuple[Messages, str]:
-    """Prompt and response of a row."""
+    """Prompt and response of a row.
+
+    Raises:
+        FieldError: One of the two is missing or malformed.
+    """
     conversation = resolve_column(columns, "messages", values)
     name = resolve_column(columns, "response", values)
     if name and not columns.messages:
         return extract_prompt(values, columns), _parse_response(values[name], name)
     if columns.response or not conversation:
         raise missing_column_error(columns, "messages" if columns.messages else "response", values)
-    turns = parse_messages(values[conversation], conversation)
-    return _require_no_final_response(turns[:-1], conversation), _single_assistant_response(
-        turns[-1:], conversation
-    )
+    messages = parse_messages(values[conversation], conversation)
+    prompt = _require_no_final_response(messages[:-1], conversation)
+    return prompt, _single_assistant_response(messages[-1:], conversation)
 
 
 def extract_preference_pair(values: RowValues, columns: ColumnNames) -> tuple[Messages, str, str]:
-    """Prompt, chosen and rejected response of a row."""
+    """Prompt, chosen and rejected response of a row.
+
+    Raises:
+        FieldError: A side is missing or malformed, or both are equal.
+    """
     sides = []
     for field in ("chosen", "rejected"):
         name = resolve_column(columns, field, values)
         if not name:
             raise missing_column_error(columns, field, values)
         sides.append((name, values[name]))
-    (name, chosen), (other, rejected) = sides
-    given = (
+    (chosen_key, chosen), (rejected_key, rejected) = sides
+    has_prompt = (
         columns.prompt == NO_PROMPT or bool(columns.prompt) or bool(resolve_column(columns, "prompt", values))
     )
-    if isinstance(chosen, str) and isinstance(rejected, str) and not given:
-        prompt, better, worse = _split_shared_text(parse_text(chosen, name), parse_text(rejected, other))
+    if isinstance(chosen, str) and isinstance(rejected, str) and not has_prompt:
+        prompt, better, worse = _split_shared_text(
+            parse_text(chosen, chosen_key), parse_text(rejected, rejected_key)
+        )
     elif isinstance(chosen, list) and isinstance(rejected, list) and (len(chosen) > 1 or len(rejected) > 1):
-        ours, theirs = parse_messages(chosen, name), parse_messages(rejected, other)
-        prompt, (better, worse) = _split_shared_messages(ours, theirs, (name, other))
+        prompt, (better, worse) = _split_shared_messages(
+            parse_messages(chosen, chosen_key),
+            parse_messages(rejected, rejected_key),
+            (chosen_key, rejected_key),
+        )
         prompt = _prepend_prompt(_explicit_prompt_messages(values, columns), prompt)
     else:
-        prompt = extract_prompt(values, columns) if given or not isinstance(chosen, list) else ()
-        better, worse = _parse_response(chosen, name), _parse_response(rejected, other)
-    for key, response in ((name, better), (other, worse)):
+        prompt = extract_prompt(values, columns) if has_prompt or not isinstance(chosen, list) else ()
+        better, worse = _parse_response(chosen, chosen_key), _parse_response(rejected, rejected_key)
+    for key, response in ((chosen_key, better), (rejected_key, worse)):
         _require_nonempty(response, key)
     if better == worse:
-        raise FieldError(name, f"the same as {other}", fix="delete the row: nobody preferred anything")
-    return _require_no_final_response(prompt, "prompt" if given else name), better, worse
+        raise FieldError(chosen_key, f"equal to {rejected_key}", fix="delete the row")
+    return _require_no_final_response(prompt, "prompt" if has_prompt else chosen_key), better, worse
 
 
 def extract_preference_weights(values: RowValues, columns: ColumnNames) -> tuple[tuple[str, float], ...]:
-    """The weights that a prompt asks for; none where it asks for nothing.
+    """(objective, weight) pairs of a prompt; empty if the row has none.
 
     Raises:
-        BadField: It is not an object of numbers, or no weight is a number other than 0.
+        FieldError: The cell is not an object of numbers, or no weight is a number other than 0.
     """
-    name = resolve_column(columns, "preference", values)
-    asked = values[name] if name else {}
-    if not isinstance(asked, dict):
-        raise FieldError(name, f"{json_type_name(asked)}, not an object", fix='write {"politeness": 0.7}')
+    name = resolve_column(columns, "preference_weights", values)
+    weights = values[name] if name else {}
+    if not isinstance(weights, dict):
+        raise FieldError(name, f"{json_type_name(weights)}, not an object", fix='write {"politeness": 0.7}')
     pairs = tuple(
-        (key, parse_label(raw, f"{name}.{key}", LabelMapping(column=key))) for key, raw in asked.items()
+        (key, parse_label(raw, f"{name}.{key}", LabelMapping(column=key))) for key, raw in weights.items()
     )
-    if asked and not any(weight and not math.isnan(weight) for _, weight in pairs):
-        raise FieldError(
-            name, "asks for nothing: no weight is a number other than 0", fix="give one a weight"
-        )
+    if weights and not any(weight and not math.isnan(weight) for _, weight in pairs):
+        raise FieldError(name, "no weight is a number other than 0", fix="give an objective a weight")
     return tuple((key, weight) for key, weight in pairs if not math.isnan(weight))
 
 
 def extract_labels(
     values: RowValues, columns: ColumnNames, label_mappings: Mapping[str, LabelMapping] | None
 ) -> dict[str, float]:
-    """The labels that somebody gave, in the units asked for; without `label_mappings`, every aspect as it is.
+    """Labels of a row by objective; empty cells are left out.
+
+    Args:
+        values: The row.
+        columns: Column names.
+        label_mappings: Objective -> column, scale and offset; None = all entries of `scores` unchanged.
 
     Raises:
-        BadField: All that is wrong with the labels of the row.
+        FieldError: Bad labels; the error holds those of all objectives.
     """
     name = resolve_column(columns, "scores", values)
     scores = values[name] if name else {}
     if not isinstance(scores, dict) and label_mappings is not None and not columns.scores:
-        scores = {}
+        scores = {}  # a column that is called scores by chance; the labels are elsewhere
     if not isinstance(scores, dict):
         raise FieldError(name, f"{json_type_name(scores)}, not an object", fix='write {"politeness": 0.7}')
     if label_mappings is None:
         if not name:
             raise missing_column_error(columns, "scores", values)
-        label_mappings = {aspect: LabelMapping(column=aspect) for aspect in scores}
+        label_mappings = {key: LabelMapping(column=key) for key in scores}
     labels: dict[str, float] = {}
-    wrong: list[FieldError] = []
+    errors: list[FieldError] = []
     for objective, label in label_mappings.items():
-        inside = label.column in scores
-        raw = scores[label.column] if inside else values.get(label.column)
+        in_scores = label.column in scores
+        raw = scores[label.column] if in_scores else values.get(label.column)
         try:
-            number = parse_label(raw, f"{name}.{label.column}" if inside else label.column, label)
+            number = parse_label(raw, f"{name}.{label.column}" if in_scores else label.column, label)
         except FieldError as error:
-            wrong.append(error)
+            errors.append(error)
             continue
         if not math.isnan(number):
             labels[objective] = number
-    if wrong:
-        wrong[0].other_errors = tuple(wrong[1:])
-        raise wrong[0]
+    if errors:
+        errors[0].other_errors = tuple(errors[1:])
+        raise errors[0]
     return labels
 
 
 def _require_no_final_response(messages: Messages, key: str) -> Messages:
     if messages and messages[-1].role == "assistant":
-        raise FieldError(key, "the prompt ends with an assistant turn", fix="end it with a user turn")
+        raise FieldError(key, "the prompt ends with an assistant message", fix="end it with a user message")
     return messages
 
 
@@ -179,21 +196,21 @@ def _parse_response(value: object, key: str) -> str:
 
 def _single_assistant_response(messages: Messages, key: str) -> str:
     if len(messages) != 1 or messages[0].role != "assistant":
-        roles = ", ".join(turn.role for turn in messages) or "no turn"
+        roles = ", ".join(message.role for message in messages) or "no message"
         raise FieldError(
-            key, f"one assistant turn expected, but got {roles}", fix="move the others into the prompt"
+            key, f"expected one assistant message, got {roles}", fix="move the others into the prompt"
         )
     return _require_nonempty(messages[0].content, key)
 
 
 def _require_nonempty(response: str, key: str) -> str:
     if not response.strip():
-        raise FieldError(key, "an empty response", fix="write a response, or delete the row")
+        raise FieldError(key, "empty response", fix="write a response, or delete the row")
     return response
 
 
 def _explicit_prompt_messages(values: RowValues, columns: ColumnNames) -> Messages:
-    """The prompt where it is a list of turns; as text, it is said again in the turns of both sides."""
+    """The prompt column if it is a list of messages; both sides repeat a prompt that is text."""
     value = column_value(columns, "prompt", values)
     return parse_messages(value, resolve_column(columns, "prompt", values)) if isinstance(value, list) else ()
 
@@ -209,23 +226,24 @@ def _prepend_prompt(explicit_prompt: Messages, shared_prompt: Messages) -> Messa
 def _split_shared_messages(
     chosen: Messages, rejected: Messages, keys: tuple[str, str]
 ) -> tuple[Messages, tuple[str, str]]:
-    """The turns both sides begin with, and the one response that is left of each."""
+    """The messages that both sides start with, and the remaining response of each."""
     pairs = zip(chosen[:-1], rejected[:-1], strict=False)
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return chosen[:same], (
-        _single_assistant_response(chosen[same:], keys[0]),
-        _single_assistant_response(rejected[same:], keys[1]),
+    num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return chosen[:num_shared], (
+        _single_assistant_response(chosen[num_shared:], keys[0]),
+        _single_assistant_response(rejected[num_shared:], keys[1]),
     )
 
 
 def _split_shared_text(chosen: str, rejected: str) -> tuple[Messages, str, str]:
-    """The same for text: dialogues of "Human:" and "Assistant:" are cut into turns, else words are shared."""
+    """Split two texts by their common start: "Human:"/"Assistant:" messages, or whole words."""
     dialogues = [_parse_dialogue(text) for text in (chosen, rejected)]
     if all(dialogues):
         prompt, (better, worse) = _split_shared_messages(dialogues[0], dialogues[1], ("chosen", "rejected"))
         return prompt, better, worse
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
-    words = WHOLE_WORDS_PATTERN.match(chosen[:same])
+    pairs = zip(chosen, rejected, strict=False)
+    num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    words = WHOLE_WORDS_PATTERN.match(chosen[:num_shared])
     shared = words.group(1) if words else ""
     return (Message("user", shared),) if shared else (), chosen[len(shared) :], rejected[len(shared) :]
 
@@ -235,4 +253,4 @@ def _parse_dialogue(text: str) -> Messages:
     if not parts or not text.strip().startswith("Human:"):
         return ()
     pairs = zip(parts[::2], parts[1::2], strict=True)
-    return tuple(Message(SPEAKER_ROLES[speaker], said.strip()) for speaker, said in pairs)
+    return tuple(Message(SPEAKER_ROLES[speaker], text.strip()) for speaker, text in pairs)

@@ -1,8 +1,6 @@
-"""Records to the values that flow: the split by prompt, and right-padded rows of tokens.
+"""From records to batches: collation, the train/test split, and the prompts or stored responses of each step.
 
-Which prompts a step gets: a function of (seed, step), so that a resumed run reads on where it stopped.
-
-Stored responses as offline methods read them: prompts with several responses and what those are worth.
+The data of a step are a function of (seed, step), so that a resumed run continues where it stopped.
 """
 
 import hashlib
@@ -44,24 +42,24 @@ def collate(
     objectives: tuple[str, ...],
     pad_id: int,
 ) -> Batch:
-    """A batch of prompts and responses, one a row, padded on the right; nothing is scored yet.
+    """A right-padded batch with one prompt and response per row; all scores are NaN.
 
-    The masks follow from the lengths alone, so that a token which happens to equal `pad_id` stays a token.
+    The masks come from the lengths, so a real token with the id `pad_id` is not masked.
     """
     lengths = torch.tensor([[len(p), len(p) + len(r)] for p, r in zip(prompt_ids, response_ids, strict=True)])
     lengths = lengths.reshape(-1, 2)
-    begin, end = lengths[:, :1], lengths[:, 1:]
-    place = torch.arange(int(end.max()) if len(end) else 0)
-    attend = place < end
-    tokens = torch.full(attend.shape, pad_id)
-    tokens[attend] = torch.tensor(
+    prompt_end, row_end = lengths[:, :1], lengths[:, 1:]
+    position = torch.arange(int(row_end.max()) if len(row_end) else 0)
+    attention_mask = position < row_end
+    input_ids = torch.full(attention_mask.shape, pad_id)
+    input_ids[attention_mask] = torch.tensor(
         [t for p, r in zip(prompt_ids, response_ids, strict=True) for t in (*p, *r)]
     ).long()
     scores = torch.full((len(lengths), len(objectives)), torch.nan)
     return Batch(
-        input_ids=tokens,
-        attention_mask=attend,
-        response_mask=attend & (place >= begin),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        response_mask=attention_mask & (position >= prompt_end),
         group=torch.tensor(group, dtype=torch.long),
         truncated=torch.tensor(truncated, dtype=torch.bool),
         objectives=objectives,
@@ -71,16 +69,17 @@ def collate(
 
 
 def encode_categories(samples: Sequence[Sample]) -> tuple[Int[Tensor, " B"], tuple[str, ...]]:
-    """Of each sample the place of its prompt's kind among the kinds, and the kinds as they first come."""
-    kinds = tuple(dict.fromkeys(sample.prompt.category for sample in samples))
-    return torch.tensor([kinds.index(sample.prompt.category) for sample in samples], dtype=torch.long), kinds
+    """Category index of each sample's prompt, and the categories in order of first appearance."""
+    categories = tuple(dict.fromkeys(sample.prompt.category for sample in samples))
+    index = [categories.index(sample.prompt.category) for sample in samples]
+    return torch.tensor(index, dtype=torch.long), categories
 
 
 def split_by_prompt(records: Sequence[R], test_fraction: float, seed: int) -> tuple[list[R], list[R]]:
-    """Train and test records, about `test_fraction` of all prompts in test; both in their order.
+    """Split into train and test records, with about `test_fraction` of all prompts in test; order is kept.
 
-    A prompt's side depends on its text and the seed alone: all its records are on one side, and the same
-    prompt is on the same side in every file. Small files can therefore leave a side empty.
+    The split of a prompt depends only on its text and the seed: all its records are on the same side, in
+    every file. Small files can therefore leave a side empty.
     """
     train: list[R] = []
     test: list[R] = []
@@ -91,10 +90,10 @@ def split_by_prompt(records: Sequence[R], test_fraction: float, seed: int) -> tu
 
 
 def prompt_key(record: Record) -> str:
-    """What makes two prompts the same: the first user turn, or the text itself where there is no prompt.
+    """Key for finding duplicate prompts: the first user message without case, white space and punctuation.
 
-    Case, white space and punctuation do not count. Of a pair without a prompt it is the rejected side, of
-    which the chosen one is most often a rewriting.
+    Without a prompt the key is the response. For a pair it is then the rejected response: the chosen one is
+    usually a rewriting of it.
     """
     prompt = record if isinstance(record, Prompt) else record.prompt
     users = [message.content for message in prompt.messages if message.role == "user"]
@@ -108,42 +107,42 @@ def prompt_key(record: Record) -> str:
 
 @dataclass(frozen=True)
 class PromptStream:
-    """Prompts of several pools, mixed by share, shuffled anew in every pass.
+    """Prompts of each step, mixed from several pools by sampling weight and reshuffled every epoch.
 
-    A pass holds as many prompts as all pools together; a pool with a small share is not used up in one pass
-    and goes on where it stopped in the next; one with a large share is repeated. A share that comes to less
-    than half a prompt of a pass comes to none: `pool_quotas` says so.
+    An epoch has as many prompts as all pools together. A pool with a small weight is not exhausted in one
+    epoch and continues in the next; a pool with a large weight is repeated. A weight that amounts to less
+    than half a prompt per epoch is rounded to none: see `pool_quotas`.
     """
 
     pools: tuple[tuple[Prompt, ...], ...]
     sampling_weights: tuple[float, ...]
     prompts_per_step: int
-    """Prompts a step."""
+    """Number of prompts per step."""
     seed: int
 
     def __post_init__(self) -> None:
         assert all(self.pools)
-        assert all(share > 0 for share in self.sampling_weights)
+        assert all(weight > 0 for weight in self.sampling_weights)
 
     def __call__(self, step: int) -> tuple[Prompt, ...]:
         """The prompts of one step."""
-        every = [prompt for pool in self.pools for prompt in pool]
+        prompts = [prompt for pool in self.pools for prompt in pool]
         first = step * self.prompts_per_step
-        places = range(first, first + self.prompts_per_step)
-        return tuple(every[self._epoch_order(place // len(every))[place % len(every)]] for place in places)
+        positions = range(first, first + self.prompts_per_step)
+        return tuple(prompts[self._epoch_order(i // len(prompts))[i % len(prompts)]] for i in positions)
 
     def pool_quotas(self) -> tuple[int, ...]:
-        """How many prompts of a pass each pool gives."""
+        """Number of prompts from each pool per epoch."""
         return _pool_quotas(tuple(len(pool) for pool in self.pools), self.sampling_weights)
 
     def count_drawn(self, num_steps: int) -> tuple[int, ...]:
-        """How many prompts each pool gives in so many steps."""
+        """Number of prompts from each pool in the first `num_steps` steps."""
         ends = list(accumulate(len(pool) for pool in self.pools))
         if not ends:
             return ()
-        passes, rest = divmod(num_steps * self.prompts_per_step, ends[-1])
-        begun = Counter(bisect_right(ends, i) for i in self._epoch_order(passes)[:rest])
-        return tuple(passes * quota + begun[k] for k, quota in enumerate(self.pool_quotas()))
+        full_epochs, remainder = divmod(num_steps * self.prompts_per_step, ends[-1])
+        last_epoch = Counter(bisect_right(ends, i) for i in self._epoch_order(full_epochs)[:remainder])
+        return tuple(full_epochs * quota + last_epoch[k] for k, quota in enumerate(self.pool_quotas()))
 
     def _epoch_order(self, epoch: int) -> Sequence[int]:
         return _mix_pools(tuple(len(pool) for pool in self.pools), self.sampling_weights, epoch, self.seed)
@@ -153,89 +152,91 @@ class PromptStream:
 def _mix_pools(
     sizes: tuple[int, ...], sampling_weights: tuple[float, ...], epoch: int, seed: int
 ) -> tuple[int, ...]:
-    """Prompt numbers of one pass, in order."""
-    picked: list[int] = []
+    """Prompt indices of one epoch, in order."""
+    indices: list[int] = []
     for k, (size, quota) in enumerate(zip(sizes, _pool_quotas(sizes, sampling_weights), strict=True)):
         offset = sum(sizes[:k])
-        for place in range(epoch * quota, (epoch + 1) * quota):
-            order = _pool_permutation(size, place // size, k, seed)
-            picked.append(offset + order[place % size])
-    shuffle = numpy_generator(seed, epoch, "mix prompts").permutation(len(picked))
-    return tuple(picked[i] for i in shuffle)
+        for position in range(epoch * quota, (epoch + 1) * quota):
+            order = _pool_permutation(size, position // size, k, seed)
+            indices.append(offset + order[position % size])
+    shuffle = numpy_generator(seed, epoch, "mix prompts").permutation(len(indices))
+    return tuple(indices[i] for i in shuffle)
 
 
 def _pool_quotas(sizes: tuple[int, ...], sampling_weights: tuple[float, ...]) -> tuple[int, ...]:
-    """Prompts of each pool in a pass."""
-    total, whole = sum(sizes), sum(sampling_weights)
-    ends = [round(total * sum(sampling_weights[: k + 1]) / whole) for k in range(len(sizes))]
-    return tuple(end - begin for begin, end in zip([0, *ends], ends, strict=False))
+    """Number of prompts from each pool per epoch; they add up to the size of all pools."""
+    num_prompts, total_weight = sum(sizes), sum(sampling_weights)
+    # Rounding the cumulative sums, not each quota, keeps the total exact.
+    ends = [round(num_prompts * sum(sampling_weights[: k + 1]) / total_weight) for k in range(len(sizes))]
+    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
 
 
 @lru_cache(maxsize=64)
 def _pool_permutation(size: int, epoch: int, pool: int, seed: int) -> tuple[int, ...]:
-    """The order in which one pool is read in its turn-th reading."""
+    """Order of one pool in its epoch-th pass."""
     return tuple(numpy_generator(seed, epoch, "order prompts", pool).permutation(size).tolist())
 
 
 def group_responses(records: Iterable[Rating | PreferencePair]) -> list[ResponseGroup]:
-    """Rated responses to the same prompt as one list; every pair is a list of its own.
+    """Group rated responses by prompt; each preference pair is a group of its own.
 
-    The chosen response of a pair has 1 and the rejected one 0 in the pair's objective, whose other labels
-    nobody gave. A prompt with a single rated response is a list of one: it can be imitated, not compared.
+    The chosen response of a pair gets label 1 and the rejected one label 0 for the pair's objective, and no
+    other label. A prompt with a single rated response makes a group of one, which can be imitated but not
+    compared.
     """
     rated: dict[tuple[Message, ...], list[Rating]] = {}
-    found: list[ResponseGroup] = []
+    groups: list[ResponseGroup] = []
     for record in records:
         if isinstance(record, Rating):
-            # Not by the prompt itself: rows of one file have names of their own.
+            # By messages, not by the prompt: prompts of different rows have different ids.
             rated.setdefault(record.prompt.messages, []).append(record)
             continue
-        both = ({record.objective: 1.0}, {record.objective: 0.0})
-        found.append(
-            ResponseGroup(prompt=record.prompt, responses=(record.chosen, record.rejected), labels=both)
-        )
+        responses = (record.chosen, record.rejected)
+        labels = ({record.objective: 1.0}, {record.objective: 0.0})
+        groups.append(ResponseGroup(prompt=record.prompt, responses=responses, labels=labels))
     for ratings in rated.values():
-        prompt, responses = ratings[0].prompt, tuple(rating.response for rating in ratings)
-        found.append(
+        groups.append(
             ResponseGroup(
-                prompt=prompt, responses=responses, labels=tuple(rating.labels for rating in ratings)
+                prompt=ratings[0].prompt,
+                responses=tuple(rating.response for rating in ratings),
+                labels=tuple(rating.labels for rating in ratings),
             )
         )
-    return found
+    return groups
 
 
 def has_distinct_scores(group: ResponseGroup, weights: Mapping[str, float], *, fill_missing: bool) -> bool:
-    """Whether two of the responses are worth something different by the weighted sum of their labels.
+    """True if at least two responses of the group differ in the labels of the weighted objectives.
 
     Args:
         group: The responses to one prompt.
-        weights: Of the objectives; those of weight 0 do not count.
-        fill_missing: A label that nobody gave is made up for by the others; else its response is worth nothing.
+        weights: Weight of each objective; objectives of weight 0 are ignored.
+        fill_missing: Use responses that lack some of the labels; otherwise they count as not scored.
     """
-    used = [name for name, weight in weights.items() if weight]
-    worth = set()
+    objectives = [name for name, weight in weights.items() if weight]
+    distinct = set()
     for labels in group.labels:
-        known = {name: labels[name] for name in used if not isnan(labels.get(name, nan))}
-        if known and (fill_missing or len(known) == len(used)):
-            worth.add(tuple(sorted(known.items())))
-    return len(worth) > 1
+        known = {name: labels[name] for name in objectives if not isnan(labels.get(name, nan))}
+        if known and (fill_missing or len(known) == len(objectives)):
+            distinct.add(tuple(sorted(known.items())))
+    return len(distinct) > 1
 
 
 @dataclass(frozen=True)
 class ResponseGroupStream:
-    """Which lists a step gets: all of them in every pass, shuffled anew; a function of (seed, step)."""
+    """Stored response groups of each step: all groups once per epoch, reshuffled every epoch."""
 
     groups: tuple[ResponseGroup, ...]
     groups_per_step: int
-    """Lists a step."""
+    """Number of groups per step."""
     seed: int
 
     def __call__(self, step: int) -> tuple[ResponseGroup, ...]:
-        """The lists of one step."""
-        places = range(step * self.groups_per_step, (step + 1) * self.groups_per_step)
+        """The groups of one step."""
+        positions = range(step * self.groups_per_step, (step + 1) * self.groups_per_step)
         count = len(self.groups)
-        orders = {turn: self._permutation(turn) for turn in {place // count for place in places}}
-        return tuple(self.groups[orders[place // count][place % count]] for place in places)
+        orders = {epoch: self._permutation(epoch) for epoch in {i // count for i in positions}}
+        return tuple(self.groups[orders[i // count][i % count]] for i in positions)
 
     def _permutation(self, epoch: int) -> list[int]:
         order: list[int] = (

@@ -1,7 +1,4 @@
-"""The records: what one row of data says, whatever file or world it came from.
-
-Records of a known number that are made only when somebody looks at them.
-"""
+"""Records: the typed form of one row of data, and a sequence that generates its records on first access."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +7,7 @@ from typing import Generic, TypeVar, overload
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     role: str
     """One of "system", "user", "assistant"."""
@@ -19,46 +16,46 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What a response answers; no messages at all means that the response stands alone."""
+    """The messages before a response; without messages, the response is a text on its own."""
 
     messages: tuple[Message, ...]
     id: str = ""
     category: str = ""
-    """The user's word for a class of prompts that is evaluated apart, such as "harmful" or "lookalike"."""
+    """Free-text category of the prompt; the evaluation reports each category separately."""
     preference_weights: tuple[tuple[str, float], ...] = ()
-    """(objective, weight) of what this prompt asks for, where prompts differ in that."""
+    """(objective, weight) pairs, if this prompt has objective weights of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A response that a policy wrote."""
+    """A response that a policy generated."""
 
     prompt: Prompt
     response: str
     truncated: bool = False
-    """The response ran into the length limit before it ended."""
+    """True if the response reached the length limit before EOS."""
     original_response: str | None = None
-    """The response as the policy wrote it, where `response` is what a view shows of it."""
+    """The complete response, if `response` is only the part in the scorer view."""
 
     @property
     def full_response(self) -> str:
-        """The response as the policy wrote it."""
+        """The complete response as generated."""
         return self.response if self.original_response is None else self.original_response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rating:
-    """A response and what its raters said of it."""
+    """A response with labels."""
 
     prompt: Prompt
     response: str
     labels: Mapping[str, float]
-    """Objective to label, each in its own units; absent or NaN = nobody was asked."""
+    """Objective -> label, each in its own units; absent or NaN = not labelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferencePair:
-    """Two responses to one prompt, of which the chosen one is better by one objective."""
+    """Two responses to one prompt, compared by one objective."""
 
     prompt: Prompt
     chosen: str
@@ -68,17 +65,17 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseGroup:
-    """Stored responses to one prompt, to be compared with each other."""
+    """Stored responses to one prompt, for training on comparisons among them."""
 
     prompt: Prompt
     responses: tuple[str, ...]
     labels: tuple[Mapping[str, float], ...]
-    """Of each response, objective to label; absent = nobody was asked."""
+    """Per response: objective -> label; absent = not labelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """A response to be learnt by imitation."""
+    """A prompt and a response for supervised fine-tuning."""
 
     prompt: Prompt
     response: str
@@ -91,11 +88,11 @@ R = TypeVar("R")
 
 
 class LazySequence(Sequence[R], Generic[R]):
-    """A sequence whose records are drawn in their order, as far as they are looked at, and then kept.
+    """A sequence of known length whose items are generated in order on first access, and kept.
 
     Args:
-        count: How many there will be.
-        draw: Gives all of them; called once, at the first look.
+        length: Number of items.
+        make_iterator: Returns an iterator over all items; called once, on first access.
     """
 
     def __init__(self, length: int, make_iterator: Callable[[], Iterator[R]]) -> None:
@@ -107,30 +104,30 @@ class LazySequence(Sequence[R], Generic[R]):
         return self._length
 
     @overload
-    def __getitem__(self, at: int) -> R: ...
+    def __getitem__(self, index: int) -> R: ...
     @overload
-    def __getitem__(self, at: slice) -> Sequence[R]: ...
+    def __getitem__(self, index: slice) -> Sequence[R]: ...
 
-    def __getitem__(self, at: int | slice) -> R | Sequence[R]:
-        if isinstance(at, slice):
-            return tuple(self[i] for i in range(*at.indices(self._length)))
-        place = at + self._length if at < 0 else at
-        if not 0 <= place < self._length:
-            raise IndexError(f"record {at} of {self._length}")
+    def __getitem__(self, index: int | slice) -> R | Sequence[R]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(self._length)))
+        position = index + self._length if index < 0 else index
+        if not 0 <= position < self._length:
+            raise IndexError(f"index {index} is out of range: {self._length} records")
         if self._iterator is None:
             self._iterator = self._make_iterator()
-        while len(self._items) <= place:
+        while len(self._items) <= position:
             self._items.append(next(self._iterator))
-        return self._items[place]
+        return self._items[position]
 
     def __iter__(self) -> Iterator[R]:
         return (self[i] for i in range(self._length))
 
     def __reduce__(self) -> tuple[type, tuple[tuple[R, ...]]]:
-        """Another process gets the records, all drawn."""
+        """Pickle as a tuple of all items: iterators cannot be sent to another process."""
         return tuple, (tuple(self),)
 
-    __hash__ = None  # type: ignore[assignment]  # as of lists
+    __hash__ = None  # type: ignore[assignment]  # mutable like a list
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

@@ -1,7 +1,8 @@
-"""Room 9: how good, how surely, at what price.
+"""Evaluation of a policy before and after training.
 
-The policy before and after answers the same prompts with the same seeds; judges that are not the training
-reward score both; `statistics` turns paired differences into simultaneous intervals and a verdict whose
-words follow a rule. `calibration`, `similarity` and `filtration` say whether stated confidence, the variety
-of responses and the training reward can be trusted. What nobody could score stays missing and is counted.
+Both policies answer the same prompts with the same seeds; judges that are independent of the training reward
+score both. `statistics` turns paired differences into simultaneous confidence intervals and a verdict by a
+fixed rule. `confidence`, `text_metrics` and `reward_filtering` measure the calibration of stated confidence,
+the diversity of responses and the reliability of the training reward. Missing judgments stay missing and are
+counted.
 """

@@ -1,4 +1,4 @@
-"""Before and after: the same prompts, the same seeds, judges that are not the training reward."""
+"""Comparison of two policies on the same prompts and seeds, scored by judges independent of the reward."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from paretune.core.errors import WiringError
 from paretune.core.rng import numpy_generator
 from paretune.data.chat import ScorerView, visible_text
 from paretune.data.records import Prompt, Sample
-from paretune.evaluate.confidence import calibration_by_arm, thinking_length_by_arm
+from paretune.evaluate.confidence import calibration_by_arm, thinking_metrics_by_arm
 from paretune.evaluate.generate import Generations, prompt_clusters
 from paretune.evaluate.paired import (
     ComparisonSpec,
@@ -31,14 +31,15 @@ from paretune.evaluate.text_metrics import (
     rate_per_prompt,
     unique_fraction,
 )
-from paretune.evaluate.warnings import evaluation_warnings, limitations
+from paretune.evaluate.warnings import RefusalDirection, evaluation_warnings, limitations
 from paretune.reward.scorers import Scorer, is_refusal, score_visible
 from paretune.run.folder import to_json, write_atomic
 
-SCHEMA = "paretune/eval/1"
+SCHEMA = "paretune/eval/2"
+"""Format identifier of eval.json."""
 
 NUM_SIMILARITY_PAIRS = 2000
-"""Pairs of responses that similarity is a mean over."""
+"""Pairs of responses over which similarity is averaged."""
 
 Arms = tuple[Generations, Generations]
 ScorePair = tuple[Scores, Scores]
@@ -46,24 +47,25 @@ ScorePair = tuple[Scores, Scores]
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """A scorer and what tells it from others."""
+    """A scorer with its identity: weights and training data."""
 
     name: str
-    """In words, for the table."""
+    """Display name."""
     scorer: Scorer
     weights_hash: str = ""
     """Hash of its weights; "" for a rule."""
     data_hashes: frozenset[str] | None = frozenset()
-    """Hashes of what it was fitted on; empty: it was not fitted; None: nobody knows."""
+    """Hashes of its training data; empty: it was not fitted; None: unknown."""
 
     def overlaps_with(self, other: "Judge") -> bool:
-        """Whether the two are one scorer, or have weights or training data in common, or may have."""
+        """Whether the two share the scorer, weights or training data, or possibly do."""
         if self.scorer is other.scorer or (
             self.weights_hash != "" and self.weights_hash == other.weights_hash
         ):
             return True
         if frozenset() in (self.data_hashes, other.data_hashes):
             return False
+        # Unknown training data may be anybody's: such a judge never counts as independent.
         return (
             self.data_hashes is None
             or other.data_hashes is None
@@ -73,7 +75,7 @@ class Judge:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The numbers of eval.json, and one row for each pair of responses they were made from."""
+    """The content of eval.json, and the columns of generations.parquet with one row per pair of responses."""
 
     results: dict[str, Any]
     columns: dict[str, list[Any]]
@@ -84,6 +86,7 @@ class Evaluation:
         table = pa.table({name: pa.array(column) for name, column in self.columns.items()})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
+        # eval.json marks a complete evaluation, so it comes last.
         write_atomic(folder / "generations.parquet", sink.getvalue().to_pybytes())
         write_atomic(folder / "eval.json", to_json(self.results))
 
@@ -97,7 +100,8 @@ def evaluate(
     reward_judges: Sequence[Judge] = (),
     margins: Mapping[str, float] | None = None,
     refusal_detector: Callable[[str], bool] = is_refusal,
-    scorer_view: ScorerView = "whole",
+    refusal_categories: Mapping[str, RefusalDirection] | None = None,
+    scorer_view: ScorerView = "full",
     correctness_threshold: tuple[str, float] | None = None,
     kl: Mapping[str, Any] | None = None,
     confidence_level: float = 0.95,
@@ -107,69 +111,80 @@ def evaluate(
     """Compare two policies on the same prompts.
 
     Args:
-        before: Answers of the starting policy.
-        after: Answers of the trained one, with the same prompts, seeds and settings.
-        judges: Who scores what; an objective none of them gives is "not measured".
-        objectives: In the order of the table.
-        reward_judges: What the training saw; a judge that shares weights or data with them cannot say "better".
-        margins: Loss of an objective that still counts as "not worse".
-        refusal_detector: Tells a refusal by its text.
-        scorer_view: What judges and rewards are shown of a response; it is the same in both arms.
-        correctness_threshold: The objective and its least score that make an answer right, where responses state a
-            confidence.
-        kl: From `divergence`.
-        confidence_level: Of all intervals.
-        bootstrap_samples: Of the bootstrap.
-        seed: Of the bootstrap.
+        before: Responses of the starting policy.
+        after: Responses of the trained policy, with the same prompts, seeds and settings.
+        judges: Score the objectives; an objective without a judge is "not measured".
+        objectives: Names, in the order of the table.
+        reward_judges: The training reward; a judge that shares weights or data with it never yields "better".
+        margins: Objective -> non-inferiority margin: the largest loss that still counts as "not worse".
+        refusal_detector: Whether a response refuses, by its text.
+        refusal_categories: Prompt category -> better direction of its refusal rate. A fall of an "up"
+            category and a rise of any other category is a warning; a listed category without prompts is a
+            limitation.
+        scorer_view: The part of a response that judges and rewards read, the same in both arms.
+        correctness_threshold: An objective and the lowest score of it that counts as correct, where responses
+            state a confidence.
+        kl: Result of `estimate_kl`.
+        confidence_level: Confidence level of all intervals.
+        bootstrap_samples: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
 
     Raises:
-        WiringError: The two arms answer different prompts, two judges give the same objective, or none the
-            one that says what is right.
+        WiringError: The arms have different prompts, two judges score the same objective, or none scores the
+            objective of `correctness_threshold`.
     """
     if before.prompts != after.prompts or before.num_generations != after.num_generations:
         raise WiringError(
             "before and after answer different prompts; fix: generate both with the same settings"
         )
-    question = _comparison_spec(
+    spec = _comparison_spec(
         tuple(objectives), judges, reward_judges, margins or {}, (confidence_level, bootstrap_samples, seed)
     )
-    arms, names = (before, after), question.objectives
-    one, two = (_score_arm(arm, names, judges, scorer_view) for arm in arms)
-    trained = None
-    if reward_judges:
-        trained = (
-            _score_arm(before, names, reward_judges, scorer_view),
-            _score_arm(after, names, reward_judges, scorer_view),
-        )
-    numbers = _evaluation_results(
-        question, arms, (one, two), trained, _refusal_in_view(scorer_view, refusal_detector)
-    )
+    arms, names = (before, after), spec.objectives
+    scores = _score_arms(arms, names, judges, scorer_view)
+    training_scores = _score_arms(arms, names, reward_judges, scorer_view) if reward_judges else None
+    is_refused = _refusal_in_view(scorer_view, refusal_detector)
+    results = _evaluation_results(spec, arms, scores, training_scores, is_refused)
+    results["refusal_categories"] = dict(refusal_categories or {})
+    results |= _format_results(spec, arms, scores, scorer_view, correctness_threshold)
+    results["kl"] = dict(kl) if kl is not None else None
+    results["warnings"] = evaluation_warnings(results)
+    results["limitations"] = limitations(results, refusals_by_phrase=refusal_detector is is_refusal)
+    return Evaluation(results=results, columns=_table_columns(arms, names, scores, training_scores))
+
+
+def _format_results(
+    spec: ComparisonSpec,
+    arms: Arms,
+    scores: ScorePair,
+    scorer_view: ScorerView,
+    correctness_threshold: tuple[str, float] | None,
+) -> dict[str, Any]:
+    """Calibration where responses state a confidence, lengths where they think before they answer."""
+    samples = (arms[0].samples, arms[1].samples)
+    results = {}
     if correctness_threshold is not None:
-        if correctness_threshold[0] not in question.judge_names:
+        name = correctness_threshold[0]
+        if name not in spec.judge_names:
             raise WiringError(
-                f'"{correctness_threshold[0]}" says what is right, and nobody judges it; fix: add a judge'
+                f'correctness is judged by "{name}", which has no judge; fix: add a judge of this objective'
             )
-        numbers["calibration"] = calibration_by_arm(
-            (before.samples, after.samples), (one, two), names, correctness_threshold
-        )
+        results["calibration"] = calibration_by_arm(samples, scores, spec.objectives, correctness_threshold)
     if scorer_view == "after_thinking":
-        numbers["thoughts"] = thinking_length_by_arm((before.samples, after.samples))
-    numbers["kl"] = dict(kl) if kl is not None else None
-    numbers["warnings"] = evaluation_warnings(numbers)
-    numbers["not_checked"] = limitations(numbers, refusals_by_phrase=refusal_detector is is_refusal)
-    return Evaluation(results=numbers, columns=_table_columns(arms, names, (one, two), trained))
+        results["thinking"] = thinking_metrics_by_arm(samples)
+    return results
 
 
 def _refusal_in_view(
     scorer_view: ScorerView, refusal_detector: Callable[[str], bool]
 ) -> Callable[[Sample], bool]:
-    """Whether what the view shows of a sample is a refusal."""
+    """Whether the visible part of a sample is a refusal."""
 
-    def refused(sample: Sample) -> bool:
-        seen = visible_text(sample, scorer_view)
-        return seen is not None and refusal_detector(seen.response)
+    def is_refused(sample: Sample) -> bool:
+        visible = visible_text(sample, scorer_view)
+        return visible is not None and refusal_detector(visible.response)
 
-    return refused
+    return is_refused
 
 
 def _comparison_spec(
@@ -179,11 +194,14 @@ def _comparison_spec(
     margins: Mapping[str, float],
     bootstrap_settings: tuple[float, int, int],
 ) -> ComparisonSpec:
-    found = {name: judge for name in objectives if (judge := _find_judge(name, judges)) is not None}
+    by_objective = {name: judge for name in objectives if (judge := _find_judge(name, judges)) is not None}
     return ComparisonSpec(
         objectives=objectives,
-        judge_names={name: judge.name for name, judge in found.items()},
-        independent={name: not any(j.overlaps_with(r) for r in reward_judges) for name, j in found.items()},
+        judge_names={name: judge.name for name, judge in by_objective.items()},
+        independent={
+            name: not any(judge.overlaps_with(reward) for reward in reward_judges)
+            for name, judge in by_objective.items()
+        },
         margins=margins,
         confidence_level=bootstrap_settings[0],
         bootstrap_samples=bootstrap_settings[1],
@@ -200,79 +218,90 @@ def _evaluation_results(
 ) -> dict[str, Any]:
     prompts = arms[0].prompts
     clusters = prompt_clusters(prompts)
-    kinds = [prompt.category for prompt in prompts]
+    categories = [prompt.category for prompt in prompts]
     return {
         "schema": SCHEMA,
-        "prompts": len(prompts),
-        "n": arms[0].num_generations,
-        "level": spec.confidence_level,
-        "draws": spec.bootstrap_samples,
+        "num_prompts": len(prompts),
+        "num_generations": arms[0].num_generations,
+        "confidence_level": spec.confidence_level,
+        "bootstrap_samples": spec.bootstrap_samples,
         "seed": spec.seed,
         "objectives": compare_objectives(spec, scores[0], scores[1], clusters, training_scores),
-        "kinds": compare_by_category(spec, kinds, scores[0], scores[1], clusters) if any(kinds) else {},
+        "categories": (
+            compare_by_category(spec, categories, scores[0], scores[1], clusters) if any(categories) else {}
+        ),
         **_side_effects(spec, arms, is_refused, clusters),
     }
 
 
 def _find_judge(objective: str, judges: Sequence[Judge]) -> Judge | None:
-    able = [judge for judge in judges if objective in judge.scorer.names]
-    if len(able) > 1:
-        raise WiringError(f'{len(able)} judges give the objective "{objective}"; fix: keep one')
-    return able[0] if able else None
+    matches = [judge for judge in judges if objective in judge.scorer.names]
+    if len(matches) > 1:
+        raise WiringError(f'{len(matches)} judges score the objective "{objective}"; fix: keep one of them')
+    return matches[0] if matches else None
+
+
+def _score_arms(
+    arms: Arms, objectives: Sequence[str], judges: Sequence[Judge], scorer_view: ScorerView
+) -> ScorePair:
+    before, after = (_score_arm(arm, objectives, judges, scorer_view) for arm in arms)
+    return before, after
 
 
 def _score_arm(
     arm: Generations, objectives: Sequence[str], judges: Sequence[Judge], scorer_view: ScorerView
 ) -> Scores:
-    """[P, n, K], NaN where no judge gives the objective, could not say, or was shown nothing."""
-    seen = [visible_text(sample, scorer_view) for sample in arm.samples]
-    found = np.full((len(arm.samples), len(objectives)), np.nan)
+    """[P, n, K]; NaN without a judge, without a visible part, or where the judge could not score."""
+    visible = [visible_text(sample, scorer_view) for sample in arm.samples]
+    scores = np.full((len(arm.samples), len(objectives)), np.nan)
     for judge in judges:
         columns = [
             (k, judge.scorer.names.index(o)) for k, o in enumerate(objectives) if o in judge.scorer.names
         ]
         if columns:
-            given = score_visible(judge.scorer, seen).double().cpu().numpy()
+            judged = score_visible(judge.scorer, visible).double().cpu().numpy()
             for k, column in columns:
-                found[:, k] = given[:, column]
-    found[~np.isfinite(found)] = np.nan
-    return found.reshape(len(arm.prompts), arm.num_generations, len(objectives))
+                scores[:, k] = judged[:, column]
+    # An infinite score would make every mean infinite; it counts as missing.
+    scores[~np.isfinite(scores)] = np.nan
+    return scores.reshape(len(arm.prompts), arm.num_generations, len(objectives))
 
 
 def _side_effects(
     spec: ComparisonSpec, arms: Arms, is_refused: Callable[[Sample], bool], clusters: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Length, variety, truncation and refusals in both arms."""
+    """Length, diversity, truncation rate and refusal rates in both arms."""
     texts = [[sample.response for sample in arm.samples] for arm in arms]
-    budget = min(num_words(responses) for responses in texts)
-    pairs = {
-        "distinct_1": [distinct_n(responses, 1, budget) for responses in texts],
-        "distinct_2": [distinct_n(responses, 2, budget) for responses in texts],
-        "unique": [unique_fraction(responses) for responses in texts],
+    # Distinct n-grams fall with the amount of text: read equally many words of both arms.
+    max_words = min(num_words(responses) for responses in texts)
+    text_metrics = {
+        "distinct_1": [distinct_n(responses, 1, max_words) for responses in texts],
+        "distinct_2": [distinct_n(responses, 2, max_words) for responses in texts],
+        "unique_fraction": [unique_fraction(responses) for responses in texts],
         "similarity": [
             _response_similarity(responses, arms[0].num_generations, spec.seed) for responses in texts
         ],
     }
-    cut, cut_after = (
+    truncated = [
         rate_per_prompt(arm.samples, arm.num_generations, lambda sample: sample.truncated) for arm in arms
-    )
-    refused, refused_after = (rate_per_prompt(arm.samples, arm.num_generations, is_refused) for arm in arms)
-    kinds = np.array([prompt.category for prompt in arms[0].prompts], dtype=object)
+    ]
+    refused = [rate_per_prompt(arm.samples, arm.num_generations, is_refused) for arm in arms]
+    categories = np.array([prompt.category for prompt in arms[0].prompts], dtype=object)
     return {
         "length": _length_change(spec, arms, clusters),
-        **{name: {"before": pair[0], "after": pair[1]} for name, pair in pairs.items()},
-        "truncated": compare_rates(cut, cut_after, spec.confidence_level),
-        "refusals": {
-            kind or "other": compare_rates(
-                refused[kinds == kind], refused_after[kinds == kind], spec.confidence_level
+        **{name: {"before": pair[0], "after": pair[1]} for name, pair in text_metrics.items()},
+        "truncation_rate": compare_rates(truncated[0], truncated[1], spec.confidence_level),
+        "refusal_rate": {
+            category or "other": compare_rates(
+                refused[0][categories == category], refused[1][categories == category], spec.confidence_level
             )
-            for kind in dict.fromkeys(kinds)
+            for category in dict.fromkeys(categories)
         },
     }
 
 
 def _response_similarity(responses: Sequence[str], num_generations: int, seed: int) -> float:
-    """How much the first responses to different prompts resemble each other."""
+    """Mean METEOR between the first responses to different prompts."""
     return mean_pairwise_meteor(
         responses[::num_generations], NUM_SIMILARITY_PAIRS, numpy_generator(seed, 0, "similarity")
     )
@@ -282,7 +311,7 @@ def _length_change(spec: ComparisonSpec, arms: Arms, clusters: NDArray[np.int64]
     before, after = (
         np.array(arm.response_lengths, float).reshape(-1, arm.num_generations).mean(1) for arm in arms
     )
-    found = simultaneous_intervals(
+    intervals = simultaneous_intervals(
         (after - before)[:, None],
         clusters=clusters,
         bootstrap_samples=spec.bootstrap_samples,
@@ -292,8 +321,8 @@ def _length_change(spec: ComparisonSpec, arms: Arms, clusters: NDArray[np.int64]
     return {
         "before": float(before.mean()) if len(before) else None,
         "after": float(after.mean()) if len(after) else None,
-        "low": float(found.low[0]),
-        "high": float(found.high[0]),
+        "low": float(intervals.low[0]),
+        "high": float(intervals.high[0]),
         "unit": "tokens",
     }
 
@@ -301,32 +330,34 @@ def _length_change(spec: ComparisonSpec, arms: Arms, clusters: NDArray[np.int64]
 def _table_columns(
     arms: Arms, objectives: Sequence[str], scores: ScorePair, training_scores: ScorePair | None
 ) -> dict[str, list[Any]]:
-    """The columns of generations.parquet, one row a prompt and sample."""
+    """The columns of generations.parquet, one row per prompt and sample."""
     prompts, n = arms[0].prompts, arms[0].num_generations
-    asked = [prompt for prompt in prompts for _ in range(n)]
-    rows: dict[str, list[Any]] = {
-        "prompt_id": [_escape_surrogates(prompt.id) for prompt in asked],
-        "kind": [_escape_surrogates(prompt.category) for prompt in asked],
-        "sample": [i for _ in prompts for i in range(n)],
-        "prompt": [_prompt_text(prompt) for prompt in asked],
+    # Samples of a prompt are consecutive.
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    columns: dict[str, list[Any]] = {
+        "prompt_id": [_escape_surrogates(prompt.id) for prompt in repeated],
+        "category": [_escape_surrogates(prompt.category) for prompt in repeated],
+        "sample_index": [i for _ in prompts for i in range(n)],
+        "prompt": [_prompt_text(prompt) for prompt in repeated],
     }
     for i, name in enumerate(("before", "after")):
-        rows[name] = [_escape_surrogates(sample.response) for sample in arms[i].samples]
-        rows[f"{name}_truncated"] = [sample.truncated for sample in arms[i].samples]
-        rows[f"{name}_tokens"] = list(arms[i].response_lengths)
+        columns[name] = [_escape_surrogates(sample.response) for sample in arms[i].samples]
+        columns[f"{name}_truncated"] = [sample.truncated for sample in arms[i].samples]
+        columns[f"{name}_tokens"] = list(arms[i].response_lengths)
         for k, objective in enumerate(objectives):
-            rows[f"{name}/{objective}"] = scores[i][:, :, k].ravel().tolist()
+            columns[f"{name}/{objective}"] = scores[i][:, :, k].ravel().tolist()
             if training_scores is not None:
-                rows[f"reward/{name}/{objective}"] = training_scores[i][:, :, k].ravel().tolist()
-    return rows
+                columns[f"reward/{name}/{objective}"] = training_scores[i][:, :, k].ravel().tolist()
+    return columns
 
 
 def _prompt_text(prompt: Prompt) -> str:
-    """One user turn as it is; a longer conversation with the roles before the turns."""
+    """A single turn without its role; a longer conversation with one line per turn."""
     if len(prompt.messages) == 1:
         return _escape_surrogates(prompt.messages[0].content)
     return _escape_surrogates("\n".join(f"{message.role}: {message.content}" for message in prompt.messages))
 
 
 def _escape_surrogates(text: str) -> str:
+    """The text with lone surrogates escaped: parquet holds UTF-8 only."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""The responses that are judged, and how far their policy has moved."""
+"""Responses of a policy to the evaluation prompts, and their KL divergence from the starting policy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from paretune.rollout.sampler import OnPolicy, Sampler
 
 @dataclass(frozen=True, kw_only=True)
 class Generations:
-    """What one policy answered: `num_generations` samples a prompt, those of a prompt together."""
+    """Responses of one policy: `num_generations` consecutive samples per prompt."""
 
     prompts: tuple[Prompt, ...]
     num_generations: int
     samples: tuple[Sample, ...]
     response_lengths: tuple[int, ...]
-    """Tokens of each response, the stop token included."""
+    """Tokens per response, including the EOS token."""
     batches: tuple[Batch, ...]
     """The same responses as tokens."""
 
@@ -42,23 +42,23 @@ def generate(
     prompts_per_batch: int = 64,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Generations:
-    """Answer every prompt `num_generations` times.
+    """Sample `num_generations` responses to every prompt.
 
-    Each response depends on the seed, its prompt's place in `prompts` and its own number, not on what is
-    sampled beside it.
+    Each response depends on the seed, the index of its prompt in `prompts` and its index among the prompt's
+    samples, not on the batch that it is sampled in.
 
     Args:
-        sampler: Of the policy in question.
-        prompts: In a fixed order.
-        num_generations: Samples a prompt.
-        max_new_tokens: Longest response in tokens.
-        temperature: Of sampling.
-        prompt_format: What is asked of the policy beside every prompt.
-        seed: Of the evaluation; apart from the training's.
-        prompts_per_batch: Prompts handed to the sampler at a time.
-        on_progress: Called with the prompts done and their number.
+        sampler: Sampler of the policy.
+        prompts: Prompts in a fixed order.
+        num_generations: Samples per prompt.
+        max_new_tokens: Maximum length of a response in tokens.
+        temperature: Sampling temperature.
+        prompt_format: Format instruction that is added to every prompt.
+        seed: Seed of the evaluation, different from that of the training.
+        prompts_per_batch: Prompts per call of the sampler.
+        on_progress: Called with the number of finished prompts and the number of all prompts.
     """
-    how = OnPolicy(
+    rollout = OnPolicy(
         num_generations=num_generations,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -67,13 +67,14 @@ def generate(
     samples: list[Sample] = []
     batches = []
     for start in range(0, len(prompts), prompts_per_batch):
-        part = prompts[start : start + prompts_per_batch]
-        index = range(start, start + len(part))
-        batch, written = sampler(part, how, seed=seed, step=0, prompt_index=list(index))
+        chunk = prompts[start : start + prompts_per_batch]
+        index = range(start, start + len(chunk))
+        # The index over all prompts seeds each response, so batch boundaries do not change it.
+        batch, chunk_samples = sampler(chunk, rollout, seed=seed, step=0, prompt_index=list(index))
         batches.append(batch)
-        samples += written
+        samples += chunk_samples
         if on_progress is not None:
-            on_progress(start + len(part), len(prompts))
+            on_progress(start + len(chunk), len(prompts))
     lengths = tuple(int(row) for batch in batches for row in batch.response_mask.sum(-1))
     return Generations(
         prompts=tuple(prompts),
@@ -87,42 +88,44 @@ def generate(
 def estimate_kl(
     generations: Generations, start_model: nn.Module, *, temperature: float = 1.0, rows_per_pass: int = 32
 ) -> dict[str, Any]:
-    """KL(policy || start) in nats a response, estimated on the policy's own responses.
+    """KL(policy || start) in nats per response, estimated on the policy's own responses.
 
     k1 = sum_t log r_t and k3 = sum_t (1 / r_t - 1 + log r_t) with r_t = p(policy) / p(start), averaged over
-    the samples; the interval is k1's, over prompts.
+    the samples; the confidence interval is that of k1, over prompts.
 
     Args:
-        generations: Responses with the sampler's log-probabilities.
+        generations: Responses with the log-probabilities of the sampler.
         start_model: The policy before training.
-        temperature: At which the responses were sampled.
-        rows_per_pass: Rows of a forward pass.
+        temperature: Sampling temperature of the responses.
+        rows_per_pass: Rows per forward pass.
 
     Source: Schulman 2020, "Approximating KL divergence", k1 and k3.
     """
     k1: list[float] = []
     k3: list[float] = []
     for batch in generations.batches:
-        before = response_logprobs(
+        # In float64: k1 is a small difference of large sums over tokens.
+        start_logprobs = response_logprobs(
             start_model, batch, temperature=temperature, rows_per_pass=rows_per_pass
         ).double()
-        gap = batch.require("rollout_logprobs").double() - before
-        k1 += gap.sum(-1).tolist()
-        k3 += ((-gap).exp() - 1 + gap).sum(-1).tolist()
-    each = np.array(k1).reshape(-1, generations.num_generations).mean(1)
-    found = simultaneous_intervals(each[:, None], clusters=prompt_clusters(generations.prompts))
+        log_ratio = batch.require("rollout_logprobs").double() - start_logprobs
+        k1 += log_ratio.sum(-1).tolist()
+        k3 += ((-log_ratio).exp() - 1 + log_ratio).sum(-1).tolist()
+    prompt_means = np.array(k1).reshape(-1, generations.num_generations).mean(1)
+    intervals = simultaneous_intervals(prompt_means[:, None], clusters=prompt_clusters(generations.prompts))
     return {
         "k1": float(np.mean(k1)),
         "k3": float(np.mean(k3)),
-        "low": float(found.low[0]),
-        "high": float(found.high[0]),
+        "low": float(intervals.low[0]),
+        "high": float(intervals.high[0]),
+        # k3 is never negative, unlike k1.
         "per_token": float(np.sum(k3) / max(sum(generations.response_lengths), 1)),
         "unit": "nats/response",
     }
 
 
 def prompt_clusters(prompts: Sequence[Prompt]) -> NDArray[np.int64]:
-    """Prompts that begin with the same request get the same number; each empty one its own."""
-    seen: dict[str, int] = {}
+    """[P] equal numbers for prompts that begin with the same request; each empty prompt has its own."""
+    index: dict[str, int] = {}
     keys = (prompt_key(prompt) if prompt.messages else f"empty {i}" for i, prompt in enumerate(prompts))
-    return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
+    return np.array([index.setdefault(key, len(index)) for key in keys], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Two arms of scores and texts become the numbers of eval.json."""
+"""Paired comparison of two arms: scores and rates before and after become the entries of eval.json."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,15 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSpec:
-    """How two arms are compared."""
+    """Settings of a comparison of two arms."""
 
     objectives: tuple[str, ...]
     judge_names: Mapping[str, str] = field(default_factory=dict)
-    """Who scores an objective, in words; an objective without a judge is not measured."""
+    """Objective -> display name of its judge; an objective without a judge is not measured."""
     independent: Mapping[str, bool] = field(default_factory=dict)
-    """Whether that judge shares neither weights nor data with the training reward."""
+    """Objective -> whether its judge shares neither weights nor data with the training reward."""
     margins: Mapping[str, float] = field(default_factory=dict)
-    """How much worse an objective may get and still be called "not worse"."""
+    """Objective -> non-inferiority margin: the largest loss that still counts as "not worse"."""
     confidence_level: float = 0.95
     bootstrap_samples: int = 10_000
     seed: int = 0
@@ -44,35 +44,36 @@ def compare_objectives(
     clusters: NDArray[np.int64],
     training_rewards: tuple[Scores, Scores] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Objective by objective: what changed, how surely, and in which words.
+    """Change, simultaneous interval and verdict per objective.
 
     Args:
-        spec: Names, judges, margins, and the settings of the bootstrap.
-        before: [P, n, K] judged scores, NaN where the judge could not say.
-        after: The same prompts and seeds.
-        clusters: [P] prompts with equal numbers are copies of each other.
-        training_rewards: The training reward on the same two arms.
+        spec: Objectives, judges, margins and bootstrap settings.
+        before: [P, n, K] judged scores; NaN = not scored.
+        after: [P, n, K] of the same prompts and seeds.
+        clusters: [P] prompts with equal numbers are duplicates of each other.
+        training_rewards: The training rewards of the same two arms.
     """
-    middle = (mean_per_prompt(before), mean_per_prompt(after))
-    intervals = _bootstrap_intervals(spec, *middle, clusters)
-    trained = None
+    prompt_means = (mean_per_prompt(before), mean_per_prompt(after))
+    intervals = _bootstrap_intervals(spec, *prompt_means, clusters)
+    reward_comparison = None
     if training_rewards is not None:
-        one, two = mean_per_prompt(training_rewards[0]), mean_per_prompt(training_rewards[1])
-        trained = (one, two, _bootstrap_intervals(spec, one, two, clusters))
-    found = {}
+        reward_means = (mean_per_prompt(training_rewards[0]), mean_per_prompt(training_rewards[1]))
+        reward_comparison = (*reward_means, _bootstrap_intervals(spec, *reward_means, clusters))
+    summaries = {}
     for k, name in enumerate(spec.objectives):
-        lost = (int(np.isnan(before[:, :, k]).sum()), int(np.isnan(after[:, :, k]).sum()))
-        found[name] = _objective_summary(
-            spec, name, k, middle, intervals, lost, before.shape[0] * before.shape[1]
+        num_missing = (int(np.isnan(before[:, :, k]).sum()), int(np.isnan(after[:, :, k]).sum()))
+        summary = _objective_summary(
+            spec, name, k, prompt_means, intervals, num_missing, before.shape[0] * before.shape[1]
         )
-        found[name]["spread"] = _std_over_prompts(middle[0][:, k])
-        reward = (
+        summary["std"] = _std_over_prompts(prompt_means[0][:, k])
+        summary["reward"] = (
             None
-            if trained is None
-            else _change_summary(*trained, k) | {"spread": _std_over_prompts(trained[0][:, k])}
+            if reward_comparison is None
+            else _change_summary(*reward_comparison, k)
+            | {"std": _std_over_prompts(reward_comparison[0][:, k])}
         )
-        found[name]["reward"] = reward
-    return found
+        summaries[name] = summary
+    return summaries
 
 
 def compare_by_category(
@@ -82,36 +83,36 @@ def compare_by_category(
     after: Scores,
     clusters: NDArray[np.int64],
 ) -> dict[str, dict[str, Any]]:
-    """The same changes within each kind of prompt; intervals simultaneous within a kind, no verdicts."""
-    one, two = mean_per_prompt(before), mean_per_prompt(after)
-    found = {}
-    for kind in dict.fromkeys(categories):
-        rows = np.array([other == kind for other in categories])
-        intervals = _bootstrap_intervals(spec, one[rows], two[rows], clusters[rows])
+    """The changes per prompt category; intervals are simultaneous within a category, without verdicts."""
+    means_before, means_after = mean_per_prompt(before), mean_per_prompt(after)
+    results = {}
+    for category in dict.fromkeys(categories):
+        rows = np.array([other == category for other in categories])
+        intervals = _bootstrap_intervals(spec, means_before[rows], means_after[rows], clusters[rows])
         objectives = {
-            name: _change_summary(one[rows], two[rows], intervals, k)
+            name: _change_summary(means_before[rows], means_after[rows], intervals, k)
             for k, name in enumerate(spec.objectives)
         }
-        found[kind or "other"] = {"prompts": int(rows.sum()), "objectives": objectives}
-    return found
+        results[category or "other"] = {"num_prompts": int(rows.sum()), "objectives": objectives}
+    return results
 
 
 def compare_rates(
     before: NDArray[np.float64], after: NDArray[np.float64], confidence_level: float
 ) -> dict[str, Any]:
-    """A rate in both arms, each with Wilson's interval, and the interval of its change.
+    """A rate in both arms with Wilson intervals, and the interval of its change.
 
     Args:
-        before: [P] per prompt, the share of its samples that are cases.
-        after: The same prompts, after.
-        confidence_level: Of each interval.
+        before: [P] fraction of each prompt's samples that are positive.
+        after: [P] the same for the other arm.
+        confidence_level: Confidence level of each interval.
     """
     n = len(before)
     if n == 0:
-        return {"n": 0, "before": math.nan, "after": math.nan, "low": math.nan, "high": math.nan}
+        return {"num_prompts": 0, "before": math.nan, "after": math.nan, "low": math.nan, "high": math.nan}
     low, high = rate_change_interval(before, after, confidence_level)
     return {
-        "n": n,
+        "num_prompts": n,
         "before": float(before.mean()),
         "after": float(after.mean()),
         "low": low,
@@ -141,9 +142,11 @@ def _bootstrap_intervals(
 
 
 def _change_summary(before: Scores, after: Scores, intervals: Intervals, column: int) -> dict[str, Any]:
+    # The change is a mean of paired differences: `after - before` holds only over prompts scored in both
+    # arms.
     both = ~np.isnan(before[:, column]) & ~np.isnan(after[:, column])
     return {
-        "n": int(intervals.num_scored[column]),
+        "num_scored": int(intervals.num_scored[column]),
         "before": float(before[both, column].mean()) if both.any() else math.nan,
         "after": float(after[both, column].mean()) if both.any() else math.nan,
         "change": float(intervals.mean[column]),
@@ -153,7 +156,7 @@ def _change_summary(before: Scores, after: Scores, intervals: Intervals, column:
 
 
 def _std_over_prompts(scores: NDArray[np.float64]) -> float:
-    """Standard deviation over prompts, [P] to one number; NaN where nothing is scored."""
+    """Standard deviation over the scored prompts; NaN without any."""
     known = scores[~np.isnan(scores)]
     return float(known.std()) if len(known) else math.nan
 
@@ -167,34 +170,37 @@ def _objective_summary(
     num_missing: tuple[int, int],
     num_samples: int,
 ) -> dict[str, Any]:
-    found = _change_summary(*prompt_means, intervals, column)
+    summary = _change_summary(*prompt_means, intervals, column)
     difference = prompt_means[1][:, column] - prompt_means[0][:, column]
     scored = difference[~np.isnan(difference)]
     independent = spec.independent.get(name, False)
-    missing = sum(num_missing) / (2 * num_samples) if num_samples else 1.0
-    unequal = (
-        fisher_exact(
-            num_missing[0], num_samples - num_missing[0], num_missing[1], num_samples - num_missing[1]
-        )
-        < UNEQUAL_MISSING_P_VALUE
+    missing_fraction = sum(num_missing) / (2 * num_samples) if num_samples else 1.0
+    # A policy whose responses cannot be judged must not gain by that: test whether one arm misses more.
+    p_value = fisher_exact(
+        num_missing[0], num_samples - num_missing[0], num_missing[1], num_samples - num_missing[1]
     )
+    unequal = p_value < UNEQUAL_MISSING_P_VALUE
     margin = spec.margins.get(name)
-    word = verdict(
-        found["low"],
-        found["high"],
-        independent=independent,
-        missing_fraction=missing,
-        unequal_missing=unequal,
-        margin=margin,
-    )
-    return found | {
-        "verdict": word,
+    return summary | {
+        "verdict": verdict(
+            summary["low"],
+            summary["high"],
+            independent=independent,
+            missing_fraction=missing_fraction,
+            unequal_missing=unequal,
+            margin=margin,
+        ),
         "judge": spec.judge_names.get(name, "none"),
         "independent": independent,
-        "detectable": float(intervals.min_detectable_effect[column]),
+        "min_detectable_effect": float(intervals.min_detectable_effect[column]),
         "margin": margin,
-        "missing": {"before": num_missing[0], "after": num_missing[1], "share": missing, "unequal": unequal},
-        "wins": float((scored > 0).mean()) if len(scored) else math.nan,
-        "ties": float((scored == 0).mean()) if len(scored) else math.nan,
-        "losses": float((scored < 0).mean()) if len(scored) else math.nan,
+        "missing": {
+            "before": num_missing[0],
+            "after": num_missing[1],
+            "fraction": missing_fraction,
+            "unequal": unequal,
+        },
+        "win_rate": float((scored > 0).mean()) if len(scored) else math.nan,
+        "tie_rate": float((scored == 0).mean()) if len(scored) else math.nan,
+        "loss_rate": float((scored < 0).mean()) if len(scored) else math.nan,
     }

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: a live line on a terminal, plain lines in a pipe or a log."""
+"""Progress display: a live progress bar on a terminal, plain lines in a pipe or a log."""
 
 import sys
 import time
@@ -19,24 +19,26 @@ from rich.text import Text
 from paretune.report.formatting import sanitize
 
 PROGRESS_INTERVAL = 15.0
-"""Seconds between two progress lines where no live display is possible."""
+"""Minimum seconds between two progress lines without a live display, to keep logs short."""
+STAGE_WIDTH = len("tuning-trial")
+"""Width of the stage names: that of the longest."""
 
 
 @runtime_checkable
 class Console(Protocol):
-    """Where stages tell what they do."""
+    """Receives the progress of the stages."""
 
     def start_stage(self, stage: str, index: int, total: int) -> None:
-        """A stage begins."""
+        """Start a stage."""
 
     def progress(self, done: int, total: int, note: str) -> None:
-        """The open stage has done this many of its steps; the note tells how it stands."""
+        """Show how many steps of the current stage are done; the note has further information."""
 
     def finish_stage(self, summary: str) -> None:
-        """The open stage has ended."""
+        """Finish the current stage and show its summary."""
 
     def log(self, text: str) -> None:
-        """One line, or several, apart from the stages."""
+        """Print one or several lines."""
 
     def __enter__(self) -> "Console": ...
 
@@ -53,7 +55,7 @@ def _elapsed(start_time: float) -> str:
 
 
 class PlainConsole:
-    """Plain lines; progress at most every `EVERY` seconds."""
+    """Plain lines; progress at most every `PROGRESS_INTERVAL` seconds."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
@@ -74,28 +76,28 @@ class PlainConsole:
         self.stream.flush()
 
     def start_stage(self, stage: str, index: int, total: int) -> None:
-        """Remember the stage; its line comes with its progress and its end."""
-        self.stage, self.label = stage, f"[{index}/{total}] {stage:<9}"
+        """Remember the stage; a line is printed with its progress and when it is finished."""
+        self.stage, self.label = stage, f"[{index}/{total}] {stage:<{STAGE_WIDTH}}"
         self.start_time = self.last_progress_time = time.monotonic()
 
     def progress(self, done: int, total: int, note: str) -> None:
-        """Print a line when the last one is `EVERY` seconds old."""
+        """Print a line if the last one is `PROGRESS_INTERVAL` seconds old."""
         if time.monotonic() - self.last_progress_time >= PROGRESS_INTERVAL:
             self.last_progress_time = time.monotonic()
             self._write(f"{self.label} {done}/{total}  {note}")
 
     def finish_stage(self, summary: str) -> None:
-        """Print the summary and the seconds the stage took."""
+        """Print the summary and the duration of the stage."""
         self._write(f"{self.label} {summary}   {_elapsed(self.start_time)}")
 
     def log(self, text: str) -> None:
-        """Print the lines as they are."""
+        """Print the lines."""
         for line in text.split("\n"):
             self._write(line)
 
 
 class LiveConsole:
-    """The same on a terminal: the open stage as a bar that moves, the closed ones as lines above it."""
+    """A terminal display: the current stage as a progress bar, finished stages as lines above it."""
 
     def __init__(self) -> None:
         self.rich_console = RichConsole(highlight=False)
@@ -112,28 +114,28 @@ class LiveConsole:
         self.label, self.start_time = "", 0.0
 
     def start_stage(self, stage: str, index: int, total: int) -> None:
-        """Start the bar of this stage."""
-        self.label, self.start_time = f"[{index}/{total}] {stage:<9}", time.monotonic()
+        """Start the progress bar of this stage."""
+        self.label, self.start_time = f"[{index}/{total}] {stage:<{STAGE_WIDTH}}", time.monotonic()
         for task in self.progress_bar.task_ids:
             self.progress_bar.remove_task(task)
         self.progress_bar.add_task(self.label, total=None, note="")
         self.progress_bar.start()
 
     def progress(self, done: int, total: int, note: str) -> None:
-        """Move the bar."""
+        """Update the progress bar."""
         self.progress_bar.update(
             self.progress_bar.task_ids[-1], completed=done, total=total, note=sanitize(note)
         )
 
     def finish_stage(self, summary: str) -> None:
-        """Replace the bar by the summary line."""
+        """Replace the progress bar by the summary line."""
         self.progress_bar.stop()
         self.rich_console.print(
             Text(sanitize(f"{self.label} {summary}   {_elapsed(self.start_time)}")), soft_wrap=True
         )
 
     def log(self, text: str) -> None:
-        """Print the lines as they are, never as markup."""
+        """Print the lines; names and rows in them are never interpreted as markup."""
         for line in text.split("\n"):
             self.rich_console.print(Text(sanitize(line)), soft_wrap=True)
 
@@ -150,5 +152,5 @@ class LiveConsole:
 
 
 def make_console() -> Console:
-    """A live display on a terminal, plain lines otherwise."""
+    """A live display on a terminal, else plain lines."""
     return LiveConsole() if sys.stdout.isatty() else PlainConsole()

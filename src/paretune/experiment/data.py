@@ -1,4 +1,4 @@
-"""Stage 1: every record the recipe names, read and checked before any model is loaded."""
+"""Data stage: reads and checks every record of the recipe, before any model is loaded."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,126 +9,154 @@ from pathlib import Path
 from typing import Any
 
 from paretune.config import Config, location_of
-from paretune.config.build import build_spec
-from paretune.config.data_schema import DataSource, DemonstrationSource, RewardSection
+from paretune.config.data_schema import (
+    DataSource,
+    DemonstrationSource,
+    PairSource,
+    PromptSource,
+    RatingSource,
+    RewardSection,
+)
+from paretune.config.schema import WorldSection
 from paretune.config.validate import WORLD, data_sources
-from paretune.core.errors import ConfigError, DataError, format_issue
+from paretune.core.errors import ConfigError, DataError
 from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.chat import PromptFormat
-from paretune.data.columns import ColumnNames, FieldError, LabelMapping
+from paretune.data.columns import FieldError
 from paretune.data.loader import group_responses, prompt_key, split_by_prompt
 from paretune.data.readers import read_demonstrations, read_preference_pairs, read_prompts, read_ratings
 from paretune.data.records import Demonstration, LazySequence, Prompt
 from paretune.experiment.dataset import Dataset, LabelledRow, LengthFilter, RewardData, dataset_issues
-from paretune.experiment.helpdesk_data import synthetic_demonstrations, synthetic_prompts, synthetic_ratings
 from paretune.experiment.preflight import (
     as_config_error,
     critic_tokenizer_issues,
     gradient_checkpointing_issues,
     model_config_issues,
 )
+from paretune.experiment.resolved import ResolvedRun
+from paretune.experiment.settings import column_names, label_mappings
 from paretune.models.load import load_tokenizer, stored_context_length
-from paretune.worlds.helpdesk.model import CONTEXT_LENGTH, max_request_tokens
-from paretune.worlds.helpdesk.model import helpdesk_tokenizer as world_tokenizer
+from paretune.worlds import get_world
 
 __all__ = ["Dataset", "RewardData", "load_data", "policy_context_length", "policy_tokenizer"]
 
 ProgressCallback = Callable[[int, int, str], None]
+"""Called before each file is read, with the number of files read, the total, and the file."""
+
+TEST_PROMPT_REASON = "their prompts are among the test prompts"
 
 
-def load_data(config: Config, on_progress: ProgressCallback = lambda done, total, note: None) -> Dataset:
-    """Read every file of the recipe; what it names no files for is made by the built-in world.
+def load_data(run: ResolvedRun, on_progress: ProgressCallback = lambda done, total, note: None) -> Dataset:
+    """Read every file of the recipe; the built-in world generates what has no files.
 
     Args:
-        config: The recipe.
-        on_progress: Hears of every file before it is read: files done, files in all, the file.
+        run: The resolved recipe.
+        on_progress: Progress callback.
 
     Raises:
-        ConfigError: A model cannot be read, a ready-made one does not know the objectives, an adapter fits
-            nothing, layers cannot be worked out again as asked for, or responses are so long that the policy
-            could read no prompt; bad rows are told with it.
-        DataError: One line for every bad row of every file, for rows that are too long for their model, and
-            for what is empty once all that is to be unseen was taken out.
+        ConfigError: A model cannot be read, a pretrained one lacks an objective, an adapter matches no
+            module, layers do not support gradient checkpointing, or responses are so long that no prompt fits
+            into the policy's context. Invalid rows are reported with it.
+        DataError: One line per invalid row of every file, per row that is too long for its model, and per
+            dataset that is empty after the test prompts were excluded from it.
     """
-    frame = build_spec(config).prompt_format
-    models = [
-        *model_config_issues(config),
-        *critic_tokenizer_issues(config, policy_tokenizer),
-        *gradient_checkpointing_issues(config),
+    issues = [
+        *model_config_issues(run),
+        *critic_tokenizer_issues(run, policy_tokenizer),
+        *gradient_checkpointing_issues(run),
     ]
-    return _DataReader(config, on_progress, model_issues=models, prompt_format=frame).load()
+    return _DataReader(run, on_progress, model_issues=issues).load()
 
 
 def policy_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The tokenizer the policy will have."""
+    """The tokenizer of the policy."""
     path, world = config.policy.path, config.data.world
     if path == WORLD:
-        return world_tokenizer(world.prompt_format if world is not None else "")
+        return get_world().tokenizer(world.prompt_format if world is not None else "")
     return load_tokenizer(path, revision=config.policy.revision)
 
 
 def policy_context_length(config: Config) -> int:
-    """The longest row that the policy can read, in tokens."""
+    """The context length of the policy in tokens."""
     policy = config.policy
     if policy.path == WORLD:
-        return CONTEXT_LENGTH
+        return get_world().context_length
     return stored_context_length(policy.path, revision=policy.revision)
 
 
 @dataclass
 class _DataReader:
-    """Reads the files of one experiment; collects the complaints of all files before it gives up."""
+    """Reads the files of one run; collects the errors of all files before it raises them."""
 
-    config: Config
+    run: ResolvedRun
     on_progress: ProgressCallback
     model_issues: list[str]
-    """What is wrong with the models."""
-    prompt_format: PromptFormat = ""
-    """What the policy is asked beside every prompt, which must fit too."""
     files_read: int = 0
     exclusions: list[str] = field(default_factory=list)
     row_issues: list[str] = field(default_factory=list)
     file_hashes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        return self.run.algorithm.prompt_format
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """That of the policy; nobody asks for it where the built-in world brings everything."""
-        with as_config_error(self.config, ("policy", "path")):
+        """The policy's tokenizer, loaded on first use: the built-in world does not need it."""
+        with as_config_error(self.run, ("policy", "path")):
             return policy_tokenizer(self.config)
 
+    @property
+    def world(self) -> WorldSection:
+        world = self.config.data.world
+        assert world is not None  # a recipe without files and without a world is rejected when it is loaded
+        return world
+
     def load(self) -> Dataset:
-        e = self.config
-        with as_config_error(e, ("policy", "path")):
-            context = policy_context_length(e)
-        pools, test = self._load_prompts(_max_prompt_length(e, context))
-        shown = self._load_sft_demonstrations(context)
-        remembered = self._load_demonstrations(e.data.demonstrations, context)
-        stored = self._load_stored_responses(context)
-        reward = self._load_reward_data("reward", e.reward)
-        judge = self._load_reward_data("judge", e.judge) if isinstance(e.judge, RewardSection) else None
+        config = self.config
+        with as_config_error(self.run, ("policy", "path")):
+            context_length = policy_context_length(config)
+        pools, test_prompts = self._load_prompts(_max_prompt_length(self.run, context_length))
+        sft_demonstrations = self._load_sft_demonstrations(context_length)
+        auxiliary = self._load_demonstrations(config.data.demonstrations, context_length)
+        stored = self._load_stored_responses(context_length)
+        reward = self._load_reward_data("reward", config.reward)
+        judge_section = config.judge
+        judge = (
+            self._load_reward_data("judge", judge_section)
+            if isinstance(judge_section, RewardSection)
+            else None
+        )
         self._raise_issues()
-        if e.evaluate.max_prompts is not None:
-            test = _subsample_by_category(test, e.evaluate.max_prompts)
-        held = {prompt_key(p) for p in test}
-        # What the built-in world draws is of other splits than its test prompts: nothing to look for.
-        found = Dataset(
+        if config.evaluate.max_prompts is not None:
+            test_prompts = _subsample_by_category(test_prompts, config.evaluate.max_prompts)
+        test_keys = {prompt_key(prompt) for prompt in test_prompts}
+        dataset = Dataset(
             train_prompts={
-                name: self._exclude_prompts(f"prompts of {name}", pool, held) for name, pool in pools.items()
+                name: self._exclude_prompts(f"prompts of {name}", pool, test_keys)
+                for name, pool in pools.items()
             },
-            test_prompts=tuple(test),
-            sft_demonstrations=shown
-            if isinstance(shown, LazySequence)
-            else self._exclude_prompts("demonstrations", shown, held),
-            auxiliary_demonstrations=self._exclude_prompts("demonstrations", remembered, held),
-            stored_responses=tuple(group_responses(self._exclude_prompts("stored responses", stored, held))),
-            reward=self._without_test_prompts("reward", reward, held),
+            test_prompts=tuple(test_prompts),
+            # Lazy records are the built-in world's, whose splits are disjoint: nothing to exclude.
+            sft_demonstrations=sft_demonstrations
+            if isinstance(sft_demonstrations, LazySequence)
+            else self._exclude_prompts("demonstrations", sft_demonstrations, test_keys),
+            auxiliary_demonstrations=self._exclude_prompts("demonstrations", auxiliary, test_keys),
+            stored_responses=tuple(
+                group_responses(self._exclude_prompts("stored responses", stored, test_keys))
+            ),
+            reward=self._without_test_prompts("reward", reward, test_keys),
             judge=self._without_test_prompts("judge", judge, set()),
             exclusions=tuple(self.exclusions),
             file_hashes=self.file_hashes,
         )
-        self.row_issues += dataset_issues(e, found)
+        self.row_issues += dataset_issues(self.run, dataset)
         self._raise_issues()
-        return found
+        return dataset
 
     def _raise_issues(self) -> None:
         if self.model_issues:
@@ -137,64 +165,78 @@ class _DataReader:
             raise DataError("\n".join(self.row_issues))
 
     def _load_prompts(self, max_length: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
-        """What the policy is aligned on, pool by pool, and what it is evaluated on."""
+        """Training prompts by pool, and test prompts."""
         data = self.config.data
         if data.world is not None:
-            pools, test = synthetic_prompts(self.config)
-            self._check_synthetic_lengths([*chain(*pools.values()), *test], max_length)
-            return pools, test
+            pools, test_prompts = get_world().prompts(
+                num_prompts=data.world.num_prompts,
+                num_test_prompts=data.world.num_test_prompts,
+                seed=self.config.run.seed,
+            )
+            self._check_synthetic_lengths([*chain(*pools.values()), *test_prompts], max_length)
+            return pools, test_prompts
         pools = {name: self._read_prompts(name, source, max_length) for name, source in data.prompts.items()}
         return pools, [
-            p
+            prompt
             for name, source in data.test_prompts.items()
-            for p in self._read_prompts(name, source, max_length)
+            for prompt in self._read_prompts(name, source, max_length)
         ]
 
     def _check_synthetic_lengths(self, prompts: Sequence[Prompt], max_length: int) -> None:
-        """Complain of the first request of the built-in world that is too long for the policy."""
-        if self.config.policy.path == WORLD and max_request_tokens(prompts, self.prompt_format) <= max_length:
+        """Report the first prompt of the built-in world that is too long for the policy."""
+        world = get_world()
+        # The world counts without its tokenizer, which would load transformers.
+        if (
+            self.config.policy.path == WORLD
+            and world.max_prompt_tokens(prompts, self.prompt_format) <= max_length
+        ):
             return
-        fits = LengthFilter(self.tokenizer, max_length, "error", prompt_format=self.prompt_format)
+        length_filter = LengthFilter(self.tokenizer, max_length, "error", prompt_format=self.prompt_format)
         try:
-            all(fits(prompt) for prompt in prompts)
+            for prompt in prompts:
+                length_filter(prompt)
         except FieldError as error:
             self.row_issues.append(error.render(f"{location_of(self.config, ('data', 'world'))}: data.world"))
 
     def _load_sft_demonstrations(self, context_length: int) -> Sequence[Demonstration]:
-        """What the starting policy learns from."""
         sft = self.config.policy.sft
         if sft is None:
             return []
         if not sft.demonstrations:
-            return synthetic_demonstrations(self.config)
+            return get_world().demonstrations(
+                num_demonstrations=self.world.num_demonstrations,
+                seed=self.config.run.seed,
+                prompt_format=self.world.prompt_format,
+            )
         return self._load_demonstrations(sft.demonstrations, context_length)
 
     def _load_demonstrations(
         self, sources: Mapping[str, DemonstrationSource], context_length: int
     ) -> list[Demonstration]:
-        found: list[Demonstration] = []
+        demonstrations: list[Demonstration] = []
         for name, source in sources.items():
-            fits = LengthFilter(
-                self.tokenizer, min(source.max_length or context_length, context_length), source.overlong
-            )
-            found += self._read_file(name, source, read_demonstrations, fits)
-        return found
+            length_filter = _length_filter(source, self.tokenizer, context_length)
+            demonstrations += self._read_file(name, source, read_demonstrations, length_filter)
+        return demonstrations
 
     def _load_stored_responses(self, context_length: int) -> list[LabelledRow]:
-        given = self.config.data.stored_responses
-        if not (given.ratings or given.pairs):
+        stored = self.config.data.stored_responses
+        if not (stored.ratings or stored.pairs):
             return []
-        return self._read_labelled_rows("stored", given.ratings, given.pairs, self.tokenizer, context_length)
+        return self._read_labelled_rows(
+            "stored", stored.ratings, stored.pairs, self.tokenizer, context_length
+        )
 
     def _without_test_prompts(
         self, name: str, reward_data: RewardData | None, test_keys: set[str]
     ) -> RewardData | None:
-        """Without the rows whose prompt the policy is evaluated on, or the model itself is reported on."""
+        """Without the training rows whose prompt is a test prompt of the policy or of the model itself."""
         if reward_data is None or isinstance(reward_data.train, LazySequence):
             return reward_data
         train = self._exclude_prompts(f"rows of {name}", reward_data.train, test_keys)
-        own = {prompt_key(record) for record in reward_data.test}
-        train = self._exclude_prompts(f"rows of {name}", train, own, "those of its own test rows")
+        own_keys = {prompt_key(record) for record in reward_data.test}
+        reason = "their prompts are those of its own test rows"
+        train = self._exclude_prompts(f"rows of {name}", train, own_keys, reason)
         return RewardData(train=train, test=reward_data.test)
 
     def _exclude_prompts(
@@ -202,14 +244,12 @@ class _DataReader:
         description: str,
         records: Sequence[Any],
         excluded_keys: set[str],
-        reason: str = "among the test prompts",
+        reason: str = TEST_PROMPT_REASON,
     ) -> tuple[Any, ...]:
-        """The records whose prompt is none of those that are held out."""
+        """The records whose prompt is not excluded; the number of the others goes into the manifest."""
         kept = tuple(record for record in records if prompt_key(record) not in excluded_keys)
         if len(kept) < len(records):
-            self.exclusions.append(
-                f"{len(records) - len(kept)} {description} left out: their prompts are {reason}"
-            )
+            self.exclusions.append(f"{len(records) - len(kept)} {description} excluded: {reason}")
         return kept
 
     def _read_file(
@@ -223,103 +263,119 @@ class _DataReader:
         self.on_progress(self.files_read, len(list(data_sources(self.config))), source.file)
         self.files_read += 1
         root = Path(self.config.data.root)
-        columns = ColumnNames(**source.columns.model_dump(exclude_defaults=True))
         try:
-            found = reader(
+            records = reader(
                 source.file,
                 root=root,
-                columns=columns,
+                columns=column_names(source.columns),
                 where=source.where,
-                most=source.max_rows,
+                max_rows=source.max_rows,
                 seed=self.config.run.seed,
-                admit=length_filter,
+                transform=length_filter,
                 **reader_kwargs,
             )
         except DataError as error:
             self.row_issues.append(str(error))
             return []
         if length_filter.num_dropped:
-            self.exclusions.append(
-                f"{length_filter.num_dropped} rows of {name} left out: longer than {length_filter.max_length} tokens"
-            )
+            reason = f"longer than {length_filter.max_length} tokens"
+            self.exclusions.append(f"{length_filter.num_dropped} rows of {name} excluded: {reason}")
         path = root / source.file
         if path.is_file() and source.file not in self.file_hashes:
             self.file_hashes[source.file] = sha256(path.read_bytes()).hexdigest()
-        return found
+        return records
 
-    def _read_prompts(self, name: str, source: Any, max_length: int) -> list[Prompt]:
-        fits = LengthFilter(
-            self.tokenizer,
-            min(source.max_tokens or max_length, max_length),
-            source.longer,
-            prompt_format=self.prompt_format,
-        )
-        return self._read_file(name, source, read_prompts, fits, kind=source.kind)
+    def _read_prompts(self, name: str, source: PromptSource, max_length: int) -> list[Prompt]:
+        length_filter = _length_filter(source, self.tokenizer, max_length, self.prompt_format)
+        return self._read_file(name, source, read_prompts, length_filter, category=source.category)
 
     def _load_reward_data(self, name: str, section: RewardSection) -> RewardData | None:
-        """All rows of one reward model; none where it is ready made."""
-        e = self.config
+        """All rows of one reward model; None if it is pretrained."""
         if section.path is not None:
             return None
         if not (section.ratings or section.pairs):
-            made = synthetic_ratings(e, section.objectives)
-            return RewardData(train=made[0], test=made[1])
-        reads, room = self.tokenizer, policy_context_length(e)
+            return self._synthetic_ratings(section)
+        tokenizer, max_length = self.tokenizer, policy_context_length(self.config)
         if section.init_from != "policy":
-            with as_config_error(e, (name, "body")):
-                reads = load_tokenizer(section.init_from, revision=section.revision)
-                room = stored_context_length(section.init_from, revision=section.revision)
-        train = self._read_labelled_rows(name, section.ratings, section.pairs, reads, room)
-        test = self._read_labelled_rows(f"{name} test", section.test_ratings, section.test_pairs, reads, room)
+            with as_config_error(self.run, (name, "init_from")):
+                tokenizer = load_tokenizer(section.init_from, revision=section.revision)
+                max_length = stored_context_length(section.init_from, revision=section.revision)
+        train = self._read_labelled_rows(name, section.ratings, section.pairs, tokenizer, max_length)
+        test = self._read_labelled_rows(
+            f"{name} test", section.test_ratings, section.test_pairs, tokenizer, max_length
+        )
         if not (section.test_ratings or section.test_pairs):
-            train, test = split_by_prompt(train, section.holdout_fraction, e.run.seed)
+            train, test = split_by_prompt(train, section.holdout_fraction, self.config.run.seed)
         return RewardData(train=tuple(train), test=tuple(test))
+
+    def _synthetic_ratings(self, section: RewardSection) -> RewardData:
+        """Ratings by the simulated raters of the built-in world."""
+        world = self.world
+        train, test = get_world().ratings(
+            num_ratings=world.num_ratings,
+            num_raters=world.num_raters,
+            rater_noise=world.rater_noise,
+            length_bias=world.length_bias,
+            missing_rate=world.missing_rate,
+            confidence_bias=world.confidence_bias,
+            seed=self.config.run.seed,
+            objectives=section.objectives,
+            prompt_format=world.prompt_format,
+        )
+        return RewardData(train=train, test=test)
 
     def _read_labelled_rows(
         self,
         name: str,
-        ratings: Mapping[str, Any],
-        pairs: Mapping[str, Any],
+        ratings: Mapping[str, RatingSource],
+        pairs: Mapping[str, PairSource],
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
     ) -> list[LabelledRow]:
         rows: list[LabelledRow] = []
         for key, source in ratings.items():
-            labels = {
-                objective: LabelMapping(column=label.source, scale=label.scale, offset=label.offset)
-                for objective, label in source.labels.items()
-            }
-            fits = LengthFilter(tokenizer, min(source.max_tokens or max_length, max_length), source.longer)
-            rows += self._read_file(f"{name} {key}", source, read_ratings, fits, labels=labels)
-        for key, source in pairs.items():
-            fits = LengthFilter(tokenizer, min(source.max_tokens or max_length, max_length), source.longer)
+            length_filter = _length_filter(source, tokenizer, max_length)
+            labels = label_mappings(source)
+            rows += self._read_file(f"{name} {key}", source, read_ratings, length_filter, labels=labels)
+        for key, pair_source in pairs.items():
+            length_filter = _length_filter(pair_source, tokenizer, max_length)
+            objective = pair_source.objective or ""
             rows += self._read_file(
-                f"{name} {key}", source, read_preference_pairs, fits, objective=source.objective or ""
+                f"{name} {key}", pair_source, read_preference_pairs, length_filter, objective=objective
             )
         return rows
 
 
-def _max_prompt_length(config: Config, context_length: int) -> int:
-    """The longest prompt that leaves room for a response, in tokens."""
-    longest = {
-        ("algorithm", "max_new_tokens"): int(config.algorithm.arguments.get("max_new", 256)),
+def _length_filter(
+    source: PromptSource | RatingSource | PairSource | DemonstrationSource,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    prompt_format: PromptFormat = "",
+) -> LengthFilter:
+    """The length filter of a file: its own limit, or that of the model if it is lower."""
+    limit = min(source.max_length or max_length, max_length)
+    return LengthFilter(tokenizer, limit, source.overlong, prompt_format=prompt_format)
+
+
+def _max_prompt_length(run: ResolvedRun, context_length: int) -> int:
+    """The longest prompt in tokens that leaves room for a response, in training and in the evaluation."""
+    config = run.config
+    response_lengths = {
+        ("algorithm", "max_new_tokens"): int(config.algorithm.arguments.get("max_new_tokens", 256)),
         ("evaluate", "max_new_tokens"): config.evaluate.max_new_tokens or 0,
     }
-    path = max(longest, key=lambda key: longest[key])
-    if longest[path] >= context_length:
-        wrong = f"{longest[path]} tokens leave no room for a prompt: the policy reads {context_length} in all"
-        raise ConfigError(
-            format_issue(location_of(config, path), None, None, ".".join(path), wrong, fix="make it smaller")
-        )
-    return context_length - longest[path]
+    path = max(response_lengths, key=lambda key: response_lengths[key])
+    longest = response_lengths[path]
+    if longest >= context_length:
+        problem = f"{longest} tokens leave no room for a prompt: the policy's context has {context_length}"
+        raise ConfigError(run.issue(path, problem, "lower it"))
+    return context_length - longest
 
 
 def _subsample_by_category(prompts: list[Prompt], max_prompts: int) -> list[Prompt]:
-    """At most that many prompts, every kind keeping its share, in their order."""
+    """At most this many prompts, with every category in its proportion, in their order."""
     if len(prompts) <= max_prompts:
         return prompts
-    by_kind = sorted(range(len(prompts)), key=lambda i: prompts[i].category)
-    return [
-        prompts[i]
-        for i in sorted(by_kind[place * len(prompts) // max_prompts] for place in range(max_prompts))
-    ]
+    by_category = sorted(range(len(prompts)), key=lambda i: prompts[i].category)
+    indices = sorted(by_category[k * len(prompts) // max_prompts] for k in range(max_prompts))
+    return [prompts[i] for i in indices]

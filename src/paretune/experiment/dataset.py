@@ -1,17 +1,13 @@
-"""Whether a record is short enough for the model that reads it, and what to do when it is not.
-
-What an experiment is made of once everything was read, and whether anything of it is empty.
-"""
+"""The dataset of a run: its records, their length limits, and checks that none of its parts is empty."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from paretune.config import Config, location_of
-from paretune.config.build import build_spec
+from paretune.config import Config
 from paretune.config.validate import reward_sections
 from paretune.config.yaml import KeyPath
-from paretune.core.errors import DataError, format_issue
+from paretune.core.errors import DataError
 from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.chat import (
     ChatTemplateError,
@@ -24,56 +20,56 @@ from paretune.data.chat import (
 from paretune.data.columns import FieldError
 from paretune.data.loader import PromptStream, has_distinct_scores
 from paretune.data.records import Demonstration, LazySequence, PreferencePair, Prompt, Rating, ResponseGroup
+from paretune.experiment.resolved import ResolvedRun
 from paretune.loss.listwise import PreferenceRanking
 from paretune.loss.pairwise import PairLoss
 from paretune.reward.training import label_scale_and_offset
-from paretune.rl.algorithm_spec import AlgorithmSpec, phase_specs
-from paretune.rollout.sampler import StoredResponses
+
+OTHER_ROWS_FIX = "name other files, or other rows with `where`"
 
 
 @dataclass
 class LengthFilter:
-    """Asked of the records of one file: gives back those that are taken."""
+    """Applied to every record of a file: keeps, truncates, drops or rejects it by its length in tokens."""
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
-    """Longest record in tokens."""
+    """Maximum record length in tokens."""
     overlong: str
-    """What to do with a longer one: "error", "drop" or "cut"."""
+    """How to handle a longer record: "error", "drop" or "truncate"."""
     num_dropped: int = 0
     prompt_format: PromptFormat = ""
-    """What is asked beside prompts that are to be answered."""
+    """Format instruction that is appended to prompts and counts as part of them."""
 
     def __call__(self, record: Any) -> Any:
-        """The record if it is short enough, cut where that is wanted; None if it is left out.
+        """The record if it is short enough, truncated if configured; None if it is dropped.
 
-        With `longer: cut`, it lacks its oldest turns, as many as it takes to fit. What is left begins with a
-        user turn, as chat templates ask for; the last of them is never cut off.
+        With `overlong: truncate`, as many of the oldest turns are removed as needed. The rest begins with a
+        user turn, as chat templates require; the last user turn is always kept.
 
         Raises:
-            BadField: It is too long and `overlong` is "error", or the chat template refuses its turns.
+            FieldError: It is too long and `overlong` is "error", or the chat template rejects its turns.
         """
-        shorter, tokens = self._truncate(record)
-        if tokens <= self.max_length:
-            return shorter
+        record, length = self._truncate(record)
+        if length <= self.max_length:
+            return record
         if self.overlong == "error":
-            fix = "shorten it, or write `longer: drop` to leave such rows out"
-            raise FieldError("prompt", f"{tokens} tokens, and there is room for {self.max_length}", fix=fix)
+            fix = "shorten it, or write `overlong: drop` to skip such rows"
+            raise FieldError("prompt", f"{length} tokens, but the limit is {self.max_length}", fix=fix)
         self.num_dropped += 1
         return None
 
     def _truncate(self, record: Any) -> tuple[Any, int]:
-        """The record, cut where that is wanted, and its tokens."""
-        answers, tokens = self._response_length(record), self._prompt_length(record)
-        if self.overlong == "cut":
+        """The record, truncated if configured, and its length."""
+        response_length, prompt_length = self._response_length(record), self._prompt_length(record)
+        if self.overlong == "truncate":
             for shorter in _drop_oldest_turns(record):
-                if answers + tokens <= self.max_length:
+                if response_length + prompt_length <= self.max_length:
                     break
-                record, tokens = shorter, self._prompt_length(shorter)
-        return record, answers + tokens
+                record, prompt_length = shorter, self._prompt_length(shorter)
+        return record, response_length + prompt_length
 
     def _prompt_length(self, record: Any) -> int:
-        """Tokens of the prompt."""
         try:
             prompt = self._with_format_instruction(record) if isinstance(record, Prompt) else record.prompt
             return len(encode_prompt(self.tokenizer, prompt))
@@ -82,12 +78,13 @@ class LengthFilter:
 
     def _with_format_instruction(self, prompt: Prompt) -> Prompt:
         if self.prompt_format and not (prompt.messages and prompt.messages[-1].role == "user"):
-            fix = "end it with a turn of the user, or ask for nothing beside the prompts"
-            raise FieldError("prompt", "its last turn is not the user's, and more is to be asked", fix=fix)
+            problem = "its last turn is not the user's, so no format instruction can be appended"
+            fix = "end it with a user turn, or do not ask for thinking or confidence"
+            raise FieldError("prompt", problem, fix=fix)
         return add_format_instruction(prompt, self.prompt_format, format_instructions_for(self.tokenizer))
 
     def _response_length(self, record: Any) -> int:
-        """Tokens of the response, or of the longest one."""
+        """Tokens of the longest response, including EOS."""
         if isinstance(record, Prompt):
             return 0
         texts = (record.chosen, record.rejected) if isinstance(record, PreferencePair) else (record.response,)
@@ -95,7 +92,7 @@ class LengthFilter:
 
 
 def _drop_oldest_turns(record: Any) -> Iterator[Any]:
-    """The record from its next user turn on, then from the one after that, ..."""
+    """The record from its second user turn on, then from its third, ..."""
     turns = record.prompt.messages
     for start, turn in enumerate(turns):
         if start and turn.role == "user":
@@ -107,7 +104,7 @@ LabelledRow = Rating | PreferencePair
 
 @dataclass(frozen=True, kw_only=True)
 class RewardData:
-    """What one reward model is fitted on, and what it is reported on."""
+    """Training and test rows of one reward model."""
 
     train: Sequence[LabelledRow]
     test: Sequence[LabelledRow]
@@ -115,182 +112,180 @@ class RewardData:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """All records of an experiment."""
+    """All records of a run."""
 
     train_prompts: Mapping[str, tuple[Prompt, ...]]
+    """Pool name -> prompts to align on."""
     test_prompts: tuple[Prompt, ...]
     sft_demonstrations: Sequence[Demonstration] = ()
-    """What the starting policy learns from."""
+    """Training data of the SFT stage."""
     auxiliary_demonstrations: tuple[Demonstration, ...] = ()
-    """What is learnt beside an alignment, where it is something else."""
+    """Data of the auxiliary LM loss, unless it uses `sft_demonstrations`."""
     stored_responses: tuple[ResponseGroup, ...] = ()
-    """What offline methods learn from."""
+    """Training data of offline methods."""
     reward: RewardData | None = None
     judge: RewardData | None = None
     exclusions: tuple[str, ...] = ()
-    """What was left out, and why; one line each."""
+    """What was excluded and why; one line each."""
     file_hashes: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of every file that was read."""
+    """File -> SHA-256."""
 
     def manifest(self) -> dict[str, Any]:
         """Counts, hashes and exclusions, for data/manifest.json."""
-        judgements = {
-            name: {"train": len(found.train), "test": len(found.test)}
-            for name, found in (("reward", self.reward), ("judge", self.judge))
-            if found is not None
+        reward_counts = {
+            name: {"train": len(data.train), "test": len(data.test)}
+            for name, data in (("reward", self.reward), ("judge", self.judge))
+            if data is not None
         }
         return {
-            "schema": "paretune/data/1",
-            "prompts": {name: len(pool) for name, pool in self.train_prompts.items()},
-            "test": len(self.test_prompts),
+            "schema": "paretune/data/2",
+            "train_prompts": {name: len(pool) for name, pool in self.train_prompts.items()},
+            "test_prompts": len(self.test_prompts),
             "demonstrations": len(self.sft_demonstrations) + len(self.auxiliary_demonstrations),
-            **({"stored": len(self.stored_responses)} if self.stored_responses else {}),
-            **judgements,
-            "left_out": list(self.exclusions),
-            "sha256": dict(self.file_hashes),
+            **({"stored_responses": len(self.stored_responses)} if self.stored_responses else {}),
+            **reward_counts,
+            "exclusions": list(self.exclusions),
+            "file_sha256": dict(self.file_hashes),
         }
 
 
 def prompt_stream(config: Config, train_prompts: Mapping[str, tuple[Prompt, ...]]) -> PromptStream:
-    """Which prompts every step gets; pools of the built-in world have the shares of their sizes."""
-    given = config.data.prompts
-    shares = tuple(
-        given[name].sampling_weight if name in given else float(len(pool))
+    """The prompts of every step; pools of the built-in world are weighted by their sizes."""
+    sources = config.data.prompts
+    sampling_weights = tuple(
+        sources[name].sampling_weight if name in sources else float(len(pool))
         for name, pool in train_prompts.items()
     )
     return PromptStream(
-        tuple(train_prompts.values()), shares, config.training.prompts_per_step, config.run.seed
+        tuple(train_prompts.values()), sampling_weights, config.training.prompts_per_step, config.run.seed
     )
 
 
-def dataset_issues(config: Config, dataset: Dataset) -> Iterator[str]:
-    """Complaints about what is empty, and about heads that no row is left for."""
-    others = "name other files, or other rows by `where`"
+def dataset_issues(run: ResolvedRun, dataset: Dataset) -> Iterator[str]:
+    """Errors of datasets that are empty or cannot be trained on."""
+    config = run.config
     for name, pool in dataset.train_prompts.items():
         if not pool:
-            key = ("data", "world") if config.data.world is not None else ("data", "prompts", name)
-            yield _issue(config, key, f"every prompt of {name} is among the test prompts", others)
+            problem = f"every prompt of {name} is also a test prompt"
+            yield run.issue(_pool_path(config, name), problem, OTHER_ROWS_FIX)
     if all(dataset.train_prompts.values()):
-        yield from _unsampled_pool_issues(config, dataset)
-    yield from _preference_issues(config, dataset)
-    yield from _budget_issues(config)
-    yield from _stored_data_issues(config, dataset)
+        yield from _unsampled_pool_issues(run, dataset)
+    yield from _preference_issues(run, dataset)
+    yield from _budget_issues(run)
+    yield from _stored_data_issues(run, dataset)
     if config.policy.sft is not None and not dataset.sft_demonstrations:
-        key = ("policy", "sft", "demonstrations")
-        yield _issue(config, key, "the prompt of every row is among the test prompts", others)
+        path = ("policy", "sft", "demonstrations")
+        yield run.issue(path, "the prompt of every row is also a test prompt", OTHER_ROWS_FIX)
     for name, section in reward_sections(config):
-        judgements: RewardData | None = getattr(dataset, name)
-        if judgements is None:
-            continue
-        if not judgements.test:
-            fix = f"add rows, raise {name}.held_out, or name {name}.test_ratings or {name}.test_pairs"
-            yield _issue(config, (name,), "not one row is held out to report on", fix)
-        if not judgements.train:
-            yield _issue(config, (name,), "no row is left to learn from: every prompt is held out", others)
-            continue
-        try:
-            names = tuple(section.objectives)
-            label_scale_and_offset(_rows_with_label_spread(judgements.train, names), names)
-        except DataError as error:
-            yield from (f"{location_of(config, (name,))}: {name}.{line}" for line in str(error).splitlines())
+        reward_data: RewardData | None = getattr(dataset, name)
+        if reward_data is not None:
+            yield from _reward_data_issues(run, name, tuple(section.objectives), reward_data)
+
+
+def _pool_path(config: Config, name: str) -> KeyPath:
+    return ("data", "world") if config.data.world is not None else ("data", "prompts", name)
+
+
+def _reward_data_issues(
+    run: ResolvedRun, name: str, objectives: tuple[str, ...], data: RewardData
+) -> Iterator[str]:
+    if not data.test:
+        fix = f"add rows, raise {name}.holdout_fraction, or set {name}.test_ratings or {name}.test_pairs"
+        yield run.issue((name,), "there are no test rows", fix)
+    if not data.train:
+        problem = "there are no training rows: every prompt is a test prompt"
+        yield run.issue((name,), problem, OTHER_ROWS_FIX)
+        return
+    try:
+        label_scale_and_offset(_rows_with_label_spread(data.train, objectives), objectives)
+    except DataError as error:
+        for line in str(error).splitlines():
+            key, _, problem = line.partition(": ")
+            yield run.issue((name, *key.split(".")), problem)
 
 
 def _rows_with_label_spread(rows: Sequence[LabelledRow], objectives: Sequence[str]) -> Sequence[LabelledRow]:
-    """The rows; of those that are drawn, as many as have two labels of every objective, if there are so many.
+    """The rows; of lazy rows only as many as needed for two different labels of every objective.
 
-    More rows take nothing away from that: what these are not refused for, all are not.
+    Generating all of them takes long, and further rows cannot invalidate a scale that these determine.
     """
     if not isinstance(rows, LazySequence):
         return rows
-    seen: dict[str, set[float]] = {name: set() for name in objectives}
+    labels: dict[str, set[float]] = {name: set() for name in objectives}
     for count, row in enumerate(rows, 1):
-        for name in seen.keys() & row.labels:
-            seen[name].add(row.labels[name])
-        if all(len(labels) > 1 for labels in seen.values()):
+        for name in labels.keys() & row.labels:
+            labels[name].add(row.labels[name])
+        if all(len(values) > 1 for values in labels.values()):
             return rows[:count]
     return rows
 
 
-def _unsampled_pool_issues(config: Config, dataset: Dataset) -> Iterator[str]:
-    """Pools whose share is so small that no step of any run gets a prompt of them."""
-    quotas, total = (
-        prompt_stream(config, dataset.train_prompts).pool_quotas(),
-        sum(map(len, dataset.train_prompts.values())),
-    )
-    whole = sum(source.sampling_weight for source in config.data.prompts.values())
+def _unsampled_pool_issues(run: ResolvedRun, dataset: Dataset) -> Iterator[str]:
+    """Pools whose sampling weight is so small that no step of any run gets a prompt of them."""
+    sources = run.config.data.prompts
+    quotas = prompt_stream(run.config, dataset.train_prompts).pool_quotas()
+    num_prompts = sum(map(len, dataset.train_prompts.values()))
+    total_weight = sum(source.sampling_weight for source in sources.values())
     for name, quota in zip(dataset.train_prompts, quotas, strict=True):
         if not quota:
-            share = config.data.prompts[name].sampling_weight
-            wrong = f"{share:g} of {whole:g} in all comes to none of the {total:,} prompts that are mixed"
-            fix = f"make it at least {(whole - share) / (total - 1):.1g}"
-            yield _issue(config, ("data", "prompts", name, "share"), wrong, fix)
+            weight = sources[name].sampling_weight
+            problem = f"{weight:g} of {total_weight:g} in total rounds to 0 of the {num_prompts:,} prompts"
+            fix = f"write at least {(total_weight - weight) / (num_prompts - 1):.1g}"
+            yield run.issue(("data", "prompts", name, "sampling_weight"), problem, fix)
 
 
-def _stored_data_issues(config: Config, dataset: Dataset) -> Iterator[str]:
-    """Stored responses and demonstrations of which nothing is left, or nothing that could be compared."""
-    others = "name other files, or other rows by `where`"
+def _stored_data_issues(run: ResolvedRun, dataset: Dataset) -> Iterator[str]:
+    """Stored responses and demonstrations that are empty, or that contain no comparison."""
+    config = run.config
+    problem = "every row is too long or has a test prompt"
     if config.data.demonstrations and not dataset.auxiliary_demonstrations:
-        yield _issue(
-            config, ("data", "demonstrations"), "every row is too long or among the test prompts", others
-        )
+        yield run.issue(("data", "demonstrations"), problem, OTHER_ROWS_FIX)
     if not (config.data.stored_responses.ratings or config.data.stored_responses.pairs):
         return
-    path: KeyPath = ("data", "stored_responses")
-    filled = config.aggregate.missing in {"renormalise", "group_mean"}
+    path = ("data", "stored_responses")
+    fill_missing = config.aggregate.missing in {"renormalize", "group_mean"}
     if not dataset.stored_responses:
-        yield _issue(config, path, "every row is too long or among the test prompts", others)
-    elif _uses_ranking_loss(config) and not any(
-        has_distinct_scores(each, config.weights, fill_missing=filled) for each in dataset.stored_responses
+        yield run.issue(path, problem, OTHER_ROWS_FIX)
+    elif _uses_ranking_loss(run) and not any(
+        has_distinct_scores(group, config.weights, fill_missing=fill_missing)
+        for group in dataset.stored_responses
     ):
-        wrong = "no prompt has two responses that all weighted objectives tell apart"
-        fix = "write aggregate: {missing: renormalise}, or give several rated responses to a prompt"
-        yield _issue(config, path, wrong, fix)
+        problem = "no prompt has two responses with different scores on all weighted objectives"
+        fix = "write aggregate: {missing: renormalize}, or add rated responses to the same prompt"
+        yield run.issue(path, problem, fix)
 
 
-def _budget_issues(config: Config) -> Iterator[str]:
-    """A budget that stored responses never spend, and by which the learning rate would never rise."""
-    budget, recipe = config.run.budget, build_spec(config)
-    if (
-        budget is not None
-        and isinstance(recipe.rollout, StoredResponses)
-        and budget.resource != "trained_tokens"
-    ):
-        wrong = f"is {budget.resource}: stored responses cost none, and the budget would never end"
-        yield _issue(config, ("run", "budget", "resource"), wrong, "take trained_tokens")
+def _budget_issues(run: ResolvedRun) -> Iterator[str]:
+    """A budget that stored responses never use, so that its learning rate schedule would not advance."""
+    budget = run.config.run.budget
+    if budget is not None and not run.algorithm.rollout.generates and budget.resource != "trained_tokens":
+        problem = f"is {budget.resource}, of which stored responses use none: the budget would never end"
+        yield run.issue(("run", "budget", "resource"), problem, "write trained_tokens")
 
 
-def _uses_ranking_loss(config: Config) -> bool:
-    """Whether responses are held against each other, and not only imitated."""
-    recipe = build_spec(config)
-    every = [recipe, *phase_specs(recipe.phases)]
-    losses = [term.loss for each in every if isinstance(each, AlgorithmSpec) for term in each.losses]
+def _uses_ranking_loss(run: ResolvedRun) -> bool:
+    """True if some loss compares the responses to a prompt, rather than imitating each."""
+    losses = [term.loss for spec in run.specs for term in spec.losses]
     return any(isinstance(loss, PairLoss | PreferenceRanking) for loss in losses)
 
 
-def _preference_issues(config: Config, dataset: Dataset) -> Iterator[str]:
-    """Prompts that ask for no objective, or for one that is none, where they are aligned to what they ask."""
-    wanted = config.aggregate.name == "preference"
+def _preference_issues(run: ResolvedRun, dataset: Dataset) -> Iterator[str]:
+    """Prompts whose preference weights are missing, unused, or name an unknown objective."""
+    config = run.config
+    uses_weights = config.aggregate.name == "preference_weighted_sum"
     for name, pool in dataset.train_prompts.items():
-        path: KeyPath = ("data", "prompts", name)
-        if config.data.world is not None:
-            path = ("data", "world")
-        silent = [prompt for prompt in pool if not prompt.preference_weights]
-        strange = sorted(
-            {key for prompt in pool for key, _ in prompt.preference_weights} - set(config.objectives)
-        )
-        if wanted and silent:
-            fix = "name the column that holds {objective: weight} by columns: {preference: ...}"
-            wrong = f"{len(silent)} of {len(pool)} prompts ask for nothing, and aggregate.name is preference"
-            yield _issue(config, path, wrong, fix)
-        if strange:
-            yield _issue(
-                config, path, f'prompts ask for "{strange[0]}"', f"one of {', '.join(config.objectives)}"
-            )
-        if not wanted and any(prompt.preference_weights for prompt in pool):
-            yield _issue(
-                config, path, "prompts ask for objectives to no effect", "write aggregate: {name: preference}"
-            )
-
-
-def _issue(config: Config, path: KeyPath, problem: str, fix: str) -> str:
-    return format_issue(location_of(config, path), None, None, ".".join(map(str, path)), problem, fix=fix)
+        path = _pool_path(config, name)
+        num_without = sum(not prompt.preference_weights for prompt in pool)
+        names = {key for prompt in pool for key, _ in prompt.preference_weights}
+        unknown = sorted(names - set(config.objectives))
+        if uses_weights and num_without:
+            aggregate = "aggregate.name is preference_weighted_sum"
+            problem = f"{num_without} of {len(pool)} prompts have no preference weights, and {aggregate}"
+            fix = "name the column that holds {objective: weight} with columns: {preference_weights: ...}"
+            yield run.issue(path, problem, fix)
+        if unknown:
+            problem = f'prompts have preference weights of "{unknown[0]}", which is not an objective'
+            yield run.issue(path, problem, f"one of {', '.join(config.objectives)}")
+        if not uses_weights and names:
+            problem = "the preference weights of the prompts have no effect"
+            yield run.issue(path, problem, "write aggregate: {name: preference_weighted_sum}")

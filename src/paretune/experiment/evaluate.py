@@ -1,10 +1,8 @@
-"""Stage 5: before and after on unseen prompts, scored by a judge that is not the training reward."""
+"""Evaluation stage: both policies respond to test prompts, and a judge other than the reward scores them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from paretune.config.build import build_spec
 from paretune.config.data_schema import RewardSection
 from paretune.data.chat import PromptFormat
 from paretune.data.records import Prompt
@@ -18,46 +16,52 @@ from paretune.reward.checkpoint import provenance_hashes
 from paretune.reward.model import RewardModelScorer
 from paretune.reward.scorers import is_refusal, with_thinking_scorer
 from paretune.run.folder import read_json
-from paretune.worlds.helpdesk.truth import is_helpdesk_refusal
-from paretune.worlds.helpdesk.world import GroundTruthScorer
+from paretune.worlds import get_world
+
+TRAINING_REWARD = "the training reward"
+"""Display name of the reward model as a judge."""
 
 
 def evaluate_policies(ctx: RunContext) -> str:
-    """Let both policies answer the test prompts, score, compare, and write eval/final/."""
-    folder = ctx.path("eval", "final")
-    if not (folder / "eval.json").exists():
-        e = ctx.config
-        start = load_policy(ctx.initial_policy, seed=e.run.seed)
-        after = load_policy(ctx.trained_policy, seed=e.run.seed)
-        recipe = build_spec(e)
-        how: dict[str, Any] = {
-            "n": e.evaluate.num_generations,
-            "frame": recipe.prompt_format,
-            "seed": e.evaluate.seed,
-        }
-        one, two = (
-            generate_with(ctx, language, ctx.dataset.test_prompts, arm_of_arms=(i, 2), **how)
-            for i, language in enumerate((start, after))
+    """Sample, score and compare the responses of both policies, and write eval/final/."""
+    output_dir = ctx.path("eval", "final")
+    if not (output_dir / "eval.json").exists():
+        config, settings, spec = ctx.config, ctx.config.evaluate, ctx.resolved.algorithm
+        initial = load_policy(ctx.initial_policy, seed=config.run.seed)
+        trained = load_policy(ctx.trained_policy, seed=config.run.seed)
+        before, after = (
+            generate_with(
+                ctx,
+                policy,
+                ctx.dataset.test_prompts,
+                arm_of_arms=(arm, 2),
+                num_generations=settings.num_generations,
+                prompt_format=spec.prompt_format,
+                seed=settings.seed,
+            )
+            for arm, policy in enumerate((initial, trained))
         )
-        rewards = reward_model_judges(ctx, "reward", "the training reward")
-        judges = run_judges(ctx, rewards)
-        found = evaluate(
-            one,
-            two,
+        reward_judges = reward_model_judges(ctx, "reward", TRAINING_REWARD)
+        judges = run_judges(ctx, reward_judges)
+        is_stated = spec.prompt_format == "confidence"
+        evaluation = evaluate(
+            before,
+            after,
             judges,
             objectives=_evaluated_objectives(ctx, judges),
-            reward_judges=rewards,
-            margins=e.evaluate.non_inferiority_margin,
-            refusal_detector=is_helpdesk_refusal if e.data.world is not None else is_refusal,
-            scorer_view=recipe.scorer_view,
-            correctness_threshold=e.correctness_threshold if recipe.prompt_format == "confidence" else None,
-            kl=estimate_kl(two, start.model, temperature=e.evaluate.temperature),
-            bootstrap_samples=e.evaluate.bootstrap_samples,
-            seed=e.evaluate.seed,
+            reward_judges=reward_judges,
+            margins=settings.non_inferiority_margin,
+            refusal_detector=is_refusal if config.data.world is None else get_world().is_refusal,
+            refusal_categories=settings.refusal_categories,
+            scorer_view=spec.scorer_view,
+            correctness_threshold=config.correctness_threshold if is_stated else None,
+            kl=estimate_kl(after, initial.model, temperature=settings.temperature),
+            bootstrap_samples=settings.bootstrap_samples,
+            seed=settings.seed,
         )
-        found.save(folder)
-    numbers = read_json(folder / "eval.json") or {}
-    return f"before and after, {numbers['prompts']} unseen prompts"
+        evaluation.save(output_dir)
+    results = read_json(output_dir / "eval.json") or {}
+    return f"before and after, {results['num_prompts']} test prompts"
 
 
 def generate_with(
@@ -70,63 +74,69 @@ def generate_with(
     seed: int,
     arm_of_arms: tuple[int, int] = (0, 1),
 ) -> Generations:
-    """What a policy answers, as long and as random as the evaluation has it.
+    """Responses of a policy, with the length limit and the temperature of the evaluation.
 
     Args:
-        ctx: Whose run it is.
+        ctx: The run.
         policy: The policy.
-        prompts: What it is asked.
-        num_generations: Answers to each.
-        prompt_format: What is asked beside the prompts.
-        seed: Of the answers.
-        arm_of_arms: Which arm this is, and of how many: for the console.
+        prompts: The prompts.
+        num_generations: Responses per prompt.
+        prompt_format: Format instruction that is appended to the prompts.
+        seed: Seed of the responses.
+        arm_of_arms: Index of this arm and number of arms, for the progress display.
     """
-    how, (arm, arms) = ctx.config.evaluate, arm_of_arms
+    settings, (arm, num_arms) = ctx.config.evaluate, arm_of_arms
 
-    def tell(done: int, total: int) -> None:
-        ctx.console.progress(arm * total + done, arms * total, ("before", "after")[arm] if arms > 1 else "")
+    def on_progress(done: int, total: int) -> None:
+        note = ("before", "after")[arm] if num_arms > 1 else ""
+        ctx.console.progress(arm * total + done, num_arms * total, note)
         ctx.stop.raise_if_stopped("the training, before its evaluation was complete")
 
     return generate(
         make_sampler(ctx, policy),
         prompts,
         num_generations=num_generations,
-        max_new_tokens=how.max_new_tokens or int(ctx.config.algorithm.arguments["max_new"]),
-        temperature=how.temperature,
+        max_new_tokens=settings.max_new_tokens or int(ctx.config.algorithm.arguments["max_new_tokens"]),
+        temperature=settings.temperature,
         prompt_format=prompt_format,
         seed=seed,
-        on_progress=tell,
+        on_progress=on_progress,
     )
 
 
 def run_judges(ctx: RunContext, reward_judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
-    """Who judges a run: the truth, the model of `judge`, or `reward_judges` where the recipe has neither."""
-    chosen = ctx.config.judge
-    if chosen == "truth":
-        return _with_thinking_judge(ctx, Judge(name="the true scorer", scorer=GroundTruthScorer()))
-    if isinstance(chosen, RewardSection):
-        return reward_model_judges(ctx, "judge", "a reward model fitted on other data")
+    """The judges of a run: ground truth, the model of section `judge`, or `reward_judges` without either."""
+    judge = ctx.config.judge
+    if judge == "ground_truth":
+        return _with_thinking_judge(ctx, Judge(name="the ground truth", scorer=get_world().scorer()))
+    if isinstance(judge, RewardSection):
+        judges = reward_model_judges(ctx, "judge", "a reward model fitted on other data")
+        overlap = any(judge.overlaps_with(reward) for judge in judges for reward in reward_judges)
+        name = "a reward model that shares weights or data with the reward"
+        return tuple(replace(judge, name=name) for judge in judges) if overlap else judges
     return reward_judges
 
 
 def reward_model_judges(ctx: RunContext, name: str, display_name: str) -> tuple[Judge, ...]:
-    """The reward model of a section as a judge, and once more for thoughts where they are an objective."""
+    """The reward model of a section as a judge of responses, and of thinking if it is an objective."""
     model = load_trained_reward_model(ctx, name)
-    scorer, data = RewardModelScorer(model), provenance_hashes(model.provenance)
-    return _with_thinking_judge(
-        ctx, Judge(name=display_name, scorer=scorer, weights_hash=parameter_hash(model), data_hashes=data)
+    judge = Judge(
+        name=display_name,
+        scorer=RewardModelScorer(model),
+        weights_hash=parameter_hash(model),
+        data_hashes=provenance_hashes(model.provenance),
     )
+    return _with_thinking_judge(ctx, judge)
 
 
 def _with_thinking_judge(ctx: RunContext, judge: Judge) -> tuple[Judge, ...]:
-    """The judge, and itself once more for the thoughts where they are an objective."""
-    return tuple(
-        replace(judge, scorer=s) for s in with_thinking_scorer(ctx.config.thinking_objectives, judge.scorer)
-    )
+    """The judge, and a copy that scores the thinking if it is an objective."""
+    scorers = with_thinking_scorer(ctx.config.thinking_objectives, judge.scorer)
+    return tuple(replace(judge, scorer=scorer) for scorer in scorers)
 
 
 def _evaluated_objectives(ctx: RunContext, judges: Sequence[Judge]) -> tuple[str, ...]:
-    """Those that were trained, then those only the judges know."""
+    """The trained objectives, then further ones that the judges score."""
     trained = tuple(ctx.config.objectives)
     further = [name for judge in judges for name in judge.scorer.names if name not in trained]
     return trained + tuple(further)

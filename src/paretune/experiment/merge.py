@@ -1,4 +1,4 @@
-"""Rewarded soups: averages of runs that were aligned to different weightings, evaluated along the way."""
+"""Rewarded soups: averages of runs that were aligned with different weights, each evaluated like a run."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,13 @@ from paretune.config import Config, config_hash, load_config
 from paretune.core.errors import ConfigError
 from paretune.core.pareto import hypervolume, nondominated
 from paretune.experiment.console import Console, make_console
-from paretune.experiment.context import RunContext, set_num_threads
+from paretune.experiment.context import RunContext
 from paretune.experiment.data import load_data
 from paretune.experiment.evaluate import evaluate_policies
 from paretune.experiment.provenance import build_manifest, hash_model_dir, provenance_files
+from paretune.experiment.resolved import ResolvedRun, resolve
 from paretune.experiment.reuse import link_stages, reuse_key
+from paretune.experiment.settings import set_num_threads
 from paretune.models.load import ModelSpec, load_policy, save_model
 from paretune.models.merge import merge_models
 from paretune.report.run_page import write_report
@@ -24,25 +26,30 @@ from paretune.run.folder import Run
 from paretune.run.io import read_json, to_json, write_atomic
 from paretune.training.guards import StopRequest
 
-RESULTS_FILE = "soup.json"
-VARIABLE_SECTIONS = ("name", "objectives", "algorithm", "aggregate", "learn", "run")
-"""Sections that members may differ in; the rest is what they start from and how they are judged."""
+RESULTS_FILE = "merge.json"
+VARIABLE_SECTIONS = ("name", "objectives", "algorithm", "aggregate", "training", "run")
+"""Sections that may differ between the runs; the others determine the initial policy and the evaluation."""
 
 
 MergeWeights = tuple[float, ...]
-"""A share for each run; they sum to 1."""
+"""Weight of each run; they sum to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergedRun:
-    """A finished run."""
+    """A finished run that is merged with others."""
 
     run_dir: Path
-    config: Config
+    resolved: ResolvedRun
+
+    @property
+    def config(self) -> Config:
+        """Its recipe."""
+        return self.resolved.config
 
 
 def merge_grid(num_runs: int, grid_steps: int) -> Iterator[MergeWeights]:
-    """Every way to share 1 among the members in equal steps, the first member's whole share first."""
+    """All weights that are multiples of 1 / grid_steps, starting with weight 1 for the first run."""
     for parts in itertools.product(range(grid_steps, -1, -1), repeat=num_runs):
         if sum(parts) == grid_steps:
             yield tuple(part / grid_steps for part in parts)
@@ -51,149 +58,155 @@ def merge_grid(num_runs: int, grid_steps: int) -> Iterator[MergeWeights]:
 def merge_runs(
     run_dirs: Sequence[Path], output_dir: Path, grid_steps: int, console: Console | None = None
 ) -> Path:
-    """Average the policies of finished runs in every mixture, evaluate each, and write soup.json.
+    """Merge the policies of finished runs with all weights of a grid, evaluate each, and write merge.json.
 
-    Each mixture is a run folder of its own, with the model in `final/`, its evaluation and its page; its
-    objectives have the averaged weights, and their `run` is the first run's, threads included. The same call
-    again makes only what is missing.
+    Each merge is a run folder of its own, with the model in `final/`, its evaluation and its report. Its
+    objectives have the averaged weights, and its section `run` is the first run's, threads included. The same
+    call again makes only what is missing.
 
     Args:
-        run_dirs: Of two or more finished runs with the same start, test prompts and judge.
-        output_dir: Where the mixtures go.
-        grid_steps: Equal steps from one run to the next: 4 mixes two runs at shares of 0, 1/4, 1/2, 3/4 and 1.
-        console: Hears of what is done.
+        run_dirs: Two or more finished runs with the same initial policy, test prompts and judge.
+        output_dir: Folder of the merges.
+        grid_steps: Steps from one run to the next: 4 merges two runs with weights 0, 1/4, 1/2, 3/4 and 1.
+        console: Progress display.
 
     Raises:
-        ConfigError: A folder holds no finished run, or the runs do not go together.
-        Stopped: SIGTERM came; what is complete stays.
+        ConfigError: A folder holds no finished run, or the runs cannot be merged.
+        RunInterrupted: SIGTERM arrived; complete merges are kept.
 
-    Source: Rame et al. 2023, rewarded soups, section 2.2 (arXiv:2306.04488). Differs: members may have been
-        aligned to any weighting, not to one reward each; adapters are averaged as the products they add.
+    Source: Rame et al. 2023, rewarded soups, section 2.2 (arXiv:2306.04488). Differs: runs may have been
+        aligned with any weighting, not with one reward each; adapters are averaged as the products they add.
     """
-    members = load_finished_runs(run_dirs)
-    set_num_threads(members[0].config)
-    shares = list(merge_grid(len(members), grid_steps))
+    runs = load_finished_runs(run_dirs)
+    set_num_threads(runs[0].config)
+    grid = list(merge_grid(len(runs), grid_steps))
     console = console or make_console()
-    stirred = {str(member.run_dir): hash_model_dir(member.run_dir / "final") for member in members}
+    model_hashes = {str(run.run_dir): hash_model_dir(run.run_dir / "final") for run in runs}
     with console, StopRequest() as stop:
-        material = load_data(members[0].config)
-        for place, mixture in enumerate(shares, 1):
-            console.start_stage("soup", place, len(shares))
-            e = _merged_config(members, mixture, output_dir)
+        dataset = load_data(runs[0].resolved)
+        for index, weights in enumerate(grid, 1):
+            console.start_stage("merge", index, len(grid))
+            config = _merged_config(runs, weights, output_dir)
             with Run.start_or_resume(
-                e.run.output_dir,
-                name=e.name,
-                config_hash=config_hash(e),
-                files=provenance_files(e),
-                data_manifest={**build_manifest(e, material), "soup": stirred},
+                config.run.output_dir,
+                name=config.name,
+                config_hash=config_hash(config),
+                files=provenance_files(config),
+                data_manifest={**build_manifest(config, dataset), "merged_models": model_hashes},
             ) as run:
-                link_stages(members[0].run_dir, run.path)
-                work = RunContext(config=e, run=run, console=console, dataset=material, stop=stop)
-                run.enter_stage("soup")
-                _merge_and_save(work, members, mixture)
-                evaluate_policies(work)
+                link_stages(runs[0].run_dir, run.path)
+                ctx = RunContext(
+                    resolved=resolve(config), run=run, console=console, dataset=dataset, stop=stop
+                )
+                run.enter_stage("merge")
+                _merge_and_save(ctx, runs, weights)
+                evaluate_policies(ctx)
                 write_report(run.path)
-            console.finish_stage(f"{Path(e.run.output_dir).name}: {_format_means(Path(e.run.output_dir))}")
-            stop.raise_if_stopped(f"mixture {place} of {len(shares)}")
-    found = merge_results(members, shares, output_dir)
-    write_atomic(output_dir / RESULTS_FILE, to_json(found))
+            merge_dir = Path(config.run.output_dir)
+            console.finish_stage(f"{merge_dir.name}: {_format_means(merge_dir)}")
+            stop.raise_if_stopped(f"merge {index} of {len(grid)}")
+    results = merge_results(runs, grid, output_dir)
+    write_atomic(output_dir / RESULTS_FILE, to_json(results))
     return output_dir / RESULTS_FILE
 
 
 def load_finished_runs(run_dirs: Sequence[Path]) -> list[MergedRun]:
-    """The runs of these folders.
+    """Load the recipes of finished runs.
 
     Raises:
-        ConfigError: One is not finished, there are fewer than two, or they have other starts or judges.
+        ConfigError: One is not finished, there are fewer than two, or their policies or judges differ.
     """
-    if len({folder.resolve() for folder in run_dirs}) < max(2, len(run_dirs)):
-        raise ConfigError("a soup is made of two or more different runs; fix: name at least two folders")
-    found = []
-    for folder in run_dirs:
-        book = read_json(folder / "run.json")
-        if book is None or not (folder / "final" / "config.json").exists():
-            raise ConfigError(f"{folder}: holds no finished run; fix: name runs with a final model")
-        found.append(MergedRun(run_dir=folder, config=load_config(folder / "config" / "resolved.yaml")))
-    first = found[0]
-    for other in found[1:]:
-        if reuse_key(other.config) != reuse_key(first.config) or _evaluation_settings(
+    if len({path.resolve() for path in run_dirs}) < max(2, len(run_dirs)):
+        raise ConfigError("a merge needs two or more different runs; fix: name at least two folders")
+    runs = []
+    for run_dir in run_dirs:
+        if read_json(run_dir / "run.json") is None or not (run_dir / "final" / "config.json").exists():
+            raise ConfigError(f"{run_dir}: holds no finished run; fix: name runs with a final model")
+        config = load_config(run_dir / "config" / "resolved.yaml")
+        runs.append(MergedRun(run_dir=run_dir, resolved=resolve(config)))
+    first = runs[0]
+    for other in runs[1:]:
+        if reuse_key(other.resolved) != reuse_key(first.resolved) or _evaluation_settings(
             other
         ) != _evaluation_settings(first):
             raise ConfigError(
-                f"{other.run_dir}: has another start, seed, reward, judge or evaluation than {first.run_dir}; "
-                "fix: mix runs that differ in objectives, algorithm and learning only"
+                f"{other.run_dir}: its initial policy, seed, reward, judge or evaluation is not that of "
+                f"{first.run_dir}; fix: merge runs that differ in objectives, algorithm and training only"
             )
-    return found
+    return runs
 
 
 def merge_results(
     runs: Sequence[MergedRun], grid: Sequence[MergeWeights], output_dir: Path
 ) -> dict[str, Any]:
-    """What soup.json holds: the points, which of them nothing dominates, and volumes above the start."""
-    before = _objective_means(output_dir / merge_dir_name(grid[0]), "before")
-    names = list(before)
+    """Content of merge.json: mean scores, the Pareto front, and hypervolumes above the initial policy."""
+    initial = _objective_means(output_dir / merge_dir_name(grid[0]), "before")
+    names = list(initial)
     points = np.array(
         [list(_objective_means(output_dir / merge_dir_name(each), "after").values()) for each in grid]
     )
-    corners = [i for i, each in enumerate(grid) if max(each) == 1.0]
-    known = bool(np.isfinite(points).all())
-    front = nondominated(points).tolist() if known else [None] * len(points)
-    start = np.array(list(before.values()))
+    run_indices = [i for i, weights in enumerate(grid) if max(weights) == 1.0]
+    all_scored = bool(np.isfinite(points).all())
+    on_front = nondominated(points).tolist() if all_scored else [None] * len(points)
+    reference = np.array(list(initial.values()))
     return {
-        "schema": "paretune/soup/1",
-        "runs": [str(member.run_dir) for member in runs],
+        "schema": "paretune/merge/1",
+        "runs": [str(run.run_dir) for run in runs],
         "objectives": names,
-        "start": before,
-        "mixtures": [
+        "initial": initial,
+        "merges": [
             {
-                "shares": list(each),
-                "folder": merge_dir_name(each),
+                "weights": list(weights),
+                "dir": merge_dir_name(weights),
                 "mean": dict(zip(names, row, strict=True)),
-                "front": on,
+                "on_pareto_front": on,
             }
-            for each, row, on in zip(grid, points.tolist(), front, strict=True)
+            for weights, row, on in zip(grid, points.tolist(), on_front, strict=True)
         ],
         "hypervolume": {
-            "above": "the start",
-            "runs": hypervolume(points[corners], start) if known else None,
-            "soups": hypervolume(points, start) if known else None,
+            "reference_point": "initial",
+            "runs": hypervolume(points[run_indices], reference) if all_scored else None,
+            "merges": hypervolume(points, reference) if all_scored else None,
         },
     }
 
 
 def merge_dir_name(weights: MergeWeights) -> str:
-    """The folder of a mixture: its shares in per cent."""
-    return "-".join(f"{100 * share:.4g}" for share in weights)
+    """Folder name of a merge: its weights in percent."""
+    return "-".join(f"{100 * weight:.4g}" for weight in weights)
 
 
 def _evaluation_settings(run: MergedRun) -> Any:
-    e = run.config
-    return e.model_dump(
-        by_alias=True, mode="json", exclude=set(VARIABLE_SECTIONS)
-    ), e.algorithm.arguments.get("max_new")
+    config = run.config
+    settings = config.model_dump(by_alias=True, mode="json", exclude=set(VARIABLE_SECTIONS))
+    # The evaluation's default response length is that of the training.
+    return settings, config.algorithm.arguments.get("max_new_tokens")
 
 
 def _merged_config(runs: Sequence[MergedRun], weights: MergeWeights, output_dir: Path) -> Config:
-    """The first run's experiment with the averaged weights of all, in a folder of its own."""
-    e = runs[0].config
+    """The first run's recipe with the averaged weights of all runs, and a folder of its own."""
+    config = runs[0].config
     pairs = list(zip(weights, runs, strict=True))
     objectives = {
-        name: o.model_copy(update={"weight": sum(s * m.config.weights.get(name, 0.0) for s, m in pairs)})
-        for name, o in e.objectives.items()
+        name: objective.model_copy(
+            update={"weight": sum(weight * run.config.weights.get(name, 0.0) for weight, run in pairs)}
+        )
+        for name, objective in config.objectives.items()
     }
-    run = e.run.model_copy(update={"folder": str(output_dir / merge_dir_name(weights))})
-    name = f"{e.name}-soup"
-    return e.model_copy(update={"objectives": objectives, "run": run, "name": name})
+    merge_dir = str(output_dir / merge_dir_name(weights))
+    run_section = config.run.model_copy(update={"output_dir": merge_dir})
+    name = f"{config.name}-merge"
+    return config.model_copy(update={"objectives": objectives, "run": run_section, "name": name})
 
 
 def _merge_and_save(ctx: RunContext, runs: Sequence[MergedRun], weights: MergeWeights) -> None:
-    """Save the average of the policies in `final/`."""
+    """Save the weighted average of the policies in `final/`."""
     if ctx.path("final", "config.json").exists():
         return
-    used = [(share, member) for share, member in zip(weights, runs, strict=True) if share]
-    policies = [load_policy(_final_policy(ctx, member)) for _, member in used]
-    mixed = merge_models([policy.model for policy in policies], [share for share, _ in used])
-    save_model(mixed, policies[0].tokenizer, ctx.path("final"))
+    used = [(weight, run) for weight, run in zip(weights, runs, strict=True) if weight]
+    policies = [load_policy(_final_policy(ctx, run)) for _, run in used]
+    merged = merge_models([policy.model for policy in policies], [weight for weight, _ in used])
+    save_model(merged, policies[0].tokenizer, ctx.path("final"))
 
 
 def _final_policy(ctx: RunContext, run: MergedRun) -> ModelSpec:
@@ -201,9 +214,9 @@ def _final_policy(ctx: RunContext, run: MergedRun) -> ModelSpec:
 
 
 def _objective_means(run_dir: Path, arm: str) -> dict[str, float]:
-    numbers = read_json(run_dir / "eval" / "final" / "eval.json") or {}
-    known = ((name, o[arm]) for name, o in numbers["objectives"].items())
-    return {name: float("nan") if value is None else value for name, value in known}
+    results = read_json(run_dir / "eval" / "final" / "eval.json") or {}
+    means = ((name, objective[arm]) for name, objective in results["objectives"].items())
+    return {name: float("nan") if mean is None else mean for name, mean in means}
 
 
 def _format_means(run_dir: Path) -> str:

@@ -1,19 +1,20 @@
-"""All stages in order: what `paretune run` does."""
+"""The pipeline of `paretune run`: all stages in order."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from paretune.config import Config, config_hash, location_of
+from paretune.config import Config, config_hash
 from paretune.config.data_schema import RewardSection
-from paretune.core.errors import ConfigError, format_issue
+from paretune.core.errors import ConfigError
 from paretune.experiment.align import align
 from paretune.experiment.console import Console, make_console
-from paretune.experiment.context import RunContext, set_num_threads
-from paretune.experiment.data import Dataset
-from paretune.experiment.dry_run import describe_prompts, validate_run
+from paretune.experiment.context import RunContext
+from paretune.experiment.dataset import Dataset
+from paretune.experiment.dry_run import check_and_load_data, describe_prompts
 from paretune.experiment.evaluate import evaluate_policies
 from paretune.experiment.preflight import check_memory_options, hub_model_notes
 from paretune.experiment.provenance import build_manifest, provenance_files
+from paretune.experiment.resolved import ResolvedRun, resolve
 from paretune.experiment.reuse import (
     PRE_ALIGN_STAGES,
     is_fresh_run,
@@ -22,14 +23,16 @@ from paretune.experiment.reuse import (
     reuse_stages,
 )
 from paretune.experiment.reward import train_reward_model
+from paretune.experiment.settings import set_num_threads
 from paretune.experiment.sft import run_sft
-from paretune.experiment.tuning_trial import JUDGED_TRIAL, evaluate_trial
+from paretune.experiment.tuning_trial import JUDGED_TRIAL, TRIAL, evaluate_trial
 from paretune.report.run_page import write_report
 from paretune.report.tables import summary_table
 from paretune.run.folder import Run, read_json
 from paretune.training.guards import StopRequest
 
 Stage = Callable[[RunContext], str]
+"""Runs one stage, or finds it complete; returns its summary line."""
 
 
 def run_pipeline(
@@ -42,100 +45,110 @@ def run_pipeline(
 ) -> Path:
     """Run every stage that is not complete, and return the run folder.
 
-    Everything that can be wrong with the recipe and its files is found before a model is loaded and before
-    anything is written.
+    All errors of the recipe and its files are found before a model is loaded and before anything is written.
 
     Args:
         config: The recipe.
-        console: Hears of what is done.
-        command: What the report repeats.
-        until: The last stage; "": all of them. A run that ends before the alignment is made to be taken over,
-            and its folder is known by what it was made from, whatever the algorithm.
-        reuse_from: The folder of such a run, whose stages this one takes over instead of making them.
+        console: Progress display.
+        command: The command line, repeated in the report.
+        until: The last stage; "": all of them. A run that ends before the alignment is meant to be reused, so
+            its folder is identified by the inputs of these stages alone, whatever the algorithm.
+        reuse_from: Folder of such a run, whose stages are reused instead of being run again.
 
     Raises:
-        ParetuneError: With what is wrong and what to do.
+        ParetuneError: With the problem and its fix.
     """
     console = console or make_console()
     with console, StopRequest() as stop:
-        return _run_stages(config, console, stop, command, until, reuse_from)
+        return _run_stages(resolve(config), console, stop, command, until, reuse_from)
 
 
 def _run_stages(
-    config: Config, console: Console, stop: StopRequest, command: str, until: str, reuse_from: Path | None
+    resolved: ResolvedRun,
+    console: Console,
+    stop: StopRequest,
+    command: str,
+    until: str,
+    reuse_from: Path | None,
 ) -> Path:
-    stages = pipeline_stages(config, until)
+    config = resolved.config
+    stages = pipeline_stages(resolved, until)
     if reuse_from is not None and is_fresh_run(Path(config.run.output_dir)):
-        require_same_inputs(reuse_from, config)  # before the records are read, which may take minutes
+        require_same_inputs(reuse_from, resolved)  # before the records are read, which may take minutes
     console.start_stage("data", 1, len(stages) + 1)
-    check_memory_options(config)
+    check_memory_options(resolved)
     for line in hub_model_notes(config):
         console.log(line)
 
-    def tell(done: int, total: int, note: str) -> None:
+    def on_progress(done: int, total: int, note: str) -> None:
         console.progress(done, total, note)
         stop.raise_if_stopped()
 
-    _, _, material = validate_run(config, tell)
+    dataset = check_and_load_data(resolved, on_progress)
     set_num_threads(config)
     with Run.start_or_resume(
         config.run.output_dir,
         name=config.name,
-        config_hash=reuse_key(config) if until in PRE_ALIGN_STAGES else config_hash(config),
+        config_hash=reuse_key(resolved) if until in PRE_ALIGN_STAGES else config_hash(config),
         files=provenance_files(config),
-        data_manifest=build_manifest(config, material),
-    ) as opened:
-        console.finish_stage(_data_summary(material))
-        if goes_on := opened.resume_message(config.run.max_steps):
-            console.log(goes_on)
+        data_manifest=build_manifest(config, dataset),
+    ) as run:
+        console.finish_stage(_data_summary(dataset))
+        if resume_message := run.resume_message(config.run.max_steps):
+            console.log(resume_message)
         if command:
-            opened.update_state(command=command)
+            run.update_state(command=command)
         if reuse_from is not None:
-            reuse_stages(opened, reuse_from, config)
-        work = RunContext(config=config, run=opened, console=console, dataset=material, stop=stop)
+            reuse_stages(run, reuse_from, resolved)
+        ctx = RunContext(resolved=resolved, run=run, console=console, dataset=dataset, stop=stop)
         complete = "data"
         for index, (name, stage) in enumerate(stages, 2):
             stop.raise_if_stopped(f'the stage "{complete}"')
             console.start_stage(name, index, len(stages) + 1)
-            opened.enter_stage(name)
-            console.finish_stage(stage(work))
+            run.enter_stage(name)
+            console.finish_stage(stage(ctx))
             complete = name
-    return opened.path
+    return run.path
 
 
-def pipeline_stages(config: Config, until: str = "") -> list[tuple[str, Stage]]:
-    """The stages after the data, by name, in order; `until`: without those after it.
+def pipeline_stages(resolved: ResolvedRun, until: str = "") -> list[tuple[str, Stage]]:
+    """The stages after the data stage, by name, in order.
+
+    Args:
+        resolved: The resolved recipe.
+        until: The last stage; "": all.
 
     Raises:
-        ConfigError: A judge is to score a trial, and the recipe has none.
+        ConfigError: The judge must score a tuning trial, and the recipe has none.
     """
+    config = resolved.config
     if until == JUDGED_TRIAL and config.judge is None:
-        wrong, fix = "is missing: the judge is to score a trial", "write judge, or take --until trial"
-        raise ConfigError(format_issue(location_of(config, ("judge",)), None, None, "judge", wrong, fix=fix))
+        problem = "is missing: it must score the tuning trial"
+        raise ConfigError(resolved.issue(("judge",), problem, f"set judge, or use --until {TRIAL}"))
     stages: list[tuple[str, Stage]] = [
-        ("policy", run_sft),
-        ("reward", lambda work: train_reward_model(work, "reward")),
+        ("sft", run_sft),
+        ("reward", lambda ctx: train_reward_model(ctx, "reward")),
     ]
     if isinstance(config.judge, RewardSection):
-        stages.append(("judge", lambda work: train_reward_model(work, "judge")))
+        stages.append(("judge", lambda ctx: train_reward_model(ctx, "judge")))
     if until not in PRE_ALIGN_STAGES:
         stages.append(("align", align))
-    if until in ("trial", JUDGED_TRIAL):
-        return [*stages, ("trial", lambda work: evaluate_trial(work, with_judge=until == JUDGED_TRIAL))]
+    if until in (TRIAL, JUDGED_TRIAL):
+        return [*stages, (TRIAL, lambda ctx: evaluate_trial(ctx, with_judge=until == JUDGED_TRIAL))]
     return stages if until else [*stages, ("evaluate", evaluate_policies), ("report", run_report)]
 
 
 def run_report(ctx: RunContext) -> str:
-    """Write the page, and show its table."""
+    """Write the report, and print its summary table."""
     path = write_report(ctx.run.path)
-    numbers = read_json(ctx.path("eval", "final", "eval.json")) or {}
-    ctx.console.log(f"\n{summary_table(numbers)}\n\nmodel: {ctx.path('final')}\n")
+    results = read_json(ctx.path("eval", "final", "eval.json")) or {}
+    ctx.console.log(f"\n{summary_table(results)}\n\nmodel: {ctx.path('final')}\n")
     return str(path)
 
 
 def _data_summary(dataset: Dataset) -> str:
     parts = [f"prompts: {describe_prompts(dataset)}"]
-    for name, found in (("reward", dataset.reward), ("judge", dataset.judge)):
-        if found is not None:
-            parts.append(f"{len(found.train):,} rows for the {name}")
+    for name, reward_data in (("reward", dataset.reward), ("judge", dataset.judge)):
+        if reward_data is not None:
+            parts.append(f"{len(reward_data.train):,} rows for the {name}")
     return "; ".join(parts)

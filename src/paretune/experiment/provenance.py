@@ -1,4 +1,4 @@
-"""What a run was made from, hashed: the same when it goes on, or it does not go on."""
+"""Provenance of a run: hashes of its records and models, by which a resume detects changed inputs."""
 
 import hashlib
 from collections.abc import Iterable
@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from paretune.config import Config, resolved_yaml, source_text
-from paretune.config.data_schema import RewardSection
-from paretune.experiment.data import Dataset, RewardData
+from paretune.config.validate import WORLD, reward_sections
+from paretune.experiment.dataset import Dataset
 from paretune.run.folder import environment_info, to_json
 
 MODEL_FILE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-"""Of the files of a model folder that decide what the model says."""
+"""Files of a model folder that determine its outputs: weights, configuration, tokenizer, chat template."""
 
 
 def build_manifest(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Counts and hashes of the records, and the content of the model folders, for data/manifest.json."""
+    """Counts and hashes of the records, and hashes of the model folders, for data/manifest.json."""
     return {
         **dataset.manifest(),
         "records": _record_hashes(dataset),
@@ -24,48 +24,50 @@ def build_manifest(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 def provenance_files(config: Config) -> dict[str, str]:
-    """What every run folder says of its recipe and its machine: text by path inside it."""
+    """Files of every run folder about its recipe and environment: path inside it -> text."""
     return {
-        "config/run.yaml": source_text(config),
+        "config/recipe.yaml": source_text(config),
         "config/resolved.yaml": resolved_yaml(config),
         "env.json": to_json(environment_info()),
     }
 
 
 def hash_model_dir(model_dir: Path) -> str:
-    """SHA-256 over the names and the content of a model's files."""
-    whole = hashlib.sha256()
-    for path in sorted(
-        path for path in model_dir.iterdir() if path.suffix in MODEL_FILE_SUFFIXES and path.is_file()
-    ):
+    """SHA-256 of the names and contents of a model's files."""
+    digest = hashlib.sha256()
+    files = [path for path in model_dir.iterdir() if path.suffix in MODEL_FILE_SUFFIXES and path.is_file()]
+    for path in sorted(files):
         with path.open("rb") as file:
-            whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _model_dirs(config: Config) -> list[str]:
-    """The model folders that the recipe names; a hub name is none."""
-    sections = [config.reward, config.judge]
-    models = [s for s in sections if isinstance(s, RewardSection)]
-    named = [config.policy.path, *(s.path or s.init_from for s in models)]
-    return [name for name in dict.fromkeys(named) if name not in {"world", "policy"} and Path(name).is_dir()]
+    """The local model folders that the recipe names; hub names are not hashed."""
+    names = [config.policy.path, *(s.path or s.init_from for _, s in reward_sections(config))]
+    return [name for name in dict.fromkeys(names) if name not in {WORLD, "policy"} and Path(name).is_dir()]
 
 
 def _record_hashes(dataset: Dataset) -> dict[str, str]:
-    """A hash of every set of records, in their order."""
-    found: dict[str, Iterable[object]] = {
-        f"prompts of {name}": pool for name, pool in dataset.train_prompts.items()
+    """Hash of every set of records, in their order."""
+    records: dict[str, Iterable[object]] = {
+        f"train_prompts/{name}": pool for name, pool in dataset.train_prompts.items()
     }
-    found |= {"test": dataset.test_prompts, "demonstrations": dataset.sft_demonstrations}
-    found |= {"remembered": dataset.auxiliary_demonstrations, "stored": dataset.stored_responses}
-    for name, both in (("reward", dataset.reward), ("judge", dataset.judge)):
-        if isinstance(both, RewardData):
-            found |= {f"{name} train": both.train, f"{name} test": both.test}
-    return {name: _hash_records(records) for name, records in found.items()}
+    records |= {
+        "test_prompts": dataset.test_prompts,
+        "sft_demonstrations": dataset.sft_demonstrations,
+        "auxiliary_demonstrations": dataset.auxiliary_demonstrations,
+        "stored_responses": dataset.stored_responses,
+    }
+    for name, reward_data in (("reward", dataset.reward), ("judge", dataset.judge)):
+        if reward_data is not None:
+            records |= {f"{name} train": reward_data.train, f"{name} test": reward_data.test}
+    return {name: _hash_records(each) for name, each in records.items()}
 
 
 def _hash_records(records: Iterable[object]) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for record in records:
-        whole.update(repr(record).encode("utf-8", "surrogatepass") + b"\n")
-    return whole.hexdigest()
+        # surrogatepass: JSON escapes can hold lone surrogates, which UTF-8 has no encoding for.
+        digest.update(repr(record).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()

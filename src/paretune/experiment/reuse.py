@@ -1,10 +1,8 @@
-"""Stages that do not depend on the algorithm, made once and taken over by many runs.
+"""Reuse of the stages before the alignment by several runs, and the resource usage of a run.
 
-The folder of such stages is a run of its own that ended before the alignment. Its models are linked into the
-run that takes them over, its lines are copied, and what the run then does and writes is byte for byte what it
-would have done alone.
-
-What a run took, read from its timing.jsonl: tokens, calls, seconds, memory.
+The folder to reuse is a run of its own that ended before the alignment. Its models are hard-linked into the
+new run and its log lines are copied, so that the new run writes, byte for byte, what it would have written
+alone. Resource usage is read from timing.jsonl.
 """
 
 import hashlib
@@ -15,129 +13,145 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from paretune.config import Config
-from paretune.config.build import build_spec
 from paretune.core.errors import ConfigError
+from paretune.experiment.resolved import ResolvedRun
 from paretune.rl.state import BUDGET_RESOURCES
 from paretune.run.compat import MANIFEST_FILE
 from paretune.run.folder import Run
 from paretune.run.io import fsync_tree, read_json, write_atomic
 
-PRE_ALIGN_STAGES = ("policy", "reward", "judge")
-"""The stages, and the folders they fill."""
-PRE_ALIGN_RECORDS = ("demonstrations", "reward train", "reward test", "judge train", "judge test")
-"""Of the manifest, the records that these stages read."""
-DOWNSTREAM_SECTIONS = ("name", "objectives", "algorithm", "aggregate", "thinking", "learn", "run", "evaluate")
+PRE_ALIGN_STAGES = ("sft", "reward", "judge")
+"""Stages before the alignment; each fills the folder of its name."""
+PRE_ALIGN_RECORDS = ("sft_demonstrations", "reward train", "reward test", "judge train", "judge test")
+"""The records in the manifest that these stages read."""
+DOWNSTREAM_SECTIONS = (
+    "name",
+    "objectives",
+    "algorithm",
+    "aggregate",
+    "thinking",
+    "training",
+    "run",
+    "evaluate",
+)
 """Sections of a recipe that only later stages read."""
+ALIGN_DATA_KEYS = ("stored_responses", "demonstrations")
+"""Keys of the section `data` that only the alignment reads."""
 
 
-def reuse_key(config: Config) -> str:
-    """Names everything of a recipe that decides what the stages before the alignment make."""
+def reuse_key(run: ResolvedRun) -> str:
+    """Hash of all settings that determine the results of the stages before the alignment."""
+    config = run.config
     values = config.model_dump(by_alias=True, mode="json", exclude=set(DOWNSTREAM_SECTIONS))
-    for key in ("stored", "demonstrations"):
+    for key in ALIGN_DATA_KEYS:
         del values["data"][key]
-    # Over files, longer responses leave out prompts, and so does what is asked beside them; with unseen
-    # prompts go the rows that share them.
-    room = [
-        config.algorithm.arguments.get("max_new"),
+    # With files, long responses and format instructions exclude prompts that are then too long, and training
+    # rows of test prompts are excluded too. The built-in world's splits are disjoint.
+    prompt_limits = [
+        config.algorithm.arguments.get("max_new_tokens"),
         config.evaluate.max_new_tokens,
         config.evaluate.max_prompts,
-        build_spec(config).prompt_format,
+        run.algorithm.prompt_format,
     ]
-    said = [values, config.run.seed, None if config.data.world is not None else room]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    inputs = [values, config.run.seed, None if config.data.world is not None else prompt_limits]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def reuse_stages(run: Run, source: Path, config: Config) -> None:
-    """Link the finished stages of `source` into a new run; one that has lines of its own already keeps them.
+def reuse_stages(run: Run, source: Path, resolved: ResolvedRun) -> None:
+    """Link the complete stages of `source` into a new run; a run that has log lines already is left alone.
 
     Raises:
-        ConfigError: `source` holds no finished stages, or those of another recipe or of other records.
+        ConfigError: `source` has no complete stages, or its recipe or records differ.
     """
     if not is_fresh_run(run.path):
         return
-    require_same_inputs(source, config)
+    require_same_inputs(source, resolved)
     if _pre_align_inputs(source) != _pre_align_inputs(run.path):
-        raise ConfigError(f"{source}: cannot be taken over: made from other records; fix: leave out --shared")
+        raise ConfigError(f"{source}: cannot be reused: its records differ; fix: remove --reuse-from")
     link_stages(source, run.path)
     for name in ("timing.jsonl", "metrics.jsonl"):
         if (source / name).exists():
             write_atomic(run.path / name, (source / name).read_bytes())
-    run.log_event("shared", f"took over the policy, the reward and the judge of {source}")
+    run.log_event("stages_reused", f"reused the policy, the reward and the judge of {source}")
 
 
 def is_fresh_run(run_dir: Path) -> bool:
-    """Whether a run folder has no lines of its own yet, and so would take over those of another."""
+    """True if the run folder has no log lines yet, so that it may reuse those of another run."""
     return not (run_dir / "metrics.jsonl").exists()
 
 
-def require_same_inputs(source: Path, config: Config) -> None:
-    """Refuse, before anything of the recipe is read, stages that it could not take over.
+def require_same_inputs(source: Path, resolved: ResolvedRun) -> None:
+    """Reject stages that cannot be reused, before any file of the recipe is read.
 
     Raises:
-        ConfigError: `source` holds no finished stages, or those of another recipe.
+        ConfigError: `source` has no complete stages, or those of another recipe.
     """
-    book = read_json(source / "run.json")
-    if book is None or book.get("status") != "done" or book.get("config_hash") != reuse_key(config):
-        wrong = "its stages are not finished" if book and book.get("status") != "done" else "made otherwise"
-        raise ConfigError(
-            f"{source}: cannot be taken over: {wrong if book else 'holds no run'}; fix: leave out --shared"
-        )
+    state = read_json(source / "run.json")
+    problem = ""
+    if state is None:
+        problem = "it holds no run"
+    elif state.get("status") != "done":
+        problem = "its stages are not complete"
+    elif state.get("config_hash") != reuse_key(resolved):
+        problem = "its recipe differs in data, policy, reward, judge or seed"
+    if problem:
+        raise ConfigError(f"{source}: cannot be reused: {problem}; fix: remove --reuse-from")
 
 
 def link_stages(source: Path, target: Path) -> None:
-    """Give a run folder the models that another one has of the stages before the alignment."""
+    """Link the models of the stages before the alignment into another run folder."""
     for name in PRE_ALIGN_STAGES:
         if (source / name).is_dir() and not (target / name).exists():
             _link_tree(source / name, target / name)
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """The folder once more, its files linked or, on another disk, copied; there as a whole or not at all."""
-    part = target.with_name(f"{target.name}.tmp")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part, copy_function=_link_or_copy)
-    fsync_tree(part)
-    part.rename(target)
+    """A copy of the folder, atomically, with hard links to its files where the file system allows it."""
+    temporary = target.with_name(f"{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary, copy_function=_link_or_copy)
+    fsync_tree(temporary)
+    temporary.rename(target)
 
 
 def _link_or_copy(source: str, target: str) -> str:
     try:
         os.link(source, target)
-    except OSError:
+    except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
     return target
 
 
 def _pre_align_inputs(run_dir: Path) -> Mapping[str, Any]:
-    found = read_json(run_dir / MANIFEST_FILE) or {}
-    records = found.get("records", {})
-    return {name: records.get(name) for name in PRE_ALIGN_RECORDS} | {"models": found.get("models")}
+    manifest = read_json(run_dir / MANIFEST_FILE) or {}
+    records = manifest.get("records", {})
+    return {name: records.get(name) for name in PRE_ALIGN_RECORDS} | {"models": manifest.get("models")}
 
 
 TimingLines = Iterable[Mapping[str, Any]]
+"""Lines of timing.jsonl."""
 
 
 def total_usage(lines: TimingLines, *, phases_only: bool = False) -> dict[str, int]:
-    """What an alignment took in each currency, models that it made beforehand included.
+    """Usage of each budget resource by the alignment and its phases.
 
     Args:
-        lines: Of timing.jsonl.
-        phases_only: Only what those models took.
+        lines: Lines of timing.jsonl.
+        phases_only: Count the phases only.
     """
     counted = [line for line in _alignment_lines(lines) if not (phases_only and line["stage"] == "align")]
-    return {currency: sum(int(line.get(currency, 0)) for line in counted) for currency in BUDGET_RESOURCES}
+    return {resource: sum(int(line.get(resource, 0)) for line in counted) for resource in BUDGET_RESOURCES}
 
 
 def time_and_peak_memory(lines: TimingLines) -> dict[str, float]:
-    """Seconds in steps of an alignment and of what it made beforehand, and its peaks of memory in bytes."""
+    """Seconds in the steps of the alignment and its phases, and peak memory in bytes."""
     counted = _alignment_lines(lines)
-    found = {"seconds": float(sum(float(line.get("seconds", 0.0)) for line in counted))}
-    for key in ("memory", "device_memory"):
+    resources = {"seconds": float(sum(float(line.get("seconds", 0.0)) for line in counted))}
+    for key in ("peak_memory", "peak_device_memory"):
         peaks = [float(line[key]) for line in counted if key in line]
         if peaks:
-            found[f"peak_{key}"] = max(peaks)
-    return found
+            resources[key] = max(peaks)
+    return resources
 
 
 def _alignment_lines(lines: TimingLines) -> list[Mapping[str, Any]]:

@@ -1,12 +1,13 @@
-"""Stage 3: the reward model, and the judge that is fitted on other data than it."""
+"""Reward stage: fits the reward model, and the judge, which is fitted to other data."""
 
 from collections.abc import Mapping
 from shutil import rmtree
 from typing import Any
 
 from paretune.config.data_schema import RewardHeadSection, RewardSection
-from paretune.experiment.context import RunContext, lora_config, supervised_config
+from paretune.experiment.context import RunContext
 from paretune.experiment.data import RewardData
+from paretune.experiment.settings import lora_spec, supervised_config
 from paretune.report.reward_model import unreliable_heads
 from paretune.reward.baselines import baseline_metrics
 from paretune.reward.checkpoint import (
@@ -25,24 +26,30 @@ from paretune.run.folder import read_json, to_json, write_atomic
 
 
 def train_reward_model(ctx: RunContext, name: str) -> str:
-    """Fit the reward model or the judge, report on it, save it; `name` is its section and its folder."""
+    """Fit, evaluate and save the reward model or the judge.
+
+    Args:
+        ctx: The run.
+        name: "reward" or "judge": section of the recipe and folder below the run folder.
+    """
     section = getattr(ctx.config, name)
-    found: RewardData | None = getattr(ctx.dataset, name)
-    if found is None:
-        return f"{section.path}, as it is"
+    data: RewardData | None = getattr(ctx.dataset, name)
+    if data is None:
+        return f"{section.path}, already fitted"
     if not ctx.path(name, "report.json").exists():
-        _fit_and_save(ctx, name, section, found)
+        _fit_and_save(ctx, name, section, data)
+        # Loaded from disk, so that the report is about exactly the model that scores.
         model = load_trained_reward_model(ctx, name)
-        start = new_reward_model(_reward_spec(ctx, section), model.scale, model.offset, seed=_seed(ctx))
-        beside = baseline_metrics(start, found.train, found.test, seed=_seed(ctx))
-        report = reward_report(model, found.test, train=found.train, baselines=beside)
+        untrained = new_reward_model(_reward_spec(ctx, section), model.scale, model.offset, seed=_seed(ctx))
+        baselines = baseline_metrics(untrained, data.train, data.test, seed=_seed(ctx))
+        report = reward_report(model, data.test, train=data.train, baselines=baselines)
         write_atomic(ctx.path(name, "report.json"), to_json(report))
     rmtree(ctx.path("checkpoints", name), ignore_errors=True)
     return report_summary(read_json(ctx.path(name, "report.json")) or {})
 
 
 def load_trained_reward_model(ctx: RunContext, name: str) -> RewardModel:
-    """The reward model or the judge, from where it lies: what is reported on is what scores."""
+    """The reward model or the judge: the pretrained one, or the one that this run saved."""
     section = getattr(ctx.config, name)
     path = section.path or str(ctx.path(name, "model"))
     revision = section.revision if section.path else None
@@ -50,55 +57,57 @@ def load_trained_reward_model(ctx: RunContext, name: str) -> RewardModel:
 
 
 def report_summary(report: Mapping[str, Any]) -> str:
-    """How well the heads do on records they were not fitted on, in one line, and which of them do not."""
+    """One line with the accuracy of every head on test rows, and the unreliable heads."""
     heads = report["objectives"]
-    parts = []
+    accuracies = []
     for objective, head in heads.items():
-        rho, pairs = head.get("spearman"), head.get("pair_accuracy")
+        rho, pair_accuracy = head.get("spearman"), head.get("pair_accuracy")
         if rho is not None:
-            parts.append(f"{objective} ρ {rho:.2f}")
-        elif pairs is not None:
-            parts.append(f"{objective} {100 * pairs:.0f} % of pairs")
-    doubts = unreliable_heads(report)
-    said = ", ".join(parts) or "nothing is known of them"
-    return f"{len(heads)} heads on unseen prompts: {said}" + (f"; ⚠ {'; '.join(doubts)}" if doubts else "")
+            accuracies.append(f"{objective} ρ {rho:.2f}")
+        elif pair_accuracy is not None:
+            accuracies.append(f"{objective} {100 * pair_accuracy:.0f} % of pairs")
+    warnings = unreliable_heads(report)
+    text = ", ".join(accuracies) or "nothing is known of them"
+    return f"{len(heads)} heads on unseen prompts: {text}" + (
+        f"; ⚠ {'; '.join(warnings)}" if warnings else ""
+    )
 
 
 def _fit_and_save(ctx: RunContext, name: str, section: RewardSection, reward_data: RewardData) -> None:
-    folder = ctx.path(name, "model")
-    if folder.exists():
+    model_dir = ctx.path(name, "model")
+    if model_dir.exists():
         return
-    scale, offset = label_scale_and_offset(reward_data.train, tuple(section.objectives))
+    heads, train = section.objectives, reward_data.train
+    scale, offset = label_scale_and_offset(train, tuple(heads))
     model = new_reward_model(_reward_spec(ctx, section), scale, offset, seed=_seed(ctx))
-    heads = section.objectives
-    confident = {
+    calibrated = {
         objective: head.correct_threshold for objective, head in heads.items() if head.loss == "calibrated"
     }
     fit_reward_model(
         model,
-        add_confidence_pairs(reward_data.train, confident, _seed(ctx)) if confident else reward_data.train,
+        add_confidence_pairs(train, calibrated, _seed(ctx)) if calibrated else train,
         supervised_config(section.training, ctx.device),
-        losses={name: _head_loss(head) for name, head in heads.items() if name not in confident},
+        losses={
+            objective: _head_loss(head) for objective, head in heads.items() if objective not in calibrated
+        },
         seed=_seed(ctx),
         checkpoint_config=ctx.checkpoint_config(name),
         on_step=ctx.progress_callback(),
     )
-    sources = [*section.ratings.values(), *section.pairs.values()]
-    files = [ctx.dataset.file_hashes[s.file] for s in sources if s.file in ctx.dataset.file_hashes]
-    model.provenance = data_provenance(reward_data.train, files)
-    save_reward_model(model, folder)
+    sources, file_hashes = [*section.ratings.values(), *section.pairs.values()], ctx.dataset.file_hashes
+    files = [file_hashes[source.file] for source in sources if source.file in file_hashes]
+    model.provenance = data_provenance(train, files)
+    save_reward_model(model, model_dir)
 
 
 def _reward_spec(ctx: RunContext, section: RewardSection) -> RewardModelSpec:
-    own = section.init_from == "policy"
-    body = ctx.initial_policy.path if own else section.init_from
-    revision = ctx.initial_policy.revision if own else section.revision
+    from_policy = section.init_from == "policy"
     return RewardModelSpec(
-        path=body,
+        path=ctx.initial_policy.path if from_policy else section.init_from,
         objectives=tuple(section.objectives),
         dtype=section.dtype,
-        lora=lora_config(section.lora),
-        revision=revision,
+        lora=lora_spec(section.lora),
+        revision=ctx.initial_policy.revision if from_policy else section.revision,
         device=ctx.device,
     )
 

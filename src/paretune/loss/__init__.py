@@ -1,7 +1,11 @@
-"""Room 6, advantages to one number: each loss is `(per-token loss * batch.weight).sum()`.
+"""Losses: from advantages or rewards to one number, `(per-token loss * batch.loss_weights).sum()`.
 
-The mathematics stands in pure functions of tensors; the frozen parts beside them feed these from a batch.
-Read `term.py`, then `ratio.py`, `policy.py` and `kl.py`. Losses that compare whole responses of a group stand
-in `preference.py` (pairs) and `ranking.py`, on what `group.py` says of groups; `imitate.py` and `exact.py`
-hold the likelihood and the divergence that go with them.
+The mathematics is in pure functions of tensors; the frozen dataclasses read their arguments from a batch.
+
+    base        Loss, WeightedLoss
+    policy      policy gradients: probability ratio, clipped surrogate and variants
+    kl          KL to the reference, estimated or over the full vocabulary
+    pairwise    pairs of responses: DPO and relatives, TDPO, MODPO
+    listwise    ranked groups of responses: PRO; helpers for all losses on groups
+    auxiliary   critic losses, entropy bonus, supervised losses
 """

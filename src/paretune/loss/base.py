@@ -1,4 +1,4 @@
-"""What a loss is: a frozen part that turns the outputs of a forward pass and a batch into one number."""
+"""The interface of a loss, and the weighted sum of losses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,30 +15,30 @@ class Loss:
     """One loss. A subclass is a frozen dataclass whose fields are its hyper-parameters."""
 
     requires: ClassVar[frozenset[str]] = frozenset()
-    """Outputs of the forward pass it reads beside `logp`."""
+    """Fields of Outputs that it reads besides `logprobs`."""
 
     requires_full_groups: ClassVar[bool] = False
-    """Must all the rows of a group stand in one micro-batch?"""
+    """Whether all rows of a group must be in one micro-batch."""
 
     def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The loss of these rows; the losses of the parts of a batch add up to that of the whole.
+        """The loss of these rows; the losses of the micro-batches add up to that of the whole batch.
 
         Raises:
             WiringError: The subclass does not override this.
         """
-        raise WiringError(f"{type(self).__name__} does not say what its loss is")
+        raise WiringError(f"{type(self).__name__} does not implement __call__")
 
     def metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, "B T"]]:
-        """Numbers per token to log: their mean over the response tokens of the training step.
+        """Values per token to log, as their mean over the response tokens of the training step.
 
-        Of a key that ends in `/max` or `/min` the extreme is logged, of one that ends in `/clamped` the sum.
+        For keys that end in `/max` or `/min` the extreme is logged, for `/clamped` the sum.
         """
         return {}
 
     def group_metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, " _"]]:
-        """Numbers per group, or per pair of responses, to log: the mean over all of the training step.
+        """Values per group, or per pair of responses, to log as their mean over the training step.
 
-        Each key has a length of its own; one that has nothing to show in these rows has length 0.
+        Each key has its own length; 0 if these rows have no value for it.
         """
         return {}
 
@@ -52,25 +52,25 @@ class WeightedLoss:
 
 
 def required_outputs(losses: Sequence[WeightedLoss]) -> frozenset[str]:
-    """Everything the terms want of the forward pass beside `logp`."""
+    """Fields of Outputs that the losses read besides `logprobs`."""
     return frozenset().union(*(term.loss.requires for term in losses))
 
 
 def total_loss(
     losses: Sequence[WeightedLoss], out: Outputs, batch: Batch
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """The weighted sum of the terms, and each loss by its name, its coefficient not applied.
+    """The weighted sum of the losses, and each loss by its class name, without its coefficient.
 
     Raises:
-        WiringError: There is no term.
+        WiringError: There are no losses.
     """
     if not losses:
-        raise WiringError("the recipe has no losses: give it at least one Term")
-    whole = out.logprobs.new_zeros(())
-    parts: dict[str, float] = {}
+        raise WiringError("the algorithm has no losses; fix: give it at least one WeightedLoss")
+    total = out.logprobs.new_zeros(())
+    values: dict[str, float] = {}
     for term in losses:
-        part = term.loss(out, batch)
+        value = term.loss(out, batch)
         name = type(term.loss).__name__
-        parts[name] = parts.get(name, 0.0) + float(part.detach())
-        whole = whole + term.coefficient * part
-    return whole, parts
+        values[name] = values.get(name, 0.0) + float(value.detach())
+        total = total + term.coefficient * value
+    return total, values

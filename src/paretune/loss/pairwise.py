@@ -1,7 +1,4 @@
-"""The losses of a pair, as functions of the implicit rewards of its two sides.
-
-Losses on pairs: the better response of a group against the worse one (DPO and relatives, TDPO, MODPO).
-"""
+"""Losses on pairs: the best response of a group against the worst (DPO and relatives, TDPO, MODPO)."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from paretune.core.batch import Batch, Outputs
+from paretune.core.batch import Batch, Outputs, require_scalar
 from paretune.core.errors import WiringError
 from paretune.loss.base import Loss
 from paretune.loss.kl import require_ref_policy_kl
@@ -22,9 +19,8 @@ from paretune.loss.listwise import (
     Reduction,
     best_worst_pairs,
     group_weight,
-    indicator,
     per_response,
-    scalar_rewards,
+    to_zero_one,
 )
 
 PairLossType = Literal[
@@ -40,10 +36,10 @@ PairLossType = Literal[
     "apo_down",
     "discopop",
 ]
-"""A function of two implicit rewards; the names are TRL's. See `pair_loss`."""
+"""Functions of two implicit rewards, with the names of TRL. See `pair_loss`."""
 
 SMOOTHED_LOSS_TYPES = ("sigmoid", "robust", "exo_pair")
-"""Forms that know of labels which are wrong."""
+"""Loss types that use `label_smoothing`."""
 
 
 def pair_loss(
@@ -53,9 +49,9 @@ def pair_loss(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, " P"]:
-    """The loss of each pair, from the implicit rewards c and r of its two sides.
+    """The loss of each pair, from the implicit rewards c (chosen) and r (rejected).
 
-    With g = c - r, e the smoothing, s the logistic function and q = s(g):
+    With g = c - r, e the label smoothing, s the logistic function and q = s(g):
 
         sigmoid    -(1 - e) log s(g) - e log s(-g)
         ipo        ((g - 1/2) / beta)^2
@@ -70,11 +66,11 @@ def pair_loss(
         discopop   -(1 - m) log s(g) + m exp(-g), m = s(20 g)
 
     Args:
-        chosen_rewards: beta times the log-ratio of policy and reference, of the better response.
-        rejected_rewards: The same of the worse response.
+        chosen_rewards: beta times the log-ratio of policy to reference, of the chosen response.
+        rejected_rewards: The same for the rejected response.
         loss_type: Which loss.
-        beta: What the rewards were multiplied by; read by ipo and sppo_hard.
-        label_smoothing: Probability that a label is wrong; read by sigmoid, robust and exo_pair.
+        beta: The factor in the rewards; used by ipo and sppo_hard.
+        label_smoothing: Probability that a label is wrong; used by sigmoid, robust and exo_pair.
 
     Source: DPO, Rafailov et al. 2023 (arXiv:2305.18290); with smoothing "conservative DPO", Mitchell 2023;
     Azar et al. 2023 (arXiv:2310.12036); Chowdhury et al. 2024 (arXiv:2403.00409); SLiC, Zhao et al. 2023
@@ -83,31 +79,32 @@ def pair_loss(
     2024 (arXiv:2408.06266); DiscoPOP, Lu et al. 2024 (arXiv:2406.08414). Differs: bco_pair has no shift of
     rewards, as in TRL.
     """
-    gap = chosen_rewards - rejected_rewards
-    right, wrong = F.logsigmoid(gap), F.logsigmoid(-gap)
+    margin = chosen_rewards - rejected_rewards
+    # log sigmoid(g) and log sigmoid(-g): the label is correct, the label is wrong.
+    correct, wrong = F.logsigmoid(margin), F.logsigmoid(-margin)
     match loss_type:
         case "sigmoid":
-            return -(1 - label_smoothing) * right - label_smoothing * wrong
+            return -(1 - label_smoothing) * correct - label_smoothing * wrong
         case "ipo":
-            return ((gap - 0.5) / beta).square()
+            return ((margin - 0.5) / beta).square()
         case "robust":
-            return (label_smoothing * wrong - (1 - label_smoothing) * right) / (1 - 2 * label_smoothing)
+            return (label_smoothing * wrong - (1 - label_smoothing) * correct) / (1 - 2 * label_smoothing)
         case "hinge":
-            return F.relu(1 - gap)
+            return F.relu(1 - margin)
         case "exo_pair":
-            sure, unsure = math.log1p(-label_smoothing), math.log(label_smoothing)
-            return right.exp() * (right - sure) + wrong.exp() * (wrong - unsure)
+            log_correct, log_wrong = math.log1p(-label_smoothing), math.log(label_smoothing)
+            return correct.exp() * (correct - log_correct) + wrong.exp() * (wrong - log_wrong)
         case "discopop":
-            # One exponential: apart, exp(-g) overflows where the logistic factor is smallest.
-            blend = (F.logsigmoid(20 * gap) - gap).exp()
-            return blend - torch.sigmoid(-20 * gap) * right
+            # One exponential: computed separately, exp(-g) overflows where the logistic factor is smallest.
+            exponential = (F.logsigmoid(20 * margin) - margin).exp()
+            return exponential - torch.sigmoid(-20 * margin) * correct
     return _per_side_loss(chosen_rewards, rejected_rewards, loss_type, beta)
 
 
 def _per_side_loss(
     chosen_rewards: Tensor, rejected_rewards: Tensor, loss_type: PairLossType, beta: float
 ) -> Tensor:
-    """The forms that look at each side against 0."""
+    """Loss types that compare each side with 0 instead of the two sides with each other."""
     match loss_type:
         case "nca_pair":
             return (
@@ -127,7 +124,7 @@ def _per_side_loss(
 def modpo_reward(
     reward: Float[Tensor, " B"], other_rewards: Float[Tensor, " B"], weight: float
 ) -> Float[Tensor, " B"]:
-    """(reward - others) / weight: what is left to explain the preference once the others are accounted for.
+    """(reward - others) / weight: the implicit reward of one objective, the others subtracted.
 
     Source: Zhou et al. 2023, MODPO (arXiv:2310.03708).
     """
@@ -136,68 +133,68 @@ def modpo_reward(
 
 @dataclass(frozen=True)
 class ModpoMargin:
-    """The other objectives of a preference: several objectives in one loss on pairs, without sampling.
+    """The margin of MODPO: several objectives in one loss on pairs, without sampling.
 
-    Pairs are made by the objective `pair_objective`. What the responses are worth by the others, each times its
-    weight, is taken off their implicit rewards, and the rest divided by the weight of `pair_objective`:
+    Pairs are made by the objective `pair_objective`. The weighted rewards of the other objectives are
+    subtracted from the implicit rewards, and the rest is divided by the weight of `pair_objective`:
 
-        reward_y = (beta log-ratio_y - sum over the others of w_k signal_yk) / w_preferred
+        reward_y = (beta log-ratio_y - sum over the others of w_k reward_yk) / w_pair_objective
 
-    The signals of the others have to be on the scale of beta times a log-ratio, a few units at most, and a
-    small weight of `pair_objective` multiplies their noise. A response that one of them did not score is in no
-    pair.
+    The rewards of the others must be on the scale of beta times a log-ratio, a few units at most, and a small
+    weight of `pair_objective` amplifies their noise. A response without a score in one of them is in no pair.
 
-    Reads: rewards, its objectives still apart (no aggregator before).
+    Reads: rewards, one column per objective (no aggregator before).
 
     Source: Zhou et al. 2023, MODPO (arXiv:2310.03708).
     """
 
     pair_objective: str
     weights: Mapping[str, float]
-    """Objective -> weight, `pair_objective` among them; they need not add up to 1."""
+    """Objective -> weight, including `pair_objective`; they need not add up to 1."""
 
     def __post_init__(self) -> None:
         if self.pair_objective not in self.weights or len(self.weights) < 2:
             raise WiringError(
-                f'Margin makes pairs by "{self.pair_objective}" and has weights of {", ".join(self.weights)}; '
-                "fix: give a weight to that objective and to at least one more"
+                f'ModpoMargin makes pairs by "{self.pair_objective}" and has weights of '
+                f"{', '.join(self.weights)}; fix: give a weight to that objective and to at least one more"
             )
         if not all(math.isfinite(weight) for weight in self.weights.values()):
-            raise WiringError(f"Margin has weights that are not finite: {dict(self.weights)}")
+            raise WiringError(f"ModpoMargin has weights that are not finite: {dict(self.weights)}")
         if not self.weights[self.pair_objective] > 0:
             raise WiringError(
-                f'the weight of "{self.pair_objective}", by which Margin makes pairs, is '
-                f"{self.weights[self.pair_objective]}; it divides and must be > 0"
+                f'ModpoMargin divides by the weight of its pair_objective "{self.pair_objective}", which is '
+                f"{self.weights[self.pair_objective]}; fix: set it above 0"
             )
 
     def split_rewards(self, batch: Batch) -> tuple[Float[Tensor, "B 1"], Float[Tensor, " B"]]:
-        """What pairs are made by, NaN where an other is unknown; and the weighted sum of the others.
+        """The reward that pairs are made by, NaN where another is NaN; and the weighted sum of the others.
 
         Raises:
-            WiringError: An aggregator came before, or there is no objective of a name.
+            WiringError: An aggregator came before, or an objective is unknown.
         """
         if batch.rewards.shape[-1] != len(batch.objectives):
             raise WiringError(
-                "Margin reads the objectives apart, and an aggregator has made one signal of them; "
-                "fix: leave the aggregator out of the recipe's worth"
+                "ModpoMargin needs one reward per objective, and an aggregator has made one of them; "
+                "fix: leave the aggregator out of reward_steps"
             )
         for name in self.weights:
-            batch.score_column(name)  # refuses names that are not there
-        rest = {name: w for name, w in self.weights.items() if name != self.pair_objective and w != 0}
-        columns = [batch.rewards[:, batch.objectives.index(name)] * w for name, w in rest.items()]
-        by = batch.rewards[:, batch.objectives.index(self.pair_objective)]
-        others = torch.stack([torch.zeros_like(by), *columns]).sum(0)
-        return torch.where(others.isnan(), torch.nan, by)[:, None], others
+            batch.score_column(name)  # raises for unknown names
+        others = {name: w for name, w in self.weights.items() if name != self.pair_objective and w != 0}
+        columns = [batch.rewards[:, batch.objectives.index(name)] * w for name, w in others.items()]
+        reward = batch.rewards[:, batch.objectives.index(self.pair_objective)]
+        # The zeros make the sum of no columns, when all other weights are 0.
+        other_rewards = torch.stack([torch.zeros_like(reward), *columns]).sum(0)
+        return torch.where(other_rewards.isnan(), torch.nan, reward)[:, None], other_rewards
 
 
 class PairLoss(Loss):
-    """What losses on pairs share: an implicit reward of every response, and a loss of two of them."""
+    """Base of losses on pairs: an implicit reward per response, and a loss of two of them."""
 
     requires_full_groups: ClassVar[bool] = True
 
     def make_pairs(self, batch: Batch) -> Pairs:
-        """Who is compared with whom: the best and the worst of each group."""
-        return best_worst_pairs(scalar_rewards(batch), batch.group)
+        """The best and the worst response of each group."""
+        return best_worst_pairs(require_scalar(batch, type(self).__name__), batch.group)
 
     def implicit_rewards(
         self, out: Outputs, batch: Batch, pairs: Pairs
@@ -207,89 +204,95 @@ class PairLoss(Loss):
         Raises:
             WiringError: The subclass does not override this.
         """
-        raise WiringError(f"{type(self).__name__} does not say what the implicit reward of a response is")
+        raise WiringError(f"{type(self).__name__} does not implement implicit_rewards")
 
     def per_pair_loss(
         self, chosen_rewards: Float[Tensor, " P"], rejected_rewards: Float[Tensor, " P"]
     ) -> Float[Tensor, " P"]:
-        """The loss of each pair: that of DPO, unless the subclass overrides it."""
+        """The loss of each pair; that of DPO, unless overridden."""
         return pair_loss(chosen_rewards, rejected_rewards, "sigmoid", 1.0)
 
     def __call__(self, out: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The loss of these rows."""
         pairs = self.make_pairs(batch)
-        each = self.per_pair_loss(*self.implicit_rewards(out, batch, pairs))
-        return (each * group_weight(batch)[pairs.chosen]).sum()
+        losses = self.per_pair_loss(*self.implicit_rewards(out, batch, pairs))
+        return (losses * group_weight(batch)[pairs.chosen]).sum()
 
     def group_metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, " _"]]:
         """Log-probabilities, lengths and implicit rewards of both sides; groups without a pair."""
         pairs = self.make_pairs(batch)
         chosen, rejected = (x.detach() for x in self.implicit_rewards(out, batch, pairs))
-        logp = per_response(out.logprobs.detach(), batch.response_mask, "sum")
-        length = batch.response_mask.sum(-1).to(logp.dtype)
+        logprobs = per_response(out.logprobs.detach(), batch.response_mask, "sum")
+        length = batch.response_mask.sum(-1).to(logprobs.dtype)
         return {
-            "pairs/missing": indicator(pairs.missing),
-            "pairs/chosen/logprob": logp[pairs.chosen],
-            "pairs/rejected/logprob": logp[pairs.rejected],
+            "pairs/missing": to_zero_one(pairs.missing),
+            "pairs/chosen/logprob": logprobs[pairs.chosen],
+            "pairs/rejected/logprob": logprobs[pairs.rejected],
             "pairs/chosen/length": length[pairs.chosen],
             "pairs/rejected/length": length[pairs.rejected],
             "pairs/margin": chosen - rejected,
-            "pairs/accuracy": indicator(chosen > rejected),
+            "pairs/accuracy": to_zero_one(chosen > rejected),
         }
 
 
 @dataclass(frozen=True)
 class Dpo(PairLoss):
-    """Direct preference optimisation and its relatives, on the best and the worst response of each group.
+    """Direct preference optimization and its relatives, on the best and the worst response of each group.
 
-    A stored pair is a group of two. In a larger group, as of responses that were just sampled, the best and
-    the worst by signal are the pair, so that any aggregator of objectives may stand before it. Groups without
-    a better and a worse response teach nothing and keep their share of the denominator; they are counted.
+    A stored pair is a group of two. In a larger group, such as sampled responses, the best and the worst by
+    reward are the pair, so any aggregator of objectives can come before it. Groups without a pair have loss 0
+    and keep their weight in the denominator; they are counted.
 
-    Reads: rewards, group, response_mask, loss_weights; ref_logprobs unless `reference` is "none". Writes: nothing.
-    Logs: pairs/none, log-probabilities and lengths of both sides, implicit reward margin and accuracy.
+    Reads: rewards, group, response_mask, loss_weights; ref_logprobs unless `reference` is "none". Writes:
+    nothing.
+    Logs: pairs/missing, log-probabilities and lengths of both sides, implicit reward margin and accuracy.
 
-    Source: as `pair_loss`; reference "none" with reduction "mean" and no margin of its own is what SimPO
-    builds on, Meng et al. 2024 (arXiv:2405.14734). Differs: the mean is over groups, by their weights.
+    Source: as `pair_loss`; reference "none" with reduction "mean" and without a target margin is the basis of
+    SimPO, Meng et al. 2024 (arXiv:2405.14734). Differs: the mean is over groups, by their weights.
     """
 
     beta: float = 0.1
-    """How dear it is to leave the reference: reward = beta log-ratio."""
+    """Strength of the implicit KL penalty to the reference: reward = beta log-ratio."""
     loss_type: PairLossType = "sigmoid"
     label_smoothing: float = 0.0
-    """Probability that a preference is the wrong way round; sigmoid (cDPO), robust and exo_pair only."""
+    """Probability that a preference label is flipped; for sigmoid (cDPO), robust and exo_pair."""
     reduction: Reduction = "sum"
     """Of the tokens' log-ratios: the sum is the log-ratio of the response, the mean is TRL's for ipo."""
     reference: Literal["frozen", "none"] = "frozen"
     margin: ModpoMargin | None = None
-    """Other objectives (MODPO); the signal is then of all objectives, and of one without."""
+    """Other objectives (MODPO); with it, rewards have one column per objective, without it one column."""
 
     def __post_init__(self) -> None:
         _check_beta(self.beta)
         if not 0 <= self.label_smoothing < 0.5:
             raise WiringError(
-                f"the label smoothing is {self.label_smoothing}; it is the share of preferences that are the wrong "
-                "way round, and lies in [0, 0.5)"
+                f"label_smoothing is {self.label_smoothing}; it is the probability of a flipped preference "
+                "label "
+                "and must be in [0, 0.5)"
             )
         if self.label_smoothing and self.loss_type not in SMOOTHED_LOSS_TYPES:
             raise WiringError(
-                f'the form "{self.loss_type}" of Dpo knows no smoothing, and it is {self.label_smoothing}; '
-                f"fix: leave it out, or one of the forms {', '.join(SMOOTHED_LOSS_TYPES)}"
+                f'loss_type "{self.loss_type}" has no label smoothing, and label_smoothing is '
+                f"{self.label_smoothing}; fix: leave it out, or loss_type {', '.join(SMOOTHED_LOSS_TYPES)}"
             )
         if self.loss_type == "exo_pair" and not self.label_smoothing:
-            raise WiringError('the form "exo_pair" of Dpo takes the log of its smoothing; fix: 0.001 or so')
+            raise WiringError(
+                'loss_type "exo_pair" takes the log of label_smoothing, which is 0; fix: '
+                "label_smoothing=0.001"
+            )
 
     def make_pairs(self, batch: Batch) -> Pairs:
-        """The best and the worst of each group, by the signal or by the preferred objective."""
-        by = scalar_rewards(batch) if self.margin is None else self.margin.split_rewards(batch)[0]
-        return best_worst_pairs(by, batch.group)
+        """The best and the worst of each group, by the reward or by the objective of the margin."""
+        if self.margin is None:
+            return super().make_pairs(batch)
+        return best_worst_pairs(self.margin.split_rewards(batch)[0], batch.group)
 
     def implicit_rewards(
         self, out: Outputs, batch: Batch, pairs: Pairs
     ) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
-        """Beta times the log-ratio, corrected by the margin where there is one."""
-        gap = out.logprobs if self.reference == "none" else out.logprobs - batch.require("ref_logprobs")
-        reward = self.beta * per_response(gap, batch.response_mask, self.reduction)
+        """Beta times the log-ratio, minus the margin if there is one."""
+        log_ratio = out.logprobs if self.reference == "none" else out.logprobs - batch.require("ref_logprobs")
+        reward = self.beta * per_response(log_ratio, batch.response_mask, self.reduction)
         if self.margin is not None:
             weight = self.margin.weights[self.margin.pair_objective]
             reward = modpo_reward(reward, self.margin.split_rewards(batch)[1].to(reward.dtype), weight)
@@ -298,63 +301,60 @@ class Dpo(PairLoss):
     def per_pair_loss(
         self, chosen_rewards: Float[Tensor, " P"], rejected_rewards: Float[Tensor, " P"]
     ) -> Float[Tensor, " P"]:
-        """The loss of the form."""
+        """The loss of `loss_type`."""
         return pair_loss(chosen_rewards, rejected_rewards, self.loss_type, self.beta, self.label_smoothing)
 
 
 @dataclass(frozen=True)
 class Tdpo(PairLoss):
-    """DPO that also weighs how far each side has drifted from the reference, token by token.
+    """DPO with the token-level forward KL of both sides in the implicit reward.
 
-    With the log-ratio m of a response and its drift D, the sum over its tokens of the exact
-    KL(reference || policy):
+    With the log-ratio m of a response and D, the sum over its tokens of the full KL(reference || policy):
 
-        form 1   -log s(beta ((m_w - m_l) - (D_l - D_w)))
-        form 2   -log s(beta ((m_w - m_l) - alpha (D_l - sg[D_w])))
+        variant 1   -log s(beta ((m_w - m_l) - (D_l - D_w)))
+        variant 2   -log s(beta ((m_w - m_l) - alpha (D_l - sg[D_w])))
 
-    Form 1 pushes the drift of the chosen response up; form 2 leaves it alone.
+    Variant 1 increases the KL of the chosen response; variant 2 has no gradient in it.
 
     Reads: rewards, group, response_mask, loss_weights, ref_logprobs. Writes: nothing.
-    Logs: as Dpo; the drift of both sides.
+    Logs: as Dpo; the KL of both sides.
 
     Source: Zeng et al. 2024, TDPO (arXiv:2404.11999). Differs: the logged margin and accuracy are
-    those of the loss's own argument; theirs leave out alpha.
+    those of the argument of the loss; theirs leave out alpha.
     """
 
     variant: Literal[1, 2] = 2
     beta: float = 0.1
     alpha: float | None = None
-    """Share of the drift that counts in form 2; None: 0.5. Form 1 has no such share."""
-    requires: ClassVar[frozenset[str]] = frozenset({"kl_reference_policy"})
+    """Coefficient of the KL in variant 2; None: 0.5. Variant 1 has no alpha."""
+    requires: ClassVar[frozenset[str]] = frozenset({"ref_policy_kl"})
 
     def __post_init__(self) -> None:
         _check_beta(self.beta)
         if self.variant == 1 and self.alpha is not None:
-            raise WiringError(f"Tdpo of form 1 knows no alpha, and it is {self.alpha}; fix: form=2")
+            raise WiringError(f"variant 1 of Tdpo has no alpha, and alpha is {self.alpha}; fix: variant=2")
         if self.alpha is not None and not self.alpha >= 0:
-            raise WiringError(f"the alpha of Tdpo is {self.alpha}; it must not be negative")
+            raise WiringError(f"alpha of Tdpo is {self.alpha}; it must not be negative")
 
     def implicit_rewards(
         self, out: Outputs, batch: Batch, pairs: Pairs
     ) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
-        """Beta times log-ratio plus drift."""
-        gap = per_response(out.logprobs - batch.require("ref_logprobs"), batch.response_mask, "sum")
-        drift = per_response(require_ref_policy_kl(out), batch.response_mask, "sum")
+        """Beta times (log-ratio + alpha * KL)."""
+        log_ratio = per_response(out.logprobs - batch.require("ref_logprobs"), batch.response_mask, "sum")
+        kl = per_response(require_ref_policy_kl(out), batch.response_mask, "sum")
         alpha = 1.0 if self.variant == 1 else 0.5 if self.alpha is None else self.alpha
-        aside = drift if self.variant == 1 else drift.detach()
-        chosen = self.beta * (gap + alpha * aside)[pairs.chosen]
-        return chosen, self.beta * (gap + alpha * drift)[pairs.rejected]
+        chosen_kl = kl if self.variant == 1 else kl.detach()
+        chosen = self.beta * (log_ratio + alpha * chosen_kl)[pairs.chosen]
+        return chosen, self.beta * (log_ratio + alpha * kl)[pairs.rejected]
 
     def group_metrics(self, out: Outputs, batch: Batch) -> Mapping[str, Float[Tensor, " _"]]:
-        """What all losses on pairs show, and the drift of both sides."""
-        pairs, drift = (
-            self.make_pairs(batch),
-            per_response(require_ref_policy_kl(out).detach(), batch.response_mask, "sum"),
-        )
-        sides = {"pairs/chosen/kl": drift[pairs.chosen], "pairs/rejected/kl": drift[pairs.rejected]}
-        return {**super().group_metrics(out, batch), **sides}
+        """The metrics of all losses on pairs, and the KL of both sides."""
+        pairs = self.make_pairs(batch)
+        kl = per_response(require_ref_policy_kl(out).detach(), batch.response_mask, "sum")
+        kl_metrics = {"pairs/chosen/kl": kl[pairs.chosen], "pairs/rejected/kl": kl[pairs.rejected]}
+        return {**super().group_metrics(out, batch), **kl_metrics}
 
 
 def _check_beta(beta: float) -> None:
     if not (beta > 0 and math.isfinite(beta)):
-        raise WiringError(f"the beta of a loss on pairs is {beta}; it must be > 0")
+        raise WiringError(f"beta of a loss on pairs is {beta}; it must be > 0 and finite")

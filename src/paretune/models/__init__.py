@@ -1,7 +1,8 @@
-"""Networks, and how they are asked: loading and saving, log-probabilities, what frozen models say of a batch.
+"""Models: loading and saving, LoRA adapters, merging, quantization, critics, forward passes and FLOP counts.
 
-Policies and reward models are ordinary Hugging Face models. `forward` holds the only one-token shift of the
-package and the float32 head; `load` reads and writes folders that other tools read; `adapt` puts LoRA on a
-model and takes it off again for a moment, `singular` moves its singular values alone, `int8` has the frozen
-layers reckon in eight bits; `soup` averages weights; `tiny` builds models small enough for a test.
+Policies and reward models are ordinary Hugging Face models. `load` and `save` read and write folders that
+other tools can read. `forward` computes log-probabilities and values: it holds the package's only one-token
+shift and the float32 LM head. `model_passes` writes the results of frozen and current models into a batch.
+`lora` adds adapters to a model and disables them for the reference policy, `lora_svd` tunes their singular
+values only, `quantize` runs frozen linear layers in int8, and `merge` averages weights.
 """

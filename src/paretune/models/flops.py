@@ -1,8 +1,9 @@
-"""Floating-point operations that a pass through a model has to do, known without asking a device.
+"""Floating-point operations (FLOPs) that a forward or backward pass needs, computed from shapes alone.
 
-What is counted is what the mathematics needs, and not what a program happens to compute: no padding, no token
-twice that several rows begin with, no activation again on the way back, no key that a query may not see. So
-the rate that a run achieves is comparable between programs, and never flattered by waste.
+Counted is what the mathematics requires, not what an implementation happens to execute: no padding, no
+repeated computation of a prefix that several rows share, no recomputed activations in the backward pass, no
+masked query-key pairs. The resulting utilization is therefore comparable between implementations and is never
+inflated by wasted work.
 """
 
 from collections import Counter
@@ -24,21 +25,22 @@ from paretune.models.quantize import Int8Linear
 
 @dataclass(frozen=True, slots=True)
 class ForwardShape:
-    """Stretches of rows that a body has to read, and for how many tokens a distribution is asked."""
+    """Segments of rows that the body has to process, and the number of predicted tokens."""
 
     prefix_lengths: NDArray[np.int64]
-    """Of each stretch, the tokens of its row that stand before it."""
+    """Tokens of the row before each segment."""
     segment_lengths: NDArray[np.int64]
-    """Its own tokens."""
+    """Tokens of each segment."""
     num_predictions: int
+    """Positions at which the LM head is applied."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the body reads."""
+        """Tokens that the body processes."""
         return int(self.segment_lengths.sum())
 
     def attention_pairs(self, window: int | None) -> int:
-        """Pairs of a query and a key that it sees: itself, and what stands before it within the window."""
+        """Unmasked query-key pairs: each token attends to itself and to earlier tokens within the window."""
         return int(
             (
                 _num_visible_keys(self.prefix_lengths + self.segment_lengths, window)
@@ -48,70 +50,80 @@ class ForwardShape:
 
 
 def _num_visible_keys(lengths: NDArray[np.int64], window: int | None) -> NDArray[np.int64]:
-    """Keys that the first `lengths` queries of a row see: sum of min(i, window)."""
-    near = lengths if window is None else np.minimum(lengths, window)
-    return near * (near + 1) // 2 + (lengths - near) * near
+    """Query-key pairs of the first `lengths` tokens of a row: sum of min(i, window)."""
+    within_window = lengths if window is None else np.minimum(lengths, window)
+    return within_window * (within_window + 1) // 2 + (lengths - within_window) * within_window
 
 
 def generation_shape(batch: Batch) -> ForwardShape:
-    """What a sampler reads for these responses: each prompt once, each response but for its last token."""
-    real, drawn = batch.attention_mask.sum(-1).numpy(), batch.response_mask.sum(-1).numpy()
-    _, first = np.unique(batch.group.numpy(), return_index=True)
-    before = np.concatenate([np.zeros(len(first), np.int64), real - drawn])
-    size = np.concatenate([(real - drawn)[first], np.maximum(drawn - 1, 0)])
-    return ForwardShape(before, size, int(drawn.sum()))
+    """Shape of sampling these responses: each prompt once, each response without its last token."""
+    row_lengths = batch.attention_mask.sum(-1).numpy()
+    response_lengths = batch.response_mask.sum(-1).numpy()
+    _, first_row = np.unique(batch.group.numpy(), return_index=True)
+    prompt_lengths = row_lengths - response_lengths
+    prefix_lengths = np.concatenate([np.zeros(len(first_row), np.int64), prompt_lengths])
+    # The last token of a response is sampled but never read.
+    segment_lengths = np.concatenate([prompt_lengths[first_row], np.maximum(response_lengths - 1, 0)])
+    return ForwardShape(prefix_lengths, segment_lengths, int(response_lengths.sum()))
 
 
 def response_shape(batch: Batch) -> ForwardShape:
-    """What a model reads that is asked at `respond`: what rows begin with once, their last token never."""
+    """Shape of predicting the tokens of `response_mask`: shared prefixes once, last tokens never."""
     rows, _ = compact_rows(batch.input_ids, batch.attention_mask)
     needed = ((batch.attention_mask.cumsum(-1) * batch.response_mask).amax(-1) - 1).clamp(min=0).numpy()
     order = sorted(range(len(rows)), key=lambda i: rows[i, : needed[i]].tobytes())
     rows, needed = rows[order], needed[order]
-    # In this order no row has more in common with any before it than with the last one.
-    differ = rows[1:] != rows[:-1]
-    common = np.where(differ.any(1), differ.argmax(1), rows.shape[1])
-    before = np.concatenate([[0], np.minimum(common, np.minimum(needed[1:], needed[:-1]))])
-    return ForwardShape(before, needed - before, int(batch.response_mask.sum()))
+    # In sorted order a row shares with its predecessor the longest prefix it shares with any earlier row.
+    differs = rows[1:] != rows[:-1]
+    common = np.where(differs.any(1), differs.argmax(1), rows.shape[1])
+    prefix_lengths = np.concatenate([[0], np.minimum(common, np.minimum(needed[1:], needed[:-1]))])
+    return ForwardShape(prefix_lengths, needed - prefix_lengths, int(batch.response_mask.sum()))
 
 
 def shared_prefix_shape(prefix_lengths: list[int], rows: list[tuple[int, int]]) -> ForwardShape:
-    """What a model reads that is asked at the last token of rows: starts, and (start, own) tokens of each."""
-    before = [*[0] * len(prefix_lengths), *[start for start, _ in rows]]
-    size = [*prefix_lengths, *[own for _, own in rows]]
+    """Shape of one prediction at the end of each row, as a reward model makes it.
+
+    Args:
+        prefix_lengths: Tokens of each shared prefix (prompt), which is processed once.
+        rows: Of each row, the tokens of its prefix and the tokens after it.
+    """
+    before = [*[0] * len(prefix_lengths), *[prefix for prefix, _ in rows]]
+    size = [*prefix_lengths, *[suffix for _, suffix in rows]]
     return ForwardShape(np.array(before, np.int64), np.array(size, np.int64), len(rows))
 
 
 def independent_rows_shape(lengths: list[int], num_predictions: int) -> ForwardShape:
-    """What a model reads of rows that have nothing in common, asked for so many tokens at their ends."""
+    """Shape of rows without shared prefixes, with `num_predictions` predicted tokens at their ends."""
     size = np.array(lengths, np.int64) - 1
     return ForwardShape(np.zeros_like(size), size, num_predictions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFlops:
-    """Multiply-adds of a causal model, or of a sequence classifier that is read at every asked token.
+    """Multiply-adds of a causal model, or of a sequence classifier that is evaluated at several tokens.
 
-    A multiply-add is two operations; softmax, norms, rotations and activations are left out, as is usual.
+    A multiply-add is two operations. Softmax, normalization, rotary embeddings and activation functions are
+    left out, as is usual.
     """
 
     trainable_params: int
-    """A token, in linear layers of the body whose weights learn; those of an adapter are such layers."""
+    """Weights of the body's linear layers that are trained, LoRA layers included: multiply-adds per token."""
     frozen_params: int
-    """A token, in all other linear layers of the body."""
+    """Weights of all other linear layers of the body: multiply-adds per token."""
     attention_width: int
-    """Heads times their size: a query costs so much for each key, and as much for each value."""
+    """Number of heads times head dimension: multiply-adds per query-key pair, and again per value."""
     layers_by_window: Mapping[int | None, int]
-    """Number of layers by their window; None: those that see everything before."""
+    """Number of layers by sliding window; None is full attention."""
     head_params: int
-    """An asked token, in the output head; a tied one counts here alone, since looking up costs nothing."""
+    """Weights of the output head: multiply-adds per predicted token. A tied embedding is counted here only,
+    since a lookup costs nothing."""
     head_trainable: bool
 
     @classmethod
     def from_model(cls, model: nn.Module) -> "ModelFlops | None":
-        """That of this model, with or without an adapter, or of the `network` it wraps.
+        """Counts of a model with or without an adapter, or of the `network` it wraps.
 
-        None where nobody can say: the family is not one whose attention is known (`can_pack`).
+        None where the cost is unknown: the attention of the family is not supported (`supports_packing`).
         """
         from transformers.pytorch_utils import Conv1D
 
@@ -120,14 +132,14 @@ class ModelFlops:
         network = getattr(model, "network", model)
         base = unwrap_model(network)
         config, head = base.config, base.get_output_embeddings()
-        sizes: Counter[bool] = Counter()
+        params_by_trainable: Counter[bool] = Counter()
         for name, layer in base.base_model.named_modules():
-            off = isinstance(network, AdapterDisabledModel) and ".lora_" in name
-            if isinstance(layer, nn.Linear | Conv1D | Int8Linear) and not off:
-                sizes[layer.weight.requires_grad] += layer.weight.numel()
+            disabled = isinstance(network, AdapterDisabledModel) and ".lora_" in name
+            if isinstance(layer, nn.Linear | Conv1D | Int8Linear) and not disabled:
+                params_by_trainable[layer.weight.requires_grad] += layer.weight.numel()
         return cls(
-            trainable_params=sizes[True],
-            frozen_params=sizes[False],
+            trainable_params=params_by_trainable[True],
+            frozen_params=params_by_trainable[False],
             attention_width=config.num_attention_heads * _head_dim(config),
             layers_by_window=Counter(_layer_windows(config)),
             head_params=config.num_labels * config.hidden_size if head is None else head.weight.numel(),
@@ -135,17 +147,18 @@ class ModelFlops:
         )
 
     def forward(self, shape: ForwardShape) -> float:
-        """Operations of a pass without gradient: 2 a weight and token, 4 x width a layer, query and key."""
+        """FLOPs of a forward pass: 2 per weight and token, 4 x width per layer and query-key pair."""
         body = 2 * (self.trainable_params + self.frozen_params) * shape.num_tokens
         return float(body + 4 * self._attention_macs(shape) + 2 * self.head_params * shape.num_predictions)
 
     def forward_backward(self, shape: ForwardShape) -> float:
-        """Operations of a pass and its way back.
+        """FLOPs of a forward and a backward pass.
 
-        The way back costs a linear layer as much as the pass for the gradient of what it read, and as much
-        again for that of its weight where it learns: in all 3 x the pass, and 2 x where the weight is frozen,
-        as under an adapter. Attention has no weights, and each of its products two gradients: 3 x. That the
-        lowest layer of an adapted model needs no gradient of what it read is not taken off.
+        The backward pass of a linear layer costs as much as its forward pass for the gradient of the input,
+        and as much again for the gradient of the weight if that is trained: 3 x the forward pass in total, or
+        2 x where the weight is frozen, as under an adapter. Attention has no weights, and each of its two
+        products has two gradients: 3 x. The lowest layer of a model with an adapter needs no gradient of its
+        input; that saving is not subtracted.
         """
         body = (6 * self.trainable_params + 4 * self.frozen_params) * shape.num_tokens
         head = (6 if self.head_trainable else 4) * self.head_params * shape.num_predictions
@@ -157,37 +170,37 @@ class ModelFlops:
         )
 
 
+# Visiting every layer of a large model with an adapter takes milliseconds, and counts are needed every step.
 _MODEL_FLOPS_CACHE: WeakKeyDictionary[nn.Module, ModelFlops | None] = WeakKeyDictionary()
-"""Looking at every layer of a large adapted model takes milliseconds."""
 
 
 def model_flops_of(model: nn.Module) -> ModelFlops | None:
-    """`Work.of` this model, remembered: what of a model learns is settled before it is asked."""
+    """Cached `ModelFlops.from_model`; the set of trainable weights must be final before the first call."""
     if model not in _MODEL_FLOPS_CACHE:
         _MODEL_FLOPS_CACHE[model] = ModelFlops.from_model(model)
     return _MODEL_FLOPS_CACHE[model]
 
 
 def forward_flops(model: nn.Module, shape: ForwardShape) -> float:
-    """`Work.forward` of this model; NaN where nobody can say."""
-    work = model_flops_of(model)
-    return float("nan") if work is None else work.forward(shape)
+    """`ModelFlops.forward` of this model; NaN where the cost is unknown."""
+    model_flops = model_flops_of(model)
+    return float("nan") if model_flops is None else model_flops.forward(shape)
 
 
 def forward_backward_flops(model: nn.Module, shape: ForwardShape) -> float:
-    """`Work.gradient` of this model; NaN where nobody can say."""
-    work = model_flops_of(model)
-    return float("nan") if work is None else work.forward_backward(shape)
+    """`ModelFlops.forward_backward` of this model; NaN where the cost is unknown."""
+    model_flops = model_flops_of(model)
+    return float("nan") if model_flops is None else model_flops.forward_backward(shape)
 
 
 def _head_dim(config: Any) -> int:
-    said = getattr(config, "head_dim", None)
-    return int(said or config.hidden_size // config.num_attention_heads)
+    explicit = getattr(config, "head_dim", None)
+    return int(explicit or config.hidden_size // config.num_attention_heads)
 
 
 def _layer_windows(config: Any) -> list[int | None]:
-    """Of each layer; a family without kinds of layers has one window for all of them, or none."""
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if kinds is None:
+    """Sliding window per layer; families without `layer_types` use the same window in all layers, or none."""
+    window, layer_types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if layer_types is None:
         return [window] * int(config.num_hidden_layers)
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    return [window if layer_type == "sliding_attention" else None for layer_type in layer_types]

@@ -1,7 +1,4 @@
-"""Names of models that are no folder: what is taken as a hub name, and whether a hub can be asked at all.
-
-Loading and saving of policies and tokenizers in Hugging Face format; safetensors only.
-"""
+"""Load policies, tokenizers and configurations from folders or the Hugging Face hub; safetensors only."""
 
 import re
 import ssl
@@ -25,15 +22,17 @@ from paretune.models.lora import LoraSpec, add_lora, suppress_peft_warning, unwr
 from paretune.models.save import parameter_hash, save_model, silence_transformers
 
 REPO_ID_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# One connection is tried, not a download: a hub that needs longer than this would stall the whole run.
 HUB_TIMEOUT_SECONDS = 5.0
-"""How long the hub may take to answer at all."""
 
 
 def is_local_folder(path: str) -> bool:
-    """True for a folder, False for something that can only be a hub name; what begins with . / or ~ is none.
+    """True for an existing folder, False for a hub name `owner/name`.
+
+    Paths that start with `.`, `/` or `~` are never hub names, so a mistyped path is not looked up online.
 
     Raises:
-        DataError: Neither.
+        DataError: Neither an existing folder nor a possible hub name.
     """
     if Path(path).is_dir():
         return True
@@ -43,47 +42,52 @@ def is_local_folder(path: str) -> bool:
 
 
 def use_local_files_only(path: str) -> bool:
-    """Whether a model is to be read without the network: a folder, or a hub name while no hub answers.
-
-    The hub is asked once and for `SECONDS`. The libraries would ask again and again for a minute before they
-    look whether the model lies in the cache.
+    """True if a model is to be loaded without network access: a folder, or a hub name while offline.
 
     Raises:
-        DataError: As `is_folder`.
+        DataError: As `is_local_folder`.
     """
+    # One short request decides. huggingface_hub itself would retry for a minute before it looks in its cache.
     return is_local_folder(path) or constants.HF_HUB_OFFLINE or not is_reachable(constants.ENDPOINT)
 
 
 def is_reachable(endpoint: str) -> bool:
-    """Whether anything answers at this address, whatever it says."""
+    """True if a server answers at this address, with any status code."""
     try:
         with urlopen(Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS):
             return True
     except HTTPError:
         return True
     except URLError as error:
-        # Python's certificates may not know what the libraries' own do.
+        # A server with a certificate that Python's store rejects: the libraries bring their own store.
         return isinstance(error.reason, ssl.SSLError)
     except (OSError, ValueError, HTTPException):
         return False
 
 
 def load_error(path: str, problem: str, error: BaseException, *, local_files_only: bool) -> DataError:
-    """The error for what a folder or a hub name does not hold; `local_files_only`: the network was not asked."""
-    said = first_line(error)
+    """The error to raise when a folder or hub name cannot be loaded.
+
+    Args:
+        path: The folder or hub name.
+        problem: What could not be loaded.
+        error: The library's exception.
+        local_files_only: The hub was not accessed.
+    """
+    reason = first_line(error)
     if Path(path).is_dir():
-        return DataError(f"{path}: {problem} ({said})")
+        return DataError(f"{path}: {problem} ({reason})")
     if local_files_only:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
-        said = f"{why}, and the cache does not hold it"
+        reason = f"{why}, and it is not in the local cache"
     return DataError(
-        f"{path}: there is no such folder, so it was taken as a hub name: {problem} ({said}); "
-        "fix: put ./ in front of a folder, or name a model of the hub"
+        f"{path}: no such folder, so it was taken as a hub name: {problem} ({reason}); "
+        "fix: give the path of a folder, starting with ./, or the name of a model on the hub"
     )
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, as far as it fits in a line."""
+    """The first line of a library's error message, or the name of its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -110,44 +114,44 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Which weights, in which precision, and what of them is trained."""
+    """The weights of a policy, their precision and device, and the adapter to train."""
 
     path: str
-    """A folder, or a hub name `owner/name`; only the latter may use the network."""
+    """A folder, or a hub name `owner/name`; only hub names access the network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora: LoraSpec | None = None
     revision: str | None = None
-    """Commit or tag of a hub name."""
+    """Commit, tag or branch of a hub name; default: main."""
     adapter_path: str | None = None
-    """Folder of a trained adapter to put on the weights, instead of a fresh one."""
+    """Folder of a trained adapter to load, instead of a new one."""
     device: str = "cpu"
-    """Where the weights are put: see `device_named`."""
+    """Device of the weights; see `resolve_device`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyModel:
-    """A causal model and its tokenizer, and how their responses end."""
+    """A causal model with its tokenizer and special token ids."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
-    """Token ids that end a response; the first is the one put at the end of given responses."""
+    """Token ids that end a response; the first one is appended to stored responses."""
     pad_id: int
-    """Fills rows; may be a stop, since masks come from lengths."""
+    """Padding token id; may also be an EOS id, since masks are computed from lengths."""
 
 
 def load_policy(spec: ModelSpec, *, seed: int = 0) -> PolicyModel:
-    """Read a policy in evaluation mode, dropout off, its head checked against `forward`.
+    """Load a policy in evaluation mode (no dropout) and check its LM head with `check_lm_head`.
 
     Args:
-        spec: Which weights; with `lora` the base is frozen and a fresh adapter put on it, with `adapter`
-            a trained one.
-        seed: Draws the adapter.
+        spec: The weights. With `lora`, the base model is frozen and a new adapter added; with
+            `adapter_path`, a trained adapter is loaded.
+        seed: Seed of a new adapter's initial weights.
 
     Raises:
-        DataError: There is no such folder or hub name, or what is there cannot be read.
-        WiringError: LoRA fits no layer, or the family's head is not understood.
-        ResourceError: The machine lacks the device.
+        DataError: No such folder or hub name, or its files cannot be read.
+        WiringError: LoRA target modules match no layer, or the family's LM head is not supported.
+        ResourceError: The device is not available.
     """
     from transformers import AutoModelForCausalLM
 
@@ -156,82 +160,86 @@ def load_policy(spec: ModelSpec, *, seed: int = 0) -> PolicyModel:
     dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
     model = load_pretrained(AutoModelForCausalLM, spec.path, dtype=dtype, revision=spec.revision)
     check_lm_head(model)
-    adapted: nn.Module = model
+    network: nn.Module = model
     if spec.adapter_path is not None:
-        adapted = _load_adapter(model, spec.adapter_path)
+        network = _load_adapter(model, spec.adapter_path)
     elif spec.lora is not None:
-        adapted = add_lora(model, spec.lora, seed)
-    return as_policy_model(adapted.to(device), tokenizer)
+        network = add_lora(model, spec.lora, seed)
+    # Moved last, so that a new adapter's weights are drawn on the CPU and are the same for every device.
+    return as_policy_model(network.to(device), tokenizer)
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of this name; "auto" is the first CUDA device where there is one, else the CPU.
+    """The device of this name; "auto" is the first CUDA device if one is available, else the CPU.
 
     Raises:
-        ResourceError: There is no CUDA device and it was asked for.
+        ResourceError: A CUDA device is requested and none is available.
     """
-    there = torch.cuda.is_available()
+    has_cuda = torch.cuda.is_available()
     if name == "auto":
-        return torch.device("cuda" if there else "cpu")
-    if name.startswith("cuda") and not there:
-        raise ResourceError(f"run.device: {name}: this machine has no CUDA device; fix: use auto or cpu")
+        return torch.device("cuda" if has_cuda else "cpu")
+    if name.startswith("cuda") and not has_cuda:
+        raise ResourceError(f"run.device: {name}: no CUDA device is available; fix: use auto or cpu")
     return torch.device(name)
 
 
 def _load_adapter(model: PreTrainedModel, adapter_path: str) -> PeftModel:
-    """The model as it was when the adapter was trained: neither merged nor rounded."""
-    from peft import PeftModel as Adapted
+    """The base model with the trained adapter, not merged: merging in bfloat16 would round the update."""
+    from peft import PeftModel as PeftModelClass
 
     if not (Path(adapter_path) / "adapter_model.safetensors").is_file():
         raise DataError(
-            f"{adapter_path}: no adapter_model.safetensors here; fix: name the folder of an adapter"
+            f"{adapter_path}: no adapter_model.safetensors in this folder; fix: give the folder of an adapter"
         )
     try:
         with suppress_peft_warning():
-            return Adapted.from_pretrained(model, adapter_path, is_trainable=False).eval()
+            return PeftModelClass.from_pretrained(model, adapter_path, is_trainable=False).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{adapter_path}: the adapter cannot be read ({first_line(error)})") from error
 
 
 def as_policy_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> PolicyModel:
-    """A model and a tokenizer as one, with the ends of responses read from both.
+    """Combine a model and a tokenizer; EOS and padding ids are taken from their configurations.
 
     Raises:
-        DataError: Neither names a token that ends a response.
+        DataError: Neither defines an EOS token.
     """
     with unwrap_model_for_forward(model) as base:
-        stops = eos_ids_of(base, tokenizer)
-        vocab = base.get_input_embeddings().weight.shape[0]
-    pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return PolicyModel(
-        model=model.eval(), tokenizer=tokenizer, eos_ids=stops, pad_id=pad if pad < vocab else stops[0]
-    )
+        eos_ids = eos_ids_of(base, tokenizer)
+        vocab_size = base.get_input_embeddings().weight.shape[0]
+    pad_id = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # A padding token that was added to the tokenizer only has no embedding.
+    pad_id = pad_id if pad_id < vocab_size else eos_ids[0]
+    return PolicyModel(model=model.eval(), tokenizer=tokenizer, eos_ids=eos_ids, pad_id=pad_id)
 
 
 def eos_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end a response: those of the generation configuration, else the tokenizer's.
+    """EOS ids: those of the generation configuration, else the tokenizer's, else the model configuration's.
 
-    First comes the one the chat template puts at the end of an assistant's turn, where it has one of them.
+    The first one is the EOS token that the chat template puts after an assistant turn, if it uses one.
 
     Raises:
-        DataError: None is known.
+        DataError: No EOS token is defined.
     """
-    given: int | list[int] | None = model.generation_config.eos_token_id if model.generation_config else None
-    if given is None:
-        given = model.config.eos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    if given is None:
+    configured: int | list[int] | None = (
+        model.generation_config.eos_token_id if model.generation_config else None
+    )
+    if configured is None:
+        configured = model.config.eos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if configured is None:
         raise DataError(
-            f"{model.config.name_or_path or 'the model'}: no token ends a response; "
+            f"{model.config.name_or_path or 'the model'}: no EOS token is defined; "
             "fix: set eos_token_id in generation_config.json"
         )
-    stops = [given] if isinstance(given, int) else list(given)
+    eos_ids = [configured] if isinstance(configured, int) else list(configured)
     if tokenizer.chat_template is None:
-        return tuple(stops)
+        return tuple(eos_ids)
+    # The order matters for stored responses: they get the token that the template puts after a turn.
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
     ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    begin = len(tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False))
-    last = next((token for token in ids[begin:] if token in stops), stops[0])
-    return (last, *(token for token in stops if token != last))
+    start = len(tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False))
+    turn_end = next((token for token in ids[start:] if token in eos_ids), eos_ids[0])
+    return (turn_end, *(token for token in eos_ids if token != turn_end))
 
 
 def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -242,7 +250,7 @@ def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedToken
     """
     from transformers import AutoTokenizer
 
-    return _from_pretrained(AutoTokenizer, path, revision, "no tokenizer can be read here")
+    return _from_pretrained(AutoTokenizer, path, revision, "cannot load the tokenizer")
 
 
 def load_pretrained(
@@ -254,18 +262,18 @@ def load_pretrained(
     allowed_missing_prefixes: Sequence[str] = (),
     **config_overrides: Any,
 ) -> PreTrainedModel:
-    """A network of an Auto class from safetensors, in evaluation mode.
+    """Load a model with an Auto class from safetensors, in evaluation mode.
 
     Args:
         auto_class: The Auto class, such as AutoModelForCausalLM.
         path: A folder or a hub name.
         dtype: Precision of the weights.
-        revision: Commit or tag of a hub name.
-        allowed_missing_prefixes: Beginnings of the names of weights that may be absent and are drawn afresh.
-        **more: Changes to the configuration.
+        revision: Commit, tag or branch of a hub name.
+        allowed_missing_prefixes: Name prefixes of weights that may be missing; they are initialized randomly.
+        **config_overrides: Fields of the model configuration to override.
 
     Raises:
-        DataError: Nothing there, a pickle instead of safetensors, damaged files, or weights that are absent.
+        DataError: No such model, pickle files instead of safetensors, damaged files, or missing weights.
     """
     require_safetensors(path)
     local = use_local_files_only(path)
@@ -279,43 +287,48 @@ def load_pretrained(
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                adapter_kwargs={"local_files_only": local},  # not handed on by transformers itself
+                adapter_kwargs={"local_files_only": local},  # transformers does not forward it itself
                 **config_overrides,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise load_error(path, "the model cannot be read", error, local_files_only=local) from error
-    absent = sorted(
+        raise load_error(path, "cannot load the model", error, local_files_only=local) from error
+    missing = sorted(
         name for name in loaded["missing_keys"] if not name.startswith(tuple(allowed_missing_prefixes))
     )
-    if absent:
-        raise DataError(f"{path}: {len(absent)} weights are absent from the file, the first {absent[0]}")
+    # transformers only warns, and would train on with random weights.
+    if missing:
+        raise DataError(
+            f"{path}: the file has no values for {len(missing)} weights, the first is {missing[0]}; "
+            "fix: use a complete model"
+        )
     return model.eval()
 
 
 def require_safetensors(path: str) -> None:
-    """See that a folder holds weights that can be read safely; a hub name is not looked at.
+    """Check that a folder has safetensors weights; hub names are not checked.
 
     Raises:
-        DataError: There are none, or only pickles.
+        DataError: There are no weights, or only pickle files.
     """
     if is_local_folder(path) and not list(Path(path).glob("*.safetensors")):
-        pickled = [*Path(path).glob("*.bin"), *Path(path).glob("*.pt"), *Path(path).glob("*.pth")]
-        found = f"only {pickled[0].name}, a pickle that could run code" if pickled else "none"
-        raise DataError(f"{path}: weights must be safetensors, and here is {found}; fix: convert the model")
+        pickles = [*Path(path).glob("*.bin"), *Path(path).glob("*.pt"), *Path(path).glob("*.pth")]
+        problem = f"only {pickles[0].name}, a pickle that could run code" if pickles else "no weights"
+        raise DataError(f"{path}: weights must be safetensors; found {problem}; fix: convert the model")
 
 
 def context_length(model: nn.Module) -> int:
-    """The longest row the model can read, in tokens."""
+    """The model's maximum sequence length (prompt plus response) in tokens."""
     with unwrap_model_for_forward(model) as base:
         return _max_position_embeddings(base.config)
 
 
 def _max_position_embeddings(config: Any) -> int:
+    # Families without positional limits (ALiBi, state-space models) have no such field: no limit.
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
 def stored_context_length(path: str, *, revision: str | None = None) -> int:
-    """The longest row that the model of a folder or hub name can read, from its configuration alone.
+    """The maximum sequence length of a model, read from its configuration without loading weights.
 
     Raises:
         DataError: There is no configuration, or it cannot be read.
@@ -324,18 +337,18 @@ def stored_context_length(path: str, *, revision: str | None = None) -> int:
 
 
 def load_model_config(path: str, *, revision: str | None = None) -> Any:
-    """The configuration of the model of a folder or hub name.
+    """The model configuration of a folder or hub name.
 
     Raises:
         DataError: There is none, or it cannot be read.
     """
     from transformers import AutoConfig
 
-    return _from_pretrained(AutoConfig, path, revision, "no model configuration can be read here")
+    return _from_pretrained(AutoConfig, path, revision, "cannot load the model configuration")
 
 
 def _from_pretrained(auto_class: Any, path: str, revision: str | None, problem: str) -> Any:
-    """What an Auto class makes of the small files of a folder or hub name."""
+    """Load a tokenizer or configuration with an Auto class."""
     local = use_local_files_only(path)
     try:
         with silence_transformers():

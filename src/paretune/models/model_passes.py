@@ -1,4 +1,4 @@
-"""What the policy of old and frozen models say of a batch, written into it before credit."""
+"""Model passes: what the policy, frozen models and the critic compute of a batch before credit assignment."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from paretune.models.forward.prefix_sharing import find_prefix_groups, plan_pass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """The networks of one run; the roles of frozen ones are named by the parts that use them."""
+    """The models of a run. Frozen models are identified by roles, which the parts that use them define."""
 
     policy: nn.Module
     critic: nn.Module | None = None
@@ -31,20 +31,27 @@ class Models:
         """The frozen model of this role.
 
         Raises:
-            WiringError: The run has none.
+            WiringError: The run has no such model.
         """
         if role not in self.frozen:
-            known = ", ".join(self.frozen) or "none"
-            raise WiringError(f'a part asks the frozen model "{role}"; the run has {known}')
+            roles = ", ".join(self.frozen) or "none"
+            raise WiringError(f'no frozen model "{role}" in this run; it has {roles}')
         return self.frozen[role]
 
 
 @runtime_checkable
 class ModelPass(Protocol):
-    """A part that asks models about a batch; nothing it writes carries a gradient."""
+    """A forward pass over a batch whose result is written into the batch, without gradients."""
 
     def __call__(self, batch: Batch, models: Models, temperature: float, rows_per_pass: int) -> Batch:
-        """The batch with one more field; as many tokens as fill `rows_per_pass` rows are asked at a time."""
+        """Return the batch with one more field.
+
+        Args:
+            batch: The batch of the step.
+            models: The models of the run.
+            temperature: The sampling temperature.
+            rows_per_pass: Limits each forward pass to as many tokens as this number of padded rows.
+        """
         ...
 
 
@@ -52,77 +59,81 @@ class ModelPass(Protocol):
 def response_logprobs(
     model: nn.Module, batch: Batch, *, temperature: float = 1.0, rows_per_pass: int = 32
 ) -> Float[Tensor, "B T"]:
-    """Log p of the response tokens, 0 elsewhere; see `by_parts`."""
+    """Log-probabilities of the response tokens, 0 elsewhere; see `run_in_passes`."""
 
-    def ask(part: Batch) -> Tensor:
+    def compute(chunk: Batch) -> Tensor:
         return compute_logprobs(
-            model, part.input_ids, part.attention_mask, part.response_mask, temperature=temperature
+            model, chunk.input_ids, chunk.attention_mask, chunk.response_mask, temperature=temperature
         )
 
-    return run_in_passes(model, batch, rows_per_pass, ask)
+    return run_in_passes(model, batch, rows_per_pass, compute)
 
 
 def run_in_passes(
     model: nn.Module, batch: Batch, rows_per_pass: int, compute: Callable[[Batch], Tensor]
 ) -> Tensor:
-    """The answers for all rows in their order, as many tokens at a time as fill `rows_per_pass` rows.
+    """Apply `compute` to chunks of the batch and return the results in row order.
 
-    A prompt counts once for all rows that share it, where the model can be packed; elsewhere rows of like
-    length are asked together.
+    Each chunk has at most as many tokens as `rows_per_pass` padded rows. A prefix that rows share counts once
+    where the model supports packing; for other models, rows of similar length are grouped.
     """
     if supports_packing(model):
-        lengths, budget = (
+        lengths, max_tokens = (
             batch.attention_mask.sum(-1).tolist(),
             max(rows_per_pass, 1) * batch.input_ids.shape[1],
         )
-        cut = plan_passes(
+        passes = plan_passes(
             lengths,
-            budget,
+            max_tokens,
             find_prefix_groups(batch.input_ids, batch.attention_mask),
+            # Otherwise every pass would recompute a long shared prefix; no activations are kept here.
             strict_token_limit=False,
         )
-        parts = [torch.tensor(part) for part in cut]
+        chunks = [torch.tensor(rows) for rows in passes]
     else:
-        parts = list(batch.attention_mask.sum(-1).argsort(stable=True).split(max(rows_per_pass, 1)))
-    return torch.cat([compute(batch.select(index)) for index in parts])[torch.cat(parts).argsort()]
+        chunks = list(batch.attention_mask.sum(-1).argsort(stable=True).split(max(rows_per_pass, 1)))
+    # The last index undoes the permutation of rows.
+    return torch.cat([compute(batch.select(rows)) for rows in chunks])[torch.cat(chunks).argsort()]
 
 
 @dataclass(frozen=True, slots=True)
 class OldLogprobs:
-    """log pi_old: the policy as it was when it wrote the responses.
+    """log pi_old: log-probabilities under the policy that generated the responses.
 
     Reads: rollout_logprobs, or input_ids, attention_mask, response_mask. Writes: old_logprobs.
-    "sampler" takes the sampler's word, which is exact where sampler and trainer share weights and
-    precision; "trainer" asks the policy again, before its first update.
+    source: "rollout" takes the sampler's log-probabilities, which are exact where sampler and trainer share
+    weights and precision; "policy" recomputes them with the policy before its first update.
     Source: Schulman et al. 2017, section 3 (arXiv:1707.06347).
     """
 
-    source: Literal["sampler", "trainer"] = "sampler"
+    source: Literal["rollout", "policy"] = "rollout"
 
     def __call__(self, batch: Batch, models: Models, temperature: float, rows_per_pass: int) -> Batch:
-        """Write behaviour_logp.
+        """Write old_logprobs.
 
         Raises:
-            WiringError: The sampler left no log-probabilities, as with responses read from a file.
+            WiringError: The batch has no rollout_logprobs, as with stored responses.
         """
-        if self.source == "sampler":
+        if self.source == "rollout":
             return batch.replace(old_logprobs=batch.require("rollout_logprobs"))
-        logp = response_logprobs(models.policy, batch, temperature=temperature, rows_per_pass=rows_per_pass)
-        return batch.replace(old_logprobs=logp)
+        logprobs = response_logprobs(
+            models.policy, batch, temperature=temperature, rows_per_pass=rows_per_pass
+        )
+        return batch.replace(old_logprobs=logprobs)
 
 
 @dataclass(frozen=True, slots=True)
 class RefLogprobs:
-    """log pi_ref: a frozen model the policy is to stay near.
+    """log pi_ref: log-probabilities under the frozen reference policy of the KL penalty.
 
     Reads: input_ids, attention_mask, response_mask. Writes: ref_logprobs.
-    Source: Ziegler et al. 2019, eq. 2 (arXiv:1909.08593). Differs: the model is named by its role.
+    Source: Ziegler et al. 2019, eq. 2 (arXiv:1909.08593). Differs: the model is identified by a role.
     """
 
     role: str = "reference"
 
     def __call__(self, batch: Batch, models: Models, temperature: float, rows_per_pass: int) -> Batch:
-        """Write reference_logp.
+        """Write ref_logprobs.
 
         Raises:
             WiringError: The run has no frozen model of this role.
@@ -140,9 +151,9 @@ def implicit_reward(
     beta: float,
     clip: float | None = None,
 ) -> Float[Tensor, "B T"]:
-    """Beta times the log-ratio of a model tuned to preferences and its reference, cut to +-clip; 0 elsewhere.
+    """Beta times the log-ratio of a preference-tuned model and its reference, clipped to +-clip; 0 elsewhere.
 
-    Source: Zhong et al. 2024, RTO, eq. 4.7 (arXiv:2404.18922); the cut in its code, after the scaling.
+    Source: Zhong et al. 2024, RTO, eq. 4.7 (arXiv:2404.18922); the clipping is from its code, after scaling.
     """
     reward = torch.where(response_mask, beta * (tuned_logprobs - ref_logprobs), 0.0)
     return reward if clip is None else reward.clamp(-clip, clip)
@@ -150,56 +161,57 @@ def implicit_reward(
 
 @dataclass(frozen=True, slots=True)
 class ImplicitReward:
-    """A reward on every token: what a model that was tuned to preferences gained over where it started.
+    """Token-level reward: the log-ratio of a preference-tuned model and the model it was tuned from.
 
-        r_t = beta (log p_tuned(y_t) - log p_against(y_t)),  cut to +-clip
+        r_t = beta (log p_tuned(y_t) - log p_ref(y_t)),  clipped to +-clip
 
-    Adds to the rewards that are there, and parts of credit like `EndReward` and `KlPenalty` add to it; with
-    several heads, each is paid the whole. Both models are asked at temperature 1, whatever the sampler's.
-    With beta = 0.05 a clip of 0.05, which the published runs have, bites from a ratio of e on.
+    It is added to existing token rewards, and credit steps such as `TerminalReward` and `KlPenalty` add to
+    it; with several critic heads, each receives all of it. Both models are evaluated at temperature 1,
+    whatever the sampling temperature is. With beta = 0.05, the clip of 0.05 in the published runs is active
+    from a probability ratio of e.
 
-    Reads: input_ids, attention_mask, response_mask, token_rewards where there is one. Writes: token_rewards.
+    Reads: input_ids, attention_mask, response_mask, token_rewards if present. Writes: token_rewards.
 
     Source: Zhong et al. 2024, RTO, eq. 4.7 (arXiv:2404.18922); Rafailov et al. 2024 (arXiv:2404.12358).
-    Differs: the model that the tuned one is held against has a role of its own; in the published code it is
-    always that of the divergence.
+    Differs: the reference of the tuned model has a role of its own; in the published code it is always the
+    reference policy of the KL penalty.
     """
 
     beta: float = 0.05
     tuned_role: str = "dpo"
-    """Role of the frozen model that was tuned to preferences; it has the policy's vocabulary."""
+    """Role of the frozen preference-tuned model; it has the policy's vocabulary."""
     reference_role: str = "reference"
     """Role of the frozen model it was tuned from."""
     clip: float | None = None
-    """In the units of the reward."""
+    """Largest absolute reward per token, after scaling by beta."""
 
     def __post_init__(self) -> None:
         if not self.beta > 0 or (self.clip is not None and not self.clip > 0):
             raise WiringError(
-                f"ImplicitReward has beta {self.beta} and clip {self.clip}; both must be above 0"
+                f"ImplicitReward got beta={self.beta} and clip={self.clip}; both must be above 0"
             )
 
     def __call__(self, batch: Batch, models: Models, temperature: float, rows_per_pass: int) -> Batch:
-        """Write token_reward.
+        """Write token_rewards.
 
         Raises:
             WiringError: The run has no frozen model of one of the roles.
         """
-        tuned, against = (
-            response_logprobs(models.frozen_model(r), batch, rows_per_pass=rows_per_pass)
-            for r in (self.tuned_role, self.reference_role)
+        tuned, ref = (
+            response_logprobs(models.frozen_model(role), batch, rows_per_pass=rows_per_pass)
+            for role in (self.tuned_role, self.reference_role)
         )
-        reward = implicit_reward(tuned, against, batch.response_mask, self.beta, self.clip)[..., None]
-        before = batch.token_rewards
-        return batch.replace(token_rewards=reward if before is None else before + reward)
+        reward = implicit_reward(tuned, ref, batch.response_mask, self.beta, self.clip)[..., None]
+        existing = batch.token_rewards
+        return batch.replace(token_rewards=reward if existing is None else existing + reward)
 
 
 @dataclass(frozen=True, slots=True)
 class CriticValues:
-    """What the critic expects, before its first update.
+    """State values estimated by the critic before its first update.
 
     Reads: input_ids, attention_mask, response_mask. Writes: values.
-    Source: Schulman et al. 2016, section 5 (arXiv:1506.02438). Differs: one value for each head.
+    Source: Schulman et al. 2016, section 5 (arXiv:1506.02438). Differs: one value per head.
     """
 
     def __call__(self, batch: Batch, models: Models, temperature: float, rows_per_pass: int) -> Batch:
@@ -210,32 +222,34 @@ class CriticValues:
         """
         critic = models.critic
         if critic is None:
-            raise WiringError("a part asks the critic; the run has none")
+            raise WiringError(
+                "CriticValues needs a critic, and the run has none; fix: pass Models(critic=...)"
+            )
 
-        def ask(part: Batch) -> Tensor:
-            return compute_values(critic, part.input_ids, part.attention_mask, part.response_mask)
+        def compute(chunk: Batch) -> Tensor:
+            return compute_values(critic, chunk.input_ids, chunk.attention_mask, chunk.response_mask)
 
         with torch.no_grad():
-            return batch.replace(values=run_in_passes(critic, batch, rows_per_pass, ask))
+            return batch.replace(values=run_in_passes(critic, batch, rows_per_pass, compute))
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyEntropy:
-    """How undecided the policy was at each token it wrote, in nats.
+    """Entropy of the policy's next-token distribution at each response token, in nats.
 
     Reads: input_ids, attention_mask, response_mask. Writes: entropy.
-    Source: Shannon's entropy of the distribution the token was drawn from.
+    Source: Shannon entropy of the distribution from which the token was sampled.
     """
 
     def __call__(self, batch: Batch, models: Models, temperature: float, rows_per_pass: int) -> Batch:
         """Write entropy."""
 
-        def ask(part: Batch) -> Tensor:
+        def compute(chunk: Batch) -> Tensor:
             entropy = compute_outputs(
-                models.policy, part, frozenset({"entropy"}), temperature=temperature
+                models.policy, chunk, frozenset({"entropy"}), temperature=temperature
             ).entropy
             assert entropy is not None
             return entropy
 
         with torch.no_grad():
-            return batch.replace(entropy=run_in_passes(models.policy, batch, rows_per_pass, ask))
+            return batch.replace(entropy=run_in_passes(models.policy, batch, rows_per_pass, compute))

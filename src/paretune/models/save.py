@@ -1,4 +1,4 @@
-"""Writing of models in Hugging Face format, and what names their weights."""
+"""Saving of models in Hugging Face format, and a hash of their weights."""
 
 import copy
 import hashlib
@@ -17,25 +17,27 @@ from paretune.run.io import apply_umask, fsync_dir, fsync_tree
 
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer so that the plain Auto classes load them; whole, or not at all.
+    """Save model and tokenizer atomically, so that the plain Auto classes load them.
 
-    An adapted model is written twice: merged in float32, and its adapter in `adapter/`. The model itself is
-    not merged: doing and undoing that in low precision loses the update. Everything has reached the disk
-    before the folder gets its name, so that after a power cut a folder of that name is complete.
+    A model with an adapter is saved twice: merged in float32, and its adapter in `adapter/`. The model in
+    memory is not merged: merging and unmerging in low precision would lose the update. All files are synced
+    to disk before the folder is renamed to its final name, so that a folder of that name is complete even
+    after a power failure.
     """
-    draft, old = (folder.with_name(folder.name + end) for end in (".tmp", ".old.tmp"))
-    for left_over in (draft, old):
-        shutil.rmtree(left_over, ignore_errors=True)
+    draft, old = (folder.with_name(folder.name + suffix) for suffix in (".tmp", ".old.tmp"))
+    for stale in (draft, old):
+        shutil.rmtree(stale, ignore_errors=True)
     draft.mkdir(parents=True)
     with silence_transformers():
-        whole: Any = model
+        merged: Any = model
         if isinstance(model, PeftModel):
             model.save_pretrained(str(draft / "adapter"))
-            whole = copy.deepcopy(model).float().merge_and_unload()
-        whole.save_pretrained(draft)
+            merged = copy.deepcopy(model).float().merge_and_unload()
+        merged.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-    apply_umask(draft)
+    apply_umask(draft)  # safetensors creates files that only the owner can read
     fsync_tree(draft)
+    # A folder cannot replace a non-empty folder in one step: the old one is moved away first.
     if folder.exists():
         folder.replace(old)
     draft.replace(folder)
@@ -44,29 +46,30 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 
 def parameter_hash(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of all parameters."""
+    """SHA-256 of names, dtypes, shapes and bytes of all parameters."""
     digest = hashlib.sha256()
     for name, value in sorted(model.named_parameters()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        # Viewed as bytes, since numpy has no bfloat16.
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
-    """No progress bars, load reports and retries: what matters in them is raised as an error."""
+    """Hide progress bars, load reports and retry messages; real problems are raised as errors."""
     from transformers.utils import logging as hf_logging
 
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hub = logging.getLogger("huggingface_hub")
-    hub_level = hub.level
+    verbosity, bars_enabled = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hub_logger = logging.getLogger("huggingface_hub")
+    hub_level = hub_logger.level
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    hub.setLevel(logging.ERROR)
+    hub_logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        hub.setLevel(hub_level)
-        hf_logging.set_verbosity(level)
-        if bars:
+        hub_logger.setLevel(hub_level)
+        hf_logging.set_verbosity(verbosity)
+        if bars_enabled:
             hf_logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""The page and the closing table of a comparison, from its compare.json alone."""
+"""Page and terminal table of a benchmark, from its benchmark.json alone."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from paretune.core.errors import ConfigError, DataError
-from paretune.report.charts import (
-    MARKER_SHAPES,
-    MeanInterval,
-    ScatterPlot,
-    ScatterPoint,
-    marker_path,
-    scatter_plot,
-)
 from paretune.report.formatting import (
     MISSING,
     VERDICT_SYMBOLS,
@@ -24,12 +16,21 @@ from paretune.report.formatting import (
     one_line,
 )
 from paretune.report.run_page import jinja_environment
+from paretune.report.scatter import (
+    MARKER_SHAPES,
+    MeanInterval,
+    ScatterPlot,
+    ScatterPoint,
+    marker_path,
+    scatter_plot,
+)
 from paretune.report.tables import align_columns
 from paretune.run.io import read_json, write_atomic
 
-TEMPLATE = "versus.html.j2"
-SCHEMA = "paretune/compare/1"
+TEMPLATE = "benchmark.html.j2"
+SCHEMA = "paretune/benchmark/2"
 MAX_FIGURES = 6
+"""Scatter plots drawn if the benchmark file names no pairs: all pairs of four objectives."""
 MAX_NAME_CHARS = 20
 
 COST_LABELS = {
@@ -40,90 +41,91 @@ COST_LABELS = {
     "seconds": "seconds",
     "peak_memory": "peak memory, MiB",
 }
-"""Key of the ledger -> what a column is called."""
+"""Key of a cost -> column header."""
 SIDE_METRIC_LABELS = {
-    "kl": ("KL to the start", "nats a response"),
-    "length": ("length", "tokens a response"),
-    "distinct_2": ("distinct-2", "different pairs of words among all pairs; a fall is a loss of variety"),
-    "unique": ("different responses", "that no other one repeats word for word"),
+    "kl": ("KL to initial", "nats per response"),
+    "length": ("length", "tokens per response"),
+    "distinct_2": ("distinct-2", "distinct word pairs among all word pairs; a fall is a loss of diversity"),
+    "unique_fraction": ("unique responses", "responses that no other response repeats word for word"),
     "similarity": (
         "similarity",
-        "METEOR between responses to different requests; a rise is a loss of variety",
+        "METEOR between responses to different prompts; a rise is a loss of diversity",
     ),
-    "truncated": ("truncated", "responses that ran into the length limit"),
-    "refused_harmful": ("harmful requests refused", "refusals; more are wanted"),
-    "refused_lookalike": (
-        "look-alikes refused",
-        "refusals of harmless requests that look harmful; fewer are wanted",
-    ),
-    "ece": ("ECE", "gap between stated confidence and being right"),
-    "auroc": ("AUROC", "of stated confidence: 0.5 says nothing about being right"),
+    "truncation_rate": ("truncated", "responses that reached the length limit"),
+    "ece": ("ECE", "expected gap between stated confidence and accuracy; lower is better"),
+    "auroc": ("AUROC", "AUROC of stated confidence as a predictor of correctness; 0.5 is uninformative"),
 }
+"""Key of a side metric -> (column header, explanation); refusal rates are added per category."""
+REFUSAL_RATE_PREFIX = "refusal_rate/"
 OVEROPTIMIZATION_LABELS = {
-    "reward": "training reward",
-    "kl": "KL to the start",
+    "training_reward": "training reward",
+    "kl": "KL to initial",
     "similarity": "similarity of responses",
 }
-"""Sign of how far a policy was pushed -> what an axis is called."""
-FRACTION_METRICS = ("unique", "truncated", "refused_harmful", "refused_lookalike")
+"""Measure of optimization pressure -> axis label."""
+FRACTION_METRICS = ("unique_fraction", "truncation_rate")
+"""Side metrics that are shown as percentages; refusal rates are added per category."""
 
 Results = Mapping[str, Any]
 
 
 def write_benchmark_report(benchmark_dir: Path) -> Path:
-    """Write report.html beside compare.json, and return its path.
+    """Write report.html beside benchmark.json and return its path.
 
     Raises:
-        ConfigError: There is no compare.json.
-        DataError: It is of another schema.
+        ConfigError: There is no benchmark.json.
+        DataError: It has another schema.
     """
-    found = read_json(benchmark_dir / "compare.json")
-    if found is None:
-        raise ConfigError(f"{benchmark_dir}: holds no compare.json; fix: name the folder of a comparison")
-    if found.get("schema") != SCHEMA:
-        wrong = f"schema: {found.get('schema')}, expected {SCHEMA}"
-        raise DataError(f"{benchmark_dir / 'compare.json'}: {wrong}; fix: give the command again")
-    path = benchmark_dir / "report.html"
-    write_atomic(path, jinja_environment().get_template(TEMPLATE).render(template_context(found)))
-    return path
+    path = benchmark_dir / "benchmark.json"
+    results = read_json(path)
+    if results is None:
+        raise ConfigError(f"{benchmark_dir}: no benchmark.json; fix: name the folder of a finished benchmark")
+    if (schema := results.get("schema")) != SCHEMA:
+        raise DataError(f"{path}: schema: {schema}, expected {SCHEMA}; fix: run `paretune compare` again")
+    page = benchmark_dir / "report.html"
+    write_atomic(page, jinja_environment().get_template(TEMPLATE).render(template_context(results)))
+    return page
 
 
 def template_context(results: Results) -> dict[str, Any]:
-    """Everything the template shows."""
+    """All values that the template shows."""
     methods = list(results["methods"])
+    refusal_labels = _refusal_labels(results)
     return {
-        "c": results,
+        "results": results,
         "methods": methods,
-        "legend": {
+        "marker_paths": {
             m: marker_path(MARKER_SHAPES[i % len(MARKER_SHAPES)], 8.0, 8.0) for i, m in enumerate(methods)
         },
-        "numbers_of": {m: i for i, m in enumerate(methods, 1)},
-        "own_judge": [name for name, o in results["objectives"].items() if not o["independent"]],
-        "judges": _objectives_by_judge(results),
-        "by_judge": (results["tuning"] or {}).get("by") == "judge",
-        "moved": all("from_start" in cell for cell in _all_scores(results)),
+        "method_index": {m: i for i, m in enumerate(methods, 1)},
+        "self_judged": [name for name, o in results["objectives"].items() if not o["independent"]],
+        "objectives_by_judge": _objectives_by_judge(results),
+        "tuned_by_judge": (results["tuning"] or {}).get("select_by") == "judge",
         "figures": _pareto_figures(results),
-        "cost": {m: _format_costs(results["methods"][m]["ledger"]) for m in methods},
-        "currencies": COST_LABELS,
-        "side": {key: words for key, words in SIDE_METRIC_LABELS.items() if _is_measured(results, key)},
-        "pressure": _overoptimization_figures(results),
-        "shares": FRACTION_METRICS,
-        "digits": {o: _decimals(results, o) for o in results["objectives"]},
-        "difference_digits": decimals_for,
+        "costs": {m: _format_costs(results["methods"][m]["costs"]) for m in methods},
+        "cost_labels": COST_LABELS,
+        "side_metric_labels": {
+            key: labels
+            for key, labels in (SIDE_METRIC_LABELS | refusal_labels).items()
+            if _is_measured(results, key)
+        },
+        "overoptimization_figures": _overoptimization_figures(results),
+        "fraction_metrics": (*FRACTION_METRICS, *refusal_labels),
+        "decimals": {o: _decimals(results, o) for o in results["objectives"]},
     }
 
 
 def benchmark_table(results: Results) -> str:
-    """Lines of plain text for the terminal: means by weighting, hypervolume, what was spent, cautions."""
+    """Lines of plain text: means per weighting, hypervolume, used budget, caveats."""
     lines = []
+    several = len(results["weightings"]) > 1
     for weighting in results["weightings"]:
-        head = (
-            "method" if len(results["weightings"]) == 1 else f"method, {one_line(weighting, MAX_NAME_CHARS)}"
-        )
-        rows = [(head, *(one_line(o, MAX_NAME_CHARS) for o in results["objectives"]), "hypervolume", "spent")]
+        header = f"method, {one_line(weighting, MAX_NAME_CHARS)}" if several else "method"
+        objectives = (one_line(o, MAX_NAME_CHARS) for o in results["objectives"])
+        rows = [(header, *objectives, "hypervolume", "budget used")]
         for name, method in results["methods"].items():
-            point = method["points"][weighting]
-            cells = (_score_cell(point[o], _decimals(results, o)) for o in results["objectives"])
+            scores = method["scores"][weighting]
+            cells = (_score_cell(scores[o], _decimals(results, o)) for o in results["objectives"])
             rows.append(
                 (
                     one_line(name, MAX_NAME_CHARS),
@@ -133,37 +135,37 @@ def benchmark_table(results: Results) -> str:
                 )
             )
         lines += [*align_columns(rows, right_aligned=()), ""]
-    currency, amount = results["budget"]["currency"], results["budget"]["amount"]
+    budget = results["budget"]
     lines.append(
-        f"means over {len(results['seeds'])} seeds with {100 * results['level']:.0f} % intervals; ▲ ▼ against "
-        f"{one_line(results['baseline'], MAX_NAME_CHARS)}; budget {amount:,} {currency} a run"
+        f"means over {len(results['seeds'])} seeds with {100 * results['confidence_level']:.0f} % intervals; "
+        f"▲ ▼ against {one_line(results['baseline'], MAX_NAME_CHARS)}; "
+        f"budget {budget['limit']:,} {budget['resource']} per run"
     )
-    lines += [
-        f"judge: {one_line(judge)} ({', '.join(who)})" for judge, who in _objectives_by_judge(results).items()
-    ]
-    return "\n".join(
-        [*lines, *(f"⚠ {one_line(line)}" for line in [*results["refused"], *results["cautions"]])]
-    )
+    judges = _objectives_by_judge(results)
+    lines += [f"judge: {one_line(judge)} ({', '.join(names)})" for judge, names in judges.items()]
+    lines += [f"⚠ {one_line(line)}" for line in [*results["unranked"], *results["caveats"]]]
+    return "\n".join(lines)
 
 
-def _score_cell(point: Results, decimals: int) -> str:
-    """Mean, interval, and a sign where it differs from the baseline."""
-    word = (point["difference"] or {}).get("verdict")
-    sign = f" {VERDICT_SYMBOLS[word]}" if word in ("better", "worse") else ""
-    low, high = format_number(point["low"], decimals), format_number(point["high"], decimals)
-    return f"{format_number(point['mean'], decimals)} [{low}, {high}]{sign}"
+def _score_cell(score: Results, decimals: int) -> str:
+    """Mean and interval, with a symbol where the score differs from the baseline."""
+    verdict = (score["change_from_baseline"] or {}).get("verdict")
+    symbol = f" {VERDICT_SYMBOLS[verdict]}" if verdict in ("better", "worse") else ""
+    low, high = format_number(score["low"], decimals), format_number(score["high"], decimals)
+    return f"{format_number(score['mean'], decimals)} [{low}, {high}]{symbol}"
 
 
 def _hypervolume_cell(method: Results) -> str:
-    found = method["hypervolume"]
-    if found is None:
+    volume = method["hypervolume"]
+    if volume is None:
         return MISSING
-    return f"{format_number(found['value'], 3)} [{format_number(found['low'], 3)}, {format_number(found['high'], 3)}]"
+    value, low, high = (format_number(volume[key], 3) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _budget_cell(results: Results, method: Results) -> str:
-    spent = method["ledger"][results["budget"]["currency"]] / results["budget"]["amount"]
-    return format_percent(spent, 1) + (" (not ranked)" if method["refused"] else "")
+    fraction = method["costs"][results["budget"]["resource"]] / results["budget"]["limit"]
+    return format_percent(fraction, 1) + (" (not ranked)" if method["unranked_reason"] else "")
 
 
 def _objectives_by_judge(results: Results) -> dict[str, list[str]]:
@@ -173,108 +175,114 @@ def _objectives_by_judge(results: Results) -> dict[str, list[str]]:
     return judges
 
 
-def _all_scores(results: Results) -> list[Results]:
-    points = [point for method in results["methods"].values() for point in method["points"].values()]
-    return [cell for point in points for cell in point.values()]
-
-
 def _decimals(results: Results, objective: str) -> int:
-    """Decimals for the means of an objective: those that its middle interval asks for."""
-    points = [p[objective] for m in results["methods"].values() for p in m["points"].values()]
-    return sorted(decimals_for({"low": p["low"], "high": p["high"]}) for p in points)[len(points) // 2]
+    """Decimals for the means of an objective: the median of those that the methods' intervals need."""
+    scores = [s[objective] for m in results["methods"].values() for s in m["scores"].values()]
+    return sorted(decimals_for({"low": s["low"], "high": s["high"]}) for s in scores)[len(scores) // 2]
 
 
 def _format_costs(costs: Results) -> dict[str, str]:
-    shown = {key: costs[key] for key in COST_LABELS}
-    if finite_or_none(shown["peak_memory"]) is not None:
-        shown["peak_memory"] = shown["peak_memory"] / 2**20
+    values = {key: costs[key] for key in COST_LABELS}
+    if finite_or_none(values["peak_memory"]) is not None:
+        values["peak_memory"] = values["peak_memory"] / 2**20
     return {
-        key: MISSING if finite_or_none(value) is None else f"{value:,.0f}" for key, value in shown.items()
+        key: MISSING if finite_or_none(value) is None else f"{value:,.0f}" for key, value in values.items()
     }
 
 
 def _pareto_figures(results: Results) -> list[tuple[str, str, ScatterPlot]]:
-    """(across, up, figure) of each pair of objectives that is asked for, or of all."""
-    pairs: Sequence[Sequence[str]] = results["scatter"] or list(
-        itertools.combinations(results["objectives"], 2)
-    )
-    drawn = [
-        (a, b, scatter_plot(_scatter_points(results, a, b)))
-        for a, b in pairs[: len(results["scatter"]) or MAX_FIGURES]
-    ]
-    return [(a, b, figure) for a, b, figure in drawn if figure is not None]
+    """(x objective, y objective, plot) of each declared pair of objectives, or of the first pairs."""
+    declared: Sequence[Sequence[str]] = results["scatter_pairs"]
+    pairs = declared or list(itertools.combinations(results["objectives"], 2))[:MAX_FIGURES]
+    plots = [(x, y, scatter_plot(_scatter_points(results, x, y))) for x, y in pairs]
+    return [(x, y, plot) for x, y, plot in plots if plot is not None]
 
 
 def _scatter_points(results: Results, x_objective: str, y_objective: str) -> list[ScatterPoint]:
     several = len(results["weightings"]) > 1
-    dots: list[tuple[str, int, tuple[MeanInterval, MeanInterval]]] = []
-    for place, (name, method) in enumerate(results["methods"].items(), 1):
-        for weighting, point in method["points"].items():
-            if all(finite_or_none(point[o]["mean"]) is not None for o in (x_objective, y_objective)):
-                a, b = (
-                    (point[o]["mean"], point[o]["low"], point[o]["high"]) for o in (x_objective, y_objective)
-                )
+    points: list[tuple[str, int, tuple[MeanInterval, MeanInterval]]] = []
+    for index, (name, method) in enumerate(results["methods"].items(), 1):
+        for weighting, scores in method["scores"].items():
+            pair = (scores[x_objective], scores[y_objective])
+            if all(finite_or_none(score["mean"]) is not None for score in pair):
+                x, y = ((score["mean"], score["low"], score["high"]) for score in pair)
                 label = f"{name} {weighting}" if several else name
-                dots.append((one_line(label, MAX_NAME_CHARS), place, (a, b)))
-    marks = [
-        ScatterPoint(label, place, ends[0], ends[1], not _is_dominated(ends, dots))
-        for label, place, ends in dots
+                points.append((one_line(label, MAX_NAME_CHARS), index, (x, y)))
+    scatter_points = [
+        ScatterPoint(label, index, ends[0], ends[1], not _is_dominated(ends, points))
+        for label, index, ends in points
     ]
-    start = [results["start"].get(o) for o in (x_objective, y_objective)]
-    if all(_within_range(value, [dot[2][i] for dot in dots]) for i, value in enumerate(start)):
-        one, two = ((value, value, value) for value in start)
-        marks.append(ScatterPoint("start", 0, one, two))
-    return marks
+    initial = [results["initial"].get(o) for o in (x_objective, y_objective)]
+    if all(_within_range(value, [point[2][i] for point in points]) for i, value in enumerate(initial)):
+        x, y = ((value, value, value) for value in initial)
+        scatter_points.append(ScatterPoint("initial", 0, x, y))
+    return scatter_points
+
+
+def _refusal_labels(results: Results) -> dict[str, tuple[str, str]]:
+    """Column header and explanation of the refusal rate of each category with a better direction."""
+    better = {"up": "higher is better", "down": "lower is better"}
+    return {
+        f"{REFUSAL_RATE_PREFIX}{category}": (
+            f"{category} refused",
+            f"refusals of {category} prompts; {better[direction]}",
+        )
+        for category, direction in results["refusal_categories"].items()
+    }
 
 
 def _is_measured(results: Results, key: str) -> bool:
-    """Did anybody measure it? Older comparisons have fewer keys."""
-    cells = [w[key] for m in results["methods"].values() for w in m["side"].values() if key in w]
+    """Whether any method has a value of this side metric."""
+    cells = [w[key] for m in results["methods"].values() for w in m["side_metrics"].values() if key in w]
     return any(finite_or_none(cell[arm]) is not None for cell in cells for arm in ("before", "after"))
 
 
 def _overoptimization_figures(results: Results) -> list[tuple[str, str, ScatterPlot]]:
-    """(weighting, sign, figure): the judge's sum against signs of how far a policy was pushed."""
+    """(weighting, x label, plot): the judge score against measures of optimization pressure."""
     figures = []
     for weighting in results["weightings"]:
-        for sign, title in OVEROPTIMIZATION_LABELS.items():
-            figure = scatter_plot(_overoptimization_points(results, weighting, sign))
-            if figure is not None:
-                figures.append((weighting, title, figure))
+        for metric, label in OVEROPTIMIZATION_LABELS.items():
+            plot = scatter_plot(_overoptimization_points(results, weighting, metric))
+            if plot is not None:
+                figures.append((weighting, label, plot))
     return figures
 
 
 def _overoptimization_points(results: Results, weighting: str, metric: str) -> list[ScatterPoint]:
-    """A dot for each method: means over the seeds, lines from the least seed to the most, and the start."""
-    dots, starts = [], []
-    for place, (name, method) in enumerate(results["methods"].items(), 1):
-        of = method.get("pressure", {}).get(weighting)
-        if of is None or any(
-            finite_or_none(v) is None for key in (metric, "judge") for v in of[key]["after"]
-        ):
+    """A point per method (mean over seeds, bars from lowest to highest seed), and the initial policy."""
+    points, initial = [], []
+    for index, (name, method) in enumerate(results["methods"].items(), 1):
+        values = method.get("overoptimization", {}).get(weighting)
+        if values is None:
             continue
-        ends = [(sum(v) / len(v), min(v), max(v)) for key in (metric, "judge") for v in [of[key]["after"]]]
-        dots.append(ScatterPoint(one_line(name, MAX_NAME_CHARS), place, ends[0], ends[1], True))
-        starts.append([finite_or_none(of[key]["before"]) for key in (metric, "judge")])
-    if starts and None not in starts[0]:
-        across, up = ((float(v), float(v), float(v)) for v in starts[0] if v is not None)
-        dots.append(ScatterPoint("start", 0, across, up))
-    return dots
+        after = [values[key]["after"] for key in (metric, "judge_score")]
+        if any(finite_or_none(v) is None for seeds in after for v in seeds):
+            continue
+        x, y = ((sum(seeds) / len(seeds), min(seeds), max(seeds)) for seeds in after)
+        points.append(ScatterPoint(one_line(name, MAX_NAME_CHARS), index, x, y, True))
+        initial.append([finite_or_none(values[key]["before"]) for key in (metric, "judge_score")])
+    if initial and None not in initial[0]:
+        x, y = ((float(v), float(v), float(v)) for v in initial[0] if v is not None)
+        points.append(ScatterPoint("initial", 0, x, y))
+    return points
 
 
 def _within_range(value: Any, intervals: Sequence[MeanInterval]) -> bool:
-    """Would a point here leave the others most of the figure?"""
+    """Whether a point here would leave the others at least half of the axis."""
     if finite_or_none(value) is None or not intervals:
         return False
     low, high = min(end[1] for end in intervals), max(end[2] for end in intervals)
     return low - 0.5 * (high - low) <= value <= high + 0.5 * (high - low)
 
 
-def _is_dominated(point: Sequence[Any], others: Sequence[tuple[str, int, Sequence[Any]]]) -> bool:
-    """Does some other point dominate this one, in these two objectives?"""
-    mine = (point[0][0], point[1][0])
+def _is_dominated(
+    point: tuple[MeanInterval, MeanInterval],
+    others: Sequence[tuple[str, int, tuple[MeanInterval, MeanInterval]]],
+) -> bool:
+    """Whether another point is at least as good in both objectives and better in one."""
+    means = (point[0][0], point[1][0])
     for _, _, other in others:
-        theirs = (other[0][0], other[1][0])
-        if theirs != mine and theirs[0] >= mine[0] and theirs[1] >= mine[1]:
+        other_means = (other[0][0], other[1][0])
+        if other_means != means and other_means[0] >= means[0] and other_means[1] >= means[1]:
             return True
     return False

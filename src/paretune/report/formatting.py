@@ -1,6 +1,6 @@
-"""Text of unknown origin, made safe to show: nothing invisible, nothing that moves a cursor.
+"""Formatting of numbers, intervals and verdicts, and escaping of untrusted text.
 
-Numbers and verdicts as a person reads them; one place, so that page and terminal say the same.
+The page and the terminal share these functions, so that both show the same digits and words.
 """
 
 import math
@@ -8,27 +8,44 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+# Zero-width characters that Persian, Indic scripts and emoji sequences need.
 _ALLOWED_ZERO_WIDTH = {"\u200c", "\u200d"}
-"""Zero-width, but Persian, Indic scripts and emoji are spelt with them."""
+
+MISSING = "–"
+"""Placeholder for a missing number."""
+
+SCIENTIFIC_THRESHOLD = 1e9
+"""Numbers of at least this size are written in scientific notation."""
+
+VERDICT_SYMBOLS = {
+    "better": "▲",
+    "worse": "▼",
+    "not worse": "◆",
+    "no evidence": "●",
+    "inconclusive": "◇",
+    "not measured": "○",
+}
+"""A shape per verdict, so that no verdict depends on color alone."""
 
 
 def escape_invisible(text: str) -> str:
-    """The text with every control, direction and invisible character written out as ⟨U+202E⟩.
+    """Write every control, bidirectional and invisible character as ⟨U+202E⟩.
 
-    Line feeds and tabs stay. The result can be encoded as UTF-8, lone surrogates included.
+    Line feeds and tabs stay. The result can be encoded as UTF-8, including text with lone surrogates.
     """
+    # Fast path: printable ASCII needs no look-up per character.
     if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
         return text
     return "".join(_escape(character) for character in text.replace("\r\n", "\n"))
 
 
 def sanitize(text: str) -> str:
-    """What may be printed on a terminal: `visible`, under the name the printing code knows it by."""
+    """Text that is safe to print on a terminal; an alias of `escape_invisible`."""
     return escape_invisible(text)
 
 
 def one_line(text: str, max_chars: int | None = None) -> str:
-    """The text on one line and, when longer than `max_chars` characters, cut with an ellipsis."""
+    """The text on one line; longer than `max_chars` characters it is truncated with an ellipsis."""
     line = " ".join(escape_invisible(text).split())
     return line if max_chars is None or len(line) <= max_chars else line[: max(max_chars - 1, 0)] + "…"
 
@@ -43,105 +60,94 @@ def _escape(character: str) -> str:
 
 
 def _is_blank(character: str) -> bool:
-    """Letters and marks that draw nothing: fillers and variation selectors past the common two."""
+    """Letters and marks without a glyph: fillers, and variation selectors beyond the first sixteen."""
     code = ord(character)
     return code in (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0) or 0xE0100 <= code <= 0xE01EF
 
 
-MISSING = "–"
-"""Stands where there is no number."""
-
-SCIENTIFIC_THRESHOLD = 1e9
-"""From here on numbers are written with a power of ten."""
-
-VERDICT_SYMBOLS = {
-    "better": "▲",
-    "worse": "▼",
-    "not worse": "◆",
-    "no evidence": "●",
-    "inconclusive": "◇",
-    "not measured": "○",
-}
-"""A shape for each verdict, so that nothing hangs on colour."""
-
-
 def finite_or_none(value: Any) -> float | None:
-    """The number, or None where there is none: null in the files, NaN in memory."""
+    """The number as a float; None for null (JSON), NaN, infinity and non-numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def format_number(value: Any, decimals: int = 2) -> str:
-    """A plain number with a true minus sign; powers of ten where it is too long to be read."""
-    found = finite_or_none(value)
-    if found is None:
+    """A fixed-point number with a typographic minus sign; scientific notation from 1e9 on."""
+    number = finite_or_none(value)
+    if number is None:
         return MISSING
-    text = f"{found:.{decimals}f}" if abs(found) < SCIENTIFIC_THRESHOLD else f"{found:.2e}"
+    text = f"{number:.{decimals}f}" if abs(number) < SCIENTIFIC_THRESHOLD else f"{number:.2e}"
+    # A negative number that rounds to zero loses its sign: "-0.00" reads as a loss.
     return f"−{text[1:]}" if text.startswith("-") and float(text) else text.lstrip("-")
 
 
 def format_signed(value: Any, decimals: int = 2) -> str:
-    """A change: always with its sign."""
+    """A change, with an explicit plus or minus sign."""
     text = format_number(value, decimals)
     return text if text == MISSING or text.startswith("−") or not float(text) else f"+{text}"
 
 
 def format_interval(low: Any, high: Any, decimals: int = 2, scale: int = 1) -> str:
-    """[low, high] of a change, or nothing where there is none."""
+    """The interval of a change as [low, high]; empty where an end is missing."""
     if finite_or_none(low) is None or finite_or_none(high) is None:
         return ""
     return f"[{format_signed(low * scale, decimals)}, {format_signed(high * scale, decimals)}]"
 
 
 def format_percent(value: Any, decimals: int = 0) -> str:
-    """A share as a percentage."""
-    found = finite_or_none(value)
-    return MISSING if found is None else f"{format_number(100 * found, decimals)} %"
+    """A fraction as a percentage."""
+    number = finite_or_none(value)
+    return MISSING if number is None else f"{format_number(100 * number, decimals)} %"
 
 
 def format_compact(value: Any) -> str:
-    """Three significant digits, whatever the size."""
-    found = finite_or_none(value)
-    if found is None:
+    """Three significant digits at any magnitude."""
+    number = finite_or_none(value)
+    if number is None:
         return MISSING
-    if found != 0 and not 1e-3 <= abs(found) < 1e6:
-        return f"{found:.2e}".replace("-", "−")
-    return format_number(found, max(0, 2 - math.floor(math.log10(abs(found))))) if found else "0"
+    if number != 0 and not 1e-3 <= abs(number) < 1e6:
+        return f"{number:.2e}".replace("-", "−")
+    return format_number(number, max(0, 2 - math.floor(math.log10(abs(number))))) if number else "0"
 
 
 def decimals_for(objective: Mapping[str, Any]) -> int:
-    """Decimals that tell the interval of an objective's change from a point, and its ends from 0."""
+    """Decimals at which the interval of a change has a visible width and its ends differ from 0.
+
+    Args:
+        objective: Any mapping with `low` and `high`.
+    """
     low, high = finite_or_none(objective["low"]), finite_or_none(objective["high"])
     if low is None or high is None or high <= low:
         return 2
-    half = (high - low) / 2
-    digits = min(5, max(2 if half < 10 else 1, -math.floor(math.log10(half))))
-    while digits < 5 and any(end != 0 and round(end, digits) == 0 for end in (low, high)):
-        digits += 1
-    return digits
+    half_width = (high - low) / 2
+    # At most five decimals: more would be noise in any table.
+    decimals = min(5, max(2 if half_width < 10 else 1, -math.floor(math.log10(half_width))))
+    while decimals < 5 and any(end != 0 and round(end, decimals) == 0 for end in (low, high)):
+        decimals += 1
+    return decimals
 
 
 def format_verdict(objective: Mapping[str, Any]) -> str:
-    """The verdict and, in brackets, its reason where it has one."""
+    """The verdict, followed by its reason in parentheses where there is one."""
     reason = explain_verdict(objective)
     return f"{objective['verdict']} ({reason})" if reason else str(objective["verdict"])
 
 
 def explain_verdict(objective: Mapping[str, Any]) -> str:
-    """Why there is no evidence: who judged, what could have been seen, or that nothing moved at all."""
+    """Reason of a "no evidence" verdict: the judge is the reward, low power, or no score changed."""
     if objective["verdict"] != "no evidence":
         return ""
     low = finite_or_none(objective["low"])
     if low is not None and low > 0:
-        return "judge = training reward"
-    detectable = finite_or_none(objective.get("detectable"))
+        return "judge not independent"
+    detectable = finite_or_none(objective.get("min_detectable_effect"))
     if detectable is None:
         return ""
     if detectable == 0:
         return "no score changed"
     text = format_number(detectable, decimals_for(objective))
-    return f"could have seen ≥ {text if float(text) else format_compact(detectable)}"
+    return f"detectable change ≥ {text if float(text) else format_compact(detectable)}"
 
 
 def format_before_after(pair: Mapping[str, Any], decimals: int = 2) -> str:
@@ -150,7 +156,7 @@ def format_before_after(pair: Mapping[str, Any], decimals: int = 2) -> str:
 
 
 def format_percent_before_after(pair: Mapping[str, Any]) -> str:
-    """Before → after as percentages, with the interval of the change in points."""
+    """Before → after as percentages, with the interval of the change in percentage points."""
     text = f"{format_percent(pair['before'])} → {format_percent(pair['after'])}"
     bounds = format_interval(pair.get("low"), pair.get("high"), 0, scale=100)
     return f"{text} {bounds}" if bounds else text

@@ -1,32 +1,35 @@
-"""The reward model's own report, as rows of a table."""
+"""Tables and warnings about a reward model, from its report.json."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from paretune.report.formatting import finite_or_none, format_compact, format_number, format_percent
 
+MAX_EXCESS_LENGTH_CORRELATION = 0.1
+"""A head is length-biased if its scores correlate with length by this much more than its labels do."""
+
 
 def reward_model_table(title: str, report: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Tables of one model's heads beside their baselines, and of the correlation between heads.
+    """Held-out metrics of each head and its baselines, and the correlation matrix of the heads.
 
     Args:
         title: "Reward model" or "Judge".
-        report: Of `<run>/reward/report.json`; None where the model was not fitted in this run.
+        report: Content of `<run>/reward/report.json`; None if the run fitted no such model.
     """
     if report is None or not report.get("objectives"):
         return None
     rows = []
     for name, head in report["objectives"].items():
         rows.append({"objective": name, "model": "fitted", "cells": _metric_cells(head), "best": True})
-        for kind, baseline in (head.get("baselines") or {}).items():
-            label = {"constant": "constant", "ridge": "ridge, frozen features"}.get(kind, kind)
-            rows.append({"objective": "", "model": label, "cells": _metric_cells(baseline), "best": False})
-        for kind, part in (head.get("kinds") or {}).items():
-            cells = _metric_cells(part)
-            rows.append(
-                {"objective": "", "model": f"fitted, on {kind} prompts", "cells": cells, "best": False}
+        for baseline_name, baseline in (head.get("baselines") or {}).items():
+            label = {"constant": "constant", "ridge": "ridge, frozen features"}.get(
+                baseline_name, baseline_name
             )
-    between = report.get("correlation") or {}
+            rows.append({"objective": "", "model": label, "cells": _metric_cells(baseline), "best": False})
+        for category, metrics in (head.get("categories") or {}).items():
+            label = f"fitted, on {category} prompts"
+            rows.append({"objective": "", "model": label, "cells": _metric_cells(metrics), "best": False})
+    correlation = report.get("correlation") or {}
     return {
         "title": title,
         "columns": (
@@ -38,35 +41,36 @@ def reward_model_table(title: str, report: Mapping[str, Any] | None) -> dict[str
             "Kendall",
             "pair accuracy",
             "calibration slope",
-            "with length",
+            "length ρ",
         ),
         "rows": rows,
-        "heads": list(between.get("objectives") or ()),
-        "matrix": [[format_number(cell) for cell in row] for row in between.get("predicted") or ()],
+        "heads": list(correlation.get("objectives") or ()),
+        "matrix": [[format_number(cell) for cell in row] for row in correlation.get("predicted") or ()],
         "notes": _notes(report),
     }
 
 
 def unreliable_heads(report: Mapping[str, Any]) -> list[str]:
-    """The heads that nothing speaks for.
+    """One phrase per head without evidence that it predicts its labels.
 
-    No label was held out for them, a constant does as well, or they rank responses against their labels.
+    A head is unreliable if it has no held-out labels, if a constant predicts them as well, or if its rank
+    correlation with them is not positive.
 
     Args:
-        report: Of `<run>/reward/report.json`.
+        report: Content of `<run>/reward/report.json`.
     """
-    found = []
+    phrases = []
     for name, head in report["objectives"].items():
-        if not head.get("n") and not head.get("pairs"):
-            found.append(f"{name} has no held-out labels (n = 0)")
-        elif (head.get("beats") or {}).get("constant") is False:
-            found.append(f"{name} does no better than a constant (n = {_label_count(head)})")
+        if not head.get("num_ratings") and not head.get("num_pairs"):
+            phrases.append(f"{name} has no held-out labels (n = 0)")
+        elif (head.get("beats_baselines") or {}).get("constant") is False:
+            phrases.append(f"{name} does no better than a constant (n = {_label_count(head)})")
         elif (rank := finite_or_none(head.get("spearman"))) is not None and rank <= 0:
-            found.append(
+            phrases.append(
                 f"{name} does not rank responses as the labels do (rank correlation {format_number(rank)}, "
                 f"n = {_label_count(head)})"
             )
-    return found
+    return phrases
 
 
 def _metric_cells(head: Mapping[str, Any]) -> list[str]:
@@ -86,30 +90,41 @@ def _metric_cells(head: Mapping[str, Any]) -> list[str]:
 
 
 def _label_count(head: Mapping[str, Any]) -> str:
-    count = f"{head.get('n') or 0:,}"
-    if head.get("pairs"):
-        return f"{head['pairs']:,} pairs" if not head.get("n") else f"{count} + {head['pairs']:,} pairs"
+    count = f"{head.get('num_ratings') or 0:,}"
+    if head.get("num_pairs"):
+        return (
+            f"{head['num_pairs']:,} pairs"
+            if not head.get("num_ratings")
+            else f"{count} + {head['num_pairs']:,} pairs"
+        )
     return count
 
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
-    beaten, longer = [], []
+    """Sentences about heads that a baseline matches, that follow length, or that duplicate each other."""
+    beaten, length_biased = [], []
     for name, head in report["objectives"].items():
-        by = [kind for kind, won in (head.get("beats") or {}).items() if won is False]
-        if by:
-            beaten.append(f"{name} (by the {' and the '.join(by)})")
+        baselines = [kind for kind, won in (head.get("beats_baselines") or {}).items() if won is False]
+        if baselines:
+            beaten.append(f"{name} (by the {' and the '.join(baselines)})")
         length = head.get("length") or {}
-        said, meant = finite_or_none(length.get("predicted")), finite_or_none(length.get("label"))
-        if said is not None and meant is not None and abs(said) > abs(meant) + 0.1:
-            longer.append(f"{name} ({format_number(said)} against {format_number(meant)})")
-    found = [f"Heads that a baseline equals or beats: {', '.join(beaten)}."] if beaten else []
-    if longer:
-        found.append(
-            "Heads whose scores follow length more closely than the labels do, by rank correlation: "
-            f"{', '.join(longer)}."
+        predicted, label = finite_or_none(length.get("predicted")), finite_or_none(length.get("label"))
+        if (
+            predicted is not None
+            and label is not None
+            and abs(predicted) > abs(label) + MAX_EXCESS_LENGTH_CORRELATION
+        ):
+            length_biased.append(f"{name} ({format_number(predicted)} against {format_number(label)})")
+    notes = [f"Heads that a baseline equals or beats: {', '.join(beaten)}."] if beaten else []
+    if length_biased:
+        notes.append(
+            "Heads whose scores correlate with length more than their labels do (rank correlations): "
+            f"{', '.join(length_biased)}."
         )
-    for pair in report.get("copies") or ():
-        found.append(
-            f"{pair['a']} and {pair['b']} say nearly the same (correlation {format_number(pair['correlation'])})."
+    for pair in report.get("redundant_heads") or ():
+        correlation = format_number(pair["correlation"])
+        notes.append(
+            f"{pair['a']} and {pair['b']} give nearly the same scores (correlation {correlation}); "
+            "one of them may be redundant."
         )
-    return found
+    return notes

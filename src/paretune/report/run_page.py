@@ -1,7 +1,7 @@
-"""One HTML file that says what a run achieved: opens from disk, asks nothing of any network, runs no script.
+"""report.html: a single HTML file about one run that opens from disk, loads nothing and runs no script.
 
-Every value reaches the page through Jinja's autoescape as a text node or a number; none becomes an
-address, a style or a name of a tag or attribute. Controls and direction marks are written out.
+Every value reaches the page through Jinja's autoescape as a text node or a number, never as an address, a
+style, a tag or an attribute name. Control and bidirectional characters are written out.
 """
 
 from collections.abc import Mapping
@@ -24,42 +24,43 @@ from paretune.report.charts import (
 from paretune.report.formatting import escape_invisible
 from paretune.report.reward_model import reward_model_table, unreliable_heads
 from paretune.report.samples import select_samples
-from paretune.report.tables import side_metrics
 from paretune.report.throughput import describe_matmul_benchmark, throughput
 from paretune.run.folder import read_json, read_jsonl, write_atomic
 
 TEMPLATE = "report.html.j2"
-EVALUATION_SCHEMA = "paretune/eval/1"
-"""Of the evaluations that can be shown."""
-SELF_JUDGED_PREFIX = "Judge = training reward"
-"""Starts the warning that the page shows in a box of its own."""
+EVALUATION_SCHEMA = "paretune/eval/2"
+"""Schema of the eval.json files that the page can show."""
+SELF_JUDGED_PREFIX = "Judge not independent"
+"""Prefix of the warning that the page shows in a box of its own."""
+MAX_EVENTS = 30
+"""The page shows the last events only; events.jsonl has all of them."""
 
 
 def write_report(run_dir: str | Path, evaluation_name: str = "final") -> Path:
     """Write report.html into a run folder and return its path.
 
-    What the folder does not hold yet is said to be missing, so a run under way can be looked at too.
+    Parts of the run that do not exist yet are shown as missing, so a run in progress has a page too.
 
     Args:
-        run_dir: Of the run.
-        evaluation_name: Of the evaluation, below `eval/`.
+        run_dir: The run folder.
+        evaluation_name: Name of the evaluation, a folder below `eval/`.
 
     Raises:
-        ConfigError: There is no run in the folder.
-        DataError: A file of the run is damaged.
+        ConfigError: The folder holds no run.
+        DataError: A file of the run is damaged or has another schema.
     """
     run = Path(run_dir)
-    book = read_json(run / "run.json")
-    if book is None:
-        raise ConfigError(f"{run}: holds no run.json, so no run; fix: name the folder of a run")
-    page = jinja_environment().get_template(TEMPLATE).render(template_context(run, book, evaluation_name))
+    run_info = read_json(run / "run.json")
+    if run_info is None:
+        raise ConfigError(f"{run}: no run.json, so this is no run folder; fix: name the folder of a run")
+    page = jinja_environment().get_template(TEMPLATE).render(template_context(run, run_info, evaluation_name))
     path = run / "report.html"
     write_atomic(path, page)
     return path
 
 
 def jinja_environment() -> Environment:
-    """Jinja with autoescape on for everything; an unknown name is an error, None a dash."""
+    """Jinja with autoescape everywhere; an unknown name is an error, None is shown as a dash."""
     env = Environment(
         loader=PackageLoader("paretune.report", ""),
         autoescape=True,
@@ -69,91 +70,86 @@ def jinja_environment() -> Environment:
         lstrip_blocks=True,
     )
     for name in (
-        "number",
-        "signed",
-        "interval",
-        "percent",
-        "compact",
-        "digits_for",
-        "verdict_words",
-        "verdict_reason",
+        "format_number",
+        "format_signed",
+        "format_interval",
+        "format_percent",
+        "format_compact",
+        "decimals_for",
+        "format_verdict",
+        "explain_verdict",
     ):
         env.globals[name] = getattr(formatting, name)
-    env.globals |= {
-        "percent_arrow": formatting.format_percent_before_after,
-        "arrow": formatting.format_before_after,
-        "signs": formatting.VERDICT_SYMBOLS,
-    }
+    env.globals["verdict_symbols"] = formatting.VERDICT_SYMBOLS
     return env
 
 
 def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_name: str) -> dict[str, Any]:
-    """Everything the template shows, read from the files of the run."""
-    numbers = _load_evaluation(run_dir / "eval" / evaluation_name / "eval.json")
+    """All values that the template shows, read from the files of the run."""
+    evaluation = _load_evaluation(run_dir / "eval" / evaluation_name / "eval.json")
     lines = [line for line in read_jsonl(run_dir / "metrics.jsonl") if line.get("stage") == "align"]
     recipe = _load_recipe(run_dir / "config" / "resolved.yaml")
-    objectives = list(numbers["objectives"]) if numbers else scored_objectives(lines)
-    timing, machine = read_jsonl(run_dir / "timing.jsonl"), read_json(run_dir / "env.json") or {}
-    heads = {
+    objectives = list(evaluation["objectives"]) if evaluation else scored_objectives(lines)
+    timing, environment = read_jsonl(run_dir / "timing.jsonl"), read_json(run_dir / "env.json") or {}
+    model_reports = {
         title: report
-        for title, part in (("Reward model", "reward"), ("Judge", "judge"))
-        if (report := read_json(run_dir / part / "report.json")) is not None and report.get("objectives")
+        for title, role in (("Reward model", "reward"), ("Judge", "judge"))
+        if (report := read_json(run_dir / role / "report.json")) is not None and report.get("objectives")
     }
+    tables = (reward_model_table(title, report) for title, report in model_reports.items())
+    # Checkpoint events come every few steps and would push everything else off the list.
+    events = [line for line in read_jsonl(run_dir / "events.jsonl") if line.get("type") != "checkpoint"]
     return {
-        "run": run_info,
+        "run_info": run_info,
         "version": __version__,
-        "facts": _subtitle(recipe, run_info, lines),
+        "subtitle": _subtitle(recipe, run_info, lines),
         "finished": run_info.get("status") == "done" or run_info.get("stage") == "report",
-        "evaluation": _evaluation_context(numbers) if numbers else None,
-        "costs": side_metrics(numbers) if numbers else [],
-        "models": [
-            found
-            for title, report in heads.items()
-            if (found := reward_model_table(title, report)) is not None
-        ],
-        "ready": _pretrained_reward_models(recipe),
-        "doubts": {title: doubts for title, report in heads.items() if (doubts := unreliable_heads(report))},
-        "steps": len(lines),
-        "curves": objective_curves(lines, objectives),
-        "health": training_curves(lines),
-        "spent": time_by_stage(timing),
-        "pace": throughput(timing, machine),
-        "products": describe_matmul_benchmark(machine),
-        "samples": select_samples(run_dir / "eval" / evaluation_name, numbers) if numbers else [],
-        "events": [line for line in read_jsonl(run_dir / "events.jsonl") if line.get("kind") != "checkpoint"][
-            -30:
-        ],
-        "recipe_text": _read_text(run_dir / "config" / "run.yaml"),
+        "evaluation": _evaluation_context(evaluation) if evaluation else None,
+        "models": [table for table in tables if table is not None],
+        "pretrained_models": _pretrained_reward_models(recipe),
+        "unreliable_heads": {
+            title: heads for title, report in model_reports.items() if (heads := unreliable_heads(report))
+        },
+        "num_steps": len(lines),
+        "objective_curves": objective_curves(lines, objectives),
+        "training_curves": training_curves(lines),
+        "time_by_stage": time_by_stage(timing),
+        "throughput": throughput(timing, environment),
+        "matmul_description": describe_matmul_benchmark(environment),
+        "samples": select_samples(run_dir / "eval" / evaluation_name, evaluation) if evaluation else [],
+        "events": events[-MAX_EVENTS:],
+        "recipe_text": _read_text(run_dir / "config" / "recipe.yaml"),
         "resolved_text": _read_text(run_dir / "config" / "resolved.yaml"),
-        "machine": machine,
+        "environment": environment,
     }
 
 
 def _load_evaluation(path: Path) -> dict[str, Any] | None:
-    found = read_json(path)
-    if found is not None and found.get("schema") != EVALUATION_SCHEMA:
+    evaluation = read_json(path)
+    if evaluation is not None and (schema := evaluation.get("schema")) != EVALUATION_SCHEMA:
         raise DataError(
-            f"{path}: schema: {found.get('schema')}, expected {EVALUATION_SCHEMA}; fix: evaluate the run again"
+            f"{path}: schema: {schema}, expected {EVALUATION_SCHEMA}; fix: evaluate the run again"
         )
-    return found
+    return evaluation
 
 
 def _evaluation_context(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """eval.json with a strip for each change, in the whole and by kind."""
+    """The content of eval.json, with an interval strip per objective and flags for optional columns."""
     objectives = evaluation["objectives"]
-    judges: dict[str, list[str]] = {}
+    objectives_by_judge: dict[str, list[str]] = {}
     for name, objective in objectives.items():
-        judges.setdefault(objective["judge"], []).append(name)
-    drawn, shared = interval_strips([(o["change"], o["low"], o["high"]) for o in objectives.values()])
+        objectives_by_judge.setdefault(objective["judge"], []).append(name)
+    strips, shared = interval_strips([(o["change"], o["low"], o["high"]) for o in objectives.values()])
+    warnings = evaluation["warnings"]
     return {
         **evaluation,
-        "strips": dict(zip(objectives, drawn, strict=True)),
+        "interval_strips": dict(zip(objectives, strips, strict=True)),
         "shared_scale": shared,
-        "own_judge": [n for n, o in objectives.items() if o["n"] and not o["independent"]],
-        "further": [line for line in evaluation["warnings"] if not line.startswith(SELF_JUDGED_PREFIX)],
-        "judged": judges,
-        "has_missing": any(o["missing"]["share"] and o["n"] for o in objectives.values()),
-        "has_reward": any(o["reward"] for o in objectives.values()),
+        "self_judged": [name for name, o in objectives.items() if o["num_scored"] and not o["independent"]],
+        "other_warnings": [line for line in warnings if not line.startswith(SELF_JUDGED_PREFIX)],
+        "objectives_by_judge": objectives_by_judge,
+        "has_missing": any(o["missing"]["fraction"] and o["num_scored"] for o in objectives.values()),
+        "has_training_reward": any(o["reward"] for o in objectives.values()),
         "has_margin": any(o["margin"] is not None for o in objectives.values()),
     }
 
@@ -161,49 +157,50 @@ def _evaluation_context(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 def _subtitle(
     recipe: Mapping[str, Any], run_info: Mapping[str, Any], lines: list[dict[str, Any]]
 ) -> list[str]:
-    """The line under the title."""
+    """The facts below the title: policy, algorithm, length, seed and start time."""
 
-    def entry(section: str, key: str) -> Any:
-        found = recipe.get(section)
-        return found.get(key) if isinstance(found, Mapping) else None
+    def entry(section_name: str, key: str) -> Any:
+        section = recipe.get(section_name)
+        return section.get(key) if isinstance(section, Mapping) else None
 
-    found = [
+    facts = [
         f"policy {entry('policy', 'path')}" if entry("policy", "path") else "",
         f"algorithm {entry('algorithm', 'name')}" if entry("algorithm", "name") else "",
-        _format_progress(entry("run", "steps"), entry("run", "budget"), lines),
+        _format_progress(entry("run", "max_steps"), entry("run", "budget"), lines),
         f"seed {entry('run', 'seed')}" if entry("run", "seed") is not None else "",
-        f"started {run_info['started']}" if run_info.get("started") else "",
+        f"started {run_info['started_at']}" if run_info.get("started_at") else "",
     ]
-    return [fact for fact in found if fact]
+    return [fact for fact in facts if fact]
 
 
 def _format_progress(max_steps: Any, budget: Any, lines: list[dict[str, Any]]) -> str:
-    """How far the alignment came: under a budget by what was spent of it, else by its steps."""
+    """Progress of the alignment: the used part of the budget where there is one, else the steps."""
     if not isinstance(budget, Mapping):
         return f"{len(lines)} of {max_steps} steps" if max_steps else f"{len(lines)} steps"
-    share = formatting.finite_or_none(lines[-1].get("budget/used")) if lines else 0.0
-    spent = formatting.MISSING if share is None else f"{share * budget['amount']:,.0f}"
-    return f"{len(lines)} steps, {spent} {budget['currency']} of a budget of {budget['amount']:,}"
+    fraction = formatting.finite_or_none(lines[-1].get("budget/used")) if lines else 0.0
+    used = formatting.MISSING if fraction is None else f"{fraction * budget['limit']:,.0f}"
+    return f"{len(lines)} steps, {used} {budget['resource']} of a budget of {budget['limit']:,}"
 
 
 def _pretrained_reward_models(recipe: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """What the models are called that the recipe brings instead of fitting them -> path and revision."""
-    found = {}
-    for title, part in (("Reward model", "reward"), ("Judge", "judge")):
-        section = recipe.get(part)
+    """Title -> (path, revision) of the reward model and judge that the recipe loads ready-made."""
+    models = {}
+    for title, role in (("Reward model", "reward"), ("Judge", "judge")):
+        section = recipe.get(role)
         if isinstance(section, Mapping) and section.get("path"):
-            found[title] = (str(section["path"]), str(section.get("revision") or ""))
-    return found
+            models[title] = (str(section["path"]), str(section.get("revision") or ""))
+    return models
 
 
 def _load_recipe(path: Path) -> dict[str, Any]:
+    """The resolved recipe; empty where it is absent or unreadable, since the page only quotes from it."""
     if not path.exists():
         return {}
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8", errors="backslashreplace"))
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8", errors="backslashreplace"))
     except yaml.YAMLError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def _read_text(path: Path) -> str:
@@ -213,5 +210,5 @@ def _read_text(path: Path) -> str:
 def _finalize(value: Any) -> Any:
     if value is None:
         return formatting.MISSING
-    # Template pieces and macro results are Markup, already escaped and made visible inside.
+    # Subclasses of str are Markup: output of templates and macros, whose parts have been escaped already.
     return escape_invisible(value) if type(value) is str else value

@@ -1,4 +1,4 @@
-"""The table that closes a run on the terminal."""
+"""Plain-text tables for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,22 +21,22 @@ MAX_NAME_CHARS = 28
 
 
 def summary_table(evaluation: Mapping[str, Any]) -> str:
-    """Lines of plain text: objectives with change, interval and verdict, then side costs, then warnings.
+    """Lines of plain text: objectives with change, interval and verdict, then side metrics, then warnings.
 
     Args:
-        evaluation: Of eval.json, from the file or from memory.
+        evaluation: Content of eval.json, from the file or from memory.
     """
-    level = f"{100 * evaluation.get('level', 0.95):.0f} %"
+    level = f"{100 * evaluation.get('confidence_level', 0.95):.0f} %"
     rows = [("objective", "before", "after", f"change [{level} simultaneous]", "verdict")]
     for name, objective in evaluation["objectives"].items():
-        digits = decimals_for(objective)
-        change = f"{format_signed(objective['change'], digits)} {format_interval(objective['low'], objective['high'], digits)}"
+        decimals = decimals_for(objective)
+        interval = format_interval(objective["low"], objective["high"], decimals)
         rows.append(
             (
                 one_line(name, MAX_NAME_CHARS),
-                format_number(objective["before"], digits),
-                format_number(objective["after"], digits),
-                change.rstrip(),
+                format_number(objective["before"], decimals),
+                format_number(objective["after"], decimals),
+                f"{format_signed(objective['change'], decimals)} {interval}".rstrip(),
                 f"{VERDICT_SYMBOLS.get(objective['verdict'], ' ')} {format_verdict(objective)}",
             )
         )
@@ -48,83 +48,90 @@ def summary_table(evaluation: Mapping[str, Any]) -> str:
 
 
 def side_metrics(evaluation: Mapping[str, Any]) -> list[str]:
-    """What the change cost beside the objectives, one phrase each; what was not measured is left out."""
-    found = []
+    """One phrase per measured side metric: KL, length, diversity, truncation, refusals."""
+    phrases = []
     if evaluation.get("kl"):
-        found.append(f"KL {format_compact(evaluation['kl']['k3'])} nats a response")
+        phrases.append(f"KL {format_compact(evaluation['kl']['k3'])} nats per response")
     if finite_or_none(evaluation["length"]["before"]) is not None:
-        found.append(f"length (tokens) {format_before_after(evaluation['length'], 0)}")
+        phrases.append(f"length (tokens) {format_before_after(evaluation['length'], 0)}")
     if finite_or_none(evaluation["distinct_2"]["before"]) is not None:
-        found.append(f"distinct-2 {format_before_after(evaluation['distinct_2'])}")
+        phrases.append(f"distinct-2 {format_before_after(evaluation['distinct_2'])}")
     if finite_or_none(evaluation.get("similarity", {}).get("before")) is not None:
-        found.append(f"similarity across prompts {format_before_after(evaluation['similarity'])}")
-    if evaluation["truncated"]["n"]:
-        found.append(f"truncated {format_percent_before_after(evaluation['truncated'])}")
-    names = {"harmful": "harmful requests", "lookalike": "harmless look-alikes"}
-    for kind, rate in evaluation["refusals"].items():
-        if kind in names and rate["n"]:
-            found.append(f"refusals on {names[kind]} {format_percent_before_after(rate)}")
-    return found + confidence_and_thinking(evaluation)
+        phrases.append(f"similarity across prompts {format_before_after(evaluation['similarity'])}")
+    if evaluation["truncation_rate"]["num_prompts"]:
+        phrases.append(f"truncated {format_percent_before_after(evaluation['truncation_rate'])}")
+    for category, rate in evaluation["refusal_rate"].items():
+        if category in evaluation["refusal_categories"] and rate["num_prompts"]:
+            phrases.append(f"refusals on {one_line(category)} prompts {format_percent_before_after(rate)}")
+    return phrases + confidence_and_thinking(evaluation)
 
 
 def reward_filtering_table(r2_by_objective: Mapping[str, Mapping[str, float]]) -> str:
-    """Lines of plain text: R2 of the judge on the training reward, objective by way of filtering."""
-    ways = ("all", "best_of_n", "best_random", "best_worst")
-    rows: list[tuple[str, ...]] = [("objective", *ways, "filter")]
+    """Lines of plain text: R² of the judge on the training reward, per objective and filter."""
+    filters = ("all", "best_of_n", "best_random", "best_worst")
+    rows: list[tuple[str, ...]] = [("objective", *filters, "filter")]
     for name, r2 in r2_by_objective.items():
-        best = max(ways, key=lambda way: finite_or_none(r2[way]) or 0.0)
-        rows.append((one_line(name, MAX_NAME_CHARS), *(format_number(r2[way], 3) for way in ways), best))
+        best = max(filters, key=lambda each: finite_or_none(r2[each]) or 0.0)
+        cells = (format_number(r2[each], 3) for each in filters)
+        rows.append((one_line(name, MAX_NAME_CHARS), *cells, best))
     return "\n".join(align_columns(rows, right_aligned=(1, 2, 3, 4)))
 
 
 def merge_table(results: Mapping[str, Any]) -> str:
-    """Lines of plain text: the mixtures of a soup with their means, and what they add to the runs' front."""
+    """Lines of plain text: the means of every merge, its place on the Pareto front, and the hypervolumes.
+
+    Args:
+        results: Content of merge.json.
+    """
     names = results["objectives"]
-    rows: list[tuple[str, ...]] = [("shares", *(one_line(n, MAX_NAME_CHARS) for n in names), "front")]
-    rows.append(("the start", *(format_number(results["start"][name], 2) for name in names), ""))
-    for each in results["mixtures"]:
-        means = (format_number(each["mean"][name], 2) for name in names)
-        rows.append(
-            (" : ".join(f"{share:.3g}" for share in each["shares"]), *means, "*" * bool(each["front"]))
-        )
+    rows: list[tuple[str, ...]] = [("weights", *(one_line(n, MAX_NAME_CHARS) for n in names), "front")]
+    rows.append(("initial policy", *(format_number(results["initial"][name], 2) for name in names), ""))
+    for merge in results["merges"]:
+        means = (format_number(merge["mean"][name], 2) for name in names)
+        weights = " : ".join(f"{weight:.3g}" for weight in merge["weights"])
+        rows.append((weights, *means, "*" * bool(merge["on_pareto_front"])))
     lines = align_columns(rows, right_aligned=tuple(range(1, len(names) + 1)))
     volume = results["hypervolume"]
-    if volume["soups"] is not None:
+    if volume["merges"] is not None:
         lines.append(
-            f"hypervolume above the start: the runs {volume['runs']:.3g}, with soups {volume['soups']:.3g}"
+            f"hypervolume above the initial policy: runs alone {volume['runs']:.3g}, "
+            f"with merges {volume['merges']:.3g}"
         )
     return "\n".join(lines)
 
 
 def confidence_and_thinking(evaluation: Mapping[str, Any]) -> list[str]:
-    """What responses say of themselves: how far their confidence can be trusted, and how much they think."""
-    found = []
-    if calibrated := evaluation.get("calibration"):
+    """Phrases on the calibration of stated confidence and on the length of thinking, where measured."""
+    phrases = []
+    if calibration := evaluation.get("calibration"):
         pairs = {
-            name: {arm: calibrated[arm][key] for arm in ("before", "after")}
+            name: {arm: calibration[arm][key] for arm in ("before", "after")}
             for name, key in (("ECE", "ece"), ("Brier", "brier"), ("AUROC", "auroc"))
         }
-        said = ", ".join(f"{name} {format_before_after(pair, 3)}" for name, pair in pairs.items())
-        found.append(f"stated confidence against {one_line(calibrated['correct'])}: {said}")
-    if thoughts := evaluation.get("thoughts"):
-        found.append(f"answers (words) {format_before_after(thoughts['answer'], 0)}")
-        found.append(f"thoughts (words) {format_before_after(thoughts['trace'], 0)}")
-        found.append(f"without readable thoughts {format_percent_before_after(thoughts['unread'])}")
-    return found
+        metrics = ", ".join(f"{name} {format_before_after(pair, 3)}" for name, pair in pairs.items())
+        phrases.append(
+            f"stated confidence against {one_line(calibration['correctness_threshold'])}: {metrics}"
+        )
+    if thinking := evaluation.get("thinking"):
+        phrases.append(f"answer (words) {format_before_after(thinking['response'], 0)}")
+        phrases.append(f"thinking (words) {format_before_after(thinking['thinking'], 0)}")
+        phrases.append(f"invalid thinking format {format_percent_before_after(thinking['invalid_format'])}")
+    return phrases
 
 
 def _format_judges(objectives: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    judges: dict[str, list[str]] = {}
+    names_by_judge: dict[str, list[str]] = {}
     for name, objective in objectives.items():
-        judges.setdefault(objective["judge"], []).append(one_line(name, MAX_NAME_CHARS))
-    if len(judges) == 1:
-        (judge,) = judges
+        names_by_judge.setdefault(objective["judge"], []).append(one_line(name, MAX_NAME_CHARS))
+    if len(names_by_judge) == 1:
+        (judge,) = names_by_judge
         return [f"judge: {one_line(judge)}"]
-    return ["judges: " + "; ".join(f"{one_line(judge)} ({', '.join(who)})" for judge, who in judges.items())]
+    parts = (f"{one_line(judge)} ({', '.join(names)})" for judge, names in names_by_judge.items())
+    return [f"judges: {'; '.join(parts)}"]
 
 
 def _wrap(phrases: Sequence[str], max_chars: int = 110) -> list[str]:
-    """Phrases joined by dots, a new line where one would grow beyond `max_chars`."""
+    """Phrases joined by middle dots, in lines of at most `max_chars` characters where a phrase allows it."""
     lines: list[str] = []
     for phrase in phrases:
         if lines and len(lines[-1]) + len(phrase) + 3 <= max_chars:
@@ -135,7 +142,12 @@ def _wrap(phrases: Sequence[str], max_chars: int = 110) -> list[str]:
 
 
 def align_columns(rows: Sequence[Sequence[str]], right_aligned: Sequence[int]) -> list[str]:
-    """Rows of cells as lines with columns of one width; `right_aligned`: columns that are aligned on the right."""
+    """Rows of cells as lines with aligned columns.
+
+    Args:
+        rows: Cells; every row has the same number.
+        right_aligned: Indices of the columns to align on the right.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

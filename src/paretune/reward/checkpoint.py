@@ -1,13 +1,12 @@
-"""What a reward model was fitted on, in hashes few enough to be kept inside it.
-
-They answer one question later: were the training reward and the judge of an evaluation fitted on common data?
-
-Reward models made from language models, written to folders and read back.
+"""Reward models on disk: creation from a language model, saving, loading, provenance of the training data.
 
 On disk a reward model is an ordinary sequence classifier: `AutoModelForSequenceClassification` loads it, and
-`id2label` names the objectives. Its heads are written at the size of the labels, so that differences of
-logits are differences of labels. The heads have no bias in transformers, so that the rest stands in the
-config's `paretune` entry: label = logit + offset. `scale` there is what the heads were multiplied by.
+`id2label` holds the objectives. Its heads are saved in label units, so that differences of logits are
+differences of labels. The heads of transformers have no bias, so the offset is in the entry `paretune` of
+config.json: label = logit + offset. `scale` there is the factor that the heads were multiplied by.
+
+`data_provenance` hashes the training data into the checkpoint, few enough hashes to keep, so that an
+evaluation can tell whether the training reward and a judge were fitted on common data.
 """
 
 import copy
@@ -39,37 +38,43 @@ from paretune.models.load import (
 from paretune.models.lora import LoraSpec, add_lora, unwrap_model_for_forward
 from paretune.reward.model import RewardModel
 
+SCHEMA = "paretune/reward/3"
+"""Format identifier of the entry `paretune` of config.json."""
+PAD_TOKEN = "<|padding|>"
+"""Added to a tokenizer whose padding token is missing or is the EOS token."""
 MAX_RECORD_HASHES = 2048
-"""Hashes kept of a model's records: the smallest ones.
+"""Record hashes kept per model: the smallest ones (min-hash).
 
-Of two sets of records each side keeps those that hash lowest, so that common records are kept on both sides
-or on neither. Up to so many records nothing is missed; of more, a common part far below one in `KEPT` may be.
+Two models keep their lowest hashes each, so a common record is kept by both or by neither. Up to this number
+of records nothing is missed; of more, a common fraction far below 1 / `MAX_RECORD_HASHES` may be.
 """
 RECORD_HASH_DIGITS = 12
-"""Of a record's hash; two different records among thousands do not meet by chance."""
+"""Hexadecimal digits per record hash: 48 bits, so that thousands of records do not collide."""
 
 
 def data_provenance(
     records: Iterable[Rating | PreferencePair], file_hashes: Iterable[str] = ()
 ) -> dict[str, list[str]]:
-    """Hashes of the texts that were labelled, whatever the labels, and of the files they were read from.
+    """Hashes of the labelled texts, without their labels, and of the files they were read from.
 
-    The same response under another rater counts as the same record: errors that hang on a text are then
-    common to both models.
+    The same response with the label of another rater counts as the same record: both models then share the
+    errors that depend on the text.
 
     Args:
-        records: Those of the fit.
-        file_hashes: Their SHA-256.
+        records: Training records.
+        file_hashes: SHA-256 of the files.
     """
-    found = {_record_hash(record, text) for record in records for text in _responses(record)}
-    return {"files": sorted(set(file_hashes)), "records": sorted(found)[:MAX_RECORD_HASHES]}
+    hashes = {_record_hash(record, text) for record in records for text in _responses(record)}
+    return {"file_hashes": sorted(set(file_hashes)), "record_hashes": sorted(hashes)[:MAX_RECORD_HASHES]}
 
 
 def provenance_hashes(provenance: Mapping[str, Sequence[str]]) -> frozenset[str] | None:
-    """A stored lineage as one set, or None where nobody knows what the model was fitted on."""
-    if not provenance.get("records"):
+    """All hashes of a stored provenance as one set; None if the training data is unknown."""
+    if not provenance.get("record_hashes"):
         return None
-    return frozenset(f"{kind} {name}" for kind in ("files", "records") for name in provenance.get(kind, ()))
+    return frozenset(
+        f"{key} {value}" for key in ("file_hashes", "record_hashes") for value in provenance.get(key, ())
+    )
 
 
 def _responses(record: Rating | PreferencePair) -> tuple[str, ...]:
@@ -77,24 +82,19 @@ def _responses(record: Rating | PreferencePair) -> tuple[str, ...]:
 
 
 def _record_hash(record: Rating | PreferencePair, response: str) -> str:
-    """Of the conversation and the response; white space does not count."""
+    """Hash of the conversation and the response, ignoring white space."""
     turns = [part for message in record.prompt.messages for part in (message.role, message.content)]
-    whole = "\x00".join(" ".join(part.split()) for part in (*turns, response))
-    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:RECORD_HASH_DIGITS]
-
-
-SCHEMA = "paretune/reward/2"
-"""Of the config's `paretune` entry."""
-PAD_TOKEN = "<|padding|>"
-"""Added to a tokenizer whose only padding token also ends responses."""
+    text = "\x00".join(" ".join(part.split()) for part in (*turns, response))
+    # Sampled text may hold lone surrogates, which strict UTF-8 refuses.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:RECORD_HASH_DIGITS]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModelSpec:
-    """What a reward model is made of before it is fitted."""
+    """Settings of a new reward model."""
 
     path: str
-    """Folder or hub name of a causal language model, whose body is taken over."""
+    """Folder or hub name of a causal language model, whose body is copied."""
     objectives: tuple[str, ...]
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora: LoraSpec | None = None
@@ -105,16 +105,22 @@ class RewardModelSpec:
 def new_reward_model(
     spec: RewardModelSpec, scale: Sequence[float], offset: Sequence[float], *, seed: int = 0
 ) -> RewardModel:
-    """A reward model with the body of a stored causal language model and heads that start at 0.
+    """A reward model with the body of a stored causal language model and zero-initialized heads.
+
+    Args:
+        spec: Path, objectives, dtype, adapter and device.
+        scale: Per head, from logits to label units.
+        offset: Per head, in label units.
+        seed: Seed of the adapter's initialization.
 
     Raises:
         DataError: The model folder is missing or damaged.
-        WiringError: No objective, or the model's family cannot classify sequences.
+        WiringError: No objective, or an architecture without a sequence classifier.
     """
-    language = load_policy(
+    policy = load_policy(
         ModelSpec(path=spec.path, dtype=spec.dtype, revision=spec.revision, device=spec.device)
     )
-    return reward_model_from_lm(language, spec.objectives, scale, offset, lora=spec.lora, seed=seed)
+    return reward_model_from_lm(policy, spec.objectives, scale, offset, lora=spec.lora, seed=seed)
 
 
 def reward_model_from_lm(
@@ -126,59 +132,62 @@ def reward_model_from_lm(
     lora: LoraSpec | None = None,
     seed: int = 0,
 ) -> RewardModel:
-    """A new reward model whose body is a copy of this language model's, and whose heads are 0.
+    """A new reward model with a copy of the language model's body and zero-initialized heads.
 
-    Heads of 0 predict the mean label everywhere, so that a fit starts from the constant baseline.
+    Zero heads predict the mean label everywhere, so that training starts from the constant baseline.
 
     Args:
         lm: A causal model without an adapter, and its tokenizer.
         objectives: Names of the heads.
-        scale: Of each head, from logits to label units.
-        offset: Of each head, in label units.
-        lora: Train an adapter of the body and the heads, instead of everything.
-        seed: Draws the adapter.
+        scale: Per head, from logits to label units.
+        offset: Per head, in label units.
+        lora: Train an adapter of the body and the heads, instead of all parameters.
+        seed: Seed of the adapter's initialization.
 
     Raises:
-        WiringError: No objective, an adapted model, or a family that cannot classify sequences.
+        WiringError: No objective, a model with an adapter, or an architecture without a sequence classifier.
     """
     if not objectives or len(set(objectives)) < len(objectives):
         raise WiringError(
-            f"a reward model needs one or more different objectives; it got {tuple(objectives)}"
+            f"reward model: objectives are {tuple(objectives)}; fix: name one or more different objectives"
         )
     network = classifier_from_lm(lm.model, objectives)
-    tokenizer, stop = copy.deepcopy(lm.tokenizer), lm.eos_ids[0]
-    _ensure_pad_token(network, tokenizer, stop)
-    whole: nn.Module = network if lora is None else add_lora(network, lora, seed, "SEQ_CLS")
-    return RewardModel(whole, tokenizer, eos_id=stop, scale=scale, offset=offset)
+    # A padding token may be added below; the tokenizer of the policy must not change.
+    tokenizer, eos_id = copy.deepcopy(lm.tokenizer), lm.eos_ids[0]
+    _ensure_pad_token(network, tokenizer, eos_id)
+    model: nn.Module = network if lora is None else add_lora(network, lora, seed, "SEQ_CLS")
+    return RewardModel(model, tokenizer, eos_id=eos_id, scale=scale, offset=offset)
 
 
 def _ensure_pad_token(network: Any, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> None:
-    """Make sure that padding never looks like the end of a response, for those who load the model plainly.
+    """Give the tokenizer a padding token other than EOS, and the model an embedding for it.
 
-    transformers reads a classifier at the last token that is not the padding token.
+    transformers reads a classifier at the last token that is not padding: with padding = EOS, one token
+    early.
     """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == eos_id:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    known = network.get_input_embeddings().num_embeddings
-    if len(tokenizer) > known:
+    old_size = network.get_input_embeddings().num_embeddings
+    if len(tokenizer) > old_size:
         device = network.device
+        # Resizing draws the new rows from the global generator, whose state the caller relies on.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with torch.no_grad():
-            network.get_input_embeddings().weight[known:] = 0
+            network.get_input_embeddings().weight[old_size:] = 0
     network.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def save_reward_model(model: RewardModel, folder: Path) -> None:
-    """Write the model as a sequence classifier that other tools load; an adapter is merged into it."""
+    """Save the model as a sequence classifier that transformers loads; an adapter is merged."""
     with unwrap_model_for_forward(model.network) as base:
         base.config.paretune = {
             "schema": SCHEMA,
             "scale": list(model.scale),
             "offset": list(model.offset),
-            "stop": model.eos_id,
-            "template": template_hash(model.tokenizer),
-            "data": model.provenance,
+            "eos_token_id": model.eos_id,
+            "chat_template_hash": template_hash(model.tokenizer),
+            "provenance": model.provenance,
         }
     with _heads_in_label_units(model):
         save_model(model.network, model.tokenizer, folder)
@@ -186,22 +195,23 @@ def save_reward_model(model: RewardModel, folder: Path) -> None:
 
 @contextmanager
 def _heads_in_label_units(model: RewardModel) -> Iterator[None]:
-    """The heads times their scales, and afterwards as they were to the last bit."""
+    """Multiply the heads by their scales; on exit restore the old weights, bit for bit."""
     with unwrap_model_for_forward(model.network) as base:
         weights = list(base.score.parameters())
-    before = [weight.detach().clone() for weight in weights]
+    # Dividing by the scale again would not restore the last bit.
+    originals = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for weight in weights:
             _scale_heads(weight, model.scale)
         try:
             yield
         finally:
-            for weight, old in zip(weights, before, strict=True):
-                weight.copy_(old)
+            for weight, original in zip(weights, originals, strict=True):
+                weight.copy_(original)
 
 
 def _scale_heads(weight: Tensor, factors: Sequence[float]) -> None:
-    """Each head's row times its factor, in place; [K, H], or [K] of a classifier that has a bias."""
+    """Multiply each head by its factor, in place; [K, H] weights, or the [K] bias of a foreign classifier."""
     weight.mul_(weight.new_tensor(factors).reshape(-1, *[1] * (weight.ndim - 1)))
 
 
@@ -212,63 +222,72 @@ def load_reward_model(
     revision: str | None = None,
     device: str = "cpu",
 ) -> RewardModel:
-    """A stored reward model: one of ours, or any classifier that reads a causal model's last token.
+    """Load a reward model: one of ours, or a sequence classifier that reads a causal model's last token.
 
-    A foreign one has no scale: its logits are its scores.
+    A foreign classifier has no scale: its logits are its scores.
+
+    Args:
+        path: Folder or hub name.
+        dtype: Precision of the body; the heads are float32.
+        revision: Revision on the hub.
+        device: Device of the model.
 
     Raises:
-        DataError: Nothing there, damaged files, or a chat template other than the one it was fitted with.
-        WiringError: A family of classifiers that is not understood.
-        ResourceError: The machine lacks the device.
+        DataError: Missing or damaged files, or a chat template other than the one it was fitted with.
+        WiringError: An unsupported classifier architecture.
+        ResourceError: The device is not available.
     """
     from transformers import AutoModelForSequenceClassification
 
-    place = resolve_device(device)
+    torch_device = resolve_device(device)
     tokenizer = load_tokenizer(path, revision=revision)
     precision = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     network: Any = load_pretrained(
         AutoModelForSequenceClassification, path, dtype=precision, revision=revision
     )
+    # The heads stay float32 in a bfloat16 model; see `RewardModel.forward`.
     require_score_head(network).score.float()
-    network.to(place)
-    count, stop = network.config.num_labels, tokenizer.eos_token_id
-    ours = getattr(network.config, "paretune", None) or {}
-    if ours:
-        _check_metadata(path, ours, tokenizer)
-    if "stop" not in ours and stop is None:
-        raise DataError(f"{path}: no token ends a response; fix: set eos_token in tokenizer_config.json")
-    scale = ours.get("scale", [1.0] * count)
+    network.to(torch_device)
+    num_labels, eos_id = network.config.num_labels, tokenizer.eos_token_id
+    metadata = getattr(network.config, "paretune", None) or {}
+    if metadata:
+        _check_metadata(path, metadata, tokenizer)
+    if "eos_token_id" not in metadata and eos_id is None:
+        raise DataError(
+            f"{path}: the tokenizer has no EOS token; fix: set eos_token in tokenizer_config.json"
+        )
+    scale = metadata.get("scale", [1.0] * num_labels)
     with torch.no_grad():
         for weight in network.score.parameters():
             _scale_heads(weight, [1 / factor for factor in scale])
     return RewardModel(
         network,
         tokenizer,
-        eos_id=ours.get("stop", stop),
+        eos_id=metadata.get("eos_token_id", eos_id),
         scale=scale,
-        offset=ours.get("offset", [0.0] * count),
-        provenance=ours.get("data", {}),
+        offset=metadata.get("offset", [0.0] * num_labels),
+        provenance=metadata.get("provenance", {}),
     )
 
 
 def _check_metadata(path: str, metadata: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     if metadata["schema"] != SCHEMA:
         raise DataError(
-            f"{path}: config.json: paretune.schema is {metadata['schema']}, and {SCHEMA} is read; "
-            "fix: fit it again"
+            f"{path}: config.json: paretune.schema is {metadata['schema']}; expected {SCHEMA}; "
+            "fix: train the reward model again"
         )
-    if metadata["template"] != template_hash(tokenizer):
+    if metadata["chat_template_hash"] != template_hash(tokenizer):
         raise DataError(
-            f"{path}: its chat template is not the one it was fitted with, so its scores would mean nothing; "
-            "fix: put the old tokenizer back, or fit it again"
+            f"{path}: the chat template differs from the one in training, so scores would be meaningless; "
+            "fix: restore the tokenizer, or train the reward model again"
         )
 
 
 def read_objectives(path: str, *, revision: str | None = None) -> tuple[str, ...]:
-    """The heads of a stored reward model, without reading its weights.
+    """The objectives of a stored reward model, without loading its weights.
 
     Raises:
-        DataError: There is no configuration, or it cannot be read.
+        DataError: A missing or unreadable config.json.
     """
     config = load_model_config(path, revision=revision)
     return tuple(config.id2label[i] for i in range(config.num_labels))

@@ -1,4 +1,4 @@
-"""Judgements that teach a reward model what a stated confidence is worth."""
+"""Preference pairs that teach a reward model to calibrate stated confidence."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,35 +14,37 @@ from paretune.data.records import PreferencePair, Rating
 LabelledRow = Rating | PreferencePair
 
 HIGH_CONFIDENCE_RANGE, LOW_CONFIDENCE_RANGE = (7, 10), (0, 3)
-"""The least and the most that is claimed by the sure and by the unsure."""
+"""Lowest and highest confidence, out of 10, that a confident and an unconfident response states."""
 
 
 def add_confidence_pairs(
     records: Sequence[LabelledRow], thresholds: Mapping[str, float | None], seed: int
 ) -> list[LabelledRow]:
-    """The records, and pairs that differ in nothing but the confidence that the response states.
+    """The records, and pairs of one response with a high and with a low stated confidence.
 
-    What is right with a high confidence is chosen before itself with a low one; what is wrong the other way
-    round. Right are the chosen response of a pair, and a rated one whose label reaches the head's level. The
-    records themselves stay: they keep what is right above what is wrong.
+    For a correct response the high confidence is chosen, for a wrong one the low confidence. Correct are the
+    chosen response of a pair, and a rated response whose label reaches the threshold. The records themselves
+    are kept: they keep correct responses above wrong ones.
 
     Args:
         records: Ratings and pairs.
-        thresholds: Objectives to be calibrated, and from which label on a response is right; None: the median.
+        thresholds: Objectives to calibrate, with the lowest label of a correct response; None: the median.
         seed: Draws the confidences, uniformly from 7 to 10 and from 0 to 3.
 
-    Source: Leng et al. 2024, PPO-M (arXiv:2410.09724): two of these for every pair, whose losses add up to
-    `CalibratedPairs`. Differs: rated responses bring one each; the records are kept, where theirs starts from
-    a model that was fitted to them.
+    Source: Leng et al. 2024, PPO-M (arXiv:2410.09724): each pair gives two of these, whose Bradley-Terry
+    losses add up to -log sigmoid(chosen high - chosen low) - log sigmoid(rejected low - rejected high).
+    Differs: rated responses give one each; the records are kept, where theirs starts from a model that was
+        fitted to them.
     """
     rng = numpy_generator(seed, 0, "calibrated")
-    levels = {name: _resolve_threshold(records, name, level) for name, level in thresholds.items()}
-    return [*records, *(pair for record in records for pair in _confidence_pairs(record, levels, rng))]
+    resolved = {name: _resolve_threshold(records, name, value) for name, value in thresholds.items()}
+    return [*records, *(pair for record in records for pair in _confidence_pairs(record, resolved, rng))]
 
 
 def _resolve_threshold(records: Sequence[LabelledRow], objective: str, threshold: float | None) -> float:
     labels = [r.labels.get(objective, math.nan) for r in records if isinstance(r, Rating)]
     known = [label for label in labels if not math.isnan(label)]
+    # With pairs only, no label is compared with the threshold.
     return threshold if threshold is not None else float(np.median(known)) if known else 0.0
 
 
@@ -54,18 +56,23 @@ def _confidence_pairs(
             yield _confidence_pair(replace(record, rejected=record.chosen), is_correct=True, rng=rng)
             yield _confidence_pair(replace(record, chosen=record.rejected), is_correct=False, rng=rng)
         return
-    for name, level in thresholds.items():
+    for name, threshold in thresholds.items():
         label = record.labels.get(name, math.nan)
         if not math.isnan(label):
-            same = PreferencePair(
+            same_response = PreferencePair(
                 prompt=record.prompt, chosen=record.response, rejected=record.response, objective=name
             )
-            yield _confidence_pair(same, is_correct=label >= level, rng=rng)
+            yield _confidence_pair(same_response, is_correct=label >= threshold, rng=rng)
 
 
 def _confidence_pair(record: PreferencePair, *, is_correct: bool, rng: Generator) -> PreferencePair:
-    """The one response of this record, sure and unsure; the better of the two is chosen."""
-    bare = strip_confidence(record.chosen)
-    sure = append_confidence(bare, int(rng.integers(HIGH_CONFIDENCE_RANGE[0], HIGH_CONFIDENCE_RANGE[1] + 1)))
-    unsure = append_confidence(bare, int(rng.integers(LOW_CONFIDENCE_RANGE[0], LOW_CONFIDENCE_RANGE[1] + 1)))
-    return replace(record, chosen=sure if is_correct else unsure, rejected=unsure if is_correct else sure)
+    """The response of this record with a high and with a low confidence."""
+    # The response may already state a confidence of its own.
+    response = strip_confidence(record.chosen)
+    high = append_confidence(response, _draw_confidence(HIGH_CONFIDENCE_RANGE, rng))
+    low = append_confidence(response, _draw_confidence(LOW_CONFIDENCE_RANGE, rng))
+    return replace(record, chosen=high if is_correct else low, rejected=low if is_correct else high)
+
+
+def _draw_confidence(bounds: tuple[int, int], rng: Generator) -> int:
+    return int(rng.integers(bounds[0], bounds[1] + 1))

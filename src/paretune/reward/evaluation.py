@@ -1,7 +1,4 @@
-"""How well predictions agree with labels, in numpy. What cannot be computed is None, never a number.
-
-How good a reward model is on unseen prompts, head by head, and whether two heads say the same.
-"""
+"""Evaluation of a reward model on unseen prompts, head by head; None stands for what cannot be computed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,117 +15,116 @@ Vector = NDArray[np.float64]
 
 NUM_BINS = 10
 CHUNK_SIZE = 1024
-"""Rows that are compared with all others at a time."""
+"""Rows that are compared with all others at a time, to bound memory."""
+MIN_ROWS = 3
+"""Fewer rows give no correlation: that of two is always -1 or 1."""
+REDUNDANT_CORRELATION = 0.95
+"""Correlation above which two heads count as redundant."""
+
+EMPTY_HEAD_REPORT: dict[str, Any] = dict.fromkeys(
+    "num_ratings num_pairs mae rmse r2 spearman kendall pair_accuracy pair_accuracy_clear log_loss".split()
+) | {"num_ratings": 0, "num_pairs": 0}
 
 
 def rating_metrics(predicted: Vector, label: Vector) -> dict[str, Any]:
-    """Agreement with ratings, in label units; all entries are known.
+    """Agreement with ratings, in label units; no NaN.
 
     `pair_accuracy` is over all pairs of rows with different labels, a tie of the predictions counting half;
     `pair_accuracy_clear` over those at least one standard deviation apart.
     """
     if not len(label):
-        return {"n": 0}
+        return {"num_ratings": 0}
     error = predicted - label
-    spread = float(label.var())
+    variance = float(label.var())
     return {
-        "n": len(label),
+        "num_ratings": len(label),
         "mae": float(np.abs(error).mean()),
         "rmse": float(np.sqrt((error**2).mean())),
-        "r2": 1 - float((error**2).mean()) / spread if spread > 0 else None,
+        "r2": 1 - float((error**2).mean()) / variance if variance > 0 else None,
         "spearman": spearman(predicted, label),
         "kendall": kendall(predicted, label),
         "pair_accuracy": pairwise_accuracy(predicted, label, 0.0),
-        "pair_accuracy_clear": pairwise_accuracy(predicted, label, math.sqrt(spread)),
+        "pair_accuracy_clear": pairwise_accuracy(predicted, label, math.sqrt(variance)),
     }
 
 
 def pair_metrics(margin: Vector) -> dict[str, Any]:
-    """Agreement with preferences, from the log-odds of the chosen side; a tie counts half."""
+    """Agreement with preferences, from the log-odds of the chosen response; a tie counts half."""
     if not len(margin):
-        return {"pairs": 0}
-    right = (margin > 0) + 0.5 * (margin == 0)
+        return {"num_pairs": 0}
+    correct = (margin > 0) + 0.5 * (margin == 0)
     return {
-        "pairs": len(margin),
-        "pair_accuracy": float(right.mean()),
+        "num_pairs": len(margin),
+        "pair_accuracy": float(correct.mean()),
         "log_loss": float(np.logaddexp(0.0, -margin).mean()),
     }
 
 
 def calibration(predicted: Vector, label: Vector) -> dict[str, Any] | None:
-    """Do labels fall where they were predicted?
+    """Calibration of predictions; None for fewer than two rows or constant predictions.
 
-    `slope` and `intercept` of the least-squares line from predictions to labels (1 and 0 when calibrated);
-    `error`: mean distance, over ten bins of equally many rows, of the mean label from the mean prediction.
+    `slope` and `intercept` of the least-squares line of labels on predictions (1 and 0 when calibrated);
+    `error`: mean distance between mean label and mean prediction over ten bins of equally many rows.
     """
     if len(label) < 2 or predicted.std() == 0:
         return None
     slope = float(np.cov(predicted, label, ddof=0)[0, 1] / predicted.var())
     bins = []
+    # A stable sort keeps tied predictions in the order of the data, on every platform.
     for rows in np.array_split(np.argsort(predicted, kind="stable"), min(NUM_BINS, len(label))):
-        at, said = float(predicted[rows].mean()), float(label[rows].mean())
-        bins.append({"predicted": at, "label": said, "n": len(rows)})
-    error = sum(b["n"] * abs(b["predicted"] - b["label"]) for b in bins) / len(label)
+        bin_means = {"predicted": float(predicted[rows].mean()), "label": float(label[rows].mean())}
+        bins.append({**bin_means, "count": len(rows)})
+    error = sum(b["count"] * abs(b["predicted"] - b["label"]) for b in bins) / len(label)
     intercept = float(label.mean() - slope * predicted.mean())
     return {"slope": slope, "intercept": intercept, "error": float(error), "bins": bins}
 
 
-def average_ranks(x: Vector) -> Vector:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, index, count = np.unique(x, return_inverse=True, return_counts=True)
-    last = count.cumsum()
-    mean: Vector = (last - (count - 1) / 2)[index]
-    return mean
-
-
 def spearman(x: Vector, y: Vector) -> float | None:
-    """Rank correlation; None with fewer than three rows or where a side is constant."""
-    return pearson(average_ranks(x), average_ranks(y)) if len(x) > 2 else None
+    """Spearman's rank correlation, by scipy; None for fewer than three rows or a constant side."""
+    if not _can_correlate(x, y):
+        return None
+    from scipy import stats
+
+    return float(stats.spearmanr(x, y).statistic)
 
 
 def kendall(x: Vector, y: Vector) -> float | None:
-    """Agreement of the order of pairs, tau-b; None with fewer than three rows or where a side is constant.
+    """Kendall's tau-b, by scipy; None for fewer than three rows or a constant side.
 
     Source: Kendall 1945 (Biometrika 33:3), the coefficient for ties.
     """
-    if len(x) < 3:
+    if not _can_correlate(x, y):
         return None
-    both = ours = theirs = 0.0
-    for start in range(0, len(x), CHUNK_SIZE):
-        part = slice(start, start + CHUNK_SIZE)
-        one, two = np.sign(x[part, None] - x[None, :]), np.sign(y[part, None] - y[None, :])
-        both += float((one * two).sum())
-        ours += float((one * one).sum())
-        theirs += float((two * two).sum())
-    return both / math.sqrt(ours * theirs) if ours * theirs > 0 else None
+    from scipy import stats
+
+    return float(stats.kendalltau(x, y).statistic)
 
 
 def pearson(x: Vector, y: Vector) -> float | None:
-    """Pearson's; None where a side is constant."""
-    a, b = x - x.mean(), y - y.mean()
-    size = math.sqrt(float((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum()) / size if size > 0 else None
+    """Pearson's correlation; None for fewer than three rows or a constant side."""
+    if not _can_correlate(x, y):
+        return None
+    with np.errstate(invalid="ignore"):
+        correlation = float(np.corrcoef(x, y)[0, 1])
+    # A spread below the rounding of the mean has no correlation.
+    return correlation if math.isfinite(correlation) else None
+
+
+def _can_correlate(x: Vector, y: Vector) -> bool:
+    return len(x) >= MIN_ROWS and bool((x != x[0]).any() and (y != y[0]).any())
 
 
 def pairwise_accuracy(predicted: Vector, label: Vector, min_gap: float) -> float | None:
-    """Share of the pairs with labels that differ, by `min_gap` or more, that the predictions put in order."""
-    right = total = 0.0
+    """Fraction of correctly ordered pairs, of those whose labels differ by at least `min_gap`."""
+    correct = total = 0.0
     for start in range(0, len(label), CHUNK_SIZE):
-        part = slice(start, start + CHUNK_SIZE)
-        gap = label[part, None] - label[None, :]
+        chunk = slice(start, start + CHUNK_SIZE)
+        gap = label[chunk, None] - label[None, :]
         use = (gap > 0) & (gap >= min_gap)
-        side = predicted[part, None] - predicted[None, :]
-        right += float((use & (side > 0)).sum()) + 0.5 * float((use & (side == 0)).sum())
+        predicted_gap = predicted[chunk, None] - predicted[None, :]
+        correct += float((use & (predicted_gap > 0)).sum()) + 0.5 * float((use & (predicted_gap == 0)).sum())
         total += float(use.sum())
-    return right / total if total else None
-
-
-REDUNDANT_CORRELATION = 0.95
-"""Correlation above which one head is said to copy another."""
-
-EMPTY_HEAD_REPORT: dict[str, Any] = dict.fromkeys(
-    "n pairs mae rmse r2 spearman kendall pair_accuracy pair_accuracy_clear log_loss".split()
-) | {"n": 0, "pairs": 0}
+    return correct / total if total else None
 
 
 def reward_report(
@@ -140,55 +136,66 @@ def reward_report(
 ) -> dict[str, Any]:
     """The content of `reward/report.json`; None stands for what cannot be computed.
 
-    {"objectives": {NAME: {n, mae, rmse, r2, spearman, kendall, pair_accuracy, pair_accuracy_clear, pairs,
-    log_loss, calibration, length, kinds: {KIND: {n, ..., pairs, ...}}, baselines: {constant, ridge}, beats:
-    {constant, ridge}}}, "correlation": {objectives, predicted, label}, "copies": [{a, b, correlation}],
-    "train": {ratings, pairs}, "test": {ratings, pairs}}
+    {"objectives": {NAME: {num_ratings, mae, rmse, r2, spearman, kendall, pair_accuracy, pair_accuracy_clear,
+    num_pairs, log_loss, calibration, length, categories: {CATEGORY: {num_ratings, ..., num_pairs, ...}},
+    baselines: {constant, ridge}, beats_baselines: {constant, ridge}}}, "correlation": {objectives, predicted,
+    label}, "redundant_heads": [{a, b, correlation}], "train": {ratings, pairs}, "test": {ratings, pairs},
+    "provenance"}
 
-    `n` counts ratings and `pairs` preference pairs; where there are pairs, `pair_accuracy` is of them.
-    `kinds` holds the same for each kind of prompt, where there are several.
-    `length` is the rank correlation with the number of tokens, of the predictions and of the labels: a
-    model that says more than its raters did that longer is better will be exploited for it.
+    With preference pairs, `pair_accuracy` is theirs. `categories` holds the same metrics per prompt category,
+    where there are several. `length` is the rank correlation with the number of tokens, of the predictions
+    and of the labels: a model that prefers long responses more than its raters did will be exploited for it.
+
+    Args:
+        model: The trained reward model.
+        test: Records that it was not trained on.
+        train: Its training records, to be counted.
+        baselines: Result of `baseline_metrics`.
     """
-    rows = [encoded.token_rows for encoded in encode_records(model, test)]
-    flat = model.score_sequences([row for both in rows for row in both]).double().numpy()
-    first = np.cumsum([0, *[len(both) for both in rows[:-1]]])[: len(rows)]
-    rated = np.array([isinstance(record, Rating) for record in test], dtype=bool)
+    token_rows = [encoded.token_rows for encoded in encode_records(model, test)]
+    scores = model.score_sequences([row for rows in token_rows for row in rows]).double().numpy()
+    first = np.cumsum([0, *[len(rows) for rows in token_rows[:-1]]])[: len(token_rows)]
+    is_rating = np.array([isinstance(record, Rating) for record in test], dtype=bool)
     label = label_matrix(test, model.objectives).numpy()
-    mine = flat[first]
-    margin = (mine - flat[np.where(rated, first, first + 1)]) / np.array(model.scale)
-    length = np.array([len(both[0]) for both in rows], dtype=np.float64)
-    kinds = _category_masks(test)
+    predicted = scores[first]
+    # Bradley-Terry is fitted on logits, so log-odds are differences before the scale.
+    margin = (predicted - scores[np.where(is_rating, first, first + 1)]) / np.array(model.scale)
+    length = np.array([len(rows[0]) for rows in token_rows], dtype=np.float64)
+    masks = _category_masks(test)
     heads = {}
     for k, name in enumerate(model.objectives):
-        known = ~np.isnan(label[:, k]) & ~np.isnan(mine[:, k]) & ~np.isnan(margin[:, k])
-        use = known & rated
-        compared = margin[known & ~rated, k]
-        head = _head_report(mine[use, k], label[use, k], length[use], compared)
-        head["kinds"] = {
-            kind: rating_metrics(mine[use & part, k], label[use & part, k])
-            | pair_metrics(margin[known & ~rated & part, k])
-            for kind, part in kinds.items()
-            if (known & part).any()
+        known = ~np.isnan(label[:, k]) & ~np.isnan(predicted[:, k]) & ~np.isnan(margin[:, k])
+        ratings, pairs = known & is_rating, known & ~is_rating
+        head = _head_report(predicted[ratings, k], label[ratings, k], length[ratings], margin[pairs, k])
+        head["categories"] = {
+            category: rating_metrics(predicted[ratings & mask, k], label[ratings & mask, k])
+            | pair_metrics(margin[pairs & mask, k])
+            for category, mask in masks.items()
+            if (known & mask).any()
         }
-        beside = {kind: dict(found) for kind, found in (baselines or {}).get(name, {}).items()}
-        head["baselines"] = beside
-        head["beats"] = {kind: _beats_baseline(head, other) for kind, other in beside.items()}
+        own_baselines = {key: dict(metrics) for key, metrics in (baselines or {}).get(name, {}).items()}
+        head["baselines"] = own_baselines
+        head["beats_baselines"] = {
+            key: _beats_baseline(head, metrics) for key, metrics in own_baselines.items()
+        }
         heads[name] = head
     return {
         "objectives": heads,
-        **_head_correlations(model.objectives, mine, np.where(rated[:, None], label, np.nan)),
+        **_head_correlations(model.objectives, predicted, np.where(is_rating[:, None], label, np.nan)),
         "train": _count_records(train),
         "test": _count_records(test),
-        "data": model.provenance,
+        "provenance": model.provenance,
     }
 
 
 def _category_masks(records: Sequence[LabelledRow]) -> dict[str, Any]:
-    """Where the prompts of each kind are; nothing where all are of one."""
-    words = [record.prompt.category for record in records]
-    found = {word or "other": np.array([word == w for w in words]) for word in sorted(set(words))}
-    return found if len(found) > 1 else {}
+    """[N] mask per prompt category; empty if there is only one."""
+    categories = [record.prompt.category for record in records]
+    masks = {
+        category or "other": np.array([category == other for other in categories])
+        for category in sorted(set(categories))
+    }
+    return masks if len(masks) > 1 else {}
 
 
 def _head_report(predicted: Vector, label: Vector, length: Vector, margin: Vector) -> dict[str, Any]:
@@ -200,10 +207,9 @@ def _head_report(predicted: Vector, label: Vector, length: Vector, margin: Vecto
     if len(margin):
         head |= pair_metrics(margin)
         if not len(label):
-            # How often the side a model prefers wins, against how surely it prefers it.
-            head["calibration"] = calibration(
-                1 / (1 + np.exp(-np.abs(margin))), (margin > 0).astype(np.float64)
-            )
+            # Probability of the response that the model prefers, against how often it was chosen.
+            probability = 1 / (1 + np.exp(-np.abs(margin)))
+            head["calibration"] = calibration(probability, (margin > 0).astype(np.float64))
     return head
 
 
@@ -218,25 +224,31 @@ def _beats_baseline(head: Mapping[str, Any], baseline: Mapping[str, Any]) -> boo
 
 def _head_correlations(objectives: Sequence[str], predicted: Any, label: Any) -> dict[str, Any]:
     """Correlations between heads, and between the labels of the rows that have both."""
-    matrices = {"predicted": _correlation_matrix(predicted), "label": _correlation_matrix(label)}
-    found = matrices["predicted"]
-    copies = [
-        {"a": a, "b": b, "correlation": found[i][j]}
+    between_heads, between_labels = _correlation_matrix(predicted), _correlation_matrix(label)
+    redundant = [
+        {"a": a, "b": b, "correlation": between_heads[i][j]}
         for i, a in enumerate(objectives)
         for j, b in enumerate(objectives)
-        if i < j and found[i][j] is not None and found[i][j] > REDUNDANT_CORRELATION
+        if i < j and between_heads[i][j] is not None and between_heads[i][j] > REDUNDANT_CORRELATION
     ]
-    return {"correlation": {"objectives": list(objectives), **matrices}, "copies": copies}
+    return {
+        "correlation": {
+            "objectives": list(objectives),
+            "predicted": between_heads,
+            "label": between_labels,
+        },
+        "redundant_heads": redundant,
+    }
 
 
 def _correlation_matrix(x: Any) -> list[list[Any]]:
-    def one(i: int, j: int) -> float | None:
+    def entry(i: int, j: int) -> float | None:
         both = ~np.isnan(x[:, i]) & ~np.isnan(x[:, j])
-        return pearson(x[both, i], x[both, j]) if both.sum() > 2 else None
+        return pearson(x[both, i], x[both, j])
 
-    return [[one(i, j) for j in range(x.shape[1])] for i in range(x.shape[1])]
+    return [[entry(i, j) for j in range(x.shape[1])] for i in range(x.shape[1])]
 
 
 def _count_records(records: Sequence[LabelledRow]) -> dict[str, int]:
-    ratings = sum(isinstance(record, Rating) for record in records)
-    return {"ratings": ratings, "pairs": len(records) - ratings}
+    num_ratings = sum(isinstance(record, Rating) for record in records)
+    return {"ratings": num_ratings, "pairs": len(records) - num_ratings}

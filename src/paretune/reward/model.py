@@ -1,4 +1,4 @@
-"""A transformer with one named regression head for each objective, and the scorer made of it."""
+"""A transformer with one named regression head per objective, and its scorer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ from paretune.models.load import context_length
 from paretune.models.lora import unwrap_model_for_forward
 
 PREFIX_SEARCH_WINDOW = 1024
-"""Rows among which common beginnings are looked for: the responses to a prompt stand beside each other."""
+"""Rows that are searched for shared prefixes; the responses to a prompt are consecutive."""
 
 
 class RewardModel(nn.Module):
-    """K named scores of a response, read at the last token of the row."""
+    """K named scores of a response, computed from the hidden state of its last token."""
 
     def __init__(
         self,
@@ -38,92 +38,99 @@ class RewardModel(nn.Module):
         super().__init__()
         self.network, self.tokenizer, self.eos_id = network, tokenizer, eos_id
         self.provenance: Mapping[str, Sequence[str]] = dict(provenance or {})
-        """Hashes that tell what the model was fitted on, in lists by name; empty: nobody knows."""
+        """Hashes of the training data (`checkpoint.data_provenance`); empty: unknown."""
         with unwrap_model_for_forward(network) as base:
             self.objectives = tuple(base.config.id2label[i] for i in range(base.config.num_labels))
             self.max_length = context_length(base)
-            """Most tokens of a row."""
+            """Maximum length of a sequence in tokens."""
         self.set_label_scaling(scale, offset)
+        # Dropout stays off in training too, so that training and scoring compute the same function.
         self.eval()
 
     def set_label_scaling(self, scale: Sequence[float], offset: Sequence[float]) -> None:
-        """Set what turns the K logits into the units of the labels."""
+        """Set the K scales and offsets that convert logits to label units.
+
+        Raises:
+            WiringError: Their number differs from the number of heads.
+        """
         if not len(self.objectives) == len(scale) == len(offset):
             raise WiringError(
-                f"{len(self.objectives)} heads got {len(scale)} scales and {len(offset)} offsets"
+                f"reward model: {len(self.objectives)} heads, {len(scale)} scales and {len(offset)} offsets; "
+                "fix: pass one scale and one offset per head"
             )
         self.scale, self.offset = tuple(map(float, scale)), tuple(map(float, offset))
 
     def forward(
         self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
     ) -> Float[Tensor, "B K"]:
-        """Logits, in standard deviations of the labels; float32 heads whatever the body is.
+        """Logits in standard deviations of the labels; the heads are float32 whatever the dtype of the body.
 
-        They are read at the last position that `attention_mask` marks, never by comparing tokens with a padding
-        id: a model whose padding token also ends responses would otherwise be read one token early.
+        They belong to the last position of `attention_mask`, not to the last token that differs from the
+        padding token: where padding and EOS are one token, that would be one token too early.
         """
-        found = flat_hidden_states(self.network, input_ids, attention_mask)
+        hidden = flat_hidden_states(self.network, input_ids, attention_mask)
         last = attention_mask.shape[1] - 1 - attention_mask.flip(1).int().argmax(1)
-        at = found.flat[found.index.gather(1, last[:, None].to(found.index.device)).squeeze(1)]
+        last_hidden = hidden.flat[hidden.index.gather(1, last[:, None].to(hidden.index.device)).squeeze(1)]
         with unwrap_model_for_forward(self.network) as base:
-            return base.score(at.to(torch.promote_types(at.dtype, torch.float32)))
+            # bfloat16 logits have 8 significant bits: different responses would tie.
+            return base.score(last_hidden.to(torch.promote_types(last_hidden.dtype, torch.float32)))
 
     def to_label_units(self, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        """What the raters would have said."""
+        """Logits in the units of the labels."""
         return logits * logits.new_tensor(self.scale) + logits.new_tensor(self.offset)
 
     def encode(self, prompt: Prompt, response: str) -> list[int]:
-        """The row of a response, as the policy writes it, with the token that ends it."""
-        ids = encode_response(self.tokenizer, response, eos_id=self.eos_id)
-        return encode_prompt(self.tokenizer, prompt) + ids
+        """Token ids of prompt and response, as the policy samples them, with EOS."""
+        response_ids = encode_response(self.tokenizer, response, eos_id=self.eos_id)
+        return encode_prompt(self.tokenizer, prompt) + response_ids
 
     @torch.inference_mode()
     def score_sequences(
         self, sequences: Sequence[Sequence[int]], *, max_tokens_per_pass: int = 4096
     ) -> Float[Tensor, "B K"]:
-        """Scores of token rows in label units, on the CPU; a row does not notice what stands beside it.
+        """Scores of token sequences in label units, on the CPU; a score does not depend on its batch.
 
-        Rows longer than the model can read get NaN. Each forward pass reads at most `max_tokens_per_pass` tokens; what
-        rows begin with in common counts once, and a pass may hold three times as much where that is long.
+        Sequences longer than `max_length` get NaN. A forward pass holds at most `max_tokens_per_pass` tokens;
+        a shared prefix counts once, and a pass may hold three times as much where the prefix is long.
         """
-        result = torch.full((len(sequences), len(self.objectives)), torch.nan)
-        fits = [i for i, row in enumerate(sequences) if 0 < len(row) <= self.max_length]
-        for index in self._forward_batches(sequences, fits, max_tokens_per_pass):
-            ids, attend = pad_sequences([sequences[i] for i in index], device=device_of(self.network))
-            result[index] = self.to_label_units(self(ids, attend)).cpu().to(result.dtype)
-        return result
+        scores = torch.full((len(sequences), len(self.objectives)), torch.nan)
+        scorable = [i for i, row in enumerate(sequences) if 0 < len(row) <= self.max_length]
+        for index in self._forward_batches(sequences, scorable, max_tokens_per_pass):
+            input_ids, mask = pad_sequences([sequences[i] for i in index], device=device_of(self.network))
+            scores[index] = self.to_label_units(self(input_ids, mask)).cpu().to(scores.dtype)
+        return scores
 
     def _forward_batches(
         self, sequences: Sequence[Sequence[int]], indices: Sequence[int], max_tokens_per_pass: int
     ) -> Iterator[list[int]]:
-        """Numbers of rows that are read in one pass."""
+        """Indices of the sequences of each forward pass."""
         if not supports_packing(self.network):
-            for part in batches_by_length([len(sequences[i]) for i in indices], max_tokens_per_pass):
-                yield [indices[i] for i in part]
+            for batch in batches_by_length([len(sequences[i]) for i in indices], max_tokens_per_pass):
+                yield [indices[i] for i in batch]
             return
+        # Responses to the same prompt share a forward pass, and their prompt is computed once.
         for start in range(0, len(indices), PREFIX_SEARCH_WINDOW):
-            near = indices[start : start + PREFIX_SEARCH_WINDOW]
-            lengths = [len(sequences[i]) for i in near]
-            for part in plan_passes(
-                lengths,
+            window = indices[start : start + PREFIX_SEARCH_WINDOW]
+            for batch in plan_passes(
+                [len(sequences[i]) for i in window],
                 max_tokens_per_pass,
-                find_prefix_groups(*pad_sequences([sequences[i] for i in near])),
+                find_prefix_groups(*pad_sequences([sequences[i] for i in window])),
                 strict_token_limit=False,
             ):
-                yield [near[i] for i in part]
+                yield [window[i] for i in batch]
 
 
 @dataclass
 class RewardModelScorer:
-    """A reward model as a scorer: text in, one column of label units for each of its objectives."""
+    """A reward model as a scorer: one column per objective, in label units."""
 
     model: RewardModel
     max_tokens_per_pass: int = 4096
-    """Most padded tokens of a forward pass."""
+    """Maximum padded tokens per forward pass."""
     names: tuple[str, ...] = field(init=False)
-    """The objectives of the columns."""
+    """The objectives of its columns."""
     total_flops: float = field(default=0.0, init=False, repr=False, compare=False)
-    """Floating-point operations that all answers so far had to take; NaN where nobody can say."""
+    """Floating-point operations of all calls so far; NaN if unknown for the architecture."""
 
     def __post_init__(self) -> None:
         self.names = self.model.objectives
@@ -131,18 +138,18 @@ class RewardModelScorer:
     def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
         """Scores in label units; NaN where the text is too long for the model.
 
-        A response that ran into the length limit is scored as a rater would read it: a text that breaks off,
-        and ends there. What truncation should cost is a choice of the recipe, not of the scorer.
+        A truncated response is scored as a rater would read it: the text breaks off and ends. A penalty for
+        truncation is a choice of the recipe, not of the scorer.
         """
         prompts: dict[Prompt, list[int]] = {}
-        rows, sizes = [], []
+        sequences, shapes = [], []
         for sample in samples:
             if sample.prompt not in prompts:
                 prompts[sample.prompt] = encode_prompt(self.model.tokenizer, sample.prompt)
-            ids = encode_response(self.model.tokenizer, sample.response, eos_id=self.model.eos_id)
-            rows.append(prompts[sample.prompt] + ids)
-            if len(rows[-1]) <= self.model.max_length:
-                sizes.append((len(prompts[sample.prompt]), len(ids)))
-        read = shared_prefix_shape([len(prompt) for prompt in prompts.values()], sizes)
-        self.total_flops += forward_flops(self.model.network, read)
-        return self.model.score_sequences(rows, max_tokens_per_pass=self.max_tokens_per_pass)
+            response = encode_response(self.model.tokenizer, sample.response, eos_id=self.model.eos_id)
+            sequences.append(prompts[sample.prompt] + response)
+            if len(sequences[-1]) <= self.model.max_length:
+                shapes.append((len(prompts[sample.prompt]), len(response)))
+        shape = shared_prefix_shape([len(prompt) for prompt in prompts.values()], shapes)
+        self.total_flops += forward_flops(self.model.network, shape)
+        return self.model.score_sequences(sequences, max_tokens_per_pass=self.max_tokens_per_pass)

@@ -1,11 +1,4 @@
-"""From text to columns: every objective gets its scores from the one scorer that names it.
-
-Thoughts as objectives of their own: what is hidden from the other scorers is still watched.
-
-The confidence that a response states of itself as an objective, and scorers that do not see it.
-
-Scorers that read a response by rule.
-"""
+"""Scorers: the protocol, scoring of a batch, and scorers of thinking, stated confidence and refusals."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,16 +11,16 @@ from torch import Tensor
 
 from paretune.core.batch import Batch
 from paretune.core.errors import DataError, WiringError
-from paretune.data.chat import ScorerView, parse_confidence, parse_thinking, strip_confidence, visible_text
+from paretune.data.chat import ScorerView, parse_confidence, parse_thinking, visible_text
 from paretune.data.loader import encode_categories
 from paretune.data.records import Sample
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Whatever scores responses by their text: a reward model, a rule, a judge.
+    """Scores responses by their text: a reward model, a rule, a judge.
 
-    NaN says that it could not score a response.
+    NaN: the response could not be scored.
     """
 
     @property
@@ -36,173 +29,173 @@ class Scorer(Protocol):
         ...
 
     def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
-        """One row a sample, one column a name."""
+        """One row per sample, one column per objective."""
         ...
 
 
 def resolve_scorers(objectives: Sequence[str], scorers: Sequence[Scorer]) -> dict[str, tuple[int, int]]:
-    """For each objective, which scorer gives it and in which of its columns.
+    """Objective -> index of its scorer and of its column there.
 
     Raises:
-        WiringError: No scorer gives an objective, or more than one does.
+        WiringError: No scorer, or more than one, scores an objective.
     """
-    found: dict[str, tuple[int, int]] = {}
+    columns: dict[str, tuple[int, int]] = {}
     for objective in objectives:
-        homes = [(i, s.names.index(objective)) for i, s in enumerate(scorers) if objective in s.names]
-        if not homes:
-            known = sorted({name for scorer in scorers for name in scorer.names})
+        matches = [(i, s.names.index(objective)) for i, s in enumerate(scorers) if objective in s.names]
+        if not matches:
+            available = ", ".join(sorted({name for scorer in scorers for name in scorer.names})) or "none"
             raise WiringError(
-                f'no scorer gives the objective "{objective}"; they give {", ".join(known) or "nothing"}; '
-                "fix: rename the objective or add a model that provides it"
+                f'no scorer for the objective "{objective}"; available objectives: {available}; '
+                "fix: rename the objective or add a scorer that provides it"
             )
-        if len(homes) > 1:
+        if len(matches) > 1:
             raise WiringError(
-                f'{len(homes)} scorers give the objective "{objective}"; fix: rename it in all but one'
+                f'{len(matches)} scorers score the objective "{objective}"; fix: rename it in all but one'
             )
-        found[objective] = homes[0]
-    return found
+        columns[objective] = matches[0]
+    return columns
 
 
 def validated_scores(scorer: Scorer, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
-    """What a scorer says of the samples, in the form it promised.
+    """Scores of the samples, checked for their shape.
 
     Raises:
-        WiringError: Its answer has another form.
+        WiringError: The scores have the wrong shape.
     """
-    given, expected = scorer(samples), (len(samples), len(scorer.names))
-    if tuple(given.shape) != expected:
+    scores, expected = scorer(samples), (len(samples), len(scorer.names))
+    if tuple(scores.shape) != expected:
         raise WiringError(
-            f"{type(scorer).__name__} gave scores of shape {tuple(given.shape)}; expected {expected}"
+            f"{type(scorer).__name__} returned scores of shape {tuple(scores.shape)}; expected {expected}; "
+            "fix: return one row per sample and one column per name"
         )
-    return given
+    return scores
 
 
 def score_visible(scorer: Scorer, samples: Sequence[Sample | None]) -> Float[Tensor, "B k"]:
-    """What a scorer says of what a view shows; NaN where it shows nothing.
+    """Scores of the visible samples; NaN for None, a sample without a visible part.
 
     Raises:
-        WiringError: The scorer's answer has another form than it promised.
+        WiringError: The scores have the wrong shape.
     """
-    there = [i for i, sample in enumerate(samples) if sample is not None]
-    if len(there) == len(samples):
-        return validated_scores(scorer, [sample for sample in samples if sample is not None])
-    found = torch.full((len(samples), len(scorer.names)), torch.nan)
-    if there:
-        found[there] = validated_scores(scorer, [sample for sample in samples if sample is not None]).to(
-            found
-        )
-    return found
+    visible = [sample for sample in samples if sample is not None]
+    if len(visible) == len(samples):
+        return validated_scores(scorer, visible)
+    scores = torch.full((len(samples), len(scorer.names)), torch.nan)
+    if visible:
+        index = [i for i, sample in enumerate(samples) if sample is not None]
+        scores[index] = validated_scores(scorer, visible).to(scores)
+    return scores
 
 
 def score_batch(
-    batch: Batch, samples: Sequence[Sample], scorers: Sequence[Scorer], scorer_view: ScorerView = "whole"
+    batch: Batch, samples: Sequence[Sample], scorers: Sequence[Scorer], scorer_view: ScorerView = "full"
 ) -> Batch:
-    """Ask every scorer that is needed, once, and write `scores` and their working copy `signal`.
+    """Call every needed scorer once and write `scores` and their working copy `rewards`.
 
-    Scorers see what the view shows; a response of which it shows nothing is unscored. What the prompts say of
-    themselves is written beside: their kind, and the preference some ask for.
+    Scorers read the visible part of each response under `scorer_view`; a response without one is unscored.
+    The category and the preference weights of the prompts are written as well.
 
     Reads: objectives. Writes: scores, rewards, format_valid, category, categories, preference_weights.
 
     Raises:
-        WiringError: An objective has no scorer or several, or a scorer's answer has the wrong form.
+        WiringError: An objective has no scorer or several, or the scores have the wrong shape.
     """
-    found = resolve_scorers(batch.objectives, scorers)
+    locations = resolve_scorers(batch.objectives, scorers)
     if len(samples) != len(batch):
         raise WiringError(f"{len(samples)} samples came with a batch of {len(batch)} rows")
-    seen = [visible_text(sample, scorer_view) for sample in samples]
-    given = {i: score_visible(scorers[i], seen) for i in sorted({i for i, _ in found.values()})}
-    columns = [given[i][:, column].to(batch.scores) for i, column in found.values()]
+    visible = [visible_text(sample, scorer_view) for sample in samples]
+    # One call per scorer, in their order, however many of its columns are needed.
+    by_scorer = {i: score_visible(scorers[i], visible) for i in sorted({i for i, _ in locations.values()})}
+    columns = [by_scorer[i][:, column].to(batch.scores) for i, column in locations.values()]
     scores = torch.stack(columns, -1) if columns else batch.scores.new_empty(len(batch), 0)
-    kind, kinds = encode_categories(samples)
-    preference = prompt_preference_weights(samples, batch.objectives)
+    category, categories = encode_categories(samples)
     return batch.replace(
         scores=scores,
         rewards=scores,
-        format_valid=torch.tensor([sample is not None for sample in seen]),
-        category=kind,
-        categories=kinds,
-        preference_weights=preference,
+        format_valid=torch.tensor([sample is not None for sample in visible]),
+        category=category,
+        categories=categories,
+        preference_weights=prompt_preference_weights(samples, batch.objectives),
     )
 
 
 def prompt_preference_weights(
     samples: Sequence[Sample], objectives: tuple[str, ...]
 ) -> Float[Tensor, "B K"] | None:
-    """The weights each prompt asks for; NaN for a prompt that asks for none; None where no prompt does.
+    """Preference weights of each prompt; NaN for a prompt without any; None if no prompt has any.
 
     Raises:
-        DataError: A prompt asks for an objective that is not scored.
+        DataError: A prompt has a weight for an objective that is not scored.
     """
     if not any(sample.prompt.preference_weights for sample in samples):
         return None
     rows = []
     for sample in samples:
-        asked = dict(sample.prompt.preference_weights)
-        for name in asked.keys() - set(objectives):
+        weights = dict(sample.prompt.preference_weights)
+        for name in weights.keys() - set(objectives):
             raise DataError(
-                f'prompt "{sample.prompt.id}": preference: asks for "{name}", which is not scored; '
+                f'prompt "{sample.prompt.id}": preference: weight for "{name}", which is not scored; '
                 f"fix: one of {', '.join(objectives)}"
             )
-        rows.append([asked.get(name, 0.0) if asked else torch.nan for name in objectives])
+        rows.append([weights.get(name, 0.0) if weights else torch.nan for name in objectives])
     return torch.tensor(rows)
 
 
-def thinking_length(samples: Sequence[Sample]) -> dict[str, float]:
-    """Mean words of answers and of thoughts where a response has both, and the share of the others."""
-    parts = [parse_thinking(sample.full_response) for sample in samples]
-    found = [part for part in parts if part is not None]
-    trace, answer = (sum(len(part[i].split()) for part in found) for i in (0, 1))
-    count = len(found) or float("nan")
-    unread = 1 - len(found) / len(parts) if parts else float("nan")
+def thinking_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """Mean words of answer and thinking over well-formed responses, and the fraction of the others."""
+    parsed = [parse_thinking(sample.full_response) for sample in samples]
+    valid = [parts for parts in parsed if parts is not None]
+    thinking, answer = (sum(len(parts[i].split()) for parts in valid) for i in (0, 1))
+    count = len(valid) or float("nan")
     return {
         "responses/answer_length": answer / count,
-        "responses/thinking_length": trace / count,
-        "responses/format_invalid": unread,
+        "responses/thinking_length": thinking / count,
+        "responses/format_invalid": 1 - len(valid) / len(parsed) if parsed else float("nan"),
     }
 
 
 @dataclass(frozen=True)
 class ThinkingScorer:
-    """Scores of the thoughts, as they were written, by objectives of another scorer.
+    """Scores the thinking of each response by objectives of another scorer.
 
-    NaN where a response has no thoughts that could be read.
+    NaN for a response without readable thinking.
     """
 
     scorer: Scorer
     scores_from: Mapping[str, str]
-    """Objective -> the scorer's objective that is asked of the thoughts."""
+    """Objective -> objective of the scorer that is applied to the thinking."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The objectives."""
+        """The objectives of its columns."""
         return tuple(self.scores_from)
 
     def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
-        """One column an objective."""
-        parts = [parse_thinking(sample.full_response) for sample in samples]
-        traces = [
-            None if part is None or not part[0] else replace(sample, response=part[0])
-            for sample, part in zip(samples, parts, strict=True)
+        """One column per objective."""
+        parsed = [parse_thinking(sample.full_response) for sample in samples]
+        thinking = [
+            # Empty thinking has nothing to score.
+            None if parts is None or not parts[0] else replace(sample, response=parts[0])
+            for sample, parts in zip(samples, parsed, strict=True)
         ]
-        given = score_visible(self.scorer, traces)
+        scores = score_visible(self.scorer, thinking)
         return torch.stack(
-            [given[:, self.scorer.names.index(name)] for name in self.scores_from.values()], -1
+            [scores[:, self.scorer.names.index(name)] for name in self.scores_from.values()], -1
         )
 
 
 def with_thinking_scorer(scores_from: Mapping[str, str], scorer: Scorer) -> tuple[Scorer, ...]:
-    """The scorer, and beside it the one of the thoughts where any of its objectives are asked of them."""
-    known = {name: head for name, head in scores_from.items() if head in scorer.names}
-    return (scorer, ThinkingScorer(scorer, known)) if known else (scorer,)
+    """The scorer, and a `ThinkingScorer` of those objectives of `scores_from` that it can score."""
+    available = {name: source for name, source in scores_from.items() if source in scorer.names}
+    return (scorer, ThinkingScorer(scorer, available)) if available else (scorer,)
 
 
 @dataclass(frozen=True)
 class StatedConfidenceScorer:
     """The stated confidence in [0, 1]; NaN where a response states none.
 
-    A column to be read by `CalibrateByConfidence` and reported; more of it is not better, so it gets no
-    weight. It reads the response as it was written, whatever the view shows of it.
+    Read by `CalibrateByConfidence` and reported. More confidence is not better, so the objective gets no
+    weight. It reads the full response, whatever the scorer view.
     """
 
     names: tuple[str, ...] = ("confidence",)
@@ -212,24 +205,8 @@ class StatedConfidenceScorer:
         return torch.tensor([[parse_confidence(sample.full_response)] for sample in samples]).reshape(-1, 1)
 
 
-@dataclass(frozen=True)
-class ConfidenceBlindScorer:
-    """A scorer that is shown every response without its statement of confidence."""
-
-    scorer: Scorer
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Those of the scorer."""
-        return self.scorer.names
-
-    def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
-        """The scorer's columns."""
-        return self.scorer([replace(s, response=strip_confidence(s.response)) for s in samples])
-
-
 _MAX_SEARCHED_CHARS = 200
-"""Characters of a response in which a refusal is looked for; later ones mostly quote or soften."""
+"""Characters of a response that are searched for a refusal; later matches are mostly quotes and caveats."""
 
 _UNABLE_PATTERN = (
     r"(?:can ?not|can['’]?t|could ?n['’]?o?t|won['’]?t|will not|am (?:not able|unable)"
@@ -249,27 +226,18 @@ _REFUSAL_PATTERN = re.compile(
     r"|\bit(?: is|['’]s| would)(?: be)? (?:not|never|also not) (?:\w+ )?"
     r"(?:appropriate|ethical|legal|acceptable|safe)\b"
     r"|\b(?:do not|don['’]t|can ?not|can['’]t) (?:condone|promote|encourage|engage in|support) "
-    rf"|\b(?:i|we) (?:do not|don['’]t) (?:think (?:i|we) (?:should|can)|feel comfortable|want to) ?{_HELP_VERBS}?"
+    r"|\b(?:i|we) (?:do not|don['’]t) (?:think (?:i|we) (?:should|can)|feel comfortable|want to)"
+    rf" ?{_HELP_VERBS}?"
     r"|^\W*(?:no|sorry|i apologi[sz]e)\W+(?:\w+\W+){0,4}?(?:can ?not|can['’]t|won['’]t|will not)\b",
     re.IGNORECASE,
 )
 
 
 def is_refusal(response: str) -> bool:
-    """Whether a response declines what was asked, by the phrases English assistants use at its start.
+    """Whether a response refuses, by the phrases that English assistants use at its start.
 
     On the responses of five models to the prompts of XSTest (Röttger et al. 2024, arXiv:2308.01263), against
-    two human raters: 91 % of the full refusals are found, and no full answer is taken for one.
+    two human raters: recall 91 % on full refusals, no full answer counts as a refusal.
     """
+    # The pattern expects single spaces.
     return _REFUSAL_PATTERN.search(" ".join(response[:_MAX_SEARCHED_CHARS].split())) is not None
-
-
-@dataclass(frozen=True)
-class RefusalScorer:
-    """1 where the response declines, 0 where it does not."""
-
-    names: tuple[str, ...] = ("refusal",)
-
-    def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
-        """One column."""
-        return torch.tensor([[float(is_refusal(sample.response))] for sample in samples]).reshape(-1, 1)

@@ -1,4 +1,4 @@
-"""Fitting a reward model to ratings and preference pairs at once, whatever each of them was asked about."""
+"""Training of a reward model on ratings and preference pairs with any subset of the labels each."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ from paretune.training.supervised import (
 LabelledRow = Rating | PreferencePair
 
 CENTERING_SAMPLE_SIZE = 512
-"""Training pairs whose mean score becomes the 0 of a head that only pairs speak of."""
+"""Training pairs whose mean score becomes 0 for a head without ratings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +38,13 @@ class EncodedRecord:
     """A record in tokens."""
 
     token_rows: list[list[int]]
-    """Of a rating its row; of a pair the chosen row, then the rejected one."""
+    """One row of a rating; the chosen and the rejected row of a pair."""
     prompt_length: int
-    """Where the responses begin."""
+    """Tokens of the prompt, where the responses begin."""
 
 
 def label_matrix(records: Sequence[LabelledRow], objectives: Sequence[str]) -> Float[Tensor, "B K"]:
-    """What each record says of each objective: the label, 0 for a pair, NaN where nobody was asked."""
+    """The label of each record per objective; 0 for a pair, NaN = not labelled."""
     rows = []
     for record in records:
         if isinstance(record, Rating):
@@ -57,41 +57,41 @@ def label_matrix(records: Sequence[LabelledRow], objectives: Sequence[str]) -> F
 def label_scale_and_offset(
     records: Sequence[LabelledRow], objectives: Sequence[str]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scale and offset of each head: standard deviation and mean of its labels; 1 and 0 with pairs alone.
+    """Scale and offset per head: standard deviation and mean of its labels; 1 and 0 without ratings.
 
     Raises:
         DataError: An objective has no data, or all its labels are equal.
     """
     labels = label_matrix(records, objectives)
-    rated = torch.tensor([isinstance(record, Rating) for record in records], dtype=torch.bool)
-    scale, offset, wrong = [], [], []
+    is_rating = torch.tensor([isinstance(record, Rating) for record in records], dtype=torch.bool)
+    scale, offset, issues = [], [], []
     for k, name in enumerate(objectives):
-        known = labels[rated, k]
+        known = labels[is_rating, k]
         known = known[~known.isnan()]
-        where = f"objectives.{name}"
+        location = f"objectives.{name}"
         if not len(known) and not (~labels[:, k].isnan()).any():
-            fix = "give ratings or pairs that speak of it"
-            wrong.append(format_issue(where, None, None, "", "no rating and no pair speaks of it", fix=fix))
+            fix = "add ratings or pairs with this objective"
+            issues.append(format_issue(location, None, None, "", "no rating and no pair has it", fix=fix))
         elif len(known) and float(known.max() - known.min()) == 0:
-            said = f"all its {len(known)} labels are {known[0]:g}, so there is nothing to learn"
-            wrong.append(format_issue(where, None, None, "", said, fix="add data, or remove it"))
+            problem = f"all {len(known)} labels are {known[0]:g}, so there is nothing to learn"
+            issues.append(format_issue(location, None, None, "", problem, fix="add data, or remove it"))
         scale.append(float(known.std(correction=0)) if len(known) else 1.0)
         offset.append(float(known.mean()) if len(known) else 0.0)
-    if wrong:
-        raise DataError(join_issues(wrong))
+    if issues:
+        raise DataError(join_issues(issues))
     return tuple(scale), tuple(offset)
 
 
 def data_hash(records: Sequence[LabelledRow]) -> str:
-    """SHA-256 over everything the records say, in their order."""
+    """SHA-256 over the whole content of the records, in their order."""
     digest = hashlib.sha256()
     for record in records:
         turns = [[m.role, m.content] for m in record.prompt.messages]
         if isinstance(record, Rating):
-            said: list[object] = [record.response, sorted((k, str(v)) for k, v in record.labels.items())]
+            content: list[object] = [record.response, sorted((k, str(v)) for k, v in record.labels.items())]
         else:
-            said = [record.chosen, record.rejected, record.objective]
-        digest.update(json.dumps([turns, *said]).encode() + b"\n")
+            content = [record.chosen, record.rejected, record.objective]
+        digest.update(json.dumps([turns, *content]).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -105,35 +105,35 @@ def fit_reward_model(
     checkpoint_config: CheckpointConfig | None = None,
     on_step: FitStepCallback | None = None,
 ) -> None:
-    """Fit the model in place; the same call again goes on from the last checkpoint.
+    """Train the model in place; the same call again resumes from the last checkpoint.
 
     Args:
-        model: A new reward model whose scale and offset came from `label_scale`.
-        records: Ratings and pairs, mixed; a rating that says nothing of the model's objectives is left out.
-        config: Epochs, batch and optimiser.
-        losses: For each objective, what its ratings are fitted by; mean squared error where it is not named.
-            Pairs are always fitted by Bradley-Terry.
-        seed: Orders the data.
-        checkpoint_config: Checkpoints.
-        on_step: Hears of each step.
+        model: A new reward model with the scale and offset of `label_scale_and_offset`.
+        records: Ratings and pairs, mixed; a rating without any of the model's objectives is ignored.
+        config: Epochs, batch size and optimizer.
+        losses: Objective -> loss of its ratings; mean squared error by default. Pairs always have the
+            Bradley-Terry loss.
+        seed: Seed of the data order.
+        checkpoint_config: Where and how often to write checkpoints.
+        on_step: Called after each step.
 
     Raises:
-        WiringError: A loss does not fit its objective's data, or a pair speaks of an unknown objective.
-        DataError: A row is longer than the model can read.
-        TrainingGuard: A loss or a gradient is not finite.
-        Stopped: SIGTERM came; a checkpoint was written first.
+        WiringError: A loss does not fit its objective's data, or a pair has an unknown objective.
+        DataError: A sequence is longer than the model's context.
+        NonFiniteError: A loss or a gradient is not finite.
+        RunInterrupted: SIGTERM; a checkpoint was written first.
     """
     task = RewardTask(model, records, losses or {})
     fit(task, config, seed=seed, checkpoint_config=checkpoint_config, on_step=on_step)
     _center_scores(model, task)
-    model.provenance = {"sha256": data_hash(task.records), "records": str(len(task.records))}
+    model.provenance = {"sha256": data_hash(task.records), "num_records": str(len(task.records))}
 
 
 class RewardTask:
-    """A reward model on ratings and pairs; over the whole data all objectives count the same.
+    """The loss of a reward model on ratings and pairs; all objectives have equal weight over the whole data.
 
-    A label weighs what it weighs among all labels of its objective, not among those that happen to share its
-    optimiser step: else a lone label of a rare objective would carry a whole share of a step's gradient.
+    A label has its weight among all labels of its objective, not among those of its optimizer step: otherwise
+    the only label of a rare objective would dominate the gradient of a step.
     """
 
     def __init__(
@@ -143,15 +143,16 @@ class RewardTask:
         self.network = model.network
         self.objectives = model.objectives
         labels = label_matrix(records, self.objectives)
-        speaks = (~labels.isnan()).any(1).tolist()
-        self.records = [record for record, said in zip(records, speaks, strict=True) if said]
+        is_labelled = (~labels.isnan()).any(1).tolist()
+        self.records = [record for record, labelled in zip(records, is_labelled, strict=True) if labelled]
         _check_pair_objectives(records, self.objectives)
         self.is_pair = torch.tensor([isinstance(r, PreferencePair) for r in self.records], dtype=torch.bool)
-        self.labels = labels[torch.tensor(speaks, dtype=torch.bool)]
+        self.labels = labels[torch.tensor(is_labelled, dtype=torch.bool)]
         self.losses = head_losses(self.objectives, self.labels, self.is_pair, losses)
         self.standardized_labels = (self.labels - torch.tensor(model.offset).double()) / torch.tensor(
             model.scale
         ).double()
+        # Times the number of examples, so that the mean over all examples has the weights of `label_weights`.
         self.weights_per_label = label_weights(self.standardized_labels) * len(self.standardized_labels)
         self.token_rows = [encoded.token_rows for encoded in encode_records(model, self.records)]
         self.lengths: Sequence[Sequence[int]] = [[len(row) for row in rows] for rows in self.token_rows]
@@ -165,29 +166,34 @@ class RewardTask:
         )
 
     def make_loss_fn(self, indices: Sequence[int]) -> MicrobatchLossFn:
-        """The units' labels and pairs at the weights they have in the whole data."""
+        """The loss of one optimizer step, micro-batch by micro-batch, with weights from the whole data."""
         index = torch.tensor(list(indices))
-        pair, labels = self.is_pair[index], self.standardized_labels[index]
-        weight = self.weights_per_label[index] / len(indices)
-        whole = weight.sum(0).tolist()
+        is_pair, labels = self.is_pair[index], self.standardized_labels[index]
+        # A mean over random examples estimates the loss over the whole data without bias.
+        weights = self.weights_per_label[index] / len(indices)
+        total_weights = weights.sum(0).tolist()
 
-        def part(positions: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        def microbatch_loss(positions: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
             rows = [self.token_rows[indices[i]] for i in positions]
             device = device_of(self.network)
             logits = self.model(*pad_sequences([row for both in rows for row in both], device=device))
             first = torch.tensor([0, *[len(both) for both in rows[:-1]]]).cumsum(0)
-            here = torch.tensor(list(positions))
-            errors = self._example_losses(
-                logits, first.to(device), pair[here].to(device), labels[here].to(logits)
+            at = torch.tensor(list(positions))
+            losses = self._example_losses(
+                logits, first.to(device), is_pair[at].to(device), labels[at].to(logits)
             )
-            parts = [
-                weighted_loss_sum(errors[:, k], weight[here, k].to(logits)) for k in range(errors.shape[1])
+            by_objective = [
+                weighted_loss_sum(losses[:, k], weights[at, k].to(logits)) for k in range(losses.shape[1])
             ]
-            named = zip(self.objectives, parts, whole, strict=True)
-            shares = {f"fit/{name}/loss": float(value.detach()) / w for name, value, w in named if w > 0}
-            return torch.stack(parts).sum(), shares
+            # Micro-batches add up, so each reports its share of the step's weighted mean.
+            metrics = {
+                f"fit/{name}/loss": float(loss.detach()) / total
+                for name, loss, total in zip(self.objectives, by_objective, total_weights, strict=True)
+                if total > 0
+            }
+            return torch.stack(by_objective).sum(), metrics
 
-        return part
+        return microbatch_loss
 
     def _example_losses(
         self,
@@ -196,29 +202,30 @@ class RewardTask:
         is_pair: Bool[Tensor, " B"],
         labels: Tensor,
     ) -> Float[Tensor, "B K"]:
-        """Loss of every unit under every objective, before weights; 0 where it says nothing."""
-        mine = logits[first_rows]
-        other = logits[torch.where(is_pair, first_rows + 1, first_rows)]
+        """Unweighted loss per example and objective; 0 where it is not labelled."""
+        chosen = logits[first_rows]
+        rejected = logits[torch.where(is_pair, first_rows + 1, first_rows)]
         columns = []
-        for k, (rating, comparison) in enumerate(self.losses):
-            rated = rating(mine[:, k], labels[:, k].masked_fill(is_pair, torch.nan))
-            compared = comparison(mine[:, k], other[:, k])
-            columns.append(torch.where(is_pair & ~labels[:, k].isnan(), compared, rated))
+        for k, (rating_loss, pair_loss) in enumerate(self.losses):
+            # The label 0 of a pair only marks it; without the mask it would count as a rating.
+            on_ratings = rating_loss(chosen[:, k], labels[:, k].masked_fill(is_pair, torch.nan))
+            on_pairs = pair_loss(chosen[:, k], rejected[:, k])
+            columns.append(torch.where(is_pair & ~labels[:, k].isnan(), on_pairs, on_ratings))
         return torch.stack(columns, -1)
 
 
 def encode_records(model: RewardModel, records: Sequence[LabelledRow]) -> list[EncodedRecord]:
     """The token rows of all records."""
     prompts: dict[Prompt, list[int]] = {}
-    result = []
+    encoded = []
     for record in records:
         if record.prompt not in prompts:
             prompts[record.prompt] = encode_prompt(model.tokenizer, record.prompt)
         prompt = prompts[record.prompt]
         texts = (record.response,) if isinstance(record, Rating) else (record.chosen, record.rejected)
-        ends = [encode_response(model.tokenizer, text, eos_id=model.eos_id) for text in texts]
-        result.append(EncodedRecord([prompt + end for end in ends], len(prompt)))
-    return result
+        responses = [encode_response(model.tokenizer, text, eos_id=model.eos_id) for text in texts]
+        encoded.append(EncodedRecord([prompt + response for response in responses], len(prompt)))
+    return encoded
 
 
 def head_losses(
@@ -227,30 +234,34 @@ def head_losses(
     is_pair: Bool[Tensor, " B"],
     losses: Mapping[str, HeadLoss],
 ) -> list[tuple[RegressionLoss, BradleyTerryLoss]]:
-    """For each objective, the loss of its ratings and the loss of its pairs.
+    """Per objective, the loss of its ratings and the loss of its pairs.
 
     Raises:
-        WiringError: A chosen loss does not fit the objective's data, or names an unknown objective.
+        WiringError: A loss does not fit the objective's data, or is for an unknown objective.
     """
     unknown = sorted(set(losses) - set(objectives))
     if unknown:
-        raise WiringError(f'a loss is chosen for "{unknown[0]}"; the objectives are {", ".join(objectives)}')
+        raise WiringError(
+            f'reward model: a loss is given for the unknown objective "{unknown[0]}"; '
+            f"fix: name one of {', '.join(objectives)}"
+        )
     result = []
     for k, name in enumerate(objectives):
-        known = ~labels[:, k].isnan()
+        has_ratings = bool((~labels[:, k].isnan() & ~is_pair).any())
         loss = losses.get(name)
-        if isinstance(loss, BradleyTerryLoss) and (known & ~is_pair).any():
+        if isinstance(loss, BradleyTerryLoss) and has_ratings:
             raise WiringError(
-                f'objective "{name}": bradley_terry compares pairs, and its data holds ratings; '
-                "fix: use mse or huber; pairs may stand beside ratings under either"
+                f'objective "{name}": bradley_terry is a loss of pairs, and the data has ratings; '
+                "fix: use mse or huber, which pairs may accompany"
             )
-        if isinstance(loss, RegressionLoss) and not (known & ~is_pair).any():
+        if isinstance(loss, RegressionLoss) and not has_ratings:
             raise WiringError(
-                f'objective "{name}": {loss.loss_type} needs ratings, and its data holds only pairs; '
+                f'objective "{name}": {loss.loss_type} needs ratings, and the data has only pairs; '
                 "fix: use bradley_terry"
             )
-        rating = loss if isinstance(loss, RegressionLoss) else RegressionLoss()
-        result.append((rating, loss if isinstance(loss, BradleyTerryLoss) else BradleyTerryLoss()))
+        rating_loss = loss if isinstance(loss, RegressionLoss) else RegressionLoss()
+        pair_loss = loss if isinstance(loss, BradleyTerryLoss) else BradleyTerryLoss()
+        result.append((rating_loss, pair_loss))
     return result
 
 
@@ -258,17 +269,19 @@ def _check_pair_objectives(records: Sequence[LabelledRow], objectives: Sequence[
     for record in records:
         if isinstance(record, PreferencePair) and record.objective not in objectives:
             raise WiringError(
-                f'a pair speaks of "{record.objective}"; the objectives are {", ".join(objectives)}; '
-                "fix: name it among the reward model's objectives"
+                f'preference pair with the unknown objective "{record.objective}"; the objectives are '
+                f"{', '.join(objectives)}; fix: add it to the reward model's objectives"
             )
 
 
 def _center_scores(model: RewardModel, task: RewardTask) -> None:
-    """Let 0 be the average response wherever only pairs speak: their loss does not see a shift."""
-    only = [k for k in range(len(model.objectives)) if not (~task.labels[~task.is_pair, k].isnan()).any()]
+    """Shift every head without ratings to mean score 0: the loss of pairs does not determine the mean."""
+    pairs_only = [
+        k for k in range(len(model.objectives)) if not (~task.labels[~task.is_pair, k].isnan()).any()
+    ]
     offset = list(model.offset)
-    for k in only:
-        units = (~task.labels[:, k].isnan()).nonzero().squeeze(-1)[:CENTERING_SAMPLE_SIZE].tolist()
-        scores = model.score_sequences([row for unit in units for row in task.token_rows[unit]])[:, k]
+    for k in pairs_only:
+        examples = (~task.labels[:, k].isnan()).nonzero().squeeze(-1)[:CENTERING_SAMPLE_SIZE].tolist()
+        scores = model.score_sequences([row for i in examples for row in task.token_rows[i]])[:, k]
         offset[k] -= float(scores.mean())
     model.set_label_scaling(model.scale, offset)

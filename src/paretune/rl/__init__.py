@@ -1,1 +1,1 @@
-"""The reinforcement learning loop: the algorithm spec, the training state, metrics, throughput and validation."""
+"""The reinforcement learning loops: algorithm specs, context and state, hooks, metrics, validation."""

@@ -1,218 +1,260 @@
-"""A recipe: everything that makes one algorithm different from another, and nothing else."""
+"""The algorithm spec: everything that makes one algorithm different from another, and nothing else."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from paretune.core.errors import WiringError
 from paretune.core.reductions import LossAggregationMode, token_weights
+from paretune.core.requirements import Requirements
 from paretune.credit.base import CreditStep, chain, flatten_steps
 from paretune.data.chat import PromptFormat, ScorerView
 from paretune.loss.base import WeightedLoss, required_outputs
 from paretune.models.model_passes import ModelPass, OldLogprobs
-from paretune.rollout.sampler import OnPolicy, StoredResponses
+from paretune.rollout.sampler import RolloutSource
 
 CONFIDENCE_OBJECTIVE = "confidence"
-"""The objective that a stated confidence is, where one is asked for."""
+"""Name of the objective for verbalized confidence, if the prompt format asks for it."""
 EMPTY_CHAIN = chain()
-"""The chain without a step."""
+"""The chain without steps."""
+LABEL_WIDTH = 16
+"""Columns of the labels of `describe`; the longest is "loss_aggregation"."""
 
 
 @dataclass(frozen=True)
 class LossAggregation:
-    """How much each response token counts: the denominator of every loss, in one place.
+    """The weight of each response token in every loss: the one place where denominators are computed.
 
-    "token": all tokens alike (DAPO). "sequence": all responses alike (GRPO). "sequence_sum": the mean over
-    responses of sums over tokens (RLOO). "constant": every token 1 / (length * rows) (Dr. GRPO). Responses
-    without a score keep their share of the denominator, and so do those without a token unless `empty_rows` says
-    "skip", as in verl.
+    "token_mean": all tokens alike (DAPO). "seq_mean_token_mean": all responses alike (GRPO).
+    "seq_mean_token_sum": the mean over responses of sums over tokens (RLOO). "seq_mean_token_sum_norm": every
+    token 1 / (norm_length * rows) (Dr. GRPO). Responses without a score keep their share of the denominator,
+    and so do those without a token unless `empty_rows` is "exclude", as in verl.
 
     Reads: response_mask. Writes: loss_weights.
 
-    Source: the three normalisations compared in Liu et al. 2025 (arXiv:2503.20783) and Yu et al. 2025
+    Source: the three normalizations compared in Liu et al. 2025 (arXiv:2503.20783) and Yu et al. 2025
     (arXiv:2503.14476).
     """
 
-    mode: LossAggregationMode = "token"
+    mode: LossAggregationMode = "token_mean"
     norm_length: int = 1
-    empty_rows: Literal["count", "skip"] = "count"
+    empty_rows: Literal["include", "exclude"] = "include"
 
     def __call__(self, response_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """The weight of every token, over all the rows of an optimiser step."""
+        """The weight of every token, over all the rows of an optimizer step."""
         return token_weights(response_mask, self.mode, self.norm_length, self.empty_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CriticConfig:
-    """How a critic begins, and how fast it learns. Whether there is one follows from the parts.
+    """Initialization and learning rate of the critic. The losses decide if there is one.
 
-    Source: Ouyang et al. 2022, appendix C (arXiv:2203.02155), starts it from the reward model; Zheng et al.
-    2023, section 5.3 (arXiv:2307.04964), lets it learn alone first.
+    Source: Ouyang et al. 2022, appendix C (arXiv:2203.02155), initializes it from the reward model; Zheng et
+    al. 2023, section 5.3 (arXiv:2307.04964), trains it alone first.
     """
 
     init_from: Literal["policy", "reward"] = "policy"
-    """Whose body it gets; that of the reward model also brings its heads, weighted as the recipe weights."""
+    """Model whose body it gets; the reward model also brings its heads, weighted as the algorithm does."""
     warmup_steps: int = 0
-    """Training steps at the beginning in which only the critic learns; the policy warms up after them."""
+    """Training steps at the beginning that train only the critic; the policy warms up after them."""
     lr_multiplier: float = 1.0
     """Its learning rate as a multiple of the policy's."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0 or not self.lr_multiplier > 0:
             raise WiringError(
-                f"the critic begins with alone={self.warmup_steps} and rate={self.lr_multiplier}; alone must not be negative "
-                "and rate must be above 0"
+                f"the critic got warmup_steps={self.warmup_steps} and lr_multiplier={self.lr_multiplier}; "
+                "warmup_steps must not be negative and lr_multiplier must be above 0"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuxiliaryLm:
-    """A loss on demonstrations, added to every optimiser step: it keeps what the policy could say before.
+    """Auxiliary language-modeling loss on demonstrations, added to every optimizer step (ptx in InstructGPT).
+
+    It preserves what the policy could do before the alignment.
 
     Source: Ouyang et al. 2022, eq. 2 (arXiv:2203.02155), the mix of pre-training gradients.
     """
 
     coefficient: float
     batch_size: int = 16
-    """Demonstrations for each optimiser step."""
+    """Demonstrations per optimizer step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainPhase:
-    """A policy that another recipe makes of the start beforehand; frozen then, and named by its role."""
+    """Trains another policy from the initial one first; it is frozen then and available by its role."""
 
     role: str
     spec: "AlgorithmSpec"
     max_steps: int
 
     def describe(self) -> list[str]:
-        """To be read: its recipe as a block of lines below its name."""
-        return [f"Phase(role={self.role!r}, steps={self.max_steps}), its recipe:", *describe(self.spec)]
+        """One line per part: the phase, then its algorithm as an indented block."""
+        header = f"PretrainPhase(role={self.role!r}, max_steps={self.max_steps}), its algorithm:"
+        return [header, *self.spec.describe()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightAverage:
-    """A frozen model whose weights are the mean of others': of the start, and of one more like it.
+    """A frozen model whose weights are a weighted mean of the initial policy's and a second model's.
 
     Source: Chegini et al. 2024, SALSA (arXiv:2411.01798), after Wortsman et al. 2022 (arXiv:2203.05482).
     """
 
     role: str
     other_path: str
-    """Folder of the second model; "" makes one as the start was made, with another seed."""
+    """Folder of the second model; "" trains one like the initial policy, with another seed."""
     fraction: float = 0.5
-    """Of the second model."""
+    """Weight of the second model."""
+
+    def describe(self) -> list[str]:
+        """One line."""
+        return [repr(self)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmSpec:
-    """source -> scores -> worth -> measure -> credit -> losses.
+    """rollout -> scores -> reward_steps -> model_passes -> credit -> losses.
 
-    There are two chains because selection must come before the expensive forward passes of `model_passes`, and
-    what needs their answers after.
+    There are two chains of credit steps because selection must come before the expensive forward passes of
+    `model_passes`, and everything that reads their outputs after them.
     """
 
     name: str
-    rollout: OnPolicy | StoredResponses
+    rollout: RolloutSource
     phases: tuple[PretrainPhase | WeightAverage, ...] = ()
     """Models that have to be made first."""
-    scorer_view: ScorerView = "whole"
-    """What scorers are shown of a response; the policy is credited for all of it."""
+    scorer_view: ScorerView = "full"
+    """The part of a response that scorers see; the policy is credited for all of it."""
     reward_steps: CreditStep = EMPTY_CHAIN
-    """Before models are asked: aggregate, shape, select."""
+    """Steps before the model passes: aggregation, shaping, selection."""
     model_passes: tuple[ModelPass, ...] = (OldLogprobs(),)
-    """What old and frozen models say of the rows that are left."""
+    """Forward passes without gradient on the selected rows."""
     credit: CreditStep = EMPTY_CHAIN
-    """After models were asked: penalise, normalise, estimate advantages."""
+    """Steps after the model passes: KL penalty, normalization, advantages."""
     losses: tuple[WeightedLoss, ...]
     loss_aggregation: LossAggregation = LossAggregation()
     num_iterations: int = 1
+    """Passes over the rollouts of a step (PPO epochs)."""
     minibatch_size: int | None = None
-    """Rows of one optimiser step; None: all."""
+    """Rows per optimizer step; None: all."""
     critic: CriticConfig = CriticConfig()
     auxiliary_lm: AuxiliaryLm | None = None
+    gradient_free: ClassVar[Literal[False]] = False
+    candidates_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.num_iterations < 1 or (self.minibatch_size is not None and self.minibatch_size < 1):
             raise WiringError(
-                f'recipe "{self.name}": epochs is {self.num_iterations} and minibatch {self.minibatch_size}; '
-                "both must be at least 1"
+                f'algorithm "{self.name}": num_iterations is {self.num_iterations} and minibatch_size '
+                f"{self.minibatch_size}; both must be at least 1"
             )
 
     def requires(self) -> frozenset[str]:
-        """What the losses want of the forward pass beside log-probabilities."""
+        """The outputs that the losses need of the forward pass besides log-probabilities."""
         return required_outputs(self.losses)
 
+    def requirements(self, objectives: Sequence[str]) -> Requirements:
+        """Requirements of the algorithm, from a dry run of a few milliseconds.
+
+        Args:
+            objectives: Names of the scored objectives.
+
+        Raises:
+            WiringError: The parts do not fit together.
+        """
+        from paretune.rl.validate import dry_run  # validate imports this module
+
+        return dry_run(self, self.scored_objectives(objectives))
+
+    def all_specs(self) -> "tuple[AlgorithmSpec, ...]":
+        """This spec and those of its phases."""
+        return (self, *phase_specs(self.phases))
+
+    @property
+    def uses_critic(self) -> bool:
+        """Some loss trains value heads."""
+        return "values" in self.requires()
+
+    @property
+    def critic_init_from(self) -> Literal["policy", "reward"] | None:
+        """The model that the critic starts from; None: there is no critic."""
+        return self.critic.init_from if self.uses_critic else None
+
     def losses_at(self, step: int) -> tuple[WeightedLoss, ...]:
-        """The losses of a training step: those of the critic alone while it learns alone."""
+        """The losses of a training step: only those of the critic during its warm-up."""
         if step >= self.critic.warmup_steps:
             return self.losses
         return tuple(term for term in self.losses if term.loss.requires == {"values"})
 
     def requires_full_groups(self) -> bool:
-        """Must the rows of a prompt stay together?"""
+        """Some loss compares the responses to a prompt, so that a group must not be split."""
         return any(term.loss.requires_full_groups for term in self.losses)
 
+    @property
     def temperature(self) -> float:
-        """At which temperature log-probabilities are taken: that of sampling."""
-        return self.rollout.temperature if isinstance(self.rollout, OnPolicy) else 1.0
+        """Temperature of all log-probabilities: that of sampling."""
+        return self.rollout.temperature
 
     @property
     def prompt_format(self) -> PromptFormat:
-        """What is asked of the policy beside the prompt."""
-        return self.rollout.prompt_format if isinstance(self.rollout, OnPolicy) else ""
+        """Format instruction appended to the prompts."""
+        return self.rollout.prompt_format
 
     def scored_objectives(self, objectives: Sequence[str]) -> tuple[str, ...]:
-        """The objectives, and behind them what the frame lets a response say of itself."""
-        own = (
-            (CONFIDENCE_OBJECTIVE,)
-            if self.prompt_format == "confidence" and CONFIDENCE_OBJECTIVE not in objectives
-            else ()
-        )
-        return (*objectives, *own)
+        """The objectives, and after them verbalized confidence if the prompt format asks for it."""
+        stated = self.prompt_format == "confidence" and CONFIDENCE_OBJECTIVE not in objectives
+        return (*objectives, CONFIDENCE_OBJECTIVE) if stated else tuple(objectives)
 
     def replace(self, **changes: Any) -> "AlgorithmSpec":
-        """The same recipe with some fields replaced."""
+        """The same spec with some fields replaced."""
         return replace(self, **changes)
+
+    def describe(self) -> list[str]:
+        """One line per part, in the order in which they act, with the field in front."""
+        rows = "all rows" if self.minibatch_size is None else self.minibatch_size
+        return format_parts(
+            [
+                ("algorithm", [self.name]),
+                ("phases", [line for phase in self.phases for line in phase.describe()]),
+                ("rollout", [repr(self.rollout)]),
+                ("scorer_view", [] if self.scorer_view == "full" else [self.scorer_view]),
+                ("reward_steps", [repr(step) for step in flatten_steps(self.reward_steps)]),
+                ("model_passes", [repr(model_pass) for model_pass in self.model_passes]),
+                ("credit", [repr(step) for step in flatten_steps(self.credit)]),
+                ("losses", [f"{term.coefficient:g} x {term.loss!r}" for term in self.losses]),
+                ("loss_aggregation", [repr(self.loss_aggregation)]),
+                ("updates", [f"num_iterations={self.num_iterations}, minibatch_size={rows}"]),
+                ("critic", [repr(self.critic)] if self.uses_critic else []),
+                ("auxiliary_lm", [] if self.auxiliary_lm is None else [repr(self.auxiliary_lm)]),
+            ]
+        )
+
+
+def format_parts(parts: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """Lines with the label of their part in front of the first; parts without lines are left out."""
+    return [
+        f"{'' if index else label:<{LABEL_WIDTH}} {line}"
+        for label, lines in parts
+        for index, line in enumerate(lines)
+    ]
 
 
 def map_phases(
     phases: Sequence[PretrainPhase | WeightAverage], transform: Callable[[AlgorithmSpec], AlgorithmSpec]
 ) -> tuple[PretrainPhase | WeightAverage, ...]:
-    """The models that are made first, with every phase's recipe changed."""
+    """The phases, with the spec of each that trains transformed."""
     return tuple(
-        replace(made, spec=transform(made.spec)) if isinstance(made, PretrainPhase) else made
-        for made in phases
+        replace(phase, spec=transform(phase.spec)) if isinstance(phase, PretrainPhase) else phase
+        for phase in phases
     )
 
 
 def phase_specs(phases: Sequence[PretrainPhase | WeightAverage]) -> list[AlgorithmSpec]:
-    """The recipes of the phases among the models that are made first."""
-    return [made.spec for made in phases if isinstance(made, PretrainPhase)]
-
-
-def describe(spec: AlgorithmSpec) -> list[str]:
-    """The recipe to be read: one line a part, in the order they act, what they belong to in front."""
-    rows = spec.minibatch_size
-    parts: list[tuple[str, list[str]]] = [
-        ("algorithm", [spec.name]),
-        ("before", [line for made in spec.phases for line in _describe_phase(made)]),
-        ("source", [repr(spec.rollout)]),
-        ("view", [] if spec.scorer_view == "whole" else [spec.scorer_view]),
-        ("worth", [repr(step) for step in flatten_steps(spec.reward_steps)]),
-        ("measure", [repr(measure) for measure in spec.model_passes]),
-        ("credit", [repr(step) for step in flatten_steps(spec.credit)]),
-        ("losses", [f"{term.coefficient:g} x {term.loss!r}" for term in spec.losses]),
-        ("weigh", [repr(spec.loss_aggregation)]),
-        ("updates", [f"epochs={spec.num_iterations}, minibatch={'all rows' if rows is None else rows}"]),
-        ("critic", [repr(spec.critic)] if "values" in spec.requires() else []),
-        ("aside", [] if spec.auxiliary_lm is None else [repr(spec.auxiliary_lm)]),
-    ]
-    return [f"{'' if at else part:<10} {line}" for part, lines in parts for at, line in enumerate(lines)]
-
-
-def _describe_phase(phase: PretrainPhase | WeightAverage) -> list[str]:
-    return phase.describe() if isinstance(phase, PretrainPhase) else [repr(phase)]
+    """The specs of the phases that train."""
+    return [phase.spec for phase in phases if isinstance(phase, PretrainPhase)]

@@ -1,87 +1,60 @@
 """The gradient loop. Read this file first."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from paretune.core.batch import Batch
-from paretune.core.errors import WiringError
 from paretune.core.rng import torch_generator
 from paretune.credit.base import Metrics
-from paretune.data.records import Prompt, Sample
+from paretune.data.records import Sample
 from paretune.loss.base import total_loss
-from paretune.models.critic import Critic
-from paretune.models.forward.checkpointing import (
-    GradientCheckpointing,
-    checkpointable_layers,
-    use_gradient_checkpointing,
-)
-from paretune.models.forward.logprobs import compute_outputs as forward
-from paretune.models.lora import unwrap_model
-from paretune.models.model_passes import Models
-from paretune.reward.scorers import (
-    Scorer,
-    StatedConfidenceScorer,
-    resolve_scorers,
-    score_batch,
-    thinking_length,
-)
-from paretune.rl import throughput
+from paretune.models.forward.checkpointing import use_gradient_checkpointing
+from paretune.models.forward.logprobs import compute_outputs
+from paretune.reward.scorers import StatedConfidenceScorer, score_batch
 from paretune.rl.algorithm_spec import AlgorithmSpec
+from paretune.rl.context import TrainingContext, check_context
 from paretune.rl.evolution.spec import EvolutionSpec
-from paretune.rl.metrics import (
-    PhaseTimer,
-    StepMetrics,
-    advantage_metrics,
-    finite_metrics,
-    peak_memory_bytes,
-    reward_metrics,
-    rollout_metrics,
+from paretune.rl.hooks import (
+    FiniteCheckHook,
+    MetricsHook,
+    RolloutFlopsHook,
+    StepHooks,
+    UpdateFlopsHook,
+    UsageHook,
 )
-from paretune.rl.state import Budget, TrainState, start_or_resume
-from paretune.rl.validate import check_frozen_models, check_spec
-from paretune.rollout.sampler import FrozenPolicy, OnPolicy, Sampler, StoredResponses
+from paretune.rl.metrics import peak_memory_bytes
+from paretune.rl.state import (
+    Budget,
+    GradientLearner,
+    LearnerT,
+    TrainState,
+    learning_rates,
+    start_or_resume,
+)
+from paretune.rollout.sampler import Rollout
 from paretune.run.folder import Run
-from paretune.training.guards import FiniteCheck, StopRequest
-from paretune.training.microbatch import microbatch_indices, rows_per_no_grad_pass
-from paretune.training.optimizer import Optimizer, OptimizerConfig
-from paretune.training.supervised import AuxiliaryData, add_auxiliary_gradient
+from paretune.training.guards import StopRequest
+from paretune.training.microbatch import microbatch_indices
+from paretune.training.supervised import add_auxiliary_gradient
 
+StepResult = tuple[Metrics, Batch, Sequence[Sample]]
+"""Metrics of a step, its batch with advantages, and the texts of all its rollouts."""
 TrainStepCallback = Callable[[int, Metrics, Batch, Sequence[Sample]], None]
-Rollout = tuple[Batch, Sequence[Sample]]
+"""Called with the step and its result after the metrics have been written."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingContext:
-    """The heavy things a recipe is run on."""
+class LoopConfig(NamedTuple):
+    """Length, checkpoints and callback of a training loop; see `train`."""
 
-    models: Models
-    sampler: Sampler
-    scorers: Sequence[Scorer]
-    objectives: tuple[str, ...]
-    """What is scored, in the order of the columns; each by one scorer."""
-    prompts_for_step: Callable[[int], Sequence[Prompt]]
-    """The prompts of a step, a function of the step alone."""
-    optim_config: OptimizerConfig = field(default_factory=OptimizerConfig)
-    max_tokens_per_pass: int = 8192
-    """Tokens of a forward pass with gradients, shared prompts once; changes memory and speed only."""
-    strict_token_limit: bool = False
-    """Never more than `max_tokens_per_pass`, even if a long prompt is then read again for each of its responses."""
-    gradient_checkpointing: GradientCheckpointing = "keep"
-    """What a forward pass keeps for its gradient; changes memory and speed only."""
-    frozen_policy_sampler: Sampler | None = None
-    """Samples from the policy as it was before the first update."""
-    stored_rollouts: Callable[[int], Rollout] | None = None
-    """Responses of a data set for a step, with what they are worth."""
-    auxiliary_data: AuxiliaryData | None = None
-    """Demonstrations to be remembered."""
-
-    def no_grad_rows(self, batch: Batch) -> int:
-        """How many rows of a batch are read in one forward pass without gradients, which keeps far less."""
-        return rows_per_no_grad_pass(batch, self.max_tokens_per_pass)
+    max_steps: int
+    save_steps: int
+    save_total_limit: int
+    budget: Budget | None
+    on_step: TrainStepCallback | None
 
 
 def train(
@@ -97,99 +70,167 @@ def train(
     budget: Budget | None = None,
     on_step: TrainStepCallback | None = None,
 ) -> None:
-    """Collect, weigh up, measure, credit, learn; repeat. Goes on where the run folder's last checkpoint ends.
+    """Train the policy of `context` in place; resumes from the run's last checkpoint.
 
-    The policy of `context` is changed in place. Everything random is drawn from (seed, step, purpose), so a
-    resumed run draws what the unbroken one drew.
+    Every random draw depends on (seed, step, purpose) alone, so that a resumed run is bit-identical to an
+    uninterrupted one.
 
     Args:
         spec: The algorithm.
-        context: Models, sampler, scorers and prompts.
+        context: Models, samplers, scorers and prompts.
         max_steps: Training steps in all.
-        seed: Of the run.
-        run: Where metrics, events and checkpoints go.
-        checkpoint_dir: Of the checkpoints; None: `checkpoints` in the run's.
-        save_steps: Steps from one checkpoint to the next; there is always one at the end.
+        seed: Seed of the run.
+        run: Receives metrics, events and checkpoints.
+        checkpoint_dir: Folder of the checkpoints; None: `checkpoints` in the run's folder.
+        save_steps: Steps between checkpoints; the last step always has one.
         save_total_limit: Checkpoints that are kept.
-        budget: Stop, even before `max_steps`, after the step that comes nearest to it; the rate then follows the
-            share of it that is spent, not that of the steps.
-        on_step: Hears of every step after it was written down.
+        budget: Stops the training, even before `max_steps`, after the step that ends nearest to its limit;
+            the learning rate then follows the used fraction of the budget instead of the steps.
+        on_step: Called after each step's metrics have been written.
 
     Raises:
-        WiringError: The recipe does not fit together, or not with the world.
-        ConfigError: The folder's checkpoint is of another recipe, seed or number of steps.
-        TrainingGuard: A number was not finite; the update did not reach the weights.
-        Stopped: SIGTERM came; a checkpoint was written first.
+        WiringError: The parts of the spec do not fit together, or the context lacks a requirement.
+        ConfigError: The checkpoint was made with another algorithm, seed or number of steps.
+        NonFiniteError: A number was not finite; the update did not reach the weights.
+        RunInterrupted: SIGTERM came; a checkpoint was written first.
     """
-    _check_context(spec, context)
-    identity = {"recipe": repr(spec), "seed": seed, "steps": max_steps}
-    now = start_or_resume(
-        spec, context.models, context.optim_config, run, identity, checkpoint_dir or run.path / "checkpoints"
+    check_context(spec, context)
+    state = init_train_state(
+        spec,
+        context,
+        run,
+        checkpoint_dir or run.path / "checkpoints",
+        {"algorithm": repr(spec), "seed": seed, "max_steps": max_steps},
     )
+    loop = LoopConfig(max_steps, save_steps, save_total_limit, budget, on_step)
     with StopRequest() as stop:
-        while now.step < max_steps and not now.budget_exhausted(budget):
-            step, clock = now.step, time.perf_counter()
-            metrics, batch, samples = train_step(spec, context, now, max_steps, seed, budget)
-            run.log_metrics(step, metrics)
-            seconds = time.perf_counter() - clock
-            run.log_timing(
-                step,
-                seconds=seconds,
-                **now.timer.read_and_reset(seconds),
-                **now.step_usage,
-                **peak_memory_bytes(),
-            )
-            if on_step is not None:
-                on_step(step, metrics, batch, samples)
-            last = now.step == max_steps or now.budget_exhausted(budget)
-            if now.step % save_steps == 0 or last or stop.requested:
-                with now.timer.phase("save"):
-                    now.save(run, save_total_limit)
-            stop.raise_if_stopped(f"step {now.step} of {max_steps}")
+        run_steps(state, lambda: train_step(spec, context, state, max_steps, seed, budget), run, loop, stop)
+
+
+def init_train_state(
+    spec: AlgorithmSpec,
+    context: TrainingContext,
+    run: Run,
+    checkpoint_dir: Path,
+    identity: dict[str, object],
+) -> TrainState[GradientLearner]:
+    """The state before the first step, or that of the last good checkpoint.
+
+    Raises:
+        ConfigError: The checkpoint was made by a different run.
+    """
+
+    def start() -> GradientLearner:
+        return GradientLearner.initial(spec, context.models, context.optim_config)
+
+    return start_or_resume(
+        run,
+        identity,
+        checkpoint_dir,
+        spec.reward_steps,
+        start=start,
+        resume=lambda checkpoint: start().load(checkpoint, run.path),
+    )
+
+
+def run_steps(
+    state: TrainState[LearnerT],
+    take_step: Callable[[], StepResult],
+    run: Run,
+    loop: LoopConfig,
+    stop: StopRequest,
+) -> None:
+    """Take steps until the last one or the end of the budget; log each one and write checkpoints.
+
+    Args:
+        state: Changed by `take_step`.
+        take_step: One step of a loop; it increments `state.step`.
+        run: Receives metrics, timing and checkpoints.
+        loop: Number of steps, checkpoints, budget and callback.
+        stop: A request ends the loop after the current step, with a checkpoint.
+    """
+    max_steps, budget = loop.max_steps, loop.budget
+    while state.step < max_steps and not state.budget_exhausted(budget):
+        step, start = state.step, time.perf_counter()
+        metrics, batch, samples = take_step()
+        if budget is not None:
+            metrics["budget/used"] = state.usage[budget.resource] / budget.limit
+        run.log_metrics(step, metrics)
+        seconds = time.perf_counter() - start
+        phases = state.timer.read_and_reset(seconds)
+        run.log_timing(step, seconds=seconds, **phases, **state.step_usage, **peak_memory_bytes())
+        if loop.on_step is not None:
+            loop.on_step(step, metrics, batch, samples)
+        # After `on_step`: a callback that fails must not leave a checkpoint that skips it on resume.
+        is_last = state.step == max_steps or state.budget_exhausted(budget)
+        if state.step % loop.save_steps == 0 or is_last or stop.requested:
+            with state.timer.phase("checkpoint"):
+                state.save(run, loop.save_total_limit)
+        stop.raise_if_stopped(f"step {state.step} of {max_steps}")
 
 
 def train_step(
     spec: AlgorithmSpec,
     context: TrainingContext,
-    state: TrainState,
+    state: TrainState[GradientLearner],
     max_steps: int,
     seed: int,
     budget: Budget | None = None,
-) -> tuple[Metrics, Batch, Sequence[Sample]]:
-    """One turn of the loop; `state` moves on by a step, the weights by at least one update."""
-    step, temperature = state.step, spec.temperature()
-    batch, samples = rollout_and_score(spec, context, seed, step, state.timer)
-    state.start_step_usage(batch, sampled=not isinstance(spec.rollout, StoredResponses))
-    guard = FiniteCheck.from_batch(step, batch, samples, state.last_checkpoint_step)
-    guard.check_rollout(batch)
-    metrics = rollout_metrics(batch) | (
-        thinking_length(samples) if spec.scorer_view == "after_thinking" else {}
-    )
-    batch, state.reward_state, seen = spec.reward_steps.apply_stateful(
-        batch, state.reward_state, torch_generator(seed, step, "worth")
-    )
-    guard.check_rewards(batch)
-    metrics |= reward_metrics(batch) | seen
-    with state.timer.phase("measure"):
-        for measure in spec.model_passes:  # only the rows that are left cost a forward pass
-            batch = measure(batch, context.models, temperature, context.no_grad_rows(batch))
-        throughput.record_model_pass_flops(state.timer, spec.model_passes, context.models, batch)
-    guard.check_model_passes(batch)
-    batch, state.credit_state, seen = spec.credit.apply_stateful(
-        batch, state.credit_state, torch_generator(seed, step, "credit")
-    )
-    guard.check_advantages(batch)
-    metrics |= advantage_metrics(batch) | seen
-    rates = state.learning_rates(context.optim_config, max_steps, budget, spec.num_iterations)
-    with state.timer.phase("learn"):
-        metrics |= update_models(spec, context, batch, state, rates, seed, guard)
+) -> StepResult:
+    """One training step: rollout, scores, reward steps, model passes, credit, optimizer steps.
+
+    Everything that only observes the step is a hook (`rl/hooks.py`).
+    """
+    step, learner, metrics_hook = state.step, state.learner, MetricsHook(spec, context)
+    hooks = _train_hooks(spec, context, state, metrics_hook)
+    learner.start_step(step, state.usage)
+
+    batch, samples = rollout_and_score(spec, context, seed, step, hooks)
+
+    # "worth" and "credit" select the random streams: another word would change every result.
+    rng = torch_generator(seed, step, "worth")
+    batch, state.reward_state, metrics = spec.reward_steps.apply_stateful(batch, state.reward_state, rng)
+    hooks.on_rewards(batch, metrics)
+
+    with hooks.phase("model_passes"):  # after the reward steps: only selected rows cost a forward pass
+        for model_pass in spec.model_passes:
+            batch = model_pass(batch, context.models, spec.temperature, context.no_grad_rows(batch))
+    hooks.on_model_passes(batch, spec.model_passes)
+
+    rng = torch_generator(seed, step, "credit")
+    batch, learner.credit_state, metrics = spec.credit.apply_stateful(batch, learner.credit_state, rng)
+    hooks.on_credit(batch, metrics)
+
+    rates = learning_rates(state, context.optim_config, max_steps, budget, spec.num_iterations)
+    with hooks.phase("update"):
+        for iteration, index, minibatch in minibatches(spec, batch, seed, step):
+            learner.optimizer.zero_grad()
+            accumulate_gradients(spec, context, minibatch, step, hooks)
+            add_auxiliary_loss(spec, context, seed, step, iteration, index, hooks)
+            grad_norm = learner.optimizer.grad_norm()
+            hooks.on_gradients(grad_norm, minibatch)
+            learner.optimizer.step(rates.policy, grad_norm, rates.critic_base)
+            hooks.on_update(grad_norm)
     state.step += 1
-    if budget is not None:
-        metrics["budget/used"] = state.usage[budget.resource] / budget.limit
-    metrics["lr"], own = rates
-    if context.models.critic is not None:
-        metrics["learning_rate/critic"] = spec.critic.lr_multiplier * own
-    return finite_metrics(metrics), batch, samples
+    hooks.on_step_end(rates)
+    return metrics_hook.metrics(), batch, samples
+
+
+def _train_hooks(
+    spec: AlgorithmSpec,
+    context: TrainingContext,
+    state: TrainState[GradientLearner],
+    metrics_hook: MetricsHook,
+) -> StepHooks:
+    # Finite checks come before FLOP counts and metrics: their error names the prompts.
+    hooks = (
+        UsageHook(spec, context, state),
+        FiniteCheckHook(state.step, state.last_checkpoint_step),
+        RolloutFlopsHook(spec, context, state.timer),
+        UpdateFlopsHook(spec, context, state.step, state.timer),
+        metrics_hook,
+    )
+    return StepHooks(hooks, state.timer)
 
 
 def rollout_and_score(
@@ -197,135 +238,90 @@ def rollout_and_score(
     context: TrainingContext,
     seed: int,
     step: int,
-    timer: PhaseTimer | None = None,
+    hooks: StepHooks | None = None,
 ) -> Rollout:
-    """Sample responses to the prompts of the step, and score them; or read both. NaN = unscored."""
-    timer = timer or PhaseTimer()
-    if isinstance(spec.rollout, StoredResponses):
-        assert context.stored_rollouts is not None
-        with timer.phase("sample"):
-            return context.stored_rollouts(step)
-    sampler = context.frozen_policy_sampler if isinstance(spec.rollout, FrozenPolicy) else context.sampler
-    assert sampler is not None
-    with timer.phase("sample"):
-        batch, samples = sampler(
-            context.prompts_for_step(step), spec.rollout, seed=seed, step=step, prompt_index=None
-        )
-        throughput.record_rollout_flops(timer, sampler, context.models, batch)
-    if isinstance(spec.rollout, FrozenPolicy):
-        batch = batch.replace(rollout_logprobs=None)  # not of the policy that learns
-    objectives = spec.scored_objectives(context.objectives)
-    own = () if objectives == context.objectives else (StatedConfidenceScorer(),)
-    scorers = (*context.scorers, *own)
-    with timer.phase("score"):
-        before = throughput.scoring_flops(scorers)
-        batch = score_batch(batch.replace(objectives=objectives), samples, scorers, spec.scorer_view)
-        timer.record_work("score", flops=throughput.scoring_flops(scorers) - before)
+    """Sample responses to the prompts of the step and score them, or read both. NaN = not scored.
+
+    Args:
+        spec: Its rollout source and scorer view.
+        context: Samplers, stored responses, prompts and scorers.
+        seed: Seed of the run.
+        step: Training step.
+        hooks: Called when the scores are there.
+    """
+    hooks = hooks or StepHooks()
+    with hooks.phase("rollout"):
+        batch, samples = spec.rollout.rollout(context, seed=seed, step=step)
+    if spec.rollout.generates:  # stored responses come with their scores
+        objectives, scorers = spec.scored_objectives(context.objectives), context.scorers
+        if objectives != context.objectives:
+            scorers = (*scorers, StatedConfidenceScorer())
+        with hooks.phase("score"):
+            batch = score_batch(batch.replace(objectives=objectives), samples, scorers, spec.scorer_view)
+    hooks.on_rollout(batch, samples)
     return batch, samples
 
 
-def update_models(
-    spec: AlgorithmSpec,
-    context: TrainingContext,
-    batch: Batch,
-    state: TrainState,
-    learning_rates: tuple[float, float],
-    seed: int,
-    finite_check: FiniteCheck,
-) -> Metrics:
-    """Epochs times minibatches: one optimiser step each, at the rates of policy and critic."""
-    seen, optimizer = StepMetrics(), state.optimizer
-    for epoch in range(spec.num_iterations):
-        rng = torch_generator(seed, finite_check.step, "minibatches", epoch)
+def minibatches(spec: AlgorithmSpec, batch: Batch, seed: int, step: int) -> Iterator[tuple[int, int, Batch]]:
+    """The minibatches of a step, each for one optimizer step: (iteration, index, rows).
+
+    The order of the rows is a new permutation in every iteration.
+    """
+    for iteration in range(spec.num_iterations):
+        rng = torch_generator(seed, step, "minibatches", iteration)
         size = spec.minibatch_size or len(batch)
-        for place, part in enumerate(batch.minibatches(size, by_group=spec.requires_full_groups(), rng=rng)):
-            accumulate_gradients(spec, context, part, optimizer, finite_check, seen)
-            state.consume("trained_tokens", int(part.attention_mask.sum()))
-            throughput.record_update_flops(state.timer, spec, context.models, part, finite_check.step)
-            if spec.auxiliary_lm and context.auxiliary_data and finite_check.step >= spec.critic.warmup_steps:
-                units = context.auxiliary_data.sample_indices(
-                    spec.auxiliary_lm.batch_size, seed, finite_check.step, epoch, place
-                )
-                with use_gradient_checkpointing(context.gradient_checkpointing):
-                    loss = add_auxiliary_gradient(
-                        context.auxiliary_data,
-                        units,
-                        spec.auxiliary_lm.coefficient,
-                        context.max_tokens_per_pass,
-                    )
-                seen.add_update_metric("loss/Aside", loss)
-                state.consume("trained_tokens", context.auxiliary_data.num_tokens(units))
-                throughput.record_auxiliary_flops(state.timer, context.auxiliary_data, units)
-            norm = optimizer.grad_norm()
-            finite_check.check_grad_norm(norm, part)
-            optimizer.step(learning_rates[0], norm, learning_rates[1])
-            seen.finish_update(norm)
-    return seen.metrics()
+        parts = batch.minibatches(size, by_group=spec.requires_full_groups(), rng=rng)
+        for index, minibatch in enumerate(parts):
+            yield iteration, index, minibatch
 
 
 def accumulate_gradients(
-    spec: AlgorithmSpec,
-    context: TrainingContext,
-    minibatch: Batch,
-    optimizer: Optimizer,
-    finite_check: FiniteCheck,
-    step_metrics: StepMetrics,
+    spec: AlgorithmSpec, context: TrainingContext, minibatch: Batch, step: int, hooks: StepHooks
 ) -> None:
-    """Gradient of the losses on these rows, the same for every cut into micro-batches.
+    """Add the gradient of the losses on a minibatch; it is the same for every cut into micro-batches.
 
-    The weights of all tokens are fixed over the whole part first; each micro-batch then adds its share.
+    The weights of all tokens are computed over the whole minibatch first; each micro-batch adds its share.
     """
-    optimizer.zero_grad()
+    models = context.models
     minibatch = minibatch.replace(loss_weights=spec.loss_aggregation(minibatch.response_mask))
-    losses, temperature = spec.losses_at(finite_check.step), spec.temperature()
-    wants = spec.requires() | {"entropy"}
-    asked = [m for m in (context.models.policy, context.models.critic) if m is not None]
+    losses = spec.losses_at(step)
     for rows in microbatch_indices(
         minibatch,
         context.max_tokens_per_pass,
-        asked,
+        [model for model in (models.policy, models.critic) if model is not None],
         by_group=spec.requires_full_groups(),
         strict_token_limit=context.strict_token_limit,
     ):
-        micro = minibatch.select(torch.tensor(rows))
+        microbatch = minibatch.select(torch.tensor(rows))
         with use_gradient_checkpointing(context.gradient_checkpointing):
-            out = forward(
-                context.models.policy,
-                micro,
-                wants,
-                temperature=temperature,
-                references=context.models.frozen,
-                critic=context.models.critic,
+            out = compute_outputs(
+                models.policy,
+                microbatch,
+                spec.requires() | {"entropy"},  # for the metrics
+                temperature=spec.temperature,
+                references=models.frozen,
+                critic=models.critic,
             )
-        finite_check.check_tokens("the policy's log-probability", out.logprobs, micro)
-        loss, terms = total_loss(losses, out, micro)
-        finite_check.check_loss(loss, terms, micro)
-        loss.backward()
-        step_metrics.add_forward_pass(losses, out, micro)
-        step_metrics.add_losses(loss, terms)
+        loss, loss_values = total_loss(losses, out, microbatch)
+        hooks.on_loss(out, loss, loss_values, microbatch)  # before `backward`: it may stop the run
+        loss.backward()  # frees the graph, so the metrics below add nothing to the peak memory
+        hooks.on_microbatch(losses, out, loss, loss_values, microbatch)
 
 
-def _check_context(spec: AlgorithmSpec, context: TrainingContext) -> None:
-    """Do the recipe's parts fit together, and with this world? For callers who built it by hand."""
-    plan = check_spec(spec, context.objectives)
-    if isinstance(spec.rollout, OnPolicy):
-        resolve_scorers(context.objectives, context.scorers)
-    lacks = {
-        "a sampler of the start": isinstance(spec.rollout, FrozenPolicy)
-        and context.frozen_policy_sampler is None,
-        "stored responses": isinstance(spec.rollout, StoredResponses) and context.stored_rollouts is None,
-        "demonstrations": spec.auxiliary_lm is not None and context.auxiliary_data is None,
-    }
-    for what in (what for what, lacking in lacks.items() if lacking):
-        raise WiringError(f'recipe "{spec.name}" needs {what}, and the run has none')
-    missing = [role for role in plan.frozen_roles if role not in context.models.frozen]
-    if missing:
-        raise WiringError(f'recipe "{spec.name}" asks frozen models that are not there: {", ".join(missing)}')
-    check_frozen_models(plan.frozen_roles, context.models.frozen)
-    if context.gradient_checkpointing == "recompute":
-        checkpointable_layers(unwrap_model(context.models.policy))
-    critic, needs = context.models.critic, plan.num_critic_heads
-    if needs and critic is None:
-        raise WiringError(f'recipe "{spec.name}" asks a critic, and there is none: give one of {needs} heads')
-    if isinstance(critic, Critic) and critic.num_heads != needs:
-        raise WiringError(f'recipe "{spec.name}" needs {needs} heads of a critic; it has {critic.num_heads}')
+def add_auxiliary_loss(
+    spec: AlgorithmSpec,
+    context: TrainingContext,
+    seed: int,
+    step: int,
+    iteration: int,
+    minibatch_index: int,
+    hooks: StepHooks,
+) -> None:
+    """Add the gradient of the auxiliary language-modeling loss, if there is one and the policy is trained."""
+    config, data = spec.auxiliary_lm, context.auxiliary_data
+    if config is None or data is None or step < spec.critic.warmup_steps:
+        return
+    indices = data.sample_indices(config.batch_size, seed, step, iteration, minibatch_index)
+    with use_gradient_checkpointing(context.gradient_checkpointing):
+        loss = add_auxiliary_gradient(data, indices, config.coefficient, context.max_tokens_per_pass)
+    hooks.on_auxiliary(loss, indices)

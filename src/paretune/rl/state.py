@@ -1,17 +1,19 @@
-"""Where a descent stands: all that changes from step to step, and how it is stored and found again."""
+"""The state of a training loop: everything that changes from step to step, saved and loaded with checkpoints.
 
-from collections.abc import Mapping
+`TrainState` is common to the gradient loop and to evolution; its `learner` holds what is specific to one.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from paretune.core.batch import Batch
 from paretune.core.errors import ConfigError
-from paretune.credit.base import State
+from paretune.credit.base import CreditStep, State
 from paretune.models.model_passes import Models
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.metrics import PhaseTimer
@@ -19,101 +21,86 @@ from paretune.run.folder import Run
 from paretune.training.checkpoint import Checkpoint, load_latest_checkpoint, save_checkpoint
 from paretune.training.optimizer import Optimizer, OptimizerConfig
 
-BUDGET_RESOURCES = ("rollout_tokens", "trained_tokens", "reward_calls")
-"""What a step takes beside time: response tokens sampled, tokens that had a gradient, responses scored."""
+BudgetResource = Literal["rollout_tokens", "trained_tokens", "reward_calls"]
+BUDGET_RESOURCES: tuple[BudgetResource, ...] = ("rollout_tokens", "trained_tokens", "reward_calls")
+"""Resources besides time: sampled response tokens, tokens with a gradient, scored responses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much a descent may spend, in one currency."""
+    """Limit on one resource for a whole training."""
 
-    resource: Literal["rollout_tokens", "trained_tokens", "reward_calls"]
+    resource: BudgetResource
     limit: int
 
 
+class LearningRates(NamedTuple):
+    """Learning rates of one training step."""
+
+    policy: float
+    """0 during the critic's warm-up."""
+    critic_base: float
+    """The critic's learning rate is this times `CriticConfig.lr_multiplier`."""
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """What a loop trains: saved as trees of tensors and numbers."""
+
+    def trees(self) -> dict[str, Any]:
+        """The trees of a checkpoint, by name."""
+        ...
+
+    def metadata(self) -> dict[str, Any]:
+        """Entries of the checkpoint's metadata besides the identity of the run."""
+        ...
+
+
+LearnerT = TypeVar("LearnerT", bound=Learner)
+
+
+def no_usage() -> dict[str, int]:
+    """Zero of every resource."""
+    return dict.fromkeys(BUDGET_RESOURCES, 0)
+
+
 @dataclass
-class TrainState:
-    """What a checkpoint holds. `identity` must be equal for a checkpoint to be gone on from."""
+class TrainState(Generic[LearnerT]):
+    """The state of a training loop between two steps."""
 
     identity: Mapping[str, Any]
-    weights: dict[str, Parameter]
-    optimizer: Optimizer
-    reward_state: State
-    credit_state: State
+    """Algorithm, seed and number of steps: equal in a checkpoint that may be resumed."""
     checkpoint_dir: Path
-    """Of the checkpoints."""
+    learner: LearnerT
+    reward_state: State
+    """State of the reward steps."""
     step: int = 0
-    """The next one."""
+    """The next step."""
     last_checkpoint_step: int | None = None
-    """Of the last checkpoint, the steps that it holds; None: there is none yet."""
-    usage: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BUDGET_RESOURCES, 0))
-    """What all steps so far took, in each currency; the step under way as far as it has come."""
+    """Steps in the last checkpoint; None: there is none yet."""
+    usage: dict[str, int] = field(default_factory=no_usage)
+    """Usage of all steps so far, per resource, including the current step as far as it has come."""
     step_usage: dict[str, int] = field(default_factory=dict)
-    """What the step under way took: tokens sampled and trained on, and responses scored."""
+    """Usage of the current step, and its tokens."""
     timer: PhaseTimer = field(default_factory=PhaseTimer)
-    """Where the seconds of the step under way went."""
-    critic_warmup_steps: int = 0
-    """Steps at the beginning in which only the critic learns."""
-    usage_at_policy_start: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BUDGET_RESOURCES, 0))
-    """What those steps took, once the policy learns too."""
+    """Seconds per phase of the current step."""
 
-    def start_step_usage(self, batch: Batch, *, sampled: bool) -> None:
-        """Open the account of a step that begins with this batch."""
-        if self.step == self.critic_warmup_steps:
-            self.usage_at_policy_start = dict(self.usage)
-        self.step_usage = {"tokens": int(batch.attention_mask.sum()), **dict.fromkeys(BUDGET_RESOURCES, 0)}
-        self.consume("rollout_tokens", int(batch.response_mask.sum()) if sampled else 0)
-        self.consume("reward_calls", len(batch) if sampled else 0)
+    def start_step_usage(self, **counts: int) -> None:
+        """Begin counting the usage of a step; `counts` are logged with it and limited by no budget."""
+        self.step_usage = {**counts, **no_usage()}
 
-    def consume(self, resource: str, amount: int) -> None:
-        """Add to the account of the step under way, and to that of the whole descent."""
+    def consume(self, resource: BudgetResource, amount: int) -> None:
+        """Add to the usage of the current step and of the whole training."""
         self.step_usage[resource] += amount
         self.usage[resource] += amount
 
     def budget_exhausted(self, budget: Budget | None) -> bool:
-        """Would another step of the mean size end further from the amount than the last one did?"""
-        return budget_exhausted(budget, self.usage, self.step)
-
-    def learning_rates(
-        self, optim_config: OptimizerConfig, max_steps: int, budget: Budget | None, num_iterations: int
-    ) -> tuple[float, float]:
-        """Learning rates of the step under way, once it is paid for; with a budget, by what is spent of it.
-
-        That of the policy, which warms up when it begins to learn and is 0 before; and that which the
-        critic's is a multiple of.
-        """
-        both = self._learning_rate(
-            optim_config, max_steps, budget, num_iterations, 0, dict.fromkeys(BUDGET_RESOURCES, 0)
-        )
-        if self.step < self.critic_warmup_steps:
-            return 0.0, both
-        return self._learning_rate(
-            optim_config,
-            max_steps,
-            budget,
-            num_iterations,
-            self.critic_warmup_steps,
-            self.usage_at_policy_start,
-        ), both
-
-    def _learning_rate(
-        self,
-        optim_config: OptimizerConfig,
-        max_steps: int,
-        budget: Budget | None,
-        num_iterations: int,
-        start_step: int,
-        usage_at_start: Mapping[str, int],
-    ) -> float:
-        """The rate of who learns from the step `start_step` on, before which this much had been paid."""
-        if budget is None:
-            return optim_config.learning_rate_at_step(self.step - start_step, max_steps - start_step)
-        before = usage_at_start[budget.resource]
-        paid, step = self.usage[budget.resource] - before, self.step_usage[budget.resource]
-        # A step's own trained tokens are not known yet: every token of it, once an epoch, is a fair guess.
-        ahead = num_iterations * self.step_usage["tokens"] if budget.resource == "trained_tokens" else 0
-        left = budget.limit - before
-        return optim_config.learning_rate_at_fraction((paid - step) / left, (paid + ahead) / left)
+        """Another step of mean size would end further from the limit than the last one did."""
+        if budget is None or self.step == 0:
+            return False
+        used = self.usage[budget.resource]
+        # Half a mean step: ending here is then nearer to the limit than ending after one more step.
+        return budget.limit - used < used / (2 * self.step)
 
     def save(self, run: Run, save_total_limit: int) -> None:
         """Write a checkpoint of the run.
@@ -121,107 +108,174 @@ class TrainState:
         Raises:
             ResourceError: The disk is full; earlier checkpoints are untouched.
         """
-        trees = {
-            "weights": self.weights,
-            "optimizer": self.optimizer.state_dict(),
-            "worth": self.reward_state,
-            "credit": self.credit_state,
-            "paid": self.usage,
-            "begun": self.usage_at_policy_start,
-        }
         save_checkpoint(
             self.checkpoint_dir,
             self.step,
-            trees,
-            dict(self.identity),
+            {**self.learner.trees(), "reward_state": self.reward_state, "usage": self.usage},
+            {**self.identity, **self.learner.metadata()},
             log_offsets=run.log_offsets(),
             save_total_limit=save_total_limit,
         )
         self.last_checkpoint_step = self.step
         run.update_state(step=self.step)
 
-    def load(self, checkpoint: Checkpoint, run: Run) -> None:
-        """Go on from a checkpoint: weights, optimiser and states; the run's lines are cut back to it.
+
+def start_or_resume(
+    run: Run,
+    identity: Mapping[str, Any],
+    checkpoint_dir: Path,
+    reward_steps: CreditStep,
+    *,
+    start: Callable[[], LearnerT],
+    resume: Callable[[Checkpoint], LearnerT],
+) -> TrainState[LearnerT]:
+    """The state before the first step, or that of the last good checkpoint.
+
+    Args:
+        run: Logs are truncated to the checkpoint, or those of the stage are discarded.
+        identity: Must be equal in the checkpoint.
+        checkpoint_dir: Folder of the checkpoints.
+        reward_steps: Give the initial state of the reward steps.
+        start: Makes the learner if there is no checkpoint.
+        resume: Makes the learner of a checkpoint.
+
+    Raises:
+        ConfigError: The checkpoint was made by a different run.
+    """
+    reward_state = reward_steps.init_state()
+    checkpoint = load_latest_checkpoint(checkpoint_dir, run.log_event)
+    if checkpoint is None:
+        run.discard_stage(run.stage)
+        state = TrainState(identity, checkpoint_dir, start(), reward_state)
+    else:
+        require_same_run(checkpoint, identity, run)
+        state = TrainState(
+            identity,
+            checkpoint_dir,
+            resume(checkpoint),
+            checkpoint.load_tree("reward_state", reward_state),
+            step=checkpoint.step,
+            last_checkpoint_step=checkpoint.step,
+            usage=checkpoint.load_tree("usage"),
+        )
+        run.truncate_logs(checkpoint.log_offsets)
+        run.log_event("resumed_from_checkpoint", f"step {checkpoint.step}")
+    run.update_state(step=state.step)
+    return state
+
+
+def require_same_run(checkpoint: Checkpoint, identity: Mapping[str, Any], run: Run) -> None:
+    """Refuse a checkpoint that was made by a different run.
+
+    Raises:
+        ConfigError: It has another algorithm, seed or number of steps.
+    """
+    for key, value in identity.items():
+        if checkpoint.metadata[key] != value:
+            raise ConfigError(
+                f"{run.path}: cannot resume: {key}: the checkpoint was made with "
+                f"{checkpoint.metadata[key]}, this run has {value}; fix: set a new run.output_dir"
+            )
+
+
+@dataclass
+class GradientLearner:
+    """Weights, optimizer and credit state of the gradient loop."""
+
+    weights: dict[str, Parameter]
+    optimizer: Optimizer
+    credit_state: State
+    critic_warmup_steps: int = 0
+    """Steps at the beginning that train only the critic."""
+    usage_at_policy_start: dict[str, int] = field(default_factory=no_usage)
+    """Usage of those steps, once the policy is trained too."""
+
+    @classmethod
+    def initial(cls, spec: AlgorithmSpec, models: Models, optim_config: OptimizerConfig) -> "GradientLearner":
+        """The learner before the first step."""
+        weights = trainable_parameters(models)
+        critic = [weight for name, weight in weights.items() if name.startswith("critic.")]
+        policy = [weight for name, weight in weights.items() if not name.startswith("critic.")]
+        optimizer = Optimizer(optim_config, policy, critic, spec.critic.lr_multiplier)
+        return cls(weights, optimizer, spec.credit.init_state(), spec.critic.warmup_steps)
+
+    def load(self, checkpoint: Checkpoint, path: Path) -> "GradientLearner":
+        """Load weights, optimizer and credit state in place.
 
         Raises:
-            ConfigError: The checkpoint is of another recipe, seed, number of steps or policy, or was made
-                before a policy whose critic learns alone first had a warm-up of its own.
+            ConfigError: The checkpoint has other weights than are trained here.
         """
-        require_same_run(checkpoint, self.identity, run)
         stored = checkpoint.load_tree("weights")
         if _shapes_and_dtypes(stored) != _shapes_and_dtypes(self.weights):
             raise ConfigError(
-                f"{run.path}: the checkpoint holds other weights than this policy learns; "
-                "fix: choose another run.output_dir"
+                f"{path}: cannot resume: the checkpoint holds other weights than this policy trains; "
+                "fix: set a new run.output_dir"
             )
         with torch.no_grad():
             for name, parameter in self.weights.items():
                 parameter.copy_(stored[name])
         self.optimizer.load_state_dict(checkpoint.load_tree("optimizer"))
-        self.reward_state = checkpoint.load_tree("worth", self.reward_state)
-        self.credit_state = checkpoint.load_tree("credit", self.credit_state)
-        self.usage = checkpoint.load_tree("paid")
-        if "begun" in checkpoint.trees:
-            self.usage_at_policy_start = checkpoint.load_tree("begun")
-        elif 0 < self.critic_warmup_steps < checkpoint.step:
-            raise ConfigError(
-                f"{run.path}: the checkpoint is of a version in which the critic's steps alone used up the "
-                "policy's warm-up; fix: choose another run.output_dir"
-            )
-        self.step = self.last_checkpoint_step = checkpoint.step
-        run.truncate_logs(checkpoint.log_offsets)
-        run.log_event("go_on", f"from the checkpoint of step {checkpoint.step}")
+        self.credit_state = checkpoint.load_tree("credit_state", self.credit_state)
+        self.usage_at_policy_start = checkpoint.load_tree("usage_at_policy_start")
+        return self
+
+    def trees(self) -> dict[str, Any]:
+        """See `Learner`."""
+        return {
+            "weights": self.weights,
+            "optimizer": self.optimizer.state_dict(),
+            "credit_state": self.credit_state,
+            "usage_at_policy_start": self.usage_at_policy_start,
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """See `Learner`."""
+        return {}
+
+    def start_step(self, step: int, usage: Mapping[str, int]) -> None:
+        """Remember the usage at the first step that trains the policy."""
+        if step == self.critic_warmup_steps:
+            self.usage_at_policy_start = dict(usage)
 
 
-def budget_exhausted(budget: Budget | None, usage: Mapping[str, int], num_steps: int) -> bool:
-    """Would another step of the mean size end further from the amount than the last of these did?"""
-    if budget is None or num_steps == 0:
-        return False
-    return budget.limit - usage[budget.resource] < usage[budget.resource] / (2 * num_steps)
-
-
-def require_same_run(checkpoint: Checkpoint, identity: Mapping[str, Any], run: Run) -> None:
-    """Refuse a checkpoint that was not made by this very run.
-
-    Raises:
-        ConfigError: It has another recipe, seed or number of steps.
-    """
-    for key, value in identity.items():
-        if checkpoint.metadata[key] != value:
-            raise ConfigError(
-                f"{run.path}: {key}: the checkpoint was made with {checkpoint.metadata[key]}, "
-                f"this run has {value}; fix: choose another run.output_dir"
-            )
-
-
-def start_or_resume(
-    spec: AlgorithmSpec,
-    models: Models,
+def learning_rates(
+    state: TrainState[GradientLearner],
     optim_config: OptimizerConfig,
-    run: Run,
-    identity: Mapping[str, Any],
-    checkpoint_dir: Path,
-) -> TrainState:
-    """The state before the first step, or that of the run's last good checkpoint."""
-    weights = trainable_parameters(models)
-    critic = [weight for name, weight in weights.items() if name.startswith("critic.")]
-    policy = [weight for name, weight in weights.items() if not name.startswith("critic.")]
-    optimizer = Optimizer(optim_config, policy, critic, spec.critic.lr_multiplier)
-    now = TrainState(
-        identity, weights, optimizer, spec.reward_steps.init_state(), spec.credit.init_state(), checkpoint_dir
-    )
-    now.critic_warmup_steps = spec.critic.warmup_steps
-    found = load_latest_checkpoint(checkpoint_dir, run.log_event)
-    if found is None:
-        run.discard_stage(run.stage)
-    else:
-        now.load(found, run)
-    run.update_state(step=now.step)
-    return now
+    max_steps: int,
+    budget: Budget | None,
+    num_iterations: int,
+) -> LearningRates:
+    """Learning rates of the current step; with a budget, by the fraction of it that is used.
+
+    The policy warms up when its training begins, after the critic's warm-up.
+
+    Args:
+        state: The usage of the current step includes its rollouts.
+        optim_config: Learning rate and schedule.
+        max_steps: Training steps in all.
+        budget: Replaces the steps as the measure of progress.
+        num_iterations: Passes over the rollouts of a step.
+    """
+    learner, warmup = state.learner, state.learner.critic_warmup_steps
+
+    def rate(start_step: int, usage_at_start: Mapping[str, int]) -> float:
+        if budget is None:
+            return optim_config.learning_rate_at_step(state.step - start_step, max_steps - start_step)
+        before, in_step = usage_at_start[budget.resource], state.step_usage[budget.resource]
+        used, available = state.usage[budget.resource] - before, budget.limit - before
+        # The trained tokens of this step are not known yet: every token once per iteration is the estimate.
+        ahead = num_iterations * state.step_usage["tokens"] if budget.resource == "trained_tokens" else 0
+        return optim_config.learning_rate_at_fraction(
+            (used - in_step) / available, (used + ahead) / available
+        )
+
+    critic_base = rate(0, no_usage())
+    policy = rate(warmup, learner.usage_at_policy_start) if state.step >= warmup else 0.0
+    return LearningRates(policy, critic_base)
 
 
 def trainable_parameters(models: Models) -> dict[str, Parameter]:
-    """Every weight that is learnt, by name; a tied one once."""
+    """Every trainable weight by name; a tied one once."""
     networks = {"policy": models.policy, "critic": models.critic}
     return {
         f"{role}.{name}": parameter

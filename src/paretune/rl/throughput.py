@@ -1,6 +1,6 @@
-"""How fast this machine multiplies matrices: what a run's own rate is held against.
+"""FLOP counts of the phases of a step, and the matmul throughput that they are compared with.
 
-What the phases of a step had to compute, told to its clock. Counted from numbers on the host alone.
+The counts are computed on the host from shapes alone; nothing waits for an accelerator.
 """
 
 import time
@@ -36,26 +36,28 @@ from paretune.rollout.sampler import LocalSampler, Sampler
 from paretune.training.supervised import AuxiliaryData, SftTask
 
 MATMUL_SIZE, MATMUL_SIZE_CUDA = 1024, 4096
-"""Rows and columns: enough to keep a few cores, or an accelerator, busy."""
+"""Rows and columns: large enough to keep a few cores, or an accelerator, busy."""
 TIME_LIMIT_SECONDS = 0.15
-"""Seconds after which no further product is tried."""
+"""Seconds after which no further product is started."""
 
 
 def matmul_throughput(
     device: torch.device, dtype: Literal["float32", "bfloat16"]
 ) -> dict[str, str | int | float]:
-    """The best of a few products of two square matrices, with the threads and settings of this process.
+    """The fastest of a few products of two square matrices, with the threads and settings of this process.
 
-    Nothing is trained with it, and nobody else's chance moves.
+    The matrices come from their own generator, so that the random draws of a run do not change.
 
     Returns:
-        What was measured (`device`, `dtype`, `threads`, `size`) and `flops_per_second`.
+        The setting (`device`, `dtype`, `num_threads`, `matrix_size`) and `flops_per_second`.
     """
-    kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    torch_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     size = MATMUL_SIZE_CUDA if device.type == "cuda" else MATMUL_SIZE
     rng = torch_generator(0, 0, "matrix rate")
-    a, b = (torch.rand(size, size, generator=rng).to(device, kind) for _ in range(2))
-    out, best, begin = a @ b, float("inf"), time.perf_counter()  # the first one also wakes threads up
+    # Drawn on the CPU: a generator of the same seed gives other numbers on an accelerator.
+    a, b = (torch.rand(size, size, generator=rng).to(device, torch_dtype) for _ in range(2))
+    # The first product is not measured: it starts threads and allocates the output.
+    out, best, begin = a @ b, float("inf"), time.perf_counter()
     while best == float("inf") or time.perf_counter() - begin < TIME_LIMIT_SECONDS:
         _synchronize(device)
         start = time.perf_counter()
@@ -65,8 +67,8 @@ def matmul_throughput(
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": dtype,
-        "threads": torch.get_num_threads(),
-        "size": size,
+        "num_threads": torch.get_num_threads(),
+        "matrix_size": size,
         "flops_per_second": 2 * size**3 / best,
     }
 
@@ -77,39 +79,39 @@ def _synchronize(device: torch.device) -> None:
 
 
 UNKNOWN_FLOPS = float("nan")
-"""Operations that nobody can count."""
+"""FLOPs of a part that is not the package's own, and so cannot be counted."""
 
 
 def record_rollout_flops(timer: PhaseTimer, sampler: Sampler, models: Models, batch: Batch) -> None:
-    """Responses were drawn: by the sampler's own model, or by one like the policy."""
+    """Count the sampling of responses, by the sampler's own model or by one like the policy."""
     model = sampler.policy.model if isinstance(sampler, LocalSampler) else models.policy
     tokens = int(batch.response_mask.sum())
-    timer.record_work("sample", tokens=tokens, flops=forward_flops(model, generation_shape(batch)))
+    timer.record_work("rollout", tokens=tokens, flops=forward_flops(model, generation_shape(batch)))
 
 
 def scoring_flops(scorers: Sequence[Scorer]) -> float:
-    """Operations of all that reward models scored so far; other scorers are taken to ask no network."""
+    """FLOPs of all scores of reward models so far; other scorers are assumed to use no network."""
     return sum((scorer.total_flops for scorer in scorers if isinstance(scorer, RewardModelScorer)), 0.0)
 
 
 def record_model_pass_flops(
     timer: PhaseTimer, model_passes: Sequence[ModelPass], models: Models, batch: Batch
 ) -> None:
-    """Models were asked about the rows of a batch."""
-    passes = [models_in_pass(measure, models) for measure in model_passes]
-    if all(found == () for found in passes):
+    """Count the forward passes without gradient on the rows of a batch."""
+    used = [models_in_pass(model_pass, models) for model_pass in model_passes]
+    if all(each == () for each in used):
         return
     rows = response_shape(batch)
-    for found in passes:
-        flops = UNKNOWN_FLOPS if found is None else sum((forward_flops(model, rows) for model in found), 0.0)
-        timer.record_work("measure", flops=flops)
+    for each in used:
+        flops = UNKNOWN_FLOPS if each is None else sum((forward_flops(model, rows) for model in each), 0.0)
+        timer.record_work("model_passes", flops=flops)
 
 
 def models_in_pass(model_pass: ModelPass, models: Models) -> tuple[nn.Module, ...] | None:
-    """The models that a measurement asks, one pass each; None of a part that is not the package's."""
+    """The models of a model pass, one forward pass each; None for a pass that is not the package's own."""
     match model_pass:
         case OldLogprobs():
-            return () if model_pass.source == "sampler" else (models.policy,)
+            return () if model_pass.source == "rollout" else (models.policy,)
         case RefLogprobs():
             return (models.frozen_model(model_pass.role),)
         case ImplicitReward():
@@ -125,10 +127,10 @@ def models_in_pass(model_pass: ModelPass, models: Models) -> tuple[nn.Module, ..
 def record_update_flops(
     timer: PhaseTimer, spec: AlgorithmSpec, models: Models, minibatch: Batch, step: int
 ) -> None:
-    """An optimiser step was made on these rows.
+    """Count the passes of an optimizer step on these rows.
 
-    While the critic learns alone the policy is only asked. A divergence over the whole vocabulary asks the
-    reference in the same pass.
+    During the critic's warm-up the policy has a forward pass only. KL over the whole vocabulary also needs a
+    forward pass of the reference.
     """
     rows, wants = response_shape(minibatch), spec.requires()
     flops = (forward_flops if step < spec.critic.warmup_steps else forward_backward_flops)(
@@ -136,16 +138,16 @@ def record_update_flops(
     )
     if "values" in wants and models.critic is not None:
         flops += forward_backward_flops(models.critic, rows)
-    if "kl_reference_policy" in wants:
+    if "ref_policy_kl" in wants:
         flops += forward_flops(models.frozen_model("reference"), rows)
-    timer.record_work("learn", tokens=int(minibatch.attention_mask.sum()), flops=flops)
+    timer.record_work("update", tokens=int(minibatch.attention_mask.sum()), flops=flops)
 
 
 def record_auxiliary_flops(timer: PhaseTimer, data: AuxiliaryData, indices: Sequence[int]) -> None:
-    """Demonstrations were learnt beside them."""
+    """Count the passes of the auxiliary loss on these demonstrations."""
     flops, task = UNKNOWN_FLOPS, data.task
     if isinstance(task, SftTask):
-        lengths = [len(task.token_rows[unit]) for unit in indices]
-        responses = sum(lengths) - sum(task.prompt_lengths[unit] for unit in indices)
-        flops = forward_backward_flops(task.model, independent_rows_shape(lengths, responses))
-    timer.record_work("learn", tokens=data.num_tokens(indices), flops=flops)
+        lengths = [len(task.token_rows[index]) for index in indices]
+        num_response_tokens = sum(lengths) - sum(task.prompt_lengths[index] for index in indices)
+        flops = forward_backward_flops(task.model, independent_rows_shape(lengths, num_response_tokens))
+    timer.record_work("update", tokens=data.num_tokens(indices), flops=flops)

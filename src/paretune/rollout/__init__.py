@@ -1,5 +1,7 @@
-"""Prompts in, responses out: sampled from the policy with the exact log-probabilities training will compare.
+"""Rollouts: prompts in, sampled responses with their exact log-probabilities out.
 
-`sample` holds the sources a recipe can name, the protocol of a sampler, and the package's own sampler on the
-training weights. Token ids are the record; text is made for scorers only.
+`sampler` has the rollout sources of an algorithm spec (on-policy, frozen policy, stored responses), the
+`Sampler` protocol and the sampler on the training weights. `decoding` is the token loop, with continuous
+batching over a KV cache that shares prompts, or static batching for other models. Token ids are the record of
+a response; text is decoded for scorers only.
 """

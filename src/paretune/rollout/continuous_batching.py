@@ -1,4 +1,4 @@
-"""A model reading rows token by token, while rows and their prompts come and go."""
+"""Continuous batching: finished rows leave the KV cache and waiting rows take their slots while decoding."""
 
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -15,19 +15,24 @@ from paretune.models.forward.packing import round_up_rows
 from paretune.rollout.kv_cache import MIN_QUERY_ROWS, Cache, PromptGrid
 from paretune.rollout.token_sampling import deterministic_row_count
 
+# Waiting rows are admitted once one slot in 8 is free: each admission costs a prefill pass and a new grid.
 ADMIT_IF_FREE_ONE_IN = 8
-"""Waiting rows enter once one place in so many is free: entering costs a pass over their prompts."""
+
+# Prompt tokens per prefill pass; bounds its memory.
 MAX_PREFILL_TOKENS = 4096
-"""Prompt tokens that are read at one time."""
 
 
 class BatchScheduler:
-    """Rows in places 0 to N - 1 of a cache, and those that wait for a place."""
+    """Active rows in slots 0 to N - 1 of a KV cache, and a queue of waiting rows.
+
+    Per step: `step` reads the tokens that were sampled last and returns hidden states, the caller samples the
+    next tokens from them, and `remove_finished` frees the slots of rows that ended.
+    """
 
     row_ids: Int[Tensor, " N"]
-    """The number of each row in the order in which they were asked for."""
+    """Row number of each slot, in the order of the request."""
     response_lengths: Int[Tensor, " N"]
-    """Tokens of its response that a row has read."""
+    """Response tokens that each row has read."""
 
     def __init__(
         self,
@@ -36,28 +41,29 @@ class BatchScheduler:
         prompt_of_row: Sequence[int],
         max_rows: int,
     ) -> None:
-        """All rows wait.
+        """All rows are waiting at first.
 
         Args:
-            model: A plain transformers model that `can_attend`.
-            prompts: Token ids, at least one each.
-            prompt_of_row: For each row the number of its prompt; rows of a prompt stand together.
-            max_rows: Places.
+            model: A plain transformers model for which `supports_custom_attention` is True.
+            prompts: Token ids, at least one per prompt.
+            prompt_of_row: Prompt index of each row; rows of a prompt are consecutive.
+            max_rows: Number of slots.
         """
         self._model, self._embedding_weight = model, embedding_weight(model)
         self._device = self._embedding_weight.device
         self._prompts, self._prompt_of_row = prompts, prompt_of_row
         self._unfinished_rows = Counter(prompt_of_row)
         max_rows = min(max_rows, len(prompt_of_row))
-        # Twice the prompts that fill all places: a prompt stays until the last of its rows has left.
-        most = min(len(self._unfinished_rows), 2 * -(-max_rows // max(self._unfinished_rows.values())))
+        # Twice the prompts that fill all slots: a prompt stays cached until its last row has finished.
+        max_prompts = min(len(self._unfinished_rows), 2 * -(-max_rows // max(self._unfinished_rows.values())))
         config = model.config
         self._cache = Cache(
             num_layers=config.num_hidden_layers,
             max_rows=max_rows,
-            max_prompts=most,
+            max_prompts=max_prompts,
             max_prompt_length=max(len(prompt) for prompt in prompts),
         )
+        # A cell holds the query heads of one key head: enough cells for MIN_QUERY_ROWS rows per product.
         heads = config.num_attention_heads
         self._min_cells = -(
             -MIN_QUERY_ROWS * (getattr(config, "num_key_value_heads", None) or heads) // heads
@@ -76,122 +82,132 @@ class BatchScheduler:
         self.row_ids = self.response_lengths = self._prompt_lengths
 
     def step(self, new_tokens: Int[Tensor, " N"]) -> Float[Tensor, "M W"]:
-        """Read one more token in every row and let rows enter: the states from which each goes on.
+        """Read one more token per active row, then admit waiting rows.
 
-        There are none when all rows have left. The model's attention is `attention` meanwhile.
+        The model's attention must be `attention` during the call.
+
+        Args:
+            new_tokens: The tokens that were sampled last, by slot.
+
+        Returns:
+            Hidden states from which the next tokens are sampled, by slot; none when all rows have finished.
         """
         states = [self._decode_step(new_tokens)] if self._active_rows else []
         states += self._admit_waiting()
         return torch.cat(states) if states else torch.zeros(0, 1, device=self._device)
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> Tensor:
-        """What the model's attention has to be while it reads: that over the cache."""
+        """The attention over the KV cache, an `AttentionFn` for `use_custom_attention`."""
         return self._attention_fn(query, key, value, params)
 
     def remove_finished(
         self, finished_slots: Sequence[int], new_tokens: Int[Tensor, " N"]
     ) -> Int[Tensor, " M"]:
-        """Rows in these places are over, the last ones take their places; the tokens of those that stay."""
-        for place in finished_slots:
-            self._unfinished_rows[self._prompt_of_row[self._active_rows[place]]] -= 1
-        stay = _fill_gaps(len(self._active_rows), finished_slots)
-        self._move_slots("rows", stay)
+        """Free these slots and fill them with the last rows; returns the new tokens of the remaining rows."""
+        for slot in finished_slots:
+            self._unfinished_rows[self._prompt_of_row[self._active_rows[slot]]] -= 1
+        kept_slots = _fill_gaps(len(self._active_rows), finished_slots)
+        self._move_slots("rows", kept_slots)
         self._active_rows, self._start_steps = (
-            [x[i] for i in stay] for x in (self._active_rows, self._start_steps)
+            [x[i] for i in kept_slots] for x in (self._active_rows, self._start_steps)
         )
-        kept = torch.tensor(stay, dtype=torch.long, device=self._device)
+        kept = torch.tensor(kept_slots, dtype=torch.long, device=self._device)
         self.row_ids, self.response_lengths = self.row_ids[kept], self.response_lengths[kept]
-        over = [
-            place for place, prompt in enumerate(self._cached_prompts) if not self._unfinished_rows[prompt]
+        unused_prompts = [
+            slot for slot, prompt in enumerate(self._cached_prompts) if not self._unfinished_rows[prompt]
         ]
-        if over:
-            for place in over:
-                del self._prompt_hidden[self._cached_prompts[place]]
-            stay = _fill_gaps(len(self._cached_prompts), over)
-            self._move_slots("prompts", stay)
-            self._cached_prompts = [self._cached_prompts[i] for i in stay]
+        if unused_prompts:
+            for slot in unused_prompts:
+                del self._prompt_hidden[self._cached_prompts[slot]]
+            kept_slots = _fill_gaps(len(self._cached_prompts), unused_prompts)
+            self._move_slots("prompts", kept_slots)
+            self._cached_prompts = [self._cached_prompts[i] for i in kept_slots]
         self._slots_changed = True
         return new_tokens[kept]
 
     def _move_slots(self, slots: str, kept_slots: Sequence[int]) -> None:
-        moved = [(to, source) for to, source in enumerate(kept_slots) if to != source]
-        self._cache.move_slots(slots, [to for to, _ in moved], [source for _, source in moved])
+        moves = [(target, source) for target, source in enumerate(kept_slots) if target != source]
+        self._cache.move_slots(slots, [target for target, _ in moves], [source for _, source in moves])
 
     def _admit_waiting(self) -> list[Float[Tensor, "M W"]]:
-        """Fill the free places if they are worth a pass: the states at the ends of the rows' prompts."""
-        free = self._cache.max_rows - len(self._active_rows)
-        if not self._waiting or (self._active_rows and free * ADMIT_IF_FREE_ONE_IN < self._cache.max_rows):
+        """Fill free slots if enough are free; returns the hidden states at the ends of the rows' prompts."""
+        num_free = self._cache.max_rows - len(self._active_rows)
+        if not self._waiting or (
+            self._active_rows and num_free * ADMIT_IF_FREE_ONE_IN < self._cache.max_rows
+        ):
             return []
-        held, fresh = set(self._cached_prompts), list[int]()
-        enter = list[int]()
-        while self._waiting and len(enter) < free:
+        cached, new_prompts = set(self._cached_prompts), list[int]()
+        admitted = list[int]()
+        while self._waiting and len(admitted) < num_free:
             prompt = self._prompt_of_row[self._waiting[0]]
-            if prompt not in held:
-                if len(held) == self._cache.max_prompts:
+            if prompt not in cached:
+                if len(cached) == self._cache.max_prompts:
                     break
-                held.add(prompt)
-                fresh.append(prompt)
-            enter.append(self._waiting.popleft())
-        self._prefill(fresh)
-        if not enter:
+                cached.add(prompt)
+                new_prompts.append(prompt)
+            admitted.append(self._waiting.popleft())
+        self._prefill(new_prompts)
+        if not admitted:
             return []
-        self._active_rows += enter
-        self._start_steps += [self._num_steps] * len(enter)
-        entered = torch.tensor(enter, device=self._device)
+        self._active_rows += admitted
+        self._start_steps += [self._num_steps] * len(admitted)
+        admitted_ids = torch.tensor(admitted, device=self._device)
         self.row_ids, self.response_lengths = (
-            torch.cat([self.row_ids, entered]),
-            torch.cat([self.response_lengths, torch.zeros_like(entered)]),
+            torch.cat([self.row_ids, admitted_ids]),
+            torch.cat([self.response_lengths, torch.zeros_like(admitted_ids)]),
         )
         self._slots_changed = True
         if not self._cache.shares_prompts:
-            place = {prompt: i for i, prompt in enumerate(self._cached_prompts)}
+            slot_of_prompt = {prompt: i for i, prompt in enumerate(self._cached_prompts)}
             self._cache.copy_prompts_to_rows(
-                range(len(self._active_rows) - len(enter), len(self._active_rows)),
-                [place[self._prompt_of_row[row]] for row in enter],
+                range(len(self._active_rows) - len(admitted), len(self._active_rows)),
+                [slot_of_prompt[self._prompt_of_row[row]] for row in admitted],
             )
-        return [torch.stack([self._prompt_hidden[self._prompt_of_row[row]] for row in enter])]
+        return [torch.stack([self._prompt_hidden[self._prompt_of_row[row]] for row in admitted])]
 
     def _prefill(self, prompts: Sequence[int]) -> None:
-        """Read these, several in one pass and none of them padded, and keep them."""
-        part: list[int] = []
-        size = 0
+        """Read prompts into the cache, several per pass and without padding."""
+        chunk: list[int] = []
+        num_tokens = 0
         for i, prompt in enumerate(prompts):
-            part.append(prompt)
-            size += len(self._prompts[prompt])
-            if i + 1 == len(prompts) or size + len(self._prompts[prompts[i + 1]]) > MAX_PREFILL_TOKENS:
-                self._prefill_pass(part)
-                part, size = [], 0
+            chunk.append(prompt)
+            num_tokens += len(self._prompts[prompt])
+            is_last = i + 1 == len(prompts)
+            if is_last or num_tokens + len(self._prompts[prompts[i + 1]]) > MAX_PREFILL_TOKENS:
+                self._prefill_pass(chunk)
+                chunk, num_tokens = [], 0
 
     def _prefill_pass(self, prompts: Sequence[int]) -> None:
         spans = list[tuple[int, int, int]]()
-        tokens, places = list[int](), list[int]()
+        input_ids, position_ids = list[int](), list[int]()
         for prompt in prompts:
             ids = self._prompts[prompt]
-            spans.append((len(tokens), len(tokens) + len(ids), len(self._cached_prompts)))
+            spans.append((len(input_ids), len(input_ids) + len(ids), len(self._cached_prompts)))
             self._cached_prompts.append(prompt)
-            tokens += ids
-            places += range(len(ids))
+            input_ids += ids
+            position_ids += range(len(ids))
         hidden = self._forward(
-            torch.tensor(tokens, device=self._device),
-            torch.tensor(places, device=self._device),
+            torch.tensor(input_ids, device=self._device),
+            torch.tensor(position_ids, device=self._device),
             partial(self._cache.prefill_attention, spans),
         )
         for prompt, (_, end, _) in zip(prompts, spans, strict=True):
             self._prompt_hidden[prompt] = hidden[end - 1]
 
     def _decode_step(self, new_tokens: Int[Tensor, " N"]) -> Float[Tensor, "N W"]:
-        """One more token in every row; the hidden states there."""
+        """Read one more token per row; returns the hidden states after it."""
         if self._slots_changed:
             self._update_grid()
             self._slots_changed = False
-        age = (
+        row_lengths = (
             self.response_lengths
             if self._cache.shares_prompts
             else self._prompt_lengths + self.response_lengths
         )
+        # Smallest and largest length are tracked on the host: `.item()` would synchronize with the device.
         self._cache.begin_step(
             self._grid,
-            age,
+            row_lengths,
             (self._num_steps + self._length_range[0], self._num_steps + self._length_range[1]),
         )
         hidden = self._forward(
@@ -202,27 +218,29 @@ class BatchScheduler:
         return hidden
 
     def _update_grid(self) -> None:
-        """Work out who continues what, after rows have left or entered."""
-        place = {prompt: i for i, prompt in enumerate(self._cached_prompts)}
-        of = [place[self._prompt_of_row[row]] for row in self._active_rows]
+        """Recompute which row continues which prompt, after rows have finished or been admitted."""
+        slot_of_prompt = {prompt: i for i, prompt in enumerate(self._cached_prompts)}
+        prompt_slots = [slot_of_prompt[self._prompt_of_row[row]] for row in self._active_rows]
         lengths = [len(self._prompts[prompt]) for prompt in self._cached_prompts]
-        start = [lengths[i] for i in of]
-        self._prompt_lengths = torch.tensor(start, device=self._device)
-        ages = [-born for born in self._start_steps]
+        prompt_lengths = [lengths[i] for i in prompt_slots]
+        self._prompt_lengths = torch.tensor(prompt_lengths, device=self._device)
+        # A row's length is the number of steps plus an offset, which only changes with the slots.
+        offsets = [-start for start in self._start_steps]
         if self._cache.shares_prompts:
-            self._grid = PromptGrid.build(of, lengths, self._device, min_cells=self._min_cells)
+            self._grid = PromptGrid.build(prompt_slots, lengths, self._device, min_cells=self._min_cells)
         else:
-            ages = [first + age for first, age in zip(start, ages, strict=True)]
-        self._length_range = (min(ages), max(ages))
+            offsets = [length + offset for length, offset in zip(prompt_lengths, offsets, strict=True)]
+        self._length_range = (min(offsets), max(offsets))
 
     def _forward(
         self, input_ids: Int[Tensor, " T"], position_ids: Int[Tensor, " T"], attention_fn: AttentionFn
     ) -> Float[Tensor, "T W"]:
         self._attention_fn, n = attention_fn, len(input_ids)
-        behind = round_up_rows(deterministic_row_count(n), self._embedding_weight) - n
-        if behind:
+        # Filler rows make the products of small batches deterministic, and their sizes few in half precision.
+        num_filler = round_up_rows(deterministic_row_count(n), self._embedding_weight) - n
+        if num_filler:
             input_ids, position_ids = (
-                torch.nn.functional.pad(x, (0, behind)) for x in (input_ids, position_ids)
+                torch.nn.functional.pad(x, (0, num_filler)) for x in (input_ids, position_ids)
             )
         out = self._model.base_model(
             input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False
@@ -233,7 +251,7 @@ class BatchScheduler:
 
 
 def _fill_gaps(n: int, removed: Sequence[int]) -> list[int]:
-    """What stands in each place when the last ones have taken the places of those that are gone."""
-    out = set(removed)
-    late = [i for i in range(n - len(out), n) if i not in out]
-    return [i if i not in out else late.pop() for i in range(n - len(out))]
+    """The old slot of each new slot, when the last of n slots move into the removed ones."""
+    gone = set(removed)
+    movable = [i for i in range(n - len(gone), n) if i not in gone]
+    return [i if i not in gone else movable.pop() for i in range(n - len(gone))]

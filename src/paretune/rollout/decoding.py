@@ -1,4 +1,4 @@
-"""The token loop: rows of prompt ids in, response ids and their exact log-probabilities out."""
+"""The token loop: prompt ids in, sampled response ids and their exact log-probabilities out."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,9 @@ from paretune.rollout.token_sampling import DecodedResponses, ResponseBuffer, sa
 
 __all__ = ["DecodedResponses", "decode", "sample_tokens"]
 
+# Rows decoded at one time by default. 256 instead of 128 was 2-3 % faster with a 7M model and 23 % with a
+# 0.35M model, whose steps are dominated by small operations.
 MAX_ROWS = 256
-"""Rows that are decoded at one time, where nobody says how many."""
 
 
 @torch.no_grad()
@@ -32,36 +33,37 @@ def decode(
     pad_id: int,
     max_rows: int = MAX_ROWS,
 ) -> DecodedResponses:
-    """Sample one response a row; every prompt is read once, however many rows answer it.
+    """Sample one response per row; each prompt is prefilled once for all of its rows.
 
-    Rows take places in the order given; a row that ends leaves its place to the next. Models that do not let
-    their attention be replaced (`models.attention.can_attend`) decode whole waves of rows instead.
+    Rows are decoded with continuous batching in the given order. Models without support for custom attention
+    (`supports_custom_attention`) use static batches instead.
 
     Args:
         model: A causal model in evaluation mode, with or without an adapter.
-        prompts: Token ids, at least one each.
-        prompt_of_row: For each row the number of its prompt; rows of a prompt stand together.
-        uniform: For each row one number in [0, 1) a token; its width is the longest response.
-        eos_ids: Ids that end a response.
-        temperature: Logits are divided by it.
-        pad_id: Id that fills the rows.
-        max_rows: Rows that are decoded at one time; changes memory and speed only.
+        prompts: Token ids, at least one per prompt.
+        prompt_of_row: Prompt index of each row; rows of a prompt are consecutive.
+        uniform: Random numbers in [0, 1), [rows, max_new_tokens]: one per row and token.
+        eos_ids: Token ids that end a response.
+        temperature: Divides the logits.
+        pad_id: Padding token id.
+        max_rows: Rows decoded at one time; affects memory and speed only.
     """
     with unwrap_model_for_forward(model) as base:
-        written = ResponseBuffer(lm_head_of(base), uniform, eos_ids, temperature)
+        buffer = ResponseBuffer(lm_head_of(base), uniform, eos_ids, temperature)
         if supports_custom_attention(base):
-            reader = BatchScheduler(base, prompts, prompt_of_row, max_rows)
-            with use_custom_attention(base, reader.attention):
-                _decode_continuously(reader, written)
+            scheduler = BatchScheduler(base, prompts, prompt_of_row, max_rows)
+            with use_custom_attention(base, scheduler.attention):
+                _decode_continuously(scheduler, buffer)
         else:
-            decode_static_batches(base, prompts, prompt_of_row, written, max_rows, uniform.shape[1], pad_id)
-    return written.to_responses()
+            decode_static_batches(base, prompts, prompt_of_row, buffer, max_rows, uniform.shape[1], pad_id)
+    return buffer.to_responses()
 
 
 def _decode_continuously(scheduler: BatchScheduler, buffer: ResponseBuffer) -> None:
-    """The loop over a cache whose rows come and go."""
     hidden = scheduler.step(scheduler.row_ids)
     while len(hidden):
-        new, over = buffer.sample_next(hidden, scheduler.row_ids, scheduler.response_lengths)
-        gone = over.nonzero().squeeze(-1).tolist()
-        hidden = scheduler.step(scheduler.remove_finished(gone, new) if gone else new)
+        new_tokens, is_finished = buffer.sample_next(hidden, scheduler.row_ids, scheduler.response_lengths)
+        finished_slots = is_finished.nonzero().squeeze(-1).tolist()
+        hidden = scheduler.step(
+            scheduler.remove_finished(finished_slots, new_tokens) if finished_slots else new_tokens
+        )

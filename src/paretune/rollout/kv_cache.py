@@ -1,13 +1,15 @@
-"""Keys and values that stay where they are: each prompt's once for all its responses, each response's own.
+"""KV cache for decoding: preallocated tables, with one copy of a prompt's keys and values for its responses.
 
-Rows and prompts lie compactly from 0 on; who leaves is replaced by the last one, so that every product is
-over what is alive. One more token in every row costs two products a layer with the prompts' tables, in which
-the rows of a prompt are so many queries of one, and two with the rows' own. Where all prompts are `SHORT` the
-first two cost more than they save: there each row's own table begins with its prompt.
+Rows and prompts occupy consecutive slots from 0; the last one moves into a freed slot, so that products cover
+active slots only. One decoding step needs, per layer, two products with the prompts' tables, in which all
+rows of a prompt are queries of the same keys, and two with the rows' own tables. If all prompts have at most
+`MAX_COPIED_PROMPT_LENGTH` tokens, the products with prompts cost more than they save: then each row's own
+table starts with a copy of its prompt.
 
-A row's numbers do not depend on the rows beside it, as far as the machine's products let us see to it: sums
-run over `BLOCK` columns at a time, widths are multiples of `STEP`, and `FEWEST` rows or more ask a prompt.
-Columns that a row does not see weigh exactly 0 in it.
+A row's result must not depend on the other rows. Matrix libraries choose a summation order by shape, so
+shapes are restricted as far as that helps: sums run over blocks of `SUM_BLOCK_SIZE` columns, widths are
+multiples of `WIDTH_MULTIPLE`, and products have at least `MIN_QUERY_ROWS` query rows per prompt. Columns that
+a row does not attend to get weight exactly 0.
 """
 
 from collections.abc import Sequence
@@ -21,33 +23,38 @@ from torch import Tensor
 from paretune.models.forward.attention import AttentionParams, apply_softcap, dot_product_attention
 from paretune.models.forward.packing import round_up
 
+# Widths of key tables are multiples of this, so that a row sees few different shapes whatever is beside it.
 WIDTH_MULTIPLE = 16
-"""Widths of tables of keys are multiples of this."""
+
+# Columns summed in one product. Matrix libraries split longer sums at points that depend on the length.
 SUM_BLOCK_SIZE = 192
-"""Columns that one product adds up: the libraries below cut longer sums in ways that depend on the length."""
+
+# Prompts of at most this length are copied into each row's table instead of being shared.
 MAX_COPIED_PROMPT_LENGTH = 32
-"""Tokens up to which a prompt's keys and values are given to each row."""
+
+# Initial width of the rows' tables. They double when a response is longer, so memory follows the longest
+# response so far and not the limit.
 INITIAL_ROW_WIDTH = 64
-"""Columns that the rows' tables have at first; they double when a response is longer."""
+
+# Matrix libraries use another routine with other rounding for products of fewer rows.
 MIN_QUERY_ROWS = 4
-"""Rows of a product: for fewer another routine is taken, whose last bits are others."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptGrid:
-    """Rows beside the prompts they continue: a table of cells, [prompts, rows]; empty ones repeat row 0."""
+    """Rows arranged by prompt: a table of cells [prompts, rows per prompt]; empty cells repeat row 0."""
 
     row_of_cell: Int[Tensor, " C"]
-    """Of each cell."""
+    """Row in each cell."""
     cell_of_row: Int[Tensor, " N"]
-    """Of each row."""
+    """Cell of each row."""
     is_identity: bool
-    """Cell number and row number are the same."""
+    """Cell and row numbers are equal, so nothing has to be moved."""
     prompt_lengths: Int[Tensor, " P"]
     """Tokens of each prompt."""
     min_prompt_length: int
     shape: tuple[int, int]
-    """Prompts, and columns of their tables that anybody sees."""
+    """Number of prompts, and the width of their tables that is in use."""
 
     @classmethod
     def build(
@@ -58,82 +65,85 @@ class PromptGrid:
         *,
         min_cells: int = 1,
     ) -> "PromptGrid":
-        """The table for rows that continue these prompts.
+        """The grid of rows that continue these prompts.
 
         Args:
-            prompt_of_row: Of each row; every prompt has one at least.
+            prompt_of_row: Prompt of each row; every prompt has at least one row.
             prompt_lengths: Tokens of each prompt.
-            device: Where the rows are.
-            min_cells: Cells that a prompt has at least.
+            device: Device of the rows.
+            min_cells: Minimum number of cells per prompt.
         """
-        seen, place = [0] * len(prompt_lengths), []
-        for p in prompt_of_row:
-            place.append(seen[p])
-            seen[p] += 1
-        across = max(min_cells, *seen)
-        cell = [p * across + i for p, i in zip(prompt_of_row, place, strict=True)]
-        row = [0] * (len(prompt_lengths) * across)
-        for n, c in enumerate(cell):
-            row[c] = n
+        rows_per_prompt, column_of_row = [0] * len(prompt_lengths), []
+        for prompt in prompt_of_row:
+            column_of_row.append(rows_per_prompt[prompt])
+            rows_per_prompt[prompt] += 1
+        num_columns = max(min_cells, *rows_per_prompt)
+        cell_of_row = [
+            prompt * num_columns + column for prompt, column in zip(prompt_of_row, column_of_row, strict=True)
+        ]
+        row_of_cell = [0] * (len(prompt_lengths) * num_columns)
+        for row, cell in enumerate(cell_of_row):
+            row_of_cell[cell] = row
         return cls(
-            row_of_cell=torch.tensor(row, device=device),
-            cell_of_row=torch.tensor(cell, device=device),
-            is_identity=row == list(range(len(cell))),
+            row_of_cell=torch.tensor(row_of_cell, device=device),
+            cell_of_row=torch.tensor(cell_of_row, device=device),
+            is_identity=row_of_cell == list(range(len(cell_of_row))),
             prompt_lengths=torch.tensor(list(prompt_lengths), device=device),
             min_prompt_length=min(prompt_lengths),
             shape=(len(prompt_lengths), round_up(max(prompt_lengths), WIDTH_MULTIPLE)),
         )
 
     def to_cells(self, x: Float[Tensor, "N K R D"]) -> Float[Tensor, "P K Q D"]:
-        """Rows put beside their prompts; the R queries that share a row's keys stand below each other."""
+        """Rows arranged by prompt; the R query heads that share a key head become queries of their own."""
         x = x if self.is_identity else x.index_select(0, self.row_of_cell)
         return x.unflatten(0, (len(self.prompt_lengths), -1)).transpose(1, 2).flatten(2, 3)
 
     def to_rows(self, x: Float[Tensor, "P K Q D"]) -> Float[Tensor, "N K R D"]:
-        """The way back."""
-        across = len(self.row_of_cell) // len(self.prompt_lengths)
-        x = x.unflatten(2, (across, -1)).transpose(1, 2).flatten(0, 1)
+        """Inverse of `to_cells`."""
+        num_columns = len(self.row_of_cell) // len(self.prompt_lengths)
+        x = x.unflatten(2, (num_columns, -1)).transpose(1, 2).flatten(0, 1)
         return x if self.is_identity else x.index_select(0, self.cell_of_row)
 
 
 @dataclass(slots=True)
 class Cache:
-    """What the rows of a decoding have read, and the attention that reads it."""
+    """Keys and values of active rows and their prompts, and the attention over them."""
 
     num_layers: int
     max_rows: int
-    """The most that are decoded at one time."""
+    """Slots for rows."""
     max_prompts: int
-    """The most that these rows continue."""
+    """Slots for prompts."""
     max_prompt_length: int
     """Tokens of the longest prompt."""
     _tables: tuple[Tensor, Tensor, Tensor, Tensor] | None = field(default=None, init=False)
-    """Keys and values of prompts, keys and values of rows: [layers, places, heads, width, D]."""
+    """Keys and values of prompts, keys and values of rows: [layers, slots, heads, width, D]."""
     _grid: PromptGrid | None = field(default=None, init=False)
-    """None where rows hold their prompts themselves."""
+    """None if rows have copies of their prompts."""
     _row_lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), init=False)
     _write_index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), init=False)
-    """Of each row's and each head's next token, in a layer's table whose places, heads and width are one."""
+    """Index of each row's and head's next token in a layer's table as [slots * heads * width, D]."""
     _row_width: int = field(default=0, init=False)
-    """Columns of the rows' own tables that anybody sees."""
+    """Width of the rows' own tables that is in use."""
     _common_width: int = field(default=0, init=False)
-    """The first of them, which every row sees."""
+    """Number of leading columns that every row attends to."""
     _masks: dict[tuple[str, int | None], Tensor] = field(default_factory=dict, init=False)
+    """Masks of the current step by table and window, shared by the layers."""
 
     @property
     def shares_prompts(self) -> bool:
-        """Rows read their prompts where these lie; if not, they are to be given them."""
+        """Rows attend to shared prompt tables; otherwise they need copies (`copy_prompts_to_rows`)."""
         return self.max_prompt_length > MAX_COPIED_PROMPT_LENGTH
 
     def begin_step(
         self, grid: PromptGrid | None, row_lengths: Int[Tensor, " N"], length_range: tuple[int, int]
     ) -> None:
-        """Before a token is read in every row; the tables of the rows grow as their responses do.
+        """Prepare a decoding step; grows the rows' tables if needed.
 
         Args:
-            grid: Who continues what; None where rows were given their prompts.
-            row_lengths: Tokens that each row has in its own table.
-            length_range: The smallest and the largest of them.
+            grid: Which row continues which prompt; None if rows have copies of their prompts.
+            row_lengths: Tokens of each row in its own table.
+            length_range: The smallest and largest row length.
         """
         self._grid, self._row_lengths, self._masks = grid, row_lengths, {}
         self._common_width, self._row_width = (
@@ -141,30 +151,31 @@ class Cache:
             round_up(length_range[1] + 1, WIDTH_MULTIPLE),
         )
         heads, width = self._ensure_width(self._row_width)
-        line = torch.arange(len(row_lengths) * heads, device=row_lengths.device) * width
-        self._write_index = line + row_lengths.repeat_interleave(heads)
+        first_column = torch.arange(len(row_lengths) * heads, device=row_lengths.device) * width
+        self._write_index = first_column + row_lengths.repeat_interleave(heads)
 
     def copy_prompts_to_rows(self, rows: Sequence[int], prompts: Sequence[int]) -> None:
-        """Let the tables of these rows begin with the prompts in these places."""
+        """Copy the tables of prompt slots to the start of the tables of row slots."""
         assert self._tables is not None
         width = self._tables[0].shape[3]
         self._ensure_width(width)
-        for past, own in zip(self._tables[:2], self._tables[2:], strict=True):
-            own[:, list(rows), :, :width] = past[:, list(prompts)]
+        for prompt_table, row_table in zip(self._tables[:2], self._tables[2:], strict=True):
+            row_table[:, list(rows), :, :width] = prompt_table[:, list(prompts)]
 
     def _ensure_width(self, width: int) -> tuple[int, int]:
-        """Heads and columns of the rows' own tables, which have `width` columns now at least."""
+        """Grow the rows' tables to at least this width; returns their heads and width."""
         assert self._tables is not None
-        past_keys, past_values, keys, values = self._tables
-        heads, held = keys.shape[2:4]
-        if width > held:
-            more = (0, 0, 0, max(INITIAL_ROW_WIDTH, held, width - held))
-            self._tables = (past_keys, past_values, F.pad(keys, more), F.pad(values, more))
-            held += more[-1]
-        return heads, held
+        prompt_keys, prompt_values, keys, values = self._tables
+        heads, current_width = keys.shape[2:4]
+        if width > current_width:
+            # At least doubled, so that the total cost of copying stays linear.
+            padding = (0, 0, 0, max(INITIAL_ROW_WIDTH, current_width, width - current_width))
+            self._tables = (prompt_keys, prompt_values, F.pad(keys, padding), F.pad(values, padding))
+            current_width += padding[-1]
+        return heads, current_width
 
     def move_slots(self, slots: str, targets: Sequence[int], sources: Sequence[int]) -> None:
-        """Put some "prompts" or "rows" in the places of others."""
+        """Move "prompts" or "rows" from source to target slots."""
         if targets and self._tables is not None:
             for table in self._tables[:2] if slots == "prompts" else self._tables[2:]:
                 table[:, list(targets)] = table[:, list(sources)]
@@ -177,57 +188,63 @@ class Cache:
         value: Tensor,
         params: AttentionParams,
     ) -> Tensor:
-        """Attention [1, T, heads, D] of prompts one behind the other; their keys and values are kept.
+        """Attention [1, T, heads, D] of concatenated prompts; stores their keys and values.
 
         Args:
-            spans: Of each prompt its first token, its end, and the place where it is kept.
-            query: As key and value, [1, T, heads, D].
-            key: See query.
-            value: See query.
-            params: What the layer asks.
+            spans: First token, end and slot of each prompt.
+            query: Queries [1, T, heads, D].
+            key: Keys [1, T, key heads, D].
+            value: Values [1, T, key heads, D].
+            params: The layer's parameters.
         """
         keys, values = (table[params.layer_idx] for table in self._get_tables(key, value)[:2])
         out = torch.zeros(query.shape[:3] + value.shape[3:], dtype=query.dtype, device=query.device)
-        for first, end, place in spans:
-            q, k, v = (x[:, first:end] for x in (query, key, value))
-            out[:, first:end] = dot_product_attention(
+        # One call per prompt: prompts of a packed pass must not attend to each other, and are never padded.
+        for start, end, slot in spans:
+            q, k, v = (x[:, start:end] for x in (query, key, value))
+            out[:, start:end] = dot_product_attention(
                 q, k, v, scale=params.scale, softcap=params.softcap, window=params.window, is_causal=True
             )
-            keys[place, :, : end - first] = k[0].transpose(0, 1)
-            values[place, :, : end - first] = v[0].transpose(0, 1)
+            keys[slot, :, : end - start] = k[0].transpose(0, 1)
+            values[slot, :, : end - start] = v[0].transpose(0, 1)
         return out
 
     def decode_attention(self, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> Tensor:
-        """Attention [1, T, heads, D] of one more token in every row to its prompt and to the row so far.
+        """Attention [1, T, heads, D] of one more token per row to its prompt and its response so far.
 
-        What stands behind the rows fills the product up and is given zeros.
+        Tokens after the N active rows are filler; their output is 0.
         """
         n, grid = len(self._row_lengths), self._grid
-        past_keys, past_values, own_keys, own_values = (
+        prompt_keys, prompt_values, row_keys, row_values = (
             x[params.layer_idx] for x in self._get_tables(key, value)
         )
-        q, k, v = (x[0, :n].to(own_keys.dtype) for x in (query, key, value))
-        for table, new in ((own_keys, k), (own_values, v)):
+        q, k, v = (x[0, :n].to(row_keys.dtype) for x in (query, key, value))
+        for table, new in ((row_keys, k), (row_values, v)):
             table.view(-1, table.shape[-1]).index_copy_(0, self._write_index, new.flatten(0, 1))
+        # Explicit products: the fused kernel is slower for one query per row (340 instead of 246 us).
         q = (q * params.scale).unflatten(1, (k.shape[1], -1))
-        own = torch.bmm(q.flatten(0, 1), _active_slice(own_keys, n, self._row_width).mT)
-        own = apply_softcap(own, params.softcap).unflatten(0, q.shape[:2])
-        mine = self._row_mask(params.window, own.dtype)
-        own[..., -mine.shape[-1] :] += mine[:, None, None]
-        past = None
+        row_weights = torch.bmm(q.flatten(0, 1), _active_slice(row_keys, n, self._row_width).mT)
+        row_weights = apply_softcap(row_weights, params.softcap).unflatten(0, q.shape[:2])
+        row_mask = self._row_mask(params.window, row_weights.dtype)
+        row_weights[..., -row_mask.shape[-1] :] += row_mask[:, None, None]
+        prompt_weights = None
         if grid is None:
-            own = _softmax(own)
+            row_weights = _softmax(row_weights)
         else:
-            past = torch.bmm(grid.to_cells(q).flatten(0, 1), _active_slice(past_keys, *grid.shape).mT)
-            past, own = self._attention_weights(grid, apply_softcap(past, params.softcap), own, params.window)
-        out = _blocked_matmul(own.flatten(0, 1), _active_slice(own_values, n, self._row_width)).unflatten(
-            0, q.shape[:2]
-        )
-        if grid is not None and past is not None:
-            read = _blocked_matmul(past, _active_slice(past_values, *grid.shape))
-            out += grid.to_rows(read.unflatten(0, (grid.shape[0], -1)))
-        out, behind = out.flatten(1, 2).to(query.dtype), query.shape[1] - n
-        return (F.pad(out, (0, 0, 0, 0, 0, behind)) if behind else out)[None]
+            prompt_logits = torch.bmm(
+                grid.to_cells(q).flatten(0, 1), _active_slice(prompt_keys, *grid.shape).mT
+            )
+            prompt_weights, row_weights = self._attention_weights(
+                grid, apply_softcap(prompt_logits, params.softcap), row_weights, params.window
+            )
+        out = _blocked_matmul(
+            row_weights.flatten(0, 1), _active_slice(row_values, n, self._row_width)
+        ).unflatten(0, q.shape[:2])
+        if grid is not None and prompt_weights is not None:
+            prompt_out = _blocked_matmul(prompt_weights, _active_slice(prompt_values, *grid.shape))
+            out += grid.to_rows(prompt_out.unflatten(0, (grid.shape[0], -1)))
+        out, num_filler = out.flatten(1, 2).to(query.dtype), query.shape[1] - n
+        return (F.pad(out, (0, 0, 0, 0, 0, num_filler)) if num_filler else out)[None]
 
     def _attention_weights(
         self,
@@ -236,84 +253,92 @@ class Cache:
         row_logits: Float[Tensor, "N K R S"],
         window: int | None,
     ) -> tuple[Float[Tensor, "PK Q W"], Float[Tensor, "N K R S"]]:
-        """From logits to weights, which are 1 in all for each query."""
+        """Joint softmax over a row's prompt and its own tokens: the weights of both parts sum to 1."""
         prompts, width = grid.shape
-        seen = self._prompt_mask(grid, window, row_logits.dtype)
-        if seen is not None:
-            each = prompt_logits.view(prompts, row_logits.shape[1], -1, row_logits.shape[2], width)
-            each[..., -seen.shape[-1] :] += seen[:, None, :, None]
+        mask = self._prompt_mask(grid, window, row_logits.dtype)
+        if mask is not None:
+            by_cell = prompt_logits.view(prompts, row_logits.shape[1], -1, row_logits.shape[2], width)
+            by_cell[..., -mask.shape[-1] :] += mask[:, None, :, None]
         weights = _softmax(torch.cat([prompt_logits, grid.to_cells(row_logits).flatten(0, 1)], -1))
         return weights[..., :width], grid.to_rows(weights[..., width:].unflatten(0, (prompts, -1)))
 
     def _row_mask(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "N S"]:
-        """0 or -inf, for the last of the rows' own columns: all see those before."""
+        """0 or -inf for the last S columns of the rows' tables; all rows attend to the columns before."""
         if ("own", window) not in self._masks:
-            age = self._row_lengths[:, None]
-            common = min(self._common_width, self._row_width - 1) if window is None else 0
-            column = torch.arange(common, self._row_width, device=age.device)
-            seen = column <= age
+            position = self._row_lengths[:, None]
+            # At least one column remains, since callers slice by the negative width.
+            first = min(self._common_width, self._row_width - 1) if window is None else 0
+            column = torch.arange(first, self._row_width, device=position.device)
+            visible = column <= position
             if window is not None:
-                seen &= column > age - window
-            self._masks["own", window] = _additive_mask(seen, dtype)
+                visible &= column > position - window
+            self._masks["own", window] = _additive_mask(visible, dtype)
         return self._masks["own", window]
 
     def _prompt_mask(
         self, grid: PromptGrid, window: int | None, dtype: torch.dtype
     ) -> Float[Tensor, "P C W"] | None:
-        """0 or -inf, for the last columns of the prompts; None where all is seen."""
+        """0 or -inf for the last W columns of the prompts' tables; None if everything is visible."""
         prompts, width = grid.shape
         first = grid.min_prompt_length if window is None else 0
         if first == width:
             return None
         if ("past", window) not in self._masks:
             column = torch.arange(first, width, device=self._row_lengths.device)
-            seen = (column < grid.prompt_lengths[:, None])[:, None]
+            visible = (column < grid.prompt_lengths[:, None])[:, None]
             if window is not None:
-                place = (
+                position = (
                     grid.prompt_lengths[:, None] + self._row_lengths[grid.row_of_cell].view(prompts, -1)
                 )[..., None]
-                seen = seen & (column > place - window)
-            self._masks["past", window] = _additive_mask(seen, dtype)
+                visible = visible & (column > position - window)
+            self._masks["past", window] = _additive_mask(visible, dtype)
         return self._masks["past", window]
 
     def _get_tables(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The tables; on a CPU in float32 at least, whose products are no slower there and exact."""
+        """The tables, allocated at the first call, when shapes and dtype are known."""
         if self._tables is None:
             dtype = key.dtype
+            # On a CPU, half-precision products over the tables are no faster and round the logits.
             if key.device.type == "cpu":
                 dtype = torch.promote_types(dtype, torch.float32)
-            heads, d, e = key.shape[2], key.shape[3], value.shape[3]
+            heads, key_dim, value_dim = key.shape[2], key.shape[3], value.shape[3]
 
             def table(*size: int) -> Tensor:
+                # Zeros, since unused columns enter products with weight 0: NaN times 0 would be NaN.
                 return torch.zeros(self.num_layers, *size, dtype=dtype, device=key.device)
 
-            past, own = (
+            prompt_size, row_size = (
                 (self.max_prompts, heads, round_up(self.max_prompt_length, WIDTH_MULTIPLE)),
                 (self.max_rows, heads, 0),
             )
-            self._tables = (table(*past, d), table(*past, e), table(*own, d), table(*own, e))
+            self._tables = (
+                table(*prompt_size, key_dim),
+                table(*prompt_size, value_dim),
+                table(*row_size, key_dim),
+                table(*row_size, value_dim),
+            )
         return self._tables
 
 
 def _additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to logits so that only these are seen."""
+    """0 where visible, else -inf; to be added to logits."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
 
 
 def _active_slice(table: Float[Tensor, "A K W D"], count: int, width: int) -> Float[Tensor, "B S D"]:
-    """The part that is alive, every head for itself."""
+    """The part of a table that is in use, with slots and heads as one batch axis."""
     return table[:count, :, :width].flatten(0, 1)
 
 
 def _softmax(logits: Float[Tensor, "... S"]) -> Float[Tensor, "... S"]:
-    """In float32 at least, and back."""
+    """Softmax computed in at least float32, returned in the dtype of the logits."""
     return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
 
 
 def _blocked_matmul(
     weights: Float[Tensor, "B Q S"], values: Float[Tensor, "B S D"]
 ) -> Float[Tensor, "B Q D"]:
-    """Their product, added up `BLOCK` columns at a time."""
+    """The product, summed in blocks of `SUM_BLOCK_SIZE` columns so that the order of summation is fixed."""
     out = torch.bmm(weights[..., :SUM_BLOCK_SIZE], values[:, :SUM_BLOCK_SIZE])
     for i in range(SUM_BLOCK_SIZE, values.shape[1], SUM_BLOCK_SIZE):
         out.baddbmm_(weights[..., i : i + SUM_BLOCK_SIZE], values[:, i : i + SUM_BLOCK_SIZE])

@@ -1,8 +1,8 @@
-"""Where responses come from, and the sampler that draws them from the training weights."""
+"""Rollout sources (on-policy, frozen policy, stored responses), and the sampler on the training weights."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from paretune.core.batch import Batch
 from paretune.core.errors import DataError, WiringError, join_issues
+from paretune.core.requirements import Requirements
 from paretune.core.rng import numpy_generator
 from paretune.data.chat import (
     PromptFormat,
@@ -23,46 +24,203 @@ from paretune.data.records import Prompt, Sample
 from paretune.models.load import PolicyModel, context_length
 from paretune.rollout.decoding import MAX_ROWS, decode
 
+Rollout = tuple[Batch, Sequence[Sample]]
+"""The batch of a training step and its texts, row by row."""
+
+
+@runtime_checkable
+class RolloutContext(Protocol):
+    """The part of a training context that rollout sources read."""
+
+    @property
+    def sampler(self) -> "Sampler":
+        """Samples from the policy that is trained."""
+        ...
+
+    @property
+    def frozen_policy_sampler(self) -> "Sampler | None":
+        """Samples from the policy as it was before the first update."""
+        ...
+
+    @property
+    def stored_rollouts(self) -> Callable[[int], Rollout] | None:
+        """Stored responses with their scores, by step."""
+        ...
+
+    @property
+    def prompts_for_step(self) -> Callable[[int], Sequence[Prompt]]:
+        """The prompts of a step, a function of the step alone."""
+        ...
+
+
+@runtime_checkable
+class RolloutSource(Protocol):
+    """Where the responses of a training step come from: a frozen dataclass that is its own configuration."""
+
+    @property
+    def num_generations(self) -> int | None:
+        """Responses per prompt; None: as many as the data has."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """Longest response in tokens; None: as in the data."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """Sampling temperature, at which log-probabilities are computed too."""
+        ...
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """Format instruction appended to the prompt."""
+        ...
+
+    @property
+    def generates(self) -> bool:
+        """Responses are sampled and scored during training; else they are read together with their scores."""
+        ...
+
+    def requirements(self) -> Requirements:
+        """What the source needs of the run."""
+        ...
+
+    def sampler(self, context: RolloutContext) -> "Sampler | None":
+        """The sampler that it uses; None: no response is sampled."""
+        ...
+
+    def rollout(self, context: RolloutContext, *, seed: int, step: int) -> Rollout:
+        """The responses of one training step. Scores are NaN if the source generates.
+
+        Args:
+            context: Samplers, stored responses and prompts.
+            seed: Seed of the run.
+            step: Training step; with the seed it fixes every random draw.
+        """
+        ...
+
+    def replace(self, **changes: Any) -> "RolloutSource":
+        """The same source with some fields replaced."""
+        ...
+
+    def describe(self) -> str:
+        """The responses to one prompt, as a noun phrase."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnPolicy:
-    """Sample `num_generations` responses of each prompt from the policy, of at most `max_new_tokens` tokens."""
+    """Sample `num_generations` responses per prompt from the policy, `max_new_tokens` tokens at most."""
 
     num_generations: int = 8
     max_new_tokens: int = 256
     temperature: float = 1.0
-    """Logits are divided by it, when sampling and when training."""
+    """Logits are divided by it, in sampling and in training."""
     prompt_format: PromptFormat = ""
-    """What is asked of the policy beside the prompt; scorers are shown the prompt as it was."""
+    """Format instruction appended to the prompt; scorers see the prompt without it."""
+    generates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.num_generations < 1 or self.max_new_tokens < 1:
             raise WiringError(
-                f"Online got n={self.num_generations} and max_new={self.max_new_tokens}; both must be at least 1"
+                f"{type(self).__name__} got num_generations={self.num_generations} and "
+                f"max_new_tokens={self.max_new_tokens}; both must be at least 1"
             )
         if not 0.0 < self.temperature < float("inf"):
             raise WiringError(
-                f"Online got temperature={self.temperature}; it must be above 0: we only sample"
+                f"{type(self).__name__} got temperature={self.temperature}; it must be above 0, since greedy "
+                "decoding has no log-probabilities to train on"
             )
+
+    def requirements(self) -> Requirements:
+        """A sampler of the policy, and scorers."""
+        return Requirements(sampler=True, scorers=True)
+
+    def sampler(self, context: RolloutContext) -> "Sampler":
+        """The sampler of the policy."""
+        return context.sampler
+
+    def rollout(self, context: RolloutContext, *, seed: int, step: int) -> Rollout:
+        """Sample responses to the prompts of the step."""
+        return self.sampler(context)(context.prompts_for_step(step), self, seed=seed, step=step)
+
+    def replace(self, **changes: Any) -> "OnPolicy":
+        """The same source with some fields replaced."""
+        return replace(self, **changes)
+
+    def describe(self) -> str:
+        """See `RolloutSource`."""
+        return f"{self.num_generations} responses of up to {self.max_new_tokens} tokens"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenPolicy(OnPolicy):
-    """As `Online`, but the policy as it was before the first update writes all responses.
+    """As `OnPolicy`, but all responses are sampled from the policy as it was before the first update.
 
-    It is what offline methods are given where there is no data set: the same responses whenever a step is
-    repeated, made when they are asked for instead of all beforehand.
+    Offline methods use it if there is no data set: a step has the same responses whenever it is repeated.
+    They are sampled when they are needed instead of all beforehand.
     """
+
+    def requirements(self) -> Requirements:
+        """A sampler of the initial policy, and scorers."""
+        return Requirements(initial_policy_sampler=True, scorers=True)
+
+    def sampler(self, context: RolloutContext) -> "Sampler":
+        """The sampler of the initial policy."""
+        if context.frozen_policy_sampler is None:
+            raise WiringError("FrozenPolicy needs a sampler of the initial policy, and the context has none")
+        return context.frozen_policy_sampler
+
+    def rollout(self, context: RolloutContext, *, seed: int, step: int) -> Rollout:
+        """Sample responses to the prompts of the step, without log-probabilities of the sampler."""
+        batch, samples = OnPolicy.rollout(self, context, seed=seed, step=step)
+        # They belong to the initial policy: as old log-probabilities of the trained one they are wrong.
+        return batch.replace(rollout_logprobs=None), samples
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResponses:
-    """Read responses, and what they are worth, from a data set; nobody samples."""
+    """Read responses and their scores from a data set; nothing is sampled."""
+
+    num_generations: ClassVar[None] = None
+    max_new_tokens: ClassVar[None] = None
+    temperature: ClassVar[float] = 1.0
+    """Nothing was sampled at a temperature, so the logits stay as they are."""
+    prompt_format: ClassVar[PromptFormat] = ""
+    generates: ClassVar[bool] = False
+
+    def requirements(self) -> Requirements:
+        """Stored responses."""
+        return Requirements(stored_responses=True)
+
+    def sampler(self, context: RolloutContext) -> None:
+        """Nothing is sampled."""
+
+    def rollout(self, context: RolloutContext, *, seed: int, step: int) -> Rollout:
+        """The stored responses of the step, with scores."""
+        if context.stored_rollouts is None:
+            raise WiringError("StoredResponses needs stored responses, and the context has none")
+        return context.stored_rollouts(step)
+
+    def replace(self, **changes: Any) -> "StoredResponses":
+        """Refuse every change: the responses are what they are.
+
+        Raises:
+            WiringError: There is something to change.
+        """
+        if changes:
+            raise WiringError(f"stored responses have no {', '.join(changes)}")
+        return self
+
+    def describe(self) -> str:
+        """See `RolloutSource`."""
+        return "stored responses"
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Whoever turns prompts into responses."""
+    """Turns prompts into responses."""
 
     def __call__(
         self,
@@ -73,29 +231,29 @@ class Sampler(Protocol):
         step: int,
         prompt_index: Sequence[int] | None = None,
     ) -> tuple[Batch, tuple[Sample, ...]]:
-        """Responses in the order of the prompts, `how.n` of each; `group` is the place in `prompts`.
+        """Sample `rollout.num_generations` responses per prompt, in order; `group` is the index in `prompts`.
 
-        The batch lies on the CPU and carries `sampler_logp`. A response depends on the policy, its prompt and
-        (seed, step, prompt_index, number of the sample) alone, not on what is sampled beside it.
+        The batch is on the CPU and carries `rollout_logprobs`. A response depends on the policy, its prompt
+        and (seed, step, prompt_index, number of the sample) alone, not on the rest of the batch.
 
         Args:
-            prompts: What to answer.
-            rollout: How many responses, how long and how random.
-            seed: The run's.
-            step: The run's.
-            prompt_index: A number for each prompt that stays the same wherever it is asked; else its place.
+            prompts: The prompts to respond to.
+            rollout: Number of responses, length, temperature and prompt format.
+            seed: Seed of the run.
+            step: Training step.
+            prompt_index: A number per prompt, the same wherever the prompt appears; default: its index.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LocalSampler:
-    """The package's own batched sampler on the training weights, the exact one others are checked against."""
+    """Batched sampling from the training weights; the exact reference for other samplers."""
 
     policy: PolicyModel
     objectives: tuple[str, ...]
     max_rows: int = MAX_ROWS
-    """Responses decoded at one time, each in place of one that ended; changes memory and speed only."""
+    """Responses decoded at one time with continuous batching; affects memory and speed only."""
 
     def __call__(
         self,
@@ -109,34 +267,39 @@ class LocalSampler:
         """See `Sampler`.
 
         Raises:
-            DataError: A prompt is empty, leaves no room for a response, or cannot take the frame.
+            DataError: A prompt is empty, leaves no room for a response, or cannot take the prompt format.
         """
-        words = format_instructions_for(self.policy.tokenizer)
-        asked = [add_format_instruction(prompt, rollout.prompt_format, words) for prompt in prompts]
-        ids = encode_prompts(self.policy, asked, max_new_tokens=rollout.max_new_tokens)
-        index = range(len(ids)) if prompt_index is None else prompt_index
-        # Prompts of like length are beside each other, so that little of their tables is padding.
-        by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        work = [(i, j) for i in by_length for j in range(rollout.num_generations)]
+        instructions = format_instructions_for(self.policy.tokenizer)
+        formatted = [
+            add_format_instruction(prompt, rollout.prompt_format, instructions) for prompt in prompts
+        ]
+        prompt_ids = encode_prompts(self.policy, formatted, max_new_tokens=rollout.max_new_tokens)
+        index = range(len(prompt_ids)) if prompt_index is None else prompt_index
+        # Prompts of similar length are decoded together, so that their KV tables have little padding.
+        by_length = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
+        rows = [(i, j) for i in by_length for j in range(rollout.num_generations)]
         self.policy.model.eval()
+        # A generator per response: its random numbers do not depend on the other prompts of the step.
+        uniform = np.stack(
+            [
+                numpy_generator(seed, step, "sample", index[i], j).random(rollout.max_new_tokens)
+                for i, j in rows
+            ]
+        )
         out = decode(
             self.policy.model,
-            ids,
-            [i for i, _ in work],
-            np.stack(
-                [
-                    numpy_generator(seed, step, "sample", index[i], j).random(rollout.max_new_tokens)
-                    for i, j in work
-                ]
-            ),
+            prompt_ids,
+            [i for i, _ in rows],
+            uniform,
             eos_ids=self.policy.eos_ids,
             temperature=rollout.temperature,
             pad_id=self.policy.pad_id,
             max_rows=self.max_rows,
         )
-        done = dict(zip(work, zip(out.token_ids, out.logprobs, out.truncated, strict=True), strict=True))
-        keys = sorted(done)
-        return self._build_batch(prompts, ids, [i for i, _ in keys], [done[key] for key in keys])
+        responses = dict(zip(rows, zip(out.token_ids, out.logprobs, out.truncated, strict=True), strict=True))
+        in_prompt_order = sorted(responses)
+        group = [i for i, _ in in_prompt_order]
+        return self._build_batch(prompts, prompt_ids, group, [responses[row] for row in in_prompt_order])
 
     def _build_batch(
         self,
@@ -145,44 +308,48 @@ class LocalSampler:
         group: Sequence[int],
         responses: Sequence[tuple[list[int], NDArray[np.float32], bool]],
     ) -> tuple[Batch, tuple[Sample, ...]]:
-        """The batch of token ids as sampled, and their text for scorers."""
-        language = self.policy
-        truncated = [cut for _, _, cut in responses]
-        prompt_ids, response_ids = [encoded_prompts[i] for i in group], [tokens for tokens, _, _ in responses]
-        batch = collate(prompt_ids, response_ids, group, truncated, self.objectives, language.pad_id)
-        logp = torch.zeros(batch.input_ids.shape)
-        logp[batch.response_mask] = torch.from_numpy(np.concatenate([part for _, part, _ in responses]))
+        """The batch of token ids as sampled, and the decoded texts for scorers."""
+        policy = self.policy
+        truncated = [is_truncated for _, _, is_truncated in responses]
+        prompt_ids, response_ids = [encoded_prompts[i] for i in group], [ids for ids, _, _ in responses]
+        batch = collate(prompt_ids, response_ids, group, truncated, self.objectives, policy.pad_id)
+        logprobs = torch.zeros(batch.input_ids.shape)
+        logprobs[batch.response_mask] = torch.from_numpy(np.concatenate([x for _, x, _ in responses]))
         samples = tuple(
             Sample(
+                # The prompt without the format instruction.
                 prompt=prompts[i],
-                response=decode_response(language.tokenizer, tokens, language.eos_ids),
-                truncated=cut,
+                response=decode_response(policy.tokenizer, ids, policy.eos_ids),
+                truncated=is_truncated,
             )
-            for i, (tokens, _, cut) in zip(group, responses, strict=True)
+            for i, (ids, _, is_truncated) in zip(group, responses, strict=True)
         )
-        return batch.replace(rollout_logprobs=logp), samples
+        return batch.replace(rollout_logprobs=logprobs), samples
 
 
 def encode_prompts(policy: PolicyModel, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[list[int]]:
-    """Token ids of the prompts, all of which leave room for a response.
+    """Token ids of the prompts.
 
     Raises:
-        DataError: There are no prompts, or some are empty or too long; all that are wrong are named.
+        DataError: There are no prompts, or some are empty or leave no room for `max_new_tokens`; all of these
+            are listed.
     """
-    room = context_length(policy.model) - max_new_tokens
-    ids = [encode_prompt(policy.tokenizer, prompt) for prompt in prompts]
-    wrong = []
-    for place, (prompt, tokens) in enumerate(zip(prompts, ids, strict=True)):
-        name = f'prompt "{prompt.id or place}"'
-        if not tokens:
-            wrong.append(f"{name}: it is empty, and the tokenizer has no token that begins a text")
-        elif len(tokens) > room:
-            wrong.append(
-                f"{name}: it has {len(tokens)} tokens, and a context of {room + max_new_tokens} with responses of "
-                f"up to {max_new_tokens} leaves {room}; fix: shorten or drop it, or lower max_new"
+    max_length = context_length(policy.model)
+    max_prompt_length = max_length - max_new_tokens
+    prompt_ids = [encode_prompt(policy.tokenizer, prompt) for prompt in prompts]
+    issues = []
+    for index, (prompt, ids) in enumerate(zip(prompts, prompt_ids, strict=True)):
+        name = f'prompt "{prompt.id or index}"'
+        if not ids:
+            issues.append(f"{name}: the prompt is empty, and the tokenizer has no token that starts a text")
+        elif len(ids) > max_prompt_length:
+            issues.append(
+                f"{name}: {len(ids)} tokens are too long: the model's context of {max_length} tokens minus "
+                f"responses of up to {max_new_tokens} leaves {max_prompt_length}; fix: shorten or drop the "
+                "prompt, or lower max_new_tokens"
             )
-    if not ids:
-        wrong.append("no prompts to sample from")
-    if wrong:
-        raise DataError(join_issues(wrong))
-    return ids
+    if not prompt_ids:
+        issues.append("no prompts to sample from")
+    if issues:
+        raise DataError(join_issues(issues))
+    return prompt_ids

@@ -1,4 +1,4 @@
-"""Rows decoded in waves through the caches of transformers, for models whose attention stays their own."""
+"""Static batching with transformers' own KV cache, for models without support for custom attention."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,9 @@ from paretune.core.types import PreTrainedModel
 from paretune.models.forward.logprobs import device_of, position_ids_of
 from paretune.rollout.token_sampling import ResponseBuffer
 
+# Finished rows are removed once they are one in 8 of the batch: removing them copies the cache, keeping them
+# wastes compute.
 COMPACT_IF_DONE_ONE_IN = 8
-"""Finished rows leave once they are one in so many: leaving copies the cache, staying computes in vain."""
 
 
 def decode_static_batches(
@@ -23,49 +24,55 @@ def decode_static_batches(
     max_new_tokens: int,
     pad_id: int,
 ) -> None:
-    """Decode all rows, so many at a time; a prompt cut in two by a wave is read twice.
+    """Decode rows in consecutive batches; a prompt whose rows are in two batches is prefilled twice.
 
     Args:
         model: A plain transformers model.
-        prompts: Token ids, at least one each.
-        prompt_of_row: For each row the number of its prompt.
-        buffer: Where the responses go.
-        max_rows: Rows of a wave.
-        max_new_tokens: Tokens of the longest response.
-        pad_id: Id that fills the prompts.
+        prompts: Token ids, at least one per prompt.
+        prompt_of_row: Prompt index of each row.
+        buffer: Receives the responses.
+        max_rows: Rows per batch.
+        max_new_tokens: Maximum tokens of a response.
+        pad_id: Padding token id.
     """
-    for first in range(0, len(prompt_of_row), max_rows):
-        wave = prompt_of_row[first : first + max_rows]
-        used = list(dict.fromkeys(wave))
-        where = {prompt: place for place, prompt in enumerate(used)}
-        reader = _StaticBatch(
-            model, [prompts[i] for i in used], [where[i] for i in wave], max_new_tokens, pad_id
+    for start in range(0, len(prompt_of_row), max_rows):
+        batch_prompts = prompt_of_row[start : start + max_rows]
+        unique_prompts = list(dict.fromkeys(batch_prompts))
+        position = {prompt: i for i, prompt in enumerate(unique_prompts)}
+        batch = _StaticBatch(
+            model,
+            [prompts[i] for i in unique_prompts],
+            [position[i] for i in batch_prompts],
+            max_new_tokens,
+            pad_id,
         )
-        _decode_batch(
-            reader, torch.arange(first, first + len(wave), device=device_of(model)), buffer, max_new_tokens
-        )
+        rows = torch.arange(start, start + len(batch_prompts), device=device_of(model))
+        _decode_batch(batch, rows, buffer, max_new_tokens)
 
 
 def _decode_batch(
     batch: "_StaticBatch", rows: Int[Tensor, " N"], buffer: ResponseBuffer, max_new_tokens: int
 ) -> None:
-    hidden, going = batch.last_hidden, torch.ones_like(rows, dtype=torch.bool)
+    hidden, is_active = batch.last_hidden, torch.ones_like(rows, dtype=torch.bool)
     for t in range(max_new_tokens):
-        new = torch.zeros_like(rows)
-        new[going], over = buffer.sample_next(hidden[going], rows[going], torch.full_like(rows[going], t))
-        going[going.clone()] = ~over
-        left = int(going.sum())
-        if left == 0:
+        # Finished rows that are still in the batch read token 0; their output is ignored.
+        new_tokens = torch.zeros_like(rows)
+        new_tokens[is_active], is_finished = buffer.sample_next(
+            hidden[is_active], rows[is_active], torch.full_like(rows[is_active], t)
+        )
+        is_active[is_active.clone()] = ~is_finished
+        num_active = int(is_active.sum())
+        if num_active == 0:
             break
-        if (len(rows) - left) * COMPACT_IF_DONE_ONE_IN >= len(rows):
-            keep = going.nonzero().squeeze(-1)
-            rows, new, going = rows[keep], new[keep], going[keep]
-            batch.select_rows(keep)
-        hidden = batch.decode_step(new)
+        if (len(rows) - num_active) * COMPACT_IF_DONE_ONE_IN >= len(rows):
+            kept = is_active.nonzero().squeeze(-1)
+            rows, new_tokens, is_active = rows[kept], new_tokens[kept], is_active[kept]
+            batch.select_rows(kept)
+        hidden = batch.decode_step(new_tokens)
 
 
 class _StaticBatch:
-    """A model reading rows token by token: the prompts' and responses' keys and values, masks and places."""
+    """A batch of rows with their KV cache, attention mask and positions."""
 
     last_hidden: Float[Tensor, "N W"]
     """Hidden states at the end of each row's prompt."""
@@ -78,25 +85,26 @@ class _StaticBatch:
         max_new_tokens: int,
         pad_id: int,
     ) -> None:
+        """Prefill the prompts, then repeat their cache entries for the rows."""
         from transformers import DynamicCache
 
         self.model, self.device = model, device_of(model)
         self.width = max(len(prompt) for prompt in prompts)
-        tokens, attend = _left_pad(prompts, self.width, pad_id)
-        tokens, attend = tokens.to(self.device), attend.to(self.device)
+        input_ids, attention_mask = _left_pad(prompts, self.width, pad_id)
+        input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         self.cache = DynamicCache(config=model.config)
-        last = self._forward(tokens, attend, position_ids_of(attend))
+        last_hidden = self._forward(input_ids, attention_mask, position_ids_of(attention_mask))
         row = torch.tensor(list(prompt_of_row), device=self.device)
-        self.last_hidden = last[row]
+        self.last_hidden = last_hidden[row]
         self.cache.batch_select_indices(row)
-        self.position_ids = attend.sum(-1)[row]
+        self.position_ids = attention_mask.sum(-1)[row]
         self.attention_mask = torch.ones(
             len(row), self.width + max_new_tokens, dtype=torch.bool, device=self.device
         )
-        self.attention_mask[:, : self.width] = attend[row]
+        self.attention_mask[:, : self.width] = attention_mask[row]
 
     def decode_step(self, new_tokens: Int[Tensor, " N"]) -> Float[Tensor, "N W"]:
-        """One more token in every row; the hidden states there."""
+        """Read one more token per row; returns the hidden states after it."""
         self.width += 1
         hidden = self._forward(
             new_tokens[:, None], self.attention_mask[:, : self.width], self.position_ids[:, None]
@@ -105,7 +113,7 @@ class _StaticBatch:
         return hidden
 
     def select_rows(self, rows: Int[Tensor, " M"]) -> None:
-        """Forget all rows but these."""
+        """Keep only these rows."""
         self.attention_mask, self.position_ids = self.attention_mask[rows], self.position_ids[rows]
         self.cache.batch_select_indices(rows)
 
@@ -125,9 +133,9 @@ class _StaticBatch:
 def _left_pad(
     prompts: Sequence[Sequence[int]], width: int, pad_id: int
 ) -> tuple[Int[Tensor, "P T"], Bool[Tensor, "P T"]]:
-    """Prompts that all end in the last column, and where their tokens are."""
+    """Prompts that all end in the last column, and their attention mask."""
     start = torch.tensor([[width - len(prompt)] for prompt in prompts])
-    attend = torch.arange(width) >= start
-    tokens = torch.full(attend.shape, pad_id)
-    tokens[attend] = torch.tensor([token for prompt in prompts for token in prompt])
-    return tokens, attend
+    attention_mask = torch.arange(width) >= start
+    input_ids = torch.full(attention_mask.shape, pad_id)
+    input_ids[attention_mask] = torch.tensor([token for prompt in prompts for token in prompt])
+    return input_ids, attention_mask

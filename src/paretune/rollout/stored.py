@@ -1,4 +1,4 @@
-"""Stored responses as a batch: what offline methods have in the place of a sampler."""
+"""Stored responses as a batch: the rollout of offline algorithms."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,29 +14,33 @@ from paretune.models.load import PolicyModel
 
 @dataclass(frozen=True)
 class StoredResponseReader:
-    """The lists of a step as rows, their labels as scores; a label that nobody gave is NaN."""
+    """Reads the response groups of a step as rows, with their labels as scores; missing labels are NaN."""
 
     policy: PolicyModel
     objectives: tuple[str, ...]
     candidates_at: Callable[[int], Sequence[ResponseGroup]]
+    """Response groups of a step."""
 
     def __call__(self, step: int) -> tuple[Batch, tuple[Sample, ...]]:
-        """The batch of a step, and its texts; `group` is the place of the list in the step."""
-        prompts: list[list[int]] = []
-        responses: list[list[int]] = []
+        """The batch of a step and its texts; `group` is the index of the response group in the step."""
+        prompt_ids: list[list[int]] = []
+        response_ids: list[list[int]] = []
         group: list[int] = []
         labels: list[list[float]] = []
         samples: list[Sample] = []
-        tokenizer, stop = self.policy.tokenizer, self.policy.eos_ids[0]
-        for place, found in enumerate(self.candidates_at(step)):
-            ids = encode_prompt(tokenizer, found.prompt)
-            for response, given in zip(found.responses, found.labels, strict=True):
-                prompts.append(ids)
-                responses.append(encode_response(tokenizer, response, eos_id=stop))
-                group.append(place)
-                labels.append([float(given.get(name, torch.nan)) for name in self.objectives])
-                samples.append(Sample(prompt=found.prompt, response=response))
-        batch = collate(prompts, responses, group, [False] * len(group), self.objectives, self.policy.pad_id)
+        tokenizer, eos_id = self.policy.tokenizer, self.policy.eos_ids[0]
+        for index, candidates in enumerate(self.candidates_at(step)):
+            ids = encode_prompt(tokenizer, candidates.prompt)
+            for response, response_labels in zip(candidates.responses, candidates.labels, strict=True):
+                prompt_ids.append(ids)
+                response_ids.append(encode_response(tokenizer, response, eos_id=eos_id))
+                group.append(index)
+                labels.append([float(response_labels.get(name, torch.nan)) for name in self.objectives])
+                samples.append(Sample(prompt=candidates.prompt, response=response))
+        truncated = [False] * len(group)
+        batch = collate(prompt_ids, response_ids, group, truncated, self.objectives, self.policy.pad_id)
         scores = torch.tensor(labels)
-        kind, kinds = encode_categories(samples)
-        return batch.replace(scores=scores, rewards=scores, category=kind, categories=kinds), tuple(samples)
+        category, categories = encode_categories(samples)
+        return batch.replace(scores=scores, rewards=scores, category=category, categories=categories), tuple(
+            samples
+        )

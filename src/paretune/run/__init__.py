@@ -1,1 +1,1 @@
-"""The run folder: its files, its lock, the dictionary of metrics, and what it takes to resume it."""
+"""The run folder: files, lock, metric definitions, resume checks, and memory of the process."""

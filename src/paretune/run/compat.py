@@ -1,4 +1,4 @@
-"""Whether a run folder may be gone on in: it holds this very run, made from these very data, or nothing."""
+"""Checks before a run folder is reused: it must be empty, or hold the same run made from the same data."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,24 +9,26 @@ import yaml
 
 from paretune.core.errors import ConfigError
 from paretune.run.io import read_json, to_json
+from paretune.run.lock import LOCK_FILES
 
 MANIFEST_FILE = "data/manifest.json"
+RECIPE_FILE = "config/recipe.yaml"
 RESOLVED_CONFIG_FILE = "config/resolved.yaml"
 SETUP_FILES = frozenset(
     {
         "run.json",
         "run.json.tmp",
-        "LOCK",
         "env.json",
         "events.jsonl",
-        "config/run.yaml",
+        RECIPE_FILE,
         RESOLVED_CONFIG_FILE,
         MANIFEST_FILE,
+        *LOCK_FILES,
     }
 )
-"""What a run folder holds before anything was made in it."""
+"""Files of a run folder that are no results."""
 LOG_FILES = frozenset({"metrics.jsonl", "timing.jsonl"})
-"""What it may hold besides, as long as nothing is in it."""
+"""Files that are no results as long as they are empty."""
 RESUME_MUTABLE_KEYS = (
     ("run", "output_dir"),
     ("run", "device"),
@@ -36,98 +38,100 @@ RESUME_MUTABLE_KEYS = (
     ("run", "num_workers"),
     ("training", "gradient_checkpointing"),
 )
-"""Keys of a recipe that say where and how a run is worked at, not what it is: a resume may change them."""
+"""Keys of a recipe that may change on resume: they decide where a run is computed, not its numbers."""
 
 KeyPath = tuple[str, ...]
 ConfigChange = tuple[KeyPath, str, str]
-"""A key of the recipe, what the folder says of it, and what this run says."""
+"""A key of the recipe, its value in the folder, and its value in this run."""
 
 
 def check_resumable(path: Path, config_hash: str, resolved_config: str = "") -> None:
-    """Refuse a folder of another run, or of something else.
+    """Raise an error unless the folder is new, empty, or holds this run.
 
     Args:
         path: The run folder; it need not exist.
-        config_hash: Of this run.
-        resolved_config: This run's recipe with every key filled in; "": not known.
+        config_hash: Hash of this run's configuration.
+        resolved_config: This run's recipe with every key filled in, for the error message; "" if unknown.
 
     Raises:
-        ConfigError: The folder is a file, holds foreign files, or another run; then with what differs.
+        ConfigError: The path is a file, or the folder holds other files or another run (the message names the
+            keys that differ).
     """
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path}: run.output_dir: is a file; fix: name a folder")
     if not path.exists():
         return
-    book = read_json(path / "run.json")
-    if book is None:
-        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in ("LOCK", "run.json.tmp"))
+    state = read_json(path / "run.json")
+    if state is None:
+        ignored = (*LOCK_FILES, "run.json.tmp")
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in ignored)
         if foreign:
             raise ConfigError(
-                f'{path}: run.output_dir: holds files that are no run, such as "{foreign[0]}"; '
+                f'{path}: run.output_dir: holds files of no run, such as "{foreign[0]}"; '
                 "fix: choose another run.output_dir"
             )
-    elif book.get("config_hash") != config_hash and not has_no_results(path):
-        found = [
+    elif state.get("config_hash") != config_hash and not has_no_results(path):
+        changes = [
             change for change in config_changes(path, resolved_config) if change[0] not in RESUME_MUTABLE_KEYS
         ]
-        hashes = f"configuration {str(book.get('config_hash'))[:12]} there, {config_hash[:12]} here"
-        differs = [f"{'.'.join(key)} is {there} there, {here} here" for key, there, here in found]
+        hashes = f"configuration {str(state.get('config_hash'))[:12]} there, {config_hash[:12]} here"
+        differences = [f"{'.'.join(key)} is {there} there, {here} here" for key, there, here in changes]
         raise ConfigError(
-            f"{path}: run.output_dir: holds another run ({_first_three(differs, '; ') or hashes}); "
+            f"{path}: run.output_dir: holds another run ({_first_three(differences, '; ') or hashes}); "
             "fix: choose another run.output_dir, or remove this one"
         )
 
 
 def has_no_results(path: Path) -> bool:
-    """Whether a run was begun in the folder, but ended before it had made anything.
+    """True if a run was started in the folder and ended before it wrote any result.
 
-    One that is done may have had nothing to make, and others take over what it says.
+    A run with status "done" may have had nothing to compute, and other runs reuse its record: it counts as a
+    result.
     """
-    book = read_json(path / "run.json")
-    if book is None or book.get("status") == "done":
+    state = read_json(path / "run.json")
+    if state is None or state.get("status") == "done":
         return False
-    files = {str(file.relative_to(path)): file for file in path.rglob("*") if not file.is_dir()}
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if not file.is_dir()}
     return files.keys() <= SETUP_FILES | LOG_FILES and not any(
         file.stat().st_size for name, file in files.items() if name in LOG_FILES
     )
 
 
 def reset_if_no_results(path: Path, config_hash: str, data_manifest: Mapping[str, Any]) -> bool:
-    """Empty a locked folder whose run, begun by another recipe or from other data, has made nothing.
+    """Empty a locked folder that holds another run, or the same run on other data, without any result.
 
     Returns:
-        Whether it was emptied.
+        True if the folder was emptied.
     """
-    book = read_json(path / "run.json")
-    if book is None or not has_no_results(path):
+    state = read_json(path / "run.json")
+    if state is None or not has_no_results(path):
         return False
-    if book.get("config_hash") == config_hash and not _changed_data(path, data_manifest):
+    if state.get("config_hash") == config_hash and not _changed_data(path, data_manifest):
         return False
-    for name in sorted(
-        SETUP_FILES | LOG_FILES, key="run.json".__eq__
-    ):  # last: until then it is a run's folder
-        if name != "LOCK":
+    # run.json last: a kill in between must leave a folder that is still recognized as a run.
+    for name in sorted(SETUP_FILES | LOG_FILES, key="run.json".__eq__):
+        if name not in LOCK_FILES:
             (path / name).unlink(missing_ok=True)
     return True
 
 
 def config_changes(path: Path, resolved_config: str) -> list[ConfigChange]:
-    """Where the recipe the folder was begun with differs from this one; nothing where one is not known."""
+    """Keys in which the folder's recipe differs from this one; empty where one of the two is unknown."""
     try:
-        before = yaml.safe_load((path / RESOLVED_CONFIG_FILE).read_text(encoding="utf-8"))
-        now = yaml.safe_load(resolved_config)
+        old = yaml.safe_load((path / RESOLVED_CONFIG_FILE).read_text(encoding="utf-8"))
+        new = yaml.safe_load(resolved_config)
     except (OSError, ValueError, yaml.YAMLError):
         return []
-    return list(_iter_changes(before, now, ())) if isinstance(before, dict) and isinstance(now, dict) else []
+    return list(_iter_changes(old, new, ())) if isinstance(old, dict) and isinstance(new, dict) else []
 
 
 def _iter_changes(old: Mapping[Any, Any], new: Mapping[Any, Any], parent: KeyPath) -> Iterator[ConfigChange]:
     for key in dict.fromkeys([*new, *old]):
-        there, here, at = old.get(key), new.get(key), (*parent, str(key))
-        if isinstance(there, dict) and isinstance(here, dict):
-            yield from _iter_changes(there, here, at)
-        elif there != here or (key in old) != (key in new):
-            yield at, _format_value(old, key), _format_value(new, key)
+        old_value, new_value, path = old.get(key), new.get(key), (*parent, str(key))
+        if isinstance(old_value, dict) and isinstance(new_value, dict):
+            yield from _iter_changes(old_value, new_value, path)
+        elif old_value != new_value or (key in old) != (key in new):
+            yield path, _format_value(old, key), _format_value(new, key)
 
 
 def _format_value(values: Mapping[Any, Any], key: Any, max_chars: int = 40) -> str:
@@ -140,40 +144,40 @@ def _format_value(values: Mapping[Any, Any], key: Any, max_chars: int = 40) -> s
 
 
 def check_data_unchanged(path: Path, data_manifest: Mapping[str, Any]) -> None:
-    """Refuse to go on with other data or models: it would mix two runs in one set of numbers.
+    """Raise an error if data or models changed since the run started: its metrics would mix two runs.
 
     Raises:
-        ConfigError: They changed since the run began.
+        ConfigError: Entries of data/manifest.json differ.
     """
     changed = _changed_data(path, data_manifest)
     if changed:
         raise ConfigError(
-            f"{path}: run.output_dir: the data changed since this run began ({_first_three(changed, ', ')}); "
-            "fix: put it back, or choose another run.output_dir"
+            f"{path}: run.output_dir: the data changed since this run started "
+            f"({_first_three(changed, ', ')}); fix: restore it, or choose another run.output_dir"
         )
 
 
 def _changed_data(path: Path, data_manifest: Mapping[str, Any]) -> list[str]:
-    """Names of what is not as it was when the run began; nothing where one of the two is not known."""
-    before, now = read_json(path / MANIFEST_FILE), json.loads(to_json(data_manifest))
-    if before is None or not now:
+    """Names of the manifest entries that changed; empty where one of the two manifests is unknown."""
+    # Through JSON, so that tuples and non-finite numbers compare as they were written.
+    old, new = read_json(path / MANIFEST_FILE), json.loads(to_json(data_manifest))
+    if old is None or not new:
         return []
     return [
         f"{key}: {name}" if name else key
-        for key in sorted(before.keys() | now.keys())
-        for name in _changed_entries(before.get(key), now.get(key))
-        if key != "left_out"
+        for key in sorted(old.keys() | new.keys())
+        for name in _changed_entries(old.get(key), new.get(key))
+        if key != "exclusions"  # sentences for people; the rows themselves are in the hashes
     ]
 
 
 def _changed_entries(old: Any, new: Any) -> list[str]:
-    """Names of the entries that differ; "" where the whole does."""
+    """Names of the entries that differ; "" for a value without entries."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     return [] if old == new else [""]
 
 
 def _first_three(items: list[str], separator: str) -> str:
-    """The first three, and how many more there are."""
     more = f" and {len(items) - 3} more" if len(items) > 3 else ""
     return separator.join(items[:3]) + more

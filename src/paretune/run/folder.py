@@ -1,15 +1,15 @@
-"""The run folder: what a run was and did, in files that survive a kill; and the dictionary of metrics.
+"""The run folder: status, configuration, metrics and events of one run, in files that survive a kill.
 
-    run.json            status, stage, step, exit code          replaced as a whole
-    LOCK                who is at work in here                   gone when nobody is
-    config/             the recipe as given, and with every key filled in
-    env.json            versions and machine, how fast it multiplies; no values of environment variables
-    metrics.jsonl       one line a step, no clock inside: byte for byte the same after a resume
-    timing.jsonl        seconds of each step and of its phases, what they had to do, tokens, memory
+    run.json            status, stage, step, exit code          replaced atomically
+    LOCK, .lock         process that is using the folder        removed when it ends
+    config/             recipe.yaml as given, and resolved.yaml with every key filled in
+    env.json            versions, host, matmul throughput; no values of environment variables
+    metrics.jsonl       one line per step, no timestamps: byte-identical after a resume
+    timing.jsonl        seconds per step and phase, FLOPs, tokens, memory
     events.jsonl        warnings, resumes, checkpoints, stops
 
-A whole file is written as `x.tmp`, fsync, replace, fsync of the folder. A line is appended in one write,
-and every reader ignores a last line that was torn. Nothing in a run folder is a pickle.
+Whole files are written as `x.tmp`, fsync, rename, fsync of the folder. A line is appended in one write, and
+readers ignore an incomplete last line. No file of a run folder is a pickle.
 """
 
 import difflib
@@ -50,10 +50,10 @@ __all__ = [
     "write_atomic",
 ]
 
-RUN_SCHEMA = "paretune/run/1"
+RUN_SCHEMA = "paretune/run/2"
 JSONL_FILES = ("metrics.jsonl", "timing.jsonl", "events.jsonl")
 RESUME_TRUNCATED_FILES = ("metrics.jsonl", "timing.jsonl")
-"""The files a resume cuts back to the checkpoint; events stay, for a crash is part of the story."""
+"""Files that a resume truncates to the checkpoint; events are kept, since they record the crash."""
 
 Number = int | float
 
@@ -61,17 +61,18 @@ Number = int | float
 class Run:
     """One run folder, open for writing.
 
-    `Run(path)` only makes the folder. `Run.claim(...)` also takes the lock and writes what identifies the
-    run; used as a context it records how the run ended:
+    `Run(path)` only creates the folder. `Run.start_or_resume(...)` also takes the lock and writes run.json;
+    used as a context manager it records how the run ended:
 
-        with Run.claim("runs/a", name="a", config_hash=..., files={"config/run.yaml": text}) as run: ...
+        with Run.start_or_resume("runs/a", name="a", config_hash=..., files=...) as run:
+            ...
     """
 
     def __init__(self, path: str | Path, *, stage: str = "align") -> None:
         self.path = Path(path)
         self.stage = stage
         self.previous_state: Mapping[str, Any] | None = None
-        """What run.json said before this attempt claimed the folder; None: the run is new."""
+        """Content of run.json before this attempt; None for a new run."""
         self._lock: RunLock | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -88,40 +89,41 @@ class Run:
         files: Mapping[str, str] | None = None,
         data_manifest: Mapping[str, Any] | None = None,
     ) -> "Run":
-        """Open a new run folder, or one that the same configuration began, and lock it.
+        """Open and lock a new run folder, or one that the same configuration started.
 
         Args:
             path: The folder.
-            name: What the run is called in the report.
-            config_hash: Of everything that decides the run's numbers; another hash is another run.
-            files: Text of files to lay down when the folder is new, by path inside the folder; a refusal
-                says what differs in config/resolved.yaml.
-            data_manifest: What data/manifest.json says, and has said since the run began; `left_out` may differ.
+            name: Name of the run in the report.
+            config_hash: Hash of everything that decides the run's numbers; a different hash is another run.
+            files: Text files to write when the folder is new, by path inside the folder. config/resolved.yaml
+                among them lets an error name the keys that differ.
+            data_manifest: Content of data/manifest.json, which must not change on resume except `exclusions`.
 
         Raises:
-            ConfigError: The folder holds another run, which has made something, or foreign files, another
-                process is at work in it, or it was begun with other data.
+            ConfigError: The folder holds another run with results, or files of no run; another process is
+                using it; or the run was started on other data.
         """
         resolved = (files or {}).get(RESOLVED_CONFIG_FILE, "")
         check_resumable(Path(path), config_hash, resolved)
         run = cls(path)
         run._lock = RunLock(run.path, config_hash)
         try:
+            # Again, now that no other process can start a run here.
             check_resumable(run.path, config_hash, resolved)
-            anew = reset_if_no_results(run.path, config_hash, data_manifest or {})
+            was_reset = reset_if_no_results(run.path, config_hash, data_manifest or {})
             check_data_unchanged(run.path, data_manifest or {})
             run._drop_torn_lines()
             run._start_attempt(name, config_hash, run._lock.previous_holder, resolved)
-            laid = {
+            setup_files = {
                 **(files or {}),
                 **({MANIFEST_FILE: to_json(data_manifest)} if data_manifest is not None else {}),
             }
-            for inside, text in laid.items():
-                (run.path / inside).parent.mkdir(parents=True, exist_ok=True)
-                if not (run.path / inside).exists():
-                    write_atomic(run.path / inside, text)
-            if anew:
-                run.log_event("anew", "in the folder of a run that had made nothing")
+            for name_inside, text in setup_files.items():
+                (run.path / name_inside).parent.mkdir(parents=True, exist_ok=True)
+                if not (run.path / name_inside).exists():  # a resume keeps the files of the first attempt
+                    write_atomic(run.path / name_inside, text)
+            if was_reset:
+                run.log_event("restarted_empty", "the folder held a run without results; it was emptied")
         except BaseException:
             run.release()
             raise
@@ -144,31 +146,34 @@ class Run:
         finally:
             self.release()
 
-    # --- what a run says of itself -------------------------------------------------------------
-
     def enter_stage(self, stage: str) -> None:
-        """Enter a stage: later metrics carry its name."""
+        """Start a stage of the pipeline; later lines carry its name."""
         self.stage = stage
         self.update_state(stage=stage)
 
     def resume_message(self, max_steps: int) -> str:
-        """Where a run that was begun before stands, as one line; "" for a new one. `max_steps`: of the run."""
+        """One line on where a resumed run continues; "" for a new run.
+
+        Args:
+            max_steps: Number of steps of the run.
+        """
         if self.previous_state is None:
             return ""
         stage = self.previous_state.get("stage")
         if self.previous_state.get("status") == "done":
-            return f"goes on in {self.path}: every stage was complete"
+            return f"resuming {self.path}: every stage is complete"
         if stage == "align":
-            return f"goes on in {self.path}: stage align, step {self.previous_state.get('step', 0)} of {max_steps}"
-        return f"goes on in {self.path}: " + (f"stage {stage}" if stage else "no stage was begun")
+            step = self.previous_state.get("step", 0)
+            return f"resuming {self.path}: stage align, step {step} of {max_steps}"
+        return f"resuming {self.path}: " + (f"stage {stage}" if stage else "no stage was started")
 
     def update_state(self, **changes: str | int | float | None) -> None:
         """Change some entries of run.json."""
-        book = read_json(self.path / "run.json") or {"schema": RUN_SCHEMA}
-        write_atomic(self.path / "run.json", to_json(book | changes))
+        state = read_json(self.path / "run.json") or {"schema": RUN_SCHEMA}
+        write_atomic(self.path / "run.json", to_json(state | changes))
 
     def log_metrics(self, step: int, metrics: Mapping[str, Number]) -> None:
-        """Append one line of metrics; a number that is not finite becomes null.
+        """Append one line to metrics.jsonl; NaN and infinities become null.
 
         Raises:
             WiringError: A key is not in METRICS.
@@ -177,7 +182,7 @@ class Run:
         append_jsonl(self.path / "metrics.jsonl", {"stage": self.stage, "step": step, **metrics})
 
     def log_timing(self, step: int, **timings: Number) -> None:
-        """Append one line of seconds, tokens or bytes: all that may differ between two equal runs.
+        """Append one line to timing.jsonl, for numbers that may differ between two identical runs.
 
         Raises:
             WiringError: A key is not in TIMINGS.
@@ -186,21 +191,17 @@ class Run:
         append_jsonl(self.path / "timing.jsonl", {"stage": self.stage, "step": step, **timings})
 
     def update_environment(self, **facts: Any) -> None:
-        """Change some entries of env.json: what was found out about the machine."""
+        """Change some entries of env.json, such as the measured matmul throughput."""
         path = self.path / "env.json"
         write_atomic(path, to_json((read_json(path) or {}) | facts))
 
     def log_event(self, event_type: str, text: str) -> None:
-        """Append one line on something that happened: a warning, a resume, a stop."""
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        append_jsonl(
-            self.path / "events.jsonl", {"time": when, "stage": self.stage, "kind": event_type, "text": text}
-        )
-
-    # --- stopping and going on -----------------------------------------------------------------
+        """Append one line to events.jsonl: a warning, a resume, a stop."""
+        event = {"time": _utc_now(), "stage": self.stage, "type": event_type, "text": text}
+        append_jsonl(self.path / "events.jsonl", event)
 
     def log_offsets(self) -> dict[str, int]:
-        """Byte lengths of the files a resume cuts back; what they count has reached the disk."""
+        """Sizes in bytes of the files that a resume truncates, flushed to disk first."""
         sizes = {}
         for name in RESUME_TRUNCATED_FILES:
             path = self.path / name
@@ -213,40 +214,39 @@ class Run:
         return sizes
 
     def truncate_logs(self, offsets: Mapping[str, int]) -> None:
-        """Forget the lines written after `log_offsets` were taken.
+        """Remove the lines written after `log_offsets` was called.
 
         Raises:
-            DataError: A file is shorter than that.
+            DataError: A file is shorter than its offset.
         """
         for name in RESUME_TRUNCATED_FILES:
             size, path = offsets.get(name, 0), self.path / name
-            have = path.stat().st_size if path.exists() else 0
-            if have < size:
+            current_size = path.stat().st_size if path.exists() else 0
+            if current_size < size:
                 raise DataError(
-                    f"{path}: {have} bytes, but the checkpoint says {size}; fix: start in a new folder"
+                    f"{path}: has {current_size} bytes, but the checkpoint was made at {size} bytes; "
+                    "fix: start in a new folder"
                 )
-            if have > size:
+            if current_size > size:
                 os.truncate(path, size)
 
     def discard_stage(self, stage: str) -> None:
-        """Forget what a stage wrote, and all after it: it begins again, having no checkpoint."""
+        """Remove the lines of a stage and all later ones: a stage without a checkpoint starts over."""
         for name in RESUME_TRUNCATED_FILES:
-            path, at = self.path / name, 0
+            path, offset = self.path / name, 0
             if not path.exists():
                 continue
             for line in path.read_bytes().splitlines(keepends=True):
                 if not line.endswith(b"\n") or json.loads(line)["stage"] == stage:
-                    os.truncate(path, at)
+                    os.truncate(path, offset)
                     break
-                at += len(line)
+                offset += len(line)
 
     def release(self) -> None:
-        """Give the lock back; harmless when there is none."""
+        """Release the lock; does nothing if the run holds none."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-    # --- within --------------------------------------------------------------------------------
 
     def _drop_torn_lines(self) -> None:
         for name in JSONL_FILES:
@@ -256,27 +256,31 @@ class Run:
                 os.truncate(path, content.rfind(b"\n") + 1)
 
     def _start_attempt(self, name: str, config_hash: str, previous_holder: str, resolved_config: str) -> None:
-        book = self.previous_state = read_json(self.path / "run.json")
-        if book is None:
-            book = {"schema": RUN_SCHEMA, "name": name, "config_hash": config_hash, "step": 0, "attempt": 0}
-            book["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        attempt = int(book.get("attempt", 0)) + 1
-        host = platform.node()
-        now = {"status": "running", "exit_code": None, "attempt": attempt, "host": host, "pid": os.getpid()}
-        write_atomic(self.path / "run.json", to_json(book | now))
+        state = self.previous_state = read_json(self.path / "run.json")
+        if state is None:
+            state = {"schema": RUN_SCHEMA, "name": name, "config_hash": config_hash, "step": 0, "attempt": 0}
+            state["started_at"] = _utc_now()
+        attempt = int(state.get("attempt", 0)) + 1
+        process = {"host": platform.node(), "pid": os.getpid()}
+        status = {"status": "running", "exit_code": None, "attempt": attempt}
+        write_atomic(self.path / "run.json", to_json(state | status | process))
         if previous_holder:
-            self.log_event("stale_lock", f"took over the lock of {previous_holder}, which is gone")
+            self.log_event("stale_lock", f"took over the lock of {previous_holder}, which no longer runs")
         if attempt > 1:
-            moved = [
+            changes = [
                 f"{'.'.join(key)} was {there}, is {here}"
                 for key, there, here in config_changes(self.path, resolved_config)
                 if key in RESUME_MUTABLE_KEYS
             ]
-            self.log_event("resume", "; ".join([f"attempt {attempt}", *moved]))
+            self.log_event("resumed", "; ".join([f"attempt {attempt}", *changes]))
+
+
+def _utc_now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def environment_info() -> dict[str, Any]:
-    """Versions and machine, for env.json; nothing secret, no values of environment variables."""
+    """Versions of packages and facts about the host for env.json; no values of environment variables."""
     names = ("paretune", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy", "pydantic")
     versions: dict[str, str | None] = {}
     for name in names:
@@ -294,10 +298,10 @@ def environment_info() -> dict[str, Any]:
 
 def _check_known_metrics(keys: Iterable[str], registry: Mapping[str, Metric], registry_name: str) -> None:
     for key in keys:
-        near = difflib.get_close_matches(key, registry, 1, 0.0)
+        nearest = difflib.get_close_matches(key, registry, 1, 0.0)
         raise WiringError(
-            f'metric "{key}" is not in the dictionary; the nearest is "{near[0]}"; '
-            f"fix: give it a unit, a meaning and a direction in rundir.{registry_name}"
+            f'unknown metric "{key}"; the nearest known one is "{nearest[0]}"; '
+            f"fix: add it to paretune.run.metrics.{registry_name} with unit, description and direction"
         )
 
 

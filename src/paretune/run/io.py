@@ -1,4 +1,4 @@
-"""Files that survive a kill: whole ones replaced at once, lines appended in one write, JSON without NaN."""
+"""Crash-safe files: atomic replacement, one write per appended line, and JSON without NaN."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ from paretune.core.errors import DataError, ResourceError
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file as a whole: after a kill or a power cut there is the old one or the new one.
+    """Replace a file atomically: after a kill or a power cut it holds the old or the new content.
 
     Raises:
         ResourceError: The disk is full or the file cannot be written.
@@ -23,6 +23,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with temporary.open("wb") as file:
             file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             file.flush()
+            # Before the rename: otherwise a power cut can leave the new name with no content.
             os.fsync(file.fileno())
         temporary.replace(path)
         fsync_dir(path.parent)
@@ -31,7 +32,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def apply_umask(folder: Path) -> None:
-    """Give every file below a folder the mode that new files have: safetensors writes for its owner alone."""
+    """Give every file below a folder the default mode of new files: safetensors writes with mode 0600."""
     probe = folder / ".mode.tmp"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
@@ -42,7 +43,9 @@ def apply_umask(folder: Path) -> None:
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
+    """Flush a folder's entries to disk, so that new names in it survive a power cut."""
+    if os.name == "nt":  # Windows cannot open a folder
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -51,7 +54,7 @@ def fsync_dir(folder: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Make everything below a folder survive a power cut, files first."""
+    """Flush every file and folder below a folder to disk, files first."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -62,25 +65,28 @@ def fsync_tree(folder: Path) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file this package wrote; a torn last line is ignored, a missing file is empty.
+    """The objects of a JSONL file written by this package; an incomplete last line is ignored.
+
+    Returns:
+        One object per line; an empty list if there is no file.
 
     Raises:
-        DataError: A line other than the last is broken.
+        DataError: A line other than the last is not JSON.
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    found = []
+    lines = path.read_bytes().split(b"\n")[:-1]  # text after the last newline was cut off by a kill
+    records = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError as error:
             raise DataError(f"{path}:{number}: not JSON: {error}; fix: remove the line") from error
-    return found
+    return records
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file this package wrote, or None where there is no file.
+    """The object in a JSON file written by this package, or None if there is no file.
 
     Raises:
         DataError: The file is not a JSON object.
@@ -88,21 +94,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path}: not JSON: {error}; fix: remove the file and run again") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected an object, got {type(found).__name__}; fix: remove the file")
-    return found
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected an object, got {type(value).__name__}; fix: remove the file")
+    return value
 
 
 def to_json(value: Any) -> str:
-    """JSON with null where a number is not finite, since JSON has no NaN."""
+    """Indented JSON with null for NaN and infinities, which JSON does not have."""
     return json.dumps(_nonfinite_to_null(value), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
-    """Append an object to a JSONL file in one write, so that a kill tears the last line at most.
+    """Append an object to a JSONL file in one write, so that a kill damages at most the last line.
 
     Raises:
         ResourceError: The disk is full or the file cannot be written.
@@ -112,6 +118,7 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             if os.write(handle, data) != len(data):
+                # A short write sets no error; in practice the disk is full.
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(handle)
@@ -120,9 +127,9 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def write_error(path: Path, error: OSError) -> ResourceError:
-    """The error for a file or folder the system would not let us write."""
+    """ResourceError for a file or folder that cannot be written."""
     why = error.strerror or str(error)
-    return ResourceError(f"{path}: cannot be written: {why}; fix: free space or choose another place")
+    return ResourceError(f"{path}: cannot be written: {why}; fix: free disk space or choose another folder")
 
 
 def _nonfinite_to_null(value: Any) -> Any:

@@ -1,108 +1,98 @@
-"""One process at a time in a run folder."""
+"""Lock of a run folder: one process at a time."""
 
-import fcntl
 import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from paretune.core.errors import ConfigError
+
+LOCK_FILES = ("LOCK", ".lock")
+"""Holder information (JSON) and the file that the operating system locks."""
 
 
 class RunLock:
-    """The file LOCK of a folder, held from construction to `release`.
+    """Exclusive lock of a folder, held from construction to `release`.
 
-    The kernel's lock on the file decides, so a killed process never blocks the next one and two processes
-    never both win; the text inside says who holds it, and guards where the kernel's lock does not reach
-    other machines.
+    The operating system's lock on `.lock` decides: a killed process never blocks the next one, and two
+    processes never both win. `LOCK` names the holder in JSON, and protects the folder from other hosts, which
+    the operating system's lock does not reach.
 
     Raises:
-        ConfigError: Another process holds it.
+        ConfigError: Another process holds the lock.
     """
 
     def __init__(self, folder: Path, config_hash: str) -> None:
         self.path = folder / "LOCK"
-        self.fd: int | None = None
-        while True:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            holder = self._acquire(handle)
-            # Whoever held it may have removed the file between our open and our lock: then ours is no
-            # longer the file of that name, and we start over.
-            if _same_file(handle, self.path):
-                break
-            os.close(handle)
-        mine = {"pid": os.getpid(), "host": platform.node(), "boot": boot_id(), "config_hash": config_hash}
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(mine).encode(), 0)
-        self.fd = handle
-        self.previous_holder = f"process {holder.get('pid')}" if holder else ""
-        """Who held it and never gave it back, or ""."""
-
-    def _acquire(self, fd: int) -> dict[str, Any]:
+        # Not in LOCK itself: Windows lets no other process read the bytes that it has locked.
+        # thread_local=False: a run may be released by another thread than the one that claimed it.
+        self._lock = FileLock(folder / ".lock", timeout=0, thread_local=False)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            holder = _read_holder(fd)
-            if holder and holder.get("host") != platform.node():
-                raise BlockingIOError
-        except BlockingIOError:
-            who = _read_holder(fd)
-            os.close(fd)
-            raise ConfigError(_in_use_message(self.path, who)) from None
-        return holder
+            self._lock.acquire()
+        except Timeout:
+            raise ConfigError(_in_use_message(self.path, _read_holder(self.path))) from None
+        previous = _read_holder(self.path)
+        if previous and previous.get("host") != platform.node():
+            self._lock.release()
+            raise ConfigError(_in_use_message(self.path, previous))
+        holder = {
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "boot_id": boot_id(),
+            "config_hash": config_hash,
+        }
+        self.path.write_text(json.dumps(holder), encoding="utf-8")
+        self.previous_holder = f"process {previous.get('pid')}" if previous else ""
+        """The process that held the lock and ended without releasing it, or ""."""
 
     def release(self) -> None:
-        """Give it back; harmless when done twice."""
-        if self.fd is not None:
+        """Release the lock; may be called twice."""
+        if self._lock.is_locked:
             self.path.unlink(missing_ok=True)
-            os.close(self.fd)
-            self.fd = None
+            # While the lock is held, so that a process which has the file open sees that it was removed and
+            # opens the new one. Windows removes it only after the release.
+            with suppress(PermissionError):
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
 
 
 def lock_holder(folder: Path) -> str:
-    """Who is at work in a folder on this machine, or ""; to be asked, not to be relied on."""
-    try:
-        handle = os.open(folder / "LOCK", os.O_RDWR)
-    except OSError:
+    """The process of this host that holds the lock of a folder, or ""; advisory, it may change at once."""
+    if not (folder / "LOCK").exists():
         return ""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return f"process {_read_holder(handle).get('pid', 'unknown')}"
-    finally:
-        os.close(handle)
-    return ""
+        with FileLock(folder / ".lock", timeout=0):
+            return ""
+    except Timeout:
+        return f"process {_read_holder(folder / 'LOCK').get('pid', 'unknown')}"
 
 
 def boot_id() -> str:
-    """Differs after every start of the machine; "" where the system does not tell."""
+    """Identifier that changes with every boot of the host; "" where the system has none."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
 
 
-def _read_holder(fd: int) -> dict[str, Any]:
+def _read_holder(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(os.pread(fd, 4096, 0))
-    except ValueError:
+        holder = json.loads(path.read_bytes())
+    except (OSError, ValueError):  # absent, or just being written
         return {}
-    return found if isinstance(found, dict) else {}
+    return holder if isinstance(holder, dict) else {}
 
 
-def _in_use_message(path: Path, holder_info: Mapping[str, Any]) -> str:
-    place = (
-        f"process {holder_info['pid']} on {holder_info['host']}"
-        if "pid" in holder_info and "host" in holder_info
+def _in_use_message(path: Path, holder: Mapping[str, Any]) -> str:
+    process = (
+        f"process {holder['pid']} on {holder['host']}"
+        if "pid" in holder and "host" in holder
         else "another process"
     )
     return (
-        f"{path}: run.output_dir: {place} is at work in this folder; "
-        "fix: wait for it, or choose another run.output_dir (if that machine is gone, remove LOCK)"
+        f"{path}: run.output_dir: {process} is using this folder; "
+        "fix: wait for it, or choose another run.output_dir (if that host is gone, remove LOCK)"
     )
-
-
-def _same_file(fd: int, path: Path) -> bool:
-    try:
-        return os.fstat(fd).st_ino == path.stat().st_ino
-    except FileNotFoundError:
-        return False

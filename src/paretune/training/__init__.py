@@ -1,1 +1,1 @@
-"""Supervised training and what both training loops share: optimizer, checkpoints, guards, micro-batches."""
+"""Supervised training, and the parts of all training loops: optimizer, checkpoints, guards, micro-batches."""

@@ -1,7 +1,7 @@
-"""Everything that must survive a stop: checkpoints as safetensors, JSON and a manifest; nothing pickled.
+"""Checkpoints as safetensors, JSON and a manifest; nothing is pickled.
 
-A checkpoint is a folder `step-000123` that appears in one rename, complete, with the SHA-256 of each of its
-files. State is a tree: dicts, lists, tuples, dataclasses and named tuples of tensors, numbers and strings.
+A checkpoint is a folder `step-000123` that appears in one atomic rename, complete, with the SHA-256 of each
+of its files. State is a tree: dicts, lists, tuples, dataclasses or named tuples of tensors, numbers, strings.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from paretune.run.io import fsync_dir, write_atomic
 
 Tree = Any
 Json = Any
-CHECKPOINT_SCHEMA = "paretune/checkpoint/1"
+CHECKPOINT_SCHEMA = "paretune/checkpoint/2"
 EventCallback = Callable[[str, str], None]
 
 
@@ -36,12 +36,16 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     metadata: Json
     log_offsets: dict[str, int]
-    """Length in bytes of every append-only file of the run when the checkpoint was made."""
+    """Size in bytes of every append-only log of the run when the checkpoint was written."""
 
     def load_tree(self, name: str, like: Tree = None) -> Tree:
-        """A stored tree; `like` gives the types of its dataclasses and named tuples."""
+        """A stored tree; `like` gives the types of its dataclasses and named tuples.
+
+        Raises:
+            WiringError: The checkpoint has no tree of this name.
+        """
         if name not in self.trees:
-            raise WiringError(f'the checkpoint of step {self.step} holds no "{name}"')
+            raise WiringError(f'the checkpoint of step {self.step} has no tree "{name}"')
         return deserialize_tree(self.trees[name], self.tensors[name], like)
 
 
@@ -54,61 +58,61 @@ def save_checkpoint(
     log_offsets: Mapping[str, int] | None = None,
     save_total_limit: int = 2,
 ) -> Path:
-    """Write `folder/step-NNNNNN`, point LATEST at it, and delete all but the last `save_total_limit` checkpoints.
+    """Write `checkpoint_dir/step-NNNNNN`, point LATEST at it, delete the oldest beyond `save_total_limit`.
 
-    Each tree `name` becomes `name.safetensors` (its tensors) and an entry of `state.json` (its shape and
+    Each tree `name` becomes `name.safetensors` (its tensors) and an entry of `state.json` (its structure and
     numbers). A crash at any moment leaves the earlier checkpoints as they were.
 
     Raises:
-        ResourceError: The disk is full or does not let us write; earlier checkpoints are untouched.
+        ResourceError: The disk is full or not writable; earlier checkpoints are untouched.
     """
-    final, part = checkpoint_dir / f"step-{step:06d}", checkpoint_dir / f"step-{step:06d}.tmp"
+    final, partial = checkpoint_dir / f"step-{step:06d}", checkpoint_dir / f"step-{step:06d}.tmp"
     try:
         checkpoint_dir.mkdir(parents=True, exist_ok=True)
         _remove_temporary_files(checkpoint_dir)
-        part.mkdir()
-        _write_checkpoint_files(part, step, trees, metadata, log_offsets or {})
-        if final.exists():
+        partial.mkdir()
+        _write_checkpoint_files(partial, step, trees, metadata, log_offsets or {})
+        if final.exists():  # a folder cannot be renamed over another one
             final.rename(checkpoint_dir / f"{final.name}.old.tmp")
-        part.rename(final)
+        partial.rename(final)
+        # Before LATEST and the deletions: after a power failure they must not survive without the rename.
         fsync_dir(checkpoint_dir)
         write_atomic(checkpoint_dir / "LATEST", f"{final.name}\n")
         for old in list_checkpoints(checkpoint_dir)[:-save_total_limit]:
             shutil.rmtree(old)
         _remove_temporary_files(checkpoint_dir)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise ResourceError(
-            f"{final}: the checkpoint cannot be written ({error.strerror or error}); "
-            "fix: free disk space, then give the same command again: earlier checkpoints are intact"
+            f"{final}: cannot write the checkpoint ({error.strerror or error}); "
+            "fix: free disk space and repeat the command to resume; earlier checkpoints are intact"
         ) from error
     return final
 
 
 def load_latest_checkpoint(checkpoint_dir: Path, on_event: EventCallback) -> Checkpoint | None:
-    """The newest checkpoint whose files match its manifest, or None where there is none.
+    """The newest checkpoint whose files match its manifest, or None if there is none.
 
-    Left-over temporary files are ignored. `tell(kind, text)` hears of every checkpoint that was passed over.
+    Temporary files are ignored. `on_event(type, text)` is called for each corrupt checkpoint that is skipped.
     """
     for path in reversed(list_checkpoints(checkpoint_dir)):
-        wrong, found = _read_checkpoint(path)
-        if found is not None:
-            return found
-        on_event(
-            "checkpoint_broken", f"{path.name}: {wrong}; going on from the one before it, or from the start"
-        )
+        problem, checkpoint = _read_checkpoint(path)
+        if checkpoint is not None:
+            return checkpoint
+        text = f"{path.name}: {problem}; resuming from the previous checkpoint, or from the start"
+        on_event("checkpoint_corrupt", text)
     return None
 
 
 def list_checkpoints(checkpoint_dir: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
+    """The checkpoint folders, oldest first."""
     if not checkpoint_dir.is_dir():
         return []
     return sorted(p for p in checkpoint_dir.glob("step-*") if p.is_dir() and p.suffix != ".tmp")
 
 
 def serialize_tree(tree: Tree) -> tuple[Json, dict[str, Tensor]]:
-    """A tree as JSON in which every tensor is a number, and the tensors under those numbers."""
+    """A tree as JSON in which every tensor is replaced by a number, and the tensors by number."""
     tensors: dict[str, Tensor] = {}
     return _serialize_node(tree, tensors), tensors
 
@@ -119,7 +123,7 @@ def _serialize_node(node: Tree, tensors: dict[str, Tensor]) -> Json:
     if isinstance(node, float):
         return node if math.isfinite(node) else {"float": repr(node)}
     if isinstance(node, Tensor):
-        # A clone of its own: safetensors refuses tensors that share memory, as tied weights do.
+        # Copied: safetensors refuses tensors that share memory, as tied weights do.
         tensors[str(len(tensors))] = node.detach().to("cpu", copy=True).contiguous()
         return {"tensor": str(len(tensors) - 1)}
     if isinstance(node, Mapping):
@@ -131,12 +135,17 @@ def _serialize_node(node: Tree, tensors: dict[str, Tensor]) -> Json:
     if is_dataclass(node):
         return {"record": {f.name: _serialize_node(getattr(node, f.name), tensors) for f in fields(node)}}
     raise WiringError(
-        f"a state holds a {type(node).__name__}; it may hold tensors, numbers, strings and records"
+        f"cannot save a {type(node).__name__} in a checkpoint; fix: a state may hold tensors, numbers, "
+        "strings, and dicts, lists, tuples or dataclasses of them"
     )
 
 
 def deserialize_tree(serialized: Json, tensors: Mapping[str, Tensor], like: Tree = None) -> Tree:
-    """The tree that `pack` was given; `like` is any tree with the same records at the same places."""
+    """Inverse of `serialize_tree`; `like` is a tree with the same dataclasses at the same places.
+
+    Raises:
+        WiringError: `like` has no dataclass or named tuple where one was stored.
+    """
     if not isinstance(serialized, dict):
         return serialized
     ((kind, inner),) = serialized.items()
@@ -149,7 +158,7 @@ def deserialize_tree(serialized: Json, tensors: Mapping[str, Tensor], like: Tree
         return {key: deserialize_tree(value, tensors, known.get(key)) for key, value in inner}
     if kind == "record":
         if like is None:
-            raise WiringError("a stored record has no counterpart in the state that start() gives")
+            raise WiringError("a stored dataclass has no counterpart in the state of init_state()")
         return type(like)(
             **{key: deserialize_tree(value, tensors, getattr(like, key)) for key, value in inner.items()}
         )
@@ -161,7 +170,7 @@ def deserialize_tree(serialized: Json, tensors: Mapping[str, Tensor], like: Tree
 def _write_checkpoint_files(
     partial_dir: Path, step: int, trees: Mapping[str, Tree], metadata: Json, log_offsets: Mapping[str, int]
 ) -> None:
-    state: dict[str, Json] = {"step": step, "numbers": metadata, "trees": {}}
+    state: dict[str, Json] = {"step": step, "metadata": metadata, "trees": {}}
     sums: dict[str, str] = {}
     for name, tree in trees.items():
         state["trees"][name], tensors = serialize_tree(tree)
@@ -173,20 +182,23 @@ def _write_checkpoint_files(
     )
     _write_and_hash(
         partial_dir / "MANIFEST.json",
-        _manifest_bytes({"schema": CHECKPOINT_SCHEMA, "sha256": sums, "offsets": dict(log_offsets)}),
+        _manifest_bytes({"schema": CHECKPOINT_SCHEMA, "sha256": sums, "log_offsets": dict(log_offsets)}),
     )
     fsync_dir(partial_dir)
 
 
 def _read_checkpoint(path: Path) -> tuple[str, Checkpoint | None]:
-    """The checkpoint, or what is wrong with it; the bytes that are checked are those that are used."""
+    """The checkpoint, or the problem with it.
+
+    Files are read once: the bytes that are verified are the bytes that are used.
+    """
     try:
-        written = (path / "MANIFEST.json").read_bytes()
-        manifest = json.loads(written)
-        own = {key: manifest[key] for key in ("schema", "sha256", "offsets")}
-        if written != _manifest_bytes(own):
+        manifest_bytes = (path / "MANIFEST.json").read_bytes()
+        manifest = json.loads(manifest_bytes)
+        hashed = {key: manifest[key] for key in ("schema", "sha256", "log_offsets")}
+        if manifest_bytes != _manifest_bytes(hashed):
             return "MANIFEST.json does not match its own SHA-256", None
-        sums: dict[str, str] = own["sha256"]
+        sums: dict[str, str] = hashed["sha256"]
         content = {name: (path / name).read_bytes() for name in sums}
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"cannot be read ({type(error).__name__})", None
@@ -195,13 +207,13 @@ def _read_checkpoint(path: Path) -> tuple[str, Checkpoint | None]:
             return f"{name} does not match its SHA-256", None
     state = json.loads(content["state.json"])
     tensors = {name: load_tensors(content[f"{name}.safetensors"]) for name in state["trees"]}
-    return "", Checkpoint(state["step"], state["trees"], tensors, state["numbers"], manifest["offsets"])
+    return "", Checkpoint(state["step"], state["trees"], tensors, state["metadata"], manifest["log_offsets"])
 
 
 def _manifest_bytes(content: dict[str, Json]) -> bytes:
-    """The manifest with the SHA-256 of itself, so that no bit of a checkpoint is unguarded."""
-    own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return json.dumps(content | {"manifest_sha256": own}, indent=1, sort_keys=True).encode()
+    """The manifest with its own SHA-256, so that every bit of a checkpoint is verified."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps(content | {"manifest_sha256": digest}, indent=1, sort_keys=True).encode()
 
 
 def _write_and_hash(path: Path, data: bytes) -> str:
@@ -213,8 +225,8 @@ def _write_and_hash(path: Path, data: bytes) -> str:
 
 
 def _remove_temporary_files(checkpoint_dir: Path) -> None:
-    for left_over in checkpoint_dir.glob("*.tmp"):
-        if left_over.is_dir():
-            shutil.rmtree(left_over)
+    for path in checkpoint_dir.glob("*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            left_over.unlink()
+            path.unlink()

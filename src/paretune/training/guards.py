@@ -1,7 +1,4 @@
-"""The guard: a NaN or an infinity stops the run before it reaches the weights, and is told by its source.
-
-Signals that ask a run to stop: noted when they come, obeyed when a step is complete.
-"""
+"""Guards of a training loop: finite checks before weights change, and stop requests by signal."""
 
 import math
 import signal
@@ -18,63 +15,65 @@ from paretune.core.errors import NonFiniteError, RunInterrupted
 from paretune.data.records import Sample
 
 SCORES_FIX = "look at the scores of these responses and at the weights of the objectives"
+NUM_NAMED_PROMPTS = 5
+"""Prompts that an error names: enough to find a pattern, few enough for one line."""
 
 
 @dataclass(frozen=True)
 class FiniteCheck:
-    """Looks at the numbers of one training step.
+    """Checks that the numbers of one training step are finite.
 
-    Every method raises a TrainingGuard that names the step, the quantity, and the prompts it came from.
+    Every method raises a NonFiniteError that names the step, the quantity and the prompts it comes from.
     """
 
     step: int
     prompt_names: Mapping[int, str]
     """Group number to the name of its prompt."""
     last_checkpoint_step: int | None = None
-    """Of the last checkpoint, the steps that it holds; None: there is none yet."""
+    """Steps in the last checkpoint; None: there is none yet."""
 
     @classmethod
     def from_batch(
         cls, step: int, batch: Batch, samples: Sequence[Sample], last_checkpoint_step: int | None = None
     ) -> "FiniteCheck":
-        """A guard that knows the prompts of this batch, and of the last checkpoint."""
+        """Checks for a step with the prompts of this batch."""
         groups = batch.group.tolist()
         names = {g: s.prompt.id for g, s in zip(groups, samples, strict=True) if s.prompt.id}
         return cls(step, {g: names.get(g, f"number {g} of the step") for g in groups}, last_checkpoint_step)
 
     def check_rollout(self, batch: Batch) -> None:
-        """Scores may be NaN (nobody could say) and never infinite; the sampler's answers must be numbers."""
-        self._check_fields(batch, ("sampler_logp",), self._model_fix())
+        """Scores may be NaN (not scored) but not infinite; log-probabilities of the sampler are finite."""
+        self._check_fields(batch, ("rollout_logprobs",), self._model_fix())
         for k, name in enumerate(batch.objectives):
             bad = batch.scores[:, k].isinf()
             if bad.any():
-                fix = "look at what scores it, and at these responses"
+                fix = "look at the scorer of this objective, and at these responses"
                 self.fail(f'the score "{name}" is infinite', batch.select(bad.nonzero().squeeze(-1)), fix)
 
     def check_rewards(self, batch: Batch) -> None:
-        """Some response must have a signal, and none an infinite one."""
+        """At least one response has a reward, and none is infinite."""
         bad = batch.rewards.isinf().any(-1)
         if bad.any():
-            self.fail("the signal is infinite", batch.select(bad.nonzero().squeeze(-1)), SCORES_FIX)
+            self.fail("the reward is infinite", batch.select(bad.nonzero().squeeze(-1)), SCORES_FIX)
         if batch.rewards.isnan().all():
             unscored = [n for k, n in enumerate(batch.objectives) if batch.scores[:, k].isnan().all()]
             which = ": no response has a score for " + ", ".join(unscored) if unscored else ""
-            fix = "look at why they are not scored (too long for the reward model?)"
-            self.fail(f"the signal of every response is NaN{which}", batch, fix)
+            fix = "find out why they are not scored (too long for the reward model?)"
+            self.fail(f"the reward of every response is NaN{which}", batch, fix)
 
     def check_model_passes(self, batch: Batch) -> None:
-        """What models said of the batch."""
-        self._check_fields(batch, ("behaviour_logp", "reference_logp", "values"), self._model_fix())
-        self._check_fields(batch, ("token_reward",), SCORES_FIX)
+        """Log-probabilities, values and token rewards are finite."""
+        self._check_fields(batch, ("old_logprobs", "ref_logprobs", "values"), self._model_fix())
+        self._check_fields(batch, ("token_rewards",), SCORES_FIX)
 
     def check_advantages(self, batch: Batch) -> None:
-        """What the losses will read."""
+        """Advantages and returns are finite."""
         self._check_fields(batch, ("advantages", "returns"), SCORES_FIX)
 
     def check_tokens(self, quantity: str, x: Tensor, batch: Batch, fix: str = "") -> None:
-        """A quantity per token is finite on the responses; `fix`: where it does not come from the policy."""
-        wrong = ~x.isfinite()
-        bad = (wrong if wrong.ndim == 2 else wrong.any(-1)) & batch.response_mask
+        """A quantity per token is finite on the responses; default `fix`: that for outputs of a model."""
+        invalid = ~x.isfinite()
+        bad = (invalid if invalid.ndim == 2 else invalid.any(-1)) & batch.response_mask
         if bad.any():
             rows = batch.select(bad.any(-1).nonzero().squeeze(-1))
             self.fail(f"{quantity} is not finite", rows, fix or self._model_fix())
@@ -82,13 +81,13 @@ class FiniteCheck:
     def check_loss(self, value: Tensor, loss_values: Mapping[str, float], batch: Batch) -> None:
         """The loss of a micro-batch is finite."""
         if not math.isfinite(float(value.detach())):
-            each = ", ".join(f"{name} {term:g}" for name, term in loss_values.items())
-            self.fail(f"the loss is {float(value.detach())} ({each})", batch, self._update_fix())
+            terms = ", ".join(f"{name} {term:g}" for name, term in loss_values.items())
+            self.fail(f"the loss is {float(value.detach())} ({terms})", batch, self._update_fix())
 
     def check_grad_norm(self, value: float, batch: Batch) -> None:
-        """The norm of the gradient is finite."""
+        """The gradient norm is finite."""
         if not math.isfinite(value):
-            self.fail(f"the norm of the gradient is {value}", batch, self._update_fix())
+            self.fail(f"the gradient norm is {value}", batch, self._update_fix())
 
     def _check_fields(self, batch: Batch, names: Sequence[str], fix: str) -> None:
         for name in names:
@@ -97,7 +96,7 @@ class FiniteCheck:
                 self.check_tokens(f"batch.{name}", x, batch, fix)
 
     def _model_fix(self) -> str:
-        """What to do about a model's numbers; before the first update no learning rate is to blame."""
+        # Before the first update the learning rate cannot be the cause.
         first = "lower training.learning_rate" if self.step else "look at the weights in policy.path"
         return f"{first}, or try policy.dtype=float32"
 
@@ -107,31 +106,39 @@ class FiniteCheck:
         )
 
     def fail(self, problem: str, batch: Batch, fix: str) -> None:
-        """Give up, and say what to do.
+        """Stop the run.
+
+        Args:
+            problem: The quantity and its value.
+            batch: The rows it comes from.
+            fix: What to try.
 
         Raises:
-            TrainingGuard: Always.
+            NonFiniteError: Always.
         """
         names = list(dict.fromkeys(self.prompt_names.get(g, f"number {g}") for g in batch.group.tolist()))
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        kept = "there is no checkpoint yet"
+        rest = len(names) - NUM_NAMED_PROMPTS
+        more = f" and {rest} more" if rest > 0 else ""
+        intact = "there is no checkpoint yet"
         if self.last_checkpoint_step is not None:
-            kept = f"the checkpoint after {self.last_checkpoint_step} steps is intact"
+            intact = f"the checkpoint after {self.last_checkpoint_step} steps is intact"
         raise NonFiniteError(
-            f"step {self.step}: {problem}, on responses to the prompts {', '.join(names[:5])}{more}; "
-            f"this update did not reach the weights, and {kept}; fix: {fix}"
+            f"step {self.step}: {problem}, on responses to the prompts "
+            f"{', '.join(names[:NUM_NAMED_PROMPTS])}{more}; this update did not reach the weights, and "
+            f"{intact}; fix: {fix}"
         )
 
 
-NOTHING_SAVED = "before anything of it was saved; give the same command again to begin where this one began"
-"""How a message goes on that says of a stop that nothing came of this attempt."""
+NOTHING_SAVED = "before anything was saved; repeat the command to start again"
+"""End of the message if a run stops without a checkpoint."""
 
 
 class StopRequest:
-    """While the context lasts, SIGTERM and the first Ctrl-C are only noted; a second Ctrl-C interrupts.
+    """Context in which SIGTERM and the first Ctrl-C only set a flag; a second Ctrl-C interrupts at once.
 
-    A context inside another knows what came before it, and hands on what it did not obey itself. Outside
-    the main thread, where handlers cannot be set, nothing is ever requested.
+    The loop asks for the flag when a step is complete, so that a checkpoint is written first. A nested
+    context takes over the flag of the outer one and passes on a request that it did not raise. Outside the
+    main thread, where Python allows no signal handlers, nothing is ever requested.
     """
 
     def __init__(self) -> None:
@@ -142,9 +149,9 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous_handlers[number] = signal.signal(number, self._handle_signal)
-                around = getattr(self._previous_handlers[number], "__self__", None)
-                if isinstance(around, StopRequest):
-                    self.signal = around.signal
+                outer = getattr(self._previous_handlers[number], "__self__", None)
+                if isinstance(outer, StopRequest):
+                    self.signal = outer.signal
         return self
 
     def __exit__(
@@ -152,32 +159,31 @@ class StopRequest:
     ) -> None:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        around = getattr(self._previous_handlers.get(self.signal or 0), "__self__", None)
-        if exc is None and isinstance(around, StopRequest):
-            around.signal = around.signal or self.signal
+        outer = getattr(self._previous_handlers.get(self.signal or 0), "__self__", None)
+        if exc is None and isinstance(outer, StopRequest):
+            outer.signal = outer.signal or self.signal
 
     @property
     def requested(self) -> bool:
-        """Has a signal come?"""
+        """A signal came."""
         return self.signal is not None
 
     def raise_if_stopped(self, saved_at: str = "") -> None:
-        """Stop if a signal has come; call it when everything is saved, and say where; "": nothing was.
+        """Stop if a signal came; to be called when everything is saved.
+
+        Args:
+            saved_at: Where the run is saved, for the message; "": nothing is.
 
         Raises:
-            Stopped: SIGTERM came.
-            KeyboardInterrupt: Ctrl-C came; its text says what was saved, like that of Stopped.
+            RunInterrupted: SIGTERM came.
+            KeyboardInterrupt: Ctrl-C came; the message is like that of RunInterrupted.
         """
         if self.signal is None:
             return
-        kept = (
-            f"after {saved_at}; give the same command again to go on from there"
-            if saved_at
-            else NOTHING_SAVED
-        )
+        outcome = f"after {saved_at}; repeat the command to resume" if saved_at else NOTHING_SAVED
         if self.signal == signal.SIGINT:
-            raise KeyboardInterrupt(f"interrupted {kept}")
-        raise RunInterrupted(f"stopped by a signal {kept}")
+            raise KeyboardInterrupt(f"interrupted {outcome}")
+        raise RunInterrupted(f"stopped by a signal {outcome}")
 
     def _handle_signal(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and self.signal == signal.SIGINT:

@@ -1,4 +1,4 @@
-"""How the rows of one optimiser step are cut into forward passes that fit the memory."""
+"""Micro-batches: the rows of one optimizer step, cut into forward passes that fit into memory."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,11 +10,11 @@ from paretune.models.forward.logprobs import supports_packing
 from paretune.models.forward.prefix_sharing import find_prefix_groups, plan_passes
 
 NO_GRAD_TOKEN_FACTOR = 2
-"""Times the tokens of a pass with gradients that one without them reads."""
+"""Tokens of a pass without gradients, relative to one with gradients: it keeps no activations."""
 
 
 def rows_per_no_grad_pass(batch: Batch, max_tokens_per_pass: int) -> int:
-    """How many rows a pass without gradients reads where one with them computes `max_tokens_per_pass` tokens."""
+    """Rows per pass without gradients, if one with gradients has `max_tokens_per_pass` tokens."""
     return max(1, NO_GRAD_TOKEN_FACTOR * max_tokens_per_pass // batch.input_ids.shape[1])
 
 
@@ -26,15 +26,15 @@ def microbatch_indices(
     by_group: bool,
     strict_token_limit: bool = True,
 ) -> list[list[int]]:
-    """Row numbers of each micro-batch of these rows, of at most `max_tokens_per_pass` tokens as the models read them.
+    """Row indices of each micro-batch, of at most `max_tokens_per_pass` tokens.
 
     Args:
-        batch: The rows of one optimiser step.
-        max_tokens_per_pass: Tokens of a micro-batch: what is computed where all models can be packed, so that a prompt
-            counts once for all rows that share it; else padding included and every row for itself.
-        models: Those that are asked with gradients.
-        by_group: Rows of a group are never parted.
-        strict_token_limit: Rows with a long beginning in common are parted too where they do not fit; see `plan`.
+        batch: The rows of one optimizer step.
+        max_tokens_per_pass: Tokens per micro-batch. If all models support packing: computed tokens, so that a
+            prompt counts once for all rows that share it; else every row with its padding.
+        models: Models with gradients.
+        by_group: Never split the rows of a group.
+        strict_token_limit: Also split rows with a long common prefix if they do not fit; see `plan_passes`.
     """
     lengths, group = batch.attention_mask.sum(-1).tolist(), batch.group.tolist() if by_group else None
     if all(supports_packing(model) for model in models):
@@ -51,50 +51,50 @@ def microbatch_indices(
 def padded_microbatch_indices(
     lengths: Sequence[int], max_tokens_per_pass: int, group: Sequence[int] | None = None
 ) -> list[list[int]]:
-    """Row numbers of each micro-batch: rows times the longest row is at most `max_tokens_per_pass` tokens.
+    """Row indices of each micro-batch: rows times the longest row is at most `max_tokens_per_pass` tokens.
 
-    Rows of like length stand together, the longest first, so that little is padded and memory runs out
-    at once or never. A row, or a group, that is larger than the budget stands alone.
+    Rows of similar length are together, to save padding, and the longest come first, so that memory runs out
+    at once or never. A row, or a group, above the limit is a micro-batch of its own.
 
     Args:
-        lengths: Tokens of each row.
-        max_tokens_per_pass: Tokens of a micro-batch, padding included.
-        group: Where given, rows of equal number are never parted.
+        lengths: Tokens per row.
+        max_tokens_per_pass: Tokens per micro-batch, padding included.
+        group: Group numbers; rows of a group are never split.
     """
     units: dict[int, list[int]] = {}
     for row in range(len(lengths)):
         units.setdefault(row if group is None else group[row], []).append(row)
     longest = {unit: max(lengths[row] for row in rows) for unit, rows in units.items()}
-    parts: list[list[int]] = []
+    microbatches: list[list[int]] = []
     width = 0
     for unit in sorted(units, key=lambda unit: -longest[unit]):
         rows = units[unit]
-        if not parts or (len(parts[-1]) + len(rows)) * width > max_tokens_per_pass:
-            parts.append([])
+        if not microbatches or (len(microbatches[-1]) + len(rows)) * width > max_tokens_per_pass:
+            microbatches.append([])
             width = longest[unit]
-        parts[-1] += rows
-    return [sorted(part) for part in parts]
+        microbatches[-1] += rows
+    return [sorted(rows) for rows in microbatches]
 
 
 def example_microbatch_indices(
     lengths: Sequence[Sequence[int]], max_tokens_per_pass: int, model: nn.Module
 ) -> Iterable[list[int]]:
-    """Numbers of the units of each micro-batch of a fit, the longest first; a unit is never parted.
+    """Example indices of each micro-batch of supervised training, the longest first.
 
     Args:
-        lengths: For each unit, the tokens of each of its rows.
-        max_tokens_per_pass: Tokens of a micro-batch; padding counts where the model cannot be packed.
-        model: What is fitted.
+        lengths: For each example, the tokens of each of its rows; an example is never split.
+        max_tokens_per_pass: Tokens per micro-batch; padding counts if the model does not support packing.
+        model: The trained model.
     """
     longest = [max(rows) for rows in lengths]
     if not supports_packing(model):
         return batches_by_length(longest, max_tokens_per_pass, [len(rows) for rows in lengths])
-    parts: list[list[int]] = []
-    held = 0
-    for unit in sorted(range(len(lengths)), key=lambda unit: -longest[unit]):
-        if not parts or held + sum(lengths[unit]) > max_tokens_per_pass:
-            parts.append([])
-            held = 0
-        parts[-1].append(unit)
-        held += sum(lengths[unit])
-    return parts
+    microbatches: list[list[int]] = []
+    num_tokens = 0
+    for example in sorted(range(len(lengths)), key=lambda example: -longest[example]):
+        if not microbatches or num_tokens + sum(lengths[example]) > max_tokens_per_pass:
+            microbatches.append([])
+            num_tokens = 0
+        microbatches[-1].append(example)
+        num_tokens += sum(lengths[example])
+    return microbatches

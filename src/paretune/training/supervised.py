@@ -1,10 +1,8 @@
-"""Supervised fitting, of a policy to demonstrations or of a reward model to ratings and pairs.
+"""Supervised training: of a policy on demonstrations (SFT), or of a reward model on ratings and pairs.
 
-A task says what a training example (a *unit*: one row, or the two rows of a pair) costs; the loop cuts each
-optimiser step into micro-batches of rows of like length. Every denominator is that of the whole optimiser
-step, so the gradient is the same for every cut.
-
-Demonstrations learnt beside an alignment, a few in every optimiser step.
+A task defines the loss of its examples (one row, or the two rows of a pair); the loop cuts each optimizer
+step into micro-batches of rows of similar length. Every denominator is that of the whole optimizer step, so
+that the gradient is the same for every cut. `AuxiliaryData` adds the gradient of a task to another loop.
 """
 
 import math
@@ -40,38 +38,40 @@ from paretune.training.microbatch import example_microbatch_indices
 from paretune.training.optimizer import Optimizer, OptimizerConfig
 
 MicrobatchLossFn = Callable[[Sequence[int]], tuple[Tensor, dict[str, float]]]
-"""From positions within an optimiser step to their share of its loss and of its metrics."""
+"""From positions within an optimizer step to their share of its loss and of its metrics."""
 
 FitStepCallback = Callable[[int, int, dict[str, float]], None]
-"""Hears (step from 0, steps in all, metrics) after each optimiser step."""
+"""Called with (step from 0, steps in all, metrics) after each optimizer step."""
+NUM_NAMED_EXAMPLES = 5
+"""Examples that an error names: enough to find a pattern, few enough for one line."""
 
 
 @runtime_checkable
 class SupervisedTask(Protocol):
-    """What is fitted, and to what."""
+    """A model and the data it is trained on."""
 
     model: nn.Module
     lengths: Sequence[Sequence[int]]
-    """For each unit, the number of tokens of each of its rows."""
+    """For each example, the number of tokens of each of its rows."""
 
     def make_loss_fn(self, indices: Sequence[int]) -> MicrobatchLossFn:
-        """Fix the denominators of one optimiser step over these units."""
+        """The loss of an optimizer step on these examples, with its denominators fixed."""
         ...
 
     def example_name(self, index: int) -> str:
-        """What a person would look for to find this unit in the data."""
+        """The name of an example in error messages, by which it is found in the data."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedConfig:
-    """How a fit goes."""
+    """Hyperparameters of supervised training."""
 
     num_train_epochs: int = 2
     batch_size: int = 32
-    """Units of an optimiser step."""
+    """Examples per optimizer step."""
     max_tokens_per_pass: int = 4096
-    """Tokens of a forward pass; changes memory and speed only."""
+    """Tokens per forward pass; changes memory and speed only."""
     optim_config: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=3e-4, warmup_ratio=0.05, lr_scheduler_type="cosine"
@@ -79,17 +79,17 @@ class SupervisedConfig:
     )
 
     def num_steps(self, num_examples: int) -> int:
-        """Optimiser steps over that many units."""
+        """Optimizer steps for this many examples."""
         return self.num_train_epochs * math.ceil(num_examples / self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Where a fit writes its metrics and keeps its checkpoints, and how often."""
+    """Where and how often supervised training writes metrics and checkpoints."""
 
     run: Run
     checkpoint_dir: Path
-    """Of the checkpoints; one fit, one folder."""
+    """Folder of the checkpoints of this training alone."""
     save_steps: int = 50
     save_total_limit: int = 2
 
@@ -102,48 +102,49 @@ def fit(
     checkpoint_config: CheckpointConfig | None = None,
     on_step: FitStepCallback | None = None,
 ) -> None:
-    """Fit the task's model in place; the same call again goes on from the last checkpoint, bit for bit.
+    """Train the task's model in place; the same call resumes from the last checkpoint, bit for bit.
 
     Args:
-        task: What is fitted.
-        config: Epochs, batch and optimiser.
-        seed: With the epoch, the order of the units.
+        task: Model and data.
+        config: Epochs, batch size and optimizer.
+        seed: With the epoch, it fixes the order of the examples.
         checkpoint_config: Metrics and checkpoints; nothing is written without it.
-        on_step: Hears of every step after it was written down.
+        on_step: Called after each step's metrics have been written.
 
     Raises:
-        WiringError: Nothing to train, or nothing to learn from.
-        ConfigError: The checkpoint is of another fit.
-        TrainingGuard: A number was not finite; the update did not reach the weights.
-        Stopped: SIGTERM came; a checkpoint was written first.
+        WiringError: There is no data, or nothing to train.
+        ConfigError: The checkpoint was made with other data or settings.
+        NonFiniteError: A number was not finite; the update did not reach the weights.
+        RunInterrupted: SIGTERM came; a checkpoint was written first.
     """
     if not task.lengths:
-        raise WiringError("a fit got no data; fix: check the filters of its sources")
-    task.model.eval()  # dropout would make every forward pass another function
+        raise WiringError("supervised training has no examples; fix: check the filters of its data sources")
+    task.model.eval()  # no dropout: micro-batches would draw other masks than one large batch
     optimizer = Optimizer(config.optim_config, task.model.parameters())
-    identity, steps = _fit_identity(task, config, seed), config.num_steps(len(task.lengths))
-    first = _start_or_resume(task, optimizer, checkpoint_config, identity) if checkpoint_config else 0
+    identity, max_steps = _fit_identity(task, config, seed), config.num_steps(len(task.lengths))
+    start_step = _start_or_resume(task, optimizer, checkpoint_config, identity) if checkpoint_config else 0
     with StopRequest() as stop:
-        for step, units in enumerate(_shuffled_batches(len(task.lengths), config, seed)):
-            if step < first:
+        for step, indices in enumerate(_shuffled_batches(len(task.lengths), config, seed)):
+            if step < start_step:
                 continue
-            metrics = _training_step(task, config, optimizer, step, steps, units, checkpoint_config)
+            metrics = _training_step(task, config, optimizer, step, max_steps, indices, checkpoint_config)
             if on_step is not None:
-                on_step(step, steps, metrics)
-            done = step + 1
+                on_step(step, max_steps, metrics)
+            steps_done = step + 1
             if checkpoint_config and (
-                done % checkpoint_config.save_steps == 0 or done == steps or stop.requested
+                steps_done % checkpoint_config.save_steps == 0 or steps_done == max_steps or stop.requested
             ):
-                _save_checkpoint(task, optimizer, checkpoint_config, identity, done)
-            stop.raise_if_stopped(f"step {done} of {steps} of a fit" if checkpoint_config else "")
+                _save_checkpoint(task, optimizer, checkpoint_config, identity, steps_done)
+            saved_at = f"step {steps_done} of {max_steps} of supervised training" if checkpoint_config else ""
+            stop.raise_if_stopped(saved_at)
 
 
 def _shuffled_batches(num_examples: int, config: SupervisedConfig, seed: int) -> Iterator[list[int]]:
-    """Every unit once an epoch, in an order that depends on the seed and the epoch alone."""
+    """Every example once per epoch, in an order that depends on the seed and the epoch alone."""
     for epoch in range(config.num_train_epochs):
         order = torch.randperm(num_examples, generator=torch_generator(seed, epoch, "fit order"))
-        for units in order.split(config.batch_size):
-            yield units.tolist()
+        for indices in order.split(config.batch_size):
+            yield indices.tolist()
 
 
 def _training_step(
@@ -155,43 +156,38 @@ def _training_step(
     indices: list[int],
     checkpoint_config: CheckpointConfig | None,
 ) -> dict[str, float]:
-    """One optimiser step."""
-    clock, part = time.perf_counter(), task.make_loss_fn(indices)
+    """One optimizer step."""
+    start, loss_fn = time.perf_counter(), task.make_loss_fn(indices)
     metrics: dict[str, float] = {"fit/loss": 0.0}
     optimizer.zero_grad()
-    lengths = [task.lengths[u] for u in indices]
+    lengths = [task.lengths[i] for i in indices]
     for positions in example_microbatch_indices(lengths, config.max_tokens_per_pass, task.model):
-        loss, found = part(positions)
+        loss, loss_metrics = loss_fn(positions)
         value = float(loss.detach())
         if not math.isfinite(value):
-            _require_finite(
-                value,
-                "the loss",
-                step,
-                [task.example_name(indices[i]) for i in _non_finite_positions(part, positions)],
-                checkpoint_config,
-            )
+            names = [task.example_name(indices[i]) for i in _non_finite_positions(loss_fn, positions)]
+            _require_finite(value, "the loss", step, names, checkpoint_config)
         loss.backward()
-        for key, more in {"fit/loss": value, **found}.items():
-            metrics[key] = metrics.get(key, 0.0) + more
-    norm, lr = optimizer.grad_norm(), config.optim_config.learning_rate_at_step(step, max_steps)
-    _require_finite(
-        norm, "the norm of the gradient", step, [task.example_name(u) for u in indices], checkpoint_config
-    )
-    optimizer.step(lr, norm)
-    metrics |= {"grad_norm": norm, "lr": lr}
+        for key, share in {"fit/loss": value, **loss_metrics}.items():
+            metrics[key] = metrics.get(key, 0.0) + share
+    grad_norm = optimizer.grad_norm()
+    learning_rate = config.optim_config.learning_rate_at_step(step, max_steps)
+    names = [task.example_name(i) for i in indices]
+    _require_finite(grad_norm, "the gradient norm", step, names, checkpoint_config)
+    optimizer.step(learning_rate, grad_norm)
+    metrics |= {"grad_norm": grad_norm, "learning_rate": learning_rate}
     if checkpoint_config:
         checkpoint_config.run.log_metrics(step, metrics)
-        seconds, tokens = time.perf_counter() - clock, sum(map(sum, lengths))
+        seconds, tokens = time.perf_counter() - start, sum(map(sum, lengths))
         checkpoint_config.run.log_timing(
-            step, seconds=seconds, tokens=tokens, trained_tokens=tokens, memory=peak_rss_bytes()
+            step, seconds=seconds, tokens=tokens, trained_tokens=tokens, peak_memory=peak_rss_bytes()
         )
     return metrics
 
 
 @torch.no_grad()
 def _non_finite_positions(loss_fn: MicrobatchLossFn, positions: Sequence[int]) -> Sequence[int]:
-    """Those whose own share of the loss is not finite; all of them where it is only their sum."""
+    """The positions whose own share of the loss is not finite; all of them if only the sum is not."""
     return [i for i in positions if not math.isfinite(float(loss_fn([i])[0]))] or positions
 
 
@@ -199,26 +195,28 @@ def _require_finite(
     value: float, quantity: str, step: int, names: Sequence[str], checkpoint_config: CheckpointConfig | None
 ) -> None:
     if not math.isfinite(value):
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        kept = checkpoint_config is not None and bool(list_checkpoints(checkpoint_config.checkpoint_dir))
-        intact = "the last checkpoint is intact" if kept else "there is no checkpoint yet"
-        lower = "; a lower lr may help" if step else ""  # before the first update no rate is to blame
+        rest = len(names) - NUM_NAMED_EXAMPLES
+        more = f" and {rest} more" if rest > 0 else ""
+        saved = checkpoint_config is not None and bool(list_checkpoints(checkpoint_config.checkpoint_dir))
+        intact = "the last checkpoint is intact" if saved else "there is no checkpoint yet"
+        # Before the first update the learning rate cannot be the cause.
+        lower = ", or lower the learning rate" if step else ""
         raise NonFiniteError(
-            f"fit step {step}: {quantity} is {value}, on {', '.join(names[:5])}{more}; this update did not reach "
-            f"the weights, and {intact}; fix: look at these records{lower}"
+            f"supervised step {step}: {quantity} is {value}, on {', '.join(names[:NUM_NAMED_EXAMPLES])}"
+            f"{more}; this update did not reach the weights, and {intact}; fix: look at these records{lower}"
         )
 
 
 def _fit_identity(task: SupervisedTask, config: SupervisedConfig, seed: int) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be of this fit; the cut into micro-batches may change."""
+    """Equal in a checkpoint that may be resumed. The cut into micro-batches may change: it has no effect."""
     flat = [n for rows in task.lengths for n in rows]
     return {
-        "units": len(task.lengths),
-        "lengths": sum(i * n for i, n in enumerate(flat, 1)),
+        "num_examples": len(task.lengths),
+        "lengths_checksum": sum(i * n for i, n in enumerate(flat, 1)),
         "seed": seed,
-        "epochs": config.num_train_epochs,
-        "batch": config.batch_size,
-        "optim": repr(config.optim_config),
+        "num_train_epochs": config.num_train_epochs,
+        "batch_size": config.batch_size,
+        "optim_config": repr(config.optim_config),
     }
 
 
@@ -247,89 +245,86 @@ def _save_checkpoint(
 def _start_or_resume(
     task: SupervisedTask, optimizer: Optimizer, checkpoint_config: CheckpointConfig, identity: dict[str, Any]
 ) -> int:
-    """The step to go on with, the last checkpoint's weights loaded."""
-    found = load_latest_checkpoint(checkpoint_config.checkpoint_dir, checkpoint_config.run.log_event)
-    if found is None:
-        checkpoint_config.run.discard_stage(checkpoint_config.run.stage)
+    """The first step to run; weights and optimizer state of the last checkpoint are loaded."""
+    run, folder = checkpoint_config.run, checkpoint_config.checkpoint_dir
+    checkpoint = load_latest_checkpoint(folder, run.log_event)
+    if checkpoint is None:
+        run.discard_stage(run.stage)
         return 0
     for key, value in identity.items():
-        if found.metadata[key] != value:
+        if checkpoint.metadata[key] != value:
             raise ConfigError(
-                f"{checkpoint_config.checkpoint_dir}: its checkpoint has {key} {found.metadata[key]}, and this fit has "
-                f"{value}; fix: choose another run.output_dir"
+                f"{folder}: cannot resume: {key}: the checkpoint was made with {checkpoint.metadata[key]}, "
+                f"this run has {value}; fix: set a new run.output_dir"
             )
-    stored = found.load_tree("weights")
+    stored = checkpoint.load_tree("weights")
     with torch.no_grad():
         for name, parameter in _trainable_parameters(task).items():
             parameter.copy_(stored[name])
-    optimizer.load_state_dict(found.load_tree("optimizer"))
-    checkpoint_config.run.truncate_logs(found.log_offsets)
-    return found.step
+    optimizer.load_state_dict(checkpoint.load_tree("optimizer"))
+    run.truncate_logs(checkpoint.log_offsets)
+    return checkpoint.step
 
 
 class SftTask:
-    """A causal language model on demonstrations: minus the mean log-probability of the response tokens.
+    """SFT of a causal language model: minus the mean log-probability of the response tokens.
 
-    The mean is over all response tokens of the optimiser step, the one that ends a response included.
+    The mean is over all response tokens of the optimizer step, EOS included.
     """
 
     def __init__(self, lm: PolicyModel, records: Sequence[Demonstration]) -> None:
         self.model: nn.Module = lm.model
-        self.records, tokenizer, stop = records, lm.tokenizer, lm.eos_ids[0]
+        self.records, tokenizer, eos_id = records, lm.tokenizer, lm.eos_ids[0]
         prompts = [encode_prompt(tokenizer, record.prompt) for record in records]
-        ends = [encode_response(tokenizer, record.response, eos_id=stop) for record in records]
-        self.token_rows = [a + b for a, b in zip(prompts, ends, strict=True)]
+        responses = [encode_response(tokenizer, record.response, eos_id=eos_id) for record in records]
+        self.token_rows = [a + b for a, b in zip(prompts, responses, strict=True)]
         self.prompt_lengths = [len(prompt) for prompt in prompts]
         self.lengths: Sequence[Sequence[int]] = [[len(row)] for row in self.token_rows]
         check_lengths(self, context_length(lm.model))
 
     def example_name(self, index: int) -> str:
-        """The id of the prompt, or the start of the response."""
+        """The id of the prompt, or the beginning of the response."""
         record = self.records[index]
         return record.prompt.id or repr(record.response[:40])
 
     def make_loss_fn(self, indices: Sequence[int]) -> MicrobatchLossFn:
-        """Weigh every response token of these units the same."""
-        lengths = torch.tensor([len(self.token_rows[u]) for u in indices])
-        starts = torch.tensor([self.prompt_lengths[u] for u in indices])
-        place = torch.arange(int(lengths.max()))
-        respond = (place >= starts[:, None]) & (place < lengths[:, None])
-        weight, device = token_weights(respond, "token"), device_of(self.model)
+        """The same weight for every response token of these examples."""
+        lengths = torch.tensor([len(self.token_rows[i]) for i in indices])
+        starts = torch.tensor([self.prompt_lengths[i] for i in indices])
+        columns = torch.arange(int(lengths.max()))
+        response_mask = (columns >= starts[:, None]) & (columns < lengths[:, None])
+        weights, device = token_weights(response_mask, "token_mean"), device_of(self.model)
 
-        def part(positions: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-            tokens, attend = pad_sequences([self.token_rows[indices[i]] for i in positions], device=device)
-            index, width = list(positions), tokens.shape[1]
-            logp = compute_logprobs(self.model, tokens, attend, respond[index, :width].to(device))
-            return -(logp * weight[index, :width].to(logp)).sum(), {}
+        def loss_fn(positions: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+            input_ids, attention_mask = pad_sequences(
+                [self.token_rows[indices[i]] for i in positions], device=device
+            )
+            rows, width = list(positions), input_ids.shape[1]
+            mask = response_mask[rows, :width].to(device)
+            logprobs = compute_logprobs(self.model, input_ids, attention_mask, mask)
+            return -(logprobs * weights[rows, :width].to(logprobs)).sum(), {}
 
-        return part
+        return loss_fn
 
 
 def check_lengths(task: SupervisedTask, max_length: int) -> None:
-    """Refuse units with rows that are longer than the model can read.
+    """Refuse examples with rows that are longer than the context of the model.
 
     Raises:
-        DataError: One line for each of them.
+        DataError: One line per example.
     """
-    fix = "drop or shorten it"
-    long = [(i, max(rows)) for i, rows in enumerate(task.lengths) if max(rows) > max_length]
-    wrong = [
-        format_issue(
-            task.example_name(i),
-            None,
-            None,
-            "tokens",
-            f"{n} tokens, and the model reads {max_length}",
-            fix=fix,
-        )
-        for i, n in long
-    ]
-    if wrong:
-        raise DataError(join_issues(wrong))
+    too_long = [(i, max(rows)) for i, rows in enumerate(task.lengths) if max(rows) > max_length]
+    issues = []
+    for i, length in too_long:
+        problem = f"{length} tokens, and the model has a context of {max_length}"
+        name = task.example_name(i)
+        issues.append(format_issue(name, None, None, "tokens", problem, fix="drop or shorten it"))
+    if issues:
+        raise DataError(join_issues(issues))
 
 
 class AuxiliaryData:
-    """The units of a supervised task, drawn anew for every optimiser step."""
+    """The examples of a supervised task, sampled anew for every optimizer step of another loop."""
 
     def __init__(self, task: SupervisedTask) -> None:
         self.task = task
@@ -337,24 +332,24 @@ class AuxiliaryData:
     def sample_indices(
         self, batch_size: int, seed: int, step: int, epoch: int, minibatch_index: int
     ) -> list[int]:
-        """`batch_size` units, or all there are; a function of the arguments alone."""
+        """Sample `batch_size` examples, or all there are; a function of the arguments alone."""
         rng = torch_generator(seed, step, "aside", epoch, minibatch_index)
         return torch.randperm(len(self.task.lengths), generator=rng)[:batch_size].tolist()
 
     def num_tokens(self, indices: Sequence[int]) -> int:
-        """Tokens of these units, prompts included."""
-        return sum(sum(self.task.lengths[unit]) for unit in indices)
+        """Tokens of these examples, prompts included."""
+        return sum(sum(self.task.lengths[i]) for i in indices)
 
 
 def add_auxiliary_gradient(
     data: AuxiliaryData, indices: Sequence[int], coefficient: float, max_tokens_per_pass: int
 ) -> float:
-    """Add the gradient of coefficient times the task's loss on these units; the loss itself is returned."""
-    part = data.task.make_loss_fn(indices)
-    lengths = [data.task.lengths[unit] for unit in indices]
-    whole = 0.0
+    """Add the gradient of coefficient times the task's loss on these examples; returns the loss alone."""
+    loss_fn = data.task.make_loss_fn(indices)
+    lengths = [data.task.lengths[i] for i in indices]
+    total = 0.0
     for positions in example_microbatch_indices(lengths, max_tokens_per_pass, data.task.model):
-        loss, _ = part(positions)
+        loss, _ = loss_fn(positions)
         (coefficient * loss).backward()
-        whole += float(loss.detach())
-    return whole
+        total += float(loss.detach())
+    return total

@@ -1,1 +1,1 @@
-"""The forward pass: log-probabilities, the LM head, packing, prefix sharing, attention, gradient checkpointing."""
+"""Forward passes: log-probabilities, LM head, packing, prefix sharing, attention, gradient checkpointing."""

@@ -1,4 +1,4 @@
-"""What a forward pass keeps for its gradient: all of it, or less at the price of work on the way back."""
+"""Gradient checkpointing: less activation memory for more compute, without changing the gradients."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,18 +12,18 @@ from torch.utils.checkpoint import checkpoint
 
 from paretune.core.errors import WiringError
 
-GradientCheckpointing = Literal["keep", "recompute", "offload"]
-"""Keep them; work each layer out again on the way back; keep them in the main memory of the machine."""
+GradientCheckpointing = Literal["none", "recompute", "offload"]
+"""Keep activations; recompute each layer in the backward pass; move activations to CPU memory."""
 
-_MODE: ContextVar[GradientCheckpointing] = ContextVar("paretune_activations", default="keep")
+_MODE: ContextVar[GradientCheckpointing] = ContextVar("paretune_gradient_checkpointing", default="none")
 
 RecomputeContext = Callable[[], AbstractContextManager[Any]]
-"""Opens what the forward pass stood in; a layer is worked out again within it."""
+"""Returns a context manager that restores the surroundings of the forward pass when a layer is recomputed."""
 
 
 @contextmanager
 def use_gradient_checkpointing(mode: GradientCheckpointing) -> Iterator[None]:
-    """Forward passes with gradients keep their activations like this while the context lasts."""
+    """Set the mode of forward passes with gradients within the context."""
     token = _MODE.set(mode)
     try:
         yield
@@ -33,45 +33,46 @@ def use_gradient_checkpointing(mode: GradientCheckpointing) -> Iterator[None]:
 
 @contextmanager
 def apply_gradient_checkpointing(base: Any, recompute_context: RecomputeContext) -> Iterator[None]:
-    """For one forward pass of the body of a transformers model: what `saving` asked for.
+    """Apply the mode of `use_gradient_checkpointing` to one forward pass of a transformers model's body.
 
     Args:
         base: The model, without an adapter around it.
-        recompute_context: What the pass stands in, such as `attention.attending`: it is over on the way back, when layers
-            are worked out again.
+        recompute_context: The context of the forward pass, such as `attention.use_custom_attention`. That
+            context has ended by the time of the backward pass and is entered again to recompute a layer.
     """
-    how = _MODE.get() if torch.is_grad_enabled() else "keep"
-    frugal: dict[str, Callable[[], AbstractContextManager[None]]] = {
-        "keep": nullcontext,
+    mode = _MODE.get() if torch.is_grad_enabled() else "none"
+    contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        "none": nullcontext,
         "recompute": lambda: _recompute_layers(base, recompute_context),
         "offload": lambda: _offload_to_cpu(base),
     }
-    with frugal[how]():
+    with contexts[mode]():
         yield
 
 
 def checkpointable_layers(base: Any) -> list[nn.Module]:
-    """The blocks that transformers itself can work out again.
+    """The blocks that transformers itself can checkpoint.
 
     Raises:
         WiringError: There are none.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    found = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not found:
+    layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
         raise WiringError(
-            f"training.gradient_checkpointing: recompute finds no layers in a {base.config.model_type} model; "
-            "fix: write keep or offload"
+            "training.gradient_checkpointing: recompute finds no layers in a "
+            f"{base.config.model_type} model; fix: set it to none or offload"
         )
-    return found
+    return layers
 
 
 @contextmanager
 def _recompute_layers(base: Any, recompute_context: RecomputeContext) -> Iterator[None]:
-    """Keep what enters a layer and nothing of what happens in it.
+    """Store the input of each layer only.
 
-    Not by the switch that transformers has for it: that one asks for training mode, and with it for dropout.
+    The layers' `forward` is patched instead of calling transformers' `gradient_checkpointing_enable`, which
+    works in training mode only, where dropout would be active.
     """
     patched = [(layer, vars(layer).get("forward")) for layer in checkpointable_layers(base)]
     for layer, _ in patched:
@@ -79,41 +80,41 @@ def _recompute_layers(base: Any, recompute_context: RecomputeContext) -> Iterato
     try:
         yield
     finally:
-        for layer, own in patched:
-            if own is None:
-                del layer.forward  # that of its class stands behind it
+        for layer, instance_forward in patched:
+            if instance_forward is None:
+                del layer.forward  # the method of the class becomes visible again
             else:
-                layer.forward = own
+                layer.forward = instance_forward
 
 
 def _checkpointed(forward: Callable[..., Any], recompute_context: RecomputeContext) -> Callable[..., Any]:
-    def remade(*args: Any, **kwargs: Any) -> Any:
+    def checkpointed_forward(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(
             forward,
             *args,
             use_reentrant=False,
-            preserve_rng_state=False,  # nothing is drawn in a layer: dropout is off
+            preserve_rng_state=False,  # layers draw no random numbers: dropout is off
             context_fn=lambda: (nullcontext(), recompute_context()),
             **kwargs,
         )
 
-    return remade
+    return checkpointed_forward
 
 
 @contextmanager
 def _offload_to_cpu(base: Any) -> Iterator[None]:
-    """Move what is saved to the main memory; the weights among it stay, being there anyway."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in base.parameters()}
-    mover = save_on_cpu(pin_memory=next(base.parameters()).device.type == "cuda")
+    """Move saved activations to CPU memory; saved weights stay, since the model holds them anyway."""
+    weight_storages = {parameter.untyped_storage().data_ptr() for parameter in base.parameters()}
+    offloader = save_on_cpu(pin_memory=next(base.parameters()).device.type == "cuda")
 
     def pack(x: Tensor) -> Any:
-        # Detached, lest a result hold itself alive through the graph that made it.
-        return x.detach() if x.untyped_storage().data_ptr() in own else mover.pack_hook(x)
+        # Detached, so that a saved result does not keep itself alive through the graph that computed it.
+        return x.detach() if x.untyped_storage().data_ptr() in weight_storages else offloader.pack_hook(x)
 
     def unpack(packed: Any) -> Tensor:
-        found = packed if isinstance(packed, Tensor) else mover.unpack_hook(packed)
-        assert isinstance(found, Tensor)
-        return found
+        tensor = packed if isinstance(packed, Tensor) else offloader.unpack_hook(packed)
+        assert isinstance(tensor, Tensor)
+        return tensor
 
     with saved_tensors_hooks(pack, unpack):
         yield

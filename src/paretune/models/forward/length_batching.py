@@ -10,7 +10,7 @@ from torch import Tensor
 def pad_sequences(
     sequences: Sequence[Sequence[int]], *, device: torch.device | None = None
 ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Rows of token ids padded on the right, and where a real token stands."""
+    """Token ids padded with 0 on the right, and their attention mask."""
     lengths = torch.tensor([len(row) for row in sequences])
     width = int(lengths.max())
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in sequences])
@@ -20,28 +20,33 @@ def pad_sequences(
 def batches_by_length(
     lengths: Sequence[int], max_tokens_per_pass: int, rows_per_item: Sequence[int] | None = None
 ) -> Iterator[list[int]]:
-    """Indices in parts of like length, longest first, each of at most `max_tokens_per_pass` padded tokens, or alone.
+    """Split items into batches of similar length, longest first.
 
-    A part that fills an eighth of that also ends where its next item would be padded by more than a third:
-    on real texts, whose lengths differ much, this saves more than larger parts do.
+    A batch has at most `max_tokens_per_pass` tokens including padding; an item that exceeds the limit is a
+    batch of its own. A batch also ends early where its next item would be padded by more than a third, if the
+    batch already has an eighth of the limit: on real texts, whose lengths vary widely, the saved padding
+    outweighs the smaller batches.
 
     Args:
-        lengths: Of each item, the tokens of its longest row.
-        max_tokens_per_pass: Of a part, padding included.
-        rows_per_item: How many rows an item has; one, where not given.
+        lengths: Length in tokens of each item's longest row.
+        max_tokens_per_pass: Tokens per batch, padding included.
+        rows_per_item: Number of rows of each item; default: 1.
+
+    Yields:
+        Indices of items.
     """
-    part: list[int] = []
-    held = width = 0
+    batch: list[int] = []
+    num_rows = width = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        more = rows_per_item[i] if rows_per_item is not None else 1
-        full = (held + more) * width > max_tokens_per_pass
-        wasteful = held * width * 8 >= max_tokens_per_pass and 4 * lengths[i] < 3 * width
-        if part and (full or wasteful):
-            yield part
-            part, held = [], 0
-        if not part:
+        item_rows = rows_per_item[i] if rows_per_item is not None else 1
+        is_full = (num_rows + item_rows) * width > max_tokens_per_pass
+        is_wasteful = num_rows * width * 8 >= max_tokens_per_pass and 4 * lengths[i] < 3 * width
+        if batch and (is_full or is_wasteful):
+            yield batch
+            batch, num_rows = [], 0
+        if not batch:
             width = lengths[i]
-        part.append(i)
-        held += more
-    if part:
-        yield part
+        batch.append(i)
+        num_rows += item_rows
+    if batch:
+        yield batch

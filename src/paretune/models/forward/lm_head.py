@@ -1,4 +1,4 @@
-"""The float32 head: from hidden states to what is asked of a token's distribution, a few tokens at a time."""
+"""The LM head in float32: log-probabilities, entropy and KL divergence, computed over chunks of tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +14,20 @@ from torch.utils.checkpoint import checkpoint
 from paretune.models.forward.attention import apply_softcap
 from paretune.models.lora import unwrap_model
 
+# Tokens whose logits are in memory at one time: [tokens, vocabulary] in float32 is the largest tensor of a
+# pass, 600 MB for 1024 tokens of a vocabulary of 150,000.
 LOGITS_CHUNK_SIZE = 1024
-"""Tokens whose logits exist at one time."""
 
+# Probabilities that a forward pass saves for its backward pass (128 MiB in float32). Beyond that they are
+# recomputed, which costs one more product with the head's weight.
 MAX_SAVED_PROBS = 2**25
-"""Probabilities that a pass keeps for its gradient, 128 MiB; more are computed again on the way back."""
 
 
 @dataclass(frozen=True, slots=True)
 class LmHead:
-    """The last layer: hidden state to logits, in float32 or better.
+    """The output layer: hidden states to logits, in float32 or higher precision.
 
-    logits = cap tanh(scale (W h + b) / cap), without cap the plain product.
+    logits = softcap tanh(logit_scale (W h + b) / softcap); without a soft cap, logit_scale (W h + b).
     """
 
     weight: Float[Tensor, "V W"]
@@ -34,7 +36,7 @@ class LmHead:
     softcap: float | None = None
 
     def logits(self, hidden: Float[Tensor, "N W"]) -> Float[Tensor, "N V"]:
-        """What a softmax turns into the next token's distribution."""
+        """Logits of the next-token distribution at temperature 1."""
         x = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         if self.logit_scale != 1.0:
             x = x * self.logit_scale
@@ -42,7 +44,7 @@ class LmHead:
 
 
 def lm_head_of(model: nn.Module) -> LmHead:
-    """The head of a causal model, with the scaling its family applies; `forward.probe_head` checks it."""
+    """The head of a causal model with its family's scaling of logits; `check_lm_head` verifies it."""
     base = unwrap_model(model)
     layer, config = base.get_output_embeddings(), base.config.get_text_config()
     family = config.model_type
@@ -50,17 +52,19 @@ def lm_head_of(model: nn.Module) -> LmHead:
     if family.startswith("cohere"):
         scale = float(config.logit_scale)
     elif getattr(config, "logits_scaling", None) is not None:
+        # Granite divides by this value; HyperCLOVA X multiplies.
         scale = float(config.logits_scaling) if family == "hyperclovax" else 1.0 / config.logits_scaling
+    # bfloat16 logits have three significant digits: too few for the ratios of log-probabilities in losses.
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
     bias = getattr(layer, "bias", None)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return LmHead(layer.weight.to(dtype), None if bias is None else bias.to(dtype), scale, cap)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return LmHead(layer.weight.to(dtype), None if bias is None else bias.to(dtype), scale, softcap)
 
 
 def next_token_logprobs(
     lm_head: LmHead, hidden: Float[Tensor, "N W"], temperature: float
 ) -> Float[Tensor, "N V"]:
-    """Log softmax(logits / temperature): the one convention of sampler and trainer."""
+    """Log softmax(logits / temperature), the definition that sampling and training share."""
     return (lm_head.logits(hidden) / temperature).log_softmax(-1)
 
 
@@ -73,8 +77,17 @@ def token_logprobs(
     return_entropy: bool = False,
     chunk_size: int = LOGITS_CHUNK_SIZE,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"] | None]:
-    """Log-probability of each target, and the entropy of its distribution in nats."""
-    asked = (
+    """Log-probability of each target, and optionally the entropy of its distribution in nats.
+
+    Args:
+        lm_head: The head of the model.
+        hidden: Hidden states from which the targets are predicted.
+        targets: Token ids.
+        temperature: Divides the logits.
+        return_entropy: Also compute the entropy; otherwise None is returned for it.
+        chunk_size: Tokens whose logits are in memory at one time; affects memory only.
+    """
+    arguments = (
         hidden.to(lm_head.weight.dtype),
         lm_head.weight,
         lm_head.bias,
@@ -84,8 +97,8 @@ def token_logprobs(
         return_entropy,
         chunk_size,
     )
-    logp, spread = _TokenLogprobs.apply(*asked)  # type: ignore[no-untyped-call]
-    return logp, spread
+    logprobs, entropy = _TokenLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
+    return logprobs, entropy
 
 
 def full_kl(
@@ -97,34 +110,49 @@ def full_kl(
     temperature: float = 1.0,
     chunk_size: int = LOGITS_CHUNK_SIZE,
 ) -> Float[Tensor, " N"]:
-    """KL(other || ours) of each token's distribution, over the whole vocabulary; only ours has a gradient."""
-    pairs: Sequence[tuple[Tensor, Tensor]] = list(
+    """KL(other || ours) of each token's distribution over the whole vocabulary; gradients flow to ours only.
+
+    Args:
+        lm_head: Head of our model.
+        hidden: Hidden states of our model.
+        other_head: Head of the other model, such as the reference policy.
+        other_hidden: Hidden states of the other model.
+        temperature: Divides the logits of both.
+        chunk_size: Tokens whose logits are in memory at one time; affects memory only.
+    """
+    chunks: Sequence[tuple[Tensor, Tensor]] = list(
         zip(hidden.split(chunk_size), other_hidden.split(chunk_size), strict=True)
     )
-    again = len(pairs) > 1 and torch.is_grad_enabled()
-    parts = []
-    for ours, theirs in pairs:
-        asked: tuple[Any, ...] = (lm_head, ours, other_head, theirs, temperature)
-        parts.append(
-            checkpoint(_full_kl_chunk, *asked, use_reentrant=False) if again else _full_kl_chunk(*asked)
+    # A single chunk fits into memory by definition, and is not computed twice.
+    use_checkpoint = len(chunks) > 1 and torch.is_grad_enabled()
+    divergences = []
+    for ours, others in chunks:
+        arguments: tuple[Any, ...] = (lm_head, ours, other_head, others, temperature)
+        divergences.append(
+            checkpoint(_full_kl_chunk, *arguments, use_reentrant=False)
+            if use_checkpoint
+            else _full_kl_chunk(*arguments)
         )
-    return torch.cat(parts)
+    return torch.cat(divergences)
 
 
 def _full_kl_chunk(
     lm_head: LmHead, hidden: Tensor, other_head: LmHead, other_hidden: Tensor, temperature: float
 ) -> Tensor:
-    ours, theirs = (
+    ours, others = (
         next_token_logprobs(lm_head, hidden, temperature),
         next_token_logprobs(other_head, other_hidden, temperature),
     )
-    return (theirs.exp() * (theirs - ours)).sum(-1)
+    return (others.exp() * (others - ours)).sum(-1)
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Log-probability and entropy, with the gradient written out.
+    """Log-probability and entropy with an explicit gradient.
 
-    Automatic differentiation would keep several arrays of tokens times vocabulary; this keeps one or none.
+    Automatic differentiation would save several tensors of tokens x vocabulary; this saves one or none.
+
+    With p = softmax(x), y the target and H the entropy:
+        d log p_y / d x = onehot(y) - p,    d H / d x = -p (log p + H)
     """
 
     @staticmethod
@@ -139,63 +167,66 @@ class _TokenLogprobs(torch.autograd.Function):
         return_entropy: bool,
         chunk_size: int,
     ) -> tuple[Tensor, Tensor | None]:
-        going_back = any(ctx.needs_input_grad[:3])
-        keep = going_back and lm_head.softcap is None and len(hidden) * len(weight) <= MAX_SAVED_PROBS
-        logp, spread, norms, kept = [], [], [], []
+        needs_grad = any(ctx.needs_input_grad[:3])
+        # With a soft cap the backward pass needs the logits too, so saving probabilities avoids nothing.
+        save_probs = needs_grad and lm_head.softcap is None and len(hidden) * len(weight) <= MAX_SAVED_PROBS
+        logprobs, entropies, normalizers, saved_probs = [], [], [], []
         for h, target in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
             x = lm_head.logits(h)
             if temperature != 1.0:
                 x /= temperature
-            norm = x.logsumexp(-1)
-            logp.append(x.gather(-1, target[:, None]).squeeze(-1) - norm)
-            norms.append(norm)
+            normalizer = x.logsumexp(-1)
+            logprobs.append(x.gather(-1, target[:, None]).squeeze(-1) - normalizer)
+            normalizers.append(normalizer)
             if return_entropy:
-                mean = torch.linalg.vecdot((p := (x - norm[:, None]).exp_()), x)
-                spread.append(norm - mean)
-            elif keep:
-                p = x.sub_(norm[:, None]).exp_()
-            if keep:
-                kept.append(p)
-        whole = torch.cat(spread) if return_entropy else None
-        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(norms), whole, *kept)
-        ctx.how = (lm_head.logit_scale, lm_head.softcap, temperature, chunk_size)
+                mean_logit = torch.linalg.vecdot((p := (x - normalizer[:, None]).exp_()), x)
+                entropies.append(normalizer - mean_logit)  # H = log Z - E[x]
+            elif save_probs:
+                p = x.sub_(normalizer[:, None]).exp_()  # in place: the logits are not needed any more
+            if save_probs:
+                saved_probs.append(p)
+        entropy = torch.cat(entropies) if return_entropy else None
+        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalizers), entropy, *saved_probs)
+        ctx.settings = (lm_head.logit_scale, lm_head.softcap, temperature, chunk_size)
+        # Unused outputs get None instead of zeros, which saves their part of the backward pass.
         ctx.set_materialize_grads(False)
-        return torch.cat(logp), whole
+        return torch.cat(logprobs), entropy
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, norms, entropy, *kept = ctx.saved_tensors
-        scale, cap, temperature, chunk = ctx.how
-        needs = ctx.needs_input_grad
-        d_hidden = torch.zeros_like(hidden) if needs[0] else None
-        d_weight = torch.zeros_like(weight) if needs[1] else None
-        d_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
-        head = LmHead(weight, bias, scale, cap)
-        for i, start in enumerate(range(0, len(hidden), chunk)):
-            at = slice(start, start + chunk)
-            h, slope = hidden[at], None
-            if kept:
-                p = kept[i]
+        hidden, weight, bias, targets, normalizers, entropy, *saved_probs = ctx.saved_tensors
+        scale, softcap, temperature, chunk_size = ctx.settings
+        needs_grad = ctx.needs_input_grad
+        grad_hidden = torch.zeros_like(hidden) if needs_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if needs_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and needs_grad[2] else None
+        head = LmHead(weight, bias, scale, softcap)
+        for i, start in enumerate(range(0, len(hidden), chunk_size)):
+            chunk = slice(start, start + chunk_size)
+            h, softcap_slope = hidden[chunk], None
+            if saved_probs:
+                p = saved_probs[i]
             else:
                 x = head.logits(h)
-                slope = None if cap is None else 1 - (x / cap).square()
-                p = (x / temperature).sub_(norms[at, None]).exp_()
-            dx = torch.zeros_like(p) if grad_logprobs is None else p * -grad_logprobs[at, None]
+                softcap_slope = None if softcap is None else 1 - (x / softcap).square()
+                p = (x / temperature).sub_(normalizers[chunk, None]).exp_()
+            grad_x = torch.zeros_like(p) if grad_logprobs is None else p * -grad_logprobs[chunk, None]
             if grad_logprobs is not None:
-                dx.scatter_add_(1, targets[at, None], grad_logprobs[at, None])
+                grad_x.scatter_add_(1, targets[chunk, None], grad_logprobs[chunk, None])
             if grad_entropy is not None:
-                dx -= (torch.xlogy(p, p) + p * entropy[at, None]) * grad_entropy[at, None]
+                # xlogy is 0 where p is 0; p log p would be NaN.
+                grad_x -= (torch.xlogy(p, p) + p * entropy[chunk, None]) * grad_entropy[chunk, None]
             if scale != temperature:
-                dx *= scale / temperature
-            if slope is not None:
-                dx *= slope
-            if d_hidden is not None:
-                torch.mm(dx, weight, out=d_hidden[at])
-            if d_weight is not None:
-                d_weight.addmm_(dx.T, h)
-            if d_bias is not None:
-                d_bias += dx.sum(0)
-        return d_hidden, d_weight, d_bias, None, None, None, None, None
+                grad_x *= scale / temperature
+            if softcap_slope is not None:
+                grad_x *= softcap_slope
+            if grad_hidden is not None:
+                torch.mm(grad_x, weight, out=grad_hidden[chunk])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_x.T, h)
+            if grad_bias is not None:
+                grad_bias += grad_x.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None

@@ -1,6 +1,7 @@
-"""What a candidate is worth: its numbers go into the model, the model responds, responses are scored.
+"""Evaluation of candidates: set their singular values in the model, sample responses and score them.
 
-Candidates spread over processes: each has a copy of the policy; knobs go out, plain numbers come back.
+`WorkerPool` splits a generation over processes, each with a copy of the policy: offsets of the singular
+values are sent, plain numbers come back.
 """
 
 import json
@@ -27,57 +28,57 @@ from paretune.credit.base import Metrics, State
 from paretune.data.records import Sample
 from paretune.models.lora_svd import LoraSvd
 from paretune.models.model_passes import RefLogprobs
-from paretune.rl import throughput
+from paretune.rl.context import TrainingContext
 from paretune.rl.evolution.spec import EvolutionSpec
-from paretune.rl.loop import TrainingContext, rollout_and_score
+from paretune.rl.hooks import FiniteCheckHook, RolloutFlopsHook, StepHooks
+from paretune.rl.loop import rollout_and_score
 from paretune.rl.metrics import PhaseTimer
 from paretune.training.checkpoint import deserialize_tree, serialize_tree
-from paretune.training.guards import FiniteCheck
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateScore:
-    """What is known of a candidate afterwards: plain numbers, since they may come from another process."""
+    """The evaluation of a candidate: plain numbers, since they may come from another process."""
 
     fitness: float
     objective_means: tuple[float, ...]
-    """Mean of each objective as scored; NaN where nothing was."""
+    """Mean score per objective; NaN if nothing was scored."""
     num_response_tokens: int
-    """Response tokens sampled."""
+    """Sampled response tokens."""
     num_responses: int
-    """Responses scored."""
+    """Scored responses."""
 
 
 @dataclass(frozen=True)
 class CandidateRollout:
-    """The responses of a candidate, and what they were worth."""
+    """The responses of a candidate and their rewards."""
 
     score: CandidateScore
     batch: Batch
-    """With the signal that the fitness is the mean of."""
+    """With the rewards whose mean is the fitness."""
     samples: Sequence[Sample]
     reward_state: State
-    """What the aggregation remembers after these responses."""
+    """State of the reward steps after these responses."""
     metrics: Metrics
-    """What it has to report."""
+    """Metrics of the reward steps."""
     fitness_std_error: float
     """Standard error of the fitness."""
 
 
 @dataclass(frozen=True)
 class CandidateEvaluator:
-    """One copy of the policy, on which candidates are tried one after the other."""
+    """Evaluates candidates one after the other on one copy of the policy."""
 
     spec: EvolutionSpec
     context: TrainingContext
     lora_svd: LoraSvd
     seed: int
     timer: PhaseTimer = field(default_factory=PhaseTimer)
-    """Where the seconds of the candidates that were tried here went."""
+    """Seconds per phase of the candidates that were evaluated here."""
 
     @property
     def population_size(self) -> int:
-        """Candidates of a generation."""
+        """Candidates per generation."""
         return self.spec.strategy.population_size
 
     @torch.inference_mode()
@@ -90,81 +91,83 @@ class CandidateEvaluator:
         *,
         with_reference: bool = False,
     ) -> CandidateRollout:
-        """Let one candidate respond to the prompts of a step.
+        """Sample and score the responses of one candidate to the prompts of a step.
 
         Args:
             offsets: Offsets of the singular values.
-            candidate_index: Of the candidate; the incumbent comes after all others.
-            step: Of the run.
-            reward_state: What the aggregation remembers of the steps before.
-            with_reference: Whether the start is asked about the responses, even if the fitness has no use for it.
+            candidate_index: Index of the candidate; the incumbent has the one after all others.
+            step: Step of the run.
+            reward_state: State of the reward steps.
+            with_reference: Compute reference log-probabilities even if the fitness has no KL penalty.
 
         Raises:
-            TrainingGuard: A score is infinite, or no response has a signal.
+            NonFiniteError: A score is infinite, or no response has a reward.
         """
-        e, world = self.spec, self.context
-        self.lora_svd.apply_offsets(world.models.policy, offsets)
-        turn = step if e.random_numbers == "common" else step * (self.population_size + 1) + candidate_index
-        batch, samples = rollout_and_score(e, world, self.seed, turn, self.timer)
-        guard = FiniteCheck.from_batch(step, batch, samples)
-        guard.check_rollout(batch)
-        if e.kl_coef or with_reference:
-            with self.timer.phase("measure"):
-                rows, ask = world.no_grad_rows(batch), RefLogprobs()
-                batch = ask(batch, world.models, e.rollout.temperature, rows)
-                throughput.record_model_pass_flops(self.timer, [ask], world.models, batch)
+        spec, context = self.spec, self.context
+        flops = RolloutFlopsHook(spec, context, self.timer)
+        hooks = StepHooks((FiniteCheckHook(step), flops), self.timer)
+        self.lora_svd.apply_offsets(context.models.policy, offsets)
+        # With independent random numbers every candidate of every step needs a step number of its own.
+        independent = spec.random_numbers == "independent"
+        turn = step * (self.population_size + 1) + candidate_index if independent else step
+        batch, samples = rollout_and_score(spec, context, self.seed, turn, hooks)
+        if spec.kl_coef or with_reference:
+            ref_logprobs = RefLogprobs()
+            with hooks.phase("model_passes"):
+                batch = ref_logprobs(batch, context.models, spec.temperature, context.no_grad_rows(batch))
+            hooks.on_model_passes(batch, (ref_logprobs,))
         rng = torch_generator(self.seed, step, "worth")
-        after, memory, metrics = e.reward_steps.apply_stateful(batch, reward_state, rng)
-        guard.check_rewards(after)
-        each = kl_penalized_rewards(after, e.kl_coef)
-        judged = CandidateScore(
-            fitness=float(each.mean()),
+        rewarded, next_state, metrics = spec.reward_steps.apply_stateful(batch, reward_state, rng)
+        hooks.on_rewards(rewarded, metrics)
+        rewards = kl_penalized_rewards(rewarded, spec.kl_coef)
+        score = CandidateScore(
+            fitness=float(rewards.mean()),
             objective_means=tuple(float(column.double().nanmean()) for column in batch.scores.T),
             num_response_tokens=int(batch.response_mask.sum()),
             num_responses=len(batch),
         )
-        error = float(each.std() / len(each) ** 0.5) if len(each) > 1 else 0.0
-        return CandidateRollout(judged, after, samples, memory, metrics, error)
+        std_error = float(rewards.std() / len(rewards) ** 0.5) if len(rewards) > 1 else 0.0
+        return CandidateRollout(score, rewarded, samples, next_state, metrics, std_error)
 
     def __call__(
         self, offsets: Float[Tensor, "P N"], candidate_indices: Sequence[int], step: int, reward_state: State
     ) -> list[CandidateScore]:
-        """What these candidates are worth."""
+        """The scores of these candidates."""
         return [
-            self.rollout(offsets[i], number, step, reward_state).score
-            for i, number in enumerate(candidate_indices)
+            self.rollout(offsets[i], candidate, step, reward_state).score
+            for i, candidate in enumerate(candidate_indices)
         ]
 
 
 def kl_penalized_rewards(batch: Batch, kl_coef: float) -> Float[Tensor, " M"]:
-    """The signal of every response that has one, less the price of what it is likelier than under the start.
+    """The reward of every response that has one, with the KL penalty to the initial policy subtracted.
 
-    f_b = signal_b - kl sum_t (log p(candidate) - log p(start))
+    f_b = reward_b - kl_coef sum_t (log p(candidate) - log p(initial))
     """
     known = ~batch.rewards[:, 0].isnan()
-    signal = batch.rewards[:, 0].double()
+    rewards = batch.rewards[:, 0].double()
     if kl_coef:
-        gap = (batch.require("rollout_logprobs") - batch.require("ref_logprobs")).double()
-        signal = signal - kl_coef * torch.where(batch.response_mask, gap, 0.0).sum(-1)
-    return signal[known]
+        log_ratio = (batch.require("rollout_logprobs") - batch.require("ref_logprobs")).double()
+        rewards = rewards - kl_coef * torch.where(batch.response_mask, log_ratio, 0.0).sum(-1)
+    return rewards[known]
 
 
 SHUTDOWN_TIMEOUT = 5.0
-"""Seconds that a process has for leaving."""
-FORWARDED_ERRORS: Mapping[str, type[ParetuneError]] = {"TrainingGuard": NonFiniteError}
-"""Those whose kind matters to whoever started the run."""
+"""Seconds that a process has to exit before it is killed."""
+FORWARDED_ERRORS: Mapping[str, type[ParetuneError]] = {"NonFiniteError": NonFiniteError}
+"""Errors of a worker that keep their class, and so the exit code of the run; others become ResourceError."""
 
 
 WorkerFactory = Callable[[LoraSvd], CandidateEvaluator]
-"""Makes the candidates of a process of its own, out of what can be sent there: the same network, sampler,
-scorers and prompts as everybody's."""
+"""Makes the evaluator of another process; it must be picklable and build the same network, sampler, scorers
+and prompts as in the parent."""
 
 
 class WorkerPool:
-    """The candidates of every generation, dealt out to this process and to others.
+    """Evaluates the candidates of a generation in this process and in others.
 
-    Candidate i goes to process i modulo their number, and the parent's is number 0. A candidate's worth
-    depends on nothing but its knobs, the step and the seed, so the number of processes changes no result.
+    Candidate i goes to process i modulo their number; the parent is process 0. The score of a candidate
+    depends on its offsets, the step and the seed alone, so that the number of processes changes no result.
     """
 
     def __init__(
@@ -176,21 +179,17 @@ class WorkerPool:
         self.local_evaluator = local_evaluator
         self.connections: list[Connection] = []
         self.processes: list[Any] = []
-        there = multiprocessing.get_context("spawn")
+        # Not "fork": a forked process must not use the parent's accelerator or threads.
+        spawn = multiprocessing.get_context("spawn")
         arrays = {name: value.numpy() for name, value in local_evaluator.lora_svd.to_tensors().items()}
         for _ in range(num_workers - 1 if worker_factory is not None else 0):
-            wire, far = there.Pipe()
-            given = (
-                far,
-                worker_factory,
-                arrays,
-                tuple(local_evaluator.lora_svd.factors),
-                torch.get_num_threads(),
-            )
-            process = there.Process(target=worker_main, args=given, daemon=True)
+            connection, worker_end = spawn.Pipe()
+            factor_names = tuple(local_evaluator.lora_svd.factors)
+            args = (worker_end, worker_factory, arrays, factor_names, torch.get_num_threads())
+            process = spawn.Process(target=worker_main, args=args, daemon=True)
             process.start()
-            far.close()
-            self.connections.append(wire)
+            worker_end.close()  # so that the worker reads EOF when the parent is gone
+            self.connections.append(connection)
             self.processes.append(process)
 
     def __enter__(self) -> "WorkerPool":
@@ -199,8 +198,8 @@ class WorkerPool:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for wire in self.connections:
-            wire.close()
+        for connection in self.connections:
+            connection.close()
         for process in self.processes:
             process.join(SHUTDOWN_TIMEOUT if exc is None else 0.0)
             if process.is_alive():
@@ -208,29 +207,25 @@ class WorkerPool:
                 process.join()
 
     def __call__(self, offsets: Float[Tensor, "P N"], step: int, reward_state: State) -> list[CandidateScore]:
-        """What these candidates are worth, in their order.
+        """The scores of these candidates, in order.
 
         Raises:
-            ResourceError: A process is gone.
-            ParetuneError: What one of them had to say.
+            ResourceError: A worker process has ended.
+            ParetuneError: The error of a worker.
         """
-        shares = partition(len(offsets), len(self.connections) + 1)
-        for wire, share in zip(self.connections, shares[1:], strict=True):
-            _send_request(wire, offsets[share], share, step, reward_state)
-        found = dict(
-            zip(
-                shares[0],
-                self.local_evaluator(offsets[shares[0]], shares[0], step, reward_state),
-                strict=True,
-            )
-        )
-        for wire, share in zip(self.connections, shares[1:], strict=True):
-            found |= zip(share, _receive_scores(wire), strict=True)
-        return [found[i] for i in range(len(offsets))]
+        local, *remote = partition(len(offsets), len(self.connections) + 1)
+        # Send first: the workers compute while this process evaluates its own part.
+        for connection, indices in zip(self.connections, remote, strict=True):
+            _send_request(connection, offsets[indices], indices, step, reward_state)
+        local_scores = self.local_evaluator(offsets[local], local, step, reward_state)
+        scores = dict(zip(local, local_scores, strict=True))
+        for connection, indices in zip(self.connections, remote, strict=True):
+            scores |= zip(indices, _receive_scores(connection), strict=True)
+        return [scores[i] for i in range(len(offsets))]
 
 
 def partition(num_items: int, num_parts: int) -> list[list[int]]:
-    """Numbers from 0 on, dealt out like cards."""
+    """The indices from 0 on, distributed round-robin."""
     return [list(range(first, num_items, num_parts)) for first in range(num_parts)]
 
 
@@ -238,10 +233,10 @@ def _send_request(
     connection: Connection, offsets: Tensor, candidate_indices: Sequence[int], step: int, reward_state: State
 ) -> None:
     tree, tensors = serialize_tree(reward_state)
-    head = {"step": step, "share": list(candidate_indices), "worth": tree}
+    header = {"step": step, "candidate_indices": list(candidate_indices), "reward_state": tree}
     try:
-        connection.send_bytes(json.dumps(head).encode())
-        connection.send_bytes(save_tensors({"points": offsets.contiguous(), **tensors}))
+        connection.send_bytes(json.dumps(header).encode())
+        connection.send_bytes(save_tensors({"offsets": offsets.contiguous(), **tensors}))
     except OSError as error:
         raise _worker_lost() from error
 
@@ -252,17 +247,17 @@ def _receive_scores(connection: Connection) -> list[CandidateScore]:
     except (EOFError, OSError) as error:
         raise _worker_lost() from error
     if "error" in reply:
-        raise FORWARDED_ERRORS.get(reply["error"], ResourceError)(reply["text"])
+        raise FORWARDED_ERRORS.get(reply["error"], ResourceError)(reply["message"])
     return [
         CandidateScore(fitness, tuple(means), tokens, rows)
-        for fitness, means, tokens, rows in reply["judged"]
+        for fitness, means, tokens, rows in reply["scores"]
     ]
 
 
 def _worker_lost() -> ResourceError:
     return ResourceError(
-        "a process that tries candidates has ended; fix: give the same command again, with fewer run.num_workers "
-        "if memory is short"
+        "a worker process has ended; fix: repeat the command to resume, with a smaller run.num_workers if "
+        "memory is short"
     )
 
 
@@ -273,27 +268,31 @@ def worker_main(
     factor_names: tuple[str, ...],
     num_threads: int,
 ) -> None:
-    """Try candidates until nobody is at the other end; whoever is there decides about signals."""
+    """Worker loop: evaluate candidates until the pipe is closed.
+
+    Signals are handled by the parent, which finishes its step before it stops.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(num_threads)
     try:
         try:
-            knobs = LoraSvd.from_tensors(
-                {k: torch.from_numpy(v) for k, v in lora_svd_arrays.items()}, factor_names
-            )
-            own = worker_factory(knobs)
+            tensors = {name: torch.from_numpy(array) for name, array in lora_svd_arrays.items()}
+            evaluator = worker_factory(LoraSvd.from_tensors(tensors, factor_names))
+            initial_state = evaluator.spec.reward_steps.init_state()
             while True:
-                head = json.loads(connection.recv_bytes())
+                header = json.loads(connection.recv_bytes())
                 tensors = load_tensors(connection.recv_bytes())
-                worth = deserialize_tree(head["worth"], tensors, own.spec.reward_steps.init_state())
-                judged = own(tensors["points"], head["share"], head["step"], worth)
+                reward_state = deserialize_tree(header["reward_state"], tensors, initial_state)
+                indices = header["candidate_indices"]
+                scores = evaluator(tensors["offsets"], indices, header["step"], reward_state)
                 rows = [
-                    [j.fitness, list(j.objective_means), j.num_response_tokens, j.num_responses]
-                    for j in judged
+                    [each.fitness, list(each.objective_means), each.num_response_tokens, each.num_responses]
+                    for each in scores
                 ]
-                connection.send_bytes(json.dumps({"judged": rows}).encode())
+                connection.send_bytes(json.dumps({"scores": rows}).encode())
         except ParetuneError as error:
-            connection.send_bytes(json.dumps({"error": type(error).__name__, "text": str(error)}).encode())
+            reply = {"error": type(error).__name__, "message": str(error)}
+            connection.send_bytes(json.dumps(reply).encode())
     except (EOFError, OSError):
         return

@@ -1,1 +1,1 @@
-"""The help desk: requests, responses of a careless assistant, simulated raters, and a ground-truth scorer."""
+"""The help desk: requests, answers of a careless assistant, simulated raters, and a ground-truth scorer."""

@@ -1,4 +1,4 @@
-"""The tokenizer of the built-in help desk, one word a token, and the shape of its starting policy."""
+"""Tokenizer of the help desk, one token per word, and the config of its initial policy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.chat import (
+    FORMAT_INSTRUCTIONS_KEY,
     THINK_END_TAG,
     THINK_START_TAG,
     FormatInstructions,
@@ -15,6 +16,7 @@ from paretune.data.chat import (
 )
 from paretune.data.records import Prompt
 from paretune.worlds.helpdesk import words
+from paretune.worlds.helpdesk.words import CONTEXT_LENGTH
 
 PAD_TOKEN, UNK_TOKEN, BOS_TOKEN, EOS_TOKEN, USER_TOKEN, ASSISTANT_TOKEN = (
     "<pad>",
@@ -32,22 +34,14 @@ _CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<desk>{% endif %}"
 )
 
-CONTEXT_LENGTH = 192
-"""The longest row that the starting policy can read, in tokens."""
-
 HELPDESK_INSTRUCTIONS: FormatInstructions = words.FORMAT_INSTRUCTIONS
-"""How the help desk is asked by a frame."""
-
-
-def is_helpdesk_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer is that of the help desk, whatever folder it comes from."""
-    return ASSISTANT_TOKEN in tokenizer.get_vocab()
+"""Instructions of the prompt formats in words of the vocabulary."""
 
 
 def helpdesk_tokenizer(prompt_format: PromptFormat = "") -> PreTrainedTokenizerBase:
-    """One token a word; what it decodes is the text that a scorer reads, word for word.
+    """A word-level tokenizer; decoding gives back the text word for word.
 
-    With a frame it also knows the words that ask for it, and what an answer then holds.
+    With a prompt format, the vocabulary also has the words of its instruction and of a formatted answer.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -61,11 +55,13 @@ def helpdesk_tokenizer(prompt_format: PromptFormat = "") -> PreTrainedTokenizerB
         chat_template=_CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
         model_max_length=CONTEXT_LENGTH,
+        # An extra argument: transformers keeps it in tokenizer_config.json, where the sampler finds it.
+        **{FORMAT_INSTRUCTIONS_KEY: dict(HELPDESK_INSTRUCTIONS)},
     )
 
 
 def _word_level_tokenizer(prompt_format: PromptFormat) -> Tokenizer:
-    """The tokenizer of a text alone, without what stands around the turns."""
+    """The tokenizer without chat template and special-token handling."""
     vocabulary = [
         PAD_TOKEN,
         UNK_TOKEN,
@@ -81,7 +77,7 @@ def _word_level_tokenizer(prompt_format: PromptFormat) -> Tokenizer:
     word_level.normalizer = normalizers.Lowercase()
     word_level.pre_tokenizer = pre_tokenizers.Whitespace()
     if prompt_format == "think":
-        # Plain tokens, not special ones: those are left out of what is decoded.
+        # Not special: decoding drops special tokens, and scorers parse the tags.
         word_level.add_tokens(
             [AddedToken(tag, special=False, normalized=False) for tag in (THINK_START_TAG, THINK_END_TAG)]
         )
@@ -89,24 +85,24 @@ def _word_level_tokenizer(prompt_format: PromptFormat) -> Tokenizer:
 
 
 def max_request_tokens(prompts: Sequence[Prompt], prompt_format: PromptFormat = "") -> int:
-    """Tokens of the longest of these requests as the tokenizer renders them, and transformers is not loaded.
+    """Length in tokens of the longest rendered request; does not load transformers.
 
     Args:
-        prompts: Of one turn each.
-        prompt_format: What is asked beside them.
+        prompts: Prompts of one message each.
+        prompt_format: Format whose instruction is added.
     """
-    turns = [
+    conversations = [
         add_format_instruction(prompt, prompt_format, HELPDESK_INSTRUCTIONS).messages for prompt in prompts
     ]
-    assert all(len(messages) == 1 for messages in turns)
-    texts = [message.content for messages in turns for message in messages]
-    around = len((BOS_TOKEN, USER_TOKEN, ASSISTANT_TOKEN))
-    words = _word_level_tokenizer(prompt_format)
-    return around + max((len(words.encode(text).ids) for text in texts), default=0)
+    assert all(len(messages) == 1 for messages in conversations)
+    texts = [message.content for messages in conversations for message in messages]
+    num_template_tokens = len((BOS_TOKEN, USER_TOKEN, ASSISTANT_TOKEN))
+    tokenizer = _word_level_tokenizer(prompt_format)
+    return num_template_tokens + max((len(tokenizer.encode(text).ids) for text in texts), default=0)
 
 
 def policy_config(vocab_size: int) -> Any:
-    """A Llama small enough to learn the help desk from nothing within a minute on two cores."""
+    """Config of a Llama that learns the help desk from scratch within a minute on two CPU cores."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -121,6 +117,6 @@ def policy_config(vocab_size: int) -> Any:
         bos_token_id=2,
         eos_token_id=3,
         pad_token_id=0,
-        # The usual 0.02 is made for wide networks; at this width it doubles the steps until words are copied.
+        # The default of 0.02 is for wide networks; at this width it doubles the steps until words are copied.
         initializer_range=0.08,
     )

@@ -1,0 +1,110 @@
+"""Checks of the files and model folders that a recipe names. Imports no torch, unlike `requirements`."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from paretune.config.issues import ConfigIssue, closest_match
+from paretune.config.schema import Config
+from paretune.config.validate import WORLD, data_sources, reward_sections
+from paretune.config.yaml import KeyPath, short_repr
+
+HUB_PREFIX = "hf:"
+_HUB_NAME_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def file_issues(config: Config) -> Iterator[ConfigIssue]:
+    """Data files that do not exist."""
+    root = Path(config.data.root)
+    local = [
+        (path, source) for path, _, source in data_sources(config) if not source.file.startswith(HUB_PREFIX)
+    ]
+    if local and not root.is_dir():
+        problem = f"there is no folder {short_repr(config.data.root)}"
+        fix = "name a folder, relative to the working directory"
+        yield ConfigIssue(("data", "root"), problem, fix=fix, standalone=True)
+        return
+    for path, source in local:
+        file = root / source.file
+        if file.is_file():
+            continue
+        siblings = [sibling.name for sibling in file.parent.iterdir()] if file.parent.is_dir() else []
+        match = closest_match(file.name, siblings)
+        yield ConfigIssue(
+            (*path, "file"),
+            f"there is no file {short_repr(source.file)}",
+            suggestion=str(Path(source.file).with_name(match)) if match else "",
+            fix=f"files are relative to data.root, which is {short_repr(config.data.root)}",
+            standalone=True,
+        )
+
+
+def model_issues(config: Config) -> Iterator[ConfigIssue]:
+    """Models that are neither a folder nor a hub name, and pretrained rewards that lack an objective."""
+    if config.policy.path != WORLD:
+        yield from _model_path_issues(("policy", "path"), config.policy.path)
+    for name, section in reward_sections(config):
+        if section.path is not None:
+            yield from _model_path_issues((name, "path"), section.path)
+            yield from _label_name_issues(config, name, Path(section.path))
+        elif section.init_from != "policy":
+            yield from _model_path_issues((name, "init_from"), section.init_from)
+
+
+def is_hub_name(name: str) -> bool:
+    """True for owner/model, unless it, or its parent, is a folder here."""
+    path = Path(name)
+    return bool(_HUB_NAME_PATTERN.fullmatch(name)) and not path.exists() and not path.parent.exists()
+
+
+def _model_path_issues(path: KeyPath, name: str) -> Iterator[ConfigIssue]:
+    if is_hub_name(name):
+        return
+    fix = "name a folder with config.json, or a hub name like owner/model"
+    folder = Path(name)
+    if not folder.is_dir():
+        siblings = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        yield ConfigIssue(
+            path,
+            f"there is no folder {short_repr(name)}",
+            suggestion=closest_match(name, siblings),
+            fix=fix,
+            standalone=True,
+        )
+    elif not (folder / "config.json").is_file():
+        yield ConfigIssue(path, f"{short_repr(name)} has no config.json", fix=fix, standalone=True)
+
+
+def _label_name_issues(config: Config, name: str, folder: Path) -> Iterator[ConfigIssue]:
+    """A pretrained reward model's id2label must name every objective."""
+    file = folder / "config.json"
+    if name != "reward" or not file.is_file():
+        return
+    label_names = read_label_names(folder)
+    if label_names is None:
+        problem = f"{short_repr(str(file))} is not a model configuration"
+        yield ConfigIssue((name, "path"), problem, standalone=True)
+        return
+    if not label_names:
+        example = json.dumps({"id2label": dict(enumerate(config.objectives))})
+        problem = f"{short_repr(str(file))} does not name the objective of each output"
+        yield ConfigIssue((name, "path"), problem, fix=f"add to it, in the order of the outputs: {example}")
+        return
+    for objective, section in config.objectives.items():
+        if (section.scores_from or objective) not in label_names:
+            yield ConfigIssue(
+                ("objectives", objective),
+                "no model provides it",
+                suggestion=closest_match(objective, label_names),
+                fix=f"the model in reward.path has {', '.join(label_names)}",
+            )
+
+
+def read_label_names(folder: Path) -> list[str] | None:
+    """Label names (id2label) of a model's config.json; None if it cannot be read."""
+    try:
+        labels = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
+        return [str(label) for label in labels.values()]
+    except (OSError, ValueError, AttributeError, RecursionError):  # RecursionError: JSON nested too deeply
+        return None

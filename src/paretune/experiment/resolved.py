@@ -1,0 +1,50 @@
+"""The resolved run: a recipe together with its algorithm, built once and handed to every stage."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from paretune.config import Config, location_of
+from paretune.config.build import build_spec
+from paretune.config.yaml import KeyPath, dotted_key
+from paretune.core.errors import format_issue
+from paretune.core.requirements import Requirements
+from paretune.rl.algorithm_spec import AlgorithmSpec, phase_specs
+from paretune.rl.evolution.spec import EvolutionSpec
+from paretune.rl.validate import check_spec
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A recipe and everything that follows from it alone."""
+
+    config: Config
+    algorithm: AlgorithmSpec | EvolutionSpec
+    phases: tuple[AlgorithmSpec, ...]
+    """The specs of the phases that train a model before the algorithm starts."""
+
+    @cached_property
+    def requirements(self) -> Requirements:
+        """What the algorithm needs of the run.
+
+        Computed by a dry run on first use, so that its error can be reported together with those of the data.
+
+        Raises:
+            WiringError: The parts of the algorithm do not fit together.
+        """
+        return check_spec(self.algorithm, tuple(self.config.objectives))
+
+    @property
+    def specs(self) -> "tuple[AlgorithmSpec | EvolutionSpec, ...]":
+        """The algorithm and its phases."""
+        return (self.algorithm, *self.phases)
+
+    def issue(self, path: KeyPath, problem: str, fix: str = "", *, suggestion: str = "") -> str:
+        """An error message at the location of a key of the recipe."""
+        location = location_of(self.config, path)
+        return format_issue(location, None, None, dotted_key(path), problem, suggestion=suggestion, fix=fix)
+
+
+def resolve(config: Config) -> ResolvedRun:
+    """Build the algorithm of a valid recipe; the only place that does."""
+    algorithm = build_spec(config)
+    return ResolvedRun(config=config, algorithm=algorithm, phases=tuple(phase_specs(algorithm.phases)))

@@ -1,0 +1,85 @@
+"""The models, samplers, scorers and prompts that a training loop works with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from paretune.core.batch import Batch
+from paretune.core.errors import WiringError
+from paretune.core.requirements import ANY_NUMBER, Requirements
+from paretune.data.records import Prompt
+from paretune.models.critic import Critic
+from paretune.models.forward.checkpointing import GradientCheckpointing, checkpointable_layers
+from paretune.models.lora import unwrap_model
+from paretune.models.model_passes import Models
+from paretune.reward.scorers import Scorer, resolve_scorers
+from paretune.rl.algorithm_spec import AlgorithmSpec
+from paretune.rl.evolution.spec import EvolutionSpec
+from paretune.rl.validate import check_frozen_models, check_spec
+from paretune.rollout.sampler import Rollout, Sampler
+from paretune.training.microbatch import rows_per_no_grad_pass
+from paretune.training.optimizer import OptimizerConfig
+from paretune.training.supervised import AuxiliaryData
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingContext:
+    """Everything that an algorithm is run on."""
+
+    models: Models
+    sampler: Sampler
+    scorers: Sequence[Scorer]
+    objectives: tuple[str, ...]
+    """Scored objectives in the order of the columns; each is given by one scorer."""
+    prompts_for_step: Callable[[int], Sequence[Prompt]]
+    """The prompts of a step, a function of the step alone."""
+    optim_config: OptimizerConfig = field(default_factory=OptimizerConfig)
+    max_tokens_per_pass: int = 8192
+    """Tokens per forward pass with gradients, shared prompts once; changes memory and speed only."""
+    strict_token_limit: bool = False
+    """Never exceed `max_tokens_per_pass`, even if a long prompt is then computed again for each response."""
+    gradient_checkpointing: GradientCheckpointing = "none"
+    """Activations that a forward pass keeps for the backward pass; changes memory and speed only."""
+    frozen_policy_sampler: Sampler | None = None
+    """Samples from the policy as it was before the first update."""
+    stored_rollouts: Callable[[int], Rollout] | None = None
+    """Stored responses of a step, with scores."""
+    auxiliary_data: AuxiliaryData | None = None
+    """Demonstrations for the auxiliary language-modeling loss."""
+
+    def no_grad_rows(self, batch: Batch) -> int:
+        """Rows of a batch per forward pass without gradients, which needs far less memory."""
+        return rows_per_no_grad_pass(batch, self.max_tokens_per_pass)
+
+    def available(self) -> Requirements:
+        """The requirements that this context meets."""
+        critic = self.models.critic
+        heads = critic.num_heads if isinstance(critic, Critic) else ANY_NUMBER
+        return Requirements(
+            sampler=True,
+            initial_policy_sampler=self.frozen_policy_sampler is not None,
+            stored_responses=self.stored_rollouts is not None,
+            scorers=True,  # `resolve_scorers` checks them one by one
+            demonstrations=self.auxiliary_data is not None,
+            frozen_roles=tuple(self.models.frozen),
+            num_critic_heads=0 if critic is None else heads,
+        )
+
+
+def check_context(spec: AlgorithmSpec | EvolutionSpec, context: TrainingContext) -> None:
+    """Check that the parts of a spec fit together, and that the context has what they require.
+
+    Raises:
+        WiringError: They do not, or it has not.
+    """
+    requirements = check_spec(spec, context.objectives)
+    if requirements.scorers:
+        resolve_scorers(context.objectives, context.scorers)
+    missing = requirements.missing(context.available())
+    if missing:
+        raise WiringError(
+            f'algorithm "{spec.name}" needs {"; ".join(map(str, missing))}; '
+            "fix: give them in the TrainingContext, or choose another algorithm"
+        )
+    check_frozen_models(requirements.frozen_roles, context.models.frozen)
+    if context.gradient_checkpointing == "recompute":
+        checkpointable_layers(unwrap_model(context.models.policy))
