@@ -1,8 +1,30 @@
-"""Every test checks the shapes of every public signature; torch uses one thread a worker."""
+"""Every test checks the types and shapes of signatures at run time; torch uses one thread per worker."""
+
+from importlib.util import find_spec
+from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-install_import_hook("paretune", "beartype.beartype")
+SOURCE = Path(find_spec("paretune").origin).parent
+
+
+def is_checked(path):
+    """False for the modules that run once per record and have no shapes, such as readers of files.
+
+    They are left to mypy: checking each of their calls doubles the time of tests that read or generate data.
+    """
+    once_per_record = path.relative_to(SOURCE).parts[0] in {"config", "data", "worlds"}
+    return not once_per_record or "from jaxtyping import" in path.read_text(encoding="utf-8")
+
+
+install_import_hook(
+    [
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+        for path in sorted(SOURCE.rglob("*.py"))
+        if path.name != "__init__.py" and is_checked(path)
+    ],
+    "beartype.beartype",
+)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
