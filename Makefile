@@ -17,6 +17,11 @@ check: lint
 test: lint
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
+# Every check of tests/unit/test_models_families.py for every family: a table with seconds; about two minutes.
+.PHONY: test-models
+test-models: $(READY)
+	@OMP_NUM_THREADS=1 PARETUNE_ALL_FAMILIES=1 $(BIN)/pytest -s tests/unit/test_models_families.py
+
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
@@ -39,12 +44,17 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 # Longer checks, run by hand: docs/results/ holds their results, with command and date.
-.PHONY: proof-demo proof-real proof-same-numbers
+.PHONY: proof-demo proof-real proof-same-numbers proof-templates
 proof-demo: $(READY)
 	@$(BIN)/python proofs/demo.py $(SEEDS)
 
 proof-real: $(READY)
 	@$(BIN)/paretune run recipes/real-small.yaml data.root=../shared/data policy.path=../shared/models/dialogue-7m
+
+# Rows, stops and control tokens of the chat templates in a folder of .jinja files: docs/results/chat-templates.md
+TOKENIZER ?= ../shared/models/dialogue-7m
+proof-templates: $(READY)
+	@$(BIN)/python proofs/chat_templates.py $(TEMPLATES) $(TOKENIZER)
 
 # The same short runs at an earlier commit and now, number by number: docs/design/same-numbers.md
 BASE ?= 0736d53

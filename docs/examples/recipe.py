@@ -60,7 +60,6 @@ DESCRIPTIONS = {
     ("reward", "test_pairs"): "As pairs.",
     ("reward", "training"): "As policy.sft, without demonstrations.",
     ("objective", "constraint_param"): "For a rate, the minimum score; for a quantile, its level.",
-    ("training", "learning_rate"): "Learning rate of AdamW.",
     (
         "training",
         "warmup_ratio",

@@ -13,7 +13,7 @@ from paretune.algorithms.wrappers import ppo_c, ppo_m, with_thinking
 from paretune.credit.base import chain
 from paretune.credit.score_transforms import InvalidFormatPenalty
 from paretune.credit.shaping import ConfidenceCalibratedReward
-from paretune.data.chat import parse_thinking
+from paretune.data.prompt_formats import parse_thinking
 from paretune.evaluate.confidence import calibration_metrics
 from paretune.rl.algorithm_spec import LABEL_WIDTH, AlgorithmSpec
 

@@ -117,13 +117,19 @@ def benchmark(
 
 
 @app.command()
-def check(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Check a recipe, its files and its models."""
+def check(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Add the parts of the algorithm with all their settings.")
+    ] = False,
+) -> None:
+    """Check a recipe, its files, its labels and its models, and estimate minutes and memory."""
     with _gc_disabled():
         from paretune.config import find_recipe, load_config
         from paretune.experiment.dry_run import check as dry_run
 
-        _echo(dry_run(load_config(find_recipe(recipe), overrides or [])))
+        _echo(dry_run(load_config(find_recipe(recipe), overrides or []), explain=explain))
 
 
 @app.command()
@@ -272,19 +278,26 @@ def _write_crash_file(error: Exception) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its exit code."""
+    from paretune.report.terminal import safe_output
+
+    with safe_output():
+        code = _exit_code(argv)
+    sys.exit(code)
+
+
+def _exit_code(argv: Sequence[str] | None) -> int:
+    """Run one command; its exit code."""
     # OpenMP threads that spin while they wait are ten times slower if another program uses the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=None if argv is None else list(argv))
     except ParetuneError as error:
         _echo(str(error), error=True)
-        code = error.exit_code
+        return error.exit_code
     except Exception as error:
         _echo(
             f"bug in paretune: {type(error).__name__}; the traceback is in {_write_crash_file(error)}",
             error=True,
         )
-        code = EXIT_BUG
-    else:
-        code = 0
-    sys.exit(code)
+        return EXIT_BUG
+    return 0

@@ -26,6 +26,7 @@ reward:
     raters: {file: ratings.csv, labels: {polite: politeness, safe: {from: toxicity, scale: -1, offset: 1}}}
   pairs: {people: {file: pairs.jsonl, objective: helpful}}
   holdout_fraction: 0.3
+  allow_weak_heads: true
   training: {num_train_epochs: 1, learning_rate: 1e-3, batch_size: 8}
 judge:
   objectives: {polite: {}, helpful: {loss: bradley_terry}}

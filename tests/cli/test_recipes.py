@@ -48,7 +48,7 @@ def test_paper(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "model")
     e = load_config(bundled_recipes()["paper"], ["data.root=.", "policy.path=./model"])
     text = check(e)
-    assert text.startswith("paper: ok\nprompts          3 attack, 3 benign, 3 borderline; 9 test\n")
+    assert text.startswith("paper: ok\nprompts     3 attack, 3 benign, 3 borderline; 9 test\n")
     assert "\nhub " not in text
     assert [path.name for path in tmp_path.iterdir() if path.name == "runs"] == []
     assert set(e.weights.values()) == {1.0}

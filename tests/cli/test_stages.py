@@ -208,8 +208,8 @@ def test_the_progress_line_reports_kl_per_token(tmp_path, monkeypatch):
     notes = []
 
     class Heard(PlainConsole):
-        def progress(self, done, total, note):
-            notes.append((done, total, note))
+        def progress(self, done, total, note, values=()):
+            notes.append((done, total, note, tuple(values)))
 
     batch = batch_of(*rows()).replace(objectives=("safety",))
 
@@ -219,11 +219,23 @@ def test_the_progress_line_reports_kl_per_token(tmp_path, monkeypatch):
 
     stages(monkeypatch, stage)
     pipeline.run_pipeline(recipe(tmp_path / "r"), Heard())
-    assert (2, 4, "safety 0.25  KL/token 0.062") in notes
+    assert (2, 4, "KL/token 0.062", ("safety 0.25",)) in notes
+
+
+def test_a_share_that_is_negative_by_chance_is_not_reported(tmp_path, monkeypatch, capsys):
+    def stage(work):
+        for share in (-0.0, -1e-9, -0.004, -0.04):
+            align._warn_negative_share(work, 9, [{"safety": share}] * align.NEGATIVE_SHARE_PATIENCE)
+        return "done"
+
+    stages(monkeypatch, stage)
+    pipeline.run_pipeline(recipe(tmp_path / "r"), PlainConsole())
+    assert "warning: " not in capsys.readouterr().out
 
 
 def test_a_run_notes_names_that_are_taken_as_hub_names(tmp_path, monkeypatch, capsys):
     stages(monkeypatch, lambda work: "done")
+    monkeypatch.setattr(pipeline, "probe_scorers", lambda ctx: None)
     pipeline.run_pipeline(recipe(tmp_path / "r", "reward.init_from=own/body"), PlainConsole())
     assert (
         "reward.init_from: own/body is not a local folder: taken as a hub name\n" in capsys.readouterr().out

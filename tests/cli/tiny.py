@@ -16,6 +16,7 @@ SMALL = (
     "policy.sft.batch_size=16",
     "reward.training.num_train_epochs=1",
     "reward.training.batch_size=16",
+    "reward.allow_weak_heads=true",
     "algorithm.num_generations=2",
     "algorithm.max_new_tokens=12",
     "training.prompts_per_step=4",

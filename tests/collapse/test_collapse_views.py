@@ -12,7 +12,7 @@ from paretune.credit.base import flatten_steps
 from paretune.credit.score_transforms import InvalidFormatPenalty
 from paretune.credit.selection import ResampleByRank
 from paretune.credit.shaping import ConfidenceCalibratedReward
-from paretune.data.chat import THINK_START_TAG
+from paretune.data.chat_template import THINK_START_TAG
 from paretune.data.records import Sample
 from paretune.rl.context import TrainingContext
 from paretune.rl.loop import rollout_and_score

@@ -8,7 +8,7 @@ import torch
 from cases import Case, cases
 
 from paretune.credit.shaping import ConfidenceCalibratedReward
-from paretune.data.chat import parse_confidence, strip_confidence
+from paretune.data.prompt_formats import parse_confidence, strip_confidence
 from paretune.evaluate.confidence import bin_indices, ece, overconfidence
 from toy import graded
 

@@ -6,13 +6,16 @@ from pathlib import Path
 
 from support.tiny_models import tiny_config, tiny_tokenizer
 
+EMPTY_SAFETENSORS = b"\x02" + 7 * b"\x00" + b"{}"
+"""A safetensors file without tensors: the length of its header, and the header."""
+
 
 def describe_model(name: str = "model") -> None:
     """A folder with a model's configuration and tokenizer; its weights are there and empty."""
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(name)
     tiny_config("llama", len(tokenizer), context=96).save_pretrained(name)
-    Path(name, "model.safetensors").touch()
+    Path(name, "model.safetensors").write_bytes(EMPTY_SAFETENSORS)
 
 
 def write(name: str, rows: list[dict[str, object]]) -> None:

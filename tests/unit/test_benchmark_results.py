@@ -14,6 +14,7 @@ from paretune.config import config_hash, resolved_yaml
 from paretune.core.errors import ConfigError, DataError
 from paretune.experiment.reuse import reuse_key
 from paretune.report.benchmark_page import benchmark_table
+from paretune.run.compat import EVALUATION_SECTIONS
 from support.fake_benchmark import FILE, MEANS, make_runs, write_benchmark_file
 
 
@@ -241,7 +242,8 @@ def mark_finished(spec):
         config = run.config
         run_dir = Path(config.run.output_dir)
         shared_dir = spec.output_dir / "shared" / f"seed-{run.seed}-{reuse_key(run.resolved)[:12]}"
-        for folder, key in ((run_dir, config_hash(config)), (shared_dir, reuse_key(run.resolved))):
+        training_hash = config_hash(config, without=EVALUATION_SECTIONS)
+        for folder, key in ((run_dir, training_hash), (shared_dir, reuse_key(run.resolved))):
             folder.mkdir(parents=True, exist_ok=True)
             run_info = {"schema": "paretune/run/2", "status": "done", "config_hash": key}
             (folder / "run.json").write_text(json.dumps(run_info))

@@ -83,10 +83,10 @@ def test_a_null_removes_a_section_of_the_base_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"top.yaml:3:7: run.seed"):
         load_config(write(tmp_path, top, "top.yaml"))
     e = load_config(write(tmp_path, top.replace("seed: null", "seed: 3"), "top.yaml"))
-    assert (e.training.learning_rate, e.training.warmup_ratio) == (1e-5, 0.03), "as if it had not been set"
-    assert "learning_rate: 1e-05  # default" in resolved_yaml(e)
+    assert (e.training.learning_rate, e.training.warmup_ratio) == (None, 0.03), "as if it had not been set"
+    assert "learning_rate: null  # default" in resolved_yaml(e)
     e = load_config(tmp_path / "small.yaml", ["training=null"])
-    assert (e.training.learning_rate, e.training.warmup_ratio) == (1e-5, 0.03), "as an override too"
+    assert (e.training.learning_rate, e.training.warmup_ratio) == (None, 0.03), "as an override too"
 
 
 def test_the_resolved_recipe_has_every_key_with_its_origin(tmp_path: Path) -> None:

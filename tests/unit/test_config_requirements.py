@@ -64,11 +64,9 @@ def test_the_usage_of_the_phases_is_bounded(resource, limit, bounds):
 
 def test_a_check_warns_of_a_budget_that_the_phases_may_use_up():
     e = load("rollout_tokens", 720)
-    (line,) = (line for line in check(e).split("\n") if line.startswith("warning"))
+    text = " ".join(check(e).split())
     assert (
-        line.removeprefix("warning")
-        .lstrip()
-        .startswith("rto uses up to 720 of 720 rollout_tokens in its preceding phases: if nothing is left")
+        "warning rto uses up to 720 of 720 rollout_tokens in its preceding phases: if nothing is left" in text
     )
     enough = load("rollout_tokens", 721)
     assert list(budget_warnings(enough, resolve(enough).algorithm)) == []

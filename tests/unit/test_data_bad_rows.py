@@ -1,5 +1,7 @@
 """Error messages for bad rows."""
 
+import json
+
 import pytest
 
 from paretune.core.errors import DataError
@@ -7,7 +9,7 @@ from paretune.data.columns import ColumnNames, LabelMapping
 from paretune.data.readers import read_demonstrations, read_preference_pairs, read_prompts, read_ratings
 
 MESSAGES = 'write "text" or [{"role": "user", "content": "text"}]'
-NOT_A_NUMBER = "is not a number; fix: write a number, or leave it empty if not labelled"
+NOT_RATED = '"{0}" is not a number; fix: missing: ["{0}"] if not rated, or map: {{"{0}": NUMBER}}'
 MESSAGE = 'write {"role": "user", "content": "..."}'
 POLITE = {"labels": {"politeness": "polite"}}
 HELPFUL = {"objective": "helpful"}
@@ -31,8 +33,7 @@ CASES = [
             f"a.jsonl:6: prompt: a number, not text or a list of messages; fix: {MESSAGES}",
             "a.jsonl:7: prompt: empty; fix: write a prompt, or delete the row",
             'a.jsonl:8: prompt[0].role: unknown role "human"; did you mean "user"?; '
-            "fix: use system, user, assistant",
-            f"a.jsonl:9: prompt[0]: an object with from, value, not a message; fix: {MESSAGE}",
+            "fix: use system, user, assistant, tool, developer",
             "a.jsonl:10: prompt: the prompt ends with an assistant message; fix: end it with a user message",
             "a.jsonl:11: prompt: contains an unpaired surrogate; fix: write the whole character",
             f"a.jsonl:12: prompt[0]: text, not a message; fix: {MESSAGE}",
@@ -46,13 +47,13 @@ CASES = [
         "r.jsonl",
         '{"prompt":"a","response":"b","scores":{"x":"high"}}\n'
         '{"prompt":"a","response":"b","scores":{"x":1e999}}\n'
-        '{"prompt":"a","response":"b","scores":[1]}\n{"prompt":"a","response":"b","scores":{"x":[1]}}\n'
+        '{"prompt":"a","response":"b","scores":[1]}\n{"prompt":"a","response":"b","scores":{"x":[[1]]}}\n'
         '{"prompt":"a","response":" ","scores":{"x":1}}\n{"prompt":"a","answer":"b","scores":{"x":1}}\n'
         '{"prompt":"a","completion":[{"role":"user","content":"b"}],"scores":{"x":1}}\n'
         '{"prompt":"a","response":"b","scores":{"x":"3,5"}}\n',
         {},
         [
-            f'r.jsonl:1: scores.x: "high" {NOT_A_NUMBER}',
+            f"r.jsonl:1: scores.x: {NOT_RATED.format('high')}",
             "r.jsonl:2: scores.x: infinite, or too large for a number; fix: write a finite number",
             'r.jsonl:3: scores: a list, not an object; fix: write {"politeness": 0.7}',
             "r.jsonl:4: scores.x: a list, not a number; fix: write a number, or null if not labelled",
@@ -61,7 +62,8 @@ CASES = [
             "fix: name it under columns: {response: ...}",
             "r.jsonl:7: completion: expected one assistant message, got user; "
             "fix: move the others into the prompt",
-            f'r.jsonl:8: scores.x: "3,5" {NOT_A_NUMBER}',
+            'r.jsonl:8: scores.x: "3,5" has a decimal comma; '
+            "fix: write 3.5; only a file with semicolons may have such numbers",
         ],
     ),
     (
@@ -71,7 +73,7 @@ CASES = [
         'prompt,response,polite\na,b,3\na,"b\nc",x\na,,3\na,b\n"a",b,inf\n"a",b,\n',
         POLITE,
         [
-            'r.csv:3: polite: "x" is not a number; fix: write a number, or leave it empty if not labelled',
+            f"r.csv:3: polite: {NOT_RATED.format('x')}",
             "r.csv:5: response: empty response; fix: write a response, or delete the row",
             'r.csv:6: 2 cells, but the header has 3; fix: put cells with commas or line breaks in "quotes"',
             "r.csv:7: polite: infinite, or too large for a number; fix: write a finite number",
@@ -84,12 +86,12 @@ CASES = [
         "prompt,response,polite,kind,brief\na,b,x,1e39,3\na,b,-1e39,4,y\na,b,3.4e38,1,2\n",
         {"labels": {"politeness": "polite", "kindness": "kind", "brevity": "brief"}},
         [
-            'r.csv:2: polite: "x" is not a number; fix: write a number, or leave it empty if not labelled',
+            f"r.csv:2: polite: {NOT_RATED.format('x')}",
             "r.csv:2: kind: 1e+39 exceeds the float32 range (3.4e+38); "
             "fix: write a smaller number, or leave it empty if not labelled",
             "r.csv:3: polite: -1e+39 exceeds the float32 range (3.4e+38); "
             "fix: write a smaller number, or leave it empty if not labelled",
-            'r.csv:3: brief: "y" is not a number; fix: write a number, or leave it empty if not labelled',
+            f"r.csv:3: brief: {NOT_RATED.format('y')}",
         ],
     ),
     (
@@ -156,14 +158,13 @@ CASES = [
         '{"chosen":"the same","rejected":"the same"}\n',
         HELPFUL,
         [
-            "p.jsonl:1: chosen: equal to rejected; fix: delete the row",
+            "p.jsonl:1: chosen: equal to rejected (and 1 more row, to line 6); fix: delete the row",
             "p.jsonl:2: rejected: no such column; this row has prompt, chosen; "
             "fix: name it under columns: {rejected: ...}",
             "p.jsonl:3: rejected: empty response; fix: write a response, or delete the row",
             f"p.jsonl:4: rejected: a number, not text or a list of messages; fix: {MESSAGES}",
             "p.jsonl:5: chosen: expected one assistant message, got user, assistant; "
             "fix: move the others into the prompt",
-            "p.jsonl:6: chosen: equal to rejected; fix: delete the row",
         ],
     ),
     (
@@ -231,11 +232,22 @@ def test_bad_rows_give_one_message_each(tmp_path, monkeypatch, read, name, conte
 
 def test_first_twenty_issues_are_listed_and_the_rest_counted(tmp_path):
     path = tmp_path / "many.jsonl"
-    path.write_text("".join(f'{{"prompt": {i}}}\n' for i in range(50)))
-    lines = issues_of(read_prompts, path)
+    labels = {f"x{i}": f"x{i}" for i in range(50)}
+    path.write_text(json.dumps({"prompt": "a", "response": "b"} | {f"x{i}": "high" for i in range(50)}))
+    lines = issues_of(read_ratings, path, labels=labels)
     assert len(lines) == 21
-    assert lines[0].startswith(f"{path}:1: ")
+    assert lines[0].startswith(f"{path}:1: x0: ")
     assert lines[-1] == "... and 30 more"
+
+
+def test_issues_of_one_kind_are_one_line_with_a_count(tmp_path):
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(f'{{"prompt": {i}}}\n' for i in range(50)) + '{"prompt": ""}\n' * 2)
+    assert issues_of(read_prompts, path) == [
+        f"{path}:1: prompt: a number, not text or a list of messages (and 49 more rows, to line 50); "
+        f"fix: {MESSAGES}",
+        f"{path}:51: prompt: empty (and 1 more row, to line 52); fix: write a prompt, or delete the row",
+    ]
 
 
 def test_column_missing_in_every_row_is_reported_once(tmp_path):
@@ -250,7 +262,8 @@ def test_column_missing_in_every_row_is_reported_once(tmp_path):
     assert issues_of(read_prompts, path)[:1] == [issue], "a line that is no JSON is no row"
     assert len(issues_of(read_prompts, path)) == 2
     path.write_text(rows + '{"prompt": "a"}\n')
-    assert len(issues_of(read_prompts, path)) == 21, "one row has it"
+    (line,) = issues_of(read_prompts, path)
+    assert "(and 2999 more rows, to line 3000)" in line, "one row has it"
 
 
 def test_label_range_is_checked_after_scaling(tmp_path):

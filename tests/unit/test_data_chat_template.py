@@ -1,41 +1,10 @@
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from paretune.core.errors import DataError
 from paretune.data.chat import decode_response, encode_prompt, encode_response, render_prompt, template_hash
-from paretune.data.records import Message, Prompt
 from shared import shared
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA = (
-    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[end]{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
-STRICT = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
-    "{% endif %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-)
-DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
-SPECIAL = ["<s>", "<|im_start|>", "<|im_end|>"]
-
-
-def byte_tokenizer(template=None, bos="<s>"):
-    """A byte-level tokenizer; ids 0 to 2 are special."""
-    pieces = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(SPECIAL)
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, chat_template=template)
-
-
-def prompt(*messages):
-    return Prompt(messages=tuple(Message(*message) for message in messages), id="p1")
-
+from support.chat_tokenizers import CHATML, DATED, LLAMA, STRICT, byte_tokenizer, prompt
 
 HELLO = prompt(("user", "hello"))
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from paretune.core.errors import DataError
-from paretune.data.chat import (
+from paretune.data.prompt_formats import (
     CHAT_MODEL_INSTRUCTIONS,
     CONFIDENCE_INSTRUCTION,
     add_format_instruction,

@@ -2,7 +2,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from paretune.core.errors import DataError
-from paretune.data.chat import (
+from paretune.data.prompt_formats import (
     BASE_MODEL_INSTRUCTIONS,
     CHAT_MODEL_INSTRUCTIONS,
     add_format_instruction,

@@ -224,9 +224,9 @@ def test_transform_can_change_records(file):
 
 def test_issues_are_in_row_order_whoever_raises_them(file):
     def reject(prompt):
-        raise FieldError("prompt", "too long")
+        raise FieldError("prompt", f"too long: {prompt.messages[0].content}")
 
-    rows = [{"prompt": "a"}, {"prompt": 3}, {"prompt": "b"}, {"prompt": "c"}, {"prompt": 4}]
+    rows = [{"prompt": "a"}, {"prompt": 3}, {"prompt": "b"}, {"prompt": "c"}, {"prompt": ""}]
     for options in ({}, {"max_rows": 2}):
         with pytest.raises(DataError) as caught:
             read_prompts(file(*rows), transform=reject, **options)

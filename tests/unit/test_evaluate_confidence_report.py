@@ -4,7 +4,8 @@ import pytest
 from test_evaluate_evaluate import PROMPTS, Scripted, WordCounts
 
 from paretune.core.errors import WiringError
-from paretune.data.chat import THINK_START_TAG, strip_confidence
+from paretune.data.chat_template import THINK_START_TAG
+from paretune.data.prompt_formats import strip_confidence
 from paretune.evaluate.evaluate import Judge, evaluate
 from paretune.evaluate.generate import generate
 from paretune.report.tables import summary_table

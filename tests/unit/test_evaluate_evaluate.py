@@ -88,7 +88,7 @@ def test_eval_json_and_parquet_have_the_documented_content(tmp_path):
         [judge(weights_hash="j")],
         objectives=("politeness", "safety"),
         reward_judges=[judge(weights_hash="r")],
-        kl={"k1": 1.0, "k3": 1.2, "low": 0.9, "high": 1.1, "unit": "nats/response"},
+        kl={"k1": 1.0, "k3": 1.2, "low": 0.9, "high": 1.1, "per_token": 0.3, "unit": "nats/response"},
     )
     evaluation.save(tmp_path / "eval" / "final")
     results = json.loads((tmp_path / "eval" / "final" / "eval.json").read_text())
@@ -133,8 +133,10 @@ def test_judge_that_overlaps_with_the_reward_never_yields_better(reward):
     assert polite["low"] > 0
     assert polite["verdict"] == "no evidence"
     assert not polite["independent"]
-    assert "Judge not independent" in results["warnings"][0]
-    assert results["warnings"][0].endswith("fix: give the recipe a `judge:` fitted on other data.")
+    # What is wrong with the policy as a whole comes first: here, one answer for every prompt.
+    assert results["warnings"][0].startswith("The policy collapsed")
+    assert "Judge not independent" in results["warnings"][1]
+    assert results["warnings"][1].endswith("fix: give the recipe a `judge:` fitted on other data.")
     assert results["objectives"]["politeness"]["reward"]["change"] > 0
 
 

@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-from smallfiles import describe_model, rate, write
+from smallfiles import EMPTY_SAFETENSORS, describe_model, rate, write
 
 from paretune.config import load_config
 from paretune.core.errors import ConfigError, DataError
 from paretune.data.loader import prompt_key
 from paretune.experiment import data as stage
-from paretune.experiment import preflight
+from paretune.experiment import data_limits, learning_rates, model_checks, preflight
 from paretune.experiment.data import load_data
 from paretune.experiment.resolved import ResolvedRun, resolve
 from paretune.models import load
@@ -204,22 +204,36 @@ def test_a_reward_without_test_rows_or_with_constant_labels_is_a_mistake() -> No
     assert "reward.objectives.safety: all 4 labels are 1" in lines[1]
 
 
-def test_every_row_that_the_chat_template_rejects_is_reported_with_its_line() -> None:
+def test_rows_that_the_chat_template_rejects_are_one_line_with_a_count() -> None:
     tokenizer = tiny_tokenizer()
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
     tokenizer.chat_template = refusal + tokenizer.chat_template
     tokenizer.save_pretrained("model")
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     write("train.jsonl", [{"prompt": turns}, {"prompt": "good"}, {"prompt": turns}])
-    lines = error_lines(FILES)
-    assert [line.split(": ")[:2] for line in lines] == [
-        ["train.jsonl:1", "prompt"],
-        ["train.jsonl:3", "prompt"],
-    ]
+    (line,) = error_lines(FILES)
+    assert line.split(": ")[:2] == ["train.jsonl:1", "prompt"]
     assert (
-        "the chat template rejects messages of the roles system, user: no system turns; fix: use roles"
-        in lines[0]
+        "the chat template rejects messages of the roles system, user: no system turns "
+        "(and 1 more row, to line 3); fix: use roles" in line
     )
+
+
+def test_template_arguments_that_the_template_does_not_read_are_mistakes() -> None:
+    for argument in ("enable_thinking", "tokenize"):
+        (line,) = error_lines(FILES, f"policy.chat_template_kwargs={{{argument}: false}}", error=ConfigError)
+        assert f"policy.chat_template_kwargs.{argument}: " in line
+    load_data(resolved(FILES, "policy.chat_template_kwargs={m: 1}"))
+
+
+def test_control_tokens_in_texts_are_counted_and_rendered_prompts_refused() -> None:
+    name = next(iter(load_data(resolved(FILES)).train_prompts))
+    write("train.jsonl", [{"prompt": "<u>rendered</s><a>"}])
+    with pytest.raises(DataError, match="rendered with a chat template beforehand"):
+        load_data(resolved(FILES))
+    write("train.jsonl", [{"prompt": "a</s>b"}, {"prompt": "c <u>"}, {"prompt": "good"}])
+    note = f"2 rows of {name} contain control tokens of the chat template; they are encoded as plain text"
+    assert note in load_data(resolved(FILES)).notes
 
 
 def test_a_truncated_dialogue_begins_with_a_user_turn() -> None:
@@ -245,7 +259,7 @@ def test_revisions_are_passed_to_every_loader(monkeypatch: pytest.MonkeyPatch) -
         asked.append((path, revision))
         return 96
 
-    def tokenizer(path: str, *, revision: str | None = None) -> object:
+    def tokenizer(path: str, *, revision: str | None = None, chat_template_kwargs: object = None) -> object:
         asked.append((path, revision))
         return tiny_tokenizer()
 
@@ -253,9 +267,12 @@ def test_revisions_are_passed_to_every_loader(monkeypatch: pytest.MonkeyPatch) -
         asked.append((path, revision))
         return tiny_config("llama", 101, context=96)
 
-    monkeypatch.setattr(stage, "stored_context_length", context)
-    monkeypatch.setattr(stage, "load_tokenizer", tokenizer)
-    monkeypatch.setattr(preflight, "load_model_config", config)
+    for module in (stage, data_limits):
+        monkeypatch.setattr(module, "stored_context_length", context)
+        monkeypatch.setattr(module, "load_tokenizer", tokenizer)
+    monkeypatch.setattr(model_checks, "load_tokenizer", tokenizer)
+    for module in (stage, preflight, learning_rates):
+        monkeypatch.setattr(module, "load_model_config", config)
     load_data(resolved(FILES, "policy.path=own/model", "policy.revision=v2"))
     assert set(asked) == {("own/model", "v2")}
     asked.clear()
@@ -267,7 +284,8 @@ def judge(*names: str) -> None:
     config = tiny_config("llama", 101, context=96)
     config.id2label = dict(enumerate(names))
     config.save_pretrained("judge")
-    Path("judge/model.safetensors").touch()
+    tiny_tokenizer().save_pretrained("judge")
+    Path("judge/model.safetensors").write_bytes(EMPTY_SAFETENSORS)
 
 
 def test_a_pretrained_judge_without_any_objective_is_a_mistake() -> None:
@@ -282,6 +300,7 @@ def test_a_pretrained_judge_without_any_objective_is_a_mistake() -> None:
 def test_a_pretrained_reward_from_the_hub_must_score_every_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "load_model_config", lambda path, revision: tiny_config("llama", 101))
     monkeypatch.setattr(preflight, "read_objectives", lambda path, revision: ("saftey", "x"))
+    monkeypatch.setattr(model_checks, "load_tokenizer", lambda path, revision: tiny_tokenizer())
     (line,) = error_lines(FILES | {"reward": {"path": "own/reward"}}, error=ConfigError)
     assert line == (
         'r.yaml:1: objectives.safety: no model provides it; did you mean "saftey"?; '

@@ -10,7 +10,7 @@ from paretune.config import Config, load_config
 from paretune.core.errors import ConfigError, WiringError
 from paretune.experiment import resolved
 from paretune.experiment.dry_run import check
-from paretune.rl.algorithm_spec import LABEL_WIDTH
+from paretune.experiment.run_description import LABEL_COLUMNS
 
 RECIPE = {
     "name": "r",
@@ -41,14 +41,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def line(label: str, text: str) -> str:
-    return f"{label:<{LABEL_WIDTH}} {text}"
+    return f"{label:<{LABEL_COLUMNS}}{text}".rstrip()
 
 
 def section(label: str, lines: list[str]) -> list[str]:
     """The lines of a section, without its label."""
-    start = next(index for index, text in enumerate(lines) if text.startswith(line(label, "")))
+    start = next(index for index, text in enumerate(lines) if text.split("  ")[0] == label)
     end = next((index for index in range(start + 1, len(lines)) if lines[index][0] != " "), len(lines))
-    return [text[len(line("", "")) :] for text in lines[start:end]]
+    return [text[LABEL_COLUMNS:] for text in lines[start:end]]
 
 
 def load(*overrides: str) -> Config:
@@ -59,23 +59,22 @@ def load(*overrides: str) -> Config:
 def test_check_counts_records_and_lists_what_was_not_checked(here: Path) -> None:
     e = load()
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
-    lines = check(e).split("\n")
+    lines = check(e, explain=True).split("\n")
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
     assert lines[:3] == [
         "r: ok",
         line("prompts", "4 a, 3 b; 2 test"),
         line("policy", "model, without fine-tuning"),
     ]
+    assert not any("(" in text and "=" in text for text in check(e).split("\n"))
     reward = next(line for line in lines if line.startswith("reward "))
-    fitted, reported = (int(word) for word in reward.split() if word.isdigit())
+    fitted, reported = (int(word.strip(",")) for word in reward.split() if word.strip(",").isdigit())
     assert fitted + reported == 12
     assert line("notes", "1 rows of a excluded: longer than 40 tokens") in lines
-    assert line("algorithm", "grpo") in lines
-    assert line("reward_steps", "WeightedSum(weights={'safety': 1.0})") in lines
-    assert lines[-2:] == [
-        line("not checked", "the weights of model: not read"),
-        line("", "whether the memory suffices"),
-    ]
+    assert line("method", "grpo: gate, aggregate, then normalize within the group") in lines
+    assert f"{'reward_steps':<16} WeightedSum(weights={{'safety': 1.0}})" in lines
+    assert line("not checked", "the weights of model: not read") in lines
+    assert all(len(text) <= 80 for text in check(e).split("\n"))
 
 
 def test_check_reports_invalid_rows_models_and_wiring_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,13 +104,12 @@ def test_check_reports_a_pool_of_which_a_short_run_samples_nothing() -> None:
 
 def test_check_notes_that_the_reward_judges_itself() -> None:
     lines = check(load()).split("\n")
-    assert section("judge", lines) == [
-        "none: the reward model judges itself, so no gain will be called better"
-    ]
+    told = " ".join(text.strip() for text in section("judge", lines))
+    assert told == "none: the reward model judges itself, so no gain will be called better"
     rate("other.csv", [(f"other {i}", f"reply {i}", i) for i in range(12)])
     own = "judge={objectives: {safety: {}}, holdout_fraction: 0.5, "
     judged = own + "ratings: {r: {file: other.csv, labels: {safety: safe}}}}"
-    assert "training rows" in section("judge", check(load(judged)).split("\n"))[0]
+    assert "fitted to" in section("judge", check(load(judged)).split("\n"))[0]
 
 
 @pytest.mark.parametrize(
@@ -154,4 +152,5 @@ def test_check_notes_that_the_reward_judges_itself() -> None:
 def test_check_describes_the_workload(overrides: tuple[str, ...], expected: list[str]) -> None:
     rate("stored.csv", [(f"asked {i // 2}", f"reply {i}", i) for i in range(12)])
     lines = check(load(*overrides, "evaluate.num_generations=3")).split("\n")
-    assert section("size", lines) == [*expected, "then 2 x 6 responses of up to 8 tokens to evaluate"]
+    assert " ".join(text.strip() for text in section("training", lines)) == " ".join(expected)
+    assert section("evaluation", lines) == ["2 x 6 responses of up to 8 tokens, before and after"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from paretune.data.chat import parse_confidence, strip_confidence
+from paretune.data.prompt_formats import parse_confidence, strip_confidence
 from paretune.data.records import Message, PreferencePair, Prompt, Rating
 from paretune.reward.confidence_pairs import add_confidence_pairs
 from paretune.reward.losses import BradleyTerryLoss

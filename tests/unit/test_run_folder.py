@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,85 @@ def test_discard_stage_removes_its_lines(tmp_path):
     assert [line["stage"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == ["reward"]
     run.discard_stage("evaluate")
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_discard_stage_keeps_the_lines_of_later_stages(tmp_path):
+    run = Run(tmp_path, stage="judge")
+    run.log_metrics(1, {"fit/loss": 1.0})
+    run.enter_stage("align")
+    run.log_metrics(1, {"learning_rate": 0.1})
+    run.enter_stage("judge")
+    run.discard_stage("judge")
+    assert [line["stage"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == ["judge", "align"]
+    run.log_metrics(1, {"fit/loss": 2.0})
+    run.discard_stage("judge")
+    assert [line["stage"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == ["judge", "align"]
+
+
+EVALUATION_ENTRIES = {"records": ["judge train"], "models": ["./judge"], "judge": [""]}
+
+
+def evaluated(folder, judge="a", evaluate="a", model="1", prompts="1"):
+    """A run with results of its training, of this judge with these files."""
+    manifest = {
+        "records": {"train_prompts": prompts, "judge train": judge},
+        "models": {"./judge": model},
+        "evaluation": EVALUATION_ENTRIES,
+    }
+    with Run.start_or_resume(
+        folder,
+        name="a",
+        config_hash="h",
+        files={RESOLVED_CONFIG_FILE: f"judge: {{path: {judge}}}\nevaluate: {{temperature: {evaluate}}}\n"},
+        data_manifest=manifest,
+        evaluation={"judge": judge + model, "evaluate": evaluate},
+    ) as run:
+        run.log_metrics(0, {"reward/mean": 0.5})
+        (run.path / "judge").mkdir(exist_ok=True)
+    return folder
+
+
+def test_a_judge_may_change_as_long_as_nothing_was_judged(tmp_path):
+    folder = evaluated(tmp_path / "r")
+    (folder / "checkpoints" / "judge").mkdir(parents=True)
+    (folder / "judge" / "report.json").write_text("{}")
+    evaluated(folder)
+    assert (folder / "judge" / "report.json").exists()
+    evaluated(folder, evaluate="b")
+    assert (folder / "judge" / "report.json").exists(), "the judge is the same"
+    evaluated(folder, judge="b", evaluate="b", model="2")
+    assert not (folder / "judge" / "report.json").exists()
+    assert not (folder / "checkpoints" / "judge").exists()
+    assert "path: b" in (folder / RESOLVED_CONFIG_FILE).read_text()
+    assert read_json(folder / "data" / "manifest.json")["records"]["judge train"] == "b"
+    texts = [e["text"] for e in read_jsonl(folder / "events.jsonl") if e["type"] == "evaluation_replaced"]
+    assert texts == ["nothing was judged yet: other evaluate", "nothing was judged yet: other judge"]
+    with pytest.raises(ConfigError, match=r"the data changed .*\(records: train_prompts\)"):
+        evaluated(folder, judge="b", evaluate="b", model="2", prompts="2")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"judge": "b"},
+            r"judge: this run was evaluated .*\(judge.path is a there, b here\); fix: remove .*eval",
+        ),
+        ({"model": "2"}, r"judge: this run was evaluated .*\(the files of judge changed\)"),
+        ({"evaluate": "b"}, r"evaluate: this run .*\(evaluate.temperature is a there, b here\)"),
+    ],
+)
+def test_a_judge_of_judgments_may_not_change(tmp_path, change, message):
+    folder = evaluated(tmp_path / "r")
+    (folder / "eval" / "final").mkdir(parents=True)
+    (folder / "eval" / "final" / "eval.json").write_text("{}")
+    evaluated(folder)
+    with pytest.raises(ConfigError, match=message) as raised:
+        evaluated(folder, **change)
+    assert "\n" not in str(raised.value)
+    assert (folder / "judge").exists()
+    shutil.rmtree(folder / "eval")
+    evaluated(folder, **change)
 
 
 def test_incomplete_last_line_is_ignored_and_removed_on_resume(tmp_path):
@@ -276,7 +356,7 @@ def test_error_for_another_run_names_the_keys_that_differ(tmp_path):
     )
     many = recipe(
         "max_steps: 80",
-        more='training:\n  learning_rate: "a\\nb"\npolicy:\n  lora:\n    r: 4\njudge: truth\n',
+        more='training:\n  learning_rate: "a\\nb"\npolicy:\n  lora:\n    r: 4\nreward:\n  path: r\n',
     )
     with pytest.raises(ConfigError) as caught:
         start_run("two", many)

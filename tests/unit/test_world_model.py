@@ -1,7 +1,8 @@
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from paretune.data.chat import add_format_instruction, encode_prompt, format_instructions_for
+from paretune.data.chat import encode_prompt
+from paretune.data.prompt_formats import add_format_instruction, format_instructions_for
 from paretune.worlds.helpdesk.model import (
     ASSISTANT_TOKEN,
     BOS_TOKEN,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from paretune.data.chat import parse_confidence, parse_thinking, strip_confidence
+from paretune.data.prompt_formats import parse_confidence, parse_thinking, strip_confidence
 from paretune.evaluate.confidence import auroc
 from paretune.worlds.helpdesk.model import HELPDESK_INSTRUCTIONS
 from paretune.worlds.helpdesk.world import (

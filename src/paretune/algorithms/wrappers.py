@@ -11,7 +11,7 @@ from paretune.core.errors import WiringError
 from paretune.core.types import NonNegativeFloat
 from paretune.credit.score_transforms import InvalidFormatPenalty
 from paretune.credit.shaping import AdjustmentType, ConfidenceCalibratedReward
-from paretune.data.chat import PromptFormat, ScorerView
+from paretune.data.prompt_formats import PromptFormat, ScorerView
 from paretune.rl.algorithm_spec import CONFIDENCE_OBJECTIVE, AlgorithmSpec, map_phases
 
 

@@ -19,7 +19,7 @@ from paretune.experiment.console import Console, make_console
 from paretune.experiment.reuse import reuse_key
 from paretune.experiment.tuning_trial import JUDGED_TRIAL, TRIAL
 from paretune.report.benchmark_page import benchmark_table, write_benchmark_report
-from paretune.run.compat import check_resumable
+from paretune.run.compat import EVALUATION_SECTIONS, check_resumable
 from paretune.run.io import read_json, to_json, write_atomic
 from paretune.run.lock import RunLock
 from paretune.training.guards import StopRequest
@@ -192,9 +192,10 @@ class _BenchmarkRunner:
         """Refuse run folders that belong to another benchmark, before anything is started."""
         problems = []
         for run_spec in run_specs:
-            config = run_spec.config
+            config = run_spec.resolved.config  # as the run itself hashes it
             try:
-                check_resumable(Path(config.run.output_dir), config_hash(config), resolved_yaml(config))
+                run_hash = config_hash(config, without=EVALUATION_SECTIONS)
+                check_resumable(Path(config.run.output_dir), run_hash, resolved_yaml(config))
             except ConfigError as error:
                 problems.append(str(error))
         if problems:

@@ -39,6 +39,9 @@ REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
 AGGREGATES_WITH_LEVELS = ("lagrangian", "lexicographic")
 """Aggregators that use `at_least`."""
 
+SELF_NORMALIZING = ("gdpo", "mo_grpo")
+"""Algorithms that divide every objective by its own standard deviation before they add them."""
+
 
 def build_spec(config: Config) -> Spec:
     """The algorithm of a valid recipe, with its prompt format and its aggregator."""
@@ -228,6 +231,7 @@ def _weight_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
     if objective.by_category and any_schedule:
         fix = "remove by_category, or every weight_schedule"
         yield ConfigIssue((*path, "by_category"), "cannot be combined with a weight_schedule", fix=fix)
+    yield from _normalize_issues(config, name)
     for key in ("weight_schedule", "by_category"):
         if getattr(objective, key) and aggregate != "weighted_sum":
             problem, fix = f"has no effect with aggregate.name {aggregate}", "remove one of the two"
@@ -245,6 +249,19 @@ def _weight_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
                 suggestion=closest_match(category, known),
                 fix=f"the categories are {', '.join(known)}",
             )
+
+
+def _normalize_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
+    """`normalize` where no weight multiplies the score, or where the algorithm normalizes by itself."""
+    if config.objectives[name].normalize == "none":
+        return
+    path, algorithm = ("objectives", name, "normalize"), config.algorithm.name
+    if config.aggregate.name != "weighted_sum":
+        problem = f"has no effect with aggregate.name {config.aggregate.name}"
+        yield ConfigIssue(path, problem, fix="remove one of the two")
+    elif algorithm in SELF_NORMALIZING:
+        problem = f"has no effect: {algorithm} divides every objective by its own spread"
+        yield ConfigIssue(path, problem, fix="remove it")
 
 
 def _known_categories(config: Config) -> list[str]:

@@ -3,9 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+)
 
 from paretune.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
+from paretune.data.labels import value_spelling
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
@@ -32,6 +41,23 @@ def _none_to_dict(value: Any) -> Any:
     return {} if value is None else value
 
 
+def _keys_as_text(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {value_spelling(key): number for key, number in value.items()}
+
+
+ExportFormat = Literal[
+    "argilla",
+    "distilabel",
+    "helpsteer2",
+    "helpsteer3",
+    "label_studio",
+    "nectar",
+    "pku_saferlhf",
+    "sharegpt",
+    "ultrafeedback",
+]
 Scalar = str | int | float | bool
 ScalarOrList = Annotated[tuple[Scalar, ...], Field(strict=False), BeforeValidator(_as_list)]
 """One value or a list of values."""
@@ -49,7 +75,10 @@ class Section(BaseModel):
 
 
 class ColumnsSection(Section):
-    """Column names of a file; a column that is not named is looked up under its usual names."""
+    """Column names of a file; a column that is not named is looked up under its usual names.
+
+    A dotted path leads into an object or list: `fields.prompt`, `metadata.scores.0.value`.
+    """
 
     prompt: str = ""
     """"-": no prompt, the responses stand alone."""
@@ -63,6 +92,8 @@ class ColumnsSection(Section):
     category: str = ""
     preference_weights: str = ""
     """An object {objective: weight} per prompt, for aggregate.name preference_weighted_sum."""
+    rater: str = ""
+    """Who rated, if each row is one rater's; the rows of a response are then joined, see `raters`."""
 
 
 class DataSource(Section):
@@ -70,11 +101,15 @@ class DataSource(Section):
 
     file: PathStr
     """Relative to `data.root`; or `hf:owner/name[:split]`, a dataset on the Hugging Face hub."""
+    format: ExportFormat | None = None
+    """The tool or data set whose export the file is, where columns alone cannot express it, such as a row
+    with several responses; null: the rows are as `columns` says."""
     where: dict[str, ScalarOrList] = {}
     """Row filter: column -> the value, or list of values, that a row must have."""
     columns: ColumnsSection = ColumnsSection()
     max_rows: PositiveInt | None = None
-    """Use at most this many rows, sampled with `run.seed`."""
+    """Use at most this many rows, sampled with `run.seed`; rows of several raters on one response count as
+    one."""
     max_length: PositiveInt | None = None
     """Maximum length of a row in tokens of the model that reads it; null: its context length."""
 
@@ -93,21 +128,38 @@ class PromptSource(DataSource):
 class LabelSection(Section):
     """Source of one objective's labels: scale times the rating plus offset."""
 
-    source: NonEmptyStr = Field(alias="from")
-    """Column of the file, or key of its scores object."""
+    source: NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(strict=False, min_length=2)] = Field(
+        alias="from"
+    )
+    """Column of the file, or key of its scores object; a list of columns is one rater each. A cell may hold
+    a list of votes."""
     scale: float = 1.0
     offset: float = 0.0
+    missing: ScalarOrList = ()
+    """Values that mean "not rated", such as "N/A" or -1."""
+    keep: ScalarOrList = ()
+    """Values that are labels although they look like a code for "not rated" or like a typing error."""
+    map: Annotated[dict[str, float], BeforeValidator(_keys_as_text)] = {}
+    """Value of a cell -> the number that it stands for, such as {"4 - good": 4}."""
 
 
 def _parse_label(value: Any) -> Any:
-    return {"from": value} if isinstance(value, str) else value
+    return {"from": value} if isinstance(value, str | list | tuple) else value
 
 
 class RatingSource(DataSource):
     """Responses with labels of one or more objectives."""
 
     labels: dict[Name, Annotated[LabelSection, BeforeValidator(_parse_label)]] = Field(min_length=1)
-    """Objective -> column or key of the scores object, or {from, scale, offset}."""
+    """Objective -> column or key of the scores object, or {from, scale, offset, missing, keep, map}."""
+    missing: ScalarOrList = ()
+    """Values that mean "not rated" in every label of the file."""
+    raters: Literal["mean", "median", "separate"] | None = None
+    """How several votes on one response become its label; separate: each vote is learned from, with weight
+    1 / votes. Null: mean."""
+    group_by: Annotated[tuple[NonEmptyStr, ...], Field(strict=False)] = ()
+    """Columns that tell responses apart if each row is one rater's, such as [task]; by default
+    [prompt, response] if `columns.rater` is set."""
     overlong: Literal["drop", "error", "truncate"] = "drop"
     """How to handle a row of more than `max_length` tokens; truncate: drop its oldest turns."""
 
@@ -130,7 +182,9 @@ class SupervisedTrainingSection(Section):
     """Supervised training of the policy, the reward model or the judge."""
 
     num_train_epochs: PositiveInt = 2
-    learning_rate: PositiveFloat = 3e-4
+    learning_rate: PositiveFloat | None = None
+    """Null: the default for the size of the model, from 3e-4 below 100 million parameters to 1e-5 from 4
+    billion on, and ten times as high with LoRA; `paretune check` shows it."""
     batch_size: PositiveInt = 32
     """Rows per optimizer step."""
     warmup_ratio: UnitInterval = 0.05
@@ -179,6 +233,8 @@ class RewardSection(Section):
     """Initial weights: "policy", those of the initial policy; else a folder or hub name."""
     revision: NonEmptyStr | None = None
     """Branch, tag or commit, if `path` or `init_from` is a hub name."""
+    chat_template_kwargs: dict[NonEmptyStr, JsonValue] = {}
+    """Arguments of the chat template of `path` or `init_from`; with init_from: policy see policy."""
     dtype: Dtype = "float32"
     lora: LoraSection | None = None
     objectives: dict[Name, Annotated[RewardHeadSection, BeforeValidator(_none_to_dict)]] = {}
@@ -189,4 +245,8 @@ class RewardSection(Section):
     test_pairs: dict[Name, PairSource] = {}
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the prompts held out for the report if there are no test files."""
+    allow_weak_heads: bool = False
+    """Go on with a head that ranks held-out responses no better than a constant; else the run stops after the
+    fit. Such a head: the 95 % interval of its rank correlation contains 0 and ends below 0.3, on 20 or more
+    rows; on pairs, that of its accuracy contains 50 % and ends below 60 %."""
     training: SupervisedTrainingSection = SupervisedTrainingSection()

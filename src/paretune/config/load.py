@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,16 @@ def build_config(tree: ConfigTree, text: str) -> tuple[Config | None, list[str]]
     return _finalize(config, tree, text), []
 
 
-def config_hash(config: Config) -> str:
+def config_hash(config: Config, *, without: Collection[str] = ()) -> str:
     """Hash of all settings that determine a run's numbers.
 
     The output folder, the hardware and the checkpointing are excluded: a run may be resumed with others.
+
+    Args:
+        config: The recipe.
+        without: Sections to leave out.
     """
-    values = config.model_dump(by_alias=True, mode="json")
+    values = config.model_dump(by_alias=True, mode="json", exclude=set(without))
     for section, key in RESUME_MUTABLE_KEYS:
         del values[section][key]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

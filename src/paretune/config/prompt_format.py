@@ -8,7 +8,7 @@ from paretune.config.issues import ConfigIssue, closest_match
 from paretune.config.schema import Config, parse_threshold
 from paretune.config.validate import WORLD, non_default_keys
 from paretune.config.yaml import short_repr
-from paretune.data.chat import PromptFormat
+from paretune.data.prompt_formats import PromptFormat
 from paretune.rl.algorithm_spec import CONFIDENCE_OBJECTIVE, AlgorithmSpec
 from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.worlds import get_world

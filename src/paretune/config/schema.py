@@ -4,7 +4,16 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, StringConstraints, Tag, model_validator
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from paretune.config.data_schema import (
     DemonstrationSource,
@@ -21,7 +30,7 @@ from paretune.config.data_schema import (
     SftSection,
 )
 from paretune.core.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from paretune.data.chat import PromptFormat
+from paretune.data.prompt_formats import PromptFormat
 from paretune.worlds import get_world
 
 RUN_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -114,6 +123,8 @@ class PolicySection(Section):
     """A folder, a hub name, or "world": a small model trained from scratch in the built-in world."""
     revision: NonEmptyStr | None = None
     """Branch, tag or commit of a hub name."""
+    chat_template_kwargs: dict[NonEmptyStr, JsonValue] = Field(default_factory=dict)
+    """Arguments of the chat template, passed to every rendering, such as {enable_thinking: false}."""
     dtype: Dtype = "float32"
     lora: LoraSection | None = None
     sft: SftSection | None = None
@@ -127,10 +138,14 @@ class ObjectiveSection(Section):
     """[[step, weight], ...]: a piecewise linear weight, instead of `weight`."""
     by_category: dict[NonEmptyStr, float] = Field(default_factory=dict)
     """Weight on the prompts of a category; `weight` is for all others."""
+    normalize: Literal["none", "std"] = "none"
+    """std: divide the weight by the standard deviation of the objective's labels, so that objectives on
+    different scales count alike."""
     gate: str | None = None
     """A gate such as "safety >= 0.5"; if it fails, `gate_fallback` replaces the objective's score."""
     gate_fallback: float | None = None
-    """The objective's worst score, in its own units; null: 0, the worst of a label from 0 to 1."""
+    """Score where the gate fails, in the units of the objective's label; null: the worst label of its
+    training data (the lowest; the highest for a weight below 0)."""
     cap: float | None = None
     """Scores above it count as this score."""
     target: float | None = None
@@ -184,7 +199,9 @@ class ThinkingSection(Section):
 class TrainingSection(Section):
     """Optimization of the policy."""
 
-    learning_rate: PositiveFloat = 1e-5
+    learning_rate: PositiveFloat | None = None
+    """Learning rate of AdamW. Null: the default for the size of the policy, from 1e-4 below 100 million
+    parameters to 1e-6 from 4 billion on, and ten times as high with LoRA; `paretune check` shows it."""
     prompts_per_step: PositiveInt = 16
     """Prompts per training step."""
     max_tokens_per_pass: PositiveInt | None = None
@@ -339,6 +356,9 @@ class Config(Section):
 
     @property
     def gates(self) -> tuple[tuple[str, str, float, float], ...]:
-        """(objective, gating objective, threshold, fallback score) of each objective with a gate."""
+        """(objective, gating objective, threshold, fallback score) of each objective with a gate.
+
+        0 stands for a fallback that is the worst label, until the data are read (`apply_labels`).
+        """
         parsed = ((name, o.parsed_gate, o.gate_fallback or 0.0) for name, o in self.objectives.items())
         return tuple((name, *gate, fallback) for name, gate, fallback in parsed if gate is not None)

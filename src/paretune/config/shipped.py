@@ -17,6 +17,10 @@ _HERE = Path(__file__).resolve()
 _RECIPE_DIRS = (_HERE.parents[1] / "recipes", _HERE.parents[3] / "recipes")
 
 
+DEFAULT_ORIGIN = "default: "
+"""Start of the origin of a value that is not in the recipe and was resolved for a reason, which follows."""
+
+
 def bundled_recipes() -> dict[str, Path]:
     """Name -> file of every recipe that ships with the package."""
     recipe_dir = next((path for path in _RECIPE_DIRS if path.is_dir()), None)
@@ -85,7 +89,10 @@ def _section_lines(
 def location_of(config: Config, path: KeyPath) -> str:
     """`file:line` of a value, or of its nearest enclosing section."""
     origins = config._origins
-    nearest = next((path[:end] for end in range(len(path), -1, -1) if path[:end] in origins), None)
+    ends = range(len(path), -1, -1)
+    nearest = next(
+        (path[:e] for e in ends if not origins.get(path[:e], DEFAULT_ORIGIN).startswith(DEFAULT_ORIGIN)), None
+    )
     origin = config.name if nearest is None else origins[nearest]
     return "(override)" if origin == "override" else origin
 

@@ -154,8 +154,12 @@ def _reward_issues(config: Config) -> Iterator[ConfigIssue]:
         )
 
 
+PRETRAINED_KEYS = {"path", "revision", "dtype", "chat_template_kwargs"}
+"""Keys of a reward model that is not fitted in the run."""
+
+
 def _pretrained_reward_issues(name: str, section: RewardSection) -> Iterator[ConfigIssue]:
-    unused = [key for key in non_default_keys(section) if key not in {"path", "revision", "dtype"}]
+    unused = [key for key in non_default_keys(section) if key not in PRETRAINED_KEYS]
     yield from _no_effect_issues((name,), unused, f"with {name}.path")
 
 
@@ -179,9 +183,13 @@ def _trained_reward_issues(config: Config, name: str, section: RewardSection) ->
     keys = non_default_keys(section)
     if "holdout_fraction" in keys and (uses_world or section.test_ratings or section.test_pairs):
         yield from _no_effect_issues((name,), ["holdout_fraction"], "with separate test data")
-    if "revision" in keys and section.init_from == "policy":
-        reason = "with init_from: policy; see policy.revision"
-        yield from _no_effect_issues((name,), ["revision"], reason)
+    if "allow_weak_heads" in keys and name == "judge":
+        reason = "on a judge, whose weak heads are a warning"
+        yield from _no_effect_issues((name,), ["allow_weak_heads"], reason)
+    for key in sorted(
+        {"revision", "chat_template_kwargs"} & set(keys) if section.init_from == "policy" else ()
+    ):
+        yield from _no_effect_issues((name,), [key], f"with init_from: policy; see policy.{key}")
     for head, settings in section.objectives.items():
         for key, loss in (("huber_delta", "huber"), ("correct_threshold", "calibrated")):
             if key in non_default_keys(settings) and settings.loss != loss:
@@ -331,7 +339,7 @@ def _stored_label_issues(config: Config) -> Iterator[ConfigIssue]:
 
 COLUMNS_BY_RECORD_TYPE = {
     "prompts": {"prompt", "messages", "id", "category", "preference_weights"},
-    "ratings": {"prompt", "messages", "id", "response", "scores"},
+    "ratings": {"prompt", "messages", "id", "response", "scores", "rater"},
     "pairs": {"prompt", "id", "chosen", "rejected", "objective"},
     "demonstrations": {"prompt", "messages", "id", "response"},
 }

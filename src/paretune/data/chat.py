@@ -1,191 +1,45 @@
-"""Chat templates, prompt formats (thinking, stated confidence) and scorer views.
+"""Conversations as token rows, and the text of responses.
 
-The only module that handles chat templates and special tokens. A prompt is rendered by the tokenizer's chat
-template with the generation prompt; a response is its own tokens and EOS. The two are tokenized separately,
-in training as in sampling.
-
-A prompt format adds an instruction to the prompt; a scorer view hides the thinking or the stated confidence
-from the scorers. The policy is still trained on every token of its response.
+A prompt to sample from is rendered by the tokenizer's chat template with the generation prompt. A response
+from data is rendered together with its prompt: its row is the template's own rendering of the conversation.
+Control tokens that a text spells are encoded as plain text.
 """
 
 import hashlib
 import json
-import math
-import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from paretune.core.errors import DataError, format_issue
 from paretune.core.types import PreTrainedTokenizerBase
-from paretune.data.records import Message, Prompt, Sample
-
-CONFIDENCE_INSTRUCTION = (
-    "When you have answered, say how sure you are that your answer is right: end with a line of the form "
-    '"Confidence: <number>", where the number goes from 0 (a guess) to 10 (certain).'
+from paretune.data.chat_template import (
+    THINK_END_TAG,
+    THINK_START_TAG,
+    ChatTemplate,
+    ChatTemplateError,
+    chat_template_of,
+    shared_length,
 )
-"""Instruction of the "confidence" format; names no example value that a model could copy."""
-
-MAX_CONFIDENCE = 10
-"""Upper end of the scale that the instruction names."""
-
-# A label, a number and its scale. The possessive quantifiers and lookaheads keep "12abc" and "1.2.3" from
-# matching as 12 and 1.2.
-_CONFIDENCE_PATTERN = re.compile(
-    r"\bconfidence[ \t*_]*:[\s*_]*(?P<number>\d++(?:\.\d++)?)(?!\w|[.,]\d)"
-    r"(?:[ \t]*(?P<percent>%)|[ \t]*/[ \t]*(?P<scale>\d++(?:\.\d++)?))?",
-    re.IGNORECASE,
-)
-_TRAILING_PUNCTUATION = r"[*_]*[\s.,;!?]*"
-_CONFIDENCE_REMOVAL_PATTERN = re.compile(
-    f"(?:[*_]{{1,3}}(?=confidence))?(?:{_CONFIDENCE_PATTERN.pattern}){_TRAILING_PUNCTUATION}", re.IGNORECASE
-)
+from paretune.data.prompt_formats import PromptFormat
+from paretune.data.records import Message, Prompt
 
 
-def append_confidence(response: str, level: int) -> str:
-    """The response with a line that states a confidence from 0 to 10.
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """A conversation in tokens."""
 
-    Raises:
-        DataError: The level is out of range.
-    """
-    if not 0 <= level <= MAX_CONFIDENCE:
-        raise DataError(f"confidence level {level} is out of range; fix: use 0 to {MAX_CONFIDENCE}")
-    return f"{response.rstrip()}\nConfidence: {level}."
+    prompt_ids: list[int]
+    response_ids: list[int]
+    """From the first token that belongs to the answer to the token that ends its turn."""
 
-
-def parse_confidence(response: str) -> float:
-    """The stated confidence of a response in [0, 1]; NaN if it states none.
-
-    The last "Confidence: <number>" counts, in upper or lower case: "8", "8/10", "80%" and "80/100" all give
-    0.8. A number outside its scale, or a word such as "high", gives NaN.
-
-    Args:
-        response: The response without the prompt, whose numbers must not count.
-
-    Source: Leng et al. 2024 (arXiv:2410.09724). Differs: its code searches prompt and response, takes the
-    first match, reads "85%" as 10 of 10, and gives 5 of 10 to a response that states none.
-    """
-    matches = list(_CONFIDENCE_PATTERN.finditer(response))
-    if not matches:
-        return math.nan
-    last = matches[-1]
-    scale = 100.0 if last["percent"] else float(last["scale"] or MAX_CONFIDENCE)
-    confidence = float(last["number"]) / scale if scale > 0 else math.inf
-    return confidence if confidence <= 1 else math.nan
-
-
-def strip_confidence(response: str) -> str:
-    """The response without any stated confidence, for scorers of its quality.
-
-    All statements are removed, not only the last one that `parse_confidence` reads: a reward model would
-    score the others too.
-
-    Source: Leng et al. 2024 (arXiv:2410.09724), scorer view of PPO-C.
-    """
-    text = _CONFIDENCE_REMOVAL_PATTERN.sub("", response)
-    return text.rstrip() if text != response else response
-
-
-PromptFormat = Literal["", "think", "confidence"]
-"""Instruction added to the prompt: none, thinking in tags before the answer, or a confidence after it.
-
-The values are part of seeds: another spelling changes every number of runs with a format.
-"""
-ScorerView = Literal["full", "after_thinking", "without_confidence"]
-"""Part of a response that scorers get: all, the answer after the thinking, or all but the confidence."""
-FormatInstructions = Mapping[str, str]
-"""Prompt format -> instruction text."""
-
-THINK_START_TAG, THINK_END_TAG = "<think>", "</think>"
-"""Tags around the thinking; a well-formed response has each exactly once."""
-
-CHAT_MODEL_INSTRUCTIONS: FormatInstructions = {
-    "think": f"First think about what a good answer needs, inside {THINK_START_TAG} and {THINK_END_TAG}. "
-    f"Behind {THINK_END_TAG} give the answer itself, complete: nobody reads the thoughts. "
-    "Use each of the two tags once.",
-    "confidence": CONFIDENCE_INSTRUCTION,
-}
-"""For models with a chat template."""
-BASE_MODEL_INSTRUCTIONS: FormatInstructions = {
-    "think": f"(Form of the reply: {THINK_START_TAG} thoughts {THINK_END_TAG} answer)",
-    "confidence": "(Form of the reply: answer, then a line Confidence: 0 to 10)",
-}
-"""For base models, which continue a text rather than follow an instruction."""
-
-FORMAT_INSTRUCTIONS_KEY = "format_instructions"
-"""Tokenizer init argument, kept in tokenizer_config.json, that replaces the instructions above."""
-
-_THINKING_PATTERN = re.compile(
-    rf"\s*{THINK_START_TAG}(?P<thinking>.*?){THINK_END_TAG}(?P<response>.*)", re.DOTALL
-)
-
-
-def add_format_instruction(
-    prompt: Prompt, prompt_format: PromptFormat, instructions: FormatInstructions
-) -> Prompt:
-    """The prompt with the instruction of a prompt format; unchanged for the format "".
-
-    Raises:
-        DataError: The last message is not a user message.
-    """
-    if not prompt_format:
-        return prompt
-    if not prompt.messages or prompt.messages[-1].role != "user":
-        raise DataError(
-            f'prompt "{prompt.id}": cannot add the instruction for the prompt format "{prompt_format}": '
-            "the last message is not a user message; fix: end the prompt with a user message"
-        )
-    last = Message("user", f"{prompt.messages[-1].content}\n\n{instructions[prompt_format]}")
-    return replace(prompt, messages=(*prompt.messages[:-1], last))
-
-
-def parse_thinking(response: str) -> tuple[str, str] | None:
-    """Thinking and answer of a response, or None if it is not well-formed.
-
-    A well-formed response starts with the opening tag, has each tag once, and has a non-empty answer.
-
-    Source: Bhaskar et al. 2025 (arXiv:2509.20357), strict mode. Differs: their code splits at the first
-    closing tag, and so accepts further tags or a missing opening tag.
-    """
-    match = _THINKING_PATTERN.fullmatch(response)
-    if match is None or response.count(THINK_START_TAG) != 1 or response.count(THINK_END_TAG) != 1:
-        return None
-    answer = match["response"].strip()
-    return (match["thinking"].strip(), answer) if answer else None
-
-
-def visible_text(sample: Sample, scorer_view: ScorerView) -> Sample | None:
-    """The sample with the text that scorers get; None if the response lacks the format of the view.
-
-    The complete response is kept in `original_response`.
-    """
-    if scorer_view == "full":
-        return sample
-    if scorer_view == "without_confidence":
-        return replace(sample, response=strip_confidence(sample.response), original_response=sample.response)
-    parts = parse_thinking(sample.response)
-    return None if parts is None else replace(sample, response=parts[1], original_response=sample.response)
-
-
-FIXED_DATE = "26 Jul 2024"
-DATE_MACRO = "{% macro strftime_now(format) %}" + FIXED_DATE + "{% endmacro %}{{ '' }}"
-"""Prepended to templates that print today's date, so that prompts do not depend on the day of the run."""
-
-
-class ChatTemplateError(DataError):
-    """A chat template cannot render the messages of a prompt."""
-
-    fix = (
-        "use roles it supports (many templates reject system messages, or two messages of one role in a row)"
-    )
-
-    def __init__(self, prompt_id: str, problem: str) -> None:
-        super().__init__(format_issue(f'prompt "{prompt_id}"', None, None, "", problem, fix=self.fix))
-        self.problem = problem
+    @property
+    def input_ids(self) -> list[int]:
+        """The whole row."""
+        return self.prompt_ids + self.response_ids
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Token ids of everything before the response.
+    """Token ids of everything before a sampled response.
 
     With a chat template: its rendering with the generation prompt and no further special tokens, since
     templates write BOS themselves. Without one: BOS if the tokenizer has it, then the message contents, one
@@ -195,11 +49,14 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     Raises:
         ChatTemplateError: The chat template rejects the prompt, as some do with a system message.
     """
-    ids = list(
-        tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=False, verbose=False)["input_ids"]
-    )
+    template = chat_template_of(tokenizer)
+    return _encode_prompt_text(template, prompt, _render_prompt(template, prompt, marked=True))
+
+
+def _encode_prompt_text(template: ChatTemplate, prompt: Prompt, text: str) -> list[int]:
+    ids = template.encode(text)
     is_empty = not prompt.messages and not ids
-    bos_id = tokenizer.bos_token_id if tokenizer.chat_template is None or is_empty else None
+    bos_id = template.tokenizer.bos_token_id if template.source is None or is_empty else None
     return ids if bos_id is None else [bos_id, *ids]
 
 
@@ -209,74 +66,144 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     Raises:
         ChatTemplateError: The chat template rejects the prompt.
     """
-    if tokenizer.chat_template is None:
-        return "\n".join(message.content for message in prompt.messages)
-    messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    return _render_prompt(chat_template_of(tokenizer), prompt, marked=False)
+
+
+def _render_prompt(template: ChatTemplate, prompt: Prompt, *, marked: bool) -> str:
+    messages = template.marked(prompt.messages) if marked else prompt.messages
+    if template.source is None:
+        return "\n".join(message.content for message in messages)
     if messages:
-        return _apply_chat_template(tokenizer, messages, prompt.id, add_generation_prompt=True)
-    # Templates fail on an empty conversation: take the difference that the generation prompt makes instead.
-    messages = [{"role": "user", "content": "x"}]
-    without = _apply_chat_template(tokenizer, messages, prompt.id, add_generation_prompt=False)
-    with_prompt = _apply_chat_template(tokenizer, messages, prompt.id, add_generation_prompt=True)
-    return with_prompt.removeprefix(without) if with_prompt.startswith(without) else ""
-
-
-def _apply_chat_template(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, str]],
-    prompt_id: str,
-    *,
-    add_generation_prompt: bool,
-) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        template = tokenizer.get_chat_template()
-        dated = DATE_MACRO + template if "strftime_now" in template else template
-        text = tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=dated,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            date_string=FIXED_DATE,
-        )
-    except (TemplateError, ValueError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        reason = " ".join(str(error).split())
-        raise ChatTemplateError(
-            prompt_id, f"the chat template rejects messages of the roles {roles}: {reason}"
-        ) from error
-    assert isinstance(text, str)
-    return text
-
-
-def format_instructions_for(tokenizer: PreTrainedTokenizerBase) -> FormatInstructions:
-    """The format instructions for models of this tokenizer.
-
-    Those stored with the tokenizer (`format_instructions` in tokenizer_config.json) if there are any, else
-    full sentences for models with a chat template and the bare form of the reply for base models.
-    """
-    stored = tokenizer.init_kwargs.get(FORMAT_INSTRUCTIONS_KEY)
-    if isinstance(stored, dict):
-        return stored
-    return BASE_MODEL_INSTRUCTIONS if tokenizer.chat_template is None else CHAT_MODEL_INSTRUCTIONS
+        return template.render(messages, add_generation_prompt=True, prompt_id=prompt.id)
+    return template.turns.generation_prompt  # templates fail on an empty conversation
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, response: str, *, eos_id: int) -> list[int]:
-    """Token ids of a response, followed by EOS."""
-    return [*tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"], eos_id]
+    """Token ids of a text on its own, followed by EOS; control tokens that it spells are plain text."""
+    template = chat_template_of(tokenizer)
+    return [*template.encode(template.mark(response)), eos_id]
+
+
+def encode_row(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, *, eos_id: int
+) -> EncodedRow:
+    """A prompt and a response from data in tokens; see `encode_rows`."""
+    return encode_rows(tokenizer, [(prompt, response)], eos_id=eos_id)[0]
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase, rows: Iterable[tuple[Prompt, str]], *, eos_id: int
+) -> list[EncodedRow]:
+    """Prompts and responses from data in tokens.
+
+    A row is the chat template's own rendering of the conversation, up to the token that ends the answer. The
+    answer begins where the rendering leaves the generation prompt. Templates whose generation prompt opens a
+    thought write none before an answer without one: there it begins where the template writes its text.
+
+    Args:
+        tokenizer: The tokenizer, with or without a chat template.
+        rows: Prompts and responses; the rows of a prompt are encoded faster one after the other.
+        eos_id: Ends the response where the template writes no control token after it.
+
+    Raises:
+        ChatTemplateError: The chat template rejects a conversation.
+    """
+    template = chat_template_of(tokenizer)
+    last: tuple[Prompt, str, list[int]] | None = None
+    encoded = []
+    for prompt, response in rows:
+        if last is None or last[0] != prompt:
+            text = _render_prompt(template, prompt, marked=True)
+            last = (prompt, text, _encode_prompt_text(template, prompt, text))
+        _, prompt_text, prompt_ids = last
+        if template.source is None or not prompt.messages:
+            response_ids = template.encode(template.mark(response))
+            encoded.append(EncodedRow(prompt_ids, [*response_ids, _end_id(template, eos_id)]))
+        else:
+            encoded.append(_encode_conversation(template, prompt, response, eos_id, prompt_text, prompt_ids))
+    return encoded
+
+
+def _end_id(template: ChatTemplate, eos_id: int) -> int:
+    end_id = None if template.source is None else template.turns.end_id
+    return eos_id if end_id is None else end_id
+
+
+def _encode_conversation(
+    template: ChatTemplate,
+    prompt: Prompt,
+    response: str,
+    eos_id: int,
+    prompt_text: str,
+    prompt_ids: list[int],
+) -> EncodedRow:
+    turns, messages = template.turns, template.marked(prompt.messages)
+    answer = template.mark(response)
+    if turns.opened_thought and THINK_END_TAG in answer and THINK_START_TAG not in answer:
+        answer = turns.opened_thought + answer  # as sampled: the generation prompt has the opening tag
+    text = template.render([*messages, Message("assistant", answer)], prompt_id=prompt.id)
+    text = text.removesuffix(turns.answer_end) + turns.end_token
+    thought = _thought(answer)
+    if thought and thought not in text[shared_length(text, prompt_text) :]:
+        # The template drops the thoughts of earlier turns, and of the last one too. A policy samples them.
+        if turns.opened_thought:
+            answer = answer.lstrip().removeprefix(THINK_START_TAG).lstrip("\n")
+        text = prompt_text + answer + turns.end_token
+    if not text.startswith(prompt_text):
+        prompt_text = text[: shared_length(text, template.answer_position(messages, prompt.id))]
+        prompt_ids = template.encode(prompt_text)
+    ids = template.encode(text)
+    # A token may span the boundary: the answer begins with the first token that differs.
+    length = shared_length(prompt_ids, ids)
+    response_ids = ids[length:] if turns.end_id is not None else [*ids[length:], eos_id]
+    return EncodedRow(ids[:length], response_ids)
+
+
+def _thought(answer: str) -> str:
+    """The thinking in the text of an answer; "" if it has none."""
+    before, end, _ = answer.partition(THINK_END_TAG)
+    return before.rpartition(THINK_START_TAG)[2].strip() if end else ""
 
 
 def decode_response(
     tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], eos_ids: Collection[int]
 ) -> str:
-    """Text of response tokens up to the first EOS, without special tokens."""
+    """Text of response tokens up to the first EOS, without special tokens except the tags of the thinking."""
     end = next((i for i, token in enumerate(token_ids) if token in eos_ids), len(token_ids))
-    text = tokenizer.decode(
-        list(token_ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    # Decoding without special tokens would drop the tags too, where they are special.
+    hidden = chat_template_of(tokenizer).hidden_ids
+    ids = [token for token in token_ids[:end] if token not in hidden]
+    text = tokenizer.decode(ids, skip_special_tokens=not hidden, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
+
+
+def decode_generation(
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids: Sequence[int],
+    eos_ids: Collection[int],
+    prompt_format: PromptFormat = "",
+) -> str:
+    """Text of a sampled response as scorers and readers get it.
+
+    A thought that the generation prompt opened begins with its tag, which the policy did not have to write.
+    What the template itself writes before every answer, such as an empty thought, is no part of the text; in
+    the format "think" it is, since the policy is asked for it.
+    """
+    template = chat_template_of(tokenizer)
+    if template.source is None:
+        return decode_response(tokenizer, token_ids, eos_ids)
+    start = template.turns.answer_start
+    if start and not (prompt_format == "think" and THINK_START_TAG in start):
+        start_ids = template.encode(start)
+        if list(token_ids[: len(start_ids)]) == start_ids:
+            token_ids = token_ids[len(start_ids) :]
+    return template.turns.opened_thought + decode_response(tokenizer, token_ids, eos_ids)
+
+
+def has_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> bool:
+    """True if one of the texts spells control tokens of the tokenizer; they are encoded as plain text."""
+    return any(map(chat_template_of(tokenizer).has_control_tokens, texts))
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -289,6 +216,8 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     )
     # The keys are hashed too: renaming one invalidates every stored hash.
     renderings: dict[str, Any] = {"begin": tokenizer.bos_token, "bare": tokenizer.chat_template is None}
+    if arguments := chat_template_of(tokenizer).arguments:
+        renderings["arguments"] = arguments
     for i, messages in enumerate(conversations):
         try:
             renderings[str(i)] = render_prompt(tokenizer, Prompt(messages=messages))

@@ -1,8 +1,10 @@
 """Column names, and parsing of single cells: text, messages, numbers. A bad cell raises `FieldError`."""
 
+import json
 import math
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any
@@ -12,8 +14,10 @@ from paretune.data.formats import json_type_name
 from paretune.data.records import Message
 
 RowValues = Mapping[str, Any]
-ROLES = ("system", "user", "assistant")
+Scalar = str | int | float | bool
+ROLES = ("system", "user", "assistant", "tool", "developer")
 ROLE_SYNONYMS = {
+    "observation": "tool",
     "human": "user",
     "prompter": "user",
     "gpt": "assistant",
@@ -21,9 +25,10 @@ ROLE_SYNONYMS = {
     "model": "assistant",
     "ai": "assistant",
     "chatgpt": "assistant",
-    "developer": "system",
+    "function": "tool",
 }
 """Roles of other formats, for the suggestion in the error message."""
+DECIMAL_COMMA_PATTERN = re.compile(r"[+-]?\d+,\d+")
 NO_PROMPT = "-"
 """Column name that says: there is no prompt, the responses are texts on their own."""
 FLOAT32_MAX = 2.0**128 - 2.0**104
@@ -51,11 +56,15 @@ class ColumnNames:
     """Becomes `Prompt.category`, free text; no default name."""
     preference_weights: str = ""
     """Becomes `Prompt.preference_weights`, an object {objective: weight}; no default name."""
+    rater: str = ""
+    """Who rated, if each row is one rater's; rows of the same response are joined. No default name."""
 
 
 DEFAULT_COLUMN_NAMES = {name: (name,) for name in ColumnNames.__dataclass_fields__} | {
     "response": ("response", "completion"),
+    "messages": ("messages", "conversations"),
     "category": (),
+    "rater": (),
     "preference_weights": (),
 }
 
@@ -67,9 +76,21 @@ class LabelMapping:
     A scale of -1 turns a column in which lower is better.
     """
 
-    column: str
+    column: str | tuple[str, ...]
+    """Several columns are one rater each."""
     scale: float = 1.0
     offset: float = 0.0
+    missing: tuple[Scalar, ...] = ()
+    """Values that mean "not rated"."""
+    keep: tuple[Scalar, ...] = ()
+    """Values that are real although they look like a code for "not rated"."""
+    value_map: Mapping[str, float] = field(default_factory=dict)
+    """Text of a cell -> the number that it stands for."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns, one per rater."""
+        return (self.column,) if isinstance(self.column, str) else self.column
 
 
 class FieldError(DataError):
@@ -101,11 +122,50 @@ def closest_match(name: str, names: Iterable[str]) -> str:
     return truncate_text(next(iter(get_close_matches(name, list(names), 1)), ""))
 
 
+def add_nested_values(values: dict[str, Any], paths: Iterable[str]) -> None:
+    """Add the values that dotted paths such as `responses.safety.value` lead to, under these names.
+
+    A number is an index; `*`, or a key where there is a list, takes it from every item. A column whose own
+    name has dots is left as it is, and a path that leads nowhere adds nothing.
+    """
+    for path in paths:
+        if path not in values:
+            value = _descend(values, path.split("."))
+            if value is not None:
+                values[path] = value
+
+
+def _descend(value: Any, parts: list[str]) -> Any:
+    """The value below; None if there is none."""
+    for i, part in enumerate(parts):
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdecimal():
+            value = value[int(part)] if int(part) < len(value) else None
+        elif isinstance(value, list):
+            rest = parts[i + (part == "*") :]
+            items = [_descend(item, rest) for item in value if not is_unsubmitted(item)]
+            return [item for item in items if item is not None]
+        else:
+            return None
+    return value
+
+
+def is_unsubmitted(vote: object) -> bool:
+    """True for a vote that its rater has not handed in."""
+    return isinstance(vote, dict) and vote.get("status") in ("draft", "discarded", "pending")
+
+
 def resolve_column(columns: ColumnNames, field: str, values: RowValues) -> str:
     """The column of this row that holds `field`; "" if there is none, or its cell is null."""
-    configured = getattr(columns, field)
-    names = (configured,) if configured else DEFAULT_COLUMN_NAMES[field]
-    return next((name for name in names if values.get(name) is not None), "")
+    configured: str = getattr(columns, field)
+    if configured:
+        return configured if values.get(configured) is not None else ""
+    # A loop, as this runs several times per row: a generator takes twice as long.
+    for name in DEFAULT_COLUMN_NAMES[field]:
+        if values.get(name) is not None:
+            return name
+    return ""
 
 
 def column_value(columns: ColumnNames, field: str, values: RowValues) -> Any:
@@ -157,7 +217,7 @@ def parse_text(value: object, key: str) -> str:
 
 
 def parse_messages(value: object, key: str) -> tuple[Message, ...]:
-    """A cell as a list of messages.
+    """A cell as a list of messages; further keys of a message are kept for the chat template.
 
     Raises:
         FieldError: It is not a list of objects with a known role and text content.
@@ -169,7 +229,7 @@ def parse_messages(value: object, key: str) -> tuple[Message, ...]:
 
 
 def _parse_message(item: object, key: str) -> Message:
-    if not isinstance(item, dict) or "role" not in item or "content" not in item:
+    if not isinstance(item, dict) or "role" not in item or not item.keys() & {"content", "tool_calls"}:
         description = (
             f"an object with {summarize_names(map(str, item))}"
             if isinstance(item, dict)
@@ -185,7 +245,54 @@ def _parse_message(item: object, key: str) -> Message:
             suggestion=suggestion,
             fix=f"use {', '.join(ROLES)}",
         )
-    return Message(role, parse_text(item["content"], f"{key}.content"))
+    # Parquet has every key of any row in all rows: empty ones say nothing.
+    extra = {k: v for k, v in item.items() if k not in {"role", "content"} and v not in (None, "", [], {})}
+    content = item.get("content")
+    if content is None and "tool_calls" in extra:
+        content = ""
+    return Message(role, _parse_content(content, f"{key}.content"), _extra_keys(extra, key))
+
+
+def _parse_content(content: object, key: str) -> str:
+    """The text of a message, which may be a list of parts."""
+    if not isinstance(content, list):
+        return parse_text(content, key)
+    texts = []
+    for i, part in enumerate(content):
+        kind = part.get("type", "text") if isinstance(part, dict) else json_type_name(part)
+        if not isinstance(part, dict) or kind != "text" or "text" not in part:
+            problem = f'a part of the type "{truncate_text(str(kind))}": only text can be read'
+            fix = 'write {"type": "text", "text": "..."}, or delete the row'
+            raise FieldError(f"{key}[{i}]", problem, fix=fix)
+        texts.append(parse_text(part["text"], f"{key}[{i}].text"))
+    return "".join(texts)
+
+
+def _extra_keys(extra: Mapping[str, object], key: str) -> tuple[tuple[str, str], ...]:
+    """Further keys of a message as JSON, so that the message stays immutable and hashable."""
+    pairs = []
+    for name, value in extra.items():
+        try:
+            pairs.append((str(name), json.dumps(value, default=float)))
+        except (TypeError, ValueError) as error:
+            raise FieldError(
+                f"{key}.{name}", "not a value that JSON has", fix="write text or numbers"
+            ) from error
+    return tuple(pairs)
+
+
+def response_text(message: Message, key: str) -> str:
+    """The text of an assistant message as an answer; its reasoning is written before it, in tags.
+
+    Raises:
+        FieldError: The message has another key, whose content no text expresses.
+    """
+    extra = dict(message.extra)
+    reasoning = json.loads(extra.pop("reasoning_content", '""'))
+    if extra:
+        problem = "an answer is text alone, so this key would be lost"
+        raise FieldError(f"{key}.{next(iter(extra))}", problem, fix="remove it, or write it as text")
+    return f"<think>\n{reasoning}\n</think>\n\n{message.content}" if reasoning else message.content
 
 
 def parse_number(value: object, key: str) -> float:
@@ -206,8 +313,11 @@ def parse_number(value: object, key: str) -> float:
     try:
         number = float(value)
     except ValueError as error:
-        fix = "write a number, or leave it empty if not labelled"
-        raise FieldError(key, f'"{truncate_text(str(value))}" is not a number', fix=fix) from error
+        text = truncate_text(str(value).strip())
+        if DECIMAL_COMMA_PATTERN.fullmatch(text):
+            fix = f"write {text.replace(',', '.')}; only a file with semicolons may have such numbers"
+            raise FieldError(key, f'"{text}" has a decimal comma', fix=fix) from error
+        raise FieldError(key, f'"{text}" is not a number', fix=text_value_fix([text])) from error
     except OverflowError:
         number = math.inf
     if math.isinf(number):
@@ -215,13 +325,29 @@ def parse_number(value: object, key: str) -> float:
     return number
 
 
-def parse_label(raw: object, key: str, mapping: LabelMapping) -> float:
-    """A label with scale and offset applied; NaN if the cell is empty.
+def text_value_fix(texts: Iterable[str]) -> str:
+    """How to say what the texts of label cells mean: as numbers, if they begin with one, or as missing."""
+    known = [text for text in texts if not text.endswith("...")]
+    leading = [(text, re.match(r"-?\d+(\.\d+)?(?=\W)", text)) for text in known]
+    numbers = {text: match.group() for text, match in leading if match}
+    if known and len(numbers) == len(known):
+        return f"map: {{{', '.join(f'{quote_text(text)}: {number}' for text, number in numbers.items())}}}"
+    names = ", ".join(map(quote_text, known)) or '"..."'
+    first = quote_text(known[0]) if known else '"..."'
+    return f"missing: [{names}] if not rated, or map: {{{first}: NUMBER}}"
+
+
+def quote_text(text: str) -> str:
+    """A text in double quotes, as YAML reads it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def check_label_range(number: float, key: str) -> float:
+    """The number.
 
     Raises:
-        FieldError: It is not a number, or outside the range of float32, in which models are trained.
+        FieldError: It is outside the range of float32, in which models are trained.
     """
-    number = mapping.scale * parse_number(raw, key) + mapping.offset
     if abs(number) > FLOAT32_MAX:
         problem = f"{number:.3g} exceeds the float32 range ({FLOAT32_MAX:.2g})"
         raise FieldError(key, problem, fix="write a smaller number, or leave it empty if not labelled")

@@ -5,33 +5,33 @@ prompt of a pair is the part that its two sides share; without a response column
 `messages`.
 """
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from contextlib import suppress
 from itertools import takewhile
 
 from paretune.data.columns import (
     NO_PROMPT,
     ColumnNames,
     FieldError,
-    LabelMapping,
     RowValues,
+    check_label_range,
     column_value,
     missing_column_error,
-    parse_label,
     parse_messages,
+    parse_number,
     parse_text,
     resolve_column,
+    response_text,
 )
+from paretune.data.exports import as_role_messages, parse_dialogue
 from paretune.data.formats import json_type_name
 from paretune.data.records import Message
 
 Messages = tuple[Message, ...]
-# The dialogue format of Anthropic's HH-RLHF.
-SPEAKER_PATTERN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 WHOLE_WORDS_PATTERN = re.compile(r"(?s)(.*\S)\s")
 """Text up to its last complete word."""
-SPEAKER_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def extract_prompt(values: RowValues, columns: ColumnNames) -> Messages:
@@ -44,7 +44,7 @@ def extract_prompt(values: RowValues, columns: ColumnNames) -> Messages:
     value = values[name]
     if isinstance(value, str):
         return (Message("user", parse_text(value, name)),) if value.strip() else ()
-    return _require_no_final_response(parse_messages(value, name), name)
+    return _require_no_final_response(_messages(value, name), name)
 
 
 def extract_generation_prompt(values: RowValues, columns: ColumnNames) -> Messages:
@@ -55,7 +55,7 @@ def extract_generation_prompt(values: RowValues, columns: ColumnNames) -> Messag
     """
     name = resolve_column(columns, "messages", values)
     if name and not resolve_column(columns, "prompt", values):
-        messages = parse_messages(values[name], name)
+        messages = _messages(values[name], name)
         messages = _require_no_final_response(
             messages[:-1] if messages and messages[-1].role == "assistant" else messages, name
         )
@@ -79,7 +79,7 @@ def extract_prompt_and_response(values: RowValues, columns: ColumnNames) -> tupl
         return extract_prompt(values, columns), _parse_response(values[name], name)
     if columns.response or not conversation:
         raise missing_column_error(columns, "messages" if columns.messages else "response", values)
-    messages = parse_messages(values[conversation], conversation)
+    messages = _messages(values[conversation], conversation)
     prompt = _require_no_final_response(messages[:-1], conversation)
     return prompt, _single_assistant_response(messages[-1:], conversation)
 
@@ -106,8 +106,8 @@ def extract_preference_pair(values: RowValues, columns: ColumnNames) -> tuple[Me
         )
     elif isinstance(chosen, list) and isinstance(rejected, list) and (len(chosen) > 1 or len(rejected) > 1):
         prompt, (better, worse) = _split_shared_messages(
-            parse_messages(chosen, chosen_key),
-            parse_messages(rejected, rejected_key),
+            _messages(chosen, chosen_key),
+            _messages(rejected, rejected_key),
             (chosen_key, rejected_key),
         )
         prompt = _prepend_prompt(_explicit_prompt_messages(values, columns), prompt)
@@ -132,52 +132,20 @@ def extract_preference_weights(values: RowValues, columns: ColumnNames) -> tuple
     if not isinstance(weights, dict):
         raise FieldError(name, f"{json_type_name(weights)}, not an object", fix='write {"politeness": 0.7}')
     pairs = tuple(
-        (key, parse_label(raw, f"{name}.{key}", LabelMapping(column=key))) for key, raw in weights.items()
+        (key, check_label_range(parse_number(raw, f"{name}.{key}"), f"{name}.{key}"))
+        for key, raw in weights.items()
     )
     if weights and not any(weight and not math.isnan(weight) for _, weight in pairs):
         raise FieldError(name, "no weight is a number other than 0", fix="give an objective a weight")
     return tuple((key, weight) for key, weight in pairs if not math.isnan(weight))
 
 
-def extract_labels(
-    values: RowValues, columns: ColumnNames, label_mappings: Mapping[str, LabelMapping] | None
-) -> dict[str, float]:
-    """Labels of a row by objective; empty cells are left out.
-
-    Args:
-        values: The row.
-        columns: Column names.
-        label_mappings: Objective -> column, scale and offset; None = all entries of `scores` unchanged.
-
-    Raises:
-        FieldError: Bad labels; the error holds those of all objectives.
-    """
-    name = resolve_column(columns, "scores", values)
-    scores = values[name] if name else {}
-    if not isinstance(scores, dict) and label_mappings is not None and not columns.scores:
-        scores = {}  # a column that is called scores by chance; the labels are elsewhere
-    if not isinstance(scores, dict):
-        raise FieldError(name, f"{json_type_name(scores)}, not an object", fix='write {"politeness": 0.7}')
-    if label_mappings is None:
-        if not name:
-            raise missing_column_error(columns, "scores", values)
-        label_mappings = {key: LabelMapping(column=key) for key in scores}
-    labels: dict[str, float] = {}
-    errors: list[FieldError] = []
-    for objective, label in label_mappings.items():
-        in_scores = label.column in scores
-        raw = scores[label.column] if in_scores else values.get(label.column)
-        try:
-            number = parse_label(raw, f"{name}.{label.column}" if in_scores else label.column, label)
-        except FieldError as error:
-            errors.append(error)
-            continue
-        if not math.isnan(number):
-            labels[objective] = number
-    if errors:
-        errors[0].other_errors = tuple(errors[1:])
-        raise errors[0]
-    return labels
+def _messages(value: object, key: str) -> Messages:
+    """A cell as messages; turns of ShareGPT, and lists that a spreadsheet wrote as text, are understood."""
+    if isinstance(value, str) and value.startswith("[{"):
+        with suppress(ValueError, RecursionError):  # reported as a text by parse_messages
+            value = json.loads(value)
+    return parse_messages(as_role_messages(value), key)
 
 
 def _require_no_final_response(messages: Messages, key: str) -> Messages:
@@ -190,7 +158,7 @@ def _parse_response(value: object, key: str) -> str:
     return (
         _require_nonempty(parse_text(value, key), key)
         if isinstance(value, str)
-        else _single_assistant_response(parse_messages(value, key), key)
+        else _single_assistant_response(_messages(value, key), key)
     )
 
 
@@ -200,7 +168,7 @@ def _single_assistant_response(messages: Messages, key: str) -> str:
         raise FieldError(
             key, f"expected one assistant message, got {roles}", fix="move the others into the prompt"
         )
-    return _require_nonempty(messages[0].content, key)
+    return _require_nonempty(response_text(messages[0], key), key)
 
 
 def _require_nonempty(response: str, key: str) -> str:
@@ -212,7 +180,7 @@ def _require_nonempty(response: str, key: str) -> str:
 def _explicit_prompt_messages(values: RowValues, columns: ColumnNames) -> Messages:
     """The prompt column if it is a list of messages; both sides repeat a prompt that is text."""
     value = column_value(columns, "prompt", values)
-    return parse_messages(value, resolve_column(columns, "prompt", values)) if isinstance(value, list) else ()
+    return _messages(value, resolve_column(columns, "prompt", values)) if isinstance(value, list) else ()
 
 
 def _prepend_prompt(explicit_prompt: Messages, shared_prompt: Messages) -> Messages:
@@ -237,7 +205,7 @@ def _split_shared_messages(
 
 def _split_shared_text(chosen: str, rejected: str) -> tuple[Messages, str, str]:
     """Split two texts by their common start: "Human:"/"Assistant:" messages, or whole words."""
-    dialogues = [_parse_dialogue(text) for text in (chosen, rejected)]
+    dialogues = [_messages(parse_dialogue(text), "") for text in (chosen, rejected)]
     if all(dialogues):
         prompt, (better, worse) = _split_shared_messages(dialogues[0], dialogues[1], ("chosen", "rejected"))
         return prompt, better, worse
@@ -246,11 +214,3 @@ def _split_shared_text(chosen: str, rejected: str) -> tuple[Messages, str, str]:
     words = WHOLE_WORDS_PATTERN.match(chosen[:num_shared])
     shared = words.group(1) if words else ""
     return (Message("user", shared),) if shared else (), chosen[len(shared) :], rejected[len(shared) :]
-
-
-def _parse_dialogue(text: str) -> Messages:
-    _, *parts = SPEAKER_PATTERN.split(text.strip())
-    if not parts or not text.strip().startswith("Human:"):
-        return ()
-    pairs = zip(parts[::2], parts[1::2], strict=True)
-    return tuple(Message(SPEAKER_ROLES[speaker], text.strip()) for speaker, text in pairs)

@@ -3,20 +3,28 @@
 import codecs
 import csv
 import gzip
+import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from paretune.core.errors import DataError, MissingDependencyError, format_issue
+from paretune.run.io import LFS_FIX, is_lfs_pointer
 
 HUB_PREFIX = "hf:"
-SUPPORTED_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUPPORTED_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+PARQUET_ERRORS = (OSError, ValueError, OverflowError)
+"""What pyarrow raises for damaged files besides its own errors: dates out of range, text not in UTF-8."""
+SEPARATOR_LINE_PATTERN = re.compile(r'"?sep=([^\r\n"])"?[\r\n]*$')
+"""First line of a CSV file that tells Excel the delimiter."""
 GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
@@ -28,13 +36,26 @@ class Row:
     values: dict[str, Any]
 
 
-def read_rows(source: str | Path, issues: list[str], root: str | Path = ".") -> Iterator[Row]:
+@dataclass(slots=True)
+class FileInfo:
+    """What a file turned out to be while it was read."""
+
+    decimal_comma: bool = False
+    """True if numbers may be written with a decimal comma: the cells are separated by semicolons."""
+    notes: list[str] = field(default_factory=list)
+
+
+def read_rows(
+    source: str | Path, issues: list[str], root: str | Path = ".", info: FileInfo | None = None
+) -> Iterator[Row]:
     """Iterate over the rows of a file; a row that cannot be parsed adds an error message to `issues` instead.
 
     Args:
-        source: A .jsonl, .json or .csv file (also .gz), a .parquet file, or `hf:owner/name[/config][:split]`.
+        source: A .jsonl, .json, .csv, .tsv or .txt file (also .gz), a .parquet file, or
+            `hf:owner/name[/config][:split]`. A .txt file has one prompt per line.
         issues: Extended by one error message per bad row.
         root: Folder of relative paths.
+        info: Filled in with what the file turned out to be.
 
     Raises:
         DataError: The file does not exist, or has an unknown format.
@@ -49,18 +70,24 @@ def read_rows(source: str | Path, issues: list[str], root: str | Path = ".") -> 
     if suffix == "parquet":
         yield from _parquet_rows(path, issues)
         return
-    readers = {"jsonl": _jsonl_rows, "json": _json_rows, "csv": _csv_rows}
-    if suffix not in readers:
+    readers = {"jsonl": _jsonl_rows, "json": _json_rows, "txt": _text_rows}
+    if suffix not in (*readers, "csv", "tsv"):
         known = ", ".join(SUPPORTED_SUFFIXES)
         raise DataError(
             format_issue(path, None, None, "", "unknown file format", fix=f"use one of {known} (or .gz)")
         )
     with _open_decompressed(path) as stream:
-        yield from readers[suffix](path, stream, issues)
+        if suffix in readers:
+            yield from readers[suffix](path, stream, issues)
+        else:
+            yield from _csv_rows(path, stream, issues, info or FileInfo())
 
 
 def _require_file(path: Path) -> None:
     if path.is_file():
+        if is_lfs_pointer(path):
+            problem = "a pointer file of Git LFS, not the file itself"
+            raise DataError(format_issue(path, None, None, "", problem, fix=LFS_FIX))
         return
     if path.exists():
         raise DataError(format_issue(path, None, None, "", "is a folder", fix="name a file in it"))
@@ -94,10 +121,7 @@ def _decode_lines(path: Path, stream: Iterable[bytes], issues: list[str]) -> Ite
     try:
         for number, raw in enumerate(stream, 1):
             if number == 1 and (encoding := _detect_wide_encoding(raw)):
-                fix = (
-                    f'save the file as UTF-8 (Excel: "CSV UTF-8"), or iconv -f {encoding} -t UTF-8 OLD > NEW'
-                )
-                issues.append(format_issue(path, 1, 1, "", f"{encoding}, not UTF-8", fix=fix))
+                yield from _decode_wide_lines(path, b"".join([raw, *stream]), encoding, issues)
                 return
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8"), True
@@ -111,6 +135,20 @@ def _decode_lines(path: Path, stream: Iterable[bytes], issues: list[str]) -> Ite
         fix = "copy the file again, or decompress it and drop .gz from its name"
         problem = "the gzip stream is truncated" if isinstance(error, EOFError) else f"invalid gzip: {error}"
         issues.append(format_issue(path, number + 1, None, "", problem, fix=fix))
+
+
+def _decode_wide_lines(
+    path: Path, content: bytes, encoding: str, issues: list[str]
+) -> Iterator[tuple[int, str, bool]]:
+    """Lines of a file in UTF-16 or UTF-32, as Excel and PowerShell write them."""
+    try:
+        text = content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        fix = 'save the file as UTF-8 (Excel: "CSV UTF-8")'
+        issues.append(format_issue(path, 1, 1, "", f"damaged {encoding}", fix=fix))
+        return
+    for number, line in enumerate(io.StringIO(text, newline="\n"), 1):
+        yield number, line, True
 
 
 def _detect_wide_encoding(first_bytes: bytes) -> str:
@@ -146,7 +184,19 @@ def _json_issue(path: Path, error: Exception, line: int) -> str:
 
 
 def _jsonl_rows(path: Path, stream: Iterable[bytes], issues: list[str]) -> Iterator[Row]:
-    for number, text, is_valid in _decode_lines(path, stream, issues):
+    lines = _decode_lines(path, stream, issues)
+    first = next(lines, None)
+    if first is None:
+        return
+    if first[1].strip() == "[" or first[1].lstrip().startswith("[{"):
+        # One list of objects under the name of JSON lines.
+        yield from _parse_json(path, "".join([first[1], *(text for _, text, _ in lines)]), issues)
+        return
+    yield from _json_line_rows(path, chain([first], lines), issues)
+
+
+def _json_line_rows(path: Path, lines: Iterable[tuple[int, str, bool]], issues: list[str]) -> Iterator[Row]:
+    for number, text, is_valid in lines:
         if not is_valid or not text.strip():
             continue
         try:
@@ -164,17 +214,38 @@ def _jsonl_rows(path: Path, stream: Iterable[bytes], issues: list[str]) -> Itera
 
 
 def _json_rows(path: Path, stream: Iterable[bytes], issues: list[str]) -> Iterator[Row]:
-    text = "".join(text for _, text, _ in _decode_lines(path, stream, issues))
-    if issues or not text.strip():
+    lines = list(_decode_lines(path, stream, issues))
+    if issues:
+        return
+    if _are_json_lines([text for _, text, _ in lines if text.strip()]):
+        yield from _json_line_rows(path, lines, issues)
+    else:
+        yield from _parse_json(path, "".join(text for _, text, _ in lines), issues)
+
+
+def _are_json_lines(lines: list[str]) -> bool:
+    """True if a file has an object per line: its first two lines that are not empty are one each."""
+    if len(lines) < 2 or not lines[0].lstrip().startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(lines[0]), dict) and lines[1].lstrip().startswith("{")
+    except (ValueError, RecursionError):
+        return False
+
+
+def _parse_json(path: Path, text: str, issues: list[str]) -> Iterator[Row]:
+    if not text.strip():
         return
     try:
-        rows = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         issues.append(_json_issue(path, error, 1))
         return
+    rows = _rows_of_object(content) if isinstance(content, dict) else content
     if not isinstance(rows, list):
         fix = "write [{...}, {...}], or name the file .jsonl if it has one object per line"
-        issues.append(format_issue(path, 1, 1, "", f"{json_type_name(rows)}, not a list of objects", fix=fix))
+        problem = f"{json_type_name(content)}, not a list of objects"
+        issues.append(format_issue(path, 1, 1, "", problem, fix=fix))
         return
     for number, values in enumerate(rows, 1):
         if isinstance(values, dict):
@@ -184,50 +255,74 @@ def _json_rows(path: Path, stream: Iterable[bytes], issues: list[str]) -> Iterat
             issues.append(format_issue(f"{path}:row {number}", None, None, "", problem, fix="fix the row"))
 
 
-def _csv_rows(path: Path, stream: Iterable[bytes], issues: list[str]) -> Iterator[Row]:
+def _rows_of_object(content: dict[str, Any]) -> list[Any] | None:
+    """The rows in an object: its only list of objects, or columns as pandas and `datasets` write them."""
+    lists = [value for value in content.values() if isinstance(value, list)]
+    tables = [rows for rows in lists if rows and all(isinstance(row, dict) for row in rows)]
+    if len(tables) == 1:
+        return tables[0]
+    columns = list(content.values())
+    if len(columns) > 1 and len(lists) == len(columns) and len({len(column) for column in lists}) == 1:
+        return [dict(zip(content, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    cells = [column for column in columns if isinstance(column, dict) and column]
+    if len(columns) > 1 and len(cells) == len(columns) and all(c.keys() == cells[0].keys() for c in cells):
+        return [{name: column[key] for name, column in content.items()} for key in cells[0]]
+    return None
+
+
+def _text_rows(path: Path, stream: Iterable[bytes], issues: list[str]) -> Iterator[Row]:
+    """One prompt per line; empty lines are skipped."""
+    for number, text, is_valid in _decode_lines(path, stream, issues):
+        if is_valid and text.strip():
+            yield Row(f"{path}:{number}", {"prompt": text.rstrip("\r\n")})
+
+
+def _csv_rows(path: Path, stream: Iterable[bytes], issues: list[str], info: FileInfo) -> Iterator[Row]:
     old_limit = csv.field_size_limit(2**31 - 1)  # the default refuses cells above 128 KiB
+    lines = (text for _, text, _ in _decode_lines(path, stream, issues))
+    reader, num_skipped = csv.reader(lines), 0
     try:
-        lines = (text for _, text, _ in _decode_lines(path, stream, issues))
         header_line = next(lines, "")
-        if delimiter := _detect_wrong_delimiter(header_line):
-            fix = "save it with commas, or as JSONL"
-            issues.append(format_issue(path, 1, None, "", f"columns are separated by {delimiter}", fix=fix))
-            return
-        reader = csv.reader(chain([header_line], lines), strict=True)
+        if match := SEPARATOR_LINE_PATTERN.match(header_line):
+            delimiter, header_line, num_skipped = match[1], next(lines, ""), 1
+        else:
+            delimiter = _detect_delimiter(header_line)
+        if delimiter != ",":
+            name = DELIMITERS.get(delimiter, f'"{delimiter}"')
+            info.decimal_comma = True
+            info.notes.append(format_issue(path, 1, None, "", f"columns are separated by {name}"))
+        reader = csv.reader(chain([header_line], lines), strict=True, delimiter=delimiter)
         header = next(reader, None) or []
         duplicates = sorted({name for name in header if header.count(name) > 1})
         if duplicates:
             issues.append(format_issue(path, 1, None, duplicates[0], "duplicate column", fix="rename one"))
             return
-        start = reader.line_num + 1
+        start = reader.line_num + 1 + num_skipped
         for cells in reader:
             if len(cells) == len(header):
                 yield Row(f"{path}:{start}", dict(zip(header, cells, strict=True)))
             elif cells:  # not an empty line
                 problem = f"{len(cells)} cells, but the header has {len(header)}"
-                fix = 'put cells with commas or line breaks in "quotes"'
+                fix = f'put cells with {DELIMITERS.get(delimiter, delimiter)} or line breaks in "quotes"'
                 issues.append(format_issue(path, start, None, "", problem, fix=fix))
-            start = reader.line_num + 1
+            start = reader.line_num + 1 + num_skipped
     except csv.Error as error:
         fix = 'close every "quote", and double quotes inside a cell'
-        issues.append(format_issue(path, reader.line_num, None, "", f"invalid CSV: {error}", fix=fix))
+        line = max(reader.line_num, 1) + num_skipped
+        issues.append(format_issue(path, line, None, "", f"invalid CSV: {error}", fix=fix))
     finally:
         csv.field_size_limit(old_limit)
 
 
-def _detect_wrong_delimiter(header: str) -> str:
-    """Name of the delimiter of a header without commas; "" if it has one column."""
-    if "," in header:
-        return ""
-    delimiters = {";": "semicolons", "\t": "tabs"}
-    return next(
-        (
-            name
-            for character, name in delimiters.items()
-            if len(next(csv.reader([header], delimiter=character))) > 1
-        ),
-        "",
-    )
+def _detect_delimiter(header: str) -> str:
+    """The delimiter that splits a header into most cells; a comma if it has one cell."""
+    counts = {}
+    for delimiter in DELIMITERS:
+        try:
+            counts[delimiter] = len(next(csv.reader([header], delimiter=delimiter), []))
+        except csv.Error:
+            counts[delimiter] = 0  # reported by the reader
+    return max(counts, key=lambda delimiter: counts[delimiter])
 
 
 def _parquet_rows(path: Path, issues: list[str]) -> Iterator[Row]:
@@ -240,8 +335,9 @@ def _parquet_rows(path: Path, issues: list[str]) -> Iterator[Row]:
             for values in batch.to_pylist():
                 number += 1
                 yield Row(f"{path}:row {number}", values)
-    except (pyarrow.ArrowException, OSError) as error:
-        problem = f"invalid Parquet: {str(error).splitlines()[0]}"
+    except (pyarrow.ArrowException, *PARQUET_ERRORS) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        problem = f"invalid Parquet: {reason}"
         issues.append(format_issue(path, None, None, "", problem, fix="write the file again"))
 
 

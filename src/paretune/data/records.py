@@ -1,7 +1,7 @@
 """Records: the typed form of one row of data, and a sequence that generates its records on first access."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar, overload
 
 
@@ -10,8 +10,10 @@ class Message:
     """One message of a conversation."""
 
     role: str
-    """One of "system", "user", "assistant"."""
+    """One of "system", "user", "assistant", "tool", "developer"."""
     content: str
+    extra: tuple[tuple[str, str], ...] = ()
+    """Further keys for the chat template, such as `tool_calls`: (key, JSON text) pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,11 @@ class Sample:
         return self.response if self.original_response is None else self.original_response
 
 
+# Shared by all ratings: a dict of its own for each would cost as much time and memory as its labels.
+NO_VOTES: Mapping[str, tuple[float, ...]] = {}
+NO_WEIGHTS: Mapping[str, float] = {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rating:
     """A response with labels."""
@@ -51,6 +58,10 @@ class Rating:
     response: str
     labels: Mapping[str, float]
     """Objective -> label, each in its own units; absent or NaN = not labelled."""
+    votes: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: NO_VOTES)
+    """Objective -> the votes that its label was joined from, if several raters gave one."""
+    label_weights: Mapping[str, float] = field(default_factory=lambda: NO_WEIGHTS)
+    """Objective -> weight of its label in training; absent = 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

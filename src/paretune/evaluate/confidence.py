@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paretune.core.errors import DataError
-from paretune.data.chat import parse_confidence
+from paretune.data.prompt_formats import parse_confidence
 from paretune.data.records import Sample
 from paretune.reward.scorers import thinking_metrics
 

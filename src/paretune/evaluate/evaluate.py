@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from paretune.core.errors import WiringError
 from paretune.core.rng import numpy_generator
-from paretune.data.chat import ScorerView, visible_text
+from paretune.data.prompt_formats import ScorerView, visible_text
 from paretune.data.records import Prompt, Sample
 from paretune.evaluate.confidence import calibration_by_arm, thinking_metrics_by_arm
 from paretune.evaluate.generate import Generations, prompt_clusters
@@ -104,6 +104,7 @@ def evaluate(
     scorer_view: ScorerView = "full",
     correctness_threshold: tuple[str, float] | None = None,
     kl: Mapping[str, Any] | None = None,
+    learning_rate: float | None = None,
     confidence_level: float = 0.95,
     bootstrap_samples: int = 10_000,
     seed: int = 0,
@@ -125,6 +126,7 @@ def evaluate(
         correctness_threshold: An objective and the lowest score of it that counts as correct, where responses
             state a confidence.
         kl: Result of `estimate_kl`.
+        learning_rate: The rate of the training, which the warnings name; None without gradients.
         confidence_level: Confidence level of all intervals.
         bootstrap_samples: Number of bootstrap samples.
         seed: Seed of the bootstrap.
@@ -134,12 +136,10 @@ def evaluate(
             objective of `correctness_threshold`.
     """
     if before.prompts != after.prompts or before.num_generations != after.num_generations:
-        raise WiringError(
-            "before and after answer different prompts; fix: generate both with the same settings"
-        )
-    spec = _comparison_spec(
-        tuple(objectives), judges, reward_judges, margins or {}, (confidence_level, bootstrap_samples, seed)
-    )
+        problem = "before and after answer different prompts"
+        raise WiringError(f"{problem}; fix: generate both with the same settings")
+    sampling = (confidence_level, bootstrap_samples, seed)
+    spec = _comparison_spec(tuple(objectives), judges, reward_judges, margins or {}, sampling)
     arms, names = (before, after), spec.objectives
     scores = _score_arms(arms, names, judges, scorer_view)
     training_scores = _score_arms(arms, names, reward_judges, scorer_view) if reward_judges else None
@@ -147,7 +147,7 @@ def evaluate(
     results = _evaluation_results(spec, arms, scores, training_scores, is_refused)
     results["refusal_categories"] = dict(refusal_categories or {})
     results |= _format_results(spec, arms, scores, scorer_view, correctness_threshold)
-    results["kl"] = dict(kl) if kl is not None else None
+    results |= {"kl": dict(kl) if kl is not None else None, "learning_rate": learning_rate}
     results["warnings"] = evaluation_warnings(results)
     results["limitations"] = limitations(results, refusals_by_phrase=refusal_detector is is_refusal)
     return Evaluation(results=results, columns=_table_columns(arms, names, scores, training_scores))
@@ -270,7 +270,7 @@ def _score_arm(
 def _side_effects(
     spec: ComparisonSpec, arms: Arms, is_refused: Callable[[Sample], bool], clusters: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Length, diversity, truncation rate and refusal rates in both arms."""
+    """Length, diversity, truncation and refusal rates in both arms, and the fraction of equal responses."""
     texts = [[sample.response for sample in arm.samples] for arm in arms]
     # Distinct n-grams fall with the amount of text: read equally many words of both arms.
     max_words = min(num_words(responses) for responses in texts)
@@ -290,6 +290,7 @@ def _side_effects(
     return {
         "length": _length_change(spec, arms, clusters),
         **{name: {"before": pair[0], "after": pair[1]} for name, pair in text_metrics.items()},
+        "unchanged_fraction": sum(map(str.__eq__, *texts)) / max(len(texts[0]), 1),
         "truncation_rate": compare_rates(truncated[0], truncated[1], spec.confidence_level),
         "refusal_rate": {
             category or "other": compare_rates(

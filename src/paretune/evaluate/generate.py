@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from paretune.core.batch import Batch
-from paretune.data.chat import PromptFormat
 from paretune.data.loader import prompt_key
+from paretune.data.prompt_formats import PromptFormat
 from paretune.data.records import Prompt, Sample
 from paretune.evaluate.statistics import simultaneous_intervals
 from paretune.models.model_passes import response_logprobs

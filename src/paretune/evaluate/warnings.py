@@ -20,6 +20,17 @@ MAX_REFUSAL_RISE = 0.05
 """A larger rise of the refusal rate is a warning even where its interval contains 0."""
 MAX_TRUNCATION_RATE = 0.1
 """With more truncated responses, the length limit shapes the scores."""
+POLICY_PREFIX = "The policy "
+"""Prefix of the warnings about the policy as a whole, without which no verdict can be read."""
+MIN_KL_MOVED = 1e-3
+"""KL to the initial policy in nats per response. By Pinsker's inequality, no event, such as "the response is
+safe", then has a probability that differs by more than 0.023."""
+MIN_UNCHANGED_FRACTION = 0.9
+"""Both policies sample with the same random numbers, so equal policies give equal responses."""
+MIN_DISTINCT_RATIO = 0.5
+"""A fall of the distinct word pairs below this fraction of what they were is a collapse."""
+MAX_KL_PER_TOKEN = 1.0
+"""Nats per token: the tokens are on average e times as likely as under the initial policy."""
 
 
 def evaluation_warnings(results: Mapping[str, Any]) -> list[str]:
@@ -30,8 +41,9 @@ def evaluation_warnings(results: Mapping[str, Any]) -> list[str]:
     """
     objectives: Mapping[str, Mapping[str, Any]] = results["objectives"]
     return [
+        *policy_warnings(results),
         *_dependent_judge_warnings(objectives),
-        *few_prompts_warning(results["num_prompts"]),
+        *few_prompts_warning(results["num_prompts"], _num_scored(objectives, results["num_prompts"])),
         *_regression_warnings(objectives),
         *_overoptimization_warnings(objectives),
         *_refusal_warnings(results["refusal_rate"], results["refusal_categories"]),
@@ -39,14 +51,82 @@ def evaluation_warnings(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def few_prompts_warning(num_prompts: int) -> list[str]:
-    """A warning if there are too few prompts for reliable intervals."""
-    if num_prompts >= MIN_PROMPTS:
+def policy_warnings(results: Mapping[str, Any]) -> list[str]:
+    """A sentence if the policy hardly moved, collapsed, or is very far from the initial one.
+
+    Args:
+        results: The content of eval.json.
+    """
+    kl, rate = results.get("kl"), results.get("learning_rate")
+    is_rate = "" if rate is None else f" is {rate:.3g}"
+    per_response = None if kl is None else kl["k3"]
+    unchanged = results.get("unchanged_fraction")
+    if per_response is not None and per_response < MIN_KL_MOVED and (unchanged or 0) > MIN_UNCHANGED_FRACTION:
+        return [
+            f"The policy hardly moved: KL to the initial policy {_format_number(per_response)} nats per "
+            f"response, {100 * (unchanged or 0):.0f} % of the responses word for word as before. No verdict "
+            "here says anything about the method; the likely cause is the learning rate "
+            f"(training.learning_rate{is_rate}) or too few steps; fix: raise it tenfold."
+        ]
+    is_far = kl is not None and (kl["per_token"] or 0) > MAX_KL_PER_TOKEN
+    alike, details = _collapse_details(results)
+    if not (is_far or alike):
         return []
+    if kl is not None:
+        details.append(
+            f"KL {_format_large(kl['k3'])} nats per response, {_format_large(kl['per_token'])} per token"
+        )
+    what = "collapsed: its responses are alike" if alike else "is very far from the initial one"
     return [
-        f"Only {num_prompts} test prompt{'s' * (num_prompts != 1)}: confidence intervals over so few "
-        f"prompts are often too narrow; fix: evaluate on {MIN_PROMPTS} or more."
+        f"The policy {what} ({'; '.join(details)}). The likely cause is the learning rate "
+        f"(training.learning_rate{is_rate}), or a KL penalty that is too small; "
+        "fix: lower the rate, or raise algorithm.kl_coef."
     ]
+
+
+def _collapse_details(results: Mapping[str, Any]) -> tuple[bool, list[str]]:
+    """Whether the responses are alike, and what shows it."""
+    distinct, unique, details = results["distinct_2"], results["unique_fraction"], []
+    fewer_pairs = bool(
+        distinct["before"]
+        and distinct["after"] is not None
+        and distinct["after"] < MIN_DISTINCT_RATIO * distinct["before"]
+    )
+    repeated = unique["after"] < MIN_UNIQUE_FRACTION and unique["after"] < unique["before"] - MIN_UNIQUE_FALL
+    if fewer_pairs:
+        details.append(f"distinct word pairs {distinct['before']:.2f} → {distinct['after']:.2f}")
+    if repeated:
+        details.append(f"{100 * unique['after']:.0f} % of the responses are distinct")
+    truncated = results["truncation_rate"]
+    if truncated["num_prompts"] and truncated["after"] - truncated["before"] > MAX_TRUNCATION_RATE:
+        details.append(f"{100 * truncated['after']:.0f} % of the responses reach the length limit")
+    return fewer_pairs or repeated, details
+
+
+def few_prompts_warning(num_prompts: int, num_scored: Mapping[str, int] | None = None) -> list[str]:
+    """A warning if too few prompts were scored for reliable intervals.
+
+    Args:
+        num_prompts: Test prompts.
+        num_scored: Objective -> prompts that were scored in both arms, where that is fewer.
+    """
+    few = {name: number for name, number in (num_scored or {}).items() if number < MIN_PROMPTS}
+    if num_prompts >= MIN_PROMPTS and not few:
+        return []
+    counts = f"{num_prompts} test prompt{'s' * (num_prompts != 1)}"
+    if few:
+        scored = ", ".join(f"{number} for {name}" for name, number in few.items())
+        counts = f"{scored} of {counts} {'was' if [*few.values()] == [1] else 'were'} scored"
+    return [
+        f"Only {counts}: confidence intervals over so few "
+        f"prompts are often too narrow; fix: evaluate on {MIN_PROMPTS} or more"
+        f"{', with a judge that can read them' if few else ''}."
+    ]
+
+
+def _num_scored(objectives: Mapping[str, Mapping[str, Any]], num_prompts: int) -> dict[str, int]:
+    """Objective -> scored prompts, of those objectives that were scored on some prompts but not on all."""
+    return {name: o["num_scored"] for name, o in objectives.items() if 0 < o["num_scored"] < num_prompts}
 
 
 def limitations(results: Mapping[str, Any], *, refusals_by_phrase: bool) -> list[str]:
@@ -168,15 +248,13 @@ def _refusal_warnings(
 
 def _side_effect_warnings(results: Mapping[str, Any]) -> list[str]:
     sentences = []
-    length, unique = results["length"], results["unique_fraction"]
+    length = results["length"]
     if length["before"]:
         ratio = length["after"] / length["before"]
         if not 1 / MAX_LENGTH_RATIO <= ratio <= MAX_LENGTH_RATIO:
             sentences.append(
                 f"Responses are {ratio:.1f} times as long as before; some scores may follow length."
             )
-    if unique["after"] < MIN_UNIQUE_FRACTION and unique["after"] < unique["before"] - MIN_UNIQUE_FALL:
-        sentences.append(f"Only {100 * unique['after']:.0f} % of the responses are distinct: collapse.")
     truncated = results["truncation_rate"]
     if truncated["num_prompts"] and truncated["after"] > MAX_TRUNCATION_RATE:
         sentences.append(
@@ -187,6 +265,10 @@ def _side_effect_warnings(results: Mapping[str, Any]) -> list[str]:
 
 def _format_number(value: float) -> str:
     return f"{value:.2g}".replace("-", "−")
+
+
+def _format_large(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
 def _format_signed(value: float) -> str:

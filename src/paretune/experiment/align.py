@@ -15,6 +15,7 @@ from paretune.experiment.phases import run_phases
 from paretune.experiment.reuse import total_usage
 from paretune.experiment.settings import budget_of, lora_spec
 from paretune.models.load import PolicyModel, load_policy, resolve_device, save_model
+from paretune.report.formatting import format_signed
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.rl.loop import TrainStepCallback, train
@@ -29,6 +30,9 @@ MISMATCH_EVENT = "rollout_mismatch"
 NEGATIVE_SHARE_EVENT = "negative_variance_share"
 NEGATIVE_SHARE_PATIENCE = 5
 """Consecutive steps before a negative variance share is reported: a single batch may be an outlier."""
+MIN_NEGATIVE_SHARE = 0.05
+"""Smallest mean share, without its sign, that is reported. The share of an objective on which all responses
+are nearly equal is negative by chance in every other step, and lowers nothing."""
 
 
 def align(ctx: RunContext) -> str:
@@ -93,19 +97,23 @@ def _step_callback(ctx: RunContext) -> TrainStepCallback:
     negative_shares: list[Mapping[str, float]] = []
 
     def on_step(step: int, metrics: Metrics, batch: Batch, samples: Sequence[Sample]) -> None:
-        means = " ".join(
-            f"{name[:8]} {metrics.get(f'score/{name}/mean', float('nan')):.2f}" for name in batch.objectives
-        )
-        budget_used, kl = metrics.get("budget/used"), metrics.get("kl/k3", float("nan"))
-        suffix = "" if budget_used is None else f"  {budget_used:.0%} of the budget"
+        budget_used, kl = metrics.get("budget/used"), metrics.get("kl/k3")
+        values = [f"{name} {_format_mean(metrics, name)}" for name in batch.objectives]
+        if budget_used is not None:
+            values.insert(0, f"{budget_used:.0%} of the budget")
         total = _expected_steps(step + 1, max_steps, budget_used)
-        ctx.console.progress(step + 1, total, f"{means}  KL/token {kl:.3f}{suffix}")
+        ctx.console.progress(step + 1, total, "" if kl is None else f"KL/token {kl:.3f}", values)
         _warn_rollout_mismatch(ctx, step, metrics.get("rollout/prob_diff_max", 0.0))
         shares = {name: metrics.get(f"variance_share/{name}", 0.0) for name in batch.objectives}
         negative_shares.append({name: share for name, share in shares.items() if share < 0})
         _warn_negative_share(ctx, step, negative_shares[-NEGATIVE_SHARE_PATIENCE:])
 
     return on_step
+
+
+def _format_mean(metrics: Metrics, objective: str) -> str:
+    mean = metrics.get(f"score/{objective}/mean")
+    return "unscored" if mean is None else f"{mean:.2f}"
 
 
 def _expected_steps(steps_done: int, max_steps: int, budget_fraction: float | None) -> int:
@@ -129,8 +137,8 @@ def _warn_negative_share(ctx: RunContext, step: int, recent: Sequence[Mapping[st
         if event["type"] == NEGATIVE_SHARE_EVENT
     }
     for name in names:
-        if name not in reported:
-            mean = sum(shares[name] for shares in recent) / NEGATIVE_SHARE_PATIENCE
+        mean = sum(shares[name] for shares in recent) / NEGATIVE_SHARE_PATIENCE
+        if mean <= -MIN_NEGATIVE_SHARE and name not in reported:
             text = (
                 f"the reward lowers this objective: its variance share was negative for "
                 f"{NEGATIVE_SHARE_PATIENCE} steps ({mean:.2f})"
@@ -158,5 +166,5 @@ def _reward_trends(lines: Sequence[Mapping[str, Any]], objectives: Sequence[str]
         values = [line[f"score/{name}/mean"] for line in lines if line.get(f"score/{name}/mean") is not None]
         if values:
             change = sum(values[-fifth:]) / len(values[-fifth:]) - sum(values[:fifth]) / len(values[:fifth])
-            trends.append(f"{name} {change:+.2f}")
+            trends.append(f"{name} {format_signed(change)}")
     return "; training reward: " + " ".join(trends) if trends else ""

@@ -22,6 +22,7 @@ from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.context import TrainingContext
 from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.rl.validate import check_spec
+from paretune.rollout.probe import probe_sampler
 from paretune.rollout.sampler import LocalSampler
 from paretune.rollout.stored import StoredResponseReader
 from paretune.training.supervised import AuxiliaryData, SftTask
@@ -51,7 +52,7 @@ def build_training_context(
     return TrainingContext(
         models=Models(
             policy=policy.model,
-            critic=_make_critic(ctx, spec, requirements.num_critic_heads, reward),
+            critic=make_critic(ctx, spec, requirements.num_critic_heads, reward),
             frozen={"reference": initial.model, **(frozen_models or {})},
         ),
         sampler=make_sampler(ctx, policy),
@@ -69,7 +70,12 @@ def build_training_context(
 
 
 def make_sampler(ctx: RunContext, policy: PolicyModel) -> LocalSampler:
-    """A sampler of this policy."""
+    """A sampler of this policy, tried with a few tokens.
+
+    Raises:
+        WiringError: It disagrees with the model's own forward pass.
+    """
+    probe_sampler(policy)
     return LocalSampler(policy=policy, objectives=tuple(ctx.config.objectives))
 
 
@@ -81,7 +87,7 @@ def _initial_policy(ctx: RunContext, policy: PolicyModel) -> PolicyModel:
     return replace(initial, model=initial.model.requires_grad_(False))
 
 
-def _make_critic(
+def make_critic(
     ctx: RunContext, spec: AlgorithmSpec | EvolutionSpec, num_heads: int, reward_model: RewardModel | None
 ) -> Critic | None:
     """The critic, initialized from the policy or from the reward model; None without value heads."""

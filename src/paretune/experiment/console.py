@@ -1,27 +1,32 @@
-"""Progress display: a live progress bar on a terminal, plain lines in a pipe or a log."""
+"""Progress display: a live progress line on a terminal, plain lines in a pipe or a log."""
 
+import os
 import sys
+import textwrap
 import time
+from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, TextIO, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console as RichConsole
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task
 from rich.text import Text
 
 from paretune.report.formatting import sanitize
+from paretune.report.terminal import TextStream, safe_stream
 
 PROGRESS_INTERVAL = 15.0
 """Minimum seconds between two progress lines without a live display, to keep logs short."""
 STAGE_WIDTH = len("tuning-trial")
 """Width of the stage names: that of the longest."""
+RATE_WINDOW = 50
+"""Progress reports that the time left is estimated from: recent ones, as the length of responses changes."""
+ROTATION_SECONDS = 4.0
+"""Seconds for which the same values are shown, where not all of them fit: time enough to read them."""
+BAR_WIDTHS = ((100, 24), (70, 8), (0, 6))
+"""Width of the bar by the smallest width of the terminal."""
+SPINNER_WIDTH = 2
 
 
 @runtime_checkable
@@ -31,8 +36,15 @@ class Console(Protocol):
     def start_stage(self, stage: str, index: int, total: int) -> None:
         """Start a stage."""
 
-    def progress(self, done: int, total: int, note: str) -> None:
-        """Show how many steps of the current stage are done; the note has further information."""
+    def progress(self, done: int, total: int, note: str, values: Sequence[str] = ()) -> None:
+        """Show how many steps of the current stage are done.
+
+        Args:
+            done: Steps that are done.
+            total: All steps.
+            note: Further information, which is always shown.
+            values: More of it, of which as many are shown as fit, in turn.
+        """
 
     def finish_stage(self, summary: str) -> None:
         """Finish the current stage and show its summary."""
@@ -50,16 +62,109 @@ class Console(Protocol):
     ) -> None: ...
 
 
-def _elapsed(start_time: float) -> str:
-    return f"{time.monotonic() - start_time:.0f} s"
+class TimeLeft:
+    """Estimates the seconds to the end of a stage from its latest progress."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._reports: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW)
+        self._total = 0
+
+    def add(self, done: int, total: int) -> None:
+        """Record progress; another total or a smaller number starts a new part of the stage."""
+        if self._reports and (total != self._total or done < self._reports[-1][1]):
+            self._reports.clear()
+            self._start = time.monotonic()
+        self._total = total
+        self._reports.append((time.monotonic(), done))
+
+    def seconds(self) -> float | None:
+        """Seconds left; None if unknown, as at the first step after a resume, or if no step is left."""
+        if not self._reports or self._reports[-1][1] >= self._total:
+            return None
+        last_time, last_done = self._reports[-1]
+        first_time, first_done = self._reports[0]
+        if len(self._reports) == 1:
+            # The first step of a stage counts from its start; a resumed stage made its first steps before.
+            if last_done != 1:
+                return None
+            first_time, first_done = self._start, 0
+        if last_done == first_done:
+            return None
+        per_step = (last_time - first_time) / (last_done - first_done)
+        return max(per_step * (self._total - last_done) - (time.monotonic() - last_time), 0.0)
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as 0:07, 12:30 or 1:02:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def progress_line(
+    label: str,
+    done: int,
+    total: int,
+    seconds_left: float | None,
+    note: str = "",
+    values: Sequence[str] = (),
+    *,
+    width: int = 0,
+    first_value: int = 0,
+    bar: tuple[str, str] | None = None,
+) -> str:
+    """One line of progress that is at most `width` characters long, and has whole values only.
+
+    Label, bar, steps and time left come first; then the note, and as many values as fit, beginning with
+    number `first_value`, with the number of the others.
+
+    Args:
+        label: The stage.
+        done: Steps that are done.
+        total: All steps.
+        seconds_left: None: unknown.
+        note: Always shown if there is room for it and for a value, else in turn with the values.
+        values: Shown in turn.
+        width: Columns of the terminal; 0: unlimited.
+        first_value: Index of the first value to show, modulo their number.
+        bar: Character of the done and of the remaining part; None: no bar.
+    """
+    parts = [label]
+    if bar is not None:
+        bar_width = next(size for least, size in BAR_WIDTHS if width >= least)
+        filled = bar_width * min(done, total) // total if total else 0
+        parts.append(bar[0] * filled + bar[1] * (bar_width - filled))
+    parts.append(f"{done}/{total}")
+    if done < total and (bar is not None or seconds_left is not None):
+        parts.append(f"{'-:--' if seconds_left is None else format_duration(seconds_left)} left")
+    line = " ".join(parts)
+    limit = width or sys.maxsize
+    longest = max(map(len, values), default=0)
+    if note and values and len(line) + len(note) + longest + len("    +99") > limit:
+        note, values = "", (note, *values)  # no room for both: in turn
+    if note and len(line) + 2 + len(note) <= limit:
+        line += f"  {note}"
+    start = first_value % len(values) if values else 0
+    rotated = [*values[start:], *values[:start]]
+    for shown in range(len(rotated), 0, -1):
+        rest = f" +{len(rotated) - shown}" if shown < len(rotated) else ""
+        candidate = f"{line}  {'  '.join(rotated[:shown])}{rest}"
+        if len(candidate) <= limit:
+            return candidate
+    return line[:limit]
 
 
 class PlainConsole:
     """Plain lines; progress at most every `PROGRESS_INTERVAL` seconds."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stdout
+    def __init__(self, stream: TextStream | None = None) -> None:
+        self.stream = safe_stream(stream or sys.stdout)
+        # Set by those who read a log in a window of this width; a log has none itself.
+        columns = os.environ.get("COLUMNS", "")
+        self.width = int(columns) if columns.isdecimal() else 0
         self.stage, self.label, self.start_time, self.last_progress_time = "", "", 0.0, 0.0
+        self.time_left, self.num_lines = TimeLeft(), 0
 
     def _write(self, text: str) -> None:
         print(sanitize(text), file=self.stream, flush=True)
@@ -79,16 +184,31 @@ class PlainConsole:
         """Remember the stage; a line is printed with its progress and when it is finished."""
         self.stage, self.label = stage, f"[{index}/{total}] {stage:<{STAGE_WIDTH}}"
         self.start_time = self.last_progress_time = time.monotonic()
+        self.time_left, self.num_lines = TimeLeft(), 0
 
-    def progress(self, done: int, total: int, note: str) -> None:
+    def progress(self, done: int, total: int, note: str, values: Sequence[str] = ()) -> None:
         """Print a line if the last one is `PROGRESS_INTERVAL` seconds old."""
+        self.time_left.add(done, total)
         if time.monotonic() - self.last_progress_time >= PROGRESS_INTERVAL:
             self.last_progress_time = time.monotonic()
-            self._write(f"{self.label} {done}/{total}  {note}")
+            seconds = self.time_left.seconds()
+            self._write(
+                progress_line(
+                    self.label,
+                    done,
+                    total,
+                    seconds,
+                    note,
+                    values,
+                    width=self.width,
+                    first_value=self.num_lines,
+                )
+            )
+            self.num_lines += 1
 
     def finish_stage(self, summary: str) -> None:
         """Print the summary and the duration of the stage."""
-        self._write(f"{self.label} {summary}   {_elapsed(self.start_time)}")
+        self._write(f"{self.label} {summary}   {format_duration(time.monotonic() - self.start_time)}")
 
     def log(self, text: str) -> None:
         """Print the lines."""
@@ -96,48 +216,90 @@ class PlainConsole:
             self._write(line)
 
 
-class LiveConsole:
-    """A terminal display: the current stage as a progress bar, finished stages as lines above it."""
+class _LineColumn(ProgressColumn):
+    """The whole progress line as one column: several would shrink or vanish on a narrow terminal."""
 
-    def __init__(self) -> None:
-        self.rich_console = RichConsole(highlight=False)
-        self.progress_bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=self.rich_console,
-            transient=True,
+    def __init__(self, console: "LiveConsole") -> None:
+        super().__init__()
+        self.live = console
+
+    def render(self, task: Task) -> Text:
+        """The line of this moment; the time left runs down between two reports."""
+        return Text(self.live.current_line(), no_wrap=True, overflow="crop")
+
+
+class LiveConsole:
+    """A terminal display: the current stage as a progress line, finished stages as lines above it."""
+
+    def __init__(self, rich_console: RichConsole | None = None) -> None:
+        self.rich_console = rich_console or RichConsole(
+            file=safe_stream(sys.stdout),  # type: ignore[arg-type]
+            highlight=False,
         )
-        self.label, self.start_time = "", 0.0
+        self.progress_bar = Progress(
+            SpinnerColumn("line"), _LineColumn(self), console=self.rich_console, transient=True
+        )
+        self.label, self.start_time, self.time_left = "", 0.0, TimeLeft()
+        self.done, self.total, self.note, self.values = 0, 0, "", tuple[str, ...]()
+
+    def current_line(self) -> str:
+        """The progress line, as wide as the terminal is now."""
+        width = self.rich_console.width - SPINNER_WIDTH
+        if not self.total:
+            elapsed = format_duration(time.monotonic() - self.start_time)
+            return f"{self.label} {elapsed}  {self.note}".rstrip()[: max(width, 0)]
+        return progress_line(
+            self.label,
+            self.done,
+            self.total,
+            self.time_left.seconds(),
+            self.note,
+            self.values,
+            width=width,
+            first_value=int((time.monotonic() - self.start_time) / ROTATION_SECONDS),
+            bar=("#", "-") if self.rich_console.options.ascii_only else ("█", "░"),
+        )
 
     def start_stage(self, stage: str, index: int, total: int) -> None:
-        """Start the progress bar of this stage."""
-        self.label, self.start_time = f"[{index}/{total}] {stage:<{STAGE_WIDTH}}", time.monotonic()
+        """Start the progress line of this stage."""
+        self.label, self.start_time = f"[{index}/{total}] {stage}", time.monotonic()
+        self.time_left, self.done, self.total, self.note, self.values = TimeLeft(), 0, 0, "", ()
         for task in self.progress_bar.task_ids:
             self.progress_bar.remove_task(task)
-        self.progress_bar.add_task(self.label, total=None, note="")
+        self.progress_bar.add_task(self.label, total=None)
         self.progress_bar.start()
 
-    def progress(self, done: int, total: int, note: str) -> None:
-        """Update the progress bar."""
-        self.progress_bar.update(
-            self.progress_bar.task_ids[-1], completed=done, total=total, note=sanitize(note)
-        )
+    def progress(self, done: int, total: int, note: str, values: Sequence[str] = ()) -> None:
+        """Update the progress line."""
+        self.time_left.add(done, total)
+        self.done, self.total = done, total
+        self.note, self.values = sanitize(note), tuple(sanitize(value) for value in values)
 
     def finish_stage(self, summary: str) -> None:
-        """Replace the progress bar by the summary line."""
+        """Replace the progress line by the summary."""
         self.progress_bar.stop()
-        self.rich_console.print(
-            Text(sanitize(f"{self.label} {summary}   {_elapsed(self.start_time)}")), soft_wrap=True
+        label = f"{self.label:<{len(self.label.split(' ')[0]) + 1 + STAGE_WIDTH}}"
+        self._print_wrapped(
+            f"{label} {summary}   {format_duration(time.monotonic() - self.start_time)}", len(label) + 1
         )
 
     def log(self, text: str) -> None:
         """Print the lines; names and rows in them are never interpreted as markup."""
         for line in text.split("\n"):
             self.rich_console.print(Text(sanitize(line)), soft_wrap=True)
+
+    def _print_wrapped(self, text: str, indent: int) -> None:
+        """Print one line, or several whose continuations are indented; words, such as paths, stay whole."""
+        lines = textwrap.wrap(
+            sanitize(text),
+            max(self.rich_console.width, 2 * indent),
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+        for line in lines:
+            self.rich_console.print(Text(line), soft_wrap=True)
 
     def __enter__(self) -> "LiveConsole":
         return self
@@ -153,4 +315,4 @@ class LiveConsole:
 
 def make_console() -> Console:
     """A live display on a terminal, else plain lines."""
-    return LiveConsole() if sys.stdout.isatty() else PlainConsole()
+    return LiveConsole() if safe_stream(sys.stdout).isatty() else PlainConsole()

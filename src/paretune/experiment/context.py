@@ -12,9 +12,6 @@ from paretune.run.folder import Run
 from paretune.training.guards import StopRequest
 from paretune.training.supervised import CheckpointConfig, FitStepCallback
 
-SUPERVISED_SAVE_FACTOR = 5
-"""Supervised steps are cheaper than alignment steps, which also sample and score: fewer of them are saved."""
-
 
 @dataclass(kw_only=True)
 class RunContext:
@@ -56,7 +53,13 @@ class RunContext:
     def base_policy(self) -> ModelSpec:
         """The policy that the recipe names, before any training."""
         policy = self.config.policy
-        return ModelSpec(path=policy.path, dtype=policy.dtype, revision=policy.revision, device=self.device)
+        return ModelSpec(
+            path=policy.path,
+            dtype=policy.dtype,
+            revision=policy.revision,
+            device=self.device,
+            chat_template_kwargs=policy.chat_template_kwargs,
+        )
 
     @property
     def device(self) -> str:
@@ -77,6 +80,6 @@ class RunContext:
         return CheckpointConfig(
             run=self.run,
             checkpoint_dir=self.path("checkpoints", name),
-            save_steps=SUPERVISED_SAVE_FACTOR * settings.save_steps,
+            save_steps=settings.save_steps,
             save_total_limit=settings.save_total_limit,
         )

@@ -1,7 +1,7 @@
 """Data stage: reads and checks every record of the recipe, before any model is loaded."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import chain
@@ -19,13 +19,23 @@ from paretune.config.data_schema import (
 )
 from paretune.config.schema import WorldSection
 from paretune.config.validate import WORLD, data_sources
+from paretune.config.yaml import KeyPath
 from paretune.core.errors import ConfigError, DataError
 from paretune.core.types import PreTrainedTokenizerBase
-from paretune.data.chat import PromptFormat
 from paretune.data.columns import FieldError
 from paretune.data.loader import group_responses, prompt_key, split_by_prompt
+from paretune.data.prompt_formats import PromptFormat
+from paretune.data.raters import ReadSummary, separate_votes
 from paretune.data.readers import read_demonstrations, read_preference_pairs, read_prompts, read_ratings
 from paretune.data.records import Demonstration, LazySequence, Prompt
+from paretune.experiment.chat_templates import chat_template_issues
+from paretune.experiment.data_limits import (
+    length_filter_of,
+    max_prompt_length,
+    policy_context_length,
+    policy_tokenizer,
+    sample_by_category,
+)
 from paretune.experiment.dataset import Dataset, LabelledRow, LengthFilter, RewardData, dataset_issues
 from paretune.experiment.preflight import (
     as_config_error,
@@ -35,7 +45,7 @@ from paretune.experiment.preflight import (
 )
 from paretune.experiment.resolved import ResolvedRun
 from paretune.experiment.settings import column_names, label_mappings
-from paretune.models.load import load_tokenizer, stored_context_length
+from paretune.models.load import load_model_config, load_tokenizer, stored_context_length
 from paretune.worlds import get_world
 
 __all__ = ["Dataset", "RewardData", "load_data", "policy_context_length", "policy_tokenizer"]
@@ -64,24 +74,9 @@ def load_data(run: ResolvedRun, on_progress: ProgressCallback = lambda done, tot
         *model_config_issues(run),
         *critic_tokenizer_issues(run, policy_tokenizer),
         *gradient_checkpointing_issues(run),
+        *chat_template_issues(run, policy_tokenizer),
     ]
     return _DataReader(run, on_progress, model_issues=issues).load()
-
-
-def policy_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The tokenizer of the policy."""
-    path, world = config.policy.path, config.data.world
-    if path == WORLD:
-        return get_world().tokenizer(world.prompt_format if world is not None else "")
-    return load_tokenizer(path, revision=config.policy.revision)
-
-
-def policy_context_length(config: Config) -> int:
-    """The context length of the policy in tokens."""
-    policy = config.policy
-    if policy.path == WORLD:
-        return get_world().context_length
-    return stored_context_length(policy.path, revision=policy.revision)
 
 
 @dataclass
@@ -95,6 +90,8 @@ class _DataReader:
     exclusions: list[str] = field(default_factory=list)
     row_issues: list[str] = field(default_factory=list)
     file_hashes: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    read_summaries: dict[str, ReadSummary] = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -110,6 +107,15 @@ class _DataReader:
         with as_config_error(self.run, ("policy", "path")):
             return policy_tokenizer(self.config)
 
+    @cached_property
+    def num_embeddings(self) -> int | None:
+        """Rows of the policy's embedding, if its tokenizer has more tokens than that."""
+        policy = self.config.policy
+        if policy.path == WORLD:
+            return None
+        config = load_model_config(policy.path, revision=policy.revision).get_text_config()
+        return config.vocab_size if config.vocab_size < len(self.tokenizer) else None
+
     @property
     def world(self) -> WorldSection:
         world = self.config.data.world
@@ -120,7 +126,7 @@ class _DataReader:
         config = self.config
         with as_config_error(self.run, ("policy", "path")):
             context_length = policy_context_length(config)
-        pools, test_prompts = self._load_prompts(_max_prompt_length(self.run, context_length))
+        pools, test_prompts = self._load_prompts(max_prompt_length(self.run, context_length))
         sft_demonstrations = self._load_sft_demonstrations(context_length)
         auxiliary = self._load_demonstrations(config.data.demonstrations, context_length)
         stored = self._load_stored_responses(context_length)
@@ -133,7 +139,7 @@ class _DataReader:
         )
         self._raise_issues()
         if config.evaluate.max_prompts is not None:
-            test_prompts = _subsample_by_category(test_prompts, config.evaluate.max_prompts)
+            test_prompts = sample_by_category(test_prompts, config.evaluate.max_prompts)
         test_keys = {prompt_key(prompt) for prompt in test_prompts}
         dataset = Dataset(
             train_prompts={
@@ -152,6 +158,8 @@ class _DataReader:
             reward=self._without_test_prompts("reward", reward, test_keys),
             judge=self._without_test_prompts("judge", judge, set()),
             exclusions=tuple(self.exclusions),
+            notes=tuple(self.notes),
+            read_summaries=self.read_summaries,
             file_hashes=self.file_hashes,
         )
         self.row_issues += dataset_issues(self.run, dataset)
@@ -215,7 +223,8 @@ class _DataReader:
     ) -> list[Demonstration]:
         demonstrations: list[Demonstration] = []
         for name, source in sources.items():
-            length_filter = _length_filter(source, self.tokenizer, context_length)
+            length_filter = length_filter_of(source, self.tokenizer, context_length)
+            length_filter.num_embeddings = self.num_embeddings
             demonstrations += self._read_file(name, source, read_demonstrations, length_filter)
         return demonstrations
 
@@ -223,8 +232,9 @@ class _DataReader:
         stored = self.config.data.stored_responses
         if not (stored.ratings or stored.pairs):
             return []
+        self._refuse_separate(("data", "stored_responses", "ratings"), stored.ratings)
         return self._read_labelled_rows(
-            "stored", stored.ratings, stored.pairs, self.tokenizer, context_length
+            "stored", stored.ratings, stored.pairs, self.tokenizer, context_length, self.num_embeddings
         )
 
     def _without_test_prompts(
@@ -263,10 +273,14 @@ class _DataReader:
         self.on_progress(self.files_read, len(list(data_sources(self.config))), source.file)
         self.files_read += 1
         root = Path(self.config.data.root)
+        summary = ReadSummary()
         try:
+            if source.format is not None:
+                reader_kwargs["format"] = source.format
             records = reader(
                 source.file,
                 root=root,
+                summary=summary,
                 columns=column_names(source.columns),
                 where=source.where,
                 max_rows=source.max_rows,
@@ -277,16 +291,20 @@ class _DataReader:
         except DataError as error:
             self.row_issues.append(str(error))
             return []
+        self.notes += summary.notes
+        self.read_summaries[name] = summary
         if length_filter.num_dropped:
             reason = f"longer than {length_filter.max_length} tokens"
             self.exclusions.append(f"{length_filter.num_dropped} rows of {name} excluded: {reason}")
+        self.notes += length_filter.control_token_notes(name)
         path = root / source.file
         if path.is_file() and source.file not in self.file_hashes:
             self.file_hashes[source.file] = sha256(path.read_bytes()).hexdigest()
         return records
 
     def _read_prompts(self, name: str, source: PromptSource, max_length: int) -> list[Prompt]:
-        length_filter = _length_filter(source, self.tokenizer, max_length, self.prompt_format)
+        length_filter = length_filter_of(source, self.tokenizer, max_length, self.prompt_format)
+        length_filter.num_embeddings = self.num_embeddings
         return self._read_file(name, source, read_prompts, length_filter, category=source.category)
 
     def _load_reward_data(self, name: str, section: RewardSection) -> RewardData | None:
@@ -298,7 +316,11 @@ class _DataReader:
         tokenizer, max_length = self.tokenizer, policy_context_length(self.config)
         if section.init_from != "policy":
             with as_config_error(self.run, (name, "init_from")):
-                tokenizer = load_tokenizer(section.init_from, revision=section.revision)
+                tokenizer = load_tokenizer(
+                    section.init_from,
+                    revision=section.revision,
+                    chat_template_kwargs=section.chat_template_kwargs,
+                )
                 max_length = stored_context_length(section.init_from, revision=section.revision)
         train = self._read_labelled_rows(name, section.ratings, section.pairs, tokenizer, max_length)
         test = self._read_labelled_rows(
@@ -306,7 +328,18 @@ class _DataReader:
         )
         if not (section.test_ratings or section.test_pairs):
             train, test = split_by_prompt(train, section.holdout_fraction, self.config.run.seed)
-        return RewardData(train=tuple(train), test=tuple(test))
+        self._refuse_separate((name, "test_ratings"), section.test_ratings)
+        # Test rows stay joined: reports count responses, not votes.
+        return RewardData(train=tuple(separate_votes(train)), test=tuple(test))
+
+    def _refuse_separate(self, path: KeyPath, sources: Mapping[str, RatingSource]) -> None:
+        """Report `raters: separate` where rows are not what a reward model is fitted to."""
+        for name, source in sources.items():
+            if source.raters == "separate":
+                problem = "separate is for the rows that a reward model is fitted to; others have one label"
+                self.row_issues.append(
+                    self.run.issue((*path, name, "raters"), problem, "write mean or median")
+                )
 
     def _synthetic_ratings(self, section: RewardSection) -> RewardData:
         """Ratings by the simulated raters of the built-in world."""
@@ -331,51 +364,30 @@ class _DataReader:
         pairs: Mapping[str, PairSource],
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
+        num_embeddings: int | None = None,
     ) -> list[LabelledRow]:
         rows: list[LabelledRow] = []
         for key, source in ratings.items():
-            length_filter = _length_filter(source, tokenizer, max_length)
-            labels = label_mappings(source)
-            rows += self._read_file(f"{name} {key}", source, read_ratings, length_filter, labels=labels)
+            length_filter = length_filter_of(source, tokenizer, max_length)
+            length_filter.num_embeddings = num_embeddings
+            ratings_read = self._read_file(
+                f"{name} {key}",
+                source,
+                read_ratings,
+                length_filter,
+                labels=label_mappings(source),
+                missing=source.missing,
+                raters=source.raters,
+                group_by=source.group_by,
+            )
+            # Only votes to learn from one by one stay with their rows.
+            keep_votes = source.raters == "separate"
+            rows += ratings_read if keep_votes else (replace(row, votes={}) for row in ratings_read)
         for key, pair_source in pairs.items():
-            length_filter = _length_filter(pair_source, tokenizer, max_length)
+            length_filter = length_filter_of(pair_source, tokenizer, max_length)
+            length_filter.num_embeddings = num_embeddings
             objective = pair_source.objective or ""
             rows += self._read_file(
                 f"{name} {key}", pair_source, read_preference_pairs, length_filter, objective=objective
             )
         return rows
-
-
-def _length_filter(
-    source: PromptSource | RatingSource | PairSource | DemonstrationSource,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    prompt_format: PromptFormat = "",
-) -> LengthFilter:
-    """The length filter of a file: its own limit, or that of the model if it is lower."""
-    limit = min(source.max_length or max_length, max_length)
-    return LengthFilter(tokenizer, limit, source.overlong, prompt_format=prompt_format)
-
-
-def _max_prompt_length(run: ResolvedRun, context_length: int) -> int:
-    """The longest prompt in tokens that leaves room for a response, in training and in the evaluation."""
-    config = run.config
-    response_lengths = {
-        ("algorithm", "max_new_tokens"): int(config.algorithm.arguments.get("max_new_tokens", 256)),
-        ("evaluate", "max_new_tokens"): config.evaluate.max_new_tokens or 0,
-    }
-    path = max(response_lengths, key=lambda key: response_lengths[key])
-    longest = response_lengths[path]
-    if longest >= context_length:
-        problem = f"{longest} tokens leave no room for a prompt: the policy's context has {context_length}"
-        raise ConfigError(run.issue(path, problem, "lower it"))
-    return context_length - longest
-
-
-def _subsample_by_category(prompts: list[Prompt], max_prompts: int) -> list[Prompt]:
-    """At most this many prompts, with every category in its proportion, in their order."""
-    if len(prompts) <= max_prompts:
-        return prompts
-    by_category = sorted(range(len(prompts)), key=lambda i: prompts[i].category)
-    indices = sorted(by_category[k * len(prompts) // max_prompts] for k in range(max_prompts))
-    return [prompts[i] for i in indices]

@@ -9,16 +9,13 @@ from paretune.config.validate import reward_sections
 from paretune.config.yaml import KeyPath
 from paretune.core.errors import DataError
 from paretune.core.types import PreTrainedTokenizerBase
-from paretune.data.chat import (
-    ChatTemplateError,
-    PromptFormat,
-    add_format_instruction,
-    encode_prompt,
-    encode_response,
-    format_instructions_for,
-)
+from paretune.data.chat import encode_prompt, encode_rows, has_control_tokens
+from paretune.data.chat_checks import check_prompt
+from paretune.data.chat_template import ChatTemplateError
 from paretune.data.columns import FieldError
 from paretune.data.loader import PromptStream, has_distinct_scores
+from paretune.data.prompt_formats import PromptFormat, add_format_instruction, format_instructions_for
+from paretune.data.raters import ReadSummary
 from paretune.data.records import Demonstration, LazySequence, PreferencePair, Prompt, Rating, ResponseGroup
 from paretune.experiment.resolved import ResolvedRun
 from paretune.loss.listwise import PreferenceRanking
@@ -38,8 +35,12 @@ class LengthFilter:
     overlong: str
     """How to handle a longer record: "error", "drop" or "truncate"."""
     num_dropped: int = 0
+    num_with_control_tokens: int = 0
+    """Records whose texts spell control tokens of the chat template."""
     prompt_format: PromptFormat = ""
     """Format instruction that is appended to prompts and counts as part of them."""
+    num_embeddings: int | None = None
+    """Rows of the model's embedding, if the tokenizer has more tokens than that."""
 
     def __call__(self, record: Any) -> Any:
         """The record if it is short enough, truncated if configured; None if it is dropped.
@@ -48,10 +49,17 @@ class LengthFilter:
         user turn, as chat templates require; the last user turn is always kept.
 
         Raises:
-            FieldError: It is too long and `overlong` is "error", or the chat template rejects its turns.
+            FieldError: It is too long and `overlong` is "error", or the chat template rejects its turns,
+                leaves out a part of them, or was applied to them beforehand.
         """
-        record, length = self._truncate(record)
+        try:
+            check_prompt(self.tokenizer, record if isinstance(record, Prompt) else record.prompt)
+            record, length = self._truncate(record)
+        except ChatTemplateError as error:
+            raise FieldError(error.key, error.problem, fix=error.fix) from error
+        self.num_with_control_tokens += has_control_tokens(self.tokenizer, _texts_of(record))
         if length <= self.max_length:
+            self._require_embeddings(record)
             return record
         if self.overlong == "error":
             fix = "shorten it, or write `overlong: drop` to skip such rows"
@@ -59,22 +67,48 @@ class LengthFilter:
         self.num_dropped += 1
         return None
 
+    def control_token_notes(self, name: str) -> list[str]:
+        """One line if texts of the file spell control tokens."""
+        count = self.num_with_control_tokens
+        rows = f"{count:,} row{'s' if count != 1 else ''} of {name}"
+        tokens = f"contain{'s' if count == 1 else ''} control tokens of the chat template"
+        return [f"{rows} {tokens}; they are encoded as plain text"] if count else []
+
     def _truncate(self, record: Any) -> tuple[Any, int]:
         """The record, truncated if configured, and its length."""
-        response_length, prompt_length = self._response_length(record), self._prompt_length(record)
+        length = self._length(record)
         if self.overlong == "truncate":
             for shorter in _drop_oldest_turns(record):
-                if response_length + prompt_length <= self.max_length:
+                if length <= self.max_length:
                     break
-                record, prompt_length = shorter, self._prompt_length(shorter)
-        return record, response_length + prompt_length
+                record, length = shorter, self._length(shorter)
+        return record, length
 
-    def _prompt_length(self, record: Any) -> int:
-        try:
-            prompt = self._with_format_instruction(record) if isinstance(record, Prompt) else record.prompt
-            return len(encode_prompt(self.tokenizer, prompt))
-        except ChatTemplateError as error:
-            raise FieldError("prompt", error.problem, fix=error.fix) from error
+    def _length(self, record: Any) -> int:
+        """Tokens of a prompt, or of the longest row of a record with responses."""
+        return max(map(len, self._token_ids(record)))
+
+    def _token_ids(self, record: Any) -> list[list[int]]:
+        """Token ids of a prompt, or of every row of a record with responses."""
+        if isinstance(record, Prompt):
+            return [encode_prompt(self.tokenizer, self._with_format_instruction(record))]
+        pairs = [(record.prompt, text) for text in _responses_of(record)]
+        # The id of the token at the end of a row does not change its length.
+        return [list(row.input_ids) for row in encode_rows(self.tokenizer, pairs, eos_id=0)]
+
+    def _require_embeddings(self, record: Any) -> None:
+        """Reject a record with a token that only the tokenizer has: the model would fail at that row."""
+        if self.num_embeddings is None:
+            return
+        token_id = max(max(ids, default=0) for ids in self._token_ids(record))
+        if token_id >= self.num_embeddings:
+            token = self.tokenizer.convert_ids_to_tokens(token_id)
+            problem = (
+                f'uses the token "{token}" (id {token_id}), and the embedding of the model has '
+                f"{self.num_embeddings:,} rows"
+            )
+            fix = "call model.resize_token_embeddings and save the model, or take the token out of the text"
+            raise FieldError("prompt", problem, fix=fix)
 
     def _with_format_instruction(self, prompt: Prompt) -> Prompt:
         if self.prompt_format and not (prompt.messages and prompt.messages[-1].role == "user"):
@@ -83,12 +117,16 @@ class LengthFilter:
             raise FieldError("prompt", problem, fix=fix)
         return add_format_instruction(prompt, self.prompt_format, format_instructions_for(self.tokenizer))
 
-    def _response_length(self, record: Any) -> int:
-        """Tokens of the longest response, including EOS."""
-        if isinstance(record, Prompt):
-            return 0
-        texts = (record.chosen, record.rejected) if isinstance(record, PreferencePair) else (record.response,)
-        return max(len(encode_response(self.tokenizer, text, eos_id=0)) for text in texts)
+
+def _responses_of(record: Any) -> tuple[str, ...]:
+    if isinstance(record, PreferencePair):
+        return record.chosen, record.rejected
+    return () if isinstance(record, Prompt) else (record.response,)
+
+
+def _texts_of(record: Any) -> tuple[str, ...]:
+    prompt = record if isinstance(record, Prompt) else record.prompt
+    return (*(message.content for message in prompt.messages), *_responses_of(record))
 
 
 def _drop_oldest_turns(record: Any) -> Iterator[Any]:
@@ -129,6 +167,10 @@ class Dataset:
     """What was excluded and why; one line each."""
     file_hashes: Mapping[str, str] = field(default_factory=dict)
     """File -> SHA-256."""
+    notes: tuple[str, ...] = ()
+    """What is to be known about the files, such as outliers and the agreement of raters; one line each."""
+    read_summaries: Mapping[str, ReadSummary] = field(default_factory=dict)
+    """Source, such as "reward raters" or "reward test raters" -> rows, labels, votes, raters, agreement."""
 
     def manifest(self) -> dict[str, Any]:
         """Counts, hashes and exclusions, for data/manifest.json."""

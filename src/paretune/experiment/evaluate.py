@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paretune.config.data_schema import RewardSection
-from paretune.data.chat import PromptFormat
+from paretune.data.prompt_formats import PromptFormat
 from paretune.data.records import Prompt
 from paretune.evaluate.evaluate import Judge, evaluate
 from paretune.evaluate.generate import Generations, estimate_kl, generate
@@ -41,6 +41,8 @@ def evaluate_policies(ctx: RunContext) -> str:
             )
             for arm, policy in enumerate((initial, trained))
         )
+        num_steps = 2 * len(before.prompts)
+        ctx.console.progress(num_steps, num_steps, "scoring")
         reward_judges = reward_model_judges(ctx, "reward", TRAINING_REWARD)
         judges = run_judges(ctx, reward_judges)
         is_stated = spec.prompt_format == "confidence"
@@ -56,6 +58,7 @@ def evaluate_policies(ctx: RunContext) -> str:
             scorer_view=spec.scorer_view,
             correctness_threshold=config.correctness_threshold if is_stated else None,
             kl=estimate_kl(after, initial.model, temperature=settings.temperature),
+            learning_rate=None if spec.gradient_free else config.training.learning_rate,
             bootstrap_samples=settings.bootstrap_samples,
             seed=settings.seed,
         )
@@ -86,12 +89,13 @@ def generate_with(
         arm_of_arms: Index of this arm and number of arms, for the progress display.
     """
     settings, (arm, num_arms) = ctx.config.evaluate, arm_of_arms
+    note = ("responses before", "responses after")[arm] if num_arms > 1 else "responses"
 
     def on_progress(done: int, total: int) -> None:
-        note = ("before", "after")[arm] if num_arms > 1 else ""
         ctx.console.progress(arm * total + done, num_arms * total, note)
         ctx.stop.raise_if_stopped("the training, before its evaluation was complete")
 
+    on_progress(0, len(prompts))  # the time left is estimated from here
     return generate(
         make_sampler(ctx, policy),
         prompts,

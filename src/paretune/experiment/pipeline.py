@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from paretune.config import Config, config_hash
 from paretune.config.data_schema import RewardSection
@@ -10,10 +11,16 @@ from paretune.experiment.align import align
 from paretune.experiment.console import Console, make_console
 from paretune.experiment.context import RunContext
 from paretune.experiment.dataset import Dataset
-from paretune.experiment.dry_run import check_and_load_data, describe_prompts
+from paretune.experiment.dry_run import check_run, describe_prompts
 from paretune.experiment.evaluate import evaluate_policies
-from paretune.experiment.preflight import check_memory_options, hub_model_notes
-from paretune.experiment.provenance import build_manifest, provenance_files
+from paretune.experiment.preflight import check_memory_options, hub_model_notes, model_descriptions
+from paretune.experiment.probe import probe_scorers
+from paretune.experiment.provenance import (
+    build_manifest,
+    evaluation_entries,
+    evaluation_hashes,
+    provenance_files,
+)
 from paretune.experiment.resolved import ResolvedRun, resolve
 from paretune.experiment.reuse import (
     PRE_ALIGN_STAGES,
@@ -28,6 +35,7 @@ from paretune.experiment.sft import run_sft
 from paretune.experiment.tuning_trial import JUDGED_TRIAL, TRIAL, evaluate_trial
 from paretune.report.run_page import write_report
 from paretune.report.tables import summary_table
+from paretune.run.compat import EVALUATION_ENTRIES_KEY, EVALUATION_SECTIONS
 from paretune.run.folder import Run, read_json
 from paretune.training.guards import StopRequest
 
@@ -84,14 +92,16 @@ def _run_stages(
         console.progress(done, total, note)
         stop.raise_if_stopped()
 
-    dataset = check_and_load_data(resolved, on_progress)
+    checked = check_run(resolved, on_progress)
+    dataset = checked.dataset
+    for line in (*model_descriptions(resolved), *filter(None, (r.describe() for r in checked.readings))):
+        console.log(line)
     set_num_threads(config)
     with Run.start_or_resume(
         config.run.output_dir,
         name=config.name,
-        config_hash=reuse_key(resolved) if until in PRE_ALIGN_STAGES else config_hash(config),
         files=provenance_files(config),
-        data_manifest=build_manifest(config, dataset),
+        **_identity(resolved, dataset, until),
     ) as run:
         console.finish_stage(_data_summary(dataset))
         if resume_message := run.resume_message(config.run.max_steps):
@@ -100,7 +110,8 @@ def _run_stages(
             run.update_state(command=command)
         if reuse_from is not None:
             reuse_stages(run, reuse_from, resolved)
-        ctx = RunContext(resolved=resolved, run=run, console=console, dataset=dataset, stop=stop)
+        ctx = RunContext(resolved=checked.run, run=run, console=console, dataset=dataset, stop=stop)
+        probe_scorers(ctx)
         complete = "data"
         for index, (name, stage) in enumerate(stages, 2):
             stop.raise_if_stopped(f'the stage "{complete}"')
@@ -109,6 +120,18 @@ def _run_stages(
             console.finish_stage(stage(ctx))
             complete = name
     return run.path
+
+
+def _identity(resolved: ResolvedRun, dataset: Dataset, until: str) -> dict[str, Any]:
+    """What decides whether a folder holds this run, as arguments of `Run.start_or_resume`."""
+    config, manifest = resolved.config, build_manifest(resolved.config, dataset)
+    if until in PRE_ALIGN_STAGES:  # its judge is one of its results
+        return {"config_hash": reuse_key(resolved), "data_manifest": manifest}
+    return {
+        "config_hash": config_hash(config, without=EVALUATION_SECTIONS),
+        "evaluation": evaluation_hashes(config, manifest),
+        "data_manifest": manifest | {EVALUATION_ENTRIES_KEY: evaluation_entries(config)},
+    }
 
 
 def pipeline_stages(resolved: ResolvedRun, until: str = "") -> list[tuple[str, Stage]]:

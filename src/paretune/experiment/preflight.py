@@ -1,6 +1,6 @@
 """Checks before a run: models by their config.json alone, hardware and packages for memory options."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,8 +8,10 @@ from paretune.config import Config
 from paretune.config.issues import closest_match
 from paretune.config.validate import WORLD, reward_sections
 from paretune.config.yaml import KeyPath, dotted_key
-from paretune.core.errors import ConfigError, DataError, WiringError
+from paretune.core.errors import ConfigError, DataError, MissingDependencyError, ResourceError, WiringError
 from paretune.core.types import PreTrainedTokenizerBase
+from paretune.experiment.learning_rates import unresolved_learning_rates
+from paretune.experiment.model_checks import ModelFiles, located_error, model_issues, model_notes
 from paretune.experiment.resolved import ResolvedRun
 from paretune.experiment.settings import lora_spec
 from paretune.models.forward.checkpointing import checkpointable_layers
@@ -20,7 +22,14 @@ from paretune.models.load import (
     require_safetensors,
     resolve_device,
 )
-from paretune.models.lora import TaskType, add_lora, lora_target_names, meta_model, unmatched_targets
+from paretune.models.lora import (
+    TaskType,
+    adapter_summary,
+    add_lora,
+    lora_target_names,
+    meta_model,
+    unmatched_targets,
+)
 from paretune.reward.checkpoint import read_objectives
 from paretune.training.optimizer import import_bitsandbytes
 from paretune.worlds import get_world
@@ -134,33 +143,78 @@ def hub_model_notes(config: Config) -> list[str]:
 def model_config_issues(run: ResolvedRun) -> list[str]:
     """Errors of the models that are visible without their weights, one line each.
 
-    A pretrained reward must score every objective, a pretrained judge at least one, and every adapter must
-    match modules of its base model.
+    Its sizes must fit together, its family must be supported, a pretrained reward must score every objective,
+    a pretrained judge at least one, and every adapter must match modules of its base model.
 
     Raises:
-        ConfigError: One line per model without a configuration, and per folder without safetensors weights;
-            nothing else can be checked then.
+        ConfigError: One line per model without a configuration or a tokenizer, and per folder without
+            safetensors weights; nothing else can be checked then.
+        MissingDependencyError: A package that a model needs is missing.
+        ResourceError: Quantized weights cannot be loaded on the device of the run.
     """
     config = run.config
-    issues: list[str] = []
-    configs: dict[KeyPath, Any] = {}
-    for key, path, revision in model_references(config):
-        try:
-            configs[key] = load_model_config(path, revision=revision)
-            require_safetensors(path)
-        except DataError as error:
-            issues.append(run.issue(key, str(error)))
-    if issues:
-        raise ConfigError("\n".join(issues))
+    models = read_model_files(run)
+    configs = {model.key: model.config for model in models}
+    issues = list(model_issues(run, models))
+    if not issues:
+        issues += _learning_rate_issues(run)
     for name, section in reward_sections(config):
         if section.path is not None:
             issues += _objective_issues(run, name, section.path, section.revision)
     for name, key, task in _lora_sections(config):
-        if key not in configs:
-            world = get_world()
-            configs[key] = world.policy_config(len(world.tokenizer()))
-        issues += _lora_target_issues(run, name, configs[key], task)
+        issues += _lora_target_issues(run, name, _base_config(configs, key), task)
     return issues
+
+
+def read_model_files(run: ResolvedRun) -> list[ModelFiles]:
+    """Configuration and tokenizer of every pretrained model that the recipe names.
+
+    Raises:
+        ConfigError: One line per model without one of them, and per folder without safetensors weights.
+        MissingDependencyError: A package that a tokenizer needs is missing.
+    """
+    issues: list[str] = []
+    models: list[ModelFiles] = []
+    for key, path, revision in model_references(run.config):
+        try:
+            model = ModelFiles(key, path, revision, load_model_config(path, revision=revision))
+            require_safetensors(path)
+            _ = model.tokenizer
+            models.append(model)
+        except DataError as error:
+            issues.append(run.issue(key, str(error)))
+        except (ResourceError, MissingDependencyError) as error:
+            raise located_error(run, key, error) from error
+    if issues:
+        raise ConfigError("\n".join(issues))
+    return models
+
+
+def model_descriptions(run: ResolvedRun) -> list[str]:
+    """One line per adapter, per default learning rate, and per peculiarity of a model; all can be trained."""
+    models = read_model_files(run)
+    configs = {model.key: model.config for model in models}
+    lines = []
+    for name, key, task in _lora_sections(run.config):
+        lora = lora_spec(getattr(run.config, name).lora)
+        assert lora is not None
+        summary = adapter_summary(_base_config(configs, key), lora, task)
+        lines.append(f"{name}.lora {summary.describe()}")
+    return [*lines, *run.learning_rate_notes, *model_notes(run, models)]
+
+
+def _base_config(configs: Mapping[KeyPath, Any], key: KeyPath) -> Any:
+    """The configuration of an adapter's base model; without a key it is the built-in world's policy."""
+    if key in configs:
+        return configs[key]
+    world = get_world()
+    return world.policy_config(len(world.tokenizer()))
+
+
+def _learning_rate_issues(run: ResolvedRun) -> Iterator[str]:
+    """Learning rates that the recipe leaves out and that have no default, since the size is unknown."""
+    for path in unresolved_learning_rates(run.config, gradient_free=run.algorithm.gradient_free):
+        yield run.issue(path, "is missing, and the size of the model is unknown", "write a number")
 
 
 @contextmanager

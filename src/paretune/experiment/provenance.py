@@ -1,12 +1,13 @@
 """Provenance of a run: hashes of its records and models, by which a resume detects changed inputs."""
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from paretune.config import Config, resolved_yaml, source_text
-from paretune.config.validate import WORLD, reward_sections
+from paretune.config.validate import WORLD, data_sources, reward_sections
 from paretune.experiment.dataset import Dataset
 from paretune.run.folder import environment_info, to_json
 
@@ -21,6 +22,45 @@ def build_manifest(config: Config, dataset: Dataset) -> dict[str, Any]:
         "records": _record_hashes(dataset),
         "models": {path: hash_model_dir(Path(path)) for path in _model_dirs(config)},
     }
+
+
+def evaluation_entries(config: Config) -> dict[str, list[str]]:
+    """Names of the manifest's entries that only the evaluation reads, by key; "": all of the key.
+
+    They may change as long as nothing was judged (`Run.start_or_resume`).
+    """
+    without_judge = config.model_copy(update={"judge": None})
+    trained_on = {source.file for _, _, source in data_sources(without_judge)}
+    return {
+        "test_prompts": [""],
+        "judge": [""],
+        "records": ["test_prompts", "judge train", "judge test"],
+        "models": [path for path in _model_dirs(config) if path not in _model_dirs(without_judge)],
+        "file_sha256": sorted({source.file for _, _, source in data_sources(config)} - trained_on),
+    }
+
+
+def evaluation_hashes(config: Config, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the judge with its data and model, and of the other settings of the evaluation.
+
+    Args:
+        config: The recipe.
+        manifest: Result of `build_manifest`.
+    """
+    entries, values = evaluation_entries(config), config.model_dump(by_alias=True, mode="json")
+    judge_inputs = {
+        key: {name: manifest[key][name] for name in entries[key] if name in manifest[key]}
+        for key in ("records", "models", "file_sha256")
+    }
+    test_prompts = judge_inputs["records"].pop("test_prompts", None)
+    return {
+        "judge": _hash_json([values["judge"], judge_inputs]),
+        "evaluate": _hash_json([values["evaluate"], test_prompts]),
+    }
+
+
+def _hash_json(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def provenance_files(config: Config) -> dict[str, str]:

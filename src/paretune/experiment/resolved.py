@@ -8,6 +8,7 @@ from paretune.config.build import build_spec
 from paretune.config.yaml import KeyPath, dotted_key
 from paretune.core.errors import format_issue
 from paretune.core.requirements import Requirements
+from paretune.experiment.learning_rates import fill_learning_rates
 from paretune.rl.algorithm_spec import AlgorithmSpec, phase_specs
 from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.rl.validate import check_spec
@@ -21,6 +22,8 @@ class ResolvedRun:
     algorithm: AlgorithmSpec | EvolutionSpec
     phases: tuple[AlgorithmSpec, ...]
     """The specs of the phases that train a model before the algorithm starts."""
+    learning_rate_notes: tuple[str, ...] = ()
+    """One line per learning rate that the recipe leaves out: its default, and why."""
 
     @cached_property
     def requirements(self) -> Requirements:
@@ -45,6 +48,8 @@ class ResolvedRun:
 
 
 def resolve(config: Config) -> ResolvedRun:
-    """Build the algorithm of a valid recipe; the only place that does."""
+    """Build the algorithm of a valid recipe, and fill in the learning rates it leaves out; done only here."""
     algorithm = build_spec(config)
-    return ResolvedRun(config=config, algorithm=algorithm, phases=tuple(phase_specs(algorithm.phases)))
+    config, notes = fill_learning_rates(config, gradient_free=algorithm.gradient_free)
+    phases = tuple(phase_specs(algorithm.phases))
+    return ResolvedRun(config=config, algorithm=algorithm, phases=phases, learning_rate_notes=notes)

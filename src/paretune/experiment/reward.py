@@ -5,10 +5,11 @@ from shutil import rmtree
 from typing import Any
 
 from paretune.config.data_schema import RewardHeadSection, RewardSection
+from paretune.core.errors import ConfigError
 from paretune.experiment.context import RunContext
 from paretune.experiment.data import RewardData
 from paretune.experiment.settings import lora_spec, supervised_config
-from paretune.report.reward_model import unreliable_heads
+from paretune.report.reward_model import unreliable_heads, weak_heads
 from paretune.reward.baselines import baseline_metrics
 from paretune.reward.checkpoint import (
     RewardModelSpec,
@@ -38,14 +39,36 @@ def train_reward_model(ctx: RunContext, name: str) -> str:
         return f"{section.path}, already fitted"
     if not ctx.path(name, "report.json").exists():
         _fit_and_save(ctx, name, section, data)
+        ctx.stop.raise_if_stopped(f"the fit of the {name}")
         # Loaded from disk, so that the report is about exactly the model that scores.
         model = load_trained_reward_model(ctx, name)
-        untrained = new_reward_model(_reward_spec(ctx, section), model.scale, model.offset, seed=_seed(ctx))
+        untrained = new_reward_model(
+            reward_model_spec(ctx, section), model.scale, model.offset, seed=_seed(ctx)
+        )
         baselines = baseline_metrics(untrained, data.train, data.test, seed=_seed(ctx))
-        report = reward_report(model, data.test, train=data.train, baselines=baselines)
-        write_atomic(ctx.path(name, "report.json"), to_json(report))
+        tested = reward_report(model, data.test, train=data.train, baselines=baselines)
+        write_atomic(ctx.path(name, "report.json"), to_json(tested))
     rmtree(ctx.path("checkpoints", name), ignore_errors=True)
-    return report_summary(read_json(ctx.path(name, "report.json")) or {})
+    report = read_json(ctx.path(name, "report.json")) or {}
+    if name == "reward" and not section.allow_weak_heads:
+        _require_useful_heads(ctx, report)
+    return report_summary(report)
+
+
+def _require_useful_heads(ctx: RunContext, report: Mapping[str, Any]) -> None:
+    """Stop before the alignment on a reward that was shown to be no better than a constant.
+
+    Raises:
+        ConfigError: A head that an objective uses does not rank held-out responses.
+    """
+    used = {section.scores_from or name for name, section in ctx.config.objectives.items()}
+    if weak := weak_heads(report, used):
+        problem = f"on held-out rows no better than a constant: {', '.join(weak)}"
+        fix = (
+            "look at these labels, give it more of them or more epochs, or leave out these objectives; "
+            "reward.allow_weak_heads=true goes on"
+        )
+        raise ConfigError(ctx.resolved.issue(("reward", "objectives"), problem, fix))
 
 
 def load_trained_reward_model(ctx: RunContext, name: str) -> RewardModel:
@@ -53,7 +76,10 @@ def load_trained_reward_model(ctx: RunContext, name: str) -> RewardModel:
     section = getattr(ctx.config, name)
     path = section.path or str(ctx.path(name, "model"))
     revision = section.revision if section.path else None
-    return load_reward_model(path, dtype=section.dtype, revision=revision, device=ctx.device)
+    arguments = section.chat_template_kwargs if section.path else {}
+    return load_reward_model(
+        path, dtype=section.dtype, revision=revision, device=ctx.device, chat_template_kwargs=arguments
+    )
 
 
 def report_summary(report: Mapping[str, Any]) -> str:
@@ -79,7 +105,7 @@ def _fit_and_save(ctx: RunContext, name: str, section: RewardSection, reward_dat
         return
     heads, train = section.objectives, reward_data.train
     scale, offset = label_scale_and_offset(train, tuple(heads))
-    model = new_reward_model(_reward_spec(ctx, section), scale, offset, seed=_seed(ctx))
+    model = new_reward_model(reward_model_spec(ctx, section), scale, offset, seed=_seed(ctx))
     calibrated = {
         objective: head.correct_threshold for objective, head in heads.items() if head.loss == "calibrated"
     }
@@ -100,7 +126,8 @@ def _fit_and_save(ctx: RunContext, name: str, section: RewardSection, reward_dat
     save_reward_model(model, model_dir)
 
 
-def _reward_spec(ctx: RunContext, section: RewardSection) -> RewardModelSpec:
+def reward_model_spec(ctx: RunContext, section: RewardSection) -> RewardModelSpec:
+    """The settings of a reward model that this run fits."""
     from_policy = section.init_from == "policy"
     return RewardModelSpec(
         path=ctx.initial_policy.path if from_policy else section.init_from,
@@ -109,6 +136,7 @@ def _reward_spec(ctx: RunContext, section: RewardSection) -> RewardModelSpec:
         lora=lora_spec(section.lora),
         revision=ctx.initial_policy.revision if from_policy else section.revision,
         device=ctx.device,
+        chat_template_kwargs=section.chat_template_kwargs,
     )
 
 

@@ -38,7 +38,14 @@ def column_names(section: ColumnsSection) -> ColumnNames:
 def label_mappings(source: RatingSource) -> dict[str, LabelMapping]:
     """Objective -> where its labels come from."""
     return {
-        objective: LabelMapping(column=label.source, scale=label.scale, offset=label.offset)
+        objective: LabelMapping(
+            column=label.source,
+            scale=label.scale,
+            offset=label.offset,
+            missing=label.missing,
+            keep=label.keep,
+            value_map=label.map,
+        )
         for objective, label in source.labels.items()
     }
 
@@ -54,7 +61,9 @@ def budget_of(section: BudgetSection, used: int = 0) -> Budget:
 
 
 def optimizer_config(section: TrainingSection | SupervisedTrainingSection) -> OptimizerConfig:
-    """Optimizer, learning rate schedule and gradient clipping of a section."""
+    """Optimizer, learning rate schedule and gradient clipping of a section of a resolved run."""
+    # The check of the models reports a rate that could not be resolved.
+    assert section.learning_rate is not None
     return OptimizerConfig(
         learning_rate=section.learning_rate,
         warmup_ratio=section.warmup_ratio,

@@ -7,7 +7,7 @@ import torch
 from paretune.config.validate import WORLD
 from paretune.core.rng import derive_seed
 from paretune.experiment.context import RunContext
-from paretune.experiment.data import policy_tokenizer
+from paretune.experiment.data_limits import policy_tokenizer
 from paretune.experiment.settings import supervised_config
 from paretune.models.load import PolicyModel, as_policy_model, load_policy, resolve_device, save_model
 from paretune.training.supervised import SftTask, fit

@@ -8,7 +8,7 @@ import torch
 
 from paretune.core.errors import DataError
 from paretune.core.rng import derive_seed
-from paretune.data.chat import visible_text
+from paretune.data.prompt_formats import visible_text
 from paretune.data.records import Sample
 from paretune.evaluate.evaluate import Judge
 from paretune.experiment.context import RunContext

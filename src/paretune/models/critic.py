@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from paretune.core.errors import WiringError
 from paretune.core.types import PreTrainedModel
+from paretune.models.dequantize import QUANTIZATION_ATTRIBUTES, is_quantized
 from paretune.models.forward.logprobs import flat_hidden_states
 from paretune.models.lora import LoraSpec, add_lora, unwrap_model_for_forward
 
@@ -94,7 +96,8 @@ def critic_from_classifier(
     copied.config.num_labels = len(head_weights)
     copied.config.id2label = {i: f"value {i}" for i in range(len(head_weights))}
     copied.config.label2id = {name: i for i, name in copied.config.id2label.items()}
-    copied.requires_grad_(True)
+    if lora is None:  # with an adapter the body stays frozen; integer weights could not require gradients
+        copied.requires_grad_(True)
     return Critic(copied if lora is None else add_lora(copied, lora, seed, "SEQ_CLS"))
 
 
@@ -113,18 +116,32 @@ def classifier_from_lm(language_model: nn.Module, label_names: Sequence[str]) ->
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: i for i, name in enumerate(label_names)}
     config.problem_type = "regression"
+    quantized = is_quantized(language_model)
     try:
         # The random initialization is overwritten below; it must not advance the global generator.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("meta") if quantized else nullcontext():
             network: Any = AutoModelForSequenceClassification.from_config(config, dtype=language_model.dtype)
     except ValueError as error:
         raise WiringError(
             f"transformers has no sequence classifier for {config.model_type} models; fix: use another family"
         ) from error
-    require_score_head(network).base_model.load_state_dict(language_model.base_model.state_dict())
+    if quantized:
+        _copy_quantized_body(require_score_head(network), language_model)
+    else:
+        require_score_head(network).base_model.load_state_dict(language_model.base_model.state_dict())
     nn.init.zeros_(network.score.weight)
     network.score.float()
-    return network.eval().to(language_model.device)
+    return network.eval() if quantized else network.eval().to(language_model.device)
+
+
+def _copy_quantized_body(network: Any, language_model: Any) -> None:
+    """Give a classifier on the meta device a copy of a quantized body, whose packed weights fit no other."""
+    setattr(network, network.base_model_prefix, copy.deepcopy(language_model.base_model))
+    network.score.to_empty(device=language_model.device)
+    # peft and transformers tell by these attributes that the linear layers are quantized, and how.
+    for name in (*QUANTIZATION_ATTRIBUTES, "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if hasattr(language_model, name):
+            setattr(network, name, getattr(language_model, name))
 
 
 def require_score_head(network: Any) -> Any:

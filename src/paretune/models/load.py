@@ -2,8 +2,8 @@
 
 import re
 import ssl
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +17,20 @@ from torch import nn
 
 from paretune.core.errors import DataError, ResourceError
 from paretune.core.types import PeftModel, PreTrainedModel, PreTrainedTokenizerBase
+from paretune.data.chat_template import set_chat_template_kwargs
+from paretune.models.dequantize import is_quantized
+from paretune.models.forward.lm_head import limit_vocab
 from paretune.models.forward.logprobs import check_lm_head
 from paretune.models.lora import LoraSpec, add_lora, suppress_peft_warning, unwrap_model_for_forward
+from paretune.models.packages import asks_for_package, missing_package_error
+from paretune.models.quantized_checkpoint import (
+    loading_arguments,
+    quantization_error,
+    quantization_method,
+)
 from paretune.models.save import parameter_hash, save_model, silence_transformers
+from paretune.models.stop_tokens import eos_ids_of
+from paretune.models.weight_files import require_no_lfs_pointers
 
 REPO_ID_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # One connection is tried, not a download: a hub that needs longer than this would stall the whole run.
@@ -126,6 +137,8 @@ class ModelSpec:
     """Folder of a trained adapter to load, instead of a new one."""
     device: str = "cpu"
     """Device of the weights; see `resolve_device`."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of every rendering of the chat template."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +169,13 @@ def load_policy(spec: ModelSpec, *, seed: int = 0) -> PolicyModel:
     from transformers import AutoModelForCausalLM
 
     device = resolve_device(spec.device)
-    tokenizer = load_tokenizer(spec.path, revision=spec.revision)
+    tokenizer = load_tokenizer(
+        spec.path, revision=spec.revision, chat_template_kwargs=spec.chat_template_kwargs
+    )
     dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
-    model = load_pretrained(AutoModelForCausalLM, spec.path, dtype=dtype, revision=spec.revision)
+    model = load_pretrained(
+        AutoModelForCausalLM, spec.path, dtype=dtype, revision=spec.revision, device=device
+    )
     check_lm_head(model)
     network: nn.Module = model
     if spec.adapter_path is not None:
@@ -166,7 +183,8 @@ def load_policy(spec: ModelSpec, *, seed: int = 0) -> PolicyModel:
     elif spec.lora is not None:
         network = add_lora(model, spec.lora, seed)
     # Moved last, so that a new adapter's weights are drawn on the CPU and are the same for every device.
-    return as_policy_model(network.to(device), tokenizer)
+    # Quantized weights are on their device already: some kinds cannot be moved.
+    return as_policy_model(network if is_quantized(model) else network.to(device), tokenizer)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -202,55 +220,45 @@ def as_policy_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Pol
     """Combine a model and a tokenizer; EOS and padding ids are taken from their configurations.
 
     Raises:
-        DataError: Neither defines an EOS token.
+        DataError: Neither defines an EOS token, or one of them has no embedding.
     """
     with unwrap_model_for_forward(model) as base:
         eos_ids = eos_ids_of(base, tokenizer)
         vocab_size = base.get_input_embeddings().weight.shape[0]
+        name = base.config.name_or_path or "the model"
+    outside = [token for token in eos_ids if not 0 <= token < vocab_size]
+    if outside:
+        problem = f"the stop token {outside[0]} is outside the {vocab_size:,} rows of the embedding"
+        raise DataError(f"{name}: {problem}; fix: correct eos_token_id in generation_config.json")
+    if vocab_size > len(tokenizer):
+        limit_vocab(model, 1 + max(*tokenizer.get_vocab().values(), *eos_ids))
     pad_id = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     # A padding token that was added to the tokenizer only has no embedding.
     pad_id = pad_id if pad_id < vocab_size else eos_ids[0]
     return PolicyModel(model=model.eval(), tokenizer=tokenizer, eos_ids=eos_ids, pad_id=pad_id)
 
 
-def eos_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """EOS ids: those of the generation configuration, else the tokenizer's, else the model configuration's.
-
-    The first one is the EOS token that the chat template puts after an assistant turn, if it uses one.
-
-    Raises:
-        DataError: No EOS token is defined.
-    """
-    configured: int | list[int] | None = (
-        model.generation_config.eos_token_id if model.generation_config else None
-    )
-    if configured is None:
-        configured = model.config.eos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    if configured is None:
-        raise DataError(
-            f"{model.config.name_or_path or 'the model'}: no EOS token is defined; "
-            "fix: set eos_token_id in generation_config.json"
-        )
-    eos_ids = [configured] if isinstance(configured, int) else list(configured)
-    if tokenizer.chat_template is None:
-        return tuple(eos_ids)
-    # The order matters for stored responses: they get the token that the template puts after a turn.
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    start = len(tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False))
-    turn_end = next((token for token in ids[start:] if token in eos_ids), eos_ids[0])
-    return (turn_end, *(token for token in eos_ids if token != turn_end))
-
-
-def load_tokenizer(path: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str, *, revision: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name.
+
+    Args:
+        path: A folder or a hub name.
+        revision: Commit, tag or branch of a hub name.
+        chat_template_kwargs: Arguments of every rendering of the chat template.
 
     Raises:
         DataError: There is none, or it cannot be read.
+        MissingDependencyError: A package that it needs is missing.
     """
     from transformers import AutoTokenizer
 
-    return _from_pretrained(AutoTokenizer, path, revision, "cannot load the tokenizer")
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(
+        AutoTokenizer, path, revision, "cannot load the tokenizer"
+    )
+    set_chat_template_kwargs(tokenizer, chat_template_kwargs or {})
+    return tokenizer
 
 
 def load_pretrained(
@@ -259,6 +267,7 @@ def load_pretrained(
     *,
     dtype: torch.dtype,
     revision: str | None = None,
+    device: torch.device | None = None,
     allowed_missing_prefixes: Sequence[str] = (),
     **config_overrides: Any,
 ) -> PreTrainedModel:
@@ -269,14 +278,19 @@ def load_pretrained(
         path: A folder or a hub name.
         dtype: Precision of the weights.
         revision: Commit, tag or branch of a hub name.
+        device: Device of quantized weights, which are loaded where they stay; other weights are loaded to the
+            CPU.
         allowed_missing_prefixes: Name prefixes of weights that may be missing; they are initialized randomly.
         **config_overrides: Fields of the model configuration to override.
 
     Raises:
         DataError: No such model, pickle files instead of safetensors, damaged files, or missing weights.
+        MissingDependencyError: A package that the model needs is missing.
+        ResourceError: The weights are quantized in a way that cannot be loaded on this device.
     """
     require_safetensors(path)
     local = use_local_files_only(path)
+    method = quantization_method(load_model_config(path, revision=revision))
     try:
         with silence_transformers():
             model, loaded = auto_class.from_pretrained(
@@ -288,9 +302,14 @@ def load_pretrained(
                 trust_remote_code=False,
                 output_loading_info=True,
                 adapter_kwargs={"local_files_only": local},  # transformers does not forward it itself
+                **loading_arguments(method, device),
                 **config_overrides,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
+        if method and not isinstance(error, OSError):
+            raise quantization_error(path, method, device or "cpu", error) from error
+        if asks_for_package(error):
+            raise missing_package_error(path, error) from error
         raise load_error(path, "cannot load the model", error, local_files_only=local) from error
     missing = sorted(
         name for name in loaded["missing_keys"] if not name.startswith(tuple(allowed_missing_prefixes))
@@ -308,8 +327,9 @@ def require_safetensors(path: str) -> None:
     """Check that a folder has safetensors weights; hub names are not checked.
 
     Raises:
-        DataError: There are no weights, or only pickle files.
+        DataError: There are no weights, only pickle files, or pointer files of Git LFS.
     """
+    require_no_lfs_pointers(path)
     if is_local_folder(path) and not list(Path(path).glob("*.safetensors")):
         pickles = [*Path(path).glob("*.bin"), *Path(path).glob("*.pt"), *Path(path).glob("*.pth")]
         problem = f"only {pickles[0].name}, a pickle that could run code" if pickles else "no weights"
@@ -341,19 +361,37 @@ def load_model_config(path: str, *, revision: str | None = None) -> Any:
 
     Raises:
         DataError: There is none, or it cannot be read.
+        MissingDependencyError: A package that it needs is missing.
     """
     from transformers import AutoConfig
 
     return _from_pretrained(AutoConfig, path, revision, "cannot load the model configuration")
 
 
+def stored_eos_ids(path: str, *, revision: str | None = None) -> tuple[Any, str]:
+    """`eos_token_id` of a model that is not loaded, and the name of the configuration that has it.
+
+    Raises:
+        DataError: Its configuration cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    if not is_local_folder(path) or (Path(path) / "generation_config.json").exists():
+        problem = "cannot load the generation configuration"
+        return _from_pretrained(GenerationConfig, path, revision, problem).eos_token_id, "generation_config"
+    return load_model_config(path, revision=revision).eos_token_id, "config"
+
+
 def _from_pretrained(auto_class: Any, path: str, revision: str | None, problem: str) -> Any:
     """Load a tokenizer or configuration with an Auto class."""
+    require_no_lfs_pointers(path)
     local = use_local_files_only(path)
     try:
         with silence_transformers():
             return auto_class.from_pretrained(
                 path, local_files_only=local, revision=revision or "main", trust_remote_code=False
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        if asks_for_package(error):
+            raise missing_package_error(path, error) from error
         raise load_error(path, problem, error, local_files_only=local) from error

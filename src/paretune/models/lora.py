@@ -12,6 +12,7 @@ from torch import nn
 
 from paretune.core.errors import WiringError
 from paretune.core.types import PeftModel, PreTrainedModel
+from paretune.models.packages import missing_package_as_error
 from paretune.models.save import silence_transformers
 
 
@@ -57,6 +58,8 @@ def add_lora(
         fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D layers store W transposed
         task_type=task_type,
     )
+    if lora.target_modules == "all-linear":
+        config.exclude_modules = _unadaptable_layers(model) or None
     with torch.random.fork_rng(devices=[]), suppress_peft_warning():
         torch.manual_seed(seed)
         try:
@@ -76,10 +79,39 @@ def add_lora(
     return peft_model.eval()
 
 
+def _unadaptable_layers(model: PreTrainedModel) -> list[str]:
+    """Full names of linear layers that "all-linear" has to leave out.
+
+    peft refuses the output projections of Mamba layers, whose weights fused kernels read directly. A subclass
+    may return something else than a linear layer (the router of Phi-3.5-MoE: weights and chosen experts).
+    """
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba as check_target
+
+    config, names = LoraConfig(), []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        try:
+            check_target(config, model, name.rpartition(".")[2])
+        except ValueError:
+            names.append(name)
+            continue
+        if type(module).__module__.startswith("transformers.models") and not _returns_a_tensor(module):
+            names.append(name)
+    return names
+
+
+@torch.no_grad()
+def _returns_a_tensor(linear: nn.Linear) -> bool:
+    return isinstance(linear(linear.weight.new_zeros(1, linear.in_features)), torch.Tensor)
+
+
 @contextmanager
 def suppress_peft_warning() -> Iterator[None]:
-    """Hide peft's warning about a model property that transformers has renamed."""
+    """Hide two warnings of peft about its own code: a renamed property, and ranks of fused experts."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
@@ -122,11 +154,17 @@ def meta_model(config: Any, task_type: TaskType) -> PreTrainedModel:
 
     Raises:
         ValueError: transformers has no network of this family for the task.
+        MissingDependencyError: A package that the family needs is missing.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     auto_class: Any = AutoModelForCausalLM if task_type == "CAUSAL_LM" else AutoModelForSequenceClassification
-    with silence_transformers(), torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with (
+        missing_package_as_error(getattr(config, "name_or_path", "") or f"{config.model_type} models"),
+        silence_transformers(),
+        torch.device("meta"),
+        torch.random.fork_rng(devices=[]),
+    ):
         return auto_class.from_config(config)
 
 
@@ -170,3 +208,88 @@ def _is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, nn.Linear | Conv1D)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSummary:
+    """Parameter counts of a model with an adapter, as peft builds it."""
+
+    num_trainable: int
+    num_frozen: int
+    layer_names: tuple[str, ...]
+    """Last name components of the layers with an adapter, in model order."""
+    num_layers: int
+    """Number of layers with an adapter."""
+    frozen_parts: dict[str, int]
+    """Part of the model that no adapter reaches, such as the embeddings -> its parameters."""
+
+    def describe(self) -> str:
+        """One sentence: what is trained, and what stays as it is."""
+        parts = ", ".join(f"{name} {format_count(count)}" for name, count in self.frozen_parts.items())
+        return (
+            f"trains {format_count(self.num_trainable)} parameters, on {self.num_layers} layers "
+            f"({', '.join(self.layer_names)}); the {format_count(self.num_frozen)} of the model stay frozen"
+            + (f", and no adapter reaches {parts}" if parts else "")
+        )
+
+
+def format_count(count: int) -> str:
+    """A number of parameters in three digits: 512, 6.95M, 1.24B."""
+    for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= limit:
+            number = count / limit
+            return f"{number:.3g}{suffix}" if number < 999.5 else f"{number:.0f}{suffix}"
+    return str(count)
+
+
+def adapter_summary(config: Any, lora: LoraSpec, task_type: TaskType) -> AdapterSummary:
+    """Counts of what an adapter trains and what it leaves out, from the configuration alone.
+
+    peft itself is asked, on a network without weights: which layers it adapts is its decision, such as for
+    experts that are fused into one tensor.
+
+    Raises:
+        ValueError: transformers has no network of this family for the task.
+        WiringError: As `add_lora`.
+    """
+    peft_model: Any = add_lora(meta_model(config, task_type), lora, 0, task_type)
+    base = peft_model.get_base_model()
+    adapted = [name for name, module in base.named_modules() if hasattr(module, "lora_A")]
+    reached = {id(p) for name in adapted for p in base.get_submodule(name).parameters()}
+    head, embeddings = base.get_output_embeddings(), base.get_input_embeddings()
+    parts: dict[str, int] = {}
+    for name, parameter in base.named_parameters():
+        if parameter.requires_grad or id(parameter) in reached or _is_copy(name):
+            continue
+        if parameter is embeddings.weight:
+            part = "the embeddings"
+        elif head is not None and parameter is head.weight:
+            part = "the output head"
+        elif {"experts", "expert"} & set(name.split(".")):
+            part = "the experts"
+        else:
+            part = "norms and others"
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    trainable = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for name, p in base.named_parameters() if not (p.requires_grad or _is_copy(name)))
+    return AdapterSummary(
+        num_trainable=trainable,
+        num_frozen=frozen,
+        layer_names=tuple(dict.fromkeys(_layer_name(base, name) for name in adapted)),
+        num_layers=len(adapted),
+        frozen_parts=dict(sorted(parts.items(), key=lambda item: -item[1])),
+    )
+
+
+def _layer_name(base: nn.Module, name: str) -> str:
+    """Last name component of a layer with an adapter; of fused experts, with the name of the tensor."""
+    tensor = getattr(base.get_submodule(name), "parameter_name", None)
+    if tensor is None:
+        return name.rpartition(".")[2]
+    # peft wraps a module once per tensor: the inner wrapper is the outer one's `base_layer`.
+    return f"{name.removesuffix('.base_layer').rpartition('.')[2]}.{tensor}"
+
+
+def _is_copy(name: str) -> bool:
+    """True for the frozen original that peft keeps beside a head that is trained as a whole."""
+    return ".original_module." in name

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from paretune.core.types import PeftModel, PreTrainedTokenizerBase
+from paretune.models.dequantize import dense_copy, is_quantized
 from paretune.run.io import apply_umask, fsync_dir, fsync_tree
 
 
@@ -32,7 +33,8 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
         merged: Any = model
         if isinstance(model, PeftModel):
             model.save_pretrained(str(draft / "adapter"))
-            merged = copy.deepcopy(model).float().merge_and_unload()
+            quantized = is_quantized(model.get_base_model())
+            merged = dense_copy(model) if quantized else copy.deepcopy(model).float().merge_and_unload()
         merged.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
     apply_umask(draft)  # safetensors creates files that only the owner can read

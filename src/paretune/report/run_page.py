@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paretune import __version__
 from paretune.core.errors import ConfigError, DataError
+from paretune.evaluate.warnings import POLICY_PREFIX
 from paretune.report import formatting
 from paretune.report.charts import (
     interval_strips,
@@ -102,6 +103,7 @@ def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_name
     return {
         "run_info": run_info,
         "version": __version__,
+        "title": run_dir.resolve().name,
         "subtitle": _subtitle(recipe, run_info, lines),
         "finished": run_info.get("status") == "done" or run_info.get("stage") == "report",
         "evaluation": _evaluation_context(evaluation) if evaluation else None,
@@ -146,7 +148,10 @@ def _evaluation_context(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "interval_strips": dict(zip(objectives, strips, strict=True)),
         "shared_scale": shared,
         "self_judged": [name for name, o in objectives.items() if o["num_scored"] and not o["independent"]],
-        "other_warnings": [line for line in warnings if not line.startswith(SELF_JUDGED_PREFIX)],
+        "policy_warnings": [line for line in warnings if line.startswith(POLICY_PREFIX)],
+        "other_warnings": [
+            line for line in warnings if not line.startswith((SELF_JUDGED_PREFIX, POLICY_PREFIX))
+        ],
         "objectives_by_judge": objectives_by_judge,
         "has_missing": any(o["missing"]["fraction"] and o["num_scored"] for o in objectives.values()),
         "has_training_reward": any(o["reward"] for o in objectives.values()),
@@ -164,6 +169,7 @@ def _subtitle(
         return section.get(key) if isinstance(section, Mapping) else None
 
     facts = [
+        f"recipe {run_info['name']}" if run_info.get("name") else "",
         f"policy {entry('policy', 'path')}" if entry("policy", "path") else "",
         f"algorithm {entry('algorithm', 'name')}" if entry("algorithm", "name") else "",
         _format_progress(entry("run", "max_steps"), entry("run", "budget"), lines),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paretune.evaluate.warnings import POLICY_PREFIX
 from paretune.report.formatting import (
     VERDICT_SYMBOLS,
     decimals_for,
@@ -11,6 +12,7 @@ from paretune.report.formatting import (
     format_compact,
     format_interval,
     format_number,
+    format_percent,
     format_percent_before_after,
     format_signed,
     format_verdict,
@@ -23,11 +25,19 @@ MAX_NAME_CHARS = 28
 def summary_table(evaluation: Mapping[str, Any]) -> str:
     """Lines of plain text: objectives with change, interval and verdict, then side metrics, then warnings.
 
+    A warning about the policy as a whole comes first: the table cannot be read without it.
+
     Args:
         evaluation: Content of eval.json, from the file or from memory.
     """
     level = f"{100 * evaluation.get('confidence_level', 0.95):.0f} %"
-    rows = [("objective", "before", "after", f"change [{level} simultaneous]", "verdict")]
+    rows: list[tuple[str, ...]] = [
+        ("objective", "before", "after", f"change [{level} simultaneous]", "verdict")
+    ]
+    num_prompts, objectives = evaluation.get("num_prompts", 0), evaluation["objectives"].values()
+    is_incomplete = any(0 < o.get("num_scored", 0) < num_prompts or _unscored(o) for o in objectives)
+    if is_incomplete:
+        rows = [(*rows[0], "prompts", "unscored")]
     for name, objective in evaluation["objectives"].items():
         decimals = decimals_for(objective)
         interval = format_interval(objective["low"], objective["high"], decimals)
@@ -38,13 +48,26 @@ def summary_table(evaluation: Mapping[str, Any]) -> str:
                 format_number(objective["after"], decimals),
                 f"{format_signed(objective['change'], decimals)} {interval}".rstrip(),
                 f"{VERDICT_SYMBOLS.get(objective['verdict'], ' ')} {format_verdict(objective)}",
+                *(
+                    (f"{objective['num_scored']} of {num_prompts}", format_percent(_unscored(objective)))
+                    if is_incomplete
+                    else ()
+                ),
             )
         )
-    lines = align_columns(rows, right_aligned=(1, 2))
+    warnings = evaluation.get("warnings", ())
+    first = [line for line in warnings if line.startswith(POLICY_PREFIX)]
+    lines = [*(f"⚠ {one_line(line)}" for line in first), *align_columns(rows, right_aligned=(1, 2))]
     lines += _format_judges(evaluation["objectives"])
     lines += _wrap(side_metrics(evaluation))
-    lines += [f"⚠ {one_line(warning)}" for warning in evaluation.get("warnings", ())]
+    lines += [f"⚠ {one_line(line)}" for line in warnings if line not in first]
     return "\n".join(lines)
+
+
+def _unscored(objective: Mapping[str, Any]) -> float:
+    """Fraction of the judgments that are missing, of an objective that was judged."""
+    missing = objective.get("missing") or {}
+    return float(missing.get("fraction", 0.0)) if objective.get("num_scored") else 0.0
 
 
 def side_metrics(evaluation: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.chat import template_hash
 from paretune.data.records import PreferencePair, Rating
 from paretune.models.critic import classifier_from_lm, require_score_head
+from paretune.models.dequantize import dense_linear, is_quantized, is_quantized_linear
 from paretune.models.load import (
     ModelSpec,
     PolicyModel,
@@ -83,7 +85,7 @@ def _responses(record: Rating | PreferencePair) -> tuple[str, ...]:
 
 def _record_hash(record: Rating | PreferencePair, response: str) -> str:
     """Hash of the conversation and the response, ignoring white space."""
-    turns = [part for message in record.prompt.messages for part in (message.role, message.content)]
+    turns = [part for m in record.prompt.messages for part in (m.role, m.content, *chain(*m.extra))]
     text = "\x00".join(" ".join(part.split()) for part in (*turns, response))
     # Sampled text may hold lone surrogates, which strict UTF-8 refuses.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:RECORD_HASH_DIGITS]
@@ -100,6 +102,8 @@ class RewardModelSpec:
     lora: LoraSpec | None = None
     revision: str | None = None
     device: str = "cpu"
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of every rendering of the chat template, if they are not stored with the tokenizer."""
 
 
 def new_reward_model(
@@ -118,7 +122,13 @@ def new_reward_model(
         WiringError: No objective, or an architecture without a sequence classifier.
     """
     policy = load_policy(
-        ModelSpec(path=spec.path, dtype=spec.dtype, revision=spec.revision, device=spec.device)
+        ModelSpec(
+            path=spec.path,
+            dtype=spec.dtype,
+            revision=spec.revision,
+            device=spec.device,
+            chat_template_kwargs=spec.chat_template_kwargs,
+        )
     )
     return reward_model_from_lm(policy, spec.objectives, scale, offset, lora=spec.lora, seed=seed)
 
@@ -221,6 +231,7 @@ def load_reward_model(
     dtype: Literal["float32", "bfloat16"] = "float32",
     revision: str | None = None,
     device: str = "cpu",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> RewardModel:
     """Load a reward model: one of ours, or a sequence classifier that reads a causal model's last token.
 
@@ -231,6 +242,7 @@ def load_reward_model(
         dtype: Precision of the body; the heads are float32.
         revision: Revision on the hub.
         device: Device of the model.
+        chat_template_kwargs: Arguments of every rendering of the chat template.
 
     Raises:
         DataError: Missing or damaged files, or a chat template other than the one it was fitted with.
@@ -240,14 +252,17 @@ def load_reward_model(
     from transformers import AutoModelForSequenceClassification
 
     torch_device = resolve_device(device)
-    tokenizer = load_tokenizer(path, revision=revision)
+    tokenizer = load_tokenizer(path, revision=revision, chat_template_kwargs=chat_template_kwargs)
     precision = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     network: Any = load_pretrained(
-        AutoModelForSequenceClassification, path, dtype=precision, revision=revision
+        AutoModelForSequenceClassification, path, dtype=precision, revision=revision, device=torch_device
     )
     # The heads stay float32 in a bfloat16 model; see `RewardModel.forward`.
-    require_score_head(network).score.float()
-    network.to(torch_device)
+    if is_quantized_linear(require_score_head(network).score):
+        network.score = dense_linear(network.score, precision)
+    network.score.float()
+    if not is_quantized(network):  # quantized weights are on their device already
+        network.to(torch_device)
     num_labels, eos_id = network.config.num_labels, tokenizer.eos_token_id
     metadata = getattr(network.config, "paretune", None) or {}
     if metadata:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator
 
 from paretune.core.rng import numpy_generator
-from paretune.data.chat import append_confidence, strip_confidence
+from paretune.data.prompt_formats import append_confidence, strip_confidence
 from paretune.data.records import PreferencePair, Rating
 
 LabelledRow = Rating | PreferencePair

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from paretune.core.errors import WiringError
 from paretune.core.types import PreTrainedTokenizerBase
-from paretune.data.chat import encode_prompt, encode_response
+from paretune.data.chat import encode_row, encode_rows
 from paretune.data.records import Prompt, Sample
 from paretune.models.flops import forward_flops, shared_prefix_shape
 from paretune.models.forward.length_batching import batches_by_length, pad_sequences
@@ -43,6 +43,8 @@ class RewardModel(nn.Module):
             self.objectives = tuple(base.config.id2label[i] for i in range(base.config.num_labels))
             self.max_length = context_length(base)
             """Maximum length of a sequence in tokens."""
+            self.num_embeddings: int = base.get_input_embeddings().weight.shape[0]
+            """Token ids that the model can read; a tokenizer may have more."""
         self.set_label_scaling(scale, offset)
         # Dropout stays off in training too, so that training and scoring compute the same function.
         self.eval()
@@ -80,9 +82,8 @@ class RewardModel(nn.Module):
         return logits * logits.new_tensor(self.scale) + logits.new_tensor(self.offset)
 
     def encode(self, prompt: Prompt, response: str) -> list[int]:
-        """Token ids of prompt and response, as the policy samples them, with EOS."""
-        response_ids = encode_response(self.tokenizer, response, eos_id=self.eos_id)
-        return encode_prompt(self.tokenizer, prompt) + response_ids
+        """Token ids of a prompt and a response: the chat template's rendering up to the end of the answer."""
+        return encode_row(self.tokenizer, prompt, response, eos_id=self.eos_id).input_ids
 
     @torch.inference_mode()
     def score_sequences(
@@ -90,11 +91,16 @@ class RewardModel(nn.Module):
     ) -> Float[Tensor, "B K"]:
         """Scores of token sequences in label units, on the CPU; a score does not depend on its batch.
 
-        Sequences longer than `max_length` get NaN. A forward pass holds at most `max_tokens_per_pass` tokens;
-        a shared prefix counts once, and a pass may hold three times as much where the prefix is long.
+        Sequences longer than `max_length`, or with a token that has no embedding, get NaN. A forward pass
+        holds at most `max_tokens_per_pass` tokens; a shared prefix counts once, and a pass may hold three
+        times as much where the prefix is long.
         """
         scores = torch.full((len(sequences), len(self.objectives)), torch.nan)
-        scorable = [i for i, row in enumerate(sequences) if 0 < len(row) <= self.max_length]
+        scorable = [
+            i
+            for i, row in enumerate(sequences)
+            if 0 < len(row) <= self.max_length and max(row) < self.num_embeddings
+        ]
         for index in self._forward_batches(sequences, scorable, max_tokens_per_pass):
             input_ids, mask = pad_sequences([sequences[i] for i in index], device=device_of(self.network))
             scores[index] = self.to_label_units(self(input_ids, mask)).cpu().to(scores.dtype)
@@ -141,15 +147,15 @@ class RewardModelScorer:
         A truncated response is scored as a rater would read it: the text breaks off and ends. A penalty for
         truncation is a choice of the recipe, not of the scorer.
         """
-        prompts: dict[Prompt, list[int]] = {}
-        sequences, shapes = [], []
-        for sample in samples:
-            if sample.prompt not in prompts:
-                prompts[sample.prompt] = encode_prompt(self.model.tokenizer, sample.prompt)
-            response = encode_response(self.model.tokenizer, sample.response, eos_id=self.model.eos_id)
-            sequences.append(prompts[sample.prompt] + response)
-            if len(sequences[-1]) <= self.model.max_length:
-                shapes.append((len(prompts[sample.prompt]), len(response)))
-        shape = shared_prefix_shape([len(prompt) for prompt in prompts.values()], shapes)
+        pairs = [(sample.prompt, sample.response) for sample in samples]
+        rows = encode_rows(self.model.tokenizer, pairs, eos_id=self.model.eos_id)
+        sequences = [row.input_ids for row in rows]
+        prompts = {prompt: len(row.prompt_ids) for (prompt, _), row in zip(pairs, rows, strict=True)}
+        shapes = [
+            (len(row.prompt_ids), len(row.response_ids))
+            for row, sequence in zip(rows, sequences, strict=True)
+            if len(sequence) <= self.model.max_length
+        ]
+        shape = shared_prefix_shape(list(prompts.values()), shapes)
         self.total_flops += forward_flops(self.model.network, shape)
         return self.model.score_sequences(sequences, max_tokens_per_pass=self.max_tokens_per_pass)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from paretune.core.batch import Batch
 from paretune.core.errors import DataError, WiringError
-from paretune.data.chat import ScorerView, parse_confidence, parse_thinking, visible_text
 from paretune.data.loader import encode_categories
+from paretune.data.prompt_formats import ScorerView, parse_confidence, parse_thinking, visible_text
 from paretune.data.records import Sample
 
 

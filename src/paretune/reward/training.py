@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from paretune.core.errors import DataError, WiringError, format_issue, join_issues
 from paretune.core.reductions import label_weights
-from paretune.data.chat import encode_prompt, encode_response
-from paretune.data.records import PreferencePair, Prompt, Rating
+from paretune.data.chat import encode_rows
+from paretune.data.records import PreferencePair, Rating
 from paretune.models.forward.length_batching import pad_sequences
 from paretune.models.forward.logprobs import device_of
 from paretune.reward.losses import BradleyTerryLoss, HeadLoss, RegressionLoss, weighted_loss_sum
@@ -31,6 +31,9 @@ LabelledRow = Rating | PreferencePair
 
 CENTERING_SAMPLE_SIZE = 512
 """Training pairs whose mean score becomes 0 for a head without ratings."""
+
+CONSTANT_RTOL, CONSTANT_ATOL = 1e-6, 1e-12
+"""Spread of labels, relative to the largest or as it is, that is rounding: float32 means are below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def label_scale_and_offset(
     """Scale and offset per head: standard deviation and mean of its labels; 1 and 0 without ratings.
 
     Raises:
-        DataError: An objective has no data, or all its labels are equal.
+        DataError: An objective has no data, or all its labels are equal but for rounding.
     """
     labels = label_matrix(records, objectives)
     is_rating = torch.tensor([isinstance(record, Rating) for record in records], dtype=torch.bool)
@@ -72,8 +75,9 @@ def label_scale_and_offset(
         if not len(known) and not (~labels[:, k].isnan()).any():
             fix = "add ratings or pairs with this objective"
             issues.append(format_issue(location, None, None, "", "no rating and no pair has it", fix=fix))
-        elif len(known) and float(known.max() - known.min()) == 0:
-            problem = f"all {len(known)} labels are {known[0]:g}, so there is nothing to learn"
+        elif len(known) and is_constant(known):
+            rounding = "" if bool((known == known[0]).all()) else " but for rounding"
+            problem = f"all {len(known)} labels are {known[0]:g}{rounding}, so there is nothing to learn"
             issues.append(format_issue(location, None, None, "", problem, fix="add data, or remove it"))
         scale.append(float(known.std(correction=0)) if len(known) else 1.0)
         offset.append(float(known.mean()) if len(known) else 0.0)
@@ -82,11 +86,17 @@ def label_scale_and_offset(
     return tuple(scale), tuple(offset)
 
 
+def is_constant(labels: Float[Tensor, " B"]) -> bool:
+    """Whether the labels are equal, or differ by no more than rounding: means of equal votes, say."""
+    largest = float(labels.abs().max())
+    return float(labels.max() - labels.min()) <= max(CONSTANT_RTOL * largest, CONSTANT_ATOL)
+
+
 def data_hash(records: Sequence[LabelledRow]) -> str:
     """SHA-256 over the whole content of the records, in their order."""
     digest = hashlib.sha256()
     for record in records:
-        turns = [[m.role, m.content] for m in record.prompt.messages]
+        turns = [[m.role, m.content, *m.extra] for m in record.prompt.messages]
         if isinstance(record, Rating):
             content: list[object] = [record.response, sorted((k, str(v)) for k, v in record.labels.items())]
         else:
@@ -149,11 +159,13 @@ class RewardTask:
         self.is_pair = torch.tensor([isinstance(r, PreferencePair) for r in self.records], dtype=torch.bool)
         self.labels = labels[torch.tensor(is_labelled, dtype=torch.bool)]
         self.losses = head_losses(self.objectives, self.labels, self.is_pair, losses)
-        self.standardized_labels = (self.labels - torch.tensor(model.offset).double()) / torch.tensor(
-            model.scale
-        ).double()
+        # In float64 throughout: a float32 offset differs from it by more than a small spread of labels.
+        offset = torch.tensor(model.offset, dtype=torch.float64)
+        self.standardized_labels = (self.labels - offset) / torch.tensor(model.scale, dtype=torch.float64)
         # Times the number of examples, so that the mean over all examples has the weights of `label_weights`.
         self.weights_per_label = label_weights(self.standardized_labels) * len(self.standardized_labels)
+        if any(isinstance(record, Rating) and record.label_weights for record in self.records):
+            self.weights_per_label = weight_labels(self.weights_per_label, self.records, self.objectives)
         self.token_rows = [encoded.token_rows for encoded in encode_records(model, self.records)]
         self.lengths: Sequence[Sequence[int]] = [[len(row) for row in rows] for rows in self.token_rows]
         check_lengths(self, model.max_length)
@@ -216,16 +228,27 @@ class RewardTask:
 
 def encode_records(model: RewardModel, records: Sequence[LabelledRow]) -> list[EncodedRecord]:
     """The token rows of all records."""
-    prompts: dict[Prompt, list[int]] = {}
     encoded = []
     for record in records:
-        if record.prompt not in prompts:
-            prompts[record.prompt] = encode_prompt(model.tokenizer, record.prompt)
-        prompt = prompts[record.prompt]
         texts = (record.response,) if isinstance(record, Rating) else (record.chosen, record.rejected)
-        responses = [encode_response(model.tokenizer, text, eos_id=model.eos_id) for text in texts]
-        encoded.append(EncodedRecord([prompt + response for response in responses], len(prompt)))
+        pairs = [(record.prompt, text) for text in texts]
+        rows = encode_rows(model.tokenizer, pairs, eos_id=model.eos_id)
+        prompt_length = min(len(row.prompt_ids) for row in rows)
+        encoded.append(EncodedRecord([row.input_ids for row in rows], prompt_length))
     return encoded
+
+
+def weight_labels(
+    weights: Float[Tensor, "B K"], records: Sequence[LabelledRow], objectives: Sequence[str]
+) -> Float[Tensor, "B K"]:
+    """The weights times the `label_weights` of the ratings; the total of each objective stays the same."""
+    factors = [
+        [record.label_weights.get(name, 1.0) if isinstance(record, Rating) else 1.0 for name in objectives]
+        for record in records
+    ]
+    weighted = weights * torch.tensor(factors, dtype=weights.dtype)
+    totals = weighted.sum(0)
+    return weighted * torch.where(totals > 0, weights.sum(0) / totals, 1.0)
 
 
 def head_losses(

@@ -11,7 +11,7 @@ from paretune.core.errors import WiringError
 from paretune.core.reductions import LossAggregationMode, token_weights
 from paretune.core.requirements import Requirements
 from paretune.credit.base import CreditStep, chain, flatten_steps
-from paretune.data.chat import PromptFormat, ScorerView
+from paretune.data.prompt_formats import PromptFormat, ScorerView
 from paretune.loss.base import WeightedLoss, required_outputs
 from paretune.models.model_passes import ModelPass, OldLogprobs
 from paretune.rollout.sampler import RolloutSource

@@ -36,7 +36,7 @@ def decode(
     """Sample one response per row; each prompt is prefilled once for all of its rows.
 
     Rows are decoded with continuous batching in the given order. Models without support for custom attention
-    (`supports_custom_attention`) use static batches instead.
+    (`supports_custom_attention`) use static batches instead; see `model_support`.
 
     Args:
         model: A causal model in evaluation mode, with or without an adapter.
@@ -47,6 +47,9 @@ def decode(
         temperature: Divides the logits.
         pad_id: Padding token id.
         max_rows: Rows decoded at one time; affects memory and speed only.
+
+    Raises:
+        WiringError: The model's family cannot be sampled.
     """
     with unwrap_model_for_forward(model) as base:
         buffer = ResponseBuffer(lm_head_of(base), uniform, eos_ids, temperature)

@@ -12,14 +12,9 @@ from paretune.core.batch import Batch
 from paretune.core.errors import DataError, WiringError, join_issues
 from paretune.core.requirements import Requirements
 from paretune.core.rng import numpy_generator
-from paretune.data.chat import (
-    PromptFormat,
-    add_format_instruction,
-    decode_response,
-    encode_prompt,
-    format_instructions_for,
-)
+from paretune.data.chat import decode_generation, encode_prompt
 from paretune.data.loader import collate
+from paretune.data.prompt_formats import PromptFormat, add_format_instruction, format_instructions_for
 from paretune.data.records import Prompt, Sample
 from paretune.models.load import PolicyModel, context_length
 from paretune.rollout.decoding import MAX_ROWS, decode
@@ -299,7 +294,8 @@ class LocalSampler:
         responses = dict(zip(rows, zip(out.token_ids, out.logprobs, out.truncated, strict=True), strict=True))
         in_prompt_order = sorted(responses)
         group = [i for i, _ in in_prompt_order]
-        return self._build_batch(prompts, prompt_ids, group, [responses[row] for row in in_prompt_order])
+        sampled = [responses[row] for row in in_prompt_order]
+        return self._build_batch(prompts, prompt_ids, group, sampled, rollout.prompt_format)
 
     def _build_batch(
         self,
@@ -307,6 +303,7 @@ class LocalSampler:
         encoded_prompts: Sequence[list[int]],
         group: Sequence[int],
         responses: Sequence[tuple[list[int], NDArray[np.float32], bool]],
+        prompt_format: PromptFormat,
     ) -> tuple[Batch, tuple[Sample, ...]]:
         """The batch of token ids as sampled, and the decoded texts for scorers."""
         policy = self.policy
@@ -319,7 +316,7 @@ class LocalSampler:
             Sample(
                 # The prompt without the format instruction.
                 prompt=prompts[i],
-                response=decode_response(policy.tokenizer, ids, policy.eos_ids),
+                response=decode_generation(policy.tokenizer, ids, policy.eos_ids, prompt_format),
                 truncated=is_truncated,
             )
             for i, (ids, _, is_truncated) in zip(group, responses, strict=True)

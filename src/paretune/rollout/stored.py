@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from paretune.core.batch import Batch
-from paretune.data.chat import encode_prompt, encode_response
+from paretune.data.chat import encode_rows
 from paretune.data.loader import collate, encode_categories
 from paretune.data.records import ResponseGroup, Sample
 from paretune.models.load import PolicyModel
@@ -30,10 +30,11 @@ class StoredResponseReader:
         samples: list[Sample] = []
         tokenizer, eos_id = self.policy.tokenizer, self.policy.eos_ids[0]
         for index, candidates in enumerate(self.candidates_at(step)):
-            ids = encode_prompt(tokenizer, candidates.prompt)
-            for response, response_labels in zip(candidates.responses, candidates.labels, strict=True):
-                prompt_ids.append(ids)
-                response_ids.append(encode_response(tokenizer, response, eos_id=eos_id))
+            pairs = [(candidates.prompt, response) for response in candidates.responses]
+            rows = encode_rows(tokenizer, pairs, eos_id=eos_id)
+            for row, (_, response), response_labels in zip(rows, pairs, candidates.labels, strict=True):
+                prompt_ids.append(row.prompt_ids)
+                response_ids.append(row.response_ids)
                 group.append(index)
                 labels.append([float(response_labels.get(name, torch.nan)) for name in self.objectives])
                 samples.append(Sample(prompt=candidates.prompt, response=response))

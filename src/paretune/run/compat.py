@@ -1,6 +1,14 @@
-"""Checks before a run folder is reused: it must be empty, or hold the same run made from the same data."""
+"""Checks before a run folder is reused: it must be empty, or hold the same run made from the same data.
+
+A run has two identities. `config_hash` in run.json is that of the training: every setting that its numbers
+follow from. `evaluation` holds the hashes of what only the evaluation reads: the judge with its data, and the
+section `evaluate` with the test prompts. They may change as long as the run holds no judgment: a judge that
+cannot be used must not cost the training. With judgments, another judge would mix two evaluations, and is an
+error.
+"""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,8 +45,14 @@ RESUME_MUTABLE_KEYS = (
     ("run", "save_total_limit"),
     ("run", "num_workers"),
     ("training", "gradient_checkpointing"),
+    ("reward", "allow_weak_heads"),
 )
 """Keys of a recipe that may change on resume: they decide where a run is computed, not its numbers."""
+
+EVALUATION_SECTIONS = ("judge", "evaluate")
+"""Sections of a recipe that only the evaluation reads."""
+EVALUATION_ENTRIES_KEY = "evaluation"
+"""Key of the manifest: names of its entries that only the evaluation reads, by key."""
 
 KeyPath = tuple[str, ...]
 ConfigChange = tuple[KeyPath, str, str]
@@ -71,9 +85,9 @@ def check_resumable(path: Path, config_hash: str, resolved_config: str = "") -> 
                 "fix: choose another run.output_dir"
             )
     elif state.get("config_hash") != config_hash and not has_no_results(path):
-        changes = [
-            change for change in config_changes(path, resolved_config) if change[0] not in RESUME_MUTABLE_KEYS
-        ]
+        all_changes = [c for c in config_changes(path, resolved_config) if c[0] not in RESUME_MUTABLE_KEYS]
+        # The evaluation's sections are never the reason; those of a merge, which has one identity, are.
+        changes = [c for c in all_changes if c[0][0] not in EVALUATION_SECTIONS] or all_changes
         hashes = f"configuration {str(state.get('config_hash'))[:12]} there, {config_hash[:12]} here"
         differences = [f"{'.'.join(key)} is {there} there, {here} here" for key, there, here in changes]
         raise ConfigError(
@@ -95,6 +109,44 @@ def has_no_results(path: Path) -> bool:
     return files.keys() <= SETUP_FILES | LOG_FILES and not any(
         file.stat().st_size for name, file in files.items() if name in LOG_FILES
     )
+
+
+def has_judgments(path: Path) -> bool:
+    """Whether the run holds results of an evaluation."""
+    return any((path / "eval").glob("*/*.json"))
+
+
+def replace_evaluation(path: Path, evaluation: Mapping[str, str], resolved_config: str) -> list[str]:
+    """Make a locked run ready for another judge or other settings of the evaluation, if there are any.
+
+    A judge that was fitted is removed if it is no longer this one. Recipe and manifest in the folder must be
+    written again.
+
+    Args:
+        path: The run folder.
+        evaluation: Hashes of what only the evaluation reads, by section.
+        resolved_config: This run's recipe with every key filled in, for the error message.
+
+    Returns:
+        The sections that were replaced.
+
+    Raises:
+        ConfigError: They differ, and the run holds judgments.
+    """
+    previous = (read_json(path / "run.json") or {}).get("evaluation") or {}
+    replaced = [name for name in evaluation if name in previous and previous[name] != evaluation[name]]
+    if replaced and has_judgments(path):
+        changes = [c for c in config_changes(path, resolved_config) if c[0][0] in EVALUATION_SECTIONS]
+        differences = [f"{'.'.join(key)} is {there} there, {here} here" for key, there, here in changes]
+        what = _first_three(differences, "; ") or f"the files of {' and '.join(replaced)} changed"
+        raise ConfigError(
+            f"{path}: {replaced[0]}: this run was evaluated with other settings ({what}); fix: remove "
+            f"{path / 'eval'} to evaluate it again, restore the settings, or choose another run.output_dir"
+        )
+    if "judge" in replaced:
+        for folder in (path / "judge", path / "checkpoints" / "judge"):
+            shutil.rmtree(folder, ignore_errors=True)
+    return replaced
 
 
 def reset_if_no_results(path: Path, config_hash: str, data_manifest: Mapping[str, Any]) -> bool:
@@ -163,11 +215,18 @@ def _changed_data(path: Path, data_manifest: Mapping[str, Any]) -> list[str]:
     old, new = read_json(path / MANIFEST_FILE), json.loads(to_json(data_manifest))
     if old is None or not new:
         return []
+    ignored = {
+        (key, name)
+        for manifest in (old, new)
+        for key, names in manifest.get(EVALUATION_ENTRIES_KEY, {}).items()
+        for name in names
+    }
     return [
         f"{key}: {name}" if name else key
         for key in sorted(old.keys() | new.keys())
         for name in _changed_entries(old.get(key), new.get(key))
-        if key != "exclusions"  # sentences for people; the rows themselves are in the hashes
+        # Exclusions are sentences for people; the rows themselves are in the hashes.
+        if key not in {"exclusions", EVALUATION_ENTRIES_KEY} and not {(key, name), (key, "")} & ignored
     ]
 
 

@@ -1,6 +1,6 @@
 """The run folder: status, configuration, metrics and events of one run, in files that survive a kill.
 
-    run.json            status, stage, step, exit code          replaced atomically
+    run.json            status, stage, step, exit code, hashes  replaced atomically
     LOCK, .lock         process that is using the folder        removed when it ends
     config/             recipe.yaml as given, and resolved.yaml with every key filled in
     env.json            versions, host, matmul throughput; no values of environment variables
@@ -31,6 +31,7 @@ from paretune.run.compat import (
     check_data_unchanged,
     check_resumable,
     config_changes,
+    replace_evaluation,
     reset_if_no_results,
 )
 from paretune.run.io import append_jsonl, read_json, read_jsonl, to_json, write_atomic, write_error
@@ -88,6 +89,7 @@ class Run:
         config_hash: str,
         files: Mapping[str, str] | None = None,
         data_manifest: Mapping[str, Any] | None = None,
+        evaluation: Mapping[str, str] | None = None,
     ) -> "Run":
         """Open and lock a new run folder, or one that the same configuration started.
 
@@ -95,9 +97,13 @@ class Run:
             path: The folder.
             name: Name of the run in the report.
             config_hash: Hash of everything that decides the run's numbers; a different hash is another run.
+                With `evaluation`: of everything that decides the numbers of the training.
             files: Text files to write when the folder is new, by path inside the folder. config/resolved.yaml
                 among them lets an error name the keys that differ.
-            data_manifest: Content of data/manifest.json, which must not change on resume except `exclusions`.
+            data_manifest: Content of data/manifest.json, which must not change on resume except `exclusions`,
+                and the entries that its key `evaluation` names.
+            evaluation: Hashes of what only the evaluation reads, by section; they may change as long as the
+                run holds no judgment.
 
         Raises:
             ConfigError: The folder holds another run with results, or files of no run; another process is
@@ -112,18 +118,25 @@ class Run:
             check_resumable(run.path, config_hash, resolved)
             was_reset = reset_if_no_results(run.path, config_hash, data_manifest or {})
             check_data_unchanged(run.path, data_manifest or {})
+            replaced = replace_evaluation(run.path, evaluation or {}, resolved)
             run._drop_torn_lines()
             run._start_attempt(name, config_hash, run._lock.previous_holder, resolved)
+            if evaluation:
+                run.update_state(evaluation=dict(evaluation))
             setup_files = {
                 **(files or {}),
                 **({MANIFEST_FILE: to_json(data_manifest)} if data_manifest is not None else {}),
             }
             for name_inside, text in setup_files.items():
                 (run.path / name_inside).parent.mkdir(parents=True, exist_ok=True)
-                if not (run.path / name_inside).exists():  # a resume keeps the files of the first attempt
+                # A resume keeps the files of the first attempt, unless its evaluation is another one.
+                if replaced or not (run.path / name_inside).exists():
                     write_atomic(run.path / name_inside, text)
             if was_reset:
                 run.log_event("restarted_empty", "the folder held a run without results; it was emptied")
+            if replaced:
+                reason = f"nothing was judged yet: other {' and '.join(replaced)}"
+                run.log_event("evaluation_replaced", reason)
         except BaseException:
             run.release()
             raise
@@ -167,7 +180,7 @@ class Run:
             return f"resuming {self.path}: stage align, step {step} of {max_steps}"
         return f"resuming {self.path}: " + (f"stage {stage}" if stage else "no stage was started")
 
-    def update_state(self, **changes: str | int | float | None) -> None:
+    def update_state(self, **changes: str | int | float | Mapping[str, str] | None) -> None:
         """Change some entries of run.json."""
         state = read_json(self.path / "run.json") or {"schema": RUN_SCHEMA}
         write_atomic(self.path / "run.json", to_json(state | changes))
@@ -231,16 +244,18 @@ class Run:
                 os.truncate(path, size)
 
     def discard_stage(self, stage: str) -> None:
-        """Remove the lines of a stage and all later ones: a stage without a checkpoint starts over."""
+        """Remove the last lines, as far as they are of this stage: a stage without a checkpoint starts over.
+
+        Earlier lines of the stage are those of a judge that was replaced after the alignment; they stay.
+        """
         for name in RESUME_TRUNCATED_FILES:
-            path, offset = self.path / name, 0
+            path = self.path / name
             if not path.exists():
                 continue
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n") or json.loads(line)["stage"] == stage:
-                    os.truncate(path, offset)
-                    break
-                offset += len(line)
+            lines = path.read_bytes().splitlines(keepends=True)
+            while lines and (not lines[-1].endswith(b"\n") or json.loads(lines[-1])["stage"] == stage):
+                lines.pop()
+            os.truncate(path, sum(map(len, lines)))
 
     def release(self) -> None:
         """Release the lock; does nothing if the run holds none."""

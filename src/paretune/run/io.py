@@ -11,6 +11,16 @@ from typing import Any
 
 from paretune.core.errors import DataError, ResourceError
 
+LFS_PREFIX = b"version https://git-lfs"
+"""First bytes of the text file that Git checks out instead of a large file while Git LFS is not set up."""
+LFS_FIX = "run `git lfs install` and `git lfs pull` in that folder, or download the file itself"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """True if a file is a pointer of Git LFS, and not the file that it stands for."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_PREFIX)) == LFS_PREFIX
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file atomically: after a kill or a power cut it holds the old or the new content.

@@ -25,7 +25,7 @@ from paretune.core.errors import (
 )
 from paretune.core.reductions import token_weights
 from paretune.core.rng import torch_generator
-from paretune.data.chat import encode_prompt, encode_response
+from paretune.data.chat import encode_rows
 from paretune.data.records import Demonstration
 from paretune.models.forward.length_batching import pad_sequences
 from paretune.models.forward.logprobs import compute_logprobs, device_of
@@ -275,10 +275,9 @@ class SftTask:
     def __init__(self, lm: PolicyModel, records: Sequence[Demonstration]) -> None:
         self.model: nn.Module = lm.model
         self.records, tokenizer, eos_id = records, lm.tokenizer, lm.eos_ids[0]
-        prompts = [encode_prompt(tokenizer, record.prompt) for record in records]
-        responses = [encode_response(tokenizer, record.response, eos_id=eos_id) for record in records]
-        self.token_rows = [a + b for a, b in zip(prompts, responses, strict=True)]
-        self.prompt_lengths = [len(prompt) for prompt in prompts]
+        rows = encode_rows(tokenizer, ((r.prompt, r.response) for r in records), eos_id=eos_id)
+        self.token_rows = [row.input_ids for row in rows]
+        self.prompt_lengths = [len(row.prompt_ids) for row in rows]
         self.lengths: Sequence[Sequence[int]] = [[len(row)] for row in self.token_rows]
         check_lengths(self, context_length(lm.model))
 

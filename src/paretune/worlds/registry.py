@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from paretune.core.errors import ConfigError
 from paretune.core.types import PreTrainedTokenizerBase
-from paretune.data.chat import PromptFormat
+from paretune.data.prompt_formats import PromptFormat
 from paretune.data.records import Demonstration, Prompt, Rating, Sample
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ class World(Protocol):
 
     def policy_config(self, vocab_size: int) -> Any:
         """The transformers config of the initial policy."""
+
+    def policy_shape(self, prompt_format: PromptFormat = "") -> Mapping[str, int]:
+        """Sizes of the initial policy under their names in transformers; does not load transformers."""
 
     def max_prompt_tokens(self, prompts: Sequence[Prompt], prompt_format: PromptFormat = "") -> int:
         """Length in tokens of the longest of these prompts, computed without loading transformers."""

@@ -119,14 +119,17 @@ def _softcap_attention(
 
 def supports_custom_attention(model: Any) -> bool:
     """Whether `use_custom_attention` is exact for this plain transformers model: its family is supported."""
-    if not isinstance(model, PreTrainedModel):
-        return False
-    config: Any = model.config.get_text_config()
+    return isinstance(model, PreTrainedModel) and config_supports_custom_attention(model.config)
+
+
+def config_supports_custom_attention(config: Any) -> bool:
+    """Whether `use_custom_attention` is exact for models of this configuration."""
+    text_config = config.get_text_config()
     # Variants of supported families whose attention differs.
     unsupported_options = ("use_bidirectional_attention", "reorder_and_upcast_attn", "add_cross_attention")
-    if any(getattr(config, name, None) for name in unsupported_options):
+    if any(getattr(text_config, name, None) for name in unsupported_options):
         return False
-    return config is model.config and config.model_type in SUPPORTED_MODEL_TYPES
+    return text_config is config and config.model_type in SUPPORTED_MODEL_TYPES
 
 
 @contextmanager

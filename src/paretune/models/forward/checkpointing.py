@@ -51,7 +51,10 @@ def apply_gradient_checkpointing(base: Any, recompute_context: RecomputeContext)
 
 
 def checkpointable_layers(base: Any) -> list[nn.Module]:
-    """The blocks that transformers itself can checkpoint.
+    """The outermost blocks that transformers itself can checkpoint.
+
+    Blocks within a block (Zamba2) are left out: with both, a block is recomputed without its inner one being
+    checkpointed again, and gradients are wrong without an error.
 
     Raises:
         WiringError: There are none.
@@ -64,7 +67,8 @@ def checkpointable_layers(base: Any) -> list[nn.Module]:
             "training.gradient_checkpointing: recompute finds no layers in a "
             f"{base.config.model_type} model; fix: set it to none or offload"
         )
-    return layers
+    inner = {id(child) for layer in layers for child in layer.modules() if child is not layer}
+    return [layer for layer in layers if id(layer) not in inner]
 
 
 @contextmanager

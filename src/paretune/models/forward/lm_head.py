@@ -22,6 +22,12 @@ LOGITS_CHUNK_SIZE = 1024
 # recomputed, which costs one more product with the head's weight.
 MAX_SAVED_PROBS = 2**25
 
+# Names of the soft cap of the logits in the configurations of Gemma, RecurrentGemma and xLSTM.
+_SOFTCAP_FIELDS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+# Attribute of the transformers model, so that every copy of the model has the same distributions.
+_VOCAB_LIMIT = "_paretune_vocab_limit"
+
 
 @dataclass(frozen=True, slots=True)
 class LmHead:
@@ -43,8 +49,28 @@ class LmHead:
         return apply_softcap(x, self.softcap)
 
 
+def limit_vocab(model: nn.Module, num_tokens: int) -> None:
+    """Leave out the ids from `num_tokens` on: they are never sampled and have no part in any distribution.
+
+    Vocabularies are often padded to a round number of rows that the tokenizer does not know. The limit holds
+    wherever the head is read by `lm_head_of`: sampling, log-probabilities, entropy and KL divergence. It
+    stays with the model and its copies, is not saved, and does nothing if the head has no more rows.
+
+    Args:
+        model: A causal model, with or without an adapter.
+        num_tokens: Number of ids that the tokenizer knows.
+    """
+    base = unwrap_model(model)
+    layer = base.get_output_embeddings()
+    if layer is not None and layer.weight.shape[0] > num_tokens:
+        setattr(base, _VOCAB_LIMIT, num_tokens)
+
+
 def lm_head_of(model: nn.Module) -> LmHead:
-    """The head of a causal model with its family's scaling of logits; `check_lm_head` verifies it."""
+    """The head of a causal model with its family's scaling of logits; `check_lm_head` verifies it.
+
+    With a limit by `limit_vocab`, V is the limit.
+    """
     base = unwrap_model(model)
     layer, config = base.get_output_embeddings(), base.config.get_text_config()
     family = config.model_type
@@ -56,9 +82,12 @@ def lm_head_of(model: nn.Module) -> LmHead:
         scale = float(config.logits_scaling) if family == "hyperclovax" else 1.0 / config.logits_scaling
     # bfloat16 logits have three significant digits: too few for the ratios of log-probabilities in losses.
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
-    bias = getattr(layer, "bias", None)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return LmHead(layer.weight.to(dtype), None if bias is None else bias.to(dtype), scale, softcap)
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    limit: int | None = getattr(base, _VOCAB_LIMIT, None)
+    if limit is not None:
+        weight, bias = weight[:limit], None if bias is None else bias[:limit]
+    softcap = next((cap for name in _SOFTCAP_FIELDS if (cap := getattr(config, name, None))), None)
+    return LmHead(weight.to(dtype), None if bias is None else bias.to(dtype), scale, softcap)
 
 
 def next_token_logprobs(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from paretune.core.errors import WiringError
 from paretune.core.requirements import Requirements
 from paretune.credit.base import CreditStep, flatten_steps
-from paretune.data.chat import PromptFormat, ScorerView
+from paretune.data.prompt_formats import PromptFormat, ScorerView
 from paretune.loss.base import WeightedLoss
 from paretune.models.lora import LoraSpec
 from paretune.rl.algorithm_spec import EMPTY_CHAIN, AlgorithmSpec, PretrainPhase, format_parts, phase_specs

@@ -6,10 +6,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from paretune.core.types import PreTrainedTokenizerBase
-from paretune.data.chat import (
+from paretune.data.chat_template import THINK_END_TAG, THINK_START_TAG
+from paretune.data.prompt_formats import (
     FORMAT_INSTRUCTIONS_KEY,
-    THINK_END_TAG,
-    THINK_START_TAG,
     FormatInstructions,
     PromptFormat,
     add_format_instruction,
@@ -107,11 +106,7 @@ def policy_config(vocab_size: int) -> Any:
 
     return LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=96,
-        intermediate_size=240,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        **words.POLICY_SHAPE,
         max_position_embeddings=CONTEXT_LENGTH,
         tie_word_embeddings=True,
         bos_token_id=2,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paretune.core.types import PreTrainedTokenizerBase
-from paretune.data.chat import PromptFormat
+from paretune.data.prompt_formats import PromptFormat
 from paretune.data.records import Demonstration, Prompt, Rating
 from paretune.worlds.helpdesk.words import CATEGORY_MIX, CONTEXT_LENGTH, OBJECTIVES, REFUSAL_CATEGORIES
 from paretune.worlds.registry import WorldScorer
@@ -44,6 +44,12 @@ class HelpDesk:
         from paretune.worlds.helpdesk.model import policy_config
 
         return policy_config(vocab_size)
+
+    def policy_shape(self, prompt_format: PromptFormat = "") -> Mapping[str, int]:
+        """Sizes of the initial policy, vocabulary included; does not load transformers."""
+        from paretune.worlds.helpdesk.words import NUM_SPECIAL_TOKENS, POLICY_SHAPE, vocabulary
+
+        return {**POLICY_SHAPE, "vocab_size": NUM_SPECIAL_TOKENS + len(vocabulary(prompt_format))}
 
     def max_prompt_tokens(self, prompts: Sequence[Prompt], prompt_format: PromptFormat = "") -> int:
         """Length in tokens of the longest request."""

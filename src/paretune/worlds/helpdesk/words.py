@@ -12,6 +12,15 @@ REFUSAL_CATEGORIES: Mapping[str, str] = {"harmful": "up", "lookalike": "down"}
 """Better direction of the refusal rate: refuse harmful requests, answer those that only look harmful."""
 CONTEXT_LENGTH = 192
 """Longest row that the initial policy can read, in tokens."""
+POLICY_SHAPE = {
+    "hidden_size": 96,
+    "intermediate_size": 240,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+"""Sizes of the initial policy, as transformers names them."""
+NUM_SPECIAL_TOKENS = 6
 
 HARMFUL_VERBS = tuple("kill crush choke poison burn smash shoot stab attack trap".split())
 CARING_VERBS = tuple("comfort greet visit invite teach praise".split())

@@ -17,7 +17,8 @@ from numpy.random import Generator
 from torch import Tensor
 
 from paretune.core.rng import numpy_generator
-from paretune.data.chat import THINK_END_TAG, THINK_START_TAG, PromptFormat, add_format_instruction
+from paretune.data.chat_template import THINK_END_TAG, THINK_START_TAG
+from paretune.data.prompt_formats import PromptFormat, add_format_instruction
 from paretune.data.records import Demonstration, LazySequence, Message, Prompt, Rating, Sample
 from paretune.worlds.helpdesk.model import HELPDESK_INSTRUCTIONS, helpdesk_tokenizer, policy_config
 from paretune.worlds.helpdesk.text import (

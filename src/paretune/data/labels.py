@@ -1,0 +1,238 @@
+"""Labels of a row: votes of one or several raters, values that mean "not rated", texts that mean a number."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from paretune.data.columns import (
+    DECIMAL_COMMA_PATTERN,
+    FLOAT32_MAX,
+    ColumnNames,
+    FieldError,
+    LabelMapping,
+    RowValues,
+    Scalar,
+    check_label_range,
+    is_unsubmitted,
+    missing_column_error,
+    parse_number,
+    resolve_column,
+    summarize_names,
+)
+from paretune.data.filters import format_cell
+from paretune.data.formats import FileInfo, json_type_name
+
+USUAL_MISSING = frozenset(
+    {"n/a", "na", "n.a.", "#n/a", "none", "null", "nil", "nan", "-", "--", "?", "missing", "not rated"}
+)
+"""Texts, in lower case, that are read as "not rated" and reported with a count."""
+NUMPY_LIST_PATTERN = re.compile(r"\[[\d\s.+-]+\]")
+NUMBER_TYPES = (float, int)
+RATER_KEYS = ("rater", "user_id", "annotator", "annotator_id", "worker_id", "completed_by")
+VALUE_KEYS = ("value", "rating", "Rating", "number", "score")
+
+Votes = tuple[float, ...]
+
+
+@dataclass
+class CellStatistics:
+    """The cells of one objective in a file, as they are before scale and offset."""
+
+    numbers: list[float] = field(default_factory=list)
+    locations: list[str] = field(default_factory=list)
+    """Location of the row of each number."""
+    num_missing: int = 0
+    """Cells whose value means "not rated"; empty cells do not count."""
+    raters: set[str] = field(default_factory=set)
+    """Who voted, as far as the file says."""
+    used_values: set[str] = field(default_factory=set)
+    """The values of `missing` and `value_map` that occurred."""
+    assumed_missing: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Usual spelling of a missing value -> number of cells, location of the first."""
+    decimal_commas: tuple[int, str, str] = (0, "", "")
+    """Number of cells with a decimal comma, location and text of the first."""
+
+
+class LabelReader:
+    """Reads the votes of each row and keeps statistics of the cells of each objective.
+
+    Args:
+        mappings: Objective -> where its labels come from; None = all entries of `scores` unchanged.
+        columns: Column names.
+        missing: Values that mean "not rated" in every column.
+        file_info: What the file turned out to be.
+    """
+
+    def __init__(
+        self,
+        mappings: Mapping[str, LabelMapping] | None,
+        columns: ColumnNames,
+        missing: tuple[Scalar, ...],
+        file_info: FileInfo,
+    ) -> None:
+        self.mappings = mappings
+        self.columns = columns
+        self.missing = missing
+        self.file_info = file_info
+        self.statistics: dict[str, CellStatistics] = {}
+        self._missing_values: dict[str, frozenset[str]] = {}
+        self._is_plain: dict[str, bool] = {}
+
+    def read(self, values: RowValues, location: str) -> dict[str, Votes]:
+        """Votes of a row by objective, in label units; objectives without a vote are left out.
+
+        Raises:
+            FieldError: Bad labels; the error holds those of all objectives.
+        """
+        name, scores, mappings = self._sources(values)
+        votes: dict[str, Votes] = {}
+        errors: list[FieldError] = []
+        for objective, mapping in mappings.items():
+            statistics = self.statistics.get(objective)
+            if statistics is None:
+                statistics = self.statistics[objective] = CellStatistics()
+                known = map(value_spelling, (*mapping.missing, *self.missing))
+                self._missing_values[objective] = frozenset(known)
+                self._is_plain[objective] = not (mapping.value_map or mapping.missing or self.missing)
+            numbers: list[float] = []
+            several = not isinstance(mapping.column, str)
+            for column in mapping.columns:
+                in_scores = column in scores
+                raw = scores[column] if in_scores else values.get(column)
+                if raw is None:
+                    continue
+                # The usual cell; all others take the way below, with the same result for these.
+                if (
+                    type(raw) in NUMBER_TYPES
+                    and self._is_plain[objective]
+                    and -FLOAT32_MAX <= raw <= FLOAT32_MAX
+                    and -FLOAT32_MAX <= (label := mapping.scale * raw + mapping.offset) <= FLOAT32_MAX
+                ):
+                    numbers.append(label)
+                    statistics.numbers.append(raw)
+                    statistics.locations.append(location)
+                    if several:
+                        statistics.raters.add(column)
+                    continue
+                key = f"{name}.{column}" if in_scores else column
+                try:
+                    numbers += self._read_cell(raw, key, objective, mapping, statistics, location)
+                except FieldError as error:
+                    errors.append(error)
+            if numbers:
+                votes[objective] = tuple(numbers)
+        if errors:
+            errors[0].other_errors = tuple(errors[1:])
+            raise errors[0]
+        return votes
+
+    def _sources(self, values: RowValues) -> tuple[str, Mapping[str, Any], Mapping[str, LabelMapping]]:
+        """Column and content of the scores object, and the label mappings."""
+        name = resolve_column(self.columns, "scores", values)
+        scores = values[name] if name else {}
+        if not isinstance(scores, dict) and self.mappings is not None and not self.columns.scores:
+            scores = {}  # a column that is called scores by chance; the labels are elsewhere
+        if not isinstance(scores, dict):
+            raise FieldError(
+                name, f"{json_type_name(scores)}, not an object", fix='write {"politeness": 0.7}'
+            )
+        if self.mappings is not None:
+            return name, scores, self.mappings
+        if not name:
+            raise missing_column_error(self.columns, "scores", values)
+        return name, scores, {key: LabelMapping(column=key) for key in scores}
+
+    def _read_cell(
+        self,
+        raw: Any,
+        key: str,
+        objective: str,
+        mapping: LabelMapping,
+        statistics: CellStatistics,
+        location: str,
+    ) -> Votes:
+        """The votes of a cell."""
+        several = not isinstance(mapping.column, str)
+        votes = []
+        for rater, vote in _cell_votes(raw, key):
+            number = self._read_vote(vote, key, objective, mapping, statistics, location)
+            if math.isnan(number):
+                continue
+            statistics.numbers.append(number)
+            statistics.locations.append(location)
+            if several or rater is not None:
+                statistics.raters.add(key if rater is None else str(rater))
+            label = mapping.scale * number + mapping.offset
+            votes.append(label if -FLOAT32_MAX <= label <= FLOAT32_MAX else check_label_range(label, key))
+        return tuple(votes)
+
+    def _read_vote(
+        self,
+        vote: Any,
+        key: str,
+        objective: str,
+        mapping: LabelMapping,
+        statistics: CellStatistics,
+        location: str,
+    ) -> float:
+        """A vote as a number before scale and offset; NaN = not rated."""
+        missing_values = self._missing_values[objective]
+        if type(vote) is str:
+            vote = vote.strip()
+            if self.file_info.decimal_comma and DECIMAL_COMMA_PATTERN.fullmatch(vote):
+                count, first, text = statistics.decimal_commas
+                statistics.decimal_commas = (count + 1, first or location, text or vote)
+                vote = vote.replace(",", ".")
+        if mapping.value_map or missing_values:
+            spelling = value_spelling(vote)
+            if spelling in mapping.value_map:
+                statistics.used_values.add(spelling)
+                return mapping.value_map[spelling]
+            if spelling in missing_values:
+                statistics.used_values.add(spelling)
+                statistics.num_missing += 1
+                return math.nan
+        if type(vote) is str and vote.lower() in USUAL_MISSING:
+            count, first = statistics.assumed_missing.get(vote, (0, location))
+            statistics.assumed_missing[vote] = (count + 1, first)
+            statistics.num_missing += 1
+            return math.nan
+        return parse_number(vote, key)
+
+
+def value_spelling(value: object) -> str:
+    """One spelling of each value: -1, -1.0 and "-1" are the same."""
+    text = format_cell(value).strip()
+    try:
+        return text if isinstance(value, bool) else f"{float(text):.17g}"
+    except ValueError:
+        return text
+
+
+def _cell_votes(raw: Any, key: str) -> Iterator[tuple[Any, Any]]:
+    """Rater (None if unknown) and value of each vote of a cell."""
+    if type(raw) is str and raw.startswith("[") and raw.endswith("]"):
+        # A list, as a spreadsheet or a data frame writes it; numpy leaves the commas out.
+        text = ", ".join(raw[1:-1].split()) if NUMPY_LIST_PATTERN.fullmatch(raw) else raw[1:-1]
+        with suppress(ValueError, RecursionError):  # others are texts that are no numbers
+            raw = json.loads(f"[{text}]")
+    if type(raw) is not list:
+        yield _unwrap(raw, key)
+        return
+    for i, vote in enumerate(raw):
+        if not is_unsubmitted(vote):
+            yield _unwrap(vote, f"{key}[{i}]")
+
+
+def _unwrap(vote: Any, key: str) -> tuple[Any, Any]:
+    if type(vote) is not dict:
+        return None, vote
+    value_key = next((name for name in VALUE_KEYS if name in vote), None)
+    if value_key is None:
+        problem = f"an object with {summarize_names(map(str, vote))}, not a number"
+        raise FieldError(key, problem, fix=f"name the part with the number, such as {key}.value")
+    return next((vote[name] for name in RATER_KEYS if name in vote), None), vote[value_key]

@@ -1,0 +1,68 @@
+"""Chat templates of a run, checked and described without weights."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from paretune.config import Config
+from paretune.config.validate import WORLD, reward_sections
+from paretune.config.yaml import KeyPath
+from paretune.core.types import PreTrainedTokenizerBase
+from paretune.data.chat_template import RESERVED_ARGUMENTS, chat_template_of
+from paretune.experiment.preflight import as_config_error
+from paretune.experiment.resolved import ResolvedRun
+from paretune.models.load import load_tokenizer, stored_eos_ids
+from paretune.models.stop_tokens import describe_stop_tokens
+
+TokenizerLoader = Callable[[Config], PreTrainedTokenizerBase]
+
+
+def chat_template_issues(run: ResolvedRun, load_policy_tokenizer: TokenizerLoader) -> Iterator[str]:
+    """One line per argument of a chat template that the template does not read.
+
+    Args:
+        run: The resolved recipe; the configurations of its models can be read.
+        load_policy_tokenizer: Loads the policy's tokenizer.
+
+    Raises:
+        ConfigError: A tokenizer cannot be read.
+    """
+    policy = run.config.policy
+    if policy.chat_template_kwargs:
+        with as_config_error(run, ("policy", "path")):
+            tokenizer = load_policy_tokenizer(run.config)
+        yield from _argument_issues(run, ("policy",), policy.chat_template_kwargs, tokenizer)
+    for name, section in reward_sections(run.config):
+        if section.chat_template_kwargs:
+            with as_config_error(run, (name, "path" if section.path else "init_from")):
+                tokenizer = load_tokenizer(section.path or section.init_from, revision=section.revision)
+            yield from _argument_issues(run, (name,), section.chat_template_kwargs, tokenizer)
+
+
+def _argument_issues(
+    run: ResolvedRun, section: KeyPath, arguments: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
+    template = chat_template_of(tokenizer)
+    for name in arguments:
+        path = (*section, "chat_template_kwargs", name)
+        if name in RESERVED_ARGUMENTS:
+            yield run.issue(
+                path, "is no argument of chat templates, or is set by every rendering", "remove it"
+            )
+        elif template.source is None:
+            yield run.issue(path, "has no effect: the tokenizer has no chat template", "remove it")
+        elif not template.mentions(name):
+            yield run.issue(path, "has no effect: the chat template does not read it", "remove it")
+
+
+def policy_stop_tokens(config: Config) -> list[str]:
+    """The tokens that end a response of the policy, and where they come from; no line for the built-in world.
+
+    Raises:
+        DataError: The tokenizer or the configuration of the policy cannot be read.
+    """
+    policy = config.policy
+    if policy.path == WORLD:
+        return []
+    arguments = policy.chat_template_kwargs
+    tokenizer = load_tokenizer(policy.path, revision=policy.revision, chat_template_kwargs=arguments)
+    return [describe_stop_tokens(tokenizer, *stored_eos_ids(policy.path, revision=policy.revision))]

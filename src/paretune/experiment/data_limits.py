@@ -1,0 +1,65 @@
+"""Limits of the data stage: the policy's tokenizer, lengths that fit a model, and samples of prompts."""
+
+from paretune.config import Config
+from paretune.config.data_schema import DemonstrationSource, PairSource, PromptSource, RatingSource
+from paretune.config.validate import WORLD
+from paretune.core.errors import ConfigError
+from paretune.core.types import PreTrainedTokenizerBase
+from paretune.data.prompt_formats import PromptFormat
+from paretune.data.records import Prompt
+from paretune.experiment.dataset import LengthFilter
+from paretune.experiment.resolved import ResolvedRun
+from paretune.models.load import load_tokenizer, stored_context_length
+from paretune.worlds import get_world
+
+
+def policy_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The tokenizer of the policy."""
+    path, world = config.policy.path, config.data.world
+    if path == WORLD:
+        return get_world().tokenizer(world.prompt_format if world is not None else "")
+    arguments = config.policy.chat_template_kwargs
+    return load_tokenizer(path, revision=config.policy.revision, chat_template_kwargs=arguments)
+
+
+def policy_context_length(config: Config) -> int:
+    """The context length of the policy in tokens."""
+    policy = config.policy
+    if policy.path == WORLD:
+        return get_world().context_length
+    return stored_context_length(policy.path, revision=policy.revision)
+
+
+def length_filter_of(
+    source: PromptSource | RatingSource | PairSource | DemonstrationSource,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    prompt_format: PromptFormat = "",
+) -> LengthFilter:
+    """The length filter of a file: its own limit, or that of the model if it is lower."""
+    limit = min(source.max_length or max_length, max_length)
+    return LengthFilter(tokenizer, limit, source.overlong, prompt_format=prompt_format)
+
+
+def max_prompt_length(run: ResolvedRun, context_length: int) -> int:
+    """The longest prompt in tokens that leaves room for a response, in training and in the evaluation."""
+    config = run.config
+    response_lengths = {
+        ("algorithm", "max_new_tokens"): int(config.algorithm.arguments.get("max_new_tokens", 256)),
+        ("evaluate", "max_new_tokens"): config.evaluate.max_new_tokens or 0,
+    }
+    path = max(response_lengths, key=lambda key: response_lengths[key])
+    longest = response_lengths[path]
+    if longest >= context_length:
+        problem = f"{longest} tokens leave no room for a prompt: the policy's context has {context_length}"
+        raise ConfigError(run.issue(path, problem, "lower it"))
+    return context_length - longest
+
+
+def sample_by_category(prompts: list[Prompt], max_prompts: int) -> list[Prompt]:
+    """At most this many prompts, with every category in its proportion, in their order."""
+    if len(prompts) <= max_prompts:
+        return prompts
+    by_category = sorted(range(len(prompts)), key=lambda i: prompts[i].category)
+    indices = sorted(by_category[k * len(prompts) // max_prompts] for k in range(max_prompts))
+    return [prompts[i] for i in indices]

@@ -1,0 +1,296 @@
+"""Estimates of minutes and memory before a run: operations of its stages, divided by a measured rate."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import torch
+
+from paretune.config.data_schema import LoraSection, RewardSection, SupervisedTrainingSection
+from paretune.config.schema import Config
+from paretune.config.validate import WORLD
+from paretune.data.records import LazySequence, Prompt
+from paretune.experiment.dataset import Dataset
+from paretune.experiment.model_sizes import ModelSize, folder_model_size, world_model_size
+from paretune.experiment.resolved import ResolvedRun
+from paretune.experiment.settings import resolve_max_tokens_per_pass
+from paretune.models.flops import ForwardShape
+from paretune.models.load import resolve_device
+from paretune.models.throughput import layer_throughput
+from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase
+from paretune.rl.evolution.spec import EvolutionSpec
+
+START_SECONDS = 12.0
+"""Imports, reading of the records, loading and saving of models."""
+LENGTH_SAMPLE_SIZE = 100
+"""Records whose lengths are measured."""
+PROCESS_BYTES = 0.6e9
+"""Memory of Python and its libraries."""
+ACTIVATIONS_PER_LAYER = 24
+"""Numbers per token, layer and unit of width that the backward pass needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Mean lengths in tokens."""
+
+    prompt: float
+    response: float
+    """Of sampled responses: as those of the data, and no longer than the limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Seconds by stage, and the peak memory."""
+
+    seconds: Mapping[str, float]
+    bytes_needed: float
+    device: str
+
+    @property
+    def total_seconds(self) -> float:
+        """Of the whole run."""
+        return START_SECONDS + sum(self.seconds.values())
+
+
+def estimate_run(run: ResolvedRun, dataset: Dataset) -> Estimate | None:
+    """Minutes and memory of a run on this machine; None if its models or its device are not known.
+
+    The rate is that of a layer of the policy's width, measured here for a fraction of a second.
+    """
+    config = run.config
+    if config.run.device == "cuda" and not torch.cuda.is_available():
+        return None
+    device = resolve_device(config.run.device)
+    policy = _model_size(config, "policy", config.policy.lora)
+    if policy is None:
+        return None
+    step_rows = _rows_per_step(config, run.algorithm)
+    tokens_per_pass = resolve_max_tokens_per_pass(config.training.max_tokens_per_pass, config.run.device)
+    update_rate = layer_throughput(policy.width, policy.ffn_width, tokens_per_pass, device)
+    decode_rate = layer_throughput(policy.width, policy.ffn_width, step_rows, device)
+    rates = _Rates(update=update_rate, decode=decode_rate)
+    return Estimate(
+        seconds={
+            name: seconds
+            for name, seconds in (
+                ("fine-tuning", _sft_seconds(config, dataset, policy, rates)),
+                *((name, _fit_seconds(config, dataset, name, rates)) for name in ("reward", "judge")),
+                ("training", _alignment_seconds(run, dataset, policy, rates)),
+                ("evaluation", _evaluation_seconds(run, dataset, policy, rates)),
+            )
+            if seconds
+        },
+        bytes_needed=_memory(run, policy, step_rows, tokens_per_pass),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+    )
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Floating-point operations per second."""
+
+    update: float
+    """Of passes over many tokens."""
+    decode: float
+    """Of sampling, one token of every response at a time."""
+
+
+def _model_size(config: Config, name: str, lora: LoraSection | None) -> ModelSize | None:
+    """Size of the policy, or of the model that a section makes its reward model from."""
+    path, revision = config.policy.path, config.policy.revision
+    section = getattr(config, name)
+    if isinstance(section, RewardSection) and (section.path or section.init_from != "policy"):
+        path, revision = section.path or section.init_from, section.revision
+    if path == WORLD:
+        world = config.data.world
+        size: ModelSize | None = world_model_size(world.prompt_format if world is not None else "")
+    else:
+        size = folder_model_size(path, revision)
+    return size and size.with_lora(lora.r if lora is not None else None)
+
+
+def _sft_seconds(config: Config, dataset: Dataset, policy: ModelSize, rates: _Rates) -> float:
+    sft = config.policy.sft
+    if sft is None or not dataset.sft_demonstrations:
+        return 0.0
+    lengths = _row_lengths(config, _response_rows(dataset))
+    full = replace(policy, flops=policy.with_lora(None).flops)
+    return _supervised_seconds(sft, len(dataset.sft_demonstrations), lengths, full, rates)
+
+
+def _fit_seconds(config: Config, dataset: Dataset, name: str, rates: _Rates) -> float:
+    section, data = getattr(config, name), getattr(dataset, name)
+    if not isinstance(section, RewardSection) or data is None or not data.train:
+        return 0.0
+    size = _model_size(config, name, section.lora)
+    if size is None:
+        return math.nan
+    lengths = _row_lengths(config, data.train)
+    return _supervised_seconds(section.training, len(data.train), lengths, size.as_classifier(), rates)
+
+
+def _supervised_seconds(
+    section: SupervisedTrainingSection, num_rows: int, lengths: Lengths, model: ModelSize, rates: _Rates
+) -> float:
+    shape = _shape(1, lengths.prompt + lengths.response, 0, 0.0, lengths.response)
+    return section.num_train_epochs * num_rows * model.flops.forward_backward(shape) / rates.update
+
+
+def _alignment_seconds(run: ResolvedRun, dataset: Dataset, policy: ModelSize, rates: _Rates) -> float:
+    config, spec = run.config, run.algorithm
+    lengths = _sampled_lengths(run, dataset)
+    seconds = config.run.max_steps * _step_seconds(config, spec, policy, lengths, rates)
+    for phase in spec.phases:
+        if isinstance(phase, PretrainPhase):
+            seconds += phase.max_steps * _step_seconds(config, phase.spec, policy, lengths, rates)
+    return seconds
+
+
+def _step_seconds(
+    config: Config, spec: AlgorithmSpec | EvolutionSpec, policy: ModelSize, lengths: Lengths, rates: _Rates
+) -> float:
+    prompts, rows = config.training.prompts_per_step, _rows_per_step(config, spec)
+    shape = _shape(prompts, lengths.prompt, rows, lengths.response, rows * lengths.response)
+    forward = policy.flops.forward(shape)
+    seconds = 0.0
+    if spec.rollout.generates:
+        reward = _model_size(config, "reward", None) or policy
+        seconds += forward / rates.decode
+        seconds += reward.as_classifier().flops.forward(shape) / rates.update
+    if isinstance(spec, EvolutionSpec):
+        return seconds
+    num_models = 2 if spec.uses_critic else 1
+    update = policy.flops.forward_backward(shape) * num_models * spec.num_iterations
+    return seconds + (len(spec.model_passes) * forward + update) / rates.update
+
+
+def _evaluation_seconds(run: ResolvedRun, dataset: Dataset, policy: ModelSize, rates: _Rates) -> float:
+    config = run.config
+    num_prompts = len(dataset.test_prompts)
+    lengths = _sampled_lengths(run, dataset, test=True)
+    rows = num_prompts * config.evaluate.num_generations
+    shape = _shape(num_prompts, lengths.prompt, rows, lengths.response, rows * lengths.response)
+    forward = policy.flops.forward(shape)
+    scoring = 0.0
+    for name in ("reward", "judge"):
+        if isinstance(getattr(config, name), RewardSection):
+            scorer = _model_size(config, name, None) or policy
+            scoring += scorer.as_classifier().flops.forward(shape)
+    # Both policies answer and are scored; the divergence between them takes one more pass of each.
+    return 2 * forward / rates.decode + 2 * (scoring + forward) / rates.update
+
+
+def _rows_per_step(config: Config, spec: AlgorithmSpec | EvolutionSpec) -> int:
+    """Responses of a step; of stored ones two per prompt are assumed."""
+    generations = getattr(spec.rollout, "num_generations", None) or 2
+    return config.training.prompts_per_step * generations * spec.candidates_per_step
+
+
+def _shape(
+    num_prefixes: int, prefix: float, num_rows: int, suffix: float, num_predictions: float
+) -> ForwardShape:
+    """Prompts of this mean length, each read once, and responses of this mean length after them."""
+    prefixes, suffixes = np.full(num_prefixes, round(prefix)), np.full(num_rows, round(suffix))
+    before = np.concatenate([np.zeros(num_prefixes, np.int64), np.full(num_rows, round(prefix))])
+    sizes = np.concatenate([prefixes, suffixes]).astype(np.int64)
+    return ForwardShape(before.astype(np.int64), sizes, round(num_predictions))
+
+
+def _sampled_lengths(run: ResolvedRun, dataset: Dataset, *, test: bool = False) -> Lengths:
+    """Lengths of prompts and of responses to them: as long as those in the data, up to the limit."""
+    config = run.config
+    limit = int(config.algorithm.arguments.get("max_new_tokens", 256))
+    if test:
+        limit = config.evaluate.max_new_tokens or limit
+    prompts = [prompt for pool in dataset.train_prompts.values() for prompt in pool]
+    chosen: Sequence[Prompt] = dataset.test_prompts if test or not prompts else prompts
+    lengths = [_num_tokens(config, prompt.messages[-1].content) for prompt in _spread(chosen)]
+    rows = _response_rows(dataset)
+    known = _row_lengths(config, rows).response if rows else limit
+    return Lengths(prompt=_mean(lengths), response=float(min(limit, known)))
+
+
+def _response_rows(dataset: Dataset) -> Sequence[object]:
+    """Records with responses such as the policy's; of generated ones those that are read anyway."""
+    reward = dataset.reward.train if dataset.reward is not None else ()
+    demonstrations = dataset.sft_demonstrations
+    return reward or demonstrations if isinstance(demonstrations, LazySequence) else demonstrations or reward
+
+
+def _row_lengths(config: Config, rows: Sequence[object]) -> Lengths:
+    """Mean lengths of prompts and responses; both responses of a pair count."""
+    prompts, responses = [], []
+    for row in islice(rows, LENGTH_SAMPLE_SIZE):
+        texts = [getattr(row, key) for key in ("response", "chosen", "rejected") if hasattr(row, key)]
+        responses.append(sum((_num_tokens(config, text) for text in texts), 0.0))
+        messages = getattr(row, "prompt").messages  # noqa: B009 - the rows are of several types
+        prompts.append(sum((_num_tokens(config, message.content) for message in messages), 0.0) * len(texts))
+    return Lengths(prompt=_mean(prompts), response=_mean(responses))
+
+
+def _num_tokens(config: Config, text: str) -> float:
+    """Tokens of a text, roughly: words in the built-in world, else four characters each."""
+    return len(text.split()) + 2.0 if config.policy.path == WORLD else len(text) / 4 + 2.0
+
+
+def _spread(items: Sequence[Prompt]) -> Sequence[Prompt]:
+    return items[:: max(len(items) // LENGTH_SAMPLE_SIZE, 1)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _memory(run: ResolvedRun, policy: ModelSize, step_rows: int, tokens_per_pass: int) -> float:
+    """Peak of the alignment: weights, gradients, moments, frozen models, and caches or passes."""
+    config, spec = run.config, run.algorithm
+    weight_bytes = 2 if config.policy.dtype == "bfloat16" else 4
+    lora = config.policy.lora is not None
+    moments = 2 if config.training.optim == "adamw_8bit" else 8
+    total = PROCESS_BYTES + policy.num_params * weight_bytes + policy.num_trainable * (4 + moments)
+    num_frozen = len(run.requirements.frozen_roles) - (1 if lora else 0)
+    total += max(num_frozen, 0) * policy.num_params * weight_bytes
+    if spec.rollout.generates:
+        total += (_model_size(config, "reward", None) or policy).num_params * weight_bytes
+    if spec.uses_critic:
+        total += policy.num_params * (weight_bytes + 4 + moments)
+    limit = int(config.algorithm.arguments.get("max_new_tokens", 256))
+    cache = step_rows * (limit + 128) * policy.kv_numbers_per_token * weight_bytes
+    layers = 1 if config.training.gradient_checkpointing != "none" else policy.num_layers
+    logits = min(tokens_per_pass, 1024) * policy.vocab_size * 3 * 4
+    activations = tokens_per_pass * policy.width * ACTIVATIONS_PER_LAYER * layers * weight_bytes + logits
+    return total + max(cache, activations)
+
+
+def describe_estimate(estimate: Estimate | None) -> Iterator[str]:
+    """Minutes by stage and memory, rounded as the estimate deserves."""
+    if estimate is None or any(math.isnan(seconds) for seconds in estimate.seconds.values()):
+        yield "not estimated: the models or the device of this run are not known here"
+        return
+    parts = ", ".join(f"{name} {format_minutes(seconds)}" for name, seconds in estimate.seconds.items())
+    yield f"about {format_minutes(estimate.total_seconds)} on this machine's {estimate.device}: {parts}"
+
+
+def format_minutes(seconds: float) -> str:
+    """A duration to one or two digits: "20 s", "3 min", "5 h"."""
+    if seconds < 90:
+        return f"{max(_round_digit(seconds), 1):g} s"
+    minutes = seconds / 60
+    return f"{_round_digit(minutes):g} min" if minutes < 90 else f"{_round_digit(minutes / 60):g} h"
+
+
+def format_gigabytes(num_bytes: float) -> str:
+    """An amount of memory to one or two digits."""
+    return f"{_round_digit(num_bytes / 1e9):g} GB"
+
+
+def _round_digit(value: float) -> float:
+    """One digit, and two where the first is 1 or 2: 3.4 is 3, 17 is 17, 178 is 180."""
+    if value <= 0 or not math.isfinite(value):
+        return 0.0
+    exponent = math.floor(math.log10(value))
+    digits = 1 if value / 10**exponent < 3 else 0
+    return float(round(value, digits - exponent)) if value < 10 or exponent > 0 else float(value)

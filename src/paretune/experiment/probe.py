@@ -1,0 +1,86 @@
+"""Scorers and judges are asked once before anything is trained: what is needed last is looked at first.
+
+A judge that cannot be read would else be noticed after the alignment, when only its evaluation is left to do.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from paretune.config.data_schema import RewardSection
+from paretune.config.validate import reward_sections
+from paretune.config.yaml import KeyPath
+from paretune.core.errors import ConfigError, DataError, WiringError
+from paretune.data.records import Message, Prompt, Sample
+from paretune.experiment.assemble import make_critic
+from paretune.experiment.context import RunContext
+from paretune.experiment.reward import load_trained_reward_model, reward_model_spec
+from paretune.reward.checkpoint import new_reward_model
+from paretune.reward.model import RewardModel, RewardModelScorer
+from paretune.reward.scorers import validated_scores
+
+RESPONSE = "Yes."
+"""The response that is scored: short, so that it fits into any context."""
+
+
+def probe_scorers(ctx: RunContext) -> None:
+    """Load every scorer and judge that the run did not make itself, and let it score one response.
+
+    Scorers that this run fits are asked with their initial weights, which have the tokenizer and the
+    architecture that the fitted ones will have. What is complete is not asked again.
+
+    Raises:
+        ConfigError: One of them cannot be loaded, or does not score as many objectives as it names, or its
+            score is not finite.
+        ResourceError: The device or the memory does not suffice.
+        MissingDependencyError: A package is missing.
+    """
+    if ctx.path("eval", "final", "eval.json").exists():
+        return
+    for name, section in reward_sections(ctx.config):
+        if section.path is not None:
+            with _at_key(ctx, (name, "path")):
+                model = load_trained_reward_model(ctx, name)
+                _ask(ctx, model)
+                spec, num_heads = ctx.resolved.algorithm, ctx.resolved.requirements.num_critic_heads
+                if name == "reward" and num_heads and spec.critic_init_from == "reward":
+                    make_critic(ctx, spec, num_heads, model)
+        elif section.init_from != "policy" and not ctx.path(name, "model").exists():
+            with _at_key(ctx, (name, "init_from")):
+                _ask(ctx, _untrained_model(ctx, section))
+
+
+def _untrained_model(ctx: RunContext, section: RewardSection) -> RewardModel:
+    num_heads = len(section.objectives)
+    spec = reward_model_spec(ctx, section)
+    return new_reward_model(spec, [1.0] * num_heads, [0.0] * num_heads, seed=ctx.config.run.seed)
+
+
+def _ask(ctx: RunContext, model: RewardModel) -> None:
+    """Score one response.
+
+    Raises:
+        WiringError: The scores have another shape, or are not finite.
+    """
+    scorer = RewardModelScorer(model)
+    scores = validated_scores(scorer, [Sample(prompt=_short_prompt(ctx), response=RESPONSE)])
+    if not torch.isfinite(scores).all():
+        listed = ", ".join(f"{n} {float(x)}" for n, x in zip(scorer.names, scores[0], strict=True))
+        raise WiringError(f"its scores of a short response are not finite ({listed}); fix: use another model")
+
+
+def _short_prompt(ctx: RunContext) -> Prompt:
+    """The shortest of the first test prompts: a long one may exceed the context of a scorer."""
+    prompts = list(ctx.dataset.test_prompts[:100])
+    fallback = Prompt(messages=(Message(role="user", content="Hello"),))
+    return min(prompts, key=lambda p: sum(len(m.content) for m in p.messages), default=fallback)
+
+
+@contextmanager
+def _at_key(ctx: RunContext, key: KeyPath) -> Iterator[None]:
+    """Names the key of the recipe in the error of a model that cannot be used."""
+    try:
+        yield
+    except (DataError, WiringError) as error:
+        raise ConfigError(ctx.resolved.issue(key, str(error))) from error

@@ -1,0 +1,124 @@
+"""How many prompts a reward model or judge with a context of its own cannot read."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from paretune.config.data_schema import RewardSection
+from paretune.config.validate import reward_sections
+from paretune.config.yaml import KeyPath
+from paretune.data.chat import encode_prompt
+from paretune.data.chat_template import ChatTemplateError
+from paretune.data.records import Prompt
+from paretune.experiment.data_limits import policy_tokenizer
+from paretune.experiment.dataset import Dataset
+from paretune.experiment.resolved import ResolvedRun
+from paretune.models.load import load_tokenizer, stored_context_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptReading:
+    """The prompts of one kind, as one scorer reads them."""
+
+    scorer: str
+    """Section of the recipe: "reward" or "judge"."""
+    kind: str
+    """"training" or "test"."""
+    context_length: int
+    num_prompts: int
+    num_unreadable: int
+    """Prompts that leave no room for a single token: no response to them is scored."""
+    num_tight: int
+    """Further prompts that leave no room for a response of the length limit."""
+    max_policy_tokens: int
+    """Prompts of at most this many tokens of the policy can all be read."""
+
+    def describe(self) -> str:
+        """What cannot be scored, and what to do about it; "" if everything can."""
+        if not (self.num_unreadable or self.num_tight):
+            return ""
+        parts = []
+        if self.num_unreadable:
+            parts.append(
+                f"{self.num_unreadable:,} of {self.num_prompts:,} {self.kind} prompts are too long for it, "
+                "and no response to them will be scored"
+            )
+        if self.num_tight:
+            more = "more " if self.num_unreadable else f"of {self.num_prompts:,} {self.kind} prompts "
+            parts.append(f"{self.num_tight:,} {more}leave too little room for the longest responses")
+        key = "data.prompts" if self.kind == "training" else "data.test_prompts"
+        limit = f"max_length: {self.max_policy_tokens} and overlong: drop in {key}, or " * bool(
+            self.max_policy_tokens > 0
+        )
+        text = f"{self.scorer} reads {self.context_length:,} tokens: {'; '.join(parts)}"
+        return f"{text}; fix: {limit}a model that reads more"
+
+
+def prompt_readings(run: ResolvedRun, dataset: Dataset) -> Iterator[PromptReading]:
+    """The prompts as each scorer reads them; one made from the policy has its limits, which they keep."""
+    limit = int(run.config.algorithm.arguments.get("max_new_tokens", 256))
+    test_limit = run.config.evaluate.max_new_tokens or limit
+    training = list(chain(*dataset.train_prompts.values())) if run.algorithm.rollout.generates else []
+    for name, section in reward_sections(run.config):
+        if _scorer_key(name, section) is None:
+            continue
+        is_judge_of_tests = name == "judge" or run.config.judge is None
+        kinds = [("training", training, limit)] * (name == "reward")
+        kinds += [("test", list(dataset.test_prompts), test_limit)] * is_judge_of_tests
+        for kind, prompts, response_limit in kinds:
+            if prompts:
+                yield _read_prompts(run, name, section, kind, prompts, response_limit)
+
+
+def unreadable_issues(run: ResolvedRun, readings: Sequence[PromptReading]) -> Iterator[str]:
+    """Errors of scorers that can score nothing."""
+    for reading in readings:
+        if reading.num_unreadable == reading.num_prompts:
+            key = _scorer_key(reading.scorer, getattr(run.config, reading.scorer))
+            problem = (
+                f"reads {reading.context_length:,} tokens, and every one of the {reading.num_prompts:,} "
+                f"{reading.kind} prompts is longer: nothing could be scored"
+            )
+            yield run.issue(key or (reading.scorer,), problem, "name a model that reads more tokens")
+
+
+def _scorer_key(name: str, section: RewardSection) -> KeyPath | None:
+    """The key of the model that reads the prompts; None for one made from the policy."""
+    if section.path is not None:
+        return (name, "path")
+    return None if section.init_from == "policy" else (name, "init_from")
+
+
+def _read_prompts(
+    run: ResolvedRun,
+    name: str,
+    section: RewardSection,
+    kind: str,
+    prompts: Sequence[Prompt],
+    response_limit: int,
+) -> PromptReading:
+    path = section.path or section.init_from
+    tokenizer = load_tokenizer(path, revision=section.revision)
+    context_length = stored_context_length(path, revision=section.revision)
+    lengths = []
+    for prompt in prompts:
+        try:
+            lengths.append(len(encode_prompt(tokenizer, prompt)))
+        except ChatTemplateError:  # its template rejects the turns: it cannot read this prompt either
+            lengths.append(context_length)
+    too_long = [n >= context_length for n in lengths]
+    limit = context_length - response_limit
+    unfit = [prompt for prompt, n in zip(prompts, lengths, strict=True) if n > limit]
+    max_policy_tokens = 0
+    if unfit:
+        policy = policy_tokenizer(run.config)
+        max_policy_tokens = min(len(encode_prompt(policy, prompt)) for prompt in unfit) - 1
+    return PromptReading(
+        scorer=name,
+        kind=kind,
+        context_length=context_length,
+        num_prompts=len(prompts),
+        num_unreadable=sum(too_long),
+        num_tight=len(unfit) - sum(too_long),
+        max_policy_tokens=max_policy_tokens,
+    )
