@@ -124,7 +124,7 @@ def check(
         bool, typer.Option("--explain", help="Add the parts of the algorithm with all their settings.")
     ] = False,
 ) -> None:
-    """Check a recipe, its files, its labels and its models, and estimate minutes and memory."""
+    """Check a recipe, its data and models; estimate time."""
     with _gc_disabled():
         from paretune.config import find_recipe, load_config
         from paretune.experiment.dry_run import check as dry_run

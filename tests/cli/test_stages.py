@@ -236,6 +236,8 @@ def test_a_share_that_is_negative_by_chance_is_not_reported(tmp_path, monkeypatc
 def test_a_run_notes_names_that_are_taken_as_hub_names(tmp_path, monkeypatch, capsys):
     stages(monkeypatch, lambda work: "done")
     monkeypatch.setattr(pipeline, "probe_scorers", lambda ctx: None)
+    monkeypatch.setattr(checking, "prompt_readings", lambda run, dataset: ())
+    monkeypatch.setattr(pipeline, "model_descriptions", lambda run: [])
     pipeline.run_pipeline(recipe(tmp_path / "r", "reward.init_from=own/body"), PlainConsole())
     assert (
         "reward.init_from: own/body is not a local folder: taken as a hub name\n" in capsys.readouterr().out

@@ -68,6 +68,7 @@ def test_all_mistakes_are_reported_at_once(folder: Path) -> None:
     ("text", "expected"),
     [
         ("", "r.yaml:1:1: is empty"),
+        ("{}", "r.yaml:1:1: is empty"),
         ("- a\n", "r.yaml:1:1: is not a mapping"),
         ("a: b: c\n", "r.yaml:1:5: not YAML: mapping values are not allowed here"),
         ("a: 1\na: 2\n", "r.yaml:2:1: a: is given twice; the first one is in line 1"),

@@ -193,3 +193,19 @@ def test_rows_of_another_form_are_one_line(file, row):
 def test_export_without_this_kind_of_record_is_refused(file):
     with pytest.raises(DataError, match=r"format: ultrafeedback holds no pairs; fix: "):
         read_preference_pairs(file(ULTRAFEEDBACK), objective="x", format="ultrafeedback")
+
+
+@pytest.mark.parametrize(
+    ("export", "row", "num_pairs"),
+    [
+        ("distilabel", {"instruction": "a", "generations": ["x", "y"], "ratings": [float("nan"), 3]}, 0),
+        ("distilabel", {"instruction": "a", "generations": ["x", "y", "z"], "ratings": [None, 3, 2]}, 1),
+        ("helpsteer2", HELPSTEER2 | {"preference_strength": float("nan")}, 0),
+    ],
+)
+def test_a_missing_rating_makes_no_pair(tmp_path, export, row, num_pairs):
+    rated = {"instruction": "b", "generations": ["x", "y"], "ratings": [1, 2]}
+    other = HELPSTEER2 if export == "helpsteer2" else rated
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (row, other)))
+    pairs = read_preference_pairs(tmp_path / "p.jsonl", objective="quality", format=export)
+    assert len(pairs) == num_pairs + 1

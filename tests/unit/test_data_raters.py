@@ -244,3 +244,10 @@ def test_text_file_has_one_prompt_per_line(tmp_path):
         ("How?", "p.txt:1"),
         ("  Why, then?", "p.txt:3"),
     ]
+
+
+def test_a_column_of_votes_that_no_row_has_is_a_mistake(tmp_path):
+    (tmp_path / "w.csv").write_text("prompt,response,s1,s2,s3\na,x,1,2,3\nb,y,2,3,4\n")
+    labels = {"safety": LabelMapping(column=("s1", "s2", "saftey3"))}
+    with pytest.raises(DataError, match='no row has a label "saftey3"'):
+        read_ratings(tmp_path / "w.csv", labels=labels)

@@ -103,8 +103,9 @@ def parse_yaml(text: str, file: str) -> ConfigTree:
     tree = ConfigTree(locations={(): SourceLocation(file, 1, 1)})
     try:
         node = _compose(text, file)
-        if not isinstance(node, yaml.MappingNode):
-            problem = "is empty" if node is None else "is not a mapping of keys to values"
+        if not isinstance(node, yaml.MappingNode) or not node.value:
+            is_empty = node is None or isinstance(node, yaml.MappingNode)
+            problem = "is empty" if is_empty else "is not a mapping of keys to values"
             raise _ParseError(
                 format_issue(file, 1, 1, "", problem, fix="see `paretune recipes demo` for a complete recipe")
             )

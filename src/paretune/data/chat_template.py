@@ -41,6 +41,9 @@ _ANY_MARK = re.compile(f"[{_MARK_START}{_MARK_END}]")
 # template could trim, split or read as a tag.
 _QUESTION, _ANSWER, _OTHER_ANSWER, _SECOND_QUESTION = "kpq", "xvw", "jhz", "bfg"
 
+TEMPLATE_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
+"""What mistakes in the expressions of a template raise, besides jinja2's own errors."""
+
 
 class ChatTemplateError(DataError):
     """A chat template cannot render the messages of a prompt, or would leave a part of them out."""
@@ -206,7 +209,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **{"date_string": FIXED_DATE, **self.arguments},
             )
-        except (TemplateError, ValueError, TypeError) as error:
+        except (TemplateError, *TEMPLATE_ERRORS) as error:
             roles = ", ".join(message.role for message in messages)
             reason = " ".join(str(error).split())
             problem = f"the chat template rejects messages of the roles {roles}: {reason}"
@@ -226,7 +229,7 @@ class ChatTemplate:
                 text = self.tokenizer.apply_chat_template(
                     [message], chat_template=self.source, tokenize=False, **self.arguments
                 )
-            except (TemplateError, ValueError, TypeError):
+            except (TemplateError, *TEMPLATE_ERRORS):
                 text = ""
             found.append(_QUESTION in str(text))
         return found == [False, True]

@@ -5,6 +5,7 @@ the turns of a conversation. The rows that come out have the default column name
 `where` and `labels` read them like any other.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, zip_longest
@@ -106,7 +107,7 @@ def _signed_preference(values: Values, prompt: Any, names: tuple[str, str], stre
     if isinstance(value, bool) or not isinstance(value, int | float):
         problem = f"{json_type_name(value)}, not a number" if strength in values else "no such column"
         raise FieldError(strength, problem, fix="write a number from -3 (first is better) to 3 (second is)")
-    if value == 0:
+    if value == 0 or math.isnan(value):  # a tie, or not rated
         return {}
     first, second = (_required(values, name, str) for name in names)
     chosen, rejected = (first, second) if value < 0 else (second, first)
@@ -178,11 +179,15 @@ def _ranked_rows(
     if kind != "pairs":
         yield from ({**shared, **row} for row, _ in rows)
         return
-    scored = [(row["response"], score) for row, score in rows if isinstance(score, int | float)]
+    scored = [(row["response"], score) for row, score in rows if _is_score(score)]
     for (first, score), (second, other) in combinations(scored, 2):
         if score != other and first != second:
             chosen, rejected = (first, second) if score > other else (second, first)
             yield {**shared, "chosen": chosen, "rejected": rejected}
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)
 
 
 def _nectar(values: Values, kind: RecordKind) -> Iterator[dict[str, Any]]:

@@ -150,6 +150,13 @@ class RatingTable:
             for name, mapping in missing
             if all_rows_valid or self.known_columns.keys().isdisjoint(mapping.columns)
         ]
+        # A rater's column that no row has would be a rater lost in silence.
+        issues += [
+            self._unknown_label_issue(name, column)
+            for name, mapping in (self.mappings or {}).items()
+            for column in mapping.columns
+            if len(mapping.columns) > 1 and all_rows_valid and column not in self.known_columns
+        ]
         statistics = self.reader.statistics
         issues += [*code_issues(self.mappings, statistics), *self.conflicts]
         if all_rows_valid and not issues:

@@ -141,7 +141,10 @@ def _special_id_issues(run: ResolvedRun, model: ModelFiles) -> Iterator[str]:
     }
     for name, value in sources.items():
         for token in value if isinstance(value, list | tuple) else [value]:
-            if token is not None and not 0 <= token < rows:
+            if token is not None and not isinstance(token, int):
+                problem = f"{model.path}: {name} is {token!r}, not an integer"
+                yield run.issue(model.key, problem, "write the id of the EOS token there")
+            elif token is not None and not 0 <= token < rows:
                 problem = f"{model.path}: {name} {token} is outside the {rows:,} rows of the embedding"
                 yield run.issue(model.key, problem, "correct it, or resize the embedding and save the model")
 

@@ -98,7 +98,8 @@ def _read_prompts(
     response_limit: int,
 ) -> PromptReading:
     path = section.path or section.init_from
-    tokenizer = load_tokenizer(path, revision=section.revision)
+    arguments = section.chat_template_kwargs
+    tokenizer = load_tokenizer(path, revision=section.revision, chat_template_kwargs=arguments)
     context_length = stored_context_length(path, revision=section.revision)
     lengths = []
     for prompt in prompts:

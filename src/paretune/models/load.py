@@ -12,6 +12,7 @@ from urllib.request import Request, urlopen
 
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -32,6 +33,8 @@ from paretune.models.save import parameter_hash, save_model, silence_transformer
 from paretune.models.stop_tokens import eos_ids_of
 from paretune.models.weight_files import require_no_lfs_pointers
 
+UNREADABLE_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
+"""What transformers raises for a configuration or tokenizer with wrong values."""
 REPO_ID_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # One connection is tried, not a download: a hub that needs longer than this would stall the whole run.
 HUB_TIMEOUT_SECONDS = 5.0
@@ -391,7 +394,7 @@ def _from_pretrained(auto_class: Any, path: str, revision: str | None, problem: 
             return auto_class.from_pretrained(
                 path, local_files_only=local, revision=revision or "main", trust_remote_code=False
             )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except (*UNREADABLE_ERRORS, ImportError) as error:
         if asks_for_package(error):
             raise missing_package_error(path, error) from error
         raise load_error(path, problem, error, local_files_only=local) from error
