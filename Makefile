@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 FAST_TESTS := tests/arch tests/golden tests/collapse \
-	$(wildcard $(addprefix tests/unit/test_,$(addsuffix _*.py,core credit data evaluate loss report run)))
+	$(wildcard $(addprefix tests/unit/test_,$(addsuffix _*.py,core credit data evaluate loss run)))
 
 .PHONY: demo check test lint format clean
 
