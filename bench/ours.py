@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -80,7 +80,11 @@ def grpo_setup(
     workload: Workload, dtype: Any, **overrides: Any
 ) -> tuple[AlgorithmSpec, TrainingContext, TimedSampler]:
     """GRPO as the package runs it; `overrides` replace fields of the training context."""
-    policy, frozen = policies(model_folder(workload.model, workload.full_length), dtype)
+    policy, frozen = policies(model_folder(workload.model, False), dtype)
+    if workload.full_length:
+        # No stop token at all, not even the chat template's. The peers' folder has an EOS token without
+        # embedding for this, which `load_policy` refuses.
+        policy = replace(policy, eos_ids=(len(policy.tokenizer),))
     names = tuple(f"letters{i}" for i in range(workload.objectives))
     inner = LocalSampler(
         policy=policy, objectives=names, max_rows=workload.prompts * workload.num_generations

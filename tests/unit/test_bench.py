@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from shared import shared
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -139,3 +141,17 @@ def test_the_peers_micro_batches_respect_the_token_limit(monkeypatch):
         == 1
     )
     assert workloads.WORKLOADS["short"].replace(num_generations=2, prompts=4).micro_batch_size() == 8
+
+
+@pytest.mark.parametrize("name", ["short", "world"])
+def test_full_length_workloads_are_sampled_to_the_limit(monkeypatch, tmp_path, name):
+    shared("models", "dialogue-7m")
+    monkeypatch.syspath_prepend(str(ROOT))
+    workloads = importlib.import_module("bench.workloads")
+    monkeypatch.setattr(workloads, "SHARED", shared())
+    monkeypatch.setattr(workloads, "BUILD_DIR", tmp_path)
+    ours = importlib.import_module("bench.ours")
+    workload = workloads.WORKLOADS[name].replace(prompts=2, num_generations=2, max_new_tokens=12)
+    spec, context, sampler = ours.grpo_setup(workload, "float32")
+    sampler(context.prompts_for_step(0), spec.rollout, seed=0, step=0)
+    assert sampler.num_tokens[1] == 2 * 2 * 12
