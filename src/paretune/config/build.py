@@ -252,7 +252,7 @@ def _weight_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
 
 
 def _normalize_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
-    """`normalize` where no weight multiplies the score, or where the algorithm normalizes by itself."""
+    """`normalize: std` without effect: the aggregate has no weights, or the algorithm normalizes scores."""
     if config.objectives[name].normalize == "none":
         return
     path, algorithm = ("objectives", name, "normalize"), config.algorithm.name

@@ -250,3 +250,10 @@ class RewardSection(Section):
     fit. Such a head: the 95 % interval of its rank correlation contains 0 and ends below 0.3, on 20 or more
     rows; on pairs, that of its accuracy contains 50 % and ends below 60 %."""
     training: SupervisedTrainingSection = SupervisedTrainingSection()
+
+    @property
+    def pretrained_model(self) -> tuple[str, str] | None:
+        """Key and name of the model that the section names; None if it starts from the policy."""
+        if self.path is not None:
+            return "path", self.path
+        return None if self.init_from == "policy" else ("init_from", self.init_from)

@@ -45,11 +45,11 @@ def model_issues(config: Config) -> Iterator[ConfigIssue]:
     if config.policy.path != WORLD:
         yield from _model_path_issues(("policy", "path"), config.policy.path)
     for name, section in reward_sections(config):
+        if section.pretrained_model is not None:
+            key, path = section.pretrained_model
+            yield from _model_path_issues((name, key), path)
         if section.path is not None:
-            yield from _model_path_issues((name, "path"), section.path)
             yield from _label_name_issues(config, name, Path(section.path))
-        elif section.init_from != "policy":
-            yield from _model_path_issues((name, "init_from"), section.init_from)
 
 
 def is_hub_name(name: str) -> bool:

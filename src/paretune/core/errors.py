@@ -68,6 +68,11 @@ def format_issue(
     return f"{location}: {key}: {problem}{tail}" if key else f"{location}: {problem}{tail}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error message, or the name of its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def join_issues(issues: Iterable[str], max_issues: int = 20) -> str:
     """The issues, one per line: at most `max_issues`, then the number of the others."""
     lines = list(issues)

@@ -102,20 +102,20 @@ def encode_rows(
 
     Args:
         tokenizer: The tokenizer, with or without a chat template.
-        rows: Prompts and responses; the rows of a prompt are encoded faster one after the other.
+        rows: Prompts and responses; each prompt is encoded once.
         eos_id: Ends the response where the template writes no control token after it.
 
     Raises:
         ChatTemplateError: The chat template rejects a conversation.
     """
     template = chat_template_of(tokenizer)
-    last: tuple[Prompt, str, list[int]] | None = None
+    rendered: dict[Prompt, tuple[str, list[int]]] = {}
     encoded = []
     for prompt, response in rows:
-        if last is None or last[0] != prompt:
+        if prompt not in rendered:
             text = _render_prompt(template, prompt, marked=True)
-            last = (prompt, text, _encode_prompt_text(template, prompt, text))
-        _, prompt_text, prompt_ids = last
+            rendered[prompt] = (text, _encode_prompt_text(template, prompt, text))
+        prompt_text, prompt_ids = rendered[prompt]
         if template.source is None or not prompt.messages:
             response_ids = template.encode(template.mark(response))
             encoded.append(EncodedRow(prompt_ids, [*response_ids, _end_id(template, eos_id)]))

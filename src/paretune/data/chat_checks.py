@@ -79,7 +79,7 @@ def uses_extra(template: ChatTemplate, messages: Sequence[Message], index: int, 
             if template.render(turns) != template.render(shorter):
                 return True
         except ChatTemplateError:
-            # What is wrong with the conversation itself is told where it is encoded.
+            # An invalid conversation is reported when it is encoded.
             return True
     return False
 

@@ -148,7 +148,7 @@ class ChatTemplate:
         return [self.mark(item) for item in value] if isinstance(value, list) else value
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a rendering or a marked text: what is marked is encoded as plain text."""
+        """Token ids of a rendered or marked text; the marked parts are encoded as plain text."""
         if not _ANY_MARK.search(text):
             return self._encode_with_control_tokens(text)
         # Every second piece was marked; a mark that a template cut off from its token only splits the text.

@@ -34,7 +34,7 @@ def _issue_kind(message: str) -> tuple[str, str]:
     key, separator, problem = message.partition(": ")
     if not separator:
         key, problem = "", message
-    # Digits of the key stay, so that safety_1 and safety_2 are told apart; indices do not.
+    # Drop list indices from the key, but keep other digits: safety_1 and safety_2 are two columns.
     return re.sub(r"\[\d+\]", "[]", key), VARYING_PATTERN.sub("#", problem)
 
 

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from paretune.core.errors import DataError, MissingDependencyError, format_issue
+from paretune.core.errors import DataError, MissingDependencyError, first_line, format_issue
 from paretune.run.io import LFS_FIX, is_lfs_pointer
 
 HUB_PREFIX = "hf:"
@@ -353,7 +353,7 @@ def _hub_rows(source: str) -> Iterator[Row]:
     try:
         rows = datasets.load_dataset(f"{owner}/{dataset}", config or None, split=split or "train")
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         fix = "write hf:owner/name, hf:owner/name:split or hf:owner/name/config:split"
         raise DataError(
             format_issue(source, None, None, "", f"cannot be loaded: {reason}", fix=fix)

@@ -22,7 +22,6 @@ from paretune.data.labels import LabelReader, Votes
 from paretune.data.raters import (
     RaterRule,
     ReadSummary,
-    format_agreement,
     has_repeats,
     joined_rating,
     merge_raters,
@@ -180,11 +179,6 @@ class RatingTable:
             {name: cells.num_missing for name, cells in statistics.items()},
         )
         summary.notes += label_notes(self.mappings, statistics)
-        summary.notes += [
-            self.issue("raters", format_agreement(name, labels))
-            for name, labels in summary.labels.items()
-            if labels.num_votes > labels.num_responses
-        ]
         if self.num_repeated_raters:
             problem = (
                 f"{self.num_repeated_raters} votes are a rater's second one on the same response; all count"

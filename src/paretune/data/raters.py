@@ -29,7 +29,7 @@ def join_votes(votes: Sequence[float], rule: RaterRule) -> float:
 def joined_rating(
     prompt: Prompt, response: str, votes: Mapping[str, Sequence[float]], rule: RaterRule
 ) -> Rating:
-    """The rating with its labels from these votes; a single vote is not kept beside its label."""
+    """A rating with labels joined from votes; `votes` holds the objectives with more than one."""
     labels = {
         objective: values[0] if len(values) == 1 else join_votes(values, rule)
         for objective, values in votes.items()
@@ -135,15 +135,6 @@ def summarize_labels(
             agreement=krippendorff_alpha(units),
         )
     return summaries
-
-
-def format_agreement(name: str, summary: LabelSummary) -> str:
-    """One line on the raters of an objective."""
-    alpha = "not defined" if math.isnan(summary.agreement) else f"{summary.agreement:.2f}"
-    return (
-        f"{name}: {summary.num_votes} votes on {summary.num_responses} responses by {summary.num_raters} "
-        f"raters, Krippendorff's alpha {alpha}"
-    )
 
 
 def has_repeats(ratings: Sequence[Rating]) -> bool:

@@ -1,6 +1,6 @@
 """Chat templates of a run, checked and described without weights."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from paretune.config import Config
@@ -8,20 +8,18 @@ from paretune.config.validate import WORLD, reward_sections
 from paretune.config.yaml import KeyPath
 from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.chat_template import RESERVED_ARGUMENTS, chat_template_of
+from paretune.experiment.data_limits import policy_tokenizer
 from paretune.experiment.preflight import as_config_error
 from paretune.experiment.resolved import ResolvedRun
 from paretune.models.load import load_tokenizer, stored_eos_ids
 from paretune.models.stop_tokens import describe_stop_tokens
 
-TokenizerLoader = Callable[[Config], PreTrainedTokenizerBase]
 
-
-def chat_template_issues(run: ResolvedRun, load_policy_tokenizer: TokenizerLoader) -> Iterator[str]:
+def chat_template_issues(run: ResolvedRun) -> Iterator[str]:
     """One line per argument of a chat template that the template does not read.
 
     Args:
         run: The resolved recipe; the configurations of its models can be read.
-        load_policy_tokenizer: Loads the policy's tokenizer.
 
     Raises:
         ConfigError: A tokenizer cannot be read.
@@ -29,12 +27,13 @@ def chat_template_issues(run: ResolvedRun, load_policy_tokenizer: TokenizerLoade
     policy = run.config.policy
     if policy.chat_template_kwargs:
         with as_config_error(run, ("policy", "path")):
-            tokenizer = load_policy_tokenizer(run.config)
+            tokenizer = policy_tokenizer(run.config)
         yield from _argument_issues(run, ("policy",), policy.chat_template_kwargs, tokenizer)
     for name, section in reward_sections(run.config):
-        if section.chat_template_kwargs:
-            with as_config_error(run, (name, "path" if section.path else "init_from")):
-                tokenizer = load_tokenizer(section.path or section.init_from, revision=section.revision)
+        if section.chat_template_kwargs and section.pretrained_model is not None:
+            key, path = section.pretrained_model
+            with as_config_error(run, (name, key)):
+                tokenizer = load_tokenizer(path, revision=section.revision)
             yield from _argument_issues(run, (name,), section.chat_template_kwargs, tokenizer)
 
 
@@ -63,6 +62,5 @@ def policy_stop_tokens(config: Config) -> list[str]:
     policy = config.policy
     if policy.path == WORLD:
         return []
-    arguments = policy.chat_template_kwargs
-    tokenizer = load_tokenizer(policy.path, revision=policy.revision, chat_template_kwargs=arguments)
+    tokenizer = policy_tokenizer(config)
     return [describe_stop_tokens(tokenizer, *stored_eos_ids(policy.path, revision=policy.revision))]

@@ -72,9 +72,9 @@ def load_data(run: ResolvedRun, on_progress: ProgressCallback = lambda done, tot
     """
     issues = [
         *model_config_issues(run),
-        *critic_tokenizer_issues(run, policy_tokenizer),
+        *critic_tokenizer_issues(run),
         *gradient_checkpointing_issues(run),
-        *chat_template_issues(run, policy_tokenizer),
+        *chat_template_issues(run),
     ]
     return _DataReader(run, on_progress, model_issues=issues).load()
 

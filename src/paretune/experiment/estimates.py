@@ -102,8 +102,8 @@ def _model_size(config: Config, name: str, lora: LoraSection | None) -> ModelSiz
     """Size of the policy, or of the model that a section makes its reward model from."""
     path, revision = config.policy.path, config.policy.revision
     section = getattr(config, name)
-    if isinstance(section, RewardSection) and (section.path or section.init_from != "policy"):
-        path, revision = section.path or section.init_from, section.revision
+    if isinstance(section, RewardSection) and section.pretrained_model is not None:
+        path, revision = section.pretrained_model[1], section.revision
     if path == WORLD:
         world = config.data.world
         size: ModelSize | None = world_model_size(world.prompt_format if world is not None else "")

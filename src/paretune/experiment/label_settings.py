@@ -2,30 +2,14 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from paretune.config.build import build_spec
 from paretune.config.schema import Config, ObjectiveSection
 from paretune.core.errors import ConfigError
 from paretune.data.records import Rating, ResponseGroup
 from paretune.experiment.dataset import Dataset
 from paretune.experiment.label_summary import LabelStatistics, label_statistics
 from paretune.experiment.resolved import ResolvedRun
-from paretune.rl.algorithm_spec import phase_specs
-
-
-@dataclass(frozen=True)
-class LabelRange:
-    """The labels of an objective: the lowest, the highest, and their standard deviation."""
-
-    low: float
-    high: float
-    std: float
-
-    def worst(self, weight: float) -> float:
-        """The label that an objective of this weight should avoid most."""
-        return self.high if weight < 0 else self.low
 
 
 def apply_labels(run: ResolvedRun, dataset: Dataset) -> ResolvedRun:
@@ -38,27 +22,22 @@ def apply_labels(run: ResolvedRun, dataset: Dataset) -> ResolvedRun:
     names = [name for name, o in config.objectives.items() if _needs_fallback(o) or o.normalize == "std"]
     if not names:
         return run
-    ranges = label_ranges(config, dataset, names, generates=run.algorithm.rollout.generates)
-    issues = list(_unknown_label_issues(run, names, ranges))
+    labels = training_label_statistics(
+        config, dataset, names, generates=run.algorithm.rollout.generates, sample=False
+    )
+    issues = list(_unknown_label_issues(run, names, labels))
     if issues:
         raise ConfigError("\n".join(issues))
     objectives = dict(config.objectives)
     for name in names:
-        objectives[name] = _filled_in(objectives[name], ranges[name])
-    filled = config.model_copy(update={"objectives": objectives})
-    algorithm = build_spec(filled)
-    return ResolvedRun(
-        config=filled,
-        algorithm=algorithm,
-        phases=tuple(phase_specs(algorithm.phases)),
-        learning_rate_notes=run.learning_rate_notes,
-    )
+        objectives[name] = _filled_in(objectives[name], labels[name])
+    return run.with_config(config.model_copy(update={"objectives": objectives}))
 
 
-def label_ranges(
-    config: Config, dataset: Dataset, names: Sequence[str], *, generates: bool, sample: bool = False
-) -> dict[str, LabelRange]:
-    """Objective -> its training labels; those without any are left out.
+def training_label_statistics(
+    config: Config, dataset: Dataset, names: Sequence[str], *, generates: bool, sample: bool = True
+) -> dict[str, LabelStatistics]:
+    """Objective -> statistics of the labels that its scores are like.
 
     Args:
         config: The recipe.
@@ -67,14 +46,6 @@ def label_ranges(
         generates: Responses are sampled and scored by the reward model; else their labels are stored.
         sample: Of generated records, read only some.
     """
-    statistics = training_label_statistics(config, dataset, names, generates=generates, sample=sample)
-    return {name: LabelRange(s.low, s.high, s.std) for name, s in statistics.items() if s.num_labels}
-
-
-def training_label_statistics(
-    config: Config, dataset: Dataset, names: Sequence[str], *, generates: bool, sample: bool = True
-) -> dict[str, LabelStatistics]:
-    """Objective -> statistics of the labels that its scores are like."""
     heads = {name: config.objectives[name].scores_from or name for name in names}
     if not generates:
         return label_statistics(list(_stored_ratings(dataset.stored_responses)), names)
@@ -94,7 +65,7 @@ def _needs_fallback(objective: ObjectiveSection) -> bool:
     return objective.parsed_gate is not None and objective.gate_fallback is None
 
 
-def _filled_in(objective: ObjectiveSection, labels: LabelRange) -> ObjectiveSection:
+def _filled_in(objective: ObjectiveSection, labels: LabelStatistics) -> ObjectiveSection:
     update: dict[str, Any] = {}
     if _needs_fallback(objective):
         update["gate_fallback"] = labels.worst(objective.weight)
@@ -106,34 +77,40 @@ def _filled_in(objective: ObjectiveSection, labels: LabelRange) -> ObjectiveSect
 
 
 def _unknown_label_issues(
-    run: ResolvedRun, names: Sequence[str], ranges: Mapping[str, LabelRange]
+    run: ResolvedRun, names: Sequence[str], labels: Mapping[str, LabelStatistics]
 ) -> Iterator[str]:
     reward = run.config.reward
     for name in names:
-        labels, objective = ranges.get(name), run.config.objectives[name]
+        known, objective = _known(labels, name), run.config.objectives[name]
         why = "reward.path is a fitted model" if reward.path is not None else "it has no ratings"
-        if labels is None and _needs_fallback(objective):
+        if known is None and _needs_fallback(objective):
             problem = f"is missing: the worst label of {name} is not known, as {why}"
             fix = "write the worst score, in the units of the objective, such as gate_fallback: 0"
             yield run.issue(("objectives", name, "gate_fallback"), problem, fix)
-        if objective.normalize == "std" and (labels is None or not labels.std > 0):
-            why = why if labels is None else "all its labels are equal"
+        if objective.normalize == "std" and (known is None or not known.std > 0):
+            why = why if known is None else "all its labels are equal"
             problem = f"the spread of the labels of {name} is not known, as {why}"
             yield run.issue(("objectives", name, "normalize"), problem, "remove it, and set weight")
 
 
-def fallback_warnings(config: Config, ranges: Mapping[str, LabelRange]) -> Iterator[str]:
+def _known(labels: Mapping[str, LabelStatistics], name: str) -> LabelStatistics | None:
+    """The statistics of an objective; None if it has no labels."""
+    statistics = labels.get(name)
+    return statistics if statistics is not None and statistics.num_labels else None
+
+
+def fallback_warnings(config: Config, labels: Mapping[str, LabelStatistics]) -> Iterator[str]:
     """Stated fallbacks that are better than the worst label: a response is paid for failing the gate."""
     for name, objective in config.objectives.items():
-        labels, fallback = ranges.get(name), objective.gate_fallback
-        if objective.parsed_gate is None or labels is None or fallback is None:
+        known, fallback = _known(labels, name), objective.gate_fallback
+        if objective.parsed_gate is None or known is None or fallback is None:
             continue
-        worst = labels.worst(objective.weight)
+        worst = known.worst(objective.weight)
         is_better = fallback < worst if objective.weight < 0 else fallback > worst
         if is_better and not math.isclose(fallback, worst, rel_tol=1e-9):
-            where = "inside" if labels.low < fallback < labels.high else "beyond the best of"
+            where = "inside" if known.low < fallback < known.high else "beyond the best of"
             yield (
                 f"objectives.{name}.gate_fallback: {fallback:g} is {where} the labels' range "
-                f"{labels.low:g} to {labels.high:g}, so a response that fails the gate scores better than "
+                f"{known.low:g} to {known.high:g}, so a response that fails the gate scores better than "
                 f"the worst that passes; fix: write {worst:g}, or remove it"
             )

@@ -49,6 +49,10 @@ class LabelStatistics:
     is_sample: bool = False
     """Only the first records were read."""
 
+    def worst(self, weight: float) -> float:
+        """The label that an objective of this weight should avoid most."""
+        return self.high if weight < 0 else self.low
+
 
 def label_statistics(
     rows: Sequence[LabelledRow], objectives: Sequence[str], *, sample: bool = True

@@ -1,7 +1,6 @@
 """Checks of models before their weights are loaded: sizes that must fit together, families, quantization.
 
-Everything is read from config.json, the tokenizer, and the headers of the safetensors files, or asked of
-transformers and peft on networks without weights.
+Uses config.json, the tokenizer, the headers of the safetensors files, and networks on the meta device.
 """
 
 from collections.abc import Iterator, Mapping

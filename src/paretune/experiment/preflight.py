@@ -1,6 +1,6 @@
 """Checks before a run: models by their config.json alone, hardware and packages for memory options."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,8 +8,15 @@ from paretune.config import Config
 from paretune.config.issues import closest_match
 from paretune.config.validate import WORLD, reward_sections
 from paretune.config.yaml import KeyPath, dotted_key
-from paretune.core.errors import ConfigError, DataError, MissingDependencyError, ResourceError, WiringError
-from paretune.core.types import PreTrainedTokenizerBase
+from paretune.core.errors import (
+    ConfigError,
+    DataError,
+    MissingDependencyError,
+    ParetuneError,
+    ResourceError,
+    WiringError,
+)
+from paretune.experiment.data_limits import policy_tokenizer
 from paretune.experiment.learning_rates import unresolved_learning_rates
 from paretune.experiment.model_checks import ModelFiles, located_error, model_issues, model_notes
 from paretune.experiment.resolved import ResolvedRun
@@ -45,16 +52,13 @@ def pretrained_critic_path(run: ResolvedRun) -> str | None:
     return run.config.reward.path if run.algorithm.critic_init_from == "reward" else None
 
 
-def critic_tokenizer_issues(
-    run: ResolvedRun, load_policy_tokenizer: Callable[[Config], PreTrainedTokenizerBase]
-) -> Iterator[str]:
+def critic_tokenizer_issues(run: ResolvedRun) -> Iterator[str]:
     """An error if the pretrained reward model of the critic has another vocabulary than the policy.
 
     A critic reads the policy's token ids, so they must mean the same tokens.
 
     Args:
         run: The resolved recipe; its models can be read.
-        load_policy_tokenizer: Loads the policy's tokenizer.
 
     Raises:
         ConfigError: One of the two tokenizers cannot be read.
@@ -65,7 +69,7 @@ def critic_tokenizer_issues(
     with as_config_error(run, ("reward", "path")):
         reward_vocabulary = load_tokenizer(path, revision=config.reward.revision).get_vocab()
     with as_config_error(run, ("policy", "path")):
-        policy_vocabulary = load_policy_tokenizer(config).get_vocab()
+        policy_vocabulary = policy_tokenizer(config).get_vocab()
     if reward_vocabulary != policy_vocabulary:
         problem = "has another vocabulary than the policy, and the critic is initialized from it"
         yield run.issue(("reward", "path"), problem, "write algorithm.critic_init_from: policy")
@@ -125,10 +129,9 @@ def model_references(config: Config) -> Iterator[ModelReference]:
     if config.policy.path != WORLD:
         yield ("policy", "path"), config.policy.path, config.policy.revision
     for name, section in reward_sections(config):
-        if section.path is not None:
-            yield (name, "path"), section.path, section.revision
-        elif section.init_from != "policy":
-            yield (name, "init_from"), section.init_from, section.revision
+        if section.pretrained_model is not None:
+            key, path = section.pretrained_model
+            yield (name, key), path, section.revision
 
 
 def hub_model_notes(config: Config) -> list[str]:
@@ -218,15 +221,21 @@ def _learning_rate_issues(run: ResolvedRun) -> Iterator[str]:
 
 
 @contextmanager
-def as_config_error(run: ResolvedRun, key: KeyPath) -> Iterator[None]:
+def as_config_error(run: ResolvedRun, key: KeyPath, *kinds: type[ParetuneError]) -> Iterator[None]:
     """Turns the DataError of a model that cannot be read into a ConfigError at its key.
 
+    Args:
+        run: The resolved recipe.
+        key: The key of the model.
+        *kinds: Further errors to turn.
+
     Raises:
-        ConfigError: There was a DataError.
+        ConfigError: There was such an error.
     """
+    caught: tuple[type[ParetuneError], ...] = (DataError, *kinds)
     try:
         yield
-    except DataError as error:
+    except caught as error:
         raise ConfigError(run.issue(key, str(error))) from error
 
 

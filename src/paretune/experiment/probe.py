@@ -1,20 +1,17 @@
-"""Scorers and judges are asked once before anything is trained: what is needed last is looked at first.
+"""Load every scorer and judge and score one response before training.
 
-A judge that cannot be read would else be noticed after the alignment, when only its evaluation is left to do.
+Otherwise a judge that cannot be loaded would only be noticed in the evaluation, after the alignment.
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
 from paretune.config.data_schema import RewardSection
 from paretune.config.validate import reward_sections
-from paretune.config.yaml import KeyPath
-from paretune.core.errors import ConfigError, DataError, WiringError
+from paretune.core.errors import WiringError
 from paretune.data.records import Message, Prompt, Sample
 from paretune.experiment.assemble import make_critic
 from paretune.experiment.context import RunContext
+from paretune.experiment.preflight import as_config_error
 from paretune.experiment.reward import load_trained_reward_model, reward_model_spec
 from paretune.reward.checkpoint import new_reward_model
 from paretune.reward.model import RewardModel, RewardModelScorer
@@ -27,8 +24,8 @@ RESPONSE = "Yes."
 def probe_scorers(ctx: RunContext) -> None:
     """Load every scorer and judge that the run did not make itself, and let it score one response.
 
-    Scorers that this run fits are asked with their initial weights, which have the tokenizer and the
-    architecture that the fitted ones will have. What is complete is not asked again.
+    Scorers that this run fits score with their initial weights, which have the tokenizer and the architecture
+    of the fitted ones. Skipped for scorers that are fitted already, and if the evaluation is complete.
 
     Raises:
         ConfigError: One of them cannot be loaded, or does not score as many objectives as it names, or its
@@ -40,14 +37,14 @@ def probe_scorers(ctx: RunContext) -> None:
         return
     for name, section in reward_sections(ctx.config):
         if section.path is not None:
-            with _at_key(ctx, (name, "path")):
+            with as_config_error(ctx.resolved, (name, "path"), WiringError):
                 model = load_trained_reward_model(ctx, name)
                 _ask(ctx, model)
                 spec, num_heads = ctx.resolved.algorithm, ctx.resolved.requirements.num_critic_heads
                 if name == "reward" and num_heads and spec.critic_init_from == "reward":
                     make_critic(ctx, spec, num_heads, model)
         elif section.init_from != "policy" and not ctx.path(name, "model").exists():
-            with _at_key(ctx, (name, "init_from")):
+            with as_config_error(ctx.resolved, (name, "init_from"), WiringError):
                 _ask(ctx, _untrained_model(ctx, section))
 
 
@@ -75,12 +72,3 @@ def _short_prompt(ctx: RunContext) -> Prompt:
     prompts = list(ctx.dataset.test_prompts[:100])
     fallback = Prompt(messages=(Message(role="user", content="Hello"),))
     return min(prompts, key=lambda p: sum(len(m.content) for m in p.messages), default=fallback)
-
-
-@contextmanager
-def _at_key(ctx: RunContext, key: KeyPath) -> Iterator[None]:
-    """Names the key of the recipe in the error of a model that cannot be used."""
-    try:
-        yield
-    except (DataError, WiringError) as error:
-        raise ConfigError(ctx.resolved.issue(key, str(error))) from error

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from paretune.config.data_schema import RewardSection
 from paretune.config.validate import reward_sections
-from paretune.config.yaml import KeyPath
+from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.chat import encode_prompt
 from paretune.data.chat_template import ChatTemplateError
 from paretune.data.records import Prompt
@@ -60,47 +59,43 @@ def prompt_readings(run: ResolvedRun, dataset: Dataset) -> Iterator[PromptReadin
     test_limit = run.config.evaluate.max_new_tokens or limit
     training = list(chain(*dataset.train_prompts.values())) if run.algorithm.rollout.generates else []
     for name, section in reward_sections(run.config):
-        if _scorer_key(name, section) is None:
+        if section.pretrained_model is None:
             continue
         is_judge_of_tests = name == "judge" or run.config.judge is None
         kinds = [("training", training, limit)] * (name == "reward")
         kinds += [("test", list(dataset.test_prompts), test_limit)] * is_judge_of_tests
+        kinds = [kind for kind in kinds if kind[1]]
+        if not kinds:
+            continue
+        _, path = section.pretrained_model
+        arguments = section.chat_template_kwargs
+        tokenizer = load_tokenizer(path, revision=section.revision, chat_template_kwargs=arguments)
+        context_length = stored_context_length(path, revision=section.revision)
         for kind, prompts, response_limit in kinds:
-            if prompts:
-                yield _read_prompts(run, name, section, kind, prompts, response_limit)
+            yield _read_prompts(run, name, kind, tokenizer, context_length, prompts, response_limit)
 
 
 def unreadable_issues(run: ResolvedRun, readings: Sequence[PromptReading]) -> Iterator[str]:
     """Errors of scorers that can score nothing."""
     for reading in readings:
         if reading.num_unreadable == reading.num_prompts:
-            key = _scorer_key(reading.scorer, getattr(run.config, reading.scorer))
+            key, _ = getattr(run.config, reading.scorer).pretrained_model
             problem = (
                 f"reads {reading.context_length:,} tokens, and every one of the {reading.num_prompts:,} "
                 f"{reading.kind} prompts is longer: nothing could be scored"
             )
-            yield run.issue(key or (reading.scorer,), problem, "name a model that reads more tokens")
-
-
-def _scorer_key(name: str, section: RewardSection) -> KeyPath | None:
-    """The key of the model that reads the prompts; None for one made from the policy."""
-    if section.path is not None:
-        return (name, "path")
-    return None if section.init_from == "policy" else (name, "init_from")
+            yield run.issue((reading.scorer, key), problem, "name a model that reads more tokens")
 
 
 def _read_prompts(
     run: ResolvedRun,
     name: str,
-    section: RewardSection,
     kind: str,
+    tokenizer: PreTrainedTokenizerBase,
+    context_length: int,
     prompts: Sequence[Prompt],
     response_limit: int,
 ) -> PromptReading:
-    path = section.path or section.init_from
-    arguments = section.chat_template_kwargs
-    tokenizer = load_tokenizer(path, revision=section.revision, chat_template_kwargs=arguments)
-    context_length = stored_context_length(path, revision=section.revision)
     lengths = []
     for prompt in prompts:
         try:

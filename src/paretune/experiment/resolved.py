@@ -1,6 +1,6 @@
-"""The resolved run: a recipe together with its algorithm, built once and handed to every stage."""
+"""The resolved run: a recipe together with its algorithm; nothing else builds the algorithm of a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from paretune.config import Config, location_of
@@ -46,9 +46,14 @@ class ResolvedRun:
         location = location_of(self.config, path)
         return format_issue(location, None, None, dotted_key(path), problem, suggestion=suggestion, fix=fix)
 
+    def with_config(self, config: Config) -> "ResolvedRun":
+        """The run with another recipe of the same algorithm, and the algorithm built from it."""
+        algorithm = build_spec(config)
+        return replace(self, config=config, algorithm=algorithm, phases=tuple(phase_specs(algorithm.phases)))
+
 
 def resolve(config: Config) -> ResolvedRun:
-    """Build the algorithm of a valid recipe, and fill in the learning rates it leaves out; done only here."""
+    """Build the algorithm of a valid recipe, and fill in the learning rates it leaves out."""
     algorithm = build_spec(config)
     config, notes = fill_learning_rates(config, gradient_free=algorithm.gradient_free)
     phases = tuple(phase_specs(algorithm.phases))

@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from textwrap import wrap
 
 import psutil
@@ -15,12 +16,11 @@ from paretune.config.build import SELF_NORMALIZING
 from paretune.config.data_schema import RewardSection
 from paretune.config.requirements import budget_warnings
 from paretune.config.validate import WORLD, reward_sections
-from paretune.data.raters import LabelSummary, format_agreement
+from paretune.data.raters import LabelSummary
 from paretune.experiment.chat_templates import policy_stop_tokens
 from paretune.experiment.dataset import Dataset, RewardData, prompt_stream
 from paretune.experiment.estimates import Estimate, describe_estimate, format_gigabytes
 from paretune.experiment.label_settings import (
-    LabelRange,
     fallback_warnings,
     training_label_statistics,
 )
@@ -65,6 +65,7 @@ def describe_run(
     labels = training_label_statistics(
         config, dataset, tuple(config.objectives), generates=spec.rollout.generates
     )
+    fitted = _fitted_labels(config, dataset)
     num_stored = len(dataset.stored_responses)
     return [
         f"{config.name}: ok",
@@ -75,7 +76,7 @@ def describe_run(
         *(
             line
             for name, section in reward_sections(config)
-            for line in _describe_reward(section, name, dataset)
+            for line in _describe_reward(section, name, dataset, fitted)
         ),
         *_section("judge", _describe_other_judge(config)),
         *_section("objectives", _describe_objectives(config, labels)),
@@ -85,9 +86,9 @@ def describe_run(
         *_section("evaluation", _describe_evaluation(config, dataset)),
         *_section("time", describe_estimate(estimate)),
         *_section("memory", _describe_memory(estimate)),
-        *_section("notes", [*_notes(dataset), *dataset.exclusions]),
+        *_section("notes", [*dataset.notes, *dataset.exclusions]),
         *_section("hub", hub_model_notes(config)),
-        *_section("warning", _warnings(config, run, dataset, labels, readings, estimate)),
+        *_section("warning", _warnings(config, run, labels, fitted, readings, estimate)),
         *_section("not checked", _describe_unchecked(config, estimate)),
     ]
 
@@ -113,16 +114,31 @@ def _describe_policy(config: Config, dataset: Dataset) -> str:
     return name + (f", fine-tuned on {count:,} demonstrations" if count else ", without fine-tuning")
 
 
-def _describe_reward(section: RewardSection, name: str, dataset: Dataset) -> Iterator[str]:
+FittedLabels = Mapping[str, Sequence[tuple[LabelStatistics, Sequence[LabelSummary]]]]
+"""Section of a reward model or judge that is fitted -> its labels, with the votes in each of its files."""
+
+
+def _fitted_labels(config: Config, dataset: Dataset) -> FittedLabels:
+    fitted = {}
+    for name, section in reward_sections(config):
+        data: RewardData | None = getattr(dataset, name)
+        if data is not None:
+            labels = label_statistics(data.train, tuple(section.objectives))
+            fitted[name] = [(s, _vote_summaries(dataset, name, objective)) for objective, s in labels.items()]
+    return fitted
+
+
+def _describe_reward(
+    section: RewardSection, name: str, dataset: Dataset, fitted: FittedLabels
+) -> Iterator[str]:
     """A reward model or judge, and the labels that it is fitted to."""
     data: RewardData | None = getattr(dataset, name)
     if data is None:
         yield from _section(name, [f"{section.path}, already fitted"])
         return
     yield from _section(name, [f"fitted to {len(data.train):,} rows, tested on {len(data.test):,}"])
-    for objective, statistics in label_statistics(data.train, tuple(section.objectives)).items():
-        votes = _vote_summaries(dataset, name, objective)
-        yield from _section(f"  {objective}", describe_labels(statistics, votes))
+    for statistics, votes in fitted[name]:
+        yield from _section(f"  {statistics.name}", describe_labels(statistics, votes))
 
 
 def _vote_summaries(dataset: Dataset, name: str, objective: str) -> list[LabelSummary]:
@@ -233,34 +249,20 @@ def _available_bytes(estimate: Estimate) -> float:
     return float(psutil.virtual_memory().available)
 
 
-def _notes(dataset: Dataset) -> list[str]:
-    """Notes of the readers, without those that the labels show."""
-    shown = {
-        format_agreement(name, labels)
-        for summary in dataset.read_summaries.values()
-        for name, labels in summary.labels.items()
-    }
-    return [note for note in dataset.notes if not note.endswith(tuple(shown))] if shown else [*dataset.notes]
-
-
 def _warnings(
     config: Config,
     run: ResolvedRun,
-    dataset: Dataset,
     labels: Mapping[str, LabelStatistics],
+    fitted: FittedLabels,
     readings: Sequence[PromptReading],
     estimate: Estimate | None,
 ) -> Iterator[str]:
     yield from budget_warnings(config, run.algorithm)
     yield from (text for reading in readings if (text := reading.describe()))
-    ranges = {name: LabelRange(s.low, s.high, s.std) for name, s in labels.items() if s.num_labels}
-    yield from fallback_warnings(config, ranges)
+    yield from fallback_warnings(config, labels)
     yield from _dwarfed_warnings(config, labels)
-    for name, section in reward_sections(config):
-        data: RewardData | None = getattr(dataset, name)
-        if data is not None:
-            for objective, statistics in label_statistics(data.train, tuple(section.objectives)).items():
-                yield from label_warnings(statistics, _vote_summaries(dataset, name, objective))
+    for statistics, votes in chain.from_iterable(fitted.values()):
+        yield from label_warnings(statistics, votes)
     if estimate is not None and estimate.bytes_needed > (available := _available_bytes(estimate)):
         yield (
             f"the run needs about {format_gigabytes(estimate.bytes_needed)} of memory, and "

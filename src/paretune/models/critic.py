@@ -139,7 +139,7 @@ def _copy_quantized_body(network: Any, language_model: Any) -> None:
     setattr(network, network.base_model_prefix, copy.deepcopy(language_model.base_model))
     network.score.to_empty(device=language_model.device)
     # peft and transformers tell by these attributes that the linear layers are quantized, and how.
-    for name in (*QUANTIZATION_ATTRIBUTES, "is_loaded_in_4bit", "is_loaded_in_8bit"):
+    for name in QUANTIZATION_ATTRIBUTES:
         if hasattr(language_model, name):
             setattr(network, name, getattr(language_model, name))
 

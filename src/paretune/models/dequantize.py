@@ -12,7 +12,13 @@ IDENTITY_ROWS = 1024
 """Rows of the identity that a layer reads at a time when its weight is read out: bounds the memory."""
 
 
-QUANTIZATION_ATTRIBUTES = ("hf_quantizer", "quantization_method", "is_quantized")
+QUANTIZATION_ATTRIBUTES = (
+    "hf_quantizer",
+    "quantization_method",
+    "is_quantized",
+    "is_loaded_in_4bit",
+    "is_loaded_in_8bit",
+)
 """Attributes of a transformers model that was loaded with quantized weights."""
 
 
@@ -59,8 +65,7 @@ def _as_unquantized(base: Any) -> Any:
             if is_quantized_linear(child):
                 setattr(parent, name, dense_linear(child, dtype))
     # The conversions of the loaded file name its packed tensors; without them the family's own are used.
-    loading = ("is_loaded_in_4bit", "is_loaded_in_8bit", "_weight_conversions")
-    for attribute in (*QUANTIZATION_ATTRIBUTES, *loading):
+    for attribute in (*QUANTIZATION_ATTRIBUTES, "_weight_conversions"):
         if attribute in vars(base):
             delattr(base, attribute)
     if hasattr(base.config, "quantization_config"):

@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
-from paretune.core.errors import DataError, ResourceError
+from paretune.core.errors import DataError, ResourceError, first_line
 from paretune.core.types import PeftModel, PreTrainedModel, PreTrainedTokenizerBase
 from paretune.data.chat_template import set_chat_template_kwargs
 from paretune.models.dequantize import is_quantized
@@ -98,11 +98,6 @@ def load_error(path: str, problem: str, error: BaseException, *, local_files_onl
         f"{path}: no such folder, so it was taken as a hub name: {problem} ({reason}); "
         "fix: give the path of a folder, starting with ./, or the name of a model on the hub"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a library's error message, or the name of its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 __all__ = [

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from paretune.core.errors import MissingDependencyError
+from paretune.core.errors import MissingDependencyError, first_line
 
 # transformers writes "`pip install -U bitsandbytes>=0.46.1`", "Install it with `pip install tiktoken`" and
 # "requires the SentencePiece library"; the second pattern is read only where the first is not there.
@@ -46,7 +46,7 @@ def missing_package_error(path: str, error: BaseException, detail: str = "") -> 
     if package == "tiktoken" and _has_sentencepiece_tokenizer(path):
         package = "sentencepiece"
     if not package:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return MissingDependencyError(f"{path}{detail}: a package is missing ({reason}); fix: install it")
     problem = f"needs the package {package}, which is missing or too old here"
     packages = COMPANION_PACKAGES.get(package, package)

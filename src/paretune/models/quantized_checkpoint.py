@@ -1,7 +1,7 @@
 """Checkpoints with quantized weights (bitsandbytes, GPTQ, AWQ, ...): the packages and hardware they need.
 
 The quantized base stays frozen; an adapter is trained on top of it. Which methods can be loaded, and whether
-gradients pass through their layers, is asked of transformers.
+gradients pass through their layers, is decided by transformers.
 """
 
 import logging
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from paretune.core.errors import MissingDependencyError, ResourceError
+from paretune.core.errors import MissingDependencyError, ResourceError, first_line
 from paretune.models.packages import asks_for_package, missing_package_error
 from paretune.models.save import silence_transformers
 
@@ -79,6 +79,6 @@ def quantization_error(
         error = ImportError("GPTQ on this device needs gptqmodel: `pip install gptqmodel`")
     if asks_for_package(error):
         return missing_package_error(path, error, f": its weights are quantized ({method}), which")
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     problem = f"its weights are quantized ({method}), which cannot be loaded on {device} ({reason})"
     return ResourceError(f"{path}: {problem}; fix: name a checkpoint that is not quantized")

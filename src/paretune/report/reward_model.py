@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from paretune.evaluate.statistics import wilson
 from paretune.report.formatting import finite_or_none, format_compact, format_number, format_percent
 
 MAX_EXCESS_LENGTH_CORRELATION = 0.1
@@ -90,10 +91,7 @@ def _pair_evidence(head: Mapping[str, Any]) -> HeadEvidence | None:
     n, accuracy = int(head.get("num_pairs") or 0), finite_or_none(head.get("pair_accuracy"))
     if not n or accuracy is None:
         return None
-    z2 = NORMAL_QUANTILE**2 / n
-    center = (accuracy + z2 / 2) / (1 + z2)
-    half = NORMAL_QUANTILE * math.sqrt(accuracy * (1 - accuracy) / n + z2 / (4 * n)) / (1 + z2)
-    low, high = center - half, center + half
+    low, high = wilson(accuracy * n, n)
     text = f"{format_percent(accuracy)} [{format_percent(low)}, {format_percent(high)}] of {n:,} pairs"
     return HeadEvidence(_verdict(low, high, 0.5, USEFUL_ACCURACY, n), text)
 

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -228,14 +229,17 @@ class RewardTask:
 
 def encode_records(model: RewardModel, records: Sequence[LabelledRow]) -> list[EncodedRecord]:
     """The token rows of all records."""
-    encoded = []
-    for record in records:
-        texts = (record.response,) if isinstance(record, Rating) else (record.chosen, record.rejected)
-        pairs = [(record.prompt, text) for text in texts]
-        rows = encode_rows(model.tokenizer, pairs, eos_id=model.eos_id)
-        prompt_length = min(len(row.prompt_ids) for row in rows)
-        encoded.append(EncodedRecord([row.input_ids for row in rows], prompt_length))
-    return encoded
+    texts = [
+        (record.response,) if isinstance(record, Rating) else (record.chosen, record.rejected)
+        for record in records
+    ]
+    pairs = [(record.prompt, text) for record, own in zip(records, texts, strict=True) for text in own]
+    rows = iter(encode_rows(model.tokenizer, pairs, eos_id=model.eos_id))
+    groups = [list(islice(rows, len(own))) for own in texts]
+    return [
+        EncodedRecord([row.input_ids for row in group], min(len(row.prompt_ids) for row in group))
+        for group in groups
+    ]
 
 
 def weight_labels(
