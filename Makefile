@@ -22,6 +22,11 @@ test: lint
 test-models: $(READY)
 	@OMP_NUM_THREADS=1 PARETUNE_ALL_FAMILIES=1 $(BIN)/pytest -s tests/unit/test_models_families.py
 
+# Every algorithm learns the toy task on each of three seeds; `make test` tries one seed each.
+.PHONY: test-learn
+test-learn: $(READY)
+	@OMP_NUM_THREADS=1 PARETUNE_ALL_SEEDS=1 $(BIN)/pytest -n 2 tests/learn
+
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
@@ -44,12 +49,16 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 # Longer checks, run by hand: docs/results/ holds their results, with command and date.
-.PHONY: proof-demo proof-real proof-same-numbers proof-templates
+.PHONY: proof-demo proof-real proof-same-numbers proof-templates proof-judge
 proof-demo: $(READY)
 	@$(BIN)/python proofs/demo.py $(SEEDS)
 
 proof-real: $(READY)
 	@$(BIN)/paretune run recipes/real-small.yaml data.root=../shared/data policy.path=../shared/models/dialogue-7m
+
+# An LLM judge behind an endpoint with 30 % faults, over a kill -9: docs/results/judge-faults.md; a few minutes
+proof-judge: $(READY)
+	@$(BIN)/python proofs/judge_faults.py $(ITEMS)
 
 # Rows, stops and control tokens of the chat templates in a folder of .jinja files: docs/results/chat-templates.md
 TOKENIZER ?= ../shared/models/dialogue-7m

@@ -18,17 +18,14 @@ from transformers import AutoTokenizer
 from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.chat import encode_prompt, encode_row, render_prompt
 from paretune.data.chat_checks import check_prompt
-from paretune.data.chat_template import (
-    DATE_MACRO,
-    FIXED_DATE,
-    ChatTemplateError,
-    chat_template_of,
-    message_as_dict,
-)
+from paretune.data.chat_template import ChatTemplateError, chat_template_of, message_as_dict
 from paretune.data.records import Message, Prompt
+from paretune.data.template_sandbox import FIXED_DATE
 from paretune.models.stop_tokens import describe_stop_tokens
 
 TOKENIZER = Path("..", "shared", "models", "dialogue-7m")
+DATE_MACRO = "{% macro strftime_now(format) %}" + FIXED_DATE + "{% endmacro %}{{ '' }}"
+"""Prepended to templates that print today's date, for the rendering by transformers."""
 CONTROL_TOKEN_PATTERN = re.compile(
     r"<\|[^<>|\s'\"]{1,40}\|>|<｜[^<>｜\s]{1,40}｜>|<(?:start|end)_of_\w+>|<end_of_utterance>|</?s>|<bos>"
     r"|<\|turn>|<turn\|>|<\|channel>|<channel\|>|<\|\w+>|<\w+\|>|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_RESULTS|SYSTEM_PROMPT|"

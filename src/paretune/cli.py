@@ -130,6 +130,7 @@ def check(
         from paretune.experiment.dry_run import check as dry_run
 
         _echo(dry_run(load_config(find_recipe(recipe), overrides or []), explain=explain))
+        _echo(f"{'next':<12}{shlex.join(['paretune', 'run', recipe, *(overrides or [])])}")
 
 
 @app.command()
@@ -252,12 +253,24 @@ def _require_results(run_dir: Path) -> None:
 
     if not run_dir.is_dir():
         problem = "is a file" if run_dir.exists() else "there is no such folder"
-        raise ConfigError(f"{run_dir}: {problem}; fix: name a run folder")
+        raise ConfigError(f"{run_dir}: {problem}; fix: {_run_folder_fix(run_dir)}")
     state = read_json(run_dir / "run.json")
     result_files = (run_dir / "metrics.jsonl", *run_dir.glob("eval/*/eval.json"))
     if state is not None and not any(file.exists() and file.stat().st_size for file in result_files):
         status = f"{state.get('status', 'started')}, stage {state.get('stage', 'data')}"
         raise ConfigError(f"{run_dir}: has no results yet ({status}); fix: resume the run first")
+
+
+def _run_folder_fix(run_dir: Path) -> str:
+    """What to write for a run folder that is not there: the one below `runs/`, or one of a like name."""
+    from paretune.config.issues import closest_match
+
+    runs = {str(file.parent): file.parent.name for file in Path("runs").glob("*/run.json")}
+    names = {name: path for path, name in runs.items()}
+    nearest = names.get(closest_match(run_dir.name, names))
+    if nearest is not None:
+        return f"write {nearest}"
+    return f"name a run folder{', such as ' + min(runs) if runs else ''}"
 
 
 def _echo(text: str, *, error: bool = False) -> None:

@@ -10,36 +10,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SERVER = """
-import json, os, sys, traceback
-import paretune.experiment.pipeline, paretune.worlds.helpdesk.model, peft
-from paretune.cli import main
-
-for line in sys.stdin:
-    said = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.setsid()
-            os.chdir(said["cwd"])
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            for at, name in enumerate(said["files"], 1):
-                os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), at)
-            sys.argv[1:] = said["arguments"]
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
+SERVER = Path(__file__).with_name("fork_server.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -64,8 +35,8 @@ class Started:
         return self.returncode
 
     def kill(self) -> None:
-        """Without warning."""
-        os.kill(self.pid, signal.SIGKILL)
+        """Without warning, it and what it started."""
+        os.killpg(self.pid, signal.SIGKILL)
 
 
 class Server:
@@ -77,7 +48,7 @@ class Server:
         self._last: Started | None = None
         # Unbuffered, so that what waits to be read is seen by `select`.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
+            [sys.executable, str(SERVER)],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -13,7 +13,7 @@ from paretune.cli import main
 from paretune.core import errors
 
 WORLD = """\
-data: {world: {}}
+data: {world: {num_prompts: 24, num_test_prompts: 12, num_ratings: 64, num_demonstrations: 64}}
 policy: {path: world, sft: {}}
 reward: {objectives: {safety: {}}}
 objectives: {safety: {weight: 1}}
@@ -207,7 +207,8 @@ def test_recipes_are_listed_and_printed(folder: Path, capsys: pytest.CaptureFixt
     ]
     assert leave("recipes", "demo") == 0
     Path("copy.yaml").write_text(capsys.readouterr().out)
-    assert leave("check", "copy.yaml") == 0
+    small = ("num_prompts=24", "num_ratings=64", "num_demonstrations=64")
+    assert leave("check", "copy.yaml", *(f"data.world.{size}" for size in small)) == 0
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,17 @@
 """A small benchmark end to end: killed, resumed, its runs identical to runs made on their own."""
 
 import json
-import os
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from tiny import ENVIRONMENT, PROGRAM, SMALL, fingerprint
+from forked import begun, done
+from tiny import SMALL, fingerprint
 
+from paretune import __version__
+from paretune.benchmark.processes import CLI_COMMAND
 from paretune.cli import main
 from paretune.run.folder import read_json, read_jsonl
 
@@ -35,37 +37,33 @@ SETTINGS = [word for word in SMALL if not word.startswith(("algorithm.", "run.ma
 def compare_command(folder, *more):
     path = folder.parent / "tiny.yaml"
     path.write_text(FILE.format(folder=folder, small=", ".join(SETTINGS)))
-    return [*PROGRAM, "compare", str(path), *more]
-
-
-def run(arguments):
-    return subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    return ["compare", str(path), *more]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The finished benchmark, which was killed during the first method's runs and then resumed."""
     folder = tmp_path_factory.mktemp("compare") / "tiny"
-    with subprocess.Popen(
-        compare_command(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=ENVIRONMENT,
-        start_new_session=True,
-    ) as process:
-        metrics = folder / "grpo" / "recipe" / "seed-0" / "metrics.jsonl"
-        while process.poll() is None and (not metrics.exists() or b'"align"' not in metrics.read_bytes()):
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    process = begun(compare_command(folder))
+    metrics = folder / "grpo" / "recipe" / "seed-0" / "metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or b'"align"' not in metrics.read_bytes()):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     assert not (folder / "benchmark.json").exists()
-    return folder, run(compare_command(folder))
+    return folder, done(compare_command(folder))
+
+
+def test_the_command_of_a_job_is_this_program():
+    """The jobs of `finished` are forks, so that they need not import everything again."""
+    found = subprocess.run([*CLI_COMMAND, "--version"], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, f"paretune {__version__}\n"), found.stderr
 
 
 @pytest.mark.slow
 def test_killed_benchmark_resumes_and_ranks(finished):
-    folder, done = finished
-    assert done.returncode == 0, done.stdout + done.stderr
+    folder, resumed = finished
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     found = read_json(folder / "benchmark.json")
     assert found["unranked"] == []
     assert {entry["costs"]["reward_calls"] for entry in found["methods"].values()} == {24}
@@ -73,7 +71,7 @@ def test_killed_benchmark_resumes_and_ranks(finished):
     costs = read_jsonl(folder / "costs.jsonl")
     assert [row["kind"] for row in costs] == ["shared"] * 2 + ["run"] * 4
     assert all(row["peak_memory"] > 1e8 and row["judge_calls"] == 24 for row in costs if row["kind"] == "run")
-    assert "hypervolume" in done.stdout
+    assert "hypervolume" in resumed.stdout
     assert (folder / "report.html").stat().st_size > 10_000
 
 
@@ -81,7 +79,7 @@ def test_killed_benchmark_resumes_and_ranks(finished):
 def test_run_with_reused_stages_equals_a_run_on_its_own(finished, tmp_path):
     folder, _ = finished
     recipe = folder / "recipes" / "grpo-recipe-seed-0.yaml"
-    alone = run([*PROGRAM, "run", str(recipe), f"run.output_dir={tmp_path / 'alone'}"])
+    alone = done(["run", str(recipe), f"run.output_dir={tmp_path / 'alone'}"])
     assert alone.returncode == 0, alone.stderr
     reusing = folder / "grpo" / "recipe" / "seed-0"
     assert fingerprint(reusing) == fingerprint(tmp_path / "alone")
@@ -97,7 +95,7 @@ def test_run_with_reused_stages_equals_a_run_on_its_own(finished, tmp_path):
 def run_in_process(capsys, folder, *more):
     """Run the command in this process, which has torch loaded: exit code, stdout, stderr."""
     with pytest.raises(SystemExit) as caught:
-        main(compare_command(folder, *more)[len(PROGRAM) :])
+        main(compare_command(folder, *more))
     return caught.value.code, *capsys.readouterr()
 
 

@@ -1,7 +1,12 @@
 import json
+import random
+import time
 
 import pytest
-from tiny import demo, demo_from_scratch, fingerprint
+from forked import begun
+from tiny import command, demo, demo_from_scratch, fingerprint
+
+KILLS = 4
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +102,25 @@ def test_the_saved_models_load_in_plain_transformers(finished):
         "safety",
     ]
     assert AutoTokenizer.from_pretrained(folder / "final").chat_template
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_like_the_unbroken_one(finished, tmp_path):
+    """kill -9 in any stage: the same command goes on, and ends with the bytes of the unbroken run."""
+    folder, _ = finished
+    chance = random.Random(0)
+    metrics = tmp_path / "broken" / "metrics.jsonl"
+    for _ in range(KILLS):
+        process = begun(command(tmp_path / "broken"))
+        seen = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        target = seen + chance.randint(1, 4)
+        while process.poll() is None:
+            if metrics.exists() and metrics.read_bytes().count(b"\n") >= target:
+                time.sleep(chance.random() * 0.1)
+                process.kill()
+                break
+            time.sleep(0.01)
+        assert process.wait() in {0, -9}, process.stderr.read_text()
+    last = demo(tmp_path / "broken")
+    assert last.returncode == 0, last.stderr
+    assert fingerprint(tmp_path / "broken") == fingerprint(folder)

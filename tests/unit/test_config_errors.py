@@ -235,7 +235,7 @@ def test_a_fix_lists_every_objective_once(folder: Path) -> None:
         ("run..steps=1", "is not of the form a.b=c"),
         ("run.max_steps=[1", '(override):1: run.max_steps: "[1" is not a value'),
         ("algorithm.name.x=1", "algorithm.name is"),
-        ("run.max_steps={a: 1, a: 2}", "is not a value"),
+        ("run.max_steps={a: 1, a: 2}", "run.max_steps.a: is given twice"),
         ("run.output_dir=!!str x", "is not a value"),
     ],
 )

@@ -19,6 +19,8 @@ def load(resource, limit, algorithm=RTO):
     overrides = [
         algorithm,
         "training.prompts_per_step=4",
+        "data.world.num_ratings=100",
+        "data.world.num_demonstrations=100",
         f"run.budget={{resource: {resource}, limit: {limit}}}",
     ]
     return load_config(bundled_recipes()["demo"], overrides)

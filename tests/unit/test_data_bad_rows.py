@@ -113,8 +113,8 @@ CASES = [
         "prompt,response,polite,kind\na,b,3,\n",
         {"labels": {"politeness": "polite", "kindness": "kind"}},
         [
-            'r.csv: labels.kindness: no row has a label "kind"; found prompt, response, polite, kind; '
-            "fix: name a key of `scores`, or a column"
+            "r.csv: labels.kindness: every cell of kind is empty; "
+            "fix: name another column, or remove the label"
         ],
     ),
     (

@@ -121,11 +121,11 @@ def test_index_in_a_dotted_path(read):
 
 def test_repeated_rows_without_a_rater_key_are_told(read):
     columns = ColumnNames(prompt="q", response="answer")
-    (note,) = read(VOTES.replace("who", "Worker ID"), columns=columns)[1].notes
-    assert "4 rows rate 2 responses" in note
-    assert "columns: {rater: Worker ID}" in note
-    (note,) = read(VOTES.replace("who", "colour"), columns=columns)[1].notes
-    assert "group_by: [prompt, response]" in note
+    (warning,) = read(VOTES.replace("who", "Worker ID"), columns=columns)[1].warnings
+    assert "4 rows rate 2 responses" in warning
+    assert "columns: {rater: Worker ID}" in warning
+    (warning,) = read(VOTES.replace("who", "colour"), columns=columns)[1].warnings
+    assert "group_by: [prompt, response]" in warning
 
 
 def test_raters_without_votes_have_no_effect(read):
@@ -164,12 +164,19 @@ def test_missing_and_map(read):
         (["99"], "17 of 18 values are 1 to 5, 1 is 99"),
         (["9", "9"], "17 of 19 values are 1 to 5, 2 are 9"),
         (["-8", "-9"], "17 of 19 values are 1 to 5, 2 are -9, -8"),
+        (["55"], "17 of 18 values are 1 to 5, 1 is 55"),
+        (["-40"], "17 of 18 values are 1 to 5, 1 is -40"),
     ],
 )
 def test_codes_among_ratings_are_asked_about(read, codes, problem):
     table = LIKERT + "".join(f"p,r,{code}\n" for code in codes)
-    assert f"r.csv:19: safety: {problem}; fix: under labels.safety, missing: [" in issue_of(read, table)
     values = tuple(map(int, dict.fromkeys(codes)))
+    listed = ", ".join(map(str, sorted(values)))
+    assert issue_of(read, table) == (
+        f"r.csv:19: safety: {problem}; the first is in this line; fix: under labels, write safety: "
+        f"{{missing: [{listed}]}} if not rated, or safety: {{keep: [{listed}]}} if real; "
+        "else correct the file"
+    )
     rated = LabelMapping(column="safety", missing=values)
     assert len(read(table, labels={"safety": rated})[0]) == 17
     kept = LabelMapping(column="safety", keep=values)
@@ -180,13 +187,6 @@ def test_codes_among_ratings_are_asked_about(read, codes, problem):
 def test_scales_of_their_own_are_not_asked_about(read, scale):
     table = "prompt,response,safety\n" + "".join(f"p{i},r{i},{scale[i % len(scale)]}\n" for i in range(40))
     assert len(read(table)[0]) == 40
-
-
-@pytest.mark.parametrize(("value", "others"), [(55, "1 to 5"), (-40, "1 to 5")])
-def test_outlier_is_told_with_its_line(read, value, others):
-    _, summary = read(LIKERT + f"p,r,{value}\n")
-    (note,) = summary.notes
-    assert f"r.csv:19: safety: {value} is far from the other 17 values, which are {others}" in note
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-from smallfiles import EMPTY_SAFETENSORS, describe_model, rate, write
+from smallfiles import describe_model, rate, write, write_zeros
 
 from paretune.config import load_config
 from paretune.core.errors import ConfigError, DataError
 from paretune.data.loader import prompt_key
+from paretune.experiment import chat_templates, data_limits, learning_rates, model_checks, preflight
 from paretune.experiment import data as stage
-from paretune.experiment import data_limits, learning_rates, model_checks, preflight
 from paretune.experiment.data import load_data
 from paretune.experiment.resolved import ResolvedRun, resolve
 from paretune.models import load
@@ -219,6 +219,18 @@ def test_rows_that_the_chat_template_rejects_are_one_line_with_a_count() -> None
     )
 
 
+def test_a_faulty_template_is_one_line_at_its_model_whatever_the_rows() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}:\n{{ m.content[:20] }}{% endfor %}"
+    tokenizer.save_pretrained("model")
+    (line,) = error_lines(FILES, error=ConfigError)
+    assert line == (
+        "r.yaml:1: policy.path: model: the chat template cuts or changes the text of user turns after 20 "
+        "characters; fix: correct the tokenizer's chat template "
+        "(chat_template.jinja or tokenizer_config.json)"
+    )
+
+
 def test_template_arguments_that_the_template_does_not_read_are_mistakes() -> None:
     for argument in ("enable_thinking", "tokenize"):
         (line,) = error_lines(FILES, f"policy.chat_template_kwargs={{{argument}: false}}", error=ConfigError)
@@ -270,7 +282,8 @@ def test_revisions_are_passed_to_every_loader(monkeypatch: pytest.MonkeyPatch) -
     for module in (stage, data_limits):
         monkeypatch.setattr(module, "stored_context_length", context)
         monkeypatch.setattr(module, "load_tokenizer", tokenizer)
-    monkeypatch.setattr(model_checks, "load_tokenizer", tokenizer)
+    for module in (model_checks, chat_templates):
+        monkeypatch.setattr(module, "load_tokenizer", tokenizer)
     for module in (stage, preflight, learning_rates):
         monkeypatch.setattr(module, "load_model_config", config)
     load_data(resolved(FILES, "policy.path=own/model", "policy.revision=v2"))
@@ -285,7 +298,7 @@ def judge(*names: str) -> None:
     config.id2label = dict(enumerate(names))
     config.save_pretrained("judge")
     tiny_tokenizer().save_pretrained("judge")
-    Path("judge/model.safetensors").write_bytes(EMPTY_SAFETENSORS)
+    write_zeros("judge", "SEQ_CLS")
 
 
 def test_a_pretrained_judge_without_any_objective_is_a_mistake() -> None:
@@ -300,7 +313,8 @@ def test_a_pretrained_judge_without_any_objective_is_a_mistake() -> None:
 def test_a_pretrained_reward_from_the_hub_must_score_every_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "load_model_config", lambda path, revision: tiny_config("llama", 101))
     monkeypatch.setattr(preflight, "read_objectives", lambda path, revision: ("saftey", "x"))
-    monkeypatch.setattr(model_checks, "load_tokenizer", lambda path, revision: tiny_tokenizer())
+    for module in (model_checks, chat_templates):
+        monkeypatch.setattr(module, "load_tokenizer", lambda path, revision, **_: tiny_tokenizer())
     (line,) = error_lines(FILES | {"reward": {"path": "own/reward"}}, error=ConfigError)
     assert line == (
         'r.yaml:1: objectives.safety: no model provides it; did you mean "saftey"?; '

@@ -14,9 +14,17 @@ from paretune.data.records import Prompt, Rating
 from paretune.evaluate.warnings import few_prompts_warning
 from paretune.experiment.dry_run import check, check_run
 from paretune.experiment.estimates import format_minutes
-from paretune.experiment.label_summary import format_bars, histogram, label_statistics, rank_correlation
+from paretune.experiment.label_summary import (
+    describe_labels,
+    format_bars,
+    histogram,
+    label_statistics,
+    label_warnings,
+    rank_correlation,
+)
+from paretune.experiment.provenance import dataset_warnings
 from paretune.experiment.readability import PromptReading, unreadable_issues
-from paretune.experiment.resolved import resolve
+from paretune.experiment.resolved import ResolvedRun, resolve
 from paretune.reward.training import label_scale_and_offset
 
 
@@ -166,3 +174,63 @@ def test_the_warning_about_few_prompts_counts_those_that_were_scored() -> None:
     assert text.startswith("Only 2 for safety of 60 test prompts were scored")
     assert few_prompts_warning(60, {"safety": 40}) == []
     assert few_prompts_warning(8)[0].startswith("Only 8 test prompts:")
+
+
+def test_correlations_of_few_responses_are_no_warning() -> None:
+    few, many = (label_statistics(ratings(*range(n)), ["a"])["a"] for n in (3, 30))
+    assert "(only 3 responses)" in "".join(describe_labels(few))
+    assert list(label_warnings(few)) == []
+    assert len(list(label_warnings(many))) == 1
+
+
+def test_rows_of_the_same_response_are_not_counted_as_responses() -> None:
+    s = label_statistics([*ratings(1, 2, 3), *ratings(2, 2, 4)], ["a"])["a"]
+    assert (s.num_labels, s.num_responses) == (6, 3)
+    assert next(describe_labels(s)) == "6 rows of 3 responses"
+
+
+def test_a_single_file_is_split_by_prompt(recipe: Path) -> None:
+    write("a.jsonl", [{"prompt": f"train {i // 2}"} for i in range(80)])
+    values = json.loads(recipe.read_text())
+    del values["data"]["test_prompts"]
+    with pytest.raises(ConfigError, match=r"holdout_fraction: 0\.1"):
+        resolve_text(recipe, values)
+    values["data"]["holdout_fraction"] = 0.25
+    dataset = check_run(resolve_text(recipe, values)).dataset
+    train, test = dataset.train_prompts["a"], dataset.test_prompts
+    assert len(train) + 2 * len(test) == 80
+    assert 3 <= len(test) <= 18
+    assert {p.messages for p in train}.isdisjoint(p.messages for p in test)
+    values["data"]["holdout_fraction"] = 1e-9
+    with pytest.raises(DataError, match="holdout_fraction: holds out none of the 40 different prompts"):
+        check_run(resolve_text(recipe, values))
+    values["data"]["test_prompts"] = {"a": {"file": "test.jsonl"}}
+    with pytest.raises(ConfigError, match="holdout_fraction: has no effect"):
+        resolve_text(recipe, values)
+
+
+def resolve_text(recipe: Path, values: dict[str, object]) -> ResolvedRun:
+    recipe.write_text(json.dumps(values))
+    return resolve(load_config(recipe))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "text"),
+    [
+        ("rated", "reply", "the judge is fitted to 28 of the reward's own rows"),
+        ("rated", "another", "the judge is fitted to the reward's own prompts"),
+        ("other", "another", ""),
+    ],
+)
+def test_a_judge_of_the_rewards_own_rows_is_a_warning(
+    recipe: Path, prompt: str, response: str, text: str
+) -> None:
+    rows = [{"prompt": f"{prompt} {i}", "response": f"{response} {i}", "safety": i % 5} for i in range(30)]
+    write("judge.jsonl", rows)
+    values = json.loads(recipe.read_text())
+    values["reward"]["holdout_fraction"] = 0.1
+    ratings_of_judge = {"r": {"file": "judge.jsonl", "labels": {"safety": {}}}}
+    values["judge"] = {"objectives": {"safety": {}}, "ratings": ratings_of_judge}
+    run = resolve_text(recipe, values)
+    warnings = list(dataset_warnings(run, check_run(run).dataset))
+    assert [warning[: len(text)] for warning in warnings] == ([text] if text else [])

@@ -248,3 +248,36 @@ def test_a_sliding_window_is_told():
     assert "policy: all layers read the last 16 tokens only (sliding window)" in notes()
     tiny_config("mistral", SIZE, context=96, sliding_window=None).save_pretrained("model")
     assert not any("sliding" in line for line in notes())
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "expected"),
+    [
+        ("config.json", {"num_hidden_layers": 1}, "it has 2 layers, and config.json 1"),
+        ("config.json", {"num_hidden_layers": 3}, "no values for 9 weights, the first is model.layers.2."),
+        ("config.json", {"max_position_embeddings": 0}, "max_position_embeddings is 0, which is no number"),
+    ],
+)
+def test_a_configuration_of_another_model_is_reported(file, entry, expected):
+    edit(f"model/{file}", **entry)
+    assert expected in issue()
+
+
+def test_a_model_without_any_stop_token_is_reported():
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    tokenizer.eos_token, tokenizer.chat_template = None, None
+    tokenizer.save_pretrained("model")
+    Path("model/chat_template.jinja").unlink(missing_ok=True)
+    edit("model/config.json", eos_token_id=None)
+    assert "model: no EOS token is defined: responses would have no end; fix: set eos_token" in issue()
+    edit("model/generation_config.json", eos_token_id=1)
+    assert model_config_issues(run()) == []
+
+
+def test_a_context_that_is_cut_and_a_head_that_is_not_used_are_told():
+    weights = load_file("model/model.safetensors")
+    save_file(weights | {"score.weight": torch.zeros(2, 32)}, "model/model.safetensors")
+    assert "policy: the file has a head for another task, which is not used: score.weight" in notes()
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    edit("model/config.json", rope_parameters=rope | {"original_max_position_embeddings": 48})
+    assert any("policy: reads 48 of the 96 tokens in config.json" in line for line in notes())

@@ -88,7 +88,7 @@ def test_unreliable_heads_are_at_the_top(tmp_path):
     ]
     html = write_report(folder).read_text()
     assert html.index(unreliable_heads(report)[0]) < html.index('class="verdicts"')
-    assert "<b>Reward model:</b>" in html
+    assert "Reward model: politeness" in html
     summary = report_summary(report)
     assert summary.startswith("4 heads on unseen prompts: politeness ρ 0.93")
     assert summary.endswith(f"; ⚠ {'; '.join(unreliable_heads(report))}")

@@ -147,7 +147,7 @@ def ppo_max(
         name="ppo_max",
         reward_steps=chain(base.reward_steps, scale, *clip),
         credit=base.credit if advantage_normalization == "whiten" else _without_whitening(base.credit),
-        auxiliary_lm=_auxiliary_lm(auxiliary_lm_coef, auxiliary_lm_batch_size),
+        auxiliary_lm=make_auxiliary_lm(auxiliary_lm_coef, auxiliary_lm_batch_size),
     )
 
 
@@ -352,7 +352,8 @@ def _without_whitening(credit: CreditStep) -> CreditStep:
     return chain(*(step for step in flatten_steps(credit) if not isinstance(step, Whiten)))
 
 
-def _auxiliary_lm(coefficient: float, batch_size: int) -> AuxiliaryLm | None:
+def make_auxiliary_lm(coefficient: float, batch_size: int) -> AuxiliaryLm | None:
+    """The auxiliary LM loss; None with coefficient 0."""
     return AuxiliaryLm(coefficient=coefficient, batch_size=batch_size) if coefficient else None
 
 

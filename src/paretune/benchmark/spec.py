@@ -16,6 +16,7 @@ from paretune.config.issues import ConfigIssue, schema_issues, slugify
 from paretune.config.load import (
     OVERRIDE,
     apply_override,
+    apply_overrides,
     build_config,
     issue_sort_key,
     merge_trees,
@@ -185,8 +186,7 @@ def _read_tree(path: Path, overrides: Sequence[str]) -> tuple[ConfigTree, str]:
     names = methods if isinstance(methods, dict) else {}
     for key_path in (("overrides",), *(("methods", name) for name in names)):
         _expand_override_list(tree, key_path)
-    for number, override in enumerate(overrides, 1):
-        apply_override(tree, override, SourceLocation(OVERRIDE, number))
+    apply_overrides(tree, overrides)
     tree.values.setdefault("name", slugify(path.stem))
     comments = (f"# override: {override!r}" for override in overrides)
     return tree, "\n".join([text.rstrip("\n"), *comments, ""])

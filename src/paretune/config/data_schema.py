@@ -138,7 +138,7 @@ class LabelSection(Section):
     missing: ScalarOrList = ()
     """Values that mean "not rated", such as "N/A" or -1."""
     keep: ScalarOrList = ()
-    """Values that are labels although they look like a code for "not rated" or like a typing error."""
+    """Values that are labels although they do not fit the others, such as 0 among 1 to 5."""
     map: Annotated[dict[str, float], BeforeValidator(_keys_as_text)] = {}
     """Value of a cell -> the number that it stands for, such as {"4 - good": 4}."""
 
@@ -147,11 +147,24 @@ def _parse_label(value: Any) -> Any:
     return {"from": value} if isinstance(value, str | list | tuple) else value
 
 
+def _default_sources(labels: Any) -> Any:
+    """The labels; those without `from` get the column of their own name."""
+    if not isinstance(labels, dict):
+        return labels
+    return {
+        name: {"from": name, **(label or {})} if label is None or isinstance(label, dict) else label
+        for name, label in labels.items()
+    }
+
+
 class RatingSource(DataSource):
     """Responses with labels of one or more objectives."""
 
-    labels: dict[Name, Annotated[LabelSection, BeforeValidator(_parse_label)]] = Field(min_length=1)
-    """Objective -> column or key of the scores object, or {from, scale, offset, missing, keep, map}."""
+    labels: Annotated[
+        dict[Name, Annotated[LabelSection, BeforeValidator(_parse_label)]], BeforeValidator(_default_sources)
+    ] = Field(min_length=1)
+    """Objective -> column or key of the scores object, or {from, scale, offset, missing, keep, map}; without
+    `from` the column has the objective's name, as in safety: {missing: [-1]}."""
     missing: ScalarOrList = ()
     """Values that mean "not rated" in every label of the file."""
     raters: Literal["mean", "median", "separate"] | None = None

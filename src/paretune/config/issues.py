@@ -68,7 +68,9 @@ def _key_path(loc: tuple[int | str, ...], values: Any) -> KeyPath:
     path: list[str | int] = []
     for depth, part in enumerate(loc):
         is_key = (
-            part in values if isinstance(values, dict) else isinstance(part, int) and isinstance(values, list)
+            part in values
+            if isinstance(values, dict)
+            else isinstance(part, int) and isinstance(values, list) and part < len(values)
         )
         if is_key:
             values = values[part]
@@ -100,6 +102,9 @@ def _issue(
         key, siblings = str(path[-1]), section_keys(path[:-1], schema)
         fix = f"this section has {', '.join(siblings)}" if siblings else ""
         return ConfigIssue(path, "unknown key", suggestion=_suggest_key(path[:-1], key, schema), fix=fix)
+    if error_type == "missing" and isinstance(last := errors[-1]["loc"][-1], int):
+        problem = f"{value} has too few values"
+        return ConfigIssue(path, problem, fix=f"write {last + 1} of them, in brackets")
     if error_type == "missing":
         fix = f"write {path[-1]} into {dotted_key(path[:-1]) or 'the recipe'}"
         return ConfigIssue(path, "is missing", fix=fix)
@@ -114,7 +119,7 @@ def _issue(
     expected = list(dict.fromkeys(_TYPE_NAMES.get(each["type"], "") for each in errors))
     if all(expected):
         problem = f"{_describe(error.get('input'))} is not {' or '.join(expected)}"
-        return ConfigIssue(path, problem, fix=_type_fix(errors))
+        return ConfigIssue(path, problem, fix=_type_fix(errors) or _section_fix(path, errors, schema))
     is_run_name = context.get("pattern") == RUN_NAME_PATTERN
     fix = f"write {slugify(str(error.get('input')))}" if is_run_name else ""
     problem = _bound_message(error_type, context) or f"is not allowed: {error['msg']}"
@@ -139,6 +144,40 @@ def _type_fix(errors: list[ErrorDetails]) -> str:
     if error_types & {"int_type", "float_type"} and is_number:
         return f"remove the quotes: {value}"
     return ""
+
+
+def _section_fix(path: KeyPath, errors: list[ErrorDetails], schema: type[BaseModel]) -> str:
+    """The line to write where a word or a list stands for a section, or a word for a list."""
+    value, error_types = errors[0].get("input"), {error["type"] for error in errors}
+    if "tuple_type" in error_types:
+        return f"write {path[-1]}: [{value}]" if isinstance(value, str | int | float) else ""
+    if not error_types & {"dict_type", "model_type"}:
+        return ""
+    words = value if isinstance(value, list) else [value]
+    if not words or not all(isinstance(word, str) and re.fullmatch(r"[\w./-]+", word) for word in words):
+        words = []
+    keys, inner_keys = section_keys(path, schema), section_keys((*path, _ANY_NAME), schema)
+    if keys and len(words) == 1 and (main_key := next((k for k in _MAIN_KEYS if k in keys), "")):
+        return f"write {path[-1]}: {{{main_key}: {words[0]}}}"
+    if keys:
+        return f"its keys are {', '.join(keys)}"
+    if words and "file" in inner_keys:
+        sources = (f"{_source_name(word)}: {{file: {word}}}" for word in words)
+        return f"write {path[-1]}: {{{', '.join(sources)}}}"
+    if words:
+        # A label is read from the column of its name; any other named section has defaults.
+        inner = "{}" if path[-1] != "labels" else ""
+        return f"write {path[-1]}: {{{', '.join(f'{word}: {inner or word}' for word in words)}}}"
+    return "write one name: value per line below it"
+
+
+_ANY_NAME = "any"
+_MAIN_KEYS = ("name", "path", "file")
+"""Keys that a single word in the place of a section most likely means."""
+
+
+def _source_name(file: str) -> str:
+    return re.sub(r"\W+", "_", file.rsplit("/", 1)[-1].split(".", maxsplit=1)[0]) or "main"
 
 
 def _bound_message(error_type: str, context: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from paretune.config.data_schema import expand_home
 from paretune.config.issues import ConfigIssue, schema_issues, slugify
-from paretune.config.paths import file_issues, model_issues
+from paretune.config.paths import file_issues, model_issues, output_dir_issues
 from paretune.config.schema import Config
 from paretune.config.validate import rule_issues
 from paretune.config.yaml import (
+    MAX_DEPTH,
     ConfigTree,
     KeyPath,
     SourceLocation,
@@ -41,8 +42,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: One line per mistake of the file, of the file it extends and of the overrides.
     """
     tree, text = read_recipe(Path(path))
-    for line, override in enumerate(overrides, 1):
-        apply_override(tree, override, SourceLocation(OVERRIDE, line))
+    apply_overrides(tree, overrides)
     tree.values.setdefault("name", slugify(Path(path).stem))
     if {"recipe", "methods"} <= tree.values.keys():
         fix = f"paretune compare {path}"
@@ -116,13 +116,15 @@ def read_recipe(path: Path) -> tuple[ConfigTree, str]:
         )
         return tree, text
     base_path = path.parent / expand_home(extends)
-    base_text, read_issue = read_text(base_path, str(base_path))
+    base_text, read_issue = read_text(base_path, str(base_path), allow_pipe=False)
     base = (
         parse_yaml(base_text, str(base_path))
         if not read_issue
         else ConfigTree(locations={(): SourceLocation(str(base_path), 1)})
     )
-    if read_issue:
+    if read_issue and tree.issues:  # of the name of the file, most likely
+        base.unreadable = True
+    elif read_issue:
         problem = f"{short_repr(extends)} {read_issue.split(': ', 1)[-1]}"
         tree.issues.append(format_issue(location.file, location.line, location.column, "extends", problem))
         base.unreadable = True
@@ -171,6 +173,28 @@ def _replace_locations(merged: ConfigTree, overlay: ConfigTree, path: KeyPath) -
     }
 
 
+def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
+    """Set the values given as a.b=c; one that was written with spaces around = is one mistake."""
+    words = list(overrides)
+    for line, word in enumerate(words, 1):
+        location = SourceLocation(OVERRIDE, line)
+        following = words[line : line + 2]
+        if "=" not in word and following[:1] == ["="]:
+            parts = [word, *following]
+        elif ("=" not in word and following and following[0].startswith("=")) or (
+            word.endswith("=") and following and "=" not in following[0]
+        ):
+            parts = [word, following[0]]
+        else:
+            if word:
+                apply_override(tree, word, location)
+            continue
+        joined = "".join(parts)
+        problem = f"{short_repr(' '.join(parts))} has spaces around ="
+        tree.issues.append(format_issue(OVERRIDE, line, None, "", problem, fix=f"write {joined}"))
+        words[line : line + len(parts) - 1] = [""] * (len(parts) - 1)  # told with this one
+
+
 def apply_override(tree: ConfigTree, assignment: str, location: SourceLocation) -> None:
     """Set one value given as a.b=c; missing sections on its path are created."""
     key, equals, text = assignment.partition("=")
@@ -188,7 +212,11 @@ def apply_override(tree: ConfigTree, assignment: str, location: SourceLocation) 
             )
         )
         return
-    value, value_issue = parse_value(text, location.file, location.line, dotted_key(path))
+    if len(path) > MAX_DEPTH:
+        problem = f"{short_repr(assignment)} is more than {MAX_DEPTH} levels deep"
+        tree.issues.append(format_issue(location.file, location.line, location.column, "", problem))
+        return
+    value, value_issue = parse_value(text, location.file, location.line, path)
     if value_issue:
         tree.issues.append(value_issue)
         return
@@ -208,14 +236,24 @@ def apply_override(tree: ConfigTree, assignment: str, location: SourceLocation) 
         _replace_locations(tree, ConfigTree(), path)
         del section[str(path[-1])]  # a null over a section removes it, as in a recipe that extends another
     else:
-        _replace_locations(tree, ConfigTree(locations={path: location}), path)
+        inner = ConfigTree(locations=dict.fromkeys(_paths(value, path), location))
+        _replace_locations(tree, inner, path)
         section[str(path[-1])] = value
+
+
+def _paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+    """The path of a value and of everything inside it."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _paths(inner, (*path, key))
 
 
 def _validate(values: dict[str, Any]) -> tuple[Config | None, list[ConfigIssue]]:
     """The config and the issues of its rules, or None and the issues of its schema."""
-    if not values.keys() - {"name"}:  # the file was empty or unreadable, which is reported already
-        return None, []
+    if not values.keys() - {"name"}:
+        fix = "see `paretune recipes demo` for a complete recipe"
+        return None, [ConfigIssue((), "has a name at most, and no settings", fix=fix)]
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -228,7 +266,8 @@ def _semantic_issues(config: Config, check_files: bool = True) -> list[ConfigIss
     """Issues of a config whose sections are valid by themselves."""
     from paretune.config.build import algorithm_issues  # imports torch, which takes seconds
 
-    files = file_issues(config) if check_files else []
+    files = list(file_issues(config)) if check_files else []
+    files += output_dir_issues(config)
     return [*rule_issues(config), *algorithm_issues(config), *files, *model_issues(config)]
 
 

@@ -1,9 +1,11 @@
 """Checks of the files and model folders that a recipe names. Imports no torch, unlike `requirements`."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from paretune.config.issues import ConfigIssue, closest_match
 from paretune.config.schema import Config
@@ -14,22 +16,48 @@ HUB_PREFIX = "hf:"
 _HUB_NAME_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+def path_kind(path: Path) -> Literal["file", "folder", "other", ""]:
+    """What stands at a path; "" if nothing does, or if no file can have this name."""
+    try:
+        if path.is_dir():
+            return "folder"
+        return "file" if path.is_file() else "other" if path.exists() else ""
+    except (OSError, ValueError):  # a name that is too long, say
+        return ""
+
+
+def output_dir_issues(config: Config) -> Iterator[ConfigIssue]:
+    """A run folder that cannot be made: a name that is too long, or a file in its place."""
+    folder = Path(config.run.output_dir)
+    try:
+        existing = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+        folder.exists()
+    except OSError as error:
+        problem = f"{short_repr(config.run.output_dir)} cannot be made: {error.strerror}"
+        yield ConfigIssue(("run", "output_dir"), problem, fix="write another folder", standalone=True)
+        return
+    if path_kind(existing) in ("file", "other"):
+        problem = f"cannot be made: {short_repr(str(existing))} is a file"
+        yield ConfigIssue(("run", "output_dir"), problem, fix="write another folder", standalone=True)
+
+
 def file_issues(config: Config) -> Iterator[ConfigIssue]:
     """Data files that do not exist."""
     root = Path(config.data.root)
     local = [
         (path, source) for path, _, source in data_sources(config) if not source.file.startswith(HUB_PREFIX)
     ]
-    if local and not root.is_dir():
+    if local and path_kind(root) != "folder":
         problem = f"there is no folder {short_repr(config.data.root)}"
         fix = "name a folder, relative to the working directory"
         yield ConfigIssue(("data", "root"), problem, fix=fix, standalone=True)
         return
     for path, source in local:
         file = root / source.file
-        if file.is_file():
+        if path_kind(file) == "file":
             continue
-        siblings = [sibling.name for sibling in file.parent.iterdir()] if file.parent.is_dir() else []
+        folder = file.parent
+        siblings = [sibling.name for sibling in folder.iterdir()] if path_kind(folder) == "folder" else []
         match = closest_match(file.name, siblings)
         yield ConfigIssue(
             (*path, "file"),
@@ -55,7 +83,7 @@ def model_issues(config: Config) -> Iterator[ConfigIssue]:
 def is_hub_name(name: str) -> bool:
     """True for owner/model, unless it, or its parent, is a folder here."""
     path = Path(name)
-    return bool(_HUB_NAME_PATTERN.fullmatch(name)) and not path.exists() and not path.parent.exists()
+    return bool(_HUB_NAME_PATTERN.fullmatch(name)) and not path_kind(path) and not path_kind(path.parent)
 
 
 def _model_path_issues(path: KeyPath, name: str) -> Iterator[ConfigIssue]:
@@ -63,23 +91,25 @@ def _model_path_issues(path: KeyPath, name: str) -> Iterator[ConfigIssue]:
         return
     fix = "name a folder with config.json, or a hub name like owner/model"
     folder = Path(name)
-    if not folder.is_dir():
-        siblings = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+    if path_kind(folder) != "folder":
+        parent = folder.parent
+        siblings = [str(p) for p in parent.iterdir() if p.is_dir()] if path_kind(parent) == "folder" else []
         yield ConfigIssue(
             path,
             f"there is no folder {short_repr(name)}",
-            suggestion=closest_match(name, siblings),
+            # Of a short path half of the letters are those of any other: "/nope" is not "/opt".
+            suggestion=closest_match(name, siblings, 0.7),
             fix=fix,
             standalone=True,
         )
-    elif not (folder / "config.json").is_file():
+    elif path_kind(folder / "config.json") != "file":
         yield ConfigIssue(path, f"{short_repr(name)} has no config.json", fix=fix, standalone=True)
 
 
 def _label_name_issues(config: Config, name: str, folder: Path) -> Iterator[ConfigIssue]:
     """A pretrained reward model's id2label must name every objective."""
     file = folder / "config.json"
-    if name != "reward" or not file.is_file():
+    if name != "reward" or path_kind(file) != "file":
         return
     label_names = read_label_names(folder)
     if label_names is None:

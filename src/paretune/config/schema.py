@@ -110,6 +110,9 @@ class DataSection(Section):
     """Prompts to align the policy on."""
     test_prompts: dict[Name, PromptSource] = Field(default_factory=dict)
     """Prompts to evaluate the policy on, before and after."""
+    holdout_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Instead of `test_prompts`: the fraction of the different prompts in `prompts` that is held out for the
+    evaluation, with all their rows in every file, chosen by `run.seed`."""
     stored_responses: StoredResponsesSection = StoredResponsesSection()
     """Training data of offline methods, with `algorithm.response_source: stored`."""
     demonstrations: dict[Name, DemonstrationSource] = Field(default_factory=dict)
@@ -313,7 +316,7 @@ class Config(Section):
             return values
         seed = run.get("seed", 0)
         output_dir = PurePosixPath(
-            "runs", values["name"] if seed in {0, None} else f"{values['name']}-seed-{seed}"
+            "runs", values["name"] if seed in (0, None) else f"{values['name']}-seed-{seed}"
         )
         return {**values, "run": {**run, "output_dir": str(output_dir)}}
 

@@ -7,11 +7,13 @@ from typing import Any
 import yaml
 
 from paretune.config.issues import closest_match
+from paretune.config.paths import path_kind
 from paretune.config.schema import Config
 from paretune.config.yaml import KeyPath
 from paretune.core.errors import ConfigError, format_issue
 
 SUFFIXES = (".yaml", ".yml")
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".gz", ".txt", ".xlsx")
 _HERE = Path(__file__).resolve()
 # In an installed wheel the recipes are inside the package; in a checkout they are at the repository root.
 _RECIPE_DIRS = (_HERE.parents[1] / "recipes", _HERE.parents[3] / "recipes")
@@ -41,12 +43,20 @@ def find_recipe(name: str) -> Path:
     """
     path, shipped = Path(name), bundled_recipes()
     # A named pipe, such as bash's <(...), is no regular file but can be read.
-    is_readable = path.exists() and not path.is_dir() and path.suffix in SUFFIXES
-    if path.is_file() or (is_readable and name not in shipped):
+    kind = path_kind(path)
+    is_readable = kind == "other" and path.suffix in SUFFIXES
+    if kind == "file" and path.suffix.lower() in DATA_SUFFIXES:
+        problem = "is a data file, and a recipe is expected, which names it"
+        fix = (
+            "`paretune recipes real-small > mine.yaml`, put this file in the place of those in it, "
+            "and `paretune check mine.yaml`"
+        )
+        raise ConfigError(format_issue(name, 1, None, "", problem, fix=fix))
+    if kind == "file" or (is_readable and name not in shipped):
         return path
     if name in shipped:
         return shipped[name]
-    if path.is_dir():
+    if kind == "folder":
         example = next((f" in it, such as {file}" for file in _recipe_files(path)), "")
         raise ConfigError(format_issue(name, 1, None, "", "is a folder", fix=f"name a recipe file{example}"))
     fix = f"name a file, or one of {', '.join(shipped)}"

@@ -73,7 +73,8 @@ def misspelled_category(category: str, refusal_categories: Iterable[str]) -> str
 
 def _data_issues(config: Config) -> Iterator[ConfigIssue]:
     if config.data.world is not None:
-        keys = [key for key in non_default_keys(config.data) if key in {"prompts", "test_prompts"}]
+        file_keys = {"prompts", "test_prompts", "holdout_fraction"}
+        keys = [key for key in non_default_keys(config.data) if key in file_keys]
         yield from _no_effect_issues(("data",), keys, "with data.world")
         yield from _unused_world_issues(config, non_default_keys(config.data.world))
         return
@@ -85,8 +86,10 @@ def _data_issues(config: Config) -> Iterator[ConfigIssue]:
     if not config.data.prompts:
         fix = "name files of prompts, or write data.world: {}"
         yield ConfigIssue(("data", "prompts"), "is missing", fix=fix)
-    if not config.data.test_prompts:
-        fix = "name files of prompts to evaluate the policy on"
+    if config.data.holdout_fraction is not None and config.data.test_prompts:
+        yield from _no_effect_issues(("data",), ["holdout_fraction"], "with data.test_prompts")
+    if not (config.data.test_prompts or config.data.holdout_fraction):
+        fix = "name files to evaluate the policy on, or hold prompts out: data: {holdout_fraction: 0.1}"
         yield ConfigIssue(("data", "test_prompts"), "is missing", fix=fix)
     yield from _overlap_issues(
         ("data", "test_prompts"),

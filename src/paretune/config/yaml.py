@@ -6,6 +6,8 @@ never executes or expands anything.
 """
 
 import re
+import stat
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,12 @@ MAX_BYTES = 200_000
 MAX_DEPTH = 50
 MAX_ALIASES = 100
 MAX_NODES = 5_000
+EMPTY_FIX = "see `paretune recipes demo` for a complete recipe"
+MAX_NUMBER = 2**63 - 1
+
+_ESCAPE_PATTERN = re.compile(r"\\U([0-9A-Fa-f]{8})")
+_UNUSABLE_PATTERN = re.compile("[\0\ud800-\udfff]")
+"""Characters that neither file names nor UTF-8 files can have; YAML can spell them in an escape."""
 
 KeyPath = tuple[str | int, ...]
 """Path to a value: its keys and list indices from the top."""
@@ -78,15 +86,23 @@ class _ParseError(Exception):
     """The text cannot be parsed at all; holds the single formatted issue."""
 
 
-def read_text(path: Path, display_name: str) -> tuple[str, str]:
-    """The text of a file and "", or "" and the issue that explains why it cannot be read."""
+def read_text(path: Path, display_name: str, *, allow_pipe: bool = True) -> tuple[str, str]:
+    """The text of a file and "", or "" and the issue that explains why it cannot be read.
+
+    Never reads more than a recipe may have. `allow_pipe`: a named pipe, such as bash's <(...), is read too.
+    """
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        return "", format_issue(display_name, 1, None, "", f"cannot be read: {error.strerror or error}")
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or (allow_pipe and stat.S_ISFIFO(mode)) or stat.S_ISDIR(mode)):
+            return "", format_issue(display_name, 1, None, "", "cannot be read: it is no regular file")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a character that no file name can have
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is no file name"
+        return "", format_issue(display_name, 1, None, "", f"cannot be read: {reason}")
     if len(raw) > MAX_BYTES:
         return "", format_issue(
-            display_name, 1, None, "", f"is {len(raw):,} bytes; a recipe has at most {MAX_BYTES:,}"
+            display_name, 1, None, "", f"is too long; a recipe has at most {MAX_BYTES:,} bytes"
         )
     try:
         return raw.decode("utf-8-sig"), ""
@@ -98,7 +114,7 @@ def read_text(path: Path, display_name: str) -> tuple[str, str]:
         )
 
 
-def parse_yaml(text: str, file: str) -> ConfigTree:
+def parse_yaml(text: str, file: str, empty_fix: str = EMPTY_FIX) -> ConfigTree:
     """The tree of one recipe text; errors of the text are in `issues`, never raised."""
     tree = ConfigTree(locations={(): SourceLocation(file, 1, 1)})
     try:
@@ -106,9 +122,7 @@ def parse_yaml(text: str, file: str) -> ConfigTree:
         if not isinstance(node, yaml.MappingNode) or not node.value:
             is_empty = node is None or isinstance(node, yaml.MappingNode)
             problem = "is empty" if is_empty else "is not a mapping of keys to values"
-            raise _ParseError(
-                format_issue(file, 1, 1, "", problem, fix="see `paretune recipes demo` for a complete recipe")
-            )
+            raise _ParseError(format_issue(file, 1, 1, "", problem, fix=empty_fix))
         tree.values = _Converter(file, tree).convert(node, ())
     except _ParseError as error:
         tree.issues.append(str(error))
@@ -116,19 +130,18 @@ def parse_yaml(text: str, file: str) -> ConfigTree:
     return tree
 
 
-def parse_value(text: str, file: str, line: int, key: str) -> tuple[Any, str]:
+def parse_value(text: str, file: str, line: int, path: KeyPath) -> tuple[Any, str]:
     """The value of one override and "", or None and the issue that explains why it cannot be parsed."""
     tree = ConfigTree(locations={(): SourceLocation(file, line)})
     try:
         node = _compose(text, file)
-        value = None if node is None else _Converter(file, tree, SourceLocation(file, line)).convert(node, ())
-    except _ParseError:
-        tree.issues.append("")
-    if tree.issues:
-        return None, format_issue(
-            file, line, None, key, f"{short_repr(text)} is not a value", fix="put it in quotes"
+        value = (
+            None if node is None else _Converter(file, tree, SourceLocation(file, line)).convert(node, path)
         )
-    return value, ""
+    except _ParseError:
+        problem = f"{short_repr(text)} is not a value"
+        return None, format_issue(file, line, None, dotted_key(path), problem, fix="put it in quotes")
+    return (None, tree.issues[0]) if tree.issues else (value, "")
 
 
 def short_repr(value: object, max_length: int = 60) -> str:
@@ -153,6 +166,11 @@ def _compose(text: str, file: str) -> yaml.Node | None:
         prefix = text[: int(error.position)]
         line, col = prefix.count("\n") + 1, len(prefix) - (prefix.rfind("\n") + 1) + 1
         problem = f"character U+{ord(text[len(prefix)]):04X} is not allowed"
+    except (OverflowError, ValueError):  # PyYAML converts the digits of an escape without looking
+        found = next(m for m in _ESCAPE_PATTERN.finditer(text) if int(m[1], 16) > sys.maxunicode)
+        line = text.count("\n", 0, found.start()) + 1
+        col = found.start() - text.rfind("\n", 0, found.start())
+        problem = f"{found[0]} is no character"
     raise _ParseError(format_issue(file, line, col, "", problem, fix=fix))
 
 
@@ -242,16 +260,22 @@ class _Converter:
                 case "bool":
                     return text.lower() == "true"
                 case "int":
-                    return int(text, 0) if text[:2] in {"0o", "0x"} else int(text)
+                    number = int(text, 0) if text[:2] in {"0o", "0x"} else int(text)
+                    if abs(number) > MAX_NUMBER:
+                        raise ValueError
+                    return number
                 case "float":
                     return float(text.lower().replace(".", "") if text[-1:].isalpha() else text)
-        except ValueError:  # Python refuses integers of more than 4,300 digits
+        except ValueError:  # above 64 bits; Python refuses integers of more than 4,300 digits
             self.tree.issues.append(
                 format_issue(
                     *self._location(node), dotted_key(path), f"{short_repr(text)} is too large a number"
                 )
             )
             return None
+        if found := _UNUSABLE_PATTERN.search(text):
+            problem = f"has the character U+{ord(found[0]):04X}, which no file can hold"
+            self.tree.issues.append(format_issue(*self._location(node), dotted_key(path), problem))
         return text
 
 

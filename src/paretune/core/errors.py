@@ -46,6 +46,12 @@ class NonFiniteError(ParetuneError, ArithmeticError):
     exit_code = 4
 
 
+class ScoringError(ParetuneError, RuntimeError):
+    """A scorer or judge failed on more responses than allowed, or reached a cap on requests or cost."""
+
+    exit_code = 5
+
+
 class RunInterrupted(ParetuneError):
     """The run was stopped by a signal after a checkpoint had been written."""
 

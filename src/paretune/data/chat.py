@@ -109,54 +109,95 @@ def encode_rows(
         ChatTemplateError: The chat template rejects a conversation.
     """
     template = chat_template_of(tokenizer)
-    rendered: dict[Prompt, tuple[str, list[int]]] = {}
-    encoded = []
+    rows = list(rows)
+    alone = [template.source is None or not prompt.messages for prompt, _ in rows]
+    kinds = {True: _encode_alone, False: _encode_conversations}
+    encoded = {
+        kind: iter(encode(template, [row for row, a in zip(rows, alone, strict=True) if a == kind], eos_id))
+        for kind, encode in kinds.items()
+    }
+    return [next(encoded[kind]) for kind in alone]
+
+
+def _encode_conversations(
+    template: ChatTemplate, rows: Sequence[tuple[Prompt, str]], eos_id: int
+) -> list[EncodedRow]:
+    rendered: dict[Prompt, _RenderedPrompt] = {}
+    encoded: list[EncodedRow] = []
+    texts: list[tuple[str, str]] = []
     for prompt, response in rows:
         if prompt not in rendered:
-            text = _render_prompt(template, prompt, marked=True)
-            rendered[prompt] = (text, _encode_prompt_text(template, prompt, text))
-        prompt_text, prompt_ids = rendered[prompt]
-        if template.source is None or not prompt.messages:
-            response_ids = template.encode(template.mark(response))
-            encoded.append(EncodedRow(prompt_ids, [*response_ids, _end_id(template, eos_id)]))
-        else:
-            encoded.append(_encode_conversation(template, prompt, response, eos_id, prompt_text, prompt_ids))
+            rendered[prompt] = _RenderedPrompt(_render_prompt(template, prompt, marked=True))
+        texts.append(_conversation_text(template, prompt, response, rendered[prompt]))
+    # One call for all texts: that of a tokenizer takes longer than its work on a short text.
+    distinct = list(dict.fromkeys(text for pair in texts for text in pair))
+    ids_of = dict(zip(distinct, template.encode_all(distinct), strict=True))
+    for prompt_text, text in texts:
+        prompt_ids, ids = ids_of[prompt_text], ids_of[text]
+        # A token may span the boundary: the answer begins with the first token that differs.
+        length = shared_length(prompt_ids, ids)
+        end = [] if template.turns.end_id is not None else [eos_id]
+        encoded.append(EncodedRow(ids[:length], [*ids[length:], *end]))
     return encoded
 
 
-def _end_id(template: ChatTemplate, eos_id: int) -> int:
+def _encode_alone(
+    template: ChatTemplate, rows: Sequence[tuple[Prompt, str]], eos_id: int
+) -> list[EncodedRow]:
+    """Rows whose response is encoded on its own: those without a chat template, or without messages."""
     end_id = None if template.source is None else template.turns.end_id
-    return eos_id if end_id is None else end_id
+    prompts = {prompt: _render_prompt(template, prompt, marked=True) for prompt in dict(rows)}
+    prompt_ids = {prompt: _encode_prompt_text(template, prompt, text) for prompt, text in prompts.items()}
+    responses = template.encode_all([template.mark(response) for _, response in rows])
+    return [
+        EncodedRow(prompt_ids[prompt], [*ids, eos_id if end_id is None else end_id])
+        for (prompt, _), ids in zip(rows, responses, strict=True)
+    ]
 
 
-def _encode_conversation(
-    template: ChatTemplate,
-    prompt: Prompt,
-    response: str,
-    eos_id: int,
-    prompt_text: str,
-    prompt_ids: list[int],
-) -> EncodedRow:
-    turns, messages = template.turns, template.marked(prompt.messages)
-    answer = template.mark(response)
+@dataclass
+class _RenderedPrompt:
+    """A prompt, and what surrounds the answers to it."""
+
+    text: str
+    """Rendering of the prompt with the generation prompt."""
+    before_answer: str | None = None
+    """Rendering of a conversation up to its answer; None: not known."""
+
+
+def _conversation_text(
+    template: ChatTemplate, prompt: Prompt, response: str, rendered: _RenderedPrompt
+) -> tuple[str, str]:
+    """Renderings of a prompt and of a conversation up to the end of its answer, with marks.
+
+    Several answers to one prompt share its rendering, if the template writes them as they are.
+    """
+    turns, prompt_text, answer = template.turns, rendered.text, template.mark(response)
+    as_it_is = template.writes_unchanged(answer)
+    if as_it_is and rendered.before_answer is not None:
+        text = rendered.before_answer + answer + turns.end_token
+        return _shared_prompt(template, prompt, prompt_text, text), text
     if turns.opened_thought and THINK_END_TAG in answer and THINK_START_TAG not in answer:
         answer = turns.opened_thought + answer  # as sampled: the generation prompt has the opening tag
+    messages = template.marked(prompt.messages)
     text = template.render([*messages, Message("assistant", answer)], prompt_id=prompt.id)
     text = text.removesuffix(turns.answer_end) + turns.end_token
+    if as_it_is and text.endswith(answer + turns.end_token):
+        rendered.before_answer = text.removesuffix(answer + turns.end_token)
     thought = _thought(answer)
     if thought and thought not in text[shared_length(text, prompt_text) :]:
         # The template drops the thoughts of earlier turns, and of the last one too. A policy samples them.
         if turns.opened_thought:
             answer = answer.lstrip().removeprefix(THINK_START_TAG).lstrip("\n")
         text = prompt_text + answer + turns.end_token
-    if not text.startswith(prompt_text):
-        prompt_text = text[: shared_length(text, template.answer_position(messages, prompt.id))]
-        prompt_ids = template.encode(prompt_text)
-    ids = template.encode(text)
-    # A token may span the boundary: the answer begins with the first token that differs.
-    length = shared_length(prompt_ids, ids)
-    response_ids = ids[length:] if turns.end_id is not None else [*ids[length:], eos_id]
-    return EncodedRow(ids[:length], response_ids)
+    return _shared_prompt(template, prompt, prompt_text, text), text
+
+
+def _shared_prompt(template: ChatTemplate, prompt: Prompt, prompt_text: str, text: str) -> str:
+    """The part of a conversation's rendering that is the prompt: all before the text of the answer."""
+    if text.startswith(prompt_text):
+        return prompt_text
+    return text[: shared_length(text, template.answer_position(template.marked(prompt.messages), prompt.id))]
 
 
 def _thought(answer: str) -> str:

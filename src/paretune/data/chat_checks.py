@@ -1,11 +1,58 @@
-"""Checks of prompts that a chat template would render wrongly without an error."""
+"""Checks of chat templates, and of prompts that a template would render wrongly without an error."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from paretune.core.types import PreTrainedTokenizerBase
-from paretune.data.chat_template import ChatTemplate, ChatTemplateError, chat_template_of
+from paretune.data.chat_template import (
+    CORRECT_TEMPLATE_FIX,
+    ChatTemplate,
+    ChatTemplateError,
+    chat_template_of,
+    shared_length,
+)
 from paretune.data.records import Message, Prompt
+
+_LONG_TEXT = f"kpq{' hz' * 30_000}"
+"""Text of a probe: so long that a template that cuts texts cuts this one."""
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a chat template that fails, or that loses texts of users or assistants.
+
+    A template may refuse a conversation, or need a system turn: that depends on the data.
+
+    Raises:
+        DataError: The tokenizer has several templates and none of them is the default.
+        ChatTemplateError: The template has a mistake, takes too much text or time, makes random choices, or
+            leaves out, cuts or changes the text of a turn.
+    """
+    template = chat_template_of(tokenizer)
+    if template.source is None:
+        return
+    system, question = Message("system", "bfg"), Message("user", "jqw")
+    for text in ("kpq", _LONG_TEXT):  # a template that runs away does so sooner with a short text
+        for turns in ((Message("user", text),), (question, Message("assistant", text))):
+            failure = _failure(template, turns)
+            if failure is not None and _failure(template, (system, *turns)) is not None:
+                raise failure
+
+
+def _failure(template: ChatTemplate, turns: Sequence[Message]) -> ChatTemplateError | None:
+    """Why the text of the last turn is not rendered; None if it is, or if the template refuses the turns."""
+    role, text = turns[-1].role, turns[-1].content
+    try:
+        rendering = template.render(turns, add_generation_prompt=role == "user")
+    except ChatTemplateError as error:
+        return None if error.is_refusal else error
+    if text in rendering:
+        return None
+    if len(text) > 3 and text[:3] in rendering:
+        length = shared_length(text, rendering[rendering.index(text[:3]) :])
+        problem = f"the chat template cuts or changes the text of {role} turns after {length:,} characters"
+    else:
+        problem = f"the chat template leaves out or changes the text of {role} turns"
+    return ChatTemplateError("", problem, fix=CORRECT_TEMPLATE_FIX)
 
 
 def check_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> None:

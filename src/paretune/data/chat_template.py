@@ -14,6 +14,15 @@ from typing import Any
 from paretune.core.errors import DataError, format_issue
 from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.records import Message
+from paretune.data.template_sandbox import (
+    FIXED_DATE,
+    TEMPLATE_ERRORS,
+    TemplateRefusalError,
+    compile_template,
+    failed_line,
+    searched_texts,
+    render_messages,
+)
 
 THINK_START_TAG, THINK_END_TAG = "<think>", "</think>"
 """Tags around the thinking. They belong to an answer, so they are no control tokens."""
@@ -28,10 +37,6 @@ RESERVED_ARGUMENTS = frozenset(
 )
 """Arguments that every rendering sets itself, or that are none of the template's."""
 
-FIXED_DATE = "26 Jul 2024"
-DATE_MACRO = "{% macro strftime_now(format) %}" + FIXED_DATE + "{% endmacro %}{{ '' }}"
-"""Prepended to templates that print today's date, so that prompts do not depend on the day of the run."""
-
 # Around a control token that is only text. Unicode reserves these two for use inside a program: no text has
 # them, and no tokenizer gets to see them.
 _MARK_START, _MARK_END = "\ufdd0", "\ufdd1"
@@ -41,8 +46,7 @@ _ANY_MARK = re.compile(f"[{_MARK_START}{_MARK_END}]")
 # template could trim, split or read as a tag.
 _QUESTION, _ANSWER, _OTHER_ANSWER, _SECOND_QUESTION = "kpq", "xvw", "jhz", "bfg"
 
-TEMPLATE_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
-"""What mistakes in the expressions of a template raise, besides jinja2's own errors."""
+CORRECT_TEMPLATE_FIX = "correct the tokenizer's chat template (chat_template.jinja or tokenizer_config.json)"
 
 
 class ChatTemplateError(DataError):
@@ -51,6 +55,8 @@ class ChatTemplateError(DataError):
     fix = (
         "use roles it supports (many templates reject system messages, or two messages of one role in a row)"
     )
+    is_refusal = False
+    """True if the template itself refuses the messages; else it is faulty, or does not expect them."""
 
     def __init__(self, prompt_id: str, problem: str, *, fix: str = "", key: str = "prompt") -> None:
         self.problem, self.fix, self.key = problem, fix or self.fix, key
@@ -113,6 +119,14 @@ class ChatTemplate:
         return {k: text for k, text in tokens.items() if text not in {THINK_START_TAG, THINK_END_TAG}}
 
     @cached_property
+    def _literals(self) -> tuple[str, ...]:
+        return (THINK_START_TAG, THINK_END_TAG, *searched_texts(self.source or ""))
+
+    def writes_unchanged(self, text: str) -> bool:
+        """True if the template cannot change a text: trimmed, and with nothing that it looks for."""
+        return bool(text) and text == text.strip() and not any(part in text for part in self._literals)
+
+    @cached_property
     def hidden_ids(self) -> frozenset[int]:
         """Special tokens, which are no text, if the thinking tags are among them; else empty."""
         tokens = {
@@ -161,6 +175,13 @@ class ChatTemplate:
                 ids += self._encode_inner(piece, as_text=i % 2 == 1)
         return ids
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each of several rendered or marked texts."""
+        plain = [text for text in texts if not _ANY_MARK.search(text)]
+        batch = self.tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"] if plain else []
+        ids_of = dict(zip(plain, batch, strict=True))
+        return [list(ids_of[text]) if text in ids_of else self.encode(text) for text in texts]
+
     def _encode_with_control_tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -198,40 +219,48 @@ class ChatTemplate:
         Raises:
             ChatTemplateError: The template rejects them.
         """
+        return self._render(messages, add_generation_prompt, prompt_id, as_parts=self.content_as_parts)
+
+    def _render(
+        self, messages: Sequence[Message], add_generation_prompt: bool, prompt_id: str, *, as_parts: bool
+    ) -> str:
         from jinja2 import TemplateError
 
         assert self.source is not None
+        variables = {
+            **self.tokenizer.special_tokens_map,
+            "add_generation_prompt": add_generation_prompt,
+            "date_string": FIXED_DATE,
+            **self.arguments,
+        }
         try:
-            text = self.tokenizer.apply_chat_template(
-                [message_as_dict(message, as_parts=self.content_as_parts) for message in messages],
-                chat_template=DATE_MACRO + self.source if "strftime_now" in self.source else self.source,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **{"date_string": FIXED_DATE, **self.arguments},
+            return render_messages(
+                compile_template(self.source),
+                [message_as_dict(message, as_parts=as_parts) for message in messages],
+                variables,
             )
         except (TemplateError, *TEMPLATE_ERRORS) as error:
             roles = ", ".join(message.role for message in messages)
-            reason = " ".join(str(error).split())
-            problem = f"the chat template rejects messages of the roles {roles}: {reason}"
-            raise ChatTemplateError(prompt_id, problem) from error
-        assert isinstance(text, str)
-        return text
+            reason, line = " ".join(str(error).split()), failed_line(error)
+            failure = ChatTemplateError(
+                prompt_id, f"line {line} of the chat template fails: {reason}", fix=CORRECT_TEMPLATE_FIX
+            )
+            if isinstance(error, TemplateRefusalError):
+                problem = f"the chat template rejects messages of the roles {roles}: {reason}"
+                failure = ChatTemplateError(prompt_id, problem)
+                failure.is_refusal = True
+            raise failure from error
 
     @cached_property
     def content_as_parts(self) -> bool:
         """True for templates that read contents as lists of parts only, as those of vision models do."""
-        from jinja2 import TemplateError
-
         found = []
         for as_parts in (False, True):
-            message = message_as_dict(Message("user", _QUESTION), as_parts=as_parts)
             try:
-                text = self.tokenizer.apply_chat_template(
-                    [message], chat_template=self.source, tokenize=False, **self.arguments
-                )
-            except (TemplateError, *TEMPLATE_ERRORS):
+                text = self._render([Message("user", _QUESTION)], False, "", as_parts=as_parts)
+            except ChatTemplateError:
                 text = ""
-            found.append(_QUESTION in str(text))
+            found.append(_QUESTION in text)
         return found == [False, True]
 
     def marked(self, messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -343,10 +372,15 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     Raises:
         DataError: The tokenizer has several templates and none of them is the default.
     """
-    try:
-        source = None if tokenizer.chat_template is None else tokenizer.get_chat_template()
-    except ValueError as error:
-        raise DataError(f"{tokenizer.name_or_path}: {' '.join(str(error).split())}") from error
+    source: Any = tokenizer.chat_template  # text, or texts by name
+    if isinstance(source, dict):
+        if "default" not in source:
+            raise DataError(
+                f"{tokenizer.name_or_path}: has {len(source)} chat templates ({', '.join(sorted(source))}), "
+                "and none is named default; fix: choose one with tokenizer.chat_template = "
+                f'tokenizer.chat_template["{min(source)}"], then tokenizer.save_pretrained'
+            )
+        source = source["default"]
     stored = tokenizer.init_kwargs.get(CHAT_TEMPLATE_KWARGS_KEY) or {}
     arguments = json.dumps({k: v for k, v in stored.items() if k not in RESERVED_ARGUMENTS}, sort_keys=True)
     return _cached_chat_template(tokenizer, source, arguments, len(tokenizer), tokenizer.eos_token)

@@ -29,6 +29,8 @@ ROLE_SYNONYMS = {
 }
 """Roles of other formats, for the suggestion in the error message."""
 DECIMAL_COMMA_PATTERN = re.compile(r"[+-]?\d+,\d+")
+RATIO_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(%|/\s*\d+(?:\.\d+)?)")
+"""A share such as "80%" or "4/5", whose leading number alone means nothing."""
 NO_PROMPT = "-"
 """Column name that says: there is no prompt, the responses are texts on their own."""
 FLOAT32_MAX = 2.0**128 - 2.0**104
@@ -248,7 +250,7 @@ def _parse_message(item: object, key: str) -> Message:
     # Parquet has every key of any row in all rows: empty ones say nothing.
     extra = {k: v for k, v in item.items() if k not in {"role", "content"} and v not in (None, "", [], {})}
     content = item.get("content")
-    if content is None and "tool_calls" in extra:
+    if content in (None, []) and "tool_calls" in extra:
         content = ""
     return Message(role, _parse_content(content, f"{key}.content"), _extra_keys(extra, key))
 
@@ -257,6 +259,8 @@ def _parse_content(content: object, key: str) -> str:
     """The text of a message, which may be a list of parts."""
     if not isinstance(content, list):
         return parse_text(content, key)
+    if not content:
+        raise FieldError(key, "an empty list", fix='write "text", or delete the row')
     texts = []
     for i, part in enumerate(content):
         kind = part.get("type", "text") if isinstance(part, dict) else json_type_name(part)
@@ -311,6 +315,8 @@ def parse_number(value: object, key: str) -> float:
             key, f"{json_type_name(value)}, not a number", fix="write a number, or null if not labelled"
         )
     try:
+        if isinstance(value, str) and "_" in value:  # Python's spelling of digit groups, which no file means
+            raise ValueError(value)
         number = float(value)
     except ValueError as error:
         text = truncate_text(str(value).strip())
@@ -327,6 +333,11 @@ def parse_number(value: object, key: str) -> float:
 
 def text_value_fix(texts: Iterable[str]) -> str:
     """How to say what the texts of label cells mean: as numbers, if they begin with one, or as missing."""
+    texts = list(texts)
+    ratio = next((match for text in texts if (match := RATIO_PATTERN.fullmatch(text))), None)
+    if ratio:
+        number = float(ratio[1]) / (100 if ratio[2] == "%" else float(ratio[2][1:]) or 1)
+        return f"write all of them as numbers on one scale, such as {number:g} for {quote_text(ratio[0])}"
     known = [text for text in texts if not text.endswith("...")]
     leading = [(text, re.match(r"-?\d+(\.\d+)?(?=\W)", text)) for text in known]
     numbers = {text: match.group() for text, match in leading if match}

@@ -67,6 +67,12 @@ def expand_row(export: str, values: Values, kind: RecordKind) -> Iterator[dict[s
     yield from rows[:1] if kind == "prompts" else rows
 
 
+def has_empty_response(values: Values) -> bool:
+    """True if a response of an expanded row is empty: of several in a row, the others are good."""
+    texts = (values.get(name) for name in ("response", "chosen", "rejected"))
+    return any(isinstance(text, str) and not text.strip() for text in texts)
+
+
 def recognize_export(values: Values) -> str:
     """The export that a row looks like, for an error message; "" if none."""
     for export, keys in SIGNATURES.items():
@@ -148,7 +154,8 @@ def _ultrafeedback(values: Values, kind: RecordKind) -> Iterator[dict[str, Any]]
         for name in ("overall_score", "fine-grained_score"):
             if name in completion:
                 scores[name] = completion[name]
-        response = _required(completion, "response", str, f"{path}.")
+        is_null = "response" in completion and completion["response"] is None
+        response = "" if is_null else _required(completion, "response", str, f"{path}.")
         yield {**shared, "response": response, "model": completion.get("model"), "scores": scores}
 
 

@@ -5,10 +5,8 @@ prompt of a pair is the part that its two sides share; without a response column
 `messages`.
 """
 
-import json
 import math
 import re
-from contextlib import suppress
 from itertools import takewhile
 
 from paretune.data.columns import (
@@ -27,6 +25,7 @@ from paretune.data.columns import (
 )
 from paretune.data.exports import as_role_messages, parse_dialogue
 from paretune.data.formats import json_type_name
+from paretune.data.message_cells import require_one_prompt
 from paretune.data.records import Message
 
 Messages = tuple[Message, ...]
@@ -53,6 +52,7 @@ def extract_generation_prompt(values: RowValues, columns: ColumnNames) -> Messag
     Raises:
         FieldError: There is no prompt, or it is empty.
     """
+    require_one_prompt(values, columns)
     name = resolve_column(columns, "messages", values)
     if name and not resolve_column(columns, "prompt", values):
         messages = _messages(values[name], name)
@@ -74,6 +74,8 @@ def extract_prompt_and_response(values: RowValues, columns: ColumnNames) -> tupl
         FieldError: One of the two is missing or malformed.
     """
     conversation = resolve_column(columns, "messages", values)
+    if conversation:
+        require_one_prompt(values, columns)
     name = resolve_column(columns, "response", values)
     if name and not columns.messages:
         return extract_prompt(values, columns), _parse_response(values[name], name)
@@ -141,10 +143,7 @@ def extract_preference_weights(values: RowValues, columns: ColumnNames) -> tuple
 
 
 def _messages(value: object, key: str) -> Messages:
-    """A cell as messages; turns of ShareGPT, and lists that a spreadsheet wrote as text, are understood."""
-    if isinstance(value, str) and value.startswith("[{"):
-        with suppress(ValueError, RecursionError):  # reported as a text by parse_messages
-            value = json.loads(value)
+    """A cell as messages; turns of ShareGPT are understood."""
     return parse_messages(as_role_messages(value), key)
 
 

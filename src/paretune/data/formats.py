@@ -1,14 +1,9 @@
 """Rows of JSONL, JSON, CSV and Parquet files and of hub data sets, with their locations."""
 
-import codecs
 import csv
-import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import chain
@@ -16,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from paretune.core.errors import DataError, MissingDependencyError, first_line, format_issue
+from paretune.data.text_lines import decode_lines, open_decompressed
 from paretune.run.io import LFS_FIX, is_lfs_pointer
 
 HUB_PREFIX = "hf:"
 SUPPORTED_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
-DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 PARQUET_ERRORS = (OSError, ValueError, OverflowError)
 """What pyarrow raises for damaged files besides its own errors: dates out of range, text not in UTF-8."""
 SEPARATOR_LINE_PATTERN = re.compile(r'"?sep=([^\r\n"])"?[\r\n]*$')
 """First line of a CSV file that tells Excel the delimiter."""
-GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +71,7 @@ def read_rows(
         raise DataError(
             format_issue(path, None, None, "", "unknown file format", fix=f"use one of {known} (or .gz)")
         )
-    with _open_decompressed(path) as stream:
+    with open_decompressed(path) as stream:
         if suffix in readers:
             yield from readers[suffix](path, stream, issues)
         else:
@@ -99,71 +94,25 @@ def _require_file(path: Path) -> None:
     )
 
 
-@contextmanager
-def _open_decompressed(path: Path) -> Iterator[Iterable[bytes]]:
-    """Open a file for reading bytes, decompressed if its name ends in .gz."""
-    try:
-        with path.open("rb") as raw:
-            if path.suffix.lower() == ".gz":
-                with gzip.open(raw) as decompressed:
-                    yield decompressed
-            else:
-                yield raw
-    except PermissionError as error:
-        raise DataError(
-            format_issue(path, None, None, "", "permission denied", fix="make the file readable")
-        ) from error
+class _DuplicateKeyError(ValueError):
+    """A JSON object has a key twice, of which all but the last would be lost."""
 
 
-def _decode_lines(path: Path, stream: Iterable[bytes], issues: list[str]) -> Iterator[tuple[int, str, bool]]:
-    """Line number, text, and True if the line is valid UTF-8; a truncated stream adds an issue at its end."""
-    number = 0
-    try:
-        for number, raw in enumerate(stream, 1):
-            if number == 1 and (encoding := _detect_wide_encoding(raw)):
-                yield from _decode_wide_lines(path, b"".join([raw, *stream]), encoding, issues)
-                return
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8"), True
-            except UnicodeDecodeError as error:
-                problem = f"not UTF-8 (byte 0x{raw[error.start]:02x})"
-                issues.append(
-                    format_issue(path, number, error.start + 1, "", problem, fix="save the file as UTF-8")
-                )
-                yield number, raw.decode("utf-8", errors="replace"), False
-    except GZIP_ERRORS as error:
-        fix = "copy the file again, or decompress it and drop .gz from its name"
-        problem = "the gzip stream is truncated" if isinstance(error, EOFError) else f"invalid gzip: {error}"
-        issues.append(format_issue(path, number + 1, None, "", problem, fix=fix))
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1))
+    return values
 
 
-def _decode_wide_lines(
-    path: Path, content: bytes, encoding: str, issues: list[str]
-) -> Iterator[tuple[int, str, bool]]:
-    """Lines of a file in UTF-16 or UTF-32, as Excel and PowerShell write them."""
-    try:
-        text = content.decode(encoding).removeprefix("\ufeff")
-    except UnicodeDecodeError:
-        fix = 'save the file as UTF-8 (Excel: "CSV UTF-8")'
-        issues.append(format_issue(path, 1, 1, "", f"damaged {encoding}", fix=fix))
-        return
-    for number, line in enumerate(io.StringIO(text, newline="\n"), 1):
-        yield number, line, True
-
-
-def _detect_wide_encoding(first_bytes: bytes) -> str:
-    """UTF-16 or UTF-32, recognized by the first bytes of a file; "" otherwise."""
-    if first_bytes.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return "UTF-32"
-    if first_bytes.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "UTF-16"
-    # Without a byte order mark: an ASCII character has one zero byte in UTF-16.
-    if len(first_bytes) > 1 and (first_bytes[0] == 0) != (first_bytes[1] == 0):
-        return "UTF-16LE" if first_bytes[1] == 0 else "UTF-16BE"
-    return ""
+JSON_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
 def _json_issue(path: Path, error: Exception, line: int) -> str:
+    if isinstance(error, _DuplicateKeyError):
+        problem, fix = "stands twice in an object, with one value each", "delete one of them"
+        return format_issue(path, line or None, None, str(error), problem, fix=fix)
     if isinstance(error, json.JSONDecodeError):
         fix = (
             "write one JSON object per line"
@@ -184,7 +133,7 @@ def _json_issue(path: Path, error: Exception, line: int) -> str:
 
 
 def _jsonl_rows(path: Path, stream: Iterable[bytes], issues: list[str]) -> Iterator[Row]:
-    lines = _decode_lines(path, stream, issues)
+    lines = decode_lines(path, stream, issues)
     first = next(lines, None)
     if first is None:
         return
@@ -200,7 +149,8 @@ def _json_line_rows(path: Path, lines: Iterable[tuple[int, str, bool]], issues: 
         if not is_valid or not text.strip():
             continue
         try:
-            values = json.loads(text.rstrip("\r\n"))  # else an incomplete row is reported on the next line
+            # Without its line end: else an incomplete row is reported on the next line.
+            values = JSON_DECODER.decode(text.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
             issues.append(_json_issue(path, error, number))
             continue
@@ -214,7 +164,7 @@ def _json_line_rows(path: Path, lines: Iterable[tuple[int, str, bool]], issues: 
 
 
 def _json_rows(path: Path, stream: Iterable[bytes], issues: list[str]) -> Iterator[Row]:
-    lines = list(_decode_lines(path, stream, issues))
+    lines = list(decode_lines(path, stream, issues))
     if issues:
         return
     if _are_json_lines([text for _, text, _ in lines if text.strip()]):
@@ -237,7 +187,10 @@ def _parse_json(path: Path, text: str, issues: list[str]) -> Iterator[Row]:
     if not text.strip():
         return
     try:
-        content = json.loads(text)
+        content = JSON_DECODER.decode(text)
+    except _DuplicateKeyError as error:
+        issues.append(_json_issue(path, error, _line_of_duplicate(text, str(error))))
+        return
     except (ValueError, RecursionError) as error:
         issues.append(_json_issue(path, error, 1))
         return
@@ -253,6 +206,22 @@ def _parse_json(path: Path, text: str, issues: list[str]) -> Iterator[Row]:
         else:
             problem = f"{json_type_name(values)}, not an object"
             issues.append(format_issue(f"{path}:row {number}", None, None, "", problem, fix="fix the row"))
+
+
+def _line_of_duplicate(text: str, key: str) -> int:
+    """The line of the first object that has the key twice; 0 if it cannot be told."""
+    decoder, spelling = json.JSONDecoder(object_pairs_hook=_unique_keys), json.dumps(key, ensure_ascii=False)
+    for start in (match.start() for match in re.finditer(r"\{", text)):
+        try:
+            decoder.raw_decode(text, start)
+        except _DuplicateKeyError:
+            inner = text.find("{", start + 1)
+            first = text.find(spelling, start)
+            if inner < 0 or first < inner:
+                return text.count("\n", 0, start) + 1
+        except ValueError:
+            continue
+    return 0
 
 
 def _rows_of_object(content: dict[str, Any]) -> list[Any] | None:
@@ -272,14 +241,14 @@ def _rows_of_object(content: dict[str, Any]) -> list[Any] | None:
 
 def _text_rows(path: Path, stream: Iterable[bytes], issues: list[str]) -> Iterator[Row]:
     """One prompt per line; empty lines are skipped."""
-    for number, text, is_valid in _decode_lines(path, stream, issues):
+    for number, text, is_valid in decode_lines(path, stream, issues):
         if is_valid and text.strip():
             yield Row(f"{path}:{number}", {"prompt": text.rstrip("\r\n")})
 
 
 def _csv_rows(path: Path, stream: Iterable[bytes], issues: list[str], info: FileInfo) -> Iterator[Row]:
     old_limit = csv.field_size_limit(2**31 - 1)  # the default refuses cells above 128 KiB
-    lines = (text for _, text, _ in _decode_lines(path, stream, issues))
+    lines = (text for _, text, _ in decode_lines(path, stream, issues))
     reader, num_skipped = csv.reader(lines), 0
     try:
         header_line = next(lines, "")
@@ -293,16 +262,24 @@ def _csv_rows(path: Path, stream: Iterable[bytes], issues: list[str], info: File
             info.notes.append(format_issue(path, 1, None, "", f"columns are separated by {name}"))
         reader = csv.reader(chain([header_line], lines), strict=True, delimiter=delimiter)
         header = next(reader, None) or []
-        duplicates = sorted({name for name in header if header.count(name) > 1})
-        if duplicates:
-            issues.append(format_issue(path, 1, None, duplicates[0], "duplicate column", fix="rename one"))
+        names = [name for name in header if name.strip()]
+        if len(names) < len(header):
+            num_unnamed = len(header) - len(names)
+            has = "column has no name and is" if num_unnamed == 1 else "columns have no name and are"
+            info.notes.append(format_issue(path, 1, None, "", f"{num_unnamed} {has} not read"))
+        if duplicate := next((name for name in names if names.count(name) > 1), ""):
+            issues.append(format_issue(path, 1, None, duplicate, "duplicate column", fix="rename one"))
             return
         start = reader.line_num + 1 + num_skipped
         for cells in reader:
-            if len(cells) == len(header):
-                yield Row(f"{path}:{start}", dict(zip(header, cells, strict=True)))
+            if cells and len(cells) == len(header):
+                values = dict(zip(header, cells, strict=True))
+                yield Row(
+                    f"{path}:{start}",
+                    values if len(names) == len(header) else {name: values[name] for name in names},
+                )
             elif cells:  # not an empty line
-                problem = f"{len(cells)} cells, but the header has {len(header)}"
+                problem = f"{len(cells)} cell{'s' * (len(cells) != 1)}, but the header has {len(header)}"
                 fix = f'put cells with {DELIMITERS.get(delimiter, delimiter)} or line breaks in "quotes"'
                 issues.append(format_issue(path, start, None, "", problem, fix=fix))
             start = reader.line_num + 1 + num_skipped

@@ -30,7 +30,13 @@ USUAL_MISSING = frozenset(
     {"n/a", "na", "n.a.", "#n/a", "none", "null", "nil", "nan", "-", "--", "?", "missing", "not rated"}
 )
 """Texts, in lower case, that are read as "not rated" and reported with a count."""
-NUMPY_LIST_PATTERN = re.compile(r"\[[\d\s.+-]+\]")
+BOOLEAN_TEXTS = ("true", "false")
+LIST_TEXT_PATTERN = re.compile(r"(?:array\()?\[(?P<items>[^\[\]{}]*)\](?:, dtype=\w+)?\)?")
+"""A list of votes as text: as JSON, Python or numpy write it, which leaves the commas out."""
+LIST_ITEM_PATTERN = re.compile(
+    r"""\s*(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<bare>[^\s,"']+))\s*(?:,|(?=\s|$)|$)"""
+)
+NUMBER_PATTERN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
 NUMBER_TYPES = (float, int)
 RATER_KEYS = ("rater", "user_id", "annotator", "annotator_id", "worker_id", "completed_by")
 VALUE_KEYS = ("value", "rating", "Rating", "number", "score")
@@ -53,6 +59,8 @@ class CellStatistics:
     """The values of `missing` and `value_map` that occurred."""
     assumed_missing: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Usual spelling of a missing value -> number of cells, location of the first."""
+    booleans: tuple[int, str] = (0, "")
+    """Number of values that are true or false, location of the first."""
     decimal_commas: tuple[int, str, str] = (0, "", "")
     """Number of cells with a decimal comma, location and text of the first."""
 
@@ -92,23 +100,20 @@ class LabelReader:
         votes: dict[str, Votes] = {}
         errors: list[FieldError] = []
         for objective, mapping in mappings.items():
-            statistics = self.statistics.get(objective)
-            if statistics is None:
-                statistics = self.statistics[objective] = CellStatistics()
-                known = map(value_spelling, (*mapping.missing, *self.missing))
-                self._missing_values[objective] = frozenset(known)
-                self._is_plain[objective] = not (mapping.value_map or mapping.missing or self.missing)
+            statistics = self.statistics.get(objective) or self._add_objective(objective, mapping)
             numbers: list[float] = []
-            several = not isinstance(mapping.column, str)
+            several, is_plain = not isinstance(mapping.column, str), self._is_plain[objective]
             for column in mapping.columns:
                 in_scores = column in scores
                 raw = scores[column] if in_scores else values.get(column)
                 if raw is None:
                     continue
                 # The usual cell; all others take the way below, with the same result for these.
+                if is_plain and type(raw) is str and raw.replace(".", "", 1).isdecimal():
+                    raw = float(raw)  # a number of a CSV file
                 if (
-                    type(raw) in NUMBER_TYPES
-                    and self._is_plain[objective]
+                    is_plain
+                    and type(raw) in NUMBER_TYPES
                     and -FLOAT32_MAX <= raw <= FLOAT32_MAX
                     and -FLOAT32_MAX <= (label := mapping.scale * raw + mapping.offset) <= FLOAT32_MAX
                 ):
@@ -129,6 +134,12 @@ class LabelReader:
             errors[0].other_errors = tuple(errors[1:])
             raise errors[0]
         return votes
+
+    def _add_objective(self, objective: str, mapping: LabelMapping) -> CellStatistics:
+        known = map(value_spelling, (*mapping.missing, *self.missing))
+        self._missing_values[objective] = frozenset(known)
+        self._is_plain[objective] = not (mapping.value_map or mapping.missing or self.missing)
+        return self.statistics.setdefault(objective, CellStatistics())
 
     def _sources(self, values: RowValues) -> tuple[str, Mapping[str, Any], Mapping[str, LabelMapping]]:
         """Column and content of the scores object, and the label mappings."""
@@ -201,7 +212,11 @@ class LabelReader:
             statistics.assumed_missing[vote] = (count + 1, first)
             statistics.num_missing += 1
             return math.nan
-        return parse_number(vote, key)
+        number = parse_number(vote, key)
+        if isinstance(vote, bool) or (isinstance(vote, str) and vote.lower() in BOOLEAN_TEXTS):
+            count, first = statistics.booleans
+            statistics.booleans = (count + 1, first or location)
+        return number
 
 
 def value_spelling(value: object) -> str:
@@ -215,17 +230,33 @@ def value_spelling(value: object) -> str:
 
 def _cell_votes(raw: Any, key: str) -> Iterator[tuple[Any, Any]]:
     """Rater (None if unknown) and value of each vote of a cell."""
-    if type(raw) is str and raw.startswith("[") and raw.endswith("]"):
-        # A list, as a spreadsheet or a data frame writes it; numpy leaves the commas out.
-        text = ", ".join(raw[1:-1].split()) if NUMPY_LIST_PATTERN.fullmatch(raw) else raw[1:-1]
-        with suppress(ValueError, RecursionError):  # others are texts that are no numbers
-            raw = json.loads(f"[{text}]")
+    if type(raw) is str and raw.lstrip().startswith(("[", "array([")):
+        raw = _parse_list_text(raw.strip())
     if type(raw) is not list:
         yield _unwrap(raw, key)
         return
     for i, vote in enumerate(raw):
         if not is_unsubmitted(vote):
             yield _unwrap(vote, f"{key}[{i}]")
+
+
+def _parse_list_text(text: str) -> Any:
+    """The list that a spreadsheet or a data frame wrote as text; the text itself if it is none of numbers."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(text)
+    match = LIST_TEXT_PATTERN.fullmatch(text)
+    items, position = [], 0
+    body = match["items"].strip() if match else "?"
+    while position < len(body):
+        item = LIST_ITEM_PATTERN.match(body, position)
+        if item is None:
+            return text
+        value = next(part for part in item.groups() if part is not None)
+        if not (NUMBER_PATTERN.fullmatch(value) or value.lower() in {"", *USUAL_MISSING, *BOOLEAN_TEXTS}):
+            return text
+        items.append(value)
+        position = item.end()
+    return items
 
 
 def _unwrap(vote: Any, key: str) -> tuple[Any, Any]:

@@ -89,6 +89,19 @@ def split_by_prompt(records: Sequence[R], test_fraction: float, seed: int) -> tu
     return train, test
 
 
+def hold_out_prompts(
+    pools: Mapping[str, Sequence[Prompt]], test_fraction: float, seed: int
+) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
+    """Training prompts by pool, and about `test_fraction` of the different prompts, each of them once."""
+    train: dict[str, list[Prompt]] = {}
+    test: dict[object, Prompt] = {}
+    for name, pool in pools.items():
+        train[name], held_out = split_by_prompt(pool, test_fraction, seed)
+        for prompt in held_out:
+            test.setdefault(prompt.messages, prompt)
+    return train, list(test.values())
+
+
 def prompt_key(record: Record) -> str:
     """Key for finding duplicate prompts: the first user message without case, white space and punctuation.
 

@@ -17,7 +17,7 @@ from paretune.data.columns import (
     truncate_text,
 )
 from paretune.data.formats import FileInfo
-from paretune.data.label_checks import code_issues, label_notes, unused_value_issues
+from paretune.data.label_checks import boolean_issues, label_notes, odd_value_issues, unused_value_issues
 from paretune.data.labels import LabelReader, Votes
 from paretune.data.raters import (
     RaterRule,
@@ -144,10 +144,11 @@ class RatingTable:
         """Labels that no row has, values that may be no labels, settings without effect."""
         missing = [(k, m) for k, m in (self.mappings or {}).items() if k not in self.labelled]
         # If rows were bad, only report names that occur nowhere: the bad rows might have had the label.
+        known = self.known_columns.keys()
         issues = [
             self._unknown_label_issue(name, mapping.columns[0])
             for name, mapping in missing
-            if all_rows_valid or self.known_columns.keys().isdisjoint(mapping.columns)
+            if all_rows_valid or (known and known.isdisjoint(mapping.columns))
         ]
         # A rater's column that no row has would be a rater lost in silence.
         issues += [
@@ -156,8 +157,13 @@ class RatingTable:
             for column in mapping.columns
             if len(mapping.columns) > 1 and all_rows_valid and column not in self.known_columns
         ]
+        for name, mapping in (self.mappings or {}).items():
+            if twice := [column for column in mapping.columns if mapping.columns.count(column) > 1]:
+                problem = f"names {twice[0]} {len(twice)} times: one rater would count as several"
+                issues.append(self.issue(f"labels.{name}.from", problem, "", "name each column once"))
         statistics = self.reader.statistics
-        issues += [*code_issues(self.mappings, statistics), *self.conflicts]
+        issues += [*boolean_issues(self.mappings, statistics), *odd_value_issues(self.mappings, statistics)]
+        issues += self.conflicts
         if all_rows_valid and not issues:
             issues += unused_value_issues(self.mappings, statistics, self.missing, self.issue)
             if self.rule is not None and not self.has_several_votes:
@@ -166,6 +172,12 @@ class RatingTable:
         return issues
 
     def _unknown_label_issue(self, objective: str, column: str) -> str:
+        if column in self.known_columns:
+            cells = self.reader.statistics.get(objective)
+            num_missing = cells.num_missing if cells else 0
+            means = f', or "not rated" ({num_missing} of them)' if num_missing else ""
+            problem = f"every cell of {column} is empty{means}"
+            return self.issue(f"labels.{objective}", problem, "", "name another column, or remove the label")
         problem = f'no row has a label "{column}"; found {summarize_names(self.known_columns)}'
         suggestion = closest_match(column, set(self.known_columns) - {column})
         return self.issue(f"labels.{objective}", problem, suggestion, "name a key of `scores`, or a column")
@@ -185,9 +197,9 @@ class RatingTable:
             )
             summary.notes.append(self.issue("raters", problem))
         if not self.group_by and has_repeats(ratings):
-            summary.notes.append(self._repeat_note(ratings))
+            summary.warnings.append(self._repeat_warning(ratings))
 
-    def _repeat_note(self, ratings: Sequence[Rating]) -> str:
+    def _repeat_warning(self, ratings: Sequence[Rating]) -> str:
         num_responses = len({(rating.prompt.messages, rating.response) for rating in ratings})
         rater = rater_column(self.known_columns)
         problem = (
@@ -202,7 +214,8 @@ class RatingTable:
 
 def _group_value(values: RowValues, name: str) -> object:
     value = values.get(name)
-    if value is None or value == "":
+    # NaN is how pandas writes an empty cell.
+    if value is None or value == "" or str(value).lower() == "nan":
         absent = name not in values
         problem = f"no such column; this row has {summarize_names(values)}" if absent else "empty"
         fix = "name a column of the file" if absent else "fill it in"

@@ -107,8 +107,12 @@ class ReadSummary:
 
     num_rows: int = 0
     """Rows of the file, before filters and limits."""
+    num_empty: int = 0
+    """Empty responses and pairs of a named export, which are left out."""
     notes: list[str] = field(default_factory=list)
     """Things to know about the file, one line each."""
+    warnings: list[str] = field(default_factory=list)
+    """Things that make the records doubtful, one line each."""
     labels: dict[str, LabelSummary] = field(default_factory=dict)
     """Objective -> its labels; of ratings only."""
 

@@ -9,9 +9,16 @@ from paretune.core.errors import DataError, format_issue, join_issues
 from paretune.core.rng import derive_seed
 from paretune.data.columns import ColumnNames, FieldError, RowValues, add_nested_values
 from paretune.data.complaints import merge_issues, missing_column_issue
-from paretune.data.exports import UNSUPPORTED_KINDS, RecordKind, expand_row, recognize_export
+from paretune.data.exports import (
+    UNSUPPORTED_KINDS,
+    RecordKind,
+    expand_row,
+    has_empty_response,
+    recognize_export,
+)
 from paretune.data.filters import RowFilter
 from paretune.data.formats import HUB_PREFIX, FileInfo, Row, read_rows
+from paretune.data.message_cells import MessageCells
 from paretune.data.raters import ReadSummary
 from paretune.data.records import Demonstration, PreferencePair, Prompt, Rating
 
@@ -92,6 +99,7 @@ def read_records(source: str | Path, builder: RecordBuilder[R], options: ReaderO
     num_matching = 0
     row_filter = RowFilter(options.get("where", {}))
     expand = _row_expansion(builder, options)
+    cells = MessageCells(columns)
     for file_row in read_rows(source, issues, options.get("root", "."), builder.file_info):
         summary.num_rows += 1
         try:
@@ -99,6 +107,10 @@ def read_records(source: str | Path, builder: RecordBuilder[R], options: ReaderO
                 if not row_filter.matches(row):
                     continue
                 num_matching += 1
+                if "format" in options and builder.kind != "prompts" and has_empty_response(row.values):
+                    summary.num_empty += 1
+                    continue
+                cells.decode(row.values)
                 record = builder.build(row.values, columns, row.location)
                 if record is not None:
                     built.append(LocatedRecord(record, row.location, len(issues)))
@@ -137,6 +149,10 @@ def _finish(
     if issues:
         raise DataError(join_issues(merge_issues(issues, _file_name(source, options))))
     summary.notes += builder.file_info.notes
+    if summary.num_empty:
+        kind = "pairs" if builder.kind == "pairs" else "responses"
+        problem = f"{summary.num_empty} of the {kind} left out, because a response is empty"
+        summary.warnings.append(file_issue(source, options, "", problem))
     builder.summarize(records, summary)
     return records
 

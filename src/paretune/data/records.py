@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,10 @@ class Message:
     """Further keys for the chat template, such as `tool_calls`: (key, JSON text) pairs."""
 
 
+# Shared by all prompts without further columns, as `NO_VOTES` below.
+NO_COLUMNS: Mapping[str, Any] = {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """The messages before a response; without messages, the response is a text on its own."""
@@ -26,6 +30,8 @@ class Prompt:
     """Free-text category of the prompt; the evaluation reports each category separately."""
     preference_weights: tuple[tuple[str, float], ...] = ()
     """(objective, weight) pairs, if this prompt has objective weights of its own."""
+    columns: Mapping[str, Any] = field(default_factory=lambda: NO_COLUMNS, hash=False, repr=False)
+    """Further columns of its row, such as a reference answer, for scorers that read them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,8 @@ class Sample:
     """True if the response reached the length limit before EOS."""
     original_response: str | None = None
     """The complete response, if `response` is only the part in the scorer view."""
+    response_ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    """Its token ids as sampled, EOS included; empty if it was not sampled here."""
 
     @property
     def full_response(self) -> str:

@@ -258,7 +258,9 @@ def _side_effect_warnings(results: Mapping[str, Any]) -> list[str]:
     truncated = results["truncation_rate"]
     if truncated["num_prompts"] and truncated["after"] > MAX_TRUNCATION_RATE:
         sentences.append(
-            f"{100 * truncated['after']:.0f} % of the responses were truncated at the length limit."
+            f"{100 * truncated['after']:.0f} % of the responses were truncated at the length limit, so their "
+            "scores are of cut texts; fix: raise algorithm.max_new_tokens (and evaluate.max_new_tokens, if "
+            "set)."
         )
     return sentences
 

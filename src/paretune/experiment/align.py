@@ -44,7 +44,8 @@ def align(ctx: RunContext) -> str:
         save_model(policy.model, policy.tokenizer, ctx.path("final"))
     lines = [line for line in read_jsonl(ctx.path("metrics.jsonl")) if line["stage"] == "align"]
     num_steps = lines[-1]["step"] + 1 if lines else 0  # below run.max_steps if the budget ended the training
-    return f"{config.algorithm.name}, {num_steps} steps" + _reward_trends(lines, tuple(config.objectives))
+    steps = f"{num_steps} step{'s' * (num_steps != 1)}"
+    return f"{config.algorithm.name}, {steps}" + _reward_trends(lines, tuple(config.objectives))
 
 
 def _train_policy(ctx: RunContext, spec: AlgorithmSpec) -> PolicyModel:

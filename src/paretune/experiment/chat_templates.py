@@ -6,8 +6,10 @@ from typing import Any
 from paretune.config import Config
 from paretune.config.validate import WORLD, reward_sections
 from paretune.config.yaml import KeyPath
+from paretune.core.errors import DataError
 from paretune.core.types import PreTrainedTokenizerBase
-from paretune.data.chat_template import RESERVED_ARGUMENTS, chat_template_of
+from paretune.data.chat_checks import check_template
+from paretune.data.chat_template import RESERVED_ARGUMENTS, ChatTemplateError, chat_template_of
 from paretune.experiment.data_limits import policy_tokenizer
 from paretune.experiment.preflight import as_config_error
 from paretune.experiment.resolved import ResolvedRun
@@ -16,7 +18,7 @@ from paretune.models.stop_tokens import describe_stop_tokens
 
 
 def chat_template_issues(run: ResolvedRun) -> Iterator[str]:
-    """One line per argument of a chat template that the template does not read.
+    """One line per chat template that fails or loses texts, and per argument that its template does not read.
 
     Args:
         run: The resolved recipe; the configurations of its models can be read.
@@ -25,21 +27,37 @@ def chat_template_issues(run: ResolvedRun) -> Iterator[str]:
         ConfigError: A tokenizer cannot be read.
     """
     policy = run.config.policy
-    if policy.chat_template_kwargs:
+    if policy.path != WORLD:
         with as_config_error(run, ("policy", "path")):
             tokenizer = policy_tokenizer(run.config)
+        yield from _template_issues(run, ("policy", "path"), policy.path, tokenizer)
         yield from _argument_issues(run, ("policy",), policy.chat_template_kwargs, tokenizer)
     for name, section in reward_sections(run.config):
-        if section.chat_template_kwargs and section.pretrained_model is not None:
+        if section.pretrained_model is not None:
             key, path = section.pretrained_model
+            arguments = section.chat_template_kwargs
             with as_config_error(run, (name, key)):
-                tokenizer = load_tokenizer(path, revision=section.revision)
-            yield from _argument_issues(run, (name,), section.chat_template_kwargs, tokenizer)
+                tokenizer = load_tokenizer(path, revision=section.revision, chat_template_kwargs=arguments)
+            yield from _template_issues(run, (name, key), path, tokenizer)
+            yield from _argument_issues(run, (name,), arguments, tokenizer)
+
+
+def _template_issues(
+    run: ResolvedRun, key: KeyPath, path: str, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
+    try:
+        check_template(tokenizer)
+    except ChatTemplateError as error:
+        yield run.issue(key, f"{path}: {error.problem}", error.fix)
+    except DataError as error:
+        yield run.issue(key, str(error))
 
 
 def _argument_issues(
     run: ResolvedRun, section: KeyPath, arguments: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[str]:
+    if not arguments:
+        return
     template = chat_template_of(tokenizer)
     for name in arguments:
         path = (*section, "chat_template_kwargs", name)

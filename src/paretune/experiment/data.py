@@ -23,7 +23,7 @@ from paretune.config.yaml import KeyPath
 from paretune.core.errors import ConfigError, DataError
 from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.columns import FieldError
-from paretune.data.loader import group_responses, prompt_key, split_by_prompt
+from paretune.data.loader import group_responses, hold_out_prompts, prompt_key, split_by_prompt
 from paretune.data.prompt_formats import PromptFormat
 from paretune.data.raters import ReadSummary, separate_votes
 from paretune.data.readers import read_demonstrations, read_preference_pairs, read_prompts, read_ratings
@@ -74,8 +74,10 @@ def load_data(run: ResolvedRun, on_progress: ProgressCallback = lambda done, tot
         *model_config_issues(run),
         *critic_tokenizer_issues(run),
         *gradient_checkpointing_issues(run),
-        *chat_template_issues(run),
     ]
+    template_issues = list(chat_template_issues(run))
+    if template_issues:  # every row would be reported for the same reason
+        raise ConfigError("\n".join([*issues, *template_issues]))
     return _DataReader(run, on_progress, model_issues=issues).load()
 
 
@@ -91,6 +93,7 @@ class _DataReader:
     row_issues: list[str] = field(default_factory=list)
     file_hashes: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     read_summaries: dict[str, ReadSummary] = field(default_factory=dict)
 
     @property
@@ -158,7 +161,9 @@ class _DataReader:
             reward=self._without_test_prompts("reward", reward, test_keys),
             judge=self._without_test_prompts("judge", judge, set()),
             exclusions=tuple(self.exclusions),
-            notes=tuple(self.notes),
+            # A file that is read for several purposes would say the same each time.
+            notes=tuple(dict.fromkeys(self.notes)),
+            warnings=tuple(dict.fromkeys(self.warnings)),
             read_summaries=self.read_summaries,
             file_hashes=self.file_hashes,
         )
@@ -184,11 +189,10 @@ class _DataReader:
             self._check_synthetic_lengths([*chain(*pools.values()), *test_prompts], max_length)
             return pools, test_prompts
         pools = {name: self._read_prompts(name, source, max_length) for name, source in data.prompts.items()}
-        return pools, [
-            prompt
-            for name, source in data.test_prompts.items()
-            for prompt in self._read_prompts(name, source, max_length)
-        ]
+        if data.holdout_fraction is not None:
+            return hold_out_prompts(pools, data.holdout_fraction, self.config.run.seed)
+        sources = data.test_prompts.items()
+        return pools, [*chain(*(self._read_prompts(name, source, max_length) for name, source in sources))]
 
     def _check_synthetic_lengths(self, prompts: Sequence[Prompt], max_length: int) -> None:
         """Report the first prompt of the built-in world that is too long for the policy."""
@@ -292,6 +296,7 @@ class _DataReader:
             self.row_issues.append(str(error))
             return []
         self.notes += summary.notes
+        self.warnings += summary.warnings
         self.read_summaries[name] = summary
         if length_filter.num_dropped:
             reason = f"longer than {length_filter.max_length} tokens"

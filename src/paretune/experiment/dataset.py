@@ -13,7 +13,7 @@ from paretune.data.chat import encode_prompt, encode_rows, has_control_tokens
 from paretune.data.chat_checks import check_prompt
 from paretune.data.chat_template import ChatTemplateError
 from paretune.data.columns import FieldError
-from paretune.data.loader import PromptStream, has_distinct_scores
+from paretune.data.loader import PromptStream, has_distinct_scores, prompt_key
 from paretune.data.prompt_formats import PromptFormat, add_format_instruction, format_instructions_for
 from paretune.data.raters import ReadSummary
 from paretune.data.records import Demonstration, LazySequence, PreferencePair, Prompt, Rating, ResponseGroup
@@ -168,7 +168,9 @@ class Dataset:
     file_hashes: Mapping[str, str] = field(default_factory=dict)
     """File -> SHA-256."""
     notes: tuple[str, ...] = ()
-    """What is to be known about the files, such as outliers and the agreement of raters; one line each."""
+    """What is to be known about the files, such as what was read as a missing value; one line each."""
+    warnings: tuple[str, ...] = ()
+    """What makes the records doubtful, such as rows that look like several raters'; one line each."""
     read_summaries: Mapping[str, ReadSummary] = field(default_factory=dict)
     """Source, such as "reward raters" or "reward test raters" -> rows, labels, votes, raters, agreement."""
 
@@ -210,6 +212,10 @@ def dataset_issues(run: ResolvedRun, dataset: Dataset) -> Iterator[str]:
         if not pool:
             problem = f"every prompt of {name} is also a test prompt"
             yield run.issue(_pool_path(config, name), problem, OTHER_ROWS_FIX)
+    if config.data.holdout_fraction is not None and not dataset.test_prompts:
+        num_prompts = len({prompt_key(prompt) for pool in dataset.train_prompts.values() for prompt in pool})
+        problem = f"holds out none of the {num_prompts:,} different prompts"
+        yield run.issue(("data", "holdout_fraction"), problem, "raise it, or add prompts")
     if all(dataset.train_prompts.values()):
         yield from _unsampled_pool_issues(run, dataset)
     yield from _preference_issues(run, dataset)

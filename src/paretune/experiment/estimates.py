@@ -22,8 +22,12 @@ from paretune.models.throughput import layer_throughput
 from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase
 from paretune.rl.evolution.spec import EvolutionSpec
 
-START_SECONDS = 12.0
-"""Imports, reading of the records, loading and saving of models."""
+START_SECONDS = 8.0
+"""Imports, and reading of the records."""
+STAGE_SECONDS = 4.0
+"""What a stage does besides its steps: models are built, probed, tested on held-out rows, and saved."""
+LOADING_BYTES_PER_SECOND = 5e8
+"""Rate at which weights are read and written."""
 LENGTH_SAMPLE_SIZE = 100
 """Records whose lengths are measured."""
 PROCESS_BYTES = 0.6e9
@@ -52,7 +56,7 @@ class Estimate:
     @property
     def total_seconds(self) -> float:
         """Of the whole run."""
-        return START_SECONDS + sum(self.seconds.values())
+        return sum(self.seconds.values())
 
 
 def estimate_run(run: ResolvedRun, dataset: Dataset) -> Estimate | None:
@@ -72,17 +76,18 @@ def estimate_run(run: ResolvedRun, dataset: Dataset) -> Estimate | None:
     update_rate = layer_throughput(policy.width, policy.ffn_width, tokens_per_pass, device)
     decode_rate = layer_throughput(policy.width, policy.ffn_width, step_rows, device)
     rates = _Rates(update=update_rate, decode=decode_rate)
+    stages = {
+        name: seconds
+        for name, seconds in (
+            ("fine-tuning", _sft_seconds(config, dataset, policy, rates)),
+            *((name, _fit_seconds(config, dataset, name, rates)) for name in ("reward", "judge")),
+            ("training", _alignment_seconds(run, dataset, policy, rates)),
+            ("evaluation", _evaluation_seconds(run, dataset, policy, rates)),
+        )
+        if seconds
+    }
     return Estimate(
-        seconds={
-            name: seconds
-            for name, seconds in (
-                ("fine-tuning", _sft_seconds(config, dataset, policy, rates)),
-                *((name, _fit_seconds(config, dataset, name, rates)) for name in ("reward", "judge")),
-                ("training", _alignment_seconds(run, dataset, policy, rates)),
-                ("evaluation", _evaluation_seconds(run, dataset, policy, rates)),
-            )
-            if seconds
-        },
+        seconds={"start and loading": _loading_seconds(config, policy, len(stages)), **stages},
         bytes_needed=_memory(run, policy, step_rows, tokens_per_pass),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
     )
@@ -96,6 +101,15 @@ class _Rates:
     """Of passes over many tokens."""
     decode: float
     """Of sampling, one token of every response at a time."""
+
+
+def _loading_seconds(config: Config, policy: ModelSize, num_stages: int) -> float:
+    """Start of the process, and what every stage does with its models; most of a short run."""
+    if config.policy.path == WORLD:  # its models are drawn or made in a moment
+        return START_SECONDS
+    weight_bytes = 2 if config.policy.dtype == "bfloat16" else 4
+    models = policy.num_params + (_model_size(config, "reward", None) or policy).num_params
+    return START_SECONDS + num_stages * (STAGE_SECONDS + models * weight_bytes / LOADING_BYTES_PER_SECOND)
 
 
 def _model_size(config: Config, name: str, lora: LoraSection | None) -> ModelSize | None:
@@ -271,7 +285,17 @@ def describe_estimate(estimate: Estimate | None) -> Iterator[str]:
         yield "not estimated: the models or the device of this run are not known here"
         return
     parts = ", ".join(f"{name} {format_minutes(seconds)}" for name, seconds in estimate.seconds.items())
-    yield f"about {format_minutes(estimate.total_seconds)} on this machine's {estimate.device}: {parts}"
+    # The sum of the parts as they are shown: a reader adds them up.
+    total = sum(_rounded_seconds(seconds) for seconds in estimate.seconds.values())
+    yield f"about {format_minutes(total)} on this machine's {estimate.device}: {parts}"
+
+
+def _rounded_seconds(seconds: float) -> float:
+    """The duration that `format_minutes` shows."""
+    if seconds < 90:
+        return max(_round_digit(seconds), 1.0)
+    minutes = seconds / 60
+    return 60 * (_round_digit(minutes) if minutes < 90 else 60 * _round_digit(minutes / 60))
 
 
 def format_minutes(seconds: float) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from shutil import rmtree
 
 from paretune.config.data_schema import RewardSection
 from paretune.data.prompt_formats import PromptFormat
@@ -11,20 +13,23 @@ from paretune.evaluate.generate import Generations, estimate_kl, generate
 from paretune.experiment.assemble import make_sampler
 from paretune.experiment.context import RunContext
 from paretune.experiment.reward import load_trained_reward_model
+from paretune.experiment.stored_chunks import StoredChunks
 from paretune.models.load import PolicyModel, load_policy, parameter_hash
 from paretune.reward.checkpoint import provenance_hashes
 from paretune.reward.model import RewardModelScorer
 from paretune.reward.scorers import is_refusal, with_thinking_scorer
+from paretune.rollout.sampler import Sampler
 from paretune.run.folder import read_json
 from paretune.worlds import get_world
 
 TRAINING_REWARD = "the training reward"
 """Display name of the reward model as a judge."""
+ARMS = ("before", "after")
 
 
 def evaluate_policies(ctx: RunContext) -> str:
     """Sample, score and compare the responses of both policies, and write eval/final/."""
-    output_dir = ctx.path("eval", "final")
+    output_dir, chunks = ctx.path("eval", "final"), ctx.path("checkpoints", "evaluate")
     if not (output_dir / "eval.json").exists():
         config, settings, spec = ctx.config, ctx.config.evaluate, ctx.resolved.algorithm
         initial = load_policy(ctx.initial_policy, seed=config.run.seed)
@@ -38,6 +43,7 @@ def evaluate_policies(ctx: RunContext) -> str:
                 num_generations=settings.num_generations,
                 prompt_format=spec.prompt_format,
                 seed=settings.seed,
+                chunk_dir=chunks / ARMS[arm],
             )
             for arm, policy in enumerate((initial, trained))
         )
@@ -63,6 +69,7 @@ def evaluate_policies(ctx: RunContext) -> str:
             seed=settings.seed,
         )
         evaluation.save(output_dir)
+    rmtree(chunks, ignore_errors=True)
     results = read_json(output_dir / "eval.json") or {}
     return f"before and after, {results['num_prompts']} test prompts"
 
@@ -76,6 +83,7 @@ def generate_with(
     prompt_format: PromptFormat,
     seed: int,
     arm_of_arms: tuple[int, int] = (0, 1),
+    chunk_dir: Path | None = None,
 ) -> Generations:
     """Responses of a policy, with the length limit and the temperature of the evaluation.
 
@@ -87,17 +95,21 @@ def generate_with(
         prompt_format: Format instruction that is appended to the prompts.
         seed: Seed of the responses.
         arm_of_arms: Index of this arm and number of arms, for the progress display.
+        chunk_dir: Folder that keeps the responses, so that a stopped run resumes where it was.
     """
     settings, (arm, num_arms) = ctx.config.evaluate, arm_of_arms
-    note = ("responses before", "responses after")[arm] if num_arms > 1 else "responses"
+    note = f"responses {ARMS[arm]}" if num_arms > 1 else "responses"
 
     def on_progress(done: int, total: int) -> None:
         ctx.console.progress(arm * total + done, num_arms * total, note)
         ctx.stop.raise_if_stopped("the training, before its evaluation was complete")
 
     on_progress(0, len(prompts))  # the time left is estimated from here
+    sampler: Sampler = make_sampler(ctx, policy)
+    if chunk_dir is not None:
+        sampler = StoredChunks(sampler, chunk_dir, ctx.run, parameter_hash(policy.model))
     return generate(
-        make_sampler(ctx, policy),
+        sampler,
         prompts,
         num_generations=num_generations,
         max_new_tokens=settings.max_new_tokens or int(ctx.config.algorithm.arguments["max_new_tokens"]),

@@ -22,6 +22,8 @@ NUM_BARS = 10
 BARS = " ▁▂▃▄▅▆▇█"
 MIN_ROWS = 3
 """Fewer responses give no correlation: that of two is always -1 or 1."""
+MIN_TELLING_ROWS = 20
+"""Correlation and agreement of fewer responses are mostly chance, and no warning."""
 TELLING_CORRELATION = 0.3
 """A correlation with the response length of this size is a warning: length may be all that is learnt."""
 MIN_AGREEMENT = 0.4
@@ -34,9 +36,11 @@ class LabelStatistics:
 
     name: str
     num_labels: int
-    """Responses with a label."""
+    """Rows with a label; of votes that are kept apart, the responses."""
+    num_responses: int
+    """Different responses among them."""
     num_missing: int
-    """Rated responses without a label of this objective."""
+    """Rated rows without a label of this objective."""
     num_pairs: int
     """Preference pairs, which have no label."""
     low: float = math.nan
@@ -82,6 +86,7 @@ def _statistics_of(
         "name": name,
         # Rows of single votes have weights that add up to 1 over those of a response.
         "num_labels": round(sum(rating.label_weights.get(name, 1.0) for rating in labelled)),
+        "num_responses": len({(rating.prompt.messages, rating.response) for rating in labelled}),
         "num_missing": len(ratings) - len(labels),
         "num_pairs": num_pairs,
         "is_sample": is_sample,
@@ -157,7 +162,10 @@ def describe_labels(statistics: LabelStatistics, votes: Sequence[LabelSummary] =
     if s.num_labels:
         of = " (the first ones)" if s.is_sample else ""
         missing = f", {s.num_missing:,} without label" if s.num_missing else ""
-        yield f"{s.num_labels:,} responses{of}{missing}"
+        rows = f"{s.num_labels:,} responses"
+        if s.num_responses < s.num_labels:
+            rows = f"{s.num_labels:,} rows of {s.num_responses:,} responses"
+        yield f"{rows}{of}{missing}"
         yield f"{s.low:.4g} to {s.high:.4g}, mean {s.mean:.3g}   {format_bars(s.histogram)}"
     if s.num_pairs:
         yield f"{s.num_pairs:,} preference pairs, which have no scale"
@@ -168,20 +176,21 @@ def describe_labels(statistics: LabelStatistics, votes: Sequence[LabelSummary] =
             alpha = "not defined" if math.isnan(file.agreement) else f"{file.agreement:.2f}"
             yield f"{file.num_votes:,} votes by {file.num_raters:,} raters, agreement alpha {alpha}"
     if not math.isnan(s.length_correlation):
-        yield f"with response length: ρ {s.length_correlation:+.2f}"
+        few = f" (only {s.num_responses} responses)" if s.num_responses < MIN_TELLING_ROWS else ""
+        yield f"with response length: ρ {s.length_correlation:+.2f}{few}"
 
 
 def label_warnings(statistics: LabelStatistics, votes: Sequence[LabelSummary] = ()) -> Iterator[str]:
     """What makes the labels of an objective doubtful."""
     s = statistics
-    if abs(s.length_correlation) >= TELLING_CORRELATION:
+    if s.num_responses >= MIN_TELLING_ROWS and abs(s.length_correlation) >= TELLING_CORRELATION:
         kind = "longer" if s.length_correlation > 0 else "shorter"
         yield (
             f"{s.name}: {kind} responses have higher labels (ρ {s.length_correlation:+.2f}), so the reward "
             "may be little more than length; fix: rate responses of similar lengths"
         )
     for file in votes:
-        if file.agreement < MIN_AGREEMENT:
+        if file.num_responses >= MIN_TELLING_ROWS and file.agreement < MIN_AGREEMENT:
             yield (
                 f"{s.name}: the raters hardly agree (alpha {file.agreement:.2f}), so the label is mostly "
                 "noise; fix: clarify what to rate, or collect more votes a response"

@@ -4,8 +4,9 @@ Sources: InstructGPT trains 1.3 to 175 billion parameters with about 1e-5 (Ouyan
 arXiv:2203.02155); TRL's defaults are 1e-6 for GRPO and DPO, 2e-5 for SFT and 1e-4 for reward models, and its
 examples use 1e-5 for GRPO with half a billion parameters; the best rate falls with the width of the model,
 and LoRA's is about ten times that of full training, in supervised training as in reinforcement learning
-(Schulman et al. 2025, "LoRA Without Regret"). Below 100 million parameters the rates are those that this
-project's own small models learn with.
+(Schulman et al. 2025, "LoRA Without Regret"). No source covers models below 100 million parameters: their
+rates are a judgement, the next step of the same rows, and no sweep stands behind them. A run that hardly
+moves the policy, or that collapses, says so at the top of its report.
 """
 
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from paretune.config.validate import WORLD, reward_sections
 from paretune.config.yaml import KeyPath, dotted_key
 from paretune.core.errors import ParetuneError
 from paretune.models.load import load_model_config
-from paretune.models.lora import format_count, meta_model
+from paretune.models.lora import format_count, shared_network
 from paretune.worlds import get_world
 
 TrainingKind = Literal["alignment", "supervised"]
@@ -131,6 +132,6 @@ def _num_parameters(path: str, revision: str | None) -> int | None:
             model_config = world.policy_config(len(world.tokenizer()))
         else:
             model_config = load_model_config(path, revision=revision)
-        return sum(p.numel() for p in meta_model(model_config, "CAUSAL_LM").parameters())
+        return sum(p.numel() for p in shared_network(model_config, "CAUSAL_LM").parameters())
     except (ParetuneError, ValueError, AssertionError):
         return None

@@ -3,13 +3,11 @@
 Uses config.json, the tokenizer, the headers of the safetensors files, and networks on the meta device.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from paretune.config.validate import reward_sections
 from paretune.config.yaml import KeyPath
@@ -19,9 +17,18 @@ from paretune.experiment.resolved import ResolvedRun
 from paretune.models.critic import require_score_head
 from paretune.models.families import model_support
 from paretune.models.load import load_tokenizer, resolve_device
-from paretune.models.lora import TaskType, meta_model
+from paretune.models.loading_report import (
+    SAME_CHECKPOINT_FIX,
+    LoadingReport,
+    incompleteness,
+    loading_report,
+)
+from paretune.models.lora import TaskType, shared_network
+from paretune.models.model_limits import max_sequence_length, original_length
+from paretune.models.model_store import model_key, read_once
 from paretune.models.quantized_checkpoint import quantization_method, require_quantization_backend
-from paretune.models.weight_files import stored_shapes
+from paretune.models.stop_tokens import stop_tokens
+from paretune.models.weight_files import stored_shapes, weight_files
 from paretune.rl.algorithm_spec import WeightAverage
 from paretune.run.io import read_json
 
@@ -71,7 +78,26 @@ class ModelFiles:
         Raises:
             ValueError: transformers has none of this family for the task.
         """
-        return meta_model(self.config, self.task)
+        return shared_network(self.config, self.task)
+
+    @cached_property
+    def report(self) -> LoadingReport | None:
+        """How the stored tensors fit the network.
+
+        None for a hub name, an adapter and packed weights, and if transformers has no such network.
+
+        Raises:
+            DataError: A file of weights is damaged.
+        """
+        shapes = self.shapes
+        if self.method or not (Path(self.path).is_dir() and weight_files(self.path)):
+            return None
+        try:
+            network = self.network
+        except ValueError:
+            return None
+        key = ("report", self.task, model_key(self.path, self.revision))
+        return read_once(key, lambda: loading_report(network, shapes))
 
     @property
     def vocab_size(self) -> int:
@@ -110,7 +136,8 @@ def model_issues(run: ResolvedRun, models: list[ModelFiles]) -> Iterator[str]:
         if issues:  # a network with such ids cannot be built
             continue
         try:
-            yield from _shape_issues(run, model)
+            max_sequence_length(model.config)
+            yield from _weight_issues(run, model)
             yield from _head_issues(run, model)
         except DataError as error:
             yield run.issue(model.key, str(error))
@@ -138,6 +165,9 @@ def _special_id_issues(run: ResolvedRun, model: ModelFiles) -> Iterator[str]:
         "config.json: eos_token_id": text_config.eos_token_id,
         "tokenizer: the id of eos_token": model.tokenizer.eos_token_id,
     }
+    if not _ends_responses(model, sources.values()):
+        fix = "set eos_token in tokenizer_config.json, or eos_token_id in generation_config.json"
+        yield run.issue(model.key, f"{model.path}: no EOS token is defined: responses would have no end", fix)
     for name, value in sources.items():
         for token in value if isinstance(value, list | tuple) else [value]:
             if token is not None and not isinstance(token, int):
@@ -148,32 +178,38 @@ def _special_id_issues(run: ResolvedRun, model: ModelFiles) -> Iterator[str]:
                 yield run.issue(model.key, problem, "correct it, or resize the embedding and save the model")
 
 
+def _ends_responses(model: ModelFiles, configured: Iterable[object]) -> bool:
+    """The model has a token that ends a response, as it is determined when it is loaded."""
+    if model.task == "SEQ_CLS":  # one that was fitted here stores its token
+        stored = getattr(model.config, "paretune", None) or {}
+        return model.tokenizer.eos_token_id is not None or "eos_token_id" in stored
+    return any(value is not None for value in configured) or bool(stop_tokens(model.tokenizer, None))
+
+
 def _generation_config(path: str) -> Mapping[str, Any]:
     return read_json(Path(path) / "generation_config.json") or {}
 
 
-def _shape_issues(run: ResolvedRun, model: ModelFiles) -> Iterator[str]:
-    """Stored embeddings and linear layers of another size than the configuration's."""
-    if model.method:
-        return  # packed weights have shapes of their own
-    wrong = []
-    for name, module in model.network.named_modules():
-        stored = model.shapes.get(f"{name}.weight")
-        if stored is None or not isinstance(module, nn.Embedding | nn.Linear):
-            continue
-        expected = tuple(module.weight.shape)
-        if stored != expected:
-            wrong.append((f"{name}.weight", stored, expected))
-    if wrong:
-        name, stored, expected = wrong[0]
-        others = f", and {len(wrong) - 1} more weights differ" if len(wrong) > 1 else ""
+def _weight_issues(run: ResolvedRun, model: ModelFiles) -> Iterator[str]:
+    """Stored weights that do not fit the configuration: of another size, left over, or missing."""
+    report = model.report
+    if report is None:
+        return
+    if report.mismatched:
+        name, stored, expected = report.mismatched[0]
+        count = len(report.mismatched) - 1
+        others = f", and {count} more weights differ" if count else ""
         sizes = f"{'x'.join(map(str, stored))} in the file and {'x'.join(map(str, expected))} in config.json"
-        hint = (
+        fix = (
             f"write vocab_size: {stored[0]} in config.json"
             if stored[0] != expected[0] == model.vocab_size
-            else "take config.json and the weights from the same checkpoint"
+            else SAME_CHECKPOINT_FIX
         )
-        yield run.issue(model.key, f"{model.path}: {name} is {sizes}{others}", hint)
+        yield run.issue(model.key, f"{model.path}: {name} is {sizes}{others}", fix)
+        return
+    problem, fix = incompleteness(report, model.config)
+    if problem:
+        yield run.issue(model.key, f"{model.path}: {problem}", fix)
 
 
 def _head_issues(run: ResolvedRun, model: ModelFiles) -> Iterator[str]:
@@ -182,7 +218,7 @@ def _head_issues(run: ResolvedRun, model: ModelFiles) -> Iterator[str]:
         network = model.network
     elif _needs_reward_head(run, model.key):
         try:
-            network = meta_model(model.config, "SEQ_CLS")
+            network = shared_network(model.config, "SEQ_CLS")
         except ValueError:
             problem = f"transformers has no sequence classifier for {model.config.model_type} models"
             yield run.issue(model.key, problem, "initialize reward models and critics from another family")
@@ -262,13 +298,22 @@ def model_notes(run: ResolvedRun, models: list[ModelFiles]) -> Iterator[str]:
         if model.method:
             kept = "frozen, with adapters on top" if model.task == "CAUSAL_LM" else "frozen"
             yield f"{name}: the weights are quantized ({model.method}) and stay {kept}"
+        if model.report is not None and model.report.unused_heads:
+            yield f"{name}: the file has a head for another task, which is not used: " + ", ".join(
+                model.report.unused_heads[:MAX_EXAMPLE_TOKENS]
+            )
         yield from _context_notes(model)
 
 
 def _context_notes(model: ModelFiles) -> Iterator[str]:
-    """Sliding windows that are shorter than the context."""
+    """Contexts that are cut, and sliding windows that are shorter than the context."""
     text_config = model.config.get_text_config()
-    context = getattr(text_config, "max_position_embeddings", None) or 2**31
+    context, longest = max_sequence_length(model.config), getattr(text_config, "max_position_embeddings", 0)
+    if original_length(model.config) == context < longest:
+        yield (
+            f"{model.role}: reads {context:,} of the {longest:,} tokens in config.json: beyond them its "
+            "positions (longrope) would change with the longest row of a batch"
+        )
     window = getattr(text_config, "sliding_window", None)
     layer_types = getattr(text_config, "layer_types", None) or []
     num_layers = len(layer_types) or text_config.num_hidden_layers

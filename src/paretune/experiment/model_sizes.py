@@ -1,13 +1,12 @@
 """Sizes of a model from its configuration alone: parameters, operations and cache, without weights."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from paretune.core.errors import ParetuneError
 from paretune.data.prompt_formats import PromptFormat
 from paretune.models.flops import ModelFlops
 from paretune.models.load import load_model_config
-from paretune.models.lora import meta_model
+from paretune.models.lora import shared_network
 from paretune.worlds import get_world
 
 LORA_MODULES_PER_LAYER = 7
@@ -68,12 +67,11 @@ def world_model_size(prompt_format: PromptFormat = "") -> ModelSize:
     )
 
 
-@lru_cache(maxsize=8)
 def folder_model_size(path: str, revision: str | None) -> ModelSize | None:
     """Size of a pretrained model; None if its family is not one that is counted."""
     try:
         config = load_model_config(path, revision=revision)
-        model = meta_model(config, "CAUSAL_LM")
+        model = shared_network(config, "CAUSAL_LM")
         flops = ModelFlops.from_model(model)
     except (ParetuneError, ValueError, AttributeError):  # other families name their sizes otherwise
         return None

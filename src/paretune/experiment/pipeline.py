@@ -17,6 +17,7 @@ from paretune.experiment.preflight import check_memory_options, hub_model_notes,
 from paretune.experiment.probe import probe_scorers
 from paretune.experiment.provenance import (
     build_manifest,
+    dataset_warnings,
     evaluation_entries,
     evaluation_hashes,
     provenance_files,
@@ -33,7 +34,8 @@ from paretune.experiment.reward import train_reward_model
 from paretune.experiment.settings import set_num_threads
 from paretune.experiment.sft import run_sft
 from paretune.experiment.tuning_trial import JUDGED_TRIAL, TRIAL, evaluate_trial
-from paretune.report.run_page import write_report
+from paretune.report.reward_model import head_warnings
+from paretune.report.run_page import read_model_reports, write_report
 from paretune.report.tables import summary_table
 from paretune.run.compat import EVALUATION_ENTRIES_KEY, EVALUATION_SECTIONS
 from paretune.run.folder import Run, read_json
@@ -96,6 +98,8 @@ def _run_stages(
     dataset = checked.dataset
     for line in (*model_descriptions(resolved), *filter(None, (r.describe() for r in checked.readings))):
         console.log(line)
+    for line in dataset_warnings(resolved, dataset):
+        console.log(f"warning: {line}")
     set_num_threads(config)
     with Run.start_or_resume(
         config.run.output_dir,
@@ -165,7 +169,8 @@ def run_report(ctx: RunContext) -> str:
     """Write the report, and print its summary table."""
     path = write_report(ctx.run.path)
     results = read_json(ctx.path("eval", "final", "eval.json")) or {}
-    ctx.console.log(f"\n{summary_table(results)}\n\nmodel: {ctx.path('final')}\n")
+    warnings = head_warnings(read_model_reports(ctx.run.path))
+    ctx.console.log(f"\n{summary_table(results, warnings)}\n\nmodel: {ctx.path('final')}\n")
     return str(path)
 
 

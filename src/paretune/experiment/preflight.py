@@ -32,9 +32,8 @@ from paretune.models.load import (
 from paretune.models.lora import (
     TaskType,
     adapter_summary,
-    add_lora,
     lora_target_names,
-    meta_model,
+    shared_network,
     unmatched_targets,
 )
 from paretune.reward.checkpoint import read_objectives
@@ -88,7 +87,7 @@ def gradient_checkpointing_issues(run: ResolvedRun) -> Iterator[str]:
         return
     for path, revision, task in _trained_models(run):
         try:
-            checkpointable_layers(meta_model(load_model_config(path, revision=revision), task))
+            checkpointable_layers(shared_network(load_model_config(path, revision=revision), task))
         except WiringError as error:
             key = dotted_key(CHECKPOINTING_KEY)
             problem, _, fix = str(error).removeprefix(f"{key}: ").partition("; fix: ")
@@ -273,7 +272,7 @@ def _lora_target_issues(run: ResolvedRun, name: str, model_config: Any, task: Ta
     lora = lora_spec(getattr(run.config, name).lora)
     assert lora is not None
     try:
-        network = meta_model(model_config, task)
+        network = shared_network(model_config, task)
     except ValueError:
         purpose = "generate text" if task == "CAUSAL_LM" else "classify sequences"
         problem = f"models of type {model_config.model_type} cannot {purpose}"
@@ -289,7 +288,7 @@ def _lora_target_issues(run: ResolvedRun, name: str, model_config: Any, task: Ta
         yield run.issue(key, problem, fix, suggestion=suggestion)
     if not unmatched:
         try:
-            add_lora(network, lora, 0, task)
+            adapter_summary(model_config, lora, task)
         except WiringError as error:
             problem = str(error).removeprefix("policy.lora.target_modules: ").partition("; fix: ")[0]
             yield run.issue(key, problem, fix)

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from paretune.config import Config, resolved_yaml, source_text
 from paretune.config.validate import WORLD, data_sources, reward_sections
-from paretune.experiment.dataset import Dataset
+from paretune.data.loader import prompt_key
+from paretune.data.records import LazySequence, PreferencePair
+from paretune.experiment.dataset import Dataset, LabelledRow, RewardData
+from paretune.experiment.resolved import ResolvedRun
 from paretune.run.folder import environment_info, to_json
 
 MODEL_FILE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -57,6 +60,48 @@ def evaluation_hashes(config: Config, manifest: Mapping[str, Any]) -> dict[str, 
         "judge": _hash_json([values["judge"], judge_inputs]),
         "evaluate": _hash_json([values["evaluate"], test_prompts]),
     }
+
+
+def dataset_warnings(run: ResolvedRun, dataset: Dataset) -> Iterator[str]:
+    """What makes the records doubtful, and a judge that shares its training data with the reward model."""
+    yield from dataset.warnings
+    reward, judge = dataset.reward, dataset.judge
+    if reward is None or judge is None or isinstance(judge.train, LazySequence):
+        return
+    # The evaluation decides by the same hashes whether a gain may be called better.
+    hashes = _training_hashes(run.config.reward, reward, dataset)
+    if hashes & _training_hashes(run.config.judge, judge, dataset):
+        own = _training_texts(reward)
+        num_shared = sum(not own.isdisjoint(_texts_of(row)) for row in judge.train)
+        what = f"to {num_shared:,} of the reward's own rows" if num_shared else "to a file of the reward"
+        yield (
+            f"the judge is fitted {what}: it cannot tell better from exploited, and no gain will be called "
+            "better; fix: fit it to another file, with responses that the reward model does not learn from"
+        )
+    elif {prompt_key(row) for row in judge.train} <= {prompt_key(row) for row in reward.train}:
+        yield (
+            "the judge is fitted to the reward's own prompts, so both may err on the same ones; fix: fit it "
+            "to other prompts"
+        )
+
+
+def _training_hashes(section: Any, data: RewardData, dataset: Dataset) -> frozenset[str]:
+    # Here, as it loads transformers, which a check without such a judge does not need.
+    from paretune.reward.checkpoint import data_provenance, provenance_hashes
+
+    sources = [*section.ratings.values(), *section.pairs.values()]
+    files = [dataset.file_hashes[source.file] for source in sources if source.file in dataset.file_hashes]
+    return provenance_hashes(data_provenance(data.train, files)) or frozenset()
+
+
+def _training_texts(data: RewardData) -> set[object]:
+    return {text for row in data.train for text in _texts_of(row)}
+
+
+def _texts_of(row: LabelledRow) -> list[object]:
+    """Prompt with response of a rating, or of both sides of a pair."""
+    texts = (row.chosen, row.rejected) if isinstance(row, PreferencePair) else (row.response,)
+    return [(row.prompt.messages, text) for text in texts]
 
 
 def _hash_json(value: object) -> str:

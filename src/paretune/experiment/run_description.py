@@ -4,7 +4,6 @@ import inspect
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from textwrap import wrap
 
 import psutil
@@ -17,6 +16,7 @@ from paretune.config.data_schema import RewardSection
 from paretune.config.requirements import budget_warnings
 from paretune.config.validate import WORLD, reward_sections
 from paretune.data.raters import LabelSummary
+from paretune.data.records import Prompt
 from paretune.experiment.chat_templates import policy_stop_tokens
 from paretune.experiment.dataset import Dataset, RewardData, prompt_stream
 from paretune.experiment.estimates import Estimate, describe_estimate, format_gigabytes
@@ -32,6 +32,7 @@ from paretune.experiment.label_summary import (
     spread_shares,
 )
 from paretune.experiment.preflight import hub_model_notes, model_descriptions, model_references
+from paretune.experiment.provenance import dataset_warnings
 from paretune.experiment.readability import PromptReading
 from paretune.experiment.resolved import ResolvedRun
 from paretune.models.load import is_local_folder
@@ -86,17 +87,44 @@ def describe_run(
         *_section("evaluation", _describe_evaluation(config, dataset)),
         *_section("time", describe_estimate(estimate)),
         *_section("memory", _describe_memory(estimate)),
-        *_section("notes", [*dataset.notes, *dataset.exclusions]),
+        *_section("notes", [*dataset.notes, *summarize_exclusions(dataset.exclusions)]),
         *_section("hub", hub_model_notes(config)),
-        *_section("warning", _warnings(config, run, labels, fitted, readings, estimate)),
+        *_section(
+            "warning",
+            [*dataset_warnings(recipe, dataset), *_warnings(config, run, labels, fitted, readings, estimate)],
+        ),
         *_section("not checked", _describe_unchecked(config, estimate)),
     ]
 
 
 def describe_prompts(dataset: Dataset) -> str:
-    """Number of prompts by pool, and of test prompts."""
-    pools = ", ".join(f"{len(pool):,} {name}" for name, pool in dataset.train_prompts.items())
-    return f"{pools or 'none'}; {len(dataset.test_prompts):,} test"
+    """Number of prompts by pool, and of test prompts; of different ones too, where some are repeated."""
+    pools = ", ".join(_count_prompts(name, pool) for name, pool in dataset.train_prompts.items())
+    return f"{pools or 'none'}; {_count_prompts('test', dataset.test_prompts)}"
+
+
+def _count_prompts(name: str, pool: Sequence[Prompt]) -> str:
+    num_different = len({prompt.messages for prompt in pool})
+    if num_different == len(pool):
+        return f"{len(pool):,} {name}"
+    return f"{len(pool):,} {name} ({num_different:,} different)"
+
+
+def summarize_exclusions(lines: Sequence[str]) -> Iterator[str]:
+    """One line per kind of exclusion, with the number of rows and the largest as the example."""
+    kinds: dict[str, list[tuple[int, str]]] = {}
+    for line in lines:
+        number, rest = line.split(" ", 1)
+        _, _, reason = line.partition(": ")
+        kind = re.sub(r"[\d,]+", "", reason)
+        kinds.setdefault(kind, []).append((int(number.replace(",", "")), rest))
+    for items in kinds.values():
+        count, rest = max(items, key=lambda item: item[0])
+        if len(items) == 1:
+            yield f"{count:,} {rest}"
+        else:
+            total = sum(each for each, _ in items)
+            yield f"{total:,} rows of {len(items)} sources excluded, such as {count:,} {rest}"
 
 
 def _unsampled_pools(config: Config, dataset: Dataset) -> Iterator[str]:
@@ -261,8 +289,10 @@ def _warnings(
     yield from (text for reading in readings if (text := reading.describe()))
     yield from fallback_warnings(config, labels)
     yield from _dwarfed_warnings(config, labels)
-    for statistics, votes in chain.from_iterable(fitted.values()):
-        yield from label_warnings(statistics, votes)
+    for name, labels_of_model in fitted.items():
+        owner = "" if name == "reward" else f"{name}: "
+        for statistics, votes in labels_of_model:
+            yield from (owner + text for text in label_warnings(statistics, votes))
     if estimate is not None and estimate.bytes_needed > (available := _available_bytes(estimate)):
         yield (
             f"the run needs about {format_gigabytes(estimate.bytes_needed)} of memory, and "

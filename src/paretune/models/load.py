@@ -1,5 +1,7 @@
 """Load policies, tokenizers and configurations from folders or the Hugging Face hub; safetensors only."""
 
+import copy
+import json
 import re
 import ssl
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,10 @@ from paretune.data.chat_template import set_chat_template_kwargs
 from paretune.models.dequantize import is_quantized
 from paretune.models.forward.lm_head import limit_vocab
 from paretune.models.forward.logprobs import check_lm_head
+from paretune.models.loading_report import require_complete
 from paretune.models.lora import LoraSpec, add_lora, suppress_peft_warning, unwrap_model_for_forward
+from paretune.models.model_limits import max_sequence_length, unknown_model_type
+from paretune.models.model_store import model_key, read_once
 from paretune.models.packages import asks_for_package, missing_package_error
 from paretune.models.quantized_checkpoint import (
     loading_arguments,
@@ -31,10 +36,11 @@ from paretune.models.quantized_checkpoint import (
 )
 from paretune.models.save import parameter_hash, save_model, silence_transformers
 from paretune.models.stop_tokens import eos_ids_of
-from paretune.models.weight_files import require_no_lfs_pointers
+from paretune.models.weight_files import require_no_lfs_pointers, require_safetensors
 
 UNREADABLE_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
 """What transformers raises for a configuration or tokenizer with wrong values."""
+TOKENIZER_NAME = "tokenizer.json"
 REPO_ID_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # One connection is tried, not a download: a hub that needs longer than this would stall the whole run.
 HUB_TIMEOUT_SECONDS = 5.0
@@ -239,7 +245,7 @@ def as_policy_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Pol
 def load_tokenizer(
     path: str, *, revision: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name.
+    """The tokenizer of a folder or hub name; the same object for every caller, to be copied before changes.
 
     Args:
         path: A folder or a hub name.
@@ -252,11 +258,23 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(
-        AutoTokenizer, path, revision, "cannot load the tokenizer"
-    )
-    set_chat_template_kwargs(tokenizer, chat_template_kwargs or {})
-    return tokenizer
+    def read() -> PreTrainedTokenizerBase:
+        require_no_lfs_pointers(path)
+        try:
+            tokenizer: PreTrainedTokenizerBase = _from_pretrained(
+                AutoTokenizer, path, revision, "cannot load the tokenizer"
+            )
+        except DataError as error:
+            if not Path(path).is_dir() or (Path(path) / TOKENIZER_NAME).is_file():
+                raise
+            problem = f"no {TOKENIZER_NAME}, nor other files of a tokenizer that can be read"
+            fix = "write the tokenizer of the model there with save_pretrained"
+            raise DataError(f"{path}: {problem}; fix: {fix}") from error
+        set_chat_template_kwargs(tokenizer, chat_template_kwargs or {})
+        return tokenizer
+
+    arguments = json.dumps(chat_template_kwargs or {}, sort_keys=True, default=str)
+    return read_once(("tokenizer", arguments, model_key(path, revision)), read)
 
 
 def load_pretrained(
@@ -309,40 +327,14 @@ def load_pretrained(
         if asks_for_package(error):
             raise missing_package_error(path, error) from error
         raise load_error(path, "cannot load the model", error, local_files_only=local) from error
-    missing = sorted(
-        name for name in loaded["missing_keys"] if not name.startswith(tuple(allowed_missing_prefixes))
-    )
-    # transformers only warns, and would train on with random weights.
-    if missing:
-        raise DataError(
-            f"{path}: the file has no values for {len(missing)} weights, the first is {missing[0]}; "
-            "fix: use a complete model"
-        )
+    require_complete(path, model, loaded, allowed_missing_prefixes)
     return model.eval()
-
-
-def require_safetensors(path: str) -> None:
-    """Check that a folder has safetensors weights; hub names are not checked.
-
-    Raises:
-        DataError: There are no weights, only pickle files, or pointer files of Git LFS.
-    """
-    require_no_lfs_pointers(path)
-    if is_local_folder(path) and not list(Path(path).glob("*.safetensors")):
-        pickles = [*Path(path).glob("*.bin"), *Path(path).glob("*.pt"), *Path(path).glob("*.pth")]
-        problem = f"only {pickles[0].name}, a pickle that could run code" if pickles else "no weights"
-        raise DataError(f"{path}: weights must be safetensors; found {problem}; fix: convert the model")
 
 
 def context_length(model: nn.Module) -> int:
     """The model's maximum sequence length (prompt plus response) in tokens."""
     with unwrap_model_for_forward(model) as base:
-        return _max_position_embeddings(base.config)
-
-
-def _max_position_embeddings(config: Any) -> int:
-    # Families without positional limits (ALiBi, state-space models) have no such field: no limit.
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)
+        return max_sequence_length(base.config)
 
 
 def stored_context_length(path: str, *, revision: str | None = None) -> int:
@@ -351,7 +343,7 @@ def stored_context_length(path: str, *, revision: str | None = None) -> int:
     Raises:
         DataError: There is no configuration, or it cannot be read.
     """
-    return _max_position_embeddings(load_model_config(path, revision=revision))
+    return max_sequence_length(load_model_config(path, revision=revision))
 
 
 def load_model_config(path: str, *, revision: str | None = None) -> Any:
@@ -363,7 +355,12 @@ def load_model_config(path: str, *, revision: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
-    return _from_pretrained(AutoConfig, path, revision, "cannot load the model configuration")
+    def read() -> Any:
+        if problem := unknown_model_type(path):
+            raise DataError(f"{path}: {problem}")
+        return _from_pretrained(AutoConfig, path, revision, "cannot load the model configuration")
+
+    return copy.deepcopy(read_once(("config", model_key(path, revision)), read))
 
 
 def stored_eos_ids(path: str, *, revision: str | None = None) -> tuple[Any, str]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from paretune.core.errors import WiringError
 from paretune.core.types import PeftModel, PreTrainedModel
+from paretune.models.model_store import config_key, read_once
 from paretune.models.packages import missing_package_as_error
 from paretune.models.save import silence_transformers
 
@@ -168,6 +169,11 @@ def meta_model(config: Any, task_type: TaskType) -> PreTrainedModel:
         return auto_class.from_config(config)
 
 
+def shared_network(config: Any, task_type: TaskType) -> PreTrainedModel:
+    """As `meta_model`, built once per configuration: to be looked at, not to be changed."""
+    return read_once(("network", task_type, config_key(config)), lambda: meta_model(config, task_type))
+
+
 def lora_target_names(model: PreTrainedModel) -> list[str]:
     """Last name components of the layers that can have an adapter, without duplicates, in model order."""
     names = (
@@ -252,6 +258,11 @@ def adapter_summary(config: Any, lora: LoraSpec, task_type: TaskType) -> Adapter
         ValueError: transformers has no network of this family for the task.
         WiringError: As `add_lora`.
     """
+    key = ("adapter", lora, task_type, config_key(config))
+    return read_once(key, lambda: _count_adapter(config, lora, task_type))
+
+
+def _count_adapter(config: Any, lora: LoraSpec, task_type: TaskType) -> AdapterSummary:
     peft_model: Any = add_lora(meta_model(config, task_type), lora, 0, task_type)
     base = peft_model.get_base_model()
     adapted = [name for name, module in base.named_modules() if hasattr(module, "lora_A")]

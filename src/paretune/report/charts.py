@@ -57,7 +57,7 @@ def line_chart(points: Points, y_range: tuple[float, float] | None = None) -> Li
 
     Args:
         points: In step order; a value of None leaves a gap in the line.
-        y_range: Values that the axis must include.
+        y_range: Values that the axis must include; without it, the axis ends at a tick.
     """
     values = [value for _, value in points if value is not None]
     if not values:
@@ -71,7 +71,10 @@ def line_chart(points: Points, y_range: tuple[float, float] | None = None) -> Li
         pad = abs(high) / 10
         low, high = (low - pad, high + pad) if pad else (0.0, 1.0)
     ticks = nice_ticks(low, high, 4)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    if y_range is None:
+        low, high = min(low, ticks[0]), max(high, ticks[-1])
+    else:  # charts with one range stand side by side: their axes are equal, and no emptier than they must be
+        ticks = [tick for tick in ticks if low <= tick <= high]
     first, last = points[0][0], max(points[-1][0], points[0][0] + 1)
 
     def x(step: float) -> float:
@@ -172,10 +175,11 @@ def _svg_path(points: Sequence[tuple[float, float | None]]) -> str:
 
 MetricLines = Sequence[Mapping[str, Any]]
 
+SHARE_METRIC = "variance_share/{}"
 OBJECTIVE_METRICS = (
     ("score/{}/mean", "raw score"),
     ("weighted_score/{}/mean", "weighted score"),
-    ("variance_share/{}", "share of variance"),
+    (SHARE_METRIC, "share of variance"),
 )
 TRAINING_METRICS = (
     ("kl/k3", "KL to reference"),
@@ -195,11 +199,18 @@ def objective_curves(lines: MetricLines, objectives: Sequence[str]) -> list[dict
     """Charts of each objective's metrics, None for a metric the run did not write; empty if it wrote none."""
     rows = []
     any_drawn = False
+    shares = [
+        value
+        for name in objectives
+        for _, value in metric_series(lines, SHARE_METRIC.format(name))
+        if value is not None
+    ]
+    share_range = (min([0.0, *shares]), max([1.0, *shares]))  # outside 0 to 1 where objectives oppose
     for name in objectives:
         charts = []
         for pattern, title in OBJECTIVE_METRICS:
             key = pattern.format(name)
-            y_range = (0.0, 1.0) if pattern.startswith("variance_share") else None
+            y_range = share_range if pattern == SHARE_METRIC else None
             charts.append(_titled_chart(title, key, lines, y_range))
         any_drawn |= any(item["chart"] is not None for item in charts)
         unscored = [finite_or_none(line.get(f"score/{name}/unscored_fraction")) for line in lines]

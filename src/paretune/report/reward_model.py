@@ -170,6 +170,36 @@ def unreliable_heads(report: Mapping[str, Any]) -> list[str]:
     return phrases
 
 
+def head_warnings(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader must know of the scores before any verdict: heads that no score should be trusted of.
+
+    Args:
+        reports: "Reward model" or "Judge" -> content of its report.json.
+    """
+    sentences = []
+    for title, report in reports.items():
+        section = "judge" if title == "Judge" else "reward"
+        if phrases := unreliable_heads(report):
+            rests = "Verdicts on these objectives rest" if title == "Judge" else "The policy was trained"
+            sentences.append(
+                f"{title}: {'; '.join(phrases)}. {rests} on scores that were not shown to predict the "
+                f"labels; fix: more labels, or a larger {section}.training.num_train_epochs."
+            )
+        if beaten := _beaten_heads(report):
+            sentences.append(
+                f"{title}: a linear model on frozen features predicts the labels of {', '.join(beaten)} as "
+                f"well or better, so the fit added nothing; fix: another {section}.training.learning_rate, "
+                "or more epochs."
+            )
+    return sentences
+
+
+def _beaten_heads(report: Mapping[str, Any]) -> list[str]:
+    """Heads that beat the constant baseline and no other."""
+    won = {name: head.get("beats_baselines") or {} for name, head in report["objectives"].items()}
+    return [name for name, by in won.items() if by.get("ridge") is False and by.get("constant") is not False]
+
+
 def _metric_cells(head: Mapping[str, Any]) -> list[str]:
     calibration = head.get("calibration") or {}
     length = head.get("length") or {}

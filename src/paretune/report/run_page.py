@@ -23,7 +23,7 @@ from paretune.report.charts import (
     training_curves,
 )
 from paretune.report.formatting import escape_invisible
-from paretune.report.reward_model import reward_model_table, unreliable_heads
+from paretune.report.reward_model import head_warnings, reward_model_table
 from paretune.report.samples import select_samples
 from paretune.report.throughput import describe_matmul_benchmark, throughput
 from paretune.run.folder import read_json, read_jsonl, write_atomic
@@ -92,11 +92,7 @@ def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_name
     recipe = _load_recipe(run_dir / "config" / "resolved.yaml")
     objectives = list(evaluation["objectives"]) if evaluation else scored_objectives(lines)
     timing, environment = read_jsonl(run_dir / "timing.jsonl"), read_json(run_dir / "env.json") or {}
-    model_reports = {
-        title: report
-        for title, role in (("Reward model", "reward"), ("Judge", "judge"))
-        if (report := read_json(run_dir / role / "report.json")) is not None and report.get("objectives")
-    }
+    model_reports = read_model_reports(run_dir)
     tables = (reward_model_table(title, report) for title, report in model_reports.items())
     # Checkpoint events come every few steps and would push everything else off the list.
     events = [line for line in read_jsonl(run_dir / "events.jsonl") if line.get("type") != "checkpoint"]
@@ -109,9 +105,7 @@ def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_name
         "evaluation": _evaluation_context(evaluation) if evaluation else None,
         "models": [table for table in tables if table is not None],
         "pretrained_models": _pretrained_reward_models(recipe),
-        "unreliable_heads": {
-            title: heads for title, report in model_reports.items() if (heads := unreliable_heads(report))
-        },
+        "head_warnings": head_warnings(model_reports),
         "num_steps": len(lines),
         "objective_curves": objective_curves(lines, objectives),
         "training_curves": training_curves(lines),
@@ -123,6 +117,15 @@ def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_name
         "recipe_text": _read_text(run_dir / "config" / "recipe.yaml"),
         "resolved_text": _read_text(run_dir / "config" / "resolved.yaml"),
         "environment": environment,
+    }
+
+
+def read_model_reports(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """Title -> report of the reward model and of the judge, of those that the run fitted."""
+    return {
+        title: report
+        for title, role in (("Reward model", "reward"), ("Judge", "judge"))
+        if (report := read_json(run_dir / role / "report.json")) is not None and report.get("objectives")
     }
 
 

@@ -22,13 +22,15 @@ from paretune.report.formatting import (
 MAX_NAME_CHARS = 28
 
 
-def summary_table(evaluation: Mapping[str, Any]) -> str:
+def summary_table(evaluation: Mapping[str, Any], head_warnings: Sequence[str] = ()) -> str:
     """Lines of plain text: objectives with change, interval and verdict, then side metrics, then warnings.
 
     A warning about the policy as a whole comes first: the table cannot be read without it.
 
     Args:
         evaluation: Content of eval.json, from the file or from memory.
+        head_warnings: What is wrong with the reward model or the judge; the first of the other warnings, as
+            the verdicts rest on their scores.
     """
     level = f"{100 * evaluation.get('confidence_level', 0.95):.0f} %"
     rows: list[tuple[str, ...]] = [
@@ -60,7 +62,7 @@ def summary_table(evaluation: Mapping[str, Any]) -> str:
     lines = [*(f"⚠ {one_line(line)}" for line in first), *align_columns(rows, right_aligned=(1, 2))]
     lines += _format_judges(evaluation["objectives"])
     lines += _wrap(side_metrics(evaluation))
-    lines += [f"⚠ {one_line(line)}" for line in warnings if line not in first]
+    lines += [f"⚠ {one_line(line)}" for line in (*head_warnings, *warnings) if line not in first]
     return "\n".join(lines)
 
 
