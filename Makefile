@@ -87,3 +87,8 @@ $(BENCH): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv --clear .venv-bench
 	@.venv-bench/bin/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	@touch $@
+
+# TRL's GRPOTrainer and trl_grpo on one batch: docs/results/trl-equal.md; two minutes
+.PHONY: proof-trl
+proof-trl: $(BENCH)
+	@.venv-bench/bin/python proofs/trl_equal.py

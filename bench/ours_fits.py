@@ -47,7 +47,7 @@ def serve_reward_training(channel: BenchChannel, kind: str, dtype: Any) -> None:
     )
     name = "better" if kind == "reward" else "score"
     model = new_reward_model(RewardModelSpec(path=folder, objectives=(name,), dtype=dtype), (1.0,), (0.0,))
-    task = RewardTask(model, records, {})
+    task = RewardTask(model, records)
     config = SupervisedConfig(
         num_train_epochs=1,
         batch_size=BATCH,

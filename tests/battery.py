@@ -37,6 +37,19 @@ MORE = {
     "modpo": {"response_source": "on_policy", "beta": 1.0},
     "pro": {"response_source": "on_policy", "num_generations": 4},
     "sft": {"response_source": "on_policy"},
+    "custom": {
+        "model_passes": [{"type": "OldLogprobs", "source": "policy"}, {"type": "PolicyEntropy"}],
+        "credit": [
+            {"type": "GroupNormalize"},
+            {"type": "BroadcastToTokens"},
+            {"type": "TruncatedImportanceSampling"},
+            {"type": "TopEntropyTokens", "top_entropy_quantile": 0.8},
+        ],
+        "losses": [
+            {"type": "OffPolicyMask", "loss": {"type": "GammaWeight"}},
+            {"type": "EntropyBonus", "coefficient": 0.01},
+        ],
+    },
 }
 """Arguments at which a tiny model shows the effect of an algorithm within seconds."""
 GRADIENT = sorted(name for name in ALGORITHMS if name != "essa")

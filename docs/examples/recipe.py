@@ -45,7 +45,6 @@ DESCRIPTIONS = {
     ("recipe", "name"): "Name of the run and of its folder; default: the file name without suffix.",
     ("recipe", "data"): "Below.",
     ("recipe", "policy"): "Below.",
-    ("recipe", "reward"): "Below.",
     ("recipe", "objectives"): "NAME: {...}, each scored by the reward head of its name; below.",
     ("recipe", "algorithm"): "{name: ...} and the arguments of that algorithm; below.",
     ("recipe", "aggregate"): "{name: weighted_sum} and the arguments of that aggregator; below.",
@@ -97,8 +96,10 @@ def yaml_default(default: Any) -> str:
         return {None: "null", True: "true", False: "false"}[default]
     if isinstance(default, Section):
         return "..."
-    if isinstance(default, Mapping | tuple):
-        return "{}" if isinstance(default, Mapping) else "[]"
+    if isinstance(default, Mapping):
+        return f"{{{', '.join(f'{key}: {yaml_default(value)}' for key, value in default.items())}}}"
+    if isinstance(default, list | tuple):
+        return f"[{', '.join(map(yaml_default, default))}]"
     return f"{default:g}" if isinstance(default, float) else str(default) or '""'
 
 
@@ -128,7 +129,9 @@ def print_arguments(functions: Mapping[str, Callable[..., Any]]) -> None:
     for name, function in functions.items():
         parameters = inspect.signature(function).parameters.items()
         arguments = "  ".join(
-            f"{key}:\N{NO-BREAK SPACE}{yaml_default(p.default)}"
+            f"{key}:\N{NO-BREAK SPACE}{yaml_default(p.default)}".replace(", ", ",\N{NO-BREAK SPACE}").replace(
+                ": ", ":\N{NO-BREAK SPACE}"
+            )
             for key, p in parameters
             if key not in FROM_OBJECTIVES
         )

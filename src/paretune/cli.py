@@ -20,6 +20,8 @@ import typer
 
 from paretune import __version__
 from paretune.core.errors import ConfigError, ParetuneError
+from paretune.model_commands import add_commands
+from paretune.report.terminal import echo as _echo
 
 EXIT_BUG, EXIT_INTERRUPTED = 1, 130
 
@@ -29,7 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     epilog="Exit codes: 0 ok, 1 bug in paretune, 2 invalid input, 3 missing hardware or package, "
-    "4 NaN or infinity in training, 75 stopped by a signal, 130 Ctrl-C (the message says what is saved).",
+    "4 NaN or infinity in training, 5 a scorer or judge failed too often, 75 stopped by a signal, 130 Ctrl-C "
+    "(the message says what is saved).",
 )
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]
@@ -131,6 +134,30 @@ def check(
 
         _echo(dry_run(load_config(find_recipe(recipe), overrides or []), explain=explain))
         _echo(f"{'next':<12}{shlex.join(['paretune', 'run', recipe, *(overrides or [])])}")
+
+
+@app.command()
+def explain(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Explain an algorithm part by part, and print it as parts to edit."""
+    with _gc_disabled():
+        from paretune.config import find_recipe, load_config
+        from paretune.experiment.explain import explain as explain_algorithm
+
+        _echo(explain_algorithm(load_config(find_recipe(recipe), overrides or [])))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors.
+
+    The shipped recipes name recipe.schema.json beside them: paretune schema > recipe.schema.json
+    """
+    with _gc_disabled():
+        import json
+
+        from paretune.config.schema_export import recipe_schema
+
+        print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
 
 
 @app.command()
@@ -247,6 +274,9 @@ def _interrupted_message(output_dir: Path | None) -> str:
     return "interrupted before anything was saved; the same command starts again"
 
 
+add_commands(app)
+
+
 def _require_results(run_dir: Path) -> None:
     """Reject a folder that is not a run, and a run without any results yet."""
     from paretune.run.io import read_json
@@ -271,14 +301,6 @@ def _run_folder_fix(run_dir: Path) -> str:
     if nearest is not None:
         return f"write {nearest}"
     return f"name a run folder{', such as ' + min(runs) if runs else ''}"
-
-
-def _echo(text: str, *, error: bool = False) -> None:
-    """Print lines without control characters, which names and rows of data may contain."""
-    from paretune.report.formatting import sanitize
-
-    for line in text.splitlines():
-        print(sanitize(line), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def _write_crash_file(error: Exception) -> Path:

@@ -30,7 +30,7 @@ def test_length_of_functions() -> None:
 
 
 def test_package_files_hold_no_code() -> None:
-    """An `__init__.py` has a docstring, imports and `__all__`, nothing else."""
+    """An `__init__.py` has a docstring, imports, also for type checkers, and `__all__`, nothing else."""
     allowed = ast.Expr | ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign
     packages = [path for path in FILES if path.name == "__init__.py"]
     offenders = [name(path) for path in packages if not ast.get_docstring(tree(path))]
@@ -39,6 +39,7 @@ def test_package_files_hold_no_code() -> None:
         for path in packages
         for node in tree(path).body
         if not isinstance(node, allowed)
+        and not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     ]
     assert not offenders, listed(offenders)
 

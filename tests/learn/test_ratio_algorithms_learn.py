@@ -3,6 +3,7 @@
 import pytest
 
 from paretune.algorithms.ratio_variants import cispo, dapo, gspo, sapo
+from paretune.algorithms.trl import trl_grpo
 from paretune.rl.loop import train
 from paretune.run.folder import Run
 from paretune.run.io import read_jsonl
@@ -14,6 +15,7 @@ RECIPES = (
     gspo(WEIGHTS, clip_low=0.03, clip_high=0.04, **COMMON),
     cispo(WEIGHTS, **COMMON),
     sapo(WEIGHTS, **COMMON),
+    trl_grpo(WEIGHTS, loss_type="vespo", mask_truncated_completions=True, top_entropy_quantile=0.8, **COMMON),
 )
 
 

@@ -151,7 +151,7 @@ def serve(server):
 
     http = Server(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True)
+    thread = threading.Thread(target=http.serve_forever, args=(0.005,), daemon=True)
     thread.start()
     server.url = f"http://127.0.0.1:{http.server_port}/v1"
     try:

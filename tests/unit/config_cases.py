@@ -77,7 +77,7 @@ OVER_FILES = [
     case(
         "policy",
         "{path: own/model, lora: {target_modules: [a, 3]}}",
-        "policy.lora.target_modules.1",
+        "policy.lora.target_modules[1]",
         "3 is not text",
         "fix: put it in quotes",
     ),
@@ -294,7 +294,7 @@ OVER_AGGREGATE = [
     case(
         "objectives",
         "{safety: {weight_schedule: [[0, x]]}}",
-        "objectives.safety.weight_schedule.0.1",
+        "objectives.safety.weight_schedule[0][1]",
         "not a number",
     ),
     case(

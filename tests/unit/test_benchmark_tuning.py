@@ -15,7 +15,7 @@ from paretune.benchmark.spec import load_benchmark
 from paretune.benchmark.tuning import judge_score, select_trials, training_reward
 from paretune.config import bundled_recipes, load_config
 from paretune.core.errors import ConfigError, DataError, NonFiniteError
-from paretune.evaluate.evaluate import Judge
+from paretune.evaluate.judging import Judge
 from paretune.experiment.console import make_console
 from paretune.experiment.pipeline import pipeline_stages
 from paretune.experiment.resolved import resolve

@@ -20,7 +20,7 @@ from config_cases import (
 
 from paretune.algorithms import ALGORITHMS
 from paretune.config import find_recipe, load_config
-from paretune.config.build import algorithm_arguments
+from paretune.config.arguments import algorithm_arguments
 from paretune.core.errors import ConfigError
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "config_errors.txt"

@@ -6,7 +6,8 @@ from test_evaluate_evaluate import PROMPTS, Scripted, WordCounts
 from paretune.core.errors import WiringError
 from paretune.data.chat_template import THINK_START_TAG
 from paretune.data.prompt_formats import strip_confidence
-from paretune.evaluate.evaluate import Judge, evaluate
+from paretune.evaluate.evaluate import evaluate
+from paretune.evaluate.judging import Judge
 from paretune.evaluate.generate import generate
 from paretune.report.tables import summary_table
 

@@ -10,7 +10,8 @@ import torch
 from paretune.core.errors import WiringError
 from paretune.data.loader import collate
 from paretune.data.records import Message, Prompt, Sample
-from paretune.evaluate.evaluate import Judge, evaluate
+from paretune.evaluate.evaluate import evaluate
+from paretune.evaluate.judging import Judge
 from paretune.evaluate.generate import estimate_kl, generate, prompt_clusters
 from paretune.evaluate.warnings import _overoptimization_warnings, _refusal_warnings
 from paretune.models.load import as_policy_model
@@ -266,7 +267,7 @@ def test_different_prompts_and_duplicate_judges_are_rejected():
     short = generate(Scripted(lambda i, j: "x"), PROMPTS[:3])
     with pytest.raises(WiringError, match="different prompts"):
         evaluate(before, short, [judge()], objectives=("politeness",))
-    with pytest.raises(WiringError, match="2 judges"):
+    with pytest.raises(WiringError, match="two judges"):
         evaluate(before, after, [judge(), judge()], objectives=("politeness",))
 
 

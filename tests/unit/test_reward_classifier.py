@@ -258,7 +258,7 @@ def test_mistakes_are_told_before_weights_are_loaded(case, folder):
     assert text in f"{issue.problem}; fix: {issue.fix}"
     assert issue.fix
     if case == "index":
-        with pytest.raises(WiringError, match="^label: .* has no output 3; fix: one of 0: calm"):
+        with pytest.raises(WiringError, match=r"^label: .* has no output 3; fix: one of 0: calm"):
             load_classifier_scorer(folder, name="t", **settings)
 
 

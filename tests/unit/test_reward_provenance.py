@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from paretune.data.records import Message, PreferencePair, Prompt, Rating
-from paretune.evaluate.evaluate import Judge
+from paretune.evaluate.judging import Judge
 from paretune.models.load import as_policy_model
 from paretune.reward.checkpoint import (
     data_provenance,

@@ -48,7 +48,7 @@ def trained_scores(ratings):
 
 @pytest.mark.parametrize("objective", NAMES)
 def test_every_response_weighs_the_same_however_many_votes_it_has(objective):
-    weights = RewardTask(new_model(), SEPARATE, {}).weights_per_label[:, NAMES.index(objective)]
+    weights = RewardTask(new_model(), SEPARATE).weights_per_label[:, NAMES.index(objective)]
     sums = {r.response: 0.0 for r in RATED if objective in r.labels}
     for vote, weight in zip(SEPARATE, weights.tolist(), strict=True):
         if objective in vote.labels:

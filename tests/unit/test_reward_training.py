@@ -24,12 +24,12 @@ from paretune.reward.evaluation import (
     reward_report,
     spearman,
 )
-from paretune.reward.losses import BradleyTerryLoss, RegressionLoss
+from paretune.reward.heads import huber
+from paretune.reward.losses import RegressionLoss
 from paretune.reward.training import (
     RewardTask,
     data_hash,
     fit_reward_model,
-    head_losses,
     label_matrix,
     label_scale_and_offset,
 )
@@ -55,15 +55,13 @@ def trained():
     scale, offset = label_scale_and_offset(train, NAMES)
     policy = task.language(layers=1)
     baselines = baseline_metrics(reward_model_from_lm(policy, NAMES, scale, offset), train, test)
-    model = reward_model_from_lm(policy, NAMES, scale, offset)
+    model = reward_model_from_lm(policy, NAMES, scale, offset, kinds={"loud": huber(1.0)})
     config = SupervisedConfig(
         num_train_epochs=5,
         batch_size=32,
         optim_config=OptimizerConfig(learning_rate=5e-3, warmup_ratio=0.05, lr_scheduler_type="cosine"),
     )
-    fit_reward_model(
-        model, train, config, losses={"loud": RegressionLoss(loss_type="huber", delta=1.0)}, seed=0
-    )
+    fit_reward_model(model, train, config, seed=0)
     return model, train, test, reward_report(model, test, train=train, baselines=baselines)
 
 
@@ -123,34 +121,16 @@ def test_objectives_without_data_or_with_constant_labels_are_all_reported():
     assert [line.split(":")[0] for line in str(raised.value).splitlines()] == ["objectives.a", "objectives.c"]
 
 
-def test_loss_that_does_not_fit_the_data_is_rejected():
-    labels = label_matrix([rating(a=1.0), rating(a=2.0), pair("b"), pair("a")], ("a", "b"))
-    pairs = torch.tensor([False, False, True, True])
-    assert head_losses(("a", "b"), labels, pairs, {}) == [(RegressionLoss(), BradleyTerryLoss())] * 2
-    chosen = {"a": RegressionLoss(loss_type="huber"), "b": BradleyTerryLoss(margin=0.5)}
-    assert head_losses(("a", "b"), labels, pairs, chosen) == [
-        (RegressionLoss(loss_type="huber"), BradleyTerryLoss()),
-        (RegressionLoss(), BradleyTerryLoss(margin=0.5)),
-    ]
-    for wrong_losses, message in (
-        ({"a": BradleyTerryLoss()}, "data has ratings"),
-        ({"b": RegressionLoss()}, "only pairs"),
-        ({"z": RegressionLoss()}, '"z"'),
-    ):
-        with pytest.raises(WiringError, match=message):
-            head_losses(("a", "b"), labels, pairs, wrong_losses)
-
-
 def test_pair_with_unknown_objective_is_rejected_and_unlabelled_rating_ignored():
     model = reward_model_from_lm(task.language(layers=1), ("a",), (1.0,), (0.0,))
     with pytest.raises(WiringError, match='"b"'):
-        RewardTask(model, [pair("b")], {})
-    assert len(RewardTask(model, [rating(a=1.0), rating(b=2.0), rating(a=math.nan)], {}).records) == 1
+        RewardTask(model, [pair("b")])
+    assert len(RewardTask(model, [rating(a=1.0), rating(b=2.0), rating(a=math.nan)]).records) == 1
 
 
 def test_head_without_labels_has_no_gradient():
     model = reward_model_from_lm(task.language(layers=1), ("a", "b"), (1.0, 1.0), (0.0, 0.0))
-    loss_fn = RewardTask(model, [rating(a=1.0), rating(a=2.0), pair("a")], {}).make_loss_fn([0, 1, 2])
+    loss_fn = RewardTask(model, [rating(a=1.0), rating(a=2.0), pair("a")]).make_loss_fn([0, 1, 2])
     loss, metrics = loss_fn([0, 1, 2])
     loss.backward()
     gradient = model.network.score.weight.grad

@@ -13,6 +13,10 @@ def test_learning_rate_schedules():
     assert [constant.learning_rate_at_step(s, 10) for s in range(4)] == [0.5, 1.0, 1.0, 1.0]
     cosine = OptimizerConfig(learning_rate=1.0, warmup_ratio=0.0, lr_scheduler_type="cosine")
     assert [cosine.learning_rate_at_step(s, 4) for s in (0, 2)] == [1.0, pytest.approx(0.5)]
+    # The linear schedule of transformers: (N - s) / (N - warm-up), here also as a fraction of a budget.
+    linear = OptimizerConfig(learning_rate=1.0, warmup_ratio=0.2, lr_scheduler_type="linear")
+    assert [linear.learning_rate_at_step(s, 10) for s in (1, 2, 6, 9)] == [1.0, 1.0, 0.5, 0.125]
+    assert linear.learning_rate_at_fraction(0.6, 0.7) == pytest.approx(0.5)
     assert OptimizerConfig(learning_rate=1.0).learning_rate_at_step(0, 1) == 1.0
 
 

@@ -13,7 +13,7 @@ from paretune.data.records import Demonstration, Prompt
 from paretune.models.forward.logprobs import compute_logprobs
 from paretune.models.load import parameter_hash
 from paretune.reward.checkpoint import reward_model_from_lm
-from paretune.reward.losses import RegressionLoss
+from paretune.reward.heads import huber
 from paretune.reward.training import RewardTask, fit_reward_model, label_scale_and_offset
 from paretune.run.folder import Run
 from paretune.training.optimizer import OptimizerConfig
@@ -24,10 +24,10 @@ RECORDS = [*fitting_task.ratings(24, 1), *fitting_task.pairs(14, 2)]
 OPTIM = OptimizerConfig(learning_rate=3e-3, warmup_ratio=0.1, lr_scheduler_type="cosine")
 
 
-def reward_model(dtype=torch.float32):
+def reward_model(dtype=torch.float32, **kinds):
     words = fitting_task.language(layers=1)
     words.model.to(dtype)
-    model = reward_model_from_lm(words, NAMES, *label_scale_and_offset(RECORDS, NAMES))
+    model = reward_model_from_lm(words, NAMES, *label_scale_and_offset(RECORDS, NAMES), kinds=kinds)
     with torch.no_grad():
         model.network.score.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
     return model.to(dtype)
@@ -54,8 +54,7 @@ def gradient(task, max_tokens):
 
 
 def judging():
-    losses = {"ending": RegressionLoss(loss_type="huber", delta=0.5)}
-    return RewardTask(reward_model(torch.float64), RECORDS, losses)
+    return RewardTask(reward_model(torch.float64, ending=huber(0.5)), RECORDS)
 
 
 def imitation():
@@ -161,7 +160,7 @@ def test_checkpoint_of_another_training_is_refused(tmp_path):
 def test_non_finite_loss_does_not_reach_the_weights():
     model = reward_model()
     before = parameter_hash(model)
-    made = RewardTask(model, RECORDS, {})
+    made = RewardTask(model, RECORDS)
     made.standardized_labels[3, 1] = float("inf")
     with pytest.raises(
         NonFiniteError, match=rf"supervised step 0: the loss is inf, on {made.example_name(3)}; .* reach"
@@ -177,13 +176,13 @@ def test_non_finite_gradient_does_not_reach_the_weights():
     model.network.score.weight.register_hook(lambda g: g * float("nan"))
     before = parameter_hash(model)
     with pytest.raises(NonFiniteError, match="gradient norm is nan"):
-        fit(RewardTask(model, RECORDS, {}), SupervisedConfig(optim_config=OPTIM), seed=0)
+        fit(RewardTask(model, RECORDS), SupervisedConfig(optim_config=OPTIM), seed=0)
     assert parameter_hash(model) == before
 
 
 def test_later_failure_names_the_last_checkpoint(tmp_path):
     model = reward_model()
-    made = RewardTask(model, RECORDS, {})
+    made = RewardTask(model, RECORDS)
     steps = [0]
 
     def break_at_three(step, *rest):

@@ -6,11 +6,13 @@ The keys of `ALGORITHMS` are the values of `algorithm.name` in recipes.
 from collections.abc import Callable
 
 from paretune.algorithms.aggregators import chebyshev_grpo, lagrangian_grpo
+from paretune.algorithms.custom import custom
 from paretune.algorithms.evolution import essa
 from paretune.algorithms.grpo import dr_grpo, gdpo, grpo, mo_grpo, reinforce_pp, rloo
 from paretune.algorithms.ppo import pf_ppo, ppo, ppo_max, rto, safe_rlhf, salsa
 from paretune.algorithms.preference import dpo, modpo, pro, sft, superhf, tdpo
 from paretune.algorithms.ratio_variants import cispo, dapo, gspo, sapo
+from paretune.algorithms.trl import trl_grpo
 from paretune.algorithms.wrappers import ppo_c, ppo_m
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.evolution.spec import EvolutionSpec
@@ -26,6 +28,7 @@ ALGORITHMS: dict[str, Callable[..., AlgorithmSpec | EvolutionSpec]] = {
     "gspo": gspo,
     "cispo": cispo,
     "sapo": sapo,
+    "trl_grpo": trl_grpo,
     "lagrangian_grpo": lagrangian_grpo,
     "chebyshev_grpo": chebyshev_grpo,
     "ppo": ppo,
@@ -43,5 +46,6 @@ ALGORITHMS: dict[str, Callable[..., AlgorithmSpec | EvolutionSpec]] = {
     "pro": pro,
     "superhf": superhf,
     "essa": essa,
+    "custom": custom,
 }
 """Name in recipes -> function."""

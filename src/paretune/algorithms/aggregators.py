@@ -62,8 +62,9 @@ def replace_aggregator(
     )
     if steps is None:
         names = ", ".join(type(step).__name__ for step in (*reward_steps, *credit))
-        replacement = type(aggregator).__name__ if aggregator else "another aggregator"
-        raise WiringError(f"{replacement} has no WeightedSum to replace among {names}")
+        if aggregator is None:
+            raise WiringError(f"it acts on a WeightedSum, and there is none among {names}")
+        raise WiringError(f"{type(aggregator).__name__} has no WeightedSum to replace among {names}")
     index = next(i for i, step in enumerate(steps) if isinstance(step, WeightedSum))
     steps[index] = aggregator or steps[index]
     if missing_step is not None:

@@ -1,10 +1,19 @@
 """An algorithm put together in a recipe: its parts by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from paretune.algorithms.grpo import Gates
-from paretune.algorithms.parts import CREDIT, LOSS, MODEL_PASS, Parts, build_parts, describe_parts
+from paretune.algorithms.parts import (
+    CREDIT,
+    LOSS,
+    MODEL_PASS,
+    OWN_PART,
+    PartError,
+    Parts,
+    build_parts,
+    describe_parts,
+)
 from paretune.algorithms.ppo import make_auxiliary_lm, ppo
 from paretune.algorithms.preference import ResponseSource
 from paretune.algorithms.signature import inherit_arguments
@@ -13,6 +22,7 @@ from paretune.core.reductions import LossAggregationMode
 from paretune.core.types import NonNegativeFloat, PositiveInt
 from paretune.credit.aggregation import Gate
 from paretune.credit.base import chain, flatten_steps
+from paretune.credit.constraints import Constraint, Lagrangian
 from paretune.rl.algorithm_spec import AlgorithmSpec, LossAggregation
 from paretune.rollout.sampler import FrozenPolicy, OnPolicy, RolloutSource, StoredResponses
 
@@ -25,6 +35,7 @@ def custom(
     weights: Mapping[str, float],
     *,
     gates: Gates = (),
+    constraints: Sequence[Constraint] = (),
     response_source: ResponseSource = "on_policy",
     num_generations: PositiveInt = 8,
     reward_steps: Annotated[Parts, CREDIT] = ({"type": "WeightedSum"},),
@@ -38,14 +49,16 @@ def custom(
     auxiliary_lm_batch_size: PositiveInt = 16,
     **kwargs: Any,
 ) -> AlgorithmSpec:
-    """An algorithm from parts: each is {type: NAME} with the fields of that class.
+    """Custom: an algorithm from parts; each is {type: NAME} with the fields of that class.
 
-    The defaults are GRPO without a KL penalty. Gates of the objectives act before the first reward step.
+    The defaults are GRPO without a KL penalty. Gates of the objectives act before the first reward step. A
+    part of one's own is {type: python, function: file.py:NAME, arguments: {...}}.
 
     Args:
         weights: Weight of each objective, for every part that does not set its own.
         gates: (objective, condition objective, threshold, fallback below the threshold) of each gate.
-        response_source: As for `dpo`.
+        constraints: Those of the objectives, for every part that does not set its own.
+        response_source: on_policy, frozen_policy (the initial one), or stored: data.stored_responses.
         num_generations: Responses per prompt that are sampled.
         reward_steps: Credit steps before the model passes: aggregation, shaping, selection.
         model_passes: Forward passes without gradient.
@@ -60,28 +73,56 @@ def custom(
 
     Raises:
         WiringError: A part refuses its fields, or a setting has no effect.
+
+    Source: none; the docstring of each part names its own.
     """
+    defaults = objective_values(weights, constraints)
+    _check_constraints(constraints, (*reward_steps, *credit))
     base = ppo(weights, num_generations=num_generations, num_iterations=num_iterations, **kwargs)
     gate_steps = (Gate(*gate) for gate in gates)
     sampled: OnPolicy = base.rollout  # type: ignore[assignment]
     return base.replace(
         name="custom",
         rollout=_rollout(response_source, sampled),
-        reward_steps=chain(*gate_steps, *build_parts(CREDIT, reward_steps, weights)),
-        model_passes=build_parts(MODEL_PASS, model_passes, weights),
-        credit=chain(*build_parts(CREDIT, credit, weights)),
-        losses=build_parts(LOSS, losses, weights),
+        reward_steps=chain(*gate_steps, *build_parts(CREDIT, reward_steps, defaults, "reward_steps")),
+        model_passes=build_parts(MODEL_PASS, model_passes, defaults, "model_passes"),
+        credit=chain(*build_parts(CREDIT, credit, defaults, "credit")),
+        losses=build_parts(LOSS, losses, defaults, "losses"),
         loss_aggregation=_loss_aggregation(loss_aggregation, norm_length, sampled.max_new_tokens),
         auxiliary_lm=make_auxiliary_lm(auxiliary_lm_coef, auxiliary_lm_batch_size),
     )
 
 
-def custom_arguments(spec: AlgorithmSpec, weights: Mapping[str, float]) -> dict[str, Any]:
+def objective_values(weights: Mapping[str, float], constraints: Sequence[Constraint]) -> dict[str, Any]:
+    """What parts take from the section `objectives` if they do not set it."""
+    return {"weights": dict(weights), "objectives": tuple(weights), "constraints": tuple(constraints)}
+
+
+def _check_constraints(constraints: Sequence[Constraint], steps: Parts) -> None:
+    """Constraints of the objectives must have a step that enforces them."""
+    takes_them = any(
+        isinstance(step, Mapping)
+        and "constraints" not in step
+        and step.get("type") in (Lagrangian.__name__, OWN_PART)
+        for step in steps
+    )
+    if constraints and not takes_them:
+        raise PartError(
+            f"has no step that enforces at_least of {constraints[0].objective}; fix: {{type: Lagrangian}} "
+            "for WeightedSum, or aggregate: {name: lagrangian}, or leave out at_least",
+            ("reward_steps",),
+        )
+
+
+def custom_arguments(
+    spec: AlgorithmSpec, weights: Mapping[str, float], constraints: Sequence[Constraint] = ()
+) -> dict[str, Any]:
     """The arguments with which `custom` builds the same parts, as `paretune explain` prints them.
 
     Args:
-        spec: An algorithm.
+        spec: An algorithm without the gates of the objectives, which `custom` adds.
         weights: The weights of its objectives; parts that have them leave them out.
+        constraints: The constraints of its objectives, likewise.
 
     Raises:
         WiringError: It has phases, a prompt format or a scorer view, or a part that needs a second model.
@@ -90,6 +131,7 @@ def custom_arguments(spec: AlgorithmSpec, weights: Mapping[str, float]) -> dict[
         raise WiringError(
             f"{spec.name} trains further models first, or asks for a format; custom does neither"
         )
+    defaults = objective_values(weights, constraints)
     rollout, aggregation, critic = spec.rollout, spec.loss_aggregation, spec.critic
     sources: dict[type, str] = {OnPolicy: "on_policy", FrozenPolicy: "frozen_policy"}
     source = sources.get(type(rollout), "stored")
@@ -101,10 +143,10 @@ def custom_arguments(spec: AlgorithmSpec, weights: Mapping[str, float]) -> dict[
             "temperature": rollout.temperature,
         }
     values |= {
-        "reward_steps": describe_parts(flatten_steps(spec.reward_steps), weights),
-        "model_passes": describe_parts(spec.model_passes, weights),
-        "credit": describe_parts(flatten_steps(spec.credit), weights),
-        "losses": describe_parts(spec.losses, weights),
+        "reward_steps": describe_parts(flatten_steps(spec.reward_steps), defaults),
+        "model_passes": describe_parts(spec.model_passes, defaults),
+        "credit": describe_parts(flatten_steps(spec.credit), defaults),
+        "losses": describe_parts(spec.losses, defaults),
         "loss_aggregation": aggregation.mode,
         "num_iterations": spec.num_iterations,
         "minibatch_size": spec.minibatch_size,

@@ -38,6 +38,7 @@ def inherit_arguments(
 
         checked.__annotations__ = function.__annotations__ | {n: p.annotation for n, p in inherited.items()}
         checked.__signature__ = signature  # type: ignore[attr-defined]
+        checked.inherits_from = parent  # type: ignore[attr-defined]  # whose docstring has those arguments
         return cast("AlgorithmT", checked)
 
     return decorate

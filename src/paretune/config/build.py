@@ -5,14 +5,16 @@ Separate from the other checks because it imports the algorithms, which takes se
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, get_type_hints
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-from paretune.algorithms import ALGORITHMS
-from paretune.algorithms.aggregators import AGGREGATES, replace_aggregator
-from paretune.config.issues import ConfigIssue, closest_match, schema_issues
+from paretune.algorithms.aggregators import replace_aggregator
+from paretune.algorithms.grpo import Gates
+from paretune.algorithms.lookup import find_aggregate, find_algorithm
+from paretune.algorithms.own import is_own
+from paretune.algorithms.parts import PartError
+from paretune.config.arguments import registry_issues, section_function
+from paretune.config.issues import ConfigIssue, closest_match
 from paretune.config.prompt_format import apply_prompt_format, prompt_format_issues
 from paretune.config.requirements import requirement_issues
 from paretune.config.schema import Config
@@ -25,19 +27,16 @@ from paretune.credit.constraints import Constraint
 from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, Threshold
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.evolution.spec import EvolutionSpec
+from paretune.rl.validate import check_spec
 from paretune.worlds import get_world
 
 Spec = AlgorithmSpec | EvolutionSpec
 
-OBJECTIVE_ARGUMENTS = ("weights", "gates", "constraints")
-"""Arguments of algorithms that come from the section `objectives`."""
-REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
-    "algorithm": ALGORITHMS,
-    "aggregate": AGGREGATES,
-}
-"""Section -> the functions that its `name` may select."""
 AGGREGATES_WITH_LEVELS = ("lagrangian", "lexicographic")
 """Aggregators that use `at_least`."""
+
+CUSTOM = "custom"
+"""The algorithm from parts, which enforces constraints only if a part does."""
 
 SELF_NORMALIZING = ("gdpo", "mo_grpo")
 """Algorithms that divide every objective by its own standard deviation before they add them."""
@@ -49,11 +48,39 @@ def build_spec(config: Config) -> Spec:
 
 
 def _build_base_spec(config: Config, exclude: Collection[str] = ()) -> Spec:
+    return base_spec(config, gates=config.gates, exclude=exclude)
+
+
+def base_spec(config: Config, *, gates: Gates, exclude: Collection[str] = ()) -> Spec:
+    """The algorithm by itself, without prompt format, score transforms and aggregator.
+
+    Args:
+        config: A recipe with valid arguments.
+        gates: Of the objectives.
+        exclude: Arguments to leave out.
+
+    Raises:
+        WiringError: The algorithm refuses its arguments.
+    """
     arguments = {key: value for key, value in config.algorithm.arguments.items() if key not in exclude}
-    function = ALGORITHMS[config.algorithm.name]
-    if takes_constraints(function):
-        arguments["constraints"] = constraints_of(config)
-    return function(config.weights, gates=config.gates, **arguments)
+    function = find_algorithm(config.algorithm.name)
+    parameters = inspect.signature(function).parameters
+    if "constraints" in parameters:
+        arguments["constraints"] = algorithm_constraints(config)
+    if "gates" in parameters:
+        arguments["gates"] = gates
+    elif gates:
+        raise WiringError(
+            f"algorithm.name {config.algorithm.name} takes no gates, and {gates[0][0]} has one; fix: give "
+            "the function an argument gates, or remove the gate"
+        )
+    return function(config.weights, **arguments)
+
+
+def algorithm_constraints(config: Config) -> tuple[Constraint, ...]:
+    """The constraints that the algorithm enforces; or none if the aggregator does."""
+    in_aggregator = config.algorithm.name == CUSTOM and _uses_levels(config.aggregate.name)
+    return () if in_aggregator else constraints_of(config)
 
 
 def apply_objectives(config: Config, spec: Spec) -> Spec:
@@ -84,7 +111,7 @@ def _score_transforms(config: Config) -> list[CreditStep]:
 def _aggregator(config: Config) -> CreditStep | None:
     """The replacement of the algorithm's weighted sum; None to keep it."""
     if config.aggregate.name != "weighted_sum":
-        aggregator = AGGREGATES[config.aggregate.name]
+        aggregator = find_aggregate(config.aggregate.name)
         return aggregator(config.weights, constraints_of(config), **config.aggregate.arguments)
     if any(objective.weight_schedule for objective in config.objectives.values()):
         schedules = {name: o.weight_schedule or ((0, o.weight),) for name, o in config.objectives.items()}
@@ -114,7 +141,13 @@ def takes_constraints(function: Callable[..., Any]) -> bool:
 
 def _may_take_constraints(algorithm: str) -> bool:
     """True if the algorithm enforces constraints, or is misspelled and might."""
-    return algorithm not in ALGORITHMS or takes_constraints(ALGORITHMS[algorithm])
+    function = section_function("algorithm", algorithm)
+    return function is None or takes_constraints(function)
+
+
+def _uses_levels(aggregate: str) -> bool:
+    """True if the aggregator uses `at_least`, or is one's own and might."""
+    return is_own(aggregate) or aggregate in AGGREGATES_WITH_LEVELS
 
 
 def constraints_of(config: Config) -> tuple[Constraint, ...]:
@@ -128,7 +161,7 @@ def constraints_of(config: Config) -> tuple[Constraint, ...]:
 
 def algorithm_issues(config: Config) -> Iterator[ConfigIssue]:
     """Unknown algorithms and aggregators, invalid arguments, and parts that do not fit together."""
-    issues = list(_registry_issues(config))
+    issues = list(registry_issues(config))
     yield from issues
     aggregate_is_valid = not any(issue.path[0] == "aggregate" for issue in issues)
     further_issues = list(aggregate_issues(config)) if aggregate_is_valid else []
@@ -160,11 +193,16 @@ def _spec_issues(config: Config) -> Iterator[ConfigIssue]:
     try:
         spec = apply_objectives(config, spec)
     except WiringError as error:
-        yield ConfigIssue(("aggregate",), str(error))
+        yield ConfigIssue(_aggregation_path(config), str(error))
+        return
+    issue = _dry_run_issue(config, spec)
+    if issue is not None:
+        yield issue
         return
     yield from requirement_issues(config, spec)
     yield from prompt_format_issues(config, spec, base_spec.prompt_format)
-    if spec.prompt_format == "confidence" and takes_constraints(ALGORITHMS[config.algorithm.name]):
+    name = config.algorithm.name
+    if spec.prompt_format == "confidence" and name != CUSTOM and takes_constraints(find_algorithm(name)):
         problem = (
             f"{config.algorithm.name} trains on each objective separately, and confidence is none of them"
         )
@@ -172,11 +210,64 @@ def _spec_issues(config: Config) -> Iterator[ConfigIssue]:
         yield ConfigIssue(("algorithm", "name"), problem, fix=fix)
 
 
+def _aggregation_path(config: Config) -> KeyPath:
+    """The key that asks for another aggregation than the algorithm's."""
+    aggregate = config.aggregate
+    keys = [
+        (name, key)
+        for name, objective in config.objectives.items()
+        for key in ("cap", "target", "weight_schedule", "by_category")
+        if getattr(objective, key)
+    ]
+    if aggregate.name != "weighted_sum" or aggregate.missing is not None or not keys:
+        return ("aggregate",)
+    return ("objectives", *keys[0])
+
+
+def _dry_run_issue(config: Config, spec: Spec) -> ConfigIssue | None:
+    """The objection of a dry run to parts that the recipe names itself, at the part that it is about."""
+    if (
+        config.algorithm.name != CUSTOM
+        and not is_own(config.algorithm.name)
+        and not is_own(config.aggregate.name)
+    ):
+        return None
+    try:
+        roles = check_spec(spec, tuple(config.objectives)).frozen_roles
+    except WiringError as error:
+        problem = str(error).removeprefix(f'algorithm "{spec.name}": ')
+        return ConfigIssue(("algorithm", *_named_part(config, problem)), problem)
+    known = ("reference", *(phase.role for phase in spec.phases))
+    unknown = next((role for role in roles if role not in known), None)
+    if unknown is None:
+        return None
+    problem = (
+        f'a part reads the frozen model "{unknown}", and there is none; the models are {", ".join(known)}'
+    )
+    return ConfigIssue(("algorithm",), problem, fix="write role: reference")
+
+
+def _named_part(config: Config, problem: str) -> KeyPath:
+    """Argument and index of the first part of a custom algorithm that a message names; () without one."""
+    parts = {
+        name: (key, index)
+        for key, value in reversed(config.algorithm.arguments.items())
+        for index, part in enumerate(value if isinstance(value, list) else ())
+        if isinstance(part, dict)
+        for name in (str(part.get("type")), str(part.get("function")).rpartition(":")[2])
+    }
+    return next((parts[word] for word in re.findall(r"\w+", problem) if word in parts), ())
+
+
 def _build_issue(config: Config, exclude: Collection[str] = ()) -> ConfigIssue | None:
     """The algorithm's objection to its arguments, without some; at the argument's key if it names one."""
     try:
         _build_base_spec(config, exclude)
     except WiringError as error:
+        if isinstance(error, PartError):
+            key = str(error.path[0])
+            standalone = key in config.algorithm.arguments
+            return ConfigIssue(("algorithm", *error.path), str(error), standalone=standalone)
         match = re.match(r"algorithm\.(\w+) (.*)", str(error))
         if match:
             key, problem = match[1], match[2]
@@ -211,7 +302,7 @@ def _level_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
                 yield ConfigIssue(
                     (*path, key), "has no effect without at_least", fix="set both, or remove it"
                 )
-    elif aggregate not in AGGREGATES_WITH_LEVELS and not _may_take_constraints(config.algorithm.name):
+    elif not _uses_levels(aggregate) and not _may_take_constraints(config.algorithm.name):
         fix = "write aggregate: {name: lagrangian}, or remove it"
         yield ConfigIssue((*path, "at_least"), f"has no effect with aggregate.name {aggregate}", fix=fix)
     else:
@@ -282,70 +373,3 @@ def _constraint_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
     if config.aggregate.name == "lexicographic" and objective.constraint != "mean":
         problem = "has no effect with aggregate.name lexicographic, where at_least is a score per response"
         yield ConfigIssue(("objectives", name, "constraint"), problem, fix="remove it, or write lagrangian")
-
-
-def _registry_issues(config: Config) -> Iterator[ConfigIssue]:
-    for section_name, registry in REGISTRIES.items():
-        section, names = getattr(config, section_name), list(registry)
-        if section.name in registry:
-            function = registry[section.name]
-            yield from _argument_issues(section_name, section.name, function, section.arguments)
-        else:
-            article = "an" if section_name[0] in "aeiou" else "a"
-            yield ConfigIssue(
-                (section_name, "name"),
-                f"{short_repr(section.name)} is not {article} {section_name}",
-                suggestion=closest_match(section.name, names),
-                fix=f"one of {', '.join(names)}",
-                standalone=True,
-            )
-
-
-def _argument_issues(
-    section: str, name: str, function: Callable[..., Any], arguments: Mapping[str, Any]
-) -> Iterator[ConfigIssue]:
-    hints, known = get_type_hints(function, include_extras=True), list(algorithm_arguments(function))
-    for key, value in arguments.items():
-        if key in known:
-            yield from _value_issues((section, key), value, hints[key])
-        else:
-            match = closest_match(key, known)
-            fix = f"{name} takes {', '.join(known) or 'no arguments'}"
-            suggestion = match and f"{section}.{match}"
-            yield ConfigIssue((section, key), "unknown key", suggestion=suggestion, fix=fix)
-
-
-def algorithm_arguments(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """The arguments of an algorithm that a recipe may set -> their defaults."""
-    parameters = inspect.signature(function).parameters.values()
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.name not in OBJECTIVE_ARGUMENTS
-    }
-
-
-def _value_issues(path: KeyPath, value: object, hint: Any) -> Iterator[ConfigIssue]:
-    adapter = TypeAdapter(dict[str, hint], config=ConfigDict(strict=True, allow_inf_nan=False))
-    try:
-        adapter.validate_python({path[-1]: value})
-    except ValidationError as error:
-        for issue in schema_issues(error.errors(include_url=False), {str(path[-1]): value}):
-            yield ConfigIssue(
-                (path[0], *issue.path),
-                issue.problem,
-                suggestion=issue.suggestion,
-                fix=issue.fix,
-                standalone=True,
-            )
-
-
-def fill_defaults(config: Config) -> Config:
-    """The config with every argument of its algorithm and of its aggregator filled in."""
-    sections = {}
-    for section_name, registry in REGISTRIES.items():
-        section = getattr(config, section_name)
-        defaults = algorithm_arguments(registry[section.name])
-        fields = {key: getattr(section, key) for key in type(section).model_fields}
-        sections[section_name] = type(section)(**fields, **{**defaults, **section.arguments})
-    return config.model_copy(update=sections)

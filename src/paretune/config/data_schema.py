@@ -1,5 +1,6 @@
 """Schema of the data sources (prompts, ratings, pairs, demonstrations) and of the reward model."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import (
     JsonValue,
     StringConstraints,
 )
+from pydantic_core import PydanticCustomError
 
 from paretune.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from paretune.data.labels import value_spelling
@@ -59,7 +61,11 @@ ExportFormat = Literal[
     "ultrafeedback",
 ]
 Scalar = str | int | float | bool
-ScalarOrList = Annotated[tuple[Scalar, ...], Field(strict=False), BeforeValidator(_as_list)]
+ScalarOrList = Annotated[
+    tuple[Scalar, ...],
+    Field(strict=False),
+    BeforeValidator(_as_list, json_schema_input_type=Scalar | list[Scalar]),
+]
 """One value or a list of values."""
 
 
@@ -161,7 +167,10 @@ class RatingSource(DataSource):
     """Responses with labels of one or more objectives."""
 
     labels: Annotated[
-        dict[Name, Annotated[LabelSection, BeforeValidator(_parse_label)]], BeforeValidator(_default_sources)
+        dict[Name, Annotated[LabelSection, BeforeValidator(_parse_label)]],
+        BeforeValidator(
+            _default_sources, json_schema_input_type=dict[Name, LabelSection | str | list[str] | None]
+        ),
     ] = Field(min_length=1)
     """Objective -> column or key of the scores object, or {from, scale, offset, missing, keep, map}; without
     `from` the column has the objective's name, as in safety: {missing: [-1]}."""
@@ -202,7 +211,7 @@ class SupervisedTrainingSection(Section):
     """Rows per optimizer step."""
     warmup_ratio: UnitInterval = 0.05
     """Fraction of the steps over which the learning rate rises linearly from 0."""
-    lr_scheduler_type: Literal["constant", "cosine"] = "cosine"
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping: maximum norm."""
@@ -225,16 +234,39 @@ class LoraSection(Section):
     target_modules: NonEmptyStr | Annotated[tuple[NonEmptyStr, ...], Field(strict=False)] = "all-linear"
 
 
+MAX_LEVELS = 20
+"""Levels of an ordinal head; more are a number scale."""
+
+
+def _check_levels(levels: tuple[float, ...]) -> tuple[float, ...]:
+    if len(levels) < 2:
+        raise PydanticCustomError("levels", "an ordinal head has two or more; fix: write all of them")
+    if len(levels) > MAX_LEVELS:
+        raise PydanticCustomError("levels", "more than 20 levels are a number scale; fix: write loss: mse")
+    if any(a >= b for a, b in pairwise(levels)):
+        raise PydanticCustomError("levels", "they do not increase; fix: write the lowest first, each once")
+    return levels
+
+
 class RewardHeadSection(Section):
     """One named output of a reward model."""
 
-    loss: Literal["mse", "huber", "bradley_terry", "calibrated"] = "mse"
-    """mse and huber are fitted to ratings, bradley_terry to pairs; calibrated to either, and to pairs in
-    which a stated confidence raises the score of a correct response and lowers that of an incorrect one."""
+    loss: Literal["mse", "huber", "bradley_terry", "calibrated", "ordinal"] = "mse"
+    """mse, huber and ordinal are fitted to ratings, bradley_terry to pairs; calibrated to either, and to
+    pairs in which a stated confidence raises the score of a correct response and lowers that of an incorrect
+    one. Ordinal gives ratings on a few levels, such as 1 to 5, their probabilities; its score is the expected
+    level."""
+    levels: Annotated[tuple[float, ...], Field(strict=False), AfterValidator(_check_levels)] | None = None
+    """For ordinal: all labels that a response can have, lowest first; null: those of the training rows."""
     huber_delta: PositiveFloat = 1.0
     """Where the Huber loss becomes linear, in standard deviations of the labels."""
     correct_threshold: float | None = None
     """For calibrated: the minimum label of a correct response; null: the median label."""
+
+
+_HeadOrNull = Annotated[
+    RewardHeadSection, BeforeValidator(_none_to_dict, json_schema_input_type=RewardHeadSection | None)
+]
 
 
 class RewardSection(Section):
@@ -250,7 +282,7 @@ class RewardSection(Section):
     """Arguments of the chat template of `path` or `init_from`; with init_from: policy see policy."""
     dtype: Dtype = "float32"
     lora: LoraSection | None = None
-    objectives: dict[Name, Annotated[RewardHeadSection, BeforeValidator(_none_to_dict)]] = {}
+    objectives: dict[Name, _HeadOrNull] = {}
     """The heads to fit."""
     ratings: dict[Name, RatingSource] = {}
     pairs: dict[Name, PairSource] = {}

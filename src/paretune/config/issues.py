@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -72,6 +72,8 @@ def _key_path(loc: tuple[int | str, ...], values: Any) -> KeyPath:
             if isinstance(values, dict)
             else isinstance(part, int) and isinstance(values, list) and part < len(values)
         )
+        if is_key and depth < len(loc) - 1 and not isinstance(values[part], dict | list):
+            continue  # nothing is below this value: the name of a branch that is a key by chance
         if is_key:
             values = values[part]
             path.append(part)
@@ -88,6 +90,8 @@ _TYPE_NAMES = {
     "tuple_type": "a list",
     "dict_type": "a section of keys",
     "model_type": "a section of keys",
+    "model_attributes_type": "a section of keys",
+    "list_type": "a list",
     "finite_number": "a finite number",
 }
 
@@ -99,9 +103,12 @@ def _issue(
     error_type, context = error["type"], error.get("ctx", {})
     value = short_repr(error.get("input"))
     if error_type == "extra_forbidden":
-        key, siblings = str(path[-1]), section_keys(path[:-1], schema)
+        key, siblings = str(path[-1]), section_keys(path[:-1], schema, values)
         fix = f"this section has {', '.join(siblings)}" if siblings else ""
-        return ConfigIssue(path, "unknown key", suggestion=_suggest_key(path[:-1], key, schema), fix=fix)
+        suggestion = _suggest_key(path[:-1], key, schema, values)
+        return ConfigIssue(path, "unknown key", suggestion=suggestion, fix=fix)
+    if error_type in {"union_tag_invalid", "union_tag_not_found"}:
+        return _tag_issue(path, error)
     if error_type == "missing" and isinstance(last := errors[-1]["loc"][-1], int):
         problem = f"{value} has too few values"
         return ConfigIssue(path, problem, fix=f"write {last + 1} of them, in brackets")
@@ -124,6 +131,19 @@ def _issue(
     fix = f"write {slugify(str(error.get('input')))}" if is_run_name else ""
     problem = _bound_message(error_type, context) or f"is not allowed: {error['msg']}"
     return ConfigIssue(path, f"{value} {problem}", fix=fix)
+
+
+def _tag_issue(path: KeyPath, error: ErrorDetails) -> ConfigIssue:
+    """A section whose kind is said by one of its keys, which is missing or names none."""
+    context = error.get("ctx", {})
+    key, value = str(context["discriminator"]).strip("'"), error.get("input")
+    if "tag" not in context:
+        return ConfigIssue((*path, key), "is missing", fix=f"write {key} into {dotted_key(path)}")
+    choices = str(context["expected_tags"]).replace("'", "").split(", ")
+    tag = value.get(key) if isinstance(value, dict) else context["tag"]
+    problem = f"{short_repr(tag)} is none of {', '.join(choices)}"
+    suggestion = closest_match(str(context["tag"]), choices)
+    return ConfigIssue((*path, key), problem, suggestion=suggestion, fix="write one of these")
 
 
 def _describe(value: object) -> str:
@@ -149,16 +169,17 @@ def _type_fix(errors: list[ErrorDetails]) -> str:
 def _section_fix(path: KeyPath, errors: list[ErrorDetails], schema: type[BaseModel]) -> str:
     """The line to write where a word or a list stands for a section, or a word for a list."""
     value, error_types = errors[0].get("input"), {error["type"] for error in errors}
-    if "tuple_type" in error_types:
+    if error_types & {"tuple_type", "list_type"}:
         return f"write {path[-1]}: [{value}]" if isinstance(value, str | int | float) else ""
-    if not error_types & {"dict_type", "model_type"}:
+    if not error_types & {"dict_type", "model_type", "model_attributes_type"}:
         return ""
     words = value if isinstance(value, list) else [value]
     if not words or not all(isinstance(word, str) and re.fullmatch(r"[\w./-]+", word) for word in words):
         words = []
     keys, inner_keys = section_keys(path, schema), section_keys((*path, _ANY_NAME), schema)
     if keys and len(words) == 1 and (main_key := next((k for k in _MAIN_KEYS if k in keys), "")):
-        return f"write {path[-1]}: {{{main_key}: {words[0]}}}"
+        name = "" if isinstance(path[-1], int) else f"{path[-1]}: "
+        return f"write {name}{{{main_key}: {words[0]}}}"
     if keys:
         return f"its keys are {', '.join(keys)}"
     if words and "file" in inner_keys:
@@ -172,7 +193,7 @@ def _section_fix(path: KeyPath, errors: list[ErrorDetails], schema: type[BaseMod
 
 
 _ANY_NAME = "any"
-_MAIN_KEYS = ("name", "path", "file")
+_MAIN_KEYS = ("type", "name", "path", "file")
 """Keys that a single word in the place of a section most likely means."""
 
 
@@ -199,9 +220,9 @@ def _bound_message(error_type: str, context: Mapping[str, Any]) -> str:
     return ""
 
 
-def _suggest_key(section: KeyPath, key: str, schema: type[BaseModel]) -> str:
+def _suggest_key(section: KeyPath, key: str, schema: type[BaseModel], values: Mapping[str, Any]) -> str:
     """The nearest key of the section; if there is none, a nearly identical key of another section."""
-    sibling = closest_match(key, section_keys(section, schema))
+    sibling = closest_match(key, section_keys(section, schema, values))
     if sibling:
         return dotted_key((*section, sibling))
     # Shortest path last, so that it is the one kept of several keys with the same name.
@@ -209,11 +230,13 @@ def _suggest_key(section: KeyPath, key: str, schema: type[BaseModel]) -> str:
     return dotted_key(by_name[name]) if (name := closest_match(key, map(str, by_name), 0.8)) else ""
 
 
-def section_keys(path: KeyPath, schema: type[BaseModel] = Config) -> list[str]:
-    """The keys that are allowed in the section at this path."""
+def section_keys(path: KeyPath, schema: type[BaseModel] = Config, values: Any = None) -> list[str]:
+    """The keys that are allowed in the section at this path; with the values, in a section of its kind."""
     models: list[Any] = [schema]
     for part in path:
         models = [inner for model in models for inner in _child_annotations(model, part)]
+        values = _child_value(values, part)
+        models = [model for model in models if _is_of_kind(model, values)] or models
     keys = [
         _key_name(name, field)
         for model in models
@@ -223,6 +246,25 @@ def section_keys(path: KeyPath, schema: type[BaseModel] = Config) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
+def _child_value(values: Any, part: str | int) -> Any:
+    if isinstance(values, dict):
+        return values.get(part)
+    is_item = isinstance(values, list) and isinstance(part, int) and part < len(values)
+    return values[part] if is_item else None
+
+
+def _is_of_kind(model: Any, values: Any) -> bool:
+    """False if a key that says the kind of a section, such as `type`, has the value of another kind."""
+    if not _is_model(model) or not isinstance(values, dict):
+        return True
+    kinds = {
+        _key_name(name, field): get_args(field.annotation)
+        for name, field in model.model_fields.items()
+        if get_origin(field.annotation) is Literal
+    }
+    return all(values.get(key, kind[0]) == kind[0] for key, kind in kinds.items() if len(kind) == 1)
+
+
 def _child_annotations(annotation: Any, part: str | int) -> list[Any]:
     """The possible types of the value under the key `part`."""
     if _is_model(annotation):
@@ -230,6 +272,8 @@ def _child_annotations(annotation: Any, part: str | int) -> list[Any]:
         return _union_members(fields[str(part)]) if part in fields else []
     if get_origin(annotation) is dict:
         return _union_members(get_args(annotation)[1])
+    if get_origin(annotation) in {list, tuple} and isinstance(part, int):
+        return _union_members(get_args(annotation)[0])
     return []
 
 

@@ -82,7 +82,8 @@ def config_hash(config: Config, *, without: Collection[str] = ()) -> str:
     """
     values = config.model_dump(by_alias=True, mode="json", exclude=set(without))
     for section, key in RESUME_MUTABLE_KEYS:
-        del values[section][key]
+        if values[section] is not None:  # a section that a recipe may leave out
+            del values[section][key]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -317,9 +318,9 @@ def _prune(values: dict[str, Any], issues: list[ConfigIssue]) -> dict[str, Any]:
 
 def _finalize(config: Config, tree: ConfigTree, text: str) -> Config:
     """Fill in the algorithm's defaults, and record the origin of every value."""
-    from paretune.config.build import fill_defaults
+    from paretune.config.arguments import with_defaults
 
-    resolved = fill_defaults(config)
+    resolved = with_defaults(config)
     resolved._origins = {
         path: str(location) if location.file != OVERRIDE else "override"
         for path, location in tree.locations.items()

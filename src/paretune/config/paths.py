@@ -9,6 +9,8 @@ from typing import Literal
 
 from paretune.config.issues import ConfigIssue, closest_match
 from paretune.config.schema import Config
+from paretune.config.scorer_schema import ClassifierScorerSection, RewardModelScorerSection
+from paretune.config.scorers import read_label_names, reward_model_objectives, scorer_sections
 from paretune.config.validate import WORLD, data_sources, reward_sections
 from paretune.config.yaml import KeyPath, short_repr
 
@@ -72,6 +74,9 @@ def model_issues(config: Config) -> Iterator[ConfigIssue]:
     """Models that are neither a folder nor a hub name, and pretrained rewards that lack an objective."""
     if config.policy.path != WORLD:
         yield from _model_path_issues(("policy", "path"), config.policy.path)
+    for scorer_path, _, scorer in scorer_sections(config):
+        if isinstance(scorer, ClassifierScorerSection | RewardModelScorerSection):
+            yield from _model_path_issues((*scorer_path, "path"), scorer.path)
     for name, section in reward_sections(config):
         if section.pretrained_model is not None:
             key, path = section.pretrained_model
@@ -121,20 +126,11 @@ def _label_name_issues(config: Config, name: str, folder: Path) -> Iterator[Conf
         problem = f"{short_repr(str(file))} does not name the objective of each output"
         yield ConfigIssue((name, "path"), problem, fix=f"add to it, in the order of the outputs: {example}")
         return
-    for objective, section in config.objectives.items():
-        if (section.scores_from or objective) not in label_names:
+    for objective in reward_model_objectives(config):
+        if (config.objectives[objective].scores_from or objective) not in label_names:
             yield ConfigIssue(
                 ("objectives", objective),
                 "no model provides it",
                 suggestion=closest_match(objective, label_names),
                 fix=f"the model in reward.path has {', '.join(label_names)}",
             )
-
-
-def read_label_names(folder: Path) -> list[str] | None:
-    """Label names (id2label) of a model's config.json; None if it cannot be read."""
-    try:
-        labels = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
-        return [str(label) for label in labels.values()]
-    except (OSError, ValueError, AttributeError, RecursionError):  # RecursionError: JSON nested too deeply
-        return None

@@ -88,9 +88,10 @@ def _calibrated_head_issues(
     config: Config, spec: Spec, algorithm_format: PromptFormat
 ) -> Iterator[ConfigIssue]:
     """Heads with loss calibrated: required by PPO-M, without effect if the scorer sees no confidence."""
-    calibrated = [name for name, head in config.reward.objectives.items() if head.loss == "calibrated"]
+    calibrated = [name for name, head in config.reward_heads.items() if head.loss == "calibrated"]
     sees_confidence = spec.prompt_format == "confidence" and spec.scorer_view == "full"
-    if sees_confidence and algorithm_format == "confidence" and not calibrated and config.reward.path is None:
+    is_fitted = config.reward is not None and config.reward.path is None
+    if sees_confidence and algorithm_format == "confidence" and not calibrated and is_fitted:
         problem = f"{config.algorithm.name} needs a head that scores stated confidence"
         fix = "write loss: calibrated at the head that scores correctness"
         yield ConfigIssue(("reward", "objectives"), problem, fix=fix)

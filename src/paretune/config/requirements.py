@@ -6,6 +6,7 @@ from operator import or_
 
 from paretune.config.issues import ConfigIssue
 from paretune.config.schema import Config
+from paretune.config.scorers import reward_model_objectives
 from paretune.config.validate import non_default_keys
 from paretune.core.requirements import Requirements
 from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase, WeightAverage
@@ -122,12 +123,18 @@ def _critic_issues(config: Config, spec: Spec) -> Iterator[ConfigIssue]:
         fix = "lower it, or raise run.max_steps"
         yield ConfigIssue(("algorithm", "critic_warmup_steps"), problem, fix=fix)
     reward = config.reward
-    if spec.critic_init_from == "reward" and reward.path is None and reward.init_from != "policy":
+    if spec.critic_init_from != "reward":
+        return
+    path = ("algorithm", "critic_init_from")
+    if reward is None or len(reward_model_objectives(config)) < len(config.objectives):
+        problem = "is the reward model, and other scorers score objectives too"
+        yield ConfigIssue(path, problem, fix="write algorithm.critic_init_from: policy")
+    elif reward.path is None and reward.init_from != "policy":
         problem = (
             "is the reward model, which is not initialized from the policy and may have another tokenizer"
         )
         fix = "write algorithm.critic_init_from: policy, or reward.init_from: policy"
-        yield ConfigIssue(("algorithm", "critic_init_from"), problem, fix=fix)
+        yield ConfigIssue(path, problem, fix=fix)
 
 
 def phase_cost_bounds(config: Config, spec: Spec) -> tuple[int, int]:

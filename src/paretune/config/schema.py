@@ -25,10 +25,12 @@ from paretune.config.data_schema import (
     PathStr,
     PromptSource,
     RatingSource,
+    RewardHeadSection,
     RewardSection,
     Section,
     SftSection,
 )
+from paretune.config.scorer_schema import ScorerSection
 from paretune.core.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from paretune.data.prompt_formats import PromptFormat
 from paretune.worlds import get_world
@@ -159,6 +161,9 @@ class ObjectiveSection(Section):
     """The statistic that must reach `at_least`: the mean score, the rate of responses that score
     `constraint_param`, or the `constraint_param`-quantile."""
     constraint_param: float | None = None
+    scorer: Name | None = None
+    """The scorer in `scorers` that scores it; null: the one with this objective, or the reward model. One
+    that scores a single objective may have another name."""
     scored_text: Literal["response", "thinking"] = "response"
     """With a thinking policy: "thinking" scores the thinking, which the other objectives do not see."""
     scores_from: Name | None = None
@@ -216,7 +221,7 @@ class TrainingSection(Section):
     optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
     """adamw_8bit stores AdamW's moments in 8 bits, a quarter of the memory; needs package bitsandbytes."""
     warmup_ratio: UnitInterval = 0.03
-    lr_scheduler_type: Literal["constant", "cosine"] = "constant"
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping: maximum norm."""
@@ -273,6 +278,9 @@ class EvaluateSection(Section):
         default_factory=_default_refusal_categories
     )
     """Prompt categories whose refusals are evaluated -> better direction of the refusal rate, up or down."""
+    verdict: NonEmptyStr = "all"
+    """Where several judges score an objective: the verdict that `all` share, that of the `majority`, or that
+    of the judge of this name (`judge` is the section judge)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1000
 
 
@@ -293,10 +301,16 @@ class Config(Section):
     name: Annotated[str, StringConstraints(pattern=RUN_NAME_PATTERN)]
     data: DataSection
     policy: PolicySection
-    reward: RewardSection
+    reward: RewardSection | None = None
+    """A reward model that the run fits, or a fitted one; not needed if `scorers` score every objective."""
+    scorers: dict[Name, ScorerSection] = Field(default_factory=dict)
+    """Further signals, each of a `type`: python, rule, classifier, reward_model or llm_judge. An objective
+    takes the scorer that scores its name, or that its key `scorer` names."""
     judge: Judge | None = None
     """Scores the evaluation: a model fitted to other data, or ground_truth, the true scores of the built-in
-    world; null: the reward model itself."""
+    world; null: `judges`, or without any the training reward itself."""
+    judges: dict[Name, ScorerSection] = Field(default_factory=dict)
+    """Further judges of the evaluation, as `scorers`; each has its own table, see `evaluate.verdict`."""
     objectives: dict[Name, ObjectiveSection] = Field(min_length=1)
     algorithm: AlgorithmSection
     aggregate: AggregateSection = AggregateSection()
@@ -319,6 +333,11 @@ class Config(Section):
             "runs", values["name"] if seed in (0, None) else f"{values['name']}-seed-{seed}"
         )
         return {**values, "run": {**run, "output_dir": str(output_dir)}}
+
+    @property
+    def reward_heads(self) -> dict[str, RewardHeadSection]:
+        """The heads that the reward model is fitted with; empty if it is fitted already, or there is none."""
+        return {} if self.reward is None else self.reward.objectives
 
     @property
     def weights(self) -> dict[str, float]:

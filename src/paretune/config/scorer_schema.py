@@ -47,6 +47,8 @@ class RuleScorerSection(Section):
     """A rule that reads the response alone."""
 
     type: Literal["rule"]
+    objective: Name | None = None
+    """The objective that it scores; null: its name."""
 
 
 class LengthRuleSection(RuleScorerSection):
@@ -111,6 +113,8 @@ class ClassifierScorerSection(FallibleScorerSection):
     type: Literal["classifier"]
     path: PathStr
     """Folder or hub name."""
+    objective: Name | None = None
+    """The objective that it scores; null: its name."""
     revision: NonEmptyStr | None = None
     label: NonEmptyStr | NonNegativeInt
     """The label, by name or index."""

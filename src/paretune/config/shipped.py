@@ -119,6 +119,9 @@ def _inline_yaml(value: Any) -> str:
     """A value, or a key, as YAML on one line."""
     if isinstance(value, list):
         return f"[{', '.join(map(_inline_yaml, value))}]"
+    if isinstance(value, dict):
+        pairs = (f"{_inline_yaml(key)}: {_inline_yaml(item)}" for key, item in value.items())
+        return f"{{{', '.join(pairs)}}}"
     if isinstance(value, str):
         quoted = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf"))
         return value if _is_plain_word(value) else quoted.strip()

@@ -8,6 +8,12 @@ from difflib import get_close_matches
 from paretune.config.data_schema import ColumnsSection, DataSource, RewardSection, Section
 from paretune.config.issues import ConfigIssue, closest_match
 from paretune.config.schema import Config
+from paretune.config.scorers import (
+    all_objectives_known,
+    judged_objectives,
+    reward_model_objectives,
+    scorer_issues,
+)
 from paretune.config.yaml import KeyPath, short_repr
 from paretune.worlds import get_world
 
@@ -31,8 +37,9 @@ def non_default_keys(section: Section) -> list[str]:
 
 
 def reward_sections(config: Config) -> Iterator[tuple[str, RewardSection]]:
-    """The reward model, and the judge if it is a model."""
-    yield "reward", config.reward
+    """The reward model, if there is one, and the judge if it is such a model."""
+    if config.reward is not None:
+        yield "reward", config.reward
     if isinstance(config.judge, RewardSection):
         yield "judge", config.judge
 
@@ -106,8 +113,11 @@ def _unused_world_issues(config: Config, keys: list[str]) -> Iterator[ConfigIssu
         reason = "without policy.sft" if sft is None else "with policy.sft.demonstrations"
         unused = [key for key in keys if key == "num_demonstrations"]
         yield from _no_effect_issues(("data", "world"), unused, reason)
-    source = next((key for key in ("path", "ratings", "pairs") if getattr(config.reward, key)), None)
-    if source is not None:
+    reward, source = config.reward, None
+    if reward is not None:
+        key = next((key for key in ("path", "ratings", "pairs") if getattr(reward, key)), None)
+        source = key and f"with reward.{key}"
+    if reward is None or source is not None:
         rating_keys = {
             "num_ratings",
             "num_raters",
@@ -117,7 +127,7 @@ def _unused_world_issues(config: Config, keys: list[str]) -> Iterator[ConfigIssu
             "confidence_bias",
         }
         unused = [key for key in keys if key in rating_keys]
-        yield from _no_effect_issues(("data", "world"), unused, f"with reward.{source}")
+        yield from _no_effect_issues(("data", "world"), unused, source or "without a section reward")
 
 
 def _overlap_issues(
@@ -157,6 +167,7 @@ def _reward_issues(config: Config) -> Iterator[ConfigIssue]:
         )
 
 
+LOSS_OF_KEY = {"huber_delta": "huber", "correct_threshold": "calibrated", "levels": "ordinal"}
 PRETRAINED_KEYS = {"path", "revision", "dtype", "chat_template_kwargs"}
 """Keys of a reward model that is not fitted in the run."""
 
@@ -194,7 +205,7 @@ def _trained_reward_issues(config: Config, name: str, section: RewardSection) ->
     ):
         yield from _no_effect_issues((name,), [key], f"with init_from: policy; see policy.{key}")
     for head, settings in section.objectives.items():
-        for key, loss in (("huber_delta", "huber"), ("correct_threshold", "calibrated")):
+        for key, loss in LOSS_OF_KEY.items():
             if key in non_default_keys(settings) and settings.loss != loss:
                 path = (name, "objectives", head)
                 yield from _no_effect_issues(path, [key], f"with loss {settings.loss}")
@@ -213,8 +224,10 @@ def _world_head_issues(name: str, section: RewardSection) -> Iterator[ConfigIssu
             fix = f"the built-in world has ratings of {', '.join(world_objectives)}"
             suggestion = closest_match(head, world_objectives)
             yield ConfigIssue(path, "has no ratings", suggestion=suggestion, fix=fix)
-        if settings.loss == "bradley_terry":
-            problem = "bradley_terry needs pairs, and the built-in world has ratings"
+        needs = {"bradley_terry": "pairs", "ordinal": "ratings on levels"}.get(settings.loss)
+        if needs is not None:
+            has = "ratings" if needs == "pairs" else "means of ratings"
+            problem = f"{settings.loss} needs {needs}, and the built-in world has {has}"
             yield ConfigIssue((*path, "loss"), problem, fix="write mse")
 
 
@@ -264,7 +277,7 @@ def _judge_issues(config: Config) -> Iterator[ConfigIssue]:
     if config.judge == "ground_truth" and config.data.world is None:
         fix = "name a model, or other data to fit one; or remove judge"
         yield ConfigIssue(("judge",), "ground truth exists in the built-in world only", fix=fix)
-    if isinstance(config.judge, RewardSection):
+    if isinstance(config.judge, RewardSection) and config.reward is not None:
         reason = "the judge must be fitted to other data than the reward"
         yield from _overlap_issues(("judge", "ratings"), config.judge.ratings, config.reward.ratings, reason)
         yield from _overlap_issues(("judge", "pairs"), config.judge.pairs, config.reward.pairs, reason)
@@ -280,7 +293,7 @@ def _objective_issues(config: Config) -> Iterator[ConfigIssue]:
     if not any(objective.weight for objective in config.objectives.values()):
         problem = "every weight is 0, so there is no reward"
         yield ConfigIssue(("objectives",), problem, fix="give one of them a weight")
-    judged = config.judge.objectives if isinstance(config.judge, RewardSection) else {}
+    judged = judged_objectives(config)
     for name in config.evaluate.non_inferiority_margin:
         path: KeyPath = ("evaluate", "non_inferiority_margin", name)
         yield from _unknown_name_issues(path, name, [*config.objectives, *judged], "objectives")
@@ -288,7 +301,7 @@ def _objective_issues(config: Config) -> Iterator[ConfigIssue]:
 
 def _scoring_head_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
     """The reward head of an objective: the one of the same name, or for thinking the one in `scores_from`."""
-    objective, heads = config.objectives[name], list(config.reward.objectives)
+    objective, heads = config.objectives[name], list(config.reward_heads)
     path: KeyPath = ("objectives", name)
     if objective.scored_text == "thinking" and objective.scores_from is None:
         fix = "name the reward head that scores the thinking"
@@ -297,7 +310,8 @@ def _scoring_head_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
     if objective.scored_text == "response":
         unused = [key for key in non_default_keys(objective) if key == "scores_from"]
         yield from _no_effect_issues(path, unused, "without scored_text: thinking")
-    if heads and config.reward.path is None:
+    is_from_scorer = not all_objectives_known(config) or name not in reward_model_objectives(config)
+    if heads and not is_from_scorer and config.reward is not None and config.reward.path is None:
         head_path = (*path, "scores_from") if objective.scores_from else path
         owner = "reward.objectives: no model provides it"
         yield from _unknown_name_issues(head_path, objective.scores_from or name, heads, owner)
@@ -320,7 +334,7 @@ def _gate_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
 
 def _gate_fallback_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
     """A gated objective needs a worst score: a Bradley-Terry head scores its average response 0."""
-    head = config.reward.objectives.get(name)
+    head = config.reward_heads.get(name)
     if head is not None and head.loss == "bradley_terry" and config.objectives[name].gate_fallback is None:
         fix = "write its worst score, such as gate_fallback: -3 (log-odds below the average response)"
         problem = "is missing: a head fitted to pairs has no worst score, and 0 would be an average reward"
@@ -384,6 +398,7 @@ RULES: tuple[Callable[[Config], Iterator[ConfigIssue]], ...] = (
     _reward_issues,
     _judge_issues,
     _objective_issues,
+    scorer_issues,
     _stored_label_issues,
     _column_issues,
     category_issues,

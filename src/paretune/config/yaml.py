@@ -280,7 +280,10 @@ class _Converter:
 
 
 def dotted_key(path: KeyPath) -> str:
-    """The path in the a.b.c form of messages and overrides; keys that are not plain words are quoted."""
-    return ".".join(
-        str(part) if re.fullmatch(r"[\w-]+", str(part)) else short_repr(str(part)) for part in path
-    )
+    """The path in the a.b[0].c form of messages and overrides; keys that are not plain words are quoted."""
+    words = (f"[{part}]" if isinstance(part, int) else f".{_plain_key(part)}" for part in path)
+    return "".join(words).removeprefix(".")
+
+
+def _plain_key(key: str) -> str:
+    return key if re.fullmatch(r"[\w-]+", key) else short_repr(key)

@@ -103,16 +103,24 @@ class DropZeroVarianceGroups(CreditStep):
 class MaskTruncated(CreditStep):
     """Overlong filtering: truncated responses get advantage 0, and still count in their group's baseline.
 
-    Reads: truncated, advantages. Writes: advantages.
+    Reads: truncated, advantages, response_mask. Writes: advantages, response_mask.
 
-    Source: Yu et al. 2025, DAPO, overlong filtering, section 3.4 (arXiv:2503.14476). Differs: their tokens
-    stay in the denominator of the loss.
+    Source: Yu et al. 2025, DAPO, overlong filtering, section 3.4 (arXiv:2503.14476); `drop_tokens` as
+    `mask_truncated_completions` of TRL 1.16. Differs: without it their tokens stay in the denominator of the
+    loss.
     """
+
+    drop_tokens: bool = False
+    """Truncated responses have no loss at all, KL penalty included, and do not count in the number of tokens;
+    they still count in the number of responses."""
 
     def apply(self, batch: Batch) -> Batch:
         """Set the advantages of truncated rows to 0."""
+        advantages = torch.where(batch.truncated[:, None, None], 0.0, batch.require("advantages"))
+        if not self.drop_tokens:
+            return batch.replace(advantages=advantages)
         return batch.replace(
-            advantages=torch.where(batch.truncated[:, None, None], 0.0, batch.require("advantages"))
+            advantages=advantages, response_mask=batch.response_mask & ~batch.truncated[:, None]
         )
 
 

@@ -20,8 +20,8 @@ from paretune.data.template_sandbox import (
     TemplateRefusalError,
     compile_template,
     failed_line,
-    searched_texts,
     render_messages,
+    searched_texts,
 )
 
 THINK_START_TAG, THINK_END_TAG = "<think>", "</think>"

@@ -13,6 +13,7 @@ from paretune.data.columns import (
     Scalar,
     column_value,
     missing_column_error,
+    resolve_column,
 )
 from paretune.data.fields import (
     Messages,
@@ -29,12 +30,19 @@ from paretune.data.records import Demonstration, PreferencePair, Prompt, Rating
 __all__ = ["ReaderOptions", "read_demonstrations", "read_preference_pairs", "read_prompts", "read_ratings"]
 
 
-def read_prompts(source: str | Path, *, category: str = "", **options: Unpack[ReaderOptions]) -> list[Prompt]:
+def read_prompts(
+    source: str | Path,
+    *,
+    category: str = "",
+    keep_columns: bool = False,
+    **options: Unpack[ReaderOptions],
+) -> list[Prompt]:
     """Read the prompts of a file, in its order.
 
     Args:
         source: A file, or `hf:owner/name`.
         category: Category of all prompts; default: the column `columns.category`.
+        keep_columns: Keep the other columns of each row, for scorers that read them.
         options: See `ReaderOptions`.
 
     Raises:
@@ -46,7 +54,11 @@ def read_prompts(source: str | Path, *, category: str = "", **options: Unpack[Re
         prompt = _build_prompt(
             extract_generation_prompt(values, columns), values, columns, location, category
         )
-        return replace(prompt, preference_weights=extract_preference_weights(values, columns))
+        prompt = replace(prompt, preference_weights=extract_preference_weights(values, columns))
+        if not keep_columns:
+            return prompt
+        used = {resolve_column(columns, field, values) for field in ("prompt", "messages")}
+        return replace(prompt, columns={k: v for k, v in values.items() if k not in used})
 
     return read_records(source, RecordBuilder(kind="prompts", build=build_record), options)
 

@@ -16,13 +16,22 @@ from paretune.data.prompt_formats import ScorerView, visible_text
 from paretune.data.records import Prompt, Sample
 from paretune.evaluate.confidence import calibration_by_arm, thinking_metrics_by_arm
 from paretune.evaluate.generate import Generations, prompt_clusters
+from paretune.evaluate.judging import (
+    Arms,
+    Judge,
+    ScorePair,
+    compare_judges,
+    comparison_spec,
+    joint_verdicts,
+    score_arms,
+)
 from paretune.evaluate.paired import (
     ComparisonSpec,
-    Scores,
     compare_by_category,
     compare_objectives,
     compare_rates,
 )
+from paretune.evaluate.several_judges import ALL
 from paretune.evaluate.statistics import simultaneous_intervals
 from paretune.evaluate.text_metrics import (
     distinct_n,
@@ -32,7 +41,7 @@ from paretune.evaluate.text_metrics import (
     unique_fraction,
 )
 from paretune.evaluate.warnings import RefusalDirection, evaluation_warnings, limitations
-from paretune.reward.scorers import Scorer, is_refusal, score_visible
+from paretune.reward.scorers import is_refusal
 from paretune.run.folder import to_json, write_atomic
 
 SCHEMA = "paretune/eval/2"
@@ -40,37 +49,6 @@ SCHEMA = "paretune/eval/2"
 
 NUM_SIMILARITY_PAIRS = 2000
 """Pairs of responses over which similarity is averaged."""
-
-Arms = tuple[Generations, Generations]
-ScorePair = tuple[Scores, Scores]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judge:
-    """A scorer with its identity: weights and training data."""
-
-    name: str
-    """Display name."""
-    scorer: Scorer
-    weights_hash: str = ""
-    """Hash of its weights; "" for a rule."""
-    data_hashes: frozenset[str] | None = frozenset()
-    """Hashes of its training data; empty: it was not fitted; None: unknown."""
-
-    def overlaps_with(self, other: "Judge") -> bool:
-        """Whether the two share the scorer, weights or training data, or possibly do."""
-        if self.scorer is other.scorer or (
-            self.weights_hash != "" and self.weights_hash == other.weights_hash
-        ):
-            return True
-        if frozenset() in (self.data_hashes, other.data_hashes):
-            return False
-        # Unknown training data may be anybody's: such a judge never counts as independent.
-        return (
-            self.data_hashes is None
-            or other.data_hashes is None
-            or bool(self.data_hashes & other.data_hashes)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +80,7 @@ def evaluate(
     refusal_detector: Callable[[str], bool] = is_refusal,
     refusal_categories: Mapping[str, RefusalDirection] | None = None,
     scorer_view: ScorerView = "full",
+    verdict_rule: str = ALL,
     correctness_threshold: tuple[str, float] | None = None,
     kl: Mapping[str, Any] | None = None,
     learning_rate: float | None = None,
@@ -114,7 +93,8 @@ def evaluate(
     Args:
         before: Responses of the starting policy.
         after: Responses of the trained policy, with the same prompts, seeds and settings.
-        judges: Score the objectives; an objective without a judge is "not measured".
+        judges: Score the objectives; an objective without a judge is "not measured". If several score one,
+            its numbers are those of the first, and its verdict is that of `verdict_rule`.
         objectives: Names, in the order of the table.
         reward_judges: The training reward; a judge that shares weights or data with it never yields "better".
         margins: Objective -> non-inferiority margin: the largest loss that still counts as "not worse".
@@ -123,6 +103,7 @@ def evaluate(
             category and a rise of any other category is a warning; a listed category without prompts is a
             limitation.
         scorer_view: The part of a response that judges and rewards read, the same in both arms.
+        verdict_rule: See `combine_verdicts`.
         correctness_threshold: An objective and the lowest score of it that counts as correct, where responses
             state a confidence.
         kl: Result of `estimate_kl`.
@@ -132,19 +113,21 @@ def evaluate(
         seed: Seed of the bootstrap.
 
     Raises:
-        WiringError: The arms have different prompts, two judges score the same objective, or none scores the
-            objective of `correctness_threshold`.
+        WiringError: The arms have different prompts, two judges of one name score the same objective, or none
+            scores the objective of `correctness_threshold`.
     """
     if before.prompts != after.prompts or before.num_generations != after.num_generations:
         problem = "before and after answer different prompts"
         raise WiringError(f"{problem}; fix: generate both with the same settings")
     sampling = (confidence_level, bootstrap_samples, seed)
-    spec = _comparison_spec(tuple(objectives), judges, reward_judges, margins or {}, sampling)
+    spec = comparison_spec(tuple(objectives), judges, reward_judges, margins or {}, sampling)
     arms, names = (before, after), spec.objectives
-    scores = _score_arms(arms, names, judges, scorer_view)
-    training_scores = _score_arms(arms, names, reward_judges, scorer_view) if reward_judges else None
+    scores = score_arms(arms, names, judges, scorer_view)
+    training_scores = score_arms(arms, names, reward_judges, scorer_view) if reward_judges else None
     is_refused = _refusal_in_view(scorer_view, refusal_detector)
     results = _evaluation_results(spec, arms, scores, training_scores, is_refused)
+    results |= compare_judges(spec, arms, judges, reward_judges, scorer_view)
+    joint_verdicts(results, verdict_rule)
     results["refusal_categories"] = dict(refusal_categories or {})
     results |= _format_results(spec, arms, scores, scorer_view, correctness_threshold)
     results |= {"kl": dict(kl) if kl is not None else None, "learning_rate": learning_rate}
@@ -187,28 +170,6 @@ def _refusal_in_view(
     return is_refused
 
 
-def _comparison_spec(
-    objectives: tuple[str, ...],
-    judges: Sequence[Judge],
-    reward_judges: Sequence[Judge],
-    margins: Mapping[str, float],
-    bootstrap_settings: tuple[float, int, int],
-) -> ComparisonSpec:
-    by_objective = {name: judge for name in objectives if (judge := _find_judge(name, judges)) is not None}
-    return ComparisonSpec(
-        objectives=objectives,
-        judge_names={name: judge.name for name, judge in by_objective.items()},
-        independent={
-            name: not any(judge.overlaps_with(reward) for reward in reward_judges)
-            for name, judge in by_objective.items()
-        },
-        margins=margins,
-        confidence_level=bootstrap_settings[0],
-        bootstrap_samples=bootstrap_settings[1],
-        seed=bootstrap_settings[2],
-    )
-
-
 def _evaluation_results(
     spec: ComparisonSpec,
     arms: Arms,
@@ -232,39 +193,6 @@ def _evaluation_results(
         ),
         **_side_effects(spec, arms, is_refused, clusters),
     }
-
-
-def _find_judge(objective: str, judges: Sequence[Judge]) -> Judge | None:
-    matches = [judge for judge in judges if objective in judge.scorer.names]
-    if len(matches) > 1:
-        raise WiringError(f'{len(matches)} judges score the objective "{objective}"; fix: keep one of them')
-    return matches[0] if matches else None
-
-
-def _score_arms(
-    arms: Arms, objectives: Sequence[str], judges: Sequence[Judge], scorer_view: ScorerView
-) -> ScorePair:
-    before, after = (_score_arm(arm, objectives, judges, scorer_view) for arm in arms)
-    return before, after
-
-
-def _score_arm(
-    arm: Generations, objectives: Sequence[str], judges: Sequence[Judge], scorer_view: ScorerView
-) -> Scores:
-    """[P, n, K]; NaN without a judge, without a visible part, or where the judge could not score."""
-    visible = [visible_text(sample, scorer_view) for sample in arm.samples]
-    scores = np.full((len(arm.samples), len(objectives)), np.nan)
-    for judge in judges:
-        columns = [
-            (k, judge.scorer.names.index(o)) for k, o in enumerate(objectives) if o in judge.scorer.names
-        ]
-        if columns:
-            judged = score_visible(judge.scorer, visible).double().cpu().numpy()
-            for k, column in columns:
-                scores[:, k] = judged[:, column]
-    # An infinite score would make every mean infinite; it counts as missing.
-    scores[~np.isfinite(scores)] = np.nan
-    return scores.reshape(len(arm.prompts), arm.num_generations, len(objectives))
 
 
 def _side_effects(

@@ -6,18 +6,20 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from paretune.config.scorers import reward_model_objectives
 from paretune.core.types import PeftModel
 from paretune.data.loader import ResponseGroupStream
 from paretune.experiment.context import RunContext
 from paretune.experiment.dataset import prompt_stream
-from paretune.experiment.reward import load_trained_reward_model
+from paretune.experiment.reward import load_trained_reward_model, reward_scorer
+from paretune.experiment.scorers import scorer_builder
 from paretune.experiment.settings import lora_spec, optimizer_config, resolve_max_tokens_per_pass
 from paretune.models.critic import Critic, critic_from_classifier, critic_from_policy
 from paretune.models.load import PolicyModel, load_policy
 from paretune.models.lora import AdapterDisabledModel
 from paretune.models.model_passes import Models
-from paretune.reward.model import RewardModel, RewardModelScorer
-from paretune.reward.scorers import with_thinking_scorer
+from paretune.reward.model import RewardModel
+from paretune.reward.scorers import ObjectiveColumns, Scorer, with_thinking_scorer
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.context import TrainingContext
 from paretune.rl.evolution.spec import EvolutionSpec
@@ -45,10 +47,9 @@ def build_training_context(
     config, training, objectives = ctx.config, ctx.config.training, tuple(ctx.config.objectives)
     requirements = check_spec(spec, objectives)
     initial = _initial_policy(ctx, policy)
-    reward = load_trained_reward_model(ctx, "reward") if requirements.scorers else None
-    scorers = (
-        () if reward is None else with_thinking_scorer(config.thinking_objectives, RewardModelScorer(reward))
-    )
+    has_reward = config.reward is not None and requirements.scorers
+    reward = load_trained_reward_model(ctx, "reward") if has_reward else None
+    scorers = training_scorers(ctx, reward) if requirements.scorers else ()
     return TrainingContext(
         models=Models(
             policy=policy.model,
@@ -67,6 +68,23 @@ def build_training_context(
         stored_rollouts=_stored_response_reader(ctx, policy) if requirements.stored_responses else None,
         auxiliary_data=_auxiliary_lm_data(ctx, policy) if requirements.demonstrations else None,
     )
+
+
+def training_scorers(ctx: RunContext, reward: RewardModel | None) -> tuple[Scorer, ...]:
+    """The scorers of all objectives: the heads of the reward model, and those of the section `scorers`."""
+    config = ctx.config
+    scorers: list[Scorer] = []
+    if reward is not None:
+        thinking = config.thinking_objectives
+        scorers += with_thinking_scorer(thinking, reward_scorer(ctx, "reward", reward))
+        if config.scorers:
+            own = reward_model_objectives(config)
+            scorers = [
+                ObjectiveColumns(scorer, {name: name for name in names})
+                for scorer in scorers
+                if (names := [name for name in scorer.names if name in own])
+            ]
+    return (*scorers, *scorer_builder(ctx).training_scorers())
 
 
 def make_sampler(ctx: RunContext, policy: PolicyModel) -> LocalSampler:
@@ -100,7 +118,7 @@ def make_critic(
         return critic_from_policy(network, num_heads, lora=adapter, seed=seed)
     reward_model = load_trained_reward_model(ctx, "reward") if reward_model is None else reward_model
     columns = [reward_model.objectives.index(o.scores_from or name) for name, o in config.objectives.items()]
-    per_objective = torch.diag(torch.tensor(reward_model.scale))[columns]
+    per_objective = torch.diag(torch.tensor(reward_model.slopes))[columns]
     weighted_sum = torch.tensor(list(config.initial_weights.values())) @ per_objective
     head_weights = weighted_sum[None] if num_heads == 1 else per_objective
     return critic_from_classifier(reward_model.network, head_weights, lora=adapter, seed=seed)

@@ -44,6 +44,7 @@ from paretune.experiment.preflight import (
     model_config_issues,
 )
 from paretune.experiment.resolved import ResolvedRun
+from paretune.experiment.scorers import reads_columns, typed_scorer_issues
 from paretune.experiment.settings import column_names, label_mappings
 from paretune.models.load import load_model_config, load_tokenizer, stored_context_length
 from paretune.worlds import get_world
@@ -130,10 +131,11 @@ class _DataReader:
         with as_config_error(self.run, ("policy", "path")):
             context_length = policy_context_length(config)
         pools, test_prompts = self._load_prompts(max_prompt_length(self.run, context_length))
+        self.model_issues += typed_scorer_issues(self.run, list(chain(*pools.values())), test_prompts)
         sft_demonstrations = self._load_sft_demonstrations(context_length)
         auxiliary = self._load_demonstrations(config.data.demonstrations, context_length)
         stored = self._load_stored_responses(context_length)
-        reward = self._load_reward_data("reward", config.reward)
+        reward = None if config.reward is None else self._load_reward_data("reward", config.reward)
         judge_section = config.judge
         judge = (
             self._load_reward_data("judge", judge_section)
@@ -310,7 +312,14 @@ class _DataReader:
     def _read_prompts(self, name: str, source: PromptSource, max_length: int) -> list[Prompt]:
         length_filter = length_filter_of(source, self.tokenizer, max_length, self.prompt_format)
         length_filter.num_embeddings = self.num_embeddings
-        return self._read_file(name, source, read_prompts, length_filter, category=source.category)
+        return self._read_file(
+            name,
+            source,
+            read_prompts,
+            length_filter,
+            category=source.category,
+            keep_columns=reads_columns(self.config),
+        )
 
     def _load_reward_data(self, name: str, section: RewardSection) -> RewardData | None:
         """All rows of one reward model; None if it is pretrained."""
@@ -385,8 +394,8 @@ class _DataReader:
                 raters=source.raters,
                 group_by=source.group_by,
             )
-            # Only votes to learn from one by one stay with their rows.
-            keep_votes = source.raters == "separate"
+            # Votes to learn from one by one stay with their rows, and those of test rows for ordinal heads.
+            keep_votes = source.raters == "separate" or name.endswith(" test")
             rows += ratings_read if keep_votes else (replace(row, votes={}) for row in ratings_read)
         for key, pair_source in pairs.items():
             length_filter = length_filter_of(pair_source, tokenizer, max_length)

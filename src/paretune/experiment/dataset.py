@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from paretune.config import Config
+from paretune.config.data_schema import RewardSection
 from paretune.config.validate import reward_sections
 from paretune.config.yaml import KeyPath
 from paretune.core.errors import DataError
@@ -17,6 +18,7 @@ from paretune.data.loader import PromptStream, has_distinct_scores, prompt_key
 from paretune.data.prompt_formats import PromptFormat, add_format_instruction, format_instructions_for
 from paretune.data.raters import ReadSummary
 from paretune.data.records import Demonstration, LazySequence, PreferencePair, Prompt, Rating, ResponseGroup
+from paretune.experiment.heads import check_labels
 from paretune.experiment.resolved import ResolvedRun
 from paretune.loss.listwise import PreferenceRanking
 from paretune.loss.pairwise import PairLoss
@@ -227,7 +229,7 @@ def dataset_issues(run: ResolvedRun, dataset: Dataset) -> Iterator[str]:
     for name, section in reward_sections(config):
         reward_data: RewardData | None = getattr(dataset, name)
         if reward_data is not None:
-            yield from _reward_data_issues(run, name, tuple(section.objectives), reward_data)
+            yield from _reward_data_issues(run, name, section, reward_data, dataset)
 
 
 def _pool_path(config: Config, name: str) -> KeyPath:
@@ -235,7 +237,7 @@ def _pool_path(config: Config, name: str) -> KeyPath:
 
 
 def _reward_data_issues(
-    run: ResolvedRun, name: str, objectives: tuple[str, ...], data: RewardData
+    run: ResolvedRun, name: str, section: RewardSection, data: RewardData, dataset: Dataset
 ) -> Iterator[str]:
     if not data.test:
         fix = f"add rows, raise {name}.holdout_fraction, or set {name}.test_ratings or {name}.test_pairs"
@@ -244,8 +246,10 @@ def _reward_data_issues(
         problem = "there are no training rows: every prompt is a test prompt"
         yield run.issue((name,), problem, OTHER_ROWS_FIX)
         return
+    objectives = tuple(section.objectives)
     try:
         label_scale_and_offset(_rows_with_label_spread(data.train, objectives), objectives)
+        check_labels(name, section, data, dataset.read_summaries)
     except DataError as error:
         for line in str(error).splitlines():
             key, _, problem = line.partition(": ")

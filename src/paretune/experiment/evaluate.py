@@ -1,23 +1,29 @@
 """Evaluation stage: both policies respond to test prompts, and a judge other than the reward scores them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 from paretune.config.data_schema import RewardSection
+from paretune.config.scorer_schema import ScorerSection
+from paretune.config.scorers import JUDGE, objective_columns, reward_model_objectives
+from paretune.config.yaml import KeyPath
 from paretune.data.prompt_formats import PromptFormat
 from paretune.data.records import Prompt
-from paretune.evaluate.evaluate import Judge, evaluate
+from paretune.evaluate.evaluate import evaluate
 from paretune.evaluate.generate import Generations, estimate_kl, generate
+from paretune.evaluate.judging import Judge
 from paretune.experiment.assemble import make_sampler
 from paretune.experiment.context import RunContext
-from paretune.experiment.reward import load_trained_reward_model
+from paretune.experiment.reward import load_trained_reward_model, reward_scorer
+from paretune.experiment.scorers import describe_scorer, identity_of, scorer_builder
 from paretune.experiment.stored_chunks import StoredChunks
 from paretune.models.load import PolicyModel, load_policy, parameter_hash
 from paretune.reward.checkpoint import provenance_hashes
-from paretune.reward.model import RewardModelScorer
-from paretune.reward.scorers import is_refusal, with_thinking_scorer
+from paretune.reward.failures import GuardedScorer
+from paretune.reward.scorers import ObjectiveColumns, ThinkingScorer, is_refusal, with_thinking_scorer
 from paretune.rollout.sampler import Sampler
 from paretune.run.folder import read_json
 from paretune.worlds import get_world
@@ -49,7 +55,7 @@ def evaluate_policies(ctx: RunContext) -> str:
         )
         num_steps = 2 * len(before.prompts)
         ctx.console.progress(num_steps, num_steps, "scoring")
-        reward_judges = reward_model_judges(ctx, "reward", TRAINING_REWARD)
+        reward_judges = training_reward_judges(ctx)
         judges = run_judges(ctx, reward_judges)
         is_stated = spec.prompt_format == "confidence"
         evaluation = evaluate(
@@ -62,6 +68,7 @@ def evaluate_policies(ctx: RunContext) -> str:
             refusal_detector=is_refusal if config.data.world is None else get_world().is_refusal,
             refusal_categories=settings.refusal_categories,
             scorer_view=spec.scorer_view,
+            verdict_rule=settings.verdict,
             correctness_threshold=config.correctness_threshold if is_stated else None,
             kl=estimate_kl(after, initial.model, temperature=settings.temperature),
             learning_rate=None if spec.gradient_free else config.training.learning_rate,
@@ -121,16 +128,72 @@ def generate_with(
 
 
 def run_judges(ctx: RunContext, reward_judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
-    """The judges of a run: ground truth, the model of section `judge`, or `reward_judges` without either."""
+    """The judges of a run: `judge` and `judges`; without either, `reward_judges`."""
+    further = [
+        judge
+        for name, section in ctx.config.judges.items()
+        for judge in _typed_judge(ctx, ("judges", name), name, section)
+    ]
+    judges = (*_section_judges(ctx, reward_judges), *further)
+    return (*judges, *_scorers_without_judge(ctx, judges, reward_judges)) if judges else reward_judges
+
+
+def _scorers_without_judge(
+    ctx: RunContext, judges: Sequence[Judge], reward_judges: Sequence[Judge]
+) -> Iterator[Judge]:
+    """The training's own scorers for the objectives of `scorers` that no judge scores."""
+    judged = {name for judge in judges for name in judge.scorer.names}
+    for judge in reward_judges:
+        names = [n for n in judge.scorer.names if n in objective_columns(ctx.config) and n not in judged]
+        if names:
+            yield replace(judge, scorer=ObjectiveColumns(judge.scorer, {name: name for name in names}))
+
+
+def _section_judges(ctx: RunContext, reward_judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
+    """The judges of the section `judge`; none without it."""
     judge = ctx.config.judge
     if judge == "ground_truth":
-        return _with_thinking_judge(ctx, Judge(name="the ground truth", scorer=get_world().scorer()))
+        truth = Judge(name="the ground truth", scorer=get_world().scorer(), key=JUDGE)
+        return _with_thinking_judge(ctx, truth)
     if isinstance(judge, RewardSection):
         judges = reward_model_judges(ctx, "judge", "a reward model fitted on other data")
         overlap = any(judge.overlaps_with(reward) for judge in judges for reward in reward_judges)
         name = "a reward model that shares weights or data with the reward"
+        judges = tuple(replace(judge, key=JUDGE) for judge in judges)
         return tuple(replace(judge, name=name) for judge in judges) if overlap else judges
-    return reward_judges
+    return ()
+
+
+def training_reward_judges(ctx: RunContext) -> tuple[Judge, ...]:
+    """The scorers of the training as judges: the reward model, and those of the section `scorers`."""
+    config = ctx.config
+    judges = [] if config.reward is None else list(reward_model_judges(ctx, "reward", TRAINING_REWARD))
+    if not config.scorers:
+        return tuple(judges)
+    heads = reward_model_objectives(config)
+    judges = [
+        replace(judge, scorer=ObjectiveColumns(judge.scorer, {name: name for name in own}))
+        for judge in judges
+        if (own := [name for name in judge.scorer.names if name in heads])
+    ]
+    for scorer in scorer_builder(ctx).training_scorers():
+        judges.append(_judge_of(scorer, TRAINING_REWARD))
+    return tuple(judges)
+
+
+def _typed_judge(ctx: RunContext, path: KeyPath, name: str, section: ScorerSection) -> tuple[Judge, ...]:
+    """A judge of the section `judges`, and a copy that scores the thinking if it is an objective."""
+    judge = _judge_of(scorer_builder(ctx).build(path, name, section), describe_scorer(name, section))
+    return _with_thinking_judge(ctx, replace(judge, key=name))
+
+
+def _judge_of(scorer: Any, display_name: str) -> Judge:
+    """A scorer as a judge, with what is known of its weights and training data."""
+    inner = scorer
+    while isinstance(inner, ObjectiveColumns | GuardedScorer | ThinkingScorer):
+        inner = inner.scorer
+    weights_hash, data_hashes = identity_of(inner)
+    return Judge(name=display_name, scorer=scorer, weights_hash=weights_hash, data_hashes=data_hashes)
 
 
 def reward_model_judges(ctx: RunContext, name: str, display_name: str) -> tuple[Judge, ...]:
@@ -138,7 +201,7 @@ def reward_model_judges(ctx: RunContext, name: str, display_name: str) -> tuple[
     model = load_trained_reward_model(ctx, name)
     judge = Judge(
         name=display_name,
-        scorer=RewardModelScorer(model),
+        scorer=reward_scorer(ctx, name, model),
         weights_hash=parameter_hash(model),
         data_hashes=provenance_hashes(model.provenance),
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paretune.config.schema import Config, ObjectiveSection
+from paretune.config.scorers import reward_model_objectives
 from paretune.core.errors import ConfigError
 from paretune.data.records import Rating, ResponseGroup
 from paretune.experiment.dataset import Dataset
@@ -46,9 +47,10 @@ def training_label_statistics(
         generates: Responses are sampled and scored by the reward model; else their labels are stored.
         sample: Of generated records, read only some.
     """
-    heads = {name: config.objectives[name].scores_from or name for name in names}
     if not generates:
         return label_statistics(list(_stored_ratings(dataset.stored_responses)), names)
+    by_reward = [name for name in names if name in reward_model_objectives(config)]
+    heads = {name: config.objectives[name].scores_from or name for name in by_reward}
     if dataset.reward is None:
         return {}
     by_head = label_statistics(dataset.reward.train, list(dict.fromkeys(heads.values())), sample=sample)
@@ -82,7 +84,9 @@ def _unknown_label_issues(
     reward = run.config.reward
     for name in names:
         known, objective = _known(labels, name), run.config.objectives[name]
-        why = "reward.path is a fitted model" if reward.path is not None else "it has no ratings"
+        from_reward = name in reward_model_objectives(run.config)
+        is_fitted = reward is not None and reward.path is not None and from_reward
+        why = "reward.path is a fitted model" if is_fitted else "it has no ratings"
         if known is None and _needs_fallback(objective):
             problem = f"is missing: the worst label of {name} is not known, as {why}"
             fix = "write the worst score, in the units of the objective, such as gate_fallback: 0"

@@ -149,13 +149,12 @@ def pipeline_stages(resolved: ResolvedRun, until: str = "") -> list[tuple[str, S
         ConfigError: The judge must score a tuning trial, and the recipe has none.
     """
     config = resolved.config
-    if until == JUDGED_TRIAL and config.judge is None:
+    if until == JUDGED_TRIAL and config.judge is None and not config.judges:
         problem = "is missing: it must score the tuning trial"
         raise ConfigError(resolved.issue(("judge",), problem, f"set judge, or use --until {TRIAL}"))
-    stages: list[tuple[str, Stage]] = [
-        ("sft", run_sft),
-        ("reward", lambda ctx: train_reward_model(ctx, "reward")),
-    ]
+    stages: list[tuple[str, Stage]] = [("sft", run_sft)]
+    if config.reward is not None:
+        stages.append(("reward", lambda ctx: train_reward_model(ctx, "reward")))
     if isinstance(config.judge, RewardSection):
         stages.append(("judge", lambda ctx: train_reward_model(ctx, "judge")))
     if until not in PRE_ALIGN_STAGES:

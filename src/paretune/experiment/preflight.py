@@ -6,6 +6,7 @@ from typing import Any
 
 from paretune.config import Config
 from paretune.config.issues import closest_match
+from paretune.config.scorers import reward_model_objectives
 from paretune.config.validate import WORLD, reward_sections
 from paretune.config.yaml import KeyPath, dotted_key
 from paretune.core.errors import (
@@ -48,7 +49,8 @@ ModelReference = tuple[KeyPath, str, str | None]
 
 def pretrained_critic_path(run: ResolvedRun) -> str | None:
     """The pretrained reward model that the critic is initialized from; None if there is none."""
-    return run.config.reward.path if run.algorithm.critic_init_from == "reward" else None
+    reward = run.config.reward
+    return reward.path if reward is not None and run.algorithm.critic_init_from == "reward" else None
 
 
 def critic_tokenizer_issues(run: ResolvedRun) -> Iterator[str]:
@@ -63,7 +65,7 @@ def critic_tokenizer_issues(run: ResolvedRun) -> Iterator[str]:
         ConfigError: One of the two tokenizers cannot be read.
     """
     path, config = pretrained_critic_path(run), run.config
-    if path is None:
+    if path is None or config.reward is None:
         return
     with as_config_error(run, ("reward", "path")):
         reward_vocabulary = load_tokenizer(path, revision=config.reward.revision).get_vocab()
@@ -102,7 +104,7 @@ def _trained_models(run: ResolvedRun) -> Iterator[tuple[str, str | None, TaskTyp
     if config.policy.path != WORLD:
         yield config.policy.path, config.policy.revision, "CAUSAL_LM"
     critic_path = pretrained_critic_path(run)
-    if critic_path is not None:
+    if critic_path is not None and config.reward is not None:
         yield critic_path, config.reward.revision, "SEQ_CLS"
 
 
@@ -241,12 +243,13 @@ def as_config_error(run: ResolvedRun, key: KeyPath, *kinds: type[ParetuneError])
 def _objective_issues(run: ResolvedRun, name: str, path: str, revision: str | None) -> Iterator[str]:
     """Objectives that a pretrained reward model or judge lacks."""
     objectives = run.config.objectives
+    needed = reward_model_objectives(run.config) if name == "reward" else list(objectives)
     label_names = read_objectives(path, revision=revision)
     fix = f"the model in {name}.path has {', '.join(label_names) or 'no names'}"
     missing = [
         objective
-        for objective, section in objectives.items()
-        if (section.scores_from or objective) not in label_names
+        for objective in needed
+        if (objectives[objective].scores_from or objective) not in label_names
     ]
     if name == "reward":
         for objective in missing:

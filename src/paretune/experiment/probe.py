@@ -6,14 +6,19 @@ Otherwise a judge that cannot be loaded would only be noticed in the evaluation,
 import torch
 
 from paretune.config.data_schema import RewardSection
+from paretune.config.scorer_schema import LlmJudgeScorerSection, ScorerSection
+from paretune.config.scorers import scorer_sections
 from paretune.config.validate import reward_sections
-from paretune.core.errors import WiringError
+from paretune.config.yaml import KeyPath
+from paretune.core.errors import ConfigError, WiringError
 from paretune.data.records import Message, Prompt, Sample
 from paretune.experiment.assemble import make_critic
 from paretune.experiment.context import RunContext
 from paretune.experiment.preflight import as_config_error
 from paretune.experiment.reward import load_trained_reward_model, reward_model_spec
+from paretune.experiment.scorers import scorer_builder
 from paretune.reward.checkpoint import new_reward_model
+from paretune.reward.failures import describe_reasons
 from paretune.reward.model import RewardModel, RewardModelScorer
 from paretune.reward.scorers import validated_scores
 
@@ -46,6 +51,34 @@ def probe_scorers(ctx: RunContext) -> None:
         elif section.init_from != "policy" and not ctx.path(name, "model").exists():
             with as_config_error(ctx.resolved, (name, "init_from"), WiringError):
                 _ask(ctx, _untrained_model(ctx, section))
+    for path, name, typed in scorer_sections(ctx.config):
+        with as_config_error(ctx.resolved, path, WiringError):
+            _ask_typed(ctx, path, name, typed)
+
+
+def _ask_typed(ctx: RunContext, path: KeyPath, name: str, section: ScorerSection) -> None:
+    """Load a scorer of a type, and let it score one response; an LLM judge answers its canaries.
+
+    Raises:
+        ConfigError: It cannot be asked.
+        WiringError: The scores have another shape.
+        ScoringError: A judge answers too many canaries wrongly.
+    """
+    scorer = scorer_builder(ctx).build(path, name, section).scorer
+    if isinstance(section, LlmJudgeScorerSection):
+        for problem in (scorer.check_endpoint(), scorer.check_replies()):
+            if problem is not None:
+                issue = ctx.resolved.issue((*path, problem.key), problem.problem, problem.fix)
+                raise ConfigError(issue)
+        scorer.check_canaries()
+        return
+    sample = Sample(prompt=_short_prompt(ctx), response=RESPONSE)
+    validated_scores(scorer, [sample])
+    counts = scorer.failures.take()
+    if counts.reasons:
+        # Not an error: a function may expect more of a response.
+        text = f"{'.'.join(map(str, path))} did not score a response on trial"
+        ctx.console.log(f"warning: {text}: {describe_reasons(counts)}")
 
 
 def _untrained_model(ctx: RunContext, section: RewardSection) -> RewardModel:

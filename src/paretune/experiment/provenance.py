@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from paretune.config import Config, resolved_yaml, source_text
+from paretune.config.scorer_schema import ClassifierScorerSection, RewardModelScorerSection
+from paretune.config.scorers import scorer_sections
 from paretune.config.validate import WORLD, data_sources, reward_sections
 from paretune.data.loader import prompt_key
-from paretune.data.records import LazySequence, PreferencePair
+from paretune.data.records import LazySequence, PreferencePair, Prompt
 from paretune.experiment.dataset import Dataset, LabelledRow, RewardData
 from paretune.experiment.resolved import ResolvedRun
+from paretune.experiment.scorers import scorer_files
 from paretune.run.folder import environment_info, to_json
 
 MODEL_FILE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -24,6 +27,7 @@ def build_manifest(config: Config, dataset: Dataset) -> dict[str, Any]:
         **dataset.manifest(),
         "records": _record_hashes(dataset),
         "models": {path: hash_model_dir(Path(path)) for path in _model_dirs(config)},
+        "scorer_files": {str(path): hash_file(path) for path in scorer_files(config)},
     }
 
 
@@ -32,13 +36,15 @@ def evaluation_entries(config: Config) -> dict[str, list[str]]:
 
     They may change as long as nothing was judged (`Run.start_or_resume`).
     """
-    without_judge = config.model_copy(update={"judge": None})
+    without_judge = config.model_copy(update={"judge": None, "judges": {}})
+    trained_with = set(scorer_files(without_judge))
     trained_on = {source.file for _, _, source in data_sources(without_judge)}
     return {
         "test_prompts": [""],
         "judge": [""],
         "records": ["test_prompts", "judge train", "judge test"],
         "models": [path for path in _model_dirs(config) if path not in _model_dirs(without_judge)],
+        "scorer_files": [str(path) for path in scorer_files(config) if path not in trained_with],
         "file_sha256": sorted({source.file for _, _, source in data_sources(config)} - trained_on),
     }
 
@@ -53,11 +59,11 @@ def evaluation_hashes(config: Config, manifest: Mapping[str, Any]) -> dict[str, 
     entries, values = evaluation_entries(config), config.model_dump(by_alias=True, mode="json")
     judge_inputs = {
         key: {name: manifest[key][name] for name in entries[key] if name in manifest[key]}
-        for key in ("records", "models", "file_sha256")
+        for key in ("records", "models", "scorer_files", "file_sha256")
     }
     test_prompts = judge_inputs["records"].pop("test_prompts", None)
     return {
-        "judge": _hash_json([values["judge"], judge_inputs]),
+        "judge": _hash_json([values["judge"], values["judges"], judge_inputs]),
         "evaluate": _hash_json([values["evaluate"], test_prompts]),
     }
 
@@ -130,7 +136,15 @@ def hash_model_dir(model_dir: Path) -> str:
 def _model_dirs(config: Config) -> list[str]:
     """The local model folders that the recipe names; hub names are not hashed."""
     names = [config.policy.path, *(s.path or s.init_from for _, s in reward_sections(config))]
+    models = (ClassifierScorerSection, RewardModelScorerSection)
+    names += [section.path for _, _, section in scorer_sections(config) if isinstance(section, models)]
     return [name for name in dict.fromkeys(names) if name not in {WORLD, "policy"} and Path(name).is_dir()]
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _record_hashes(dataset: Dataset) -> dict[str, str]:
@@ -153,6 +167,9 @@ def _record_hashes(dataset: Dataset) -> dict[str, str]:
 def _hash_records(records: Iterable[object]) -> str:
     digest = hashlib.sha256()
     for record in records:
+        text = repr(record)
+        if isinstance(record, Prompt) and record.columns:
+            text += json.dumps(record.columns, sort_keys=True, default=repr)
         # surrogatepass: JSON escapes can hold lone surrogates, which UTF-8 has no encoding for.
-        digest.update(repr(record).encode("utf-8", "surrogatepass") + b"\n")
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()

@@ -45,7 +45,8 @@ def reuse_key(run: ResolvedRun) -> str:
     values = config.model_dump(by_alias=True, mode="json", exclude=set(DOWNSTREAM_SECTIONS))
     for key in ALIGN_DATA_KEYS:
         del values["data"][key]
-    del values["reward"]["allow_weak_heads"]  # whether a run goes on, not what it computes
+    if values["reward"] is not None:
+        del values["reward"]["allow_weak_heads"]  # whether a run goes on, not what it computes
     # With files, long responses and format instructions exclude prompts that are then too long, and training
     # rows of test prompts are excluded too. The built-in world's splits are disjoint.
     prompt_limits = [

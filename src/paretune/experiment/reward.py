@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from shutil import rmtree
 from typing import Any
 
-from paretune.config.data_schema import RewardHeadSection, RewardSection
+from paretune.config.data_schema import RewardSection
 from paretune.core.errors import ConfigError
+from paretune.data.chat_template import chat_template_of
 from paretune.experiment.context import RunContext
 from paretune.experiment.data import RewardData
+from paretune.experiment.heads import head_kinds
 from paretune.experiment.settings import lora_spec, supervised_config
+from paretune.models.lora import unwrap_model
 from paretune.report.reward_model import unreliable_heads, weak_heads
 from paretune.reward.baselines import baseline_metrics
 from paretune.reward.checkpoint import (
@@ -20,9 +23,10 @@ from paretune.reward.checkpoint import (
 )
 from paretune.reward.confidence_pairs import add_confidence_pairs
 from paretune.reward.evaluation import reward_report
-from paretune.reward.losses import BradleyTerryLoss, HeadLoss, RegressionLoss
-from paretune.reward.model import RewardModel
-from paretune.reward.training import fit_reward_model, label_scale_and_offset
+from paretune.reward.model import RewardModel, RewardModelScorer
+from paretune.reward.pretrained import PretrainedRewardScorer
+from paretune.reward.scorers import Scorer
+from paretune.reward.training import fit_reward_model, kinds_from_labels, label_scale_and_offset
 from paretune.run.folder import read_json, to_json, write_atomic
 
 
@@ -42,9 +46,7 @@ def train_reward_model(ctx: RunContext, name: str) -> str:
         ctx.stop.raise_if_stopped(f"the fit of the {name}")
         # Loaded from disk, so that the report is about exactly the model that scores.
         model = load_trained_reward_model(ctx, name)
-        untrained = new_reward_model(
-            reward_model_spec(ctx, section), model.scale, model.offset, seed=_seed(ctx)
-        )
+        untrained = _untrained_reward_model(ctx, section, data)
         baselines = baseline_metrics(untrained, data.train, data.test, seed=_seed(ctx))
         tested = reward_report(model, data.test, train=data.train, baselines=baselines)
         write_atomic(ctx.path(name, "report.json"), to_json(tested))
@@ -82,6 +84,24 @@ def load_trained_reward_model(ctx: RunContext, name: str) -> RewardModel:
     )
 
 
+def reward_scorer(ctx: RunContext, name: str, model: RewardModel) -> Scorer:
+    """The scorer of the reward model or the judge.
+
+    One that was not fitted by this package reads the whole rendering of its chat template, as its authors do.
+    """
+    section, config = getattr(ctx.config, name), unwrap_model(model.network).config
+    has_template = chat_template_of(model.tokenizer).source is not None
+    if section.path is None or not has_template or getattr(config, "paretune", None):
+        return RewardModelScorer(model)
+    return PretrainedRewardScorer(
+        model=model,
+        outputs={objective: i for i, objective in enumerate(model.objectives)},
+        from_paretune=False,
+        pad_id=config.get_text_config().pad_token_id,
+        path=section.path,
+    )
+
+
 def report_summary(report: Mapping[str, Any]) -> str:
     """One line with the accuracy of every head on test rows, and the unreliable heads."""
     heads = report["objectives"]
@@ -103,19 +123,16 @@ def _fit_and_save(ctx: RunContext, name: str, section: RewardSection, reward_dat
     model_dir = ctx.path(name, "model")
     if model_dir.exists():
         return
-    heads, train = section.objectives, reward_data.train
-    scale, offset = label_scale_and_offset(train, tuple(heads))
-    model = new_reward_model(reward_model_spec(ctx, section), scale, offset, seed=_seed(ctx))
+    train, model = reward_data.train, _untrained_reward_model(ctx, section, reward_data)
     calibrated = {
-        objective: head.correct_threshold for objective, head in heads.items() if head.loss == "calibrated"
+        objective: head.correct_threshold
+        for objective, head in section.objectives.items()
+        if head.loss == "calibrated"
     }
     fit_reward_model(
         model,
         add_confidence_pairs(train, calibrated, _seed(ctx)) if calibrated else train,
         supervised_config(section.training, ctx.device),
-        losses={
-            objective: _head_loss(head) for objective, head in heads.items() if objective not in calibrated
-        },
         seed=_seed(ctx),
         checkpoint_config=ctx.checkpoint_config(name),
         on_step=ctx.progress_callback(),
@@ -124,6 +141,15 @@ def _fit_and_save(ctx: RunContext, name: str, section: RewardSection, reward_dat
     files = [file_hashes[source.file] for source in sources if source.file in file_hashes]
     model.provenance = data_provenance(train, files)
     save_reward_model(model, model_dir)
+
+
+def _untrained_reward_model(ctx: RunContext, section: RewardSection, data: RewardData) -> RewardModel:
+    """The model that predicts the constant baseline of the training labels."""
+    kinds = head_kinds(section)
+    scale, offset = label_scale_and_offset(data.train, tuple(section.objectives), kinds)
+    fitted = kinds_from_labels(data.train, kinds)
+    spec = reward_model_spec(ctx, section)
+    return new_reward_model(spec, scale, offset, kinds=fitted, seed=_seed(ctx))
 
 
 def reward_model_spec(ctx: RunContext, section: RewardSection) -> RewardModelSpec:
@@ -138,13 +164,6 @@ def reward_model_spec(ctx: RunContext, section: RewardSection) -> RewardModelSpe
         device=ctx.device,
         chat_template_kwargs=section.chat_template_kwargs,
     )
-
-
-def _head_loss(head: RewardHeadSection) -> HeadLoss:
-    assert head.loss != "calibrated"
-    if head.loss == "bradley_terry":
-        return BradleyTerryLoss()
-    return RegressionLoss(loss_type=head.loss, delta=head.huber_delta)
 
 
 def _seed(ctx: RunContext) -> int:

@@ -9,11 +9,12 @@ from textwrap import wrap
 import psutil
 import torch
 
-from paretune.algorithms import ALGORITHMS
+from paretune.algorithms.lookup import find_algorithm
 from paretune.config import Config
 from paretune.config.build import SELF_NORMALIZING
 from paretune.config.data_schema import RewardSection
 from paretune.config.requirements import budget_warnings
+from paretune.config.scorers import objective_columns, scorer_objectives, scorer_sections
 from paretune.config.validate import WORLD, reward_sections
 from paretune.data.raters import LabelSummary
 from paretune.data.records import Prompt
@@ -35,6 +36,7 @@ from paretune.experiment.preflight import hub_model_notes, model_descriptions, m
 from paretune.experiment.provenance import dataset_warnings
 from paretune.experiment.readability import PromptReading
 from paretune.experiment.resolved import ResolvedRun
+from paretune.experiment.scorers import describe_scorer
 from paretune.models.load import is_local_folder
 from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase
 from paretune.rl.evolution.spec import EvolutionSpec
@@ -79,7 +81,9 @@ def describe_run(
             for name, section in reward_sections(config)
             for line in _describe_reward(section, name, dataset, fitted)
         ),
+        *_section("scorers", _describe_typed(config, "scorers")),
         *_section("judge", _describe_other_judge(config)),
+        *_section("judges", _describe_typed(config, "judges")),
         *_section("objectives", _describe_objectives(config, labels)),
         *_section("gates", _describe_gates(config, run.config)),
         *_section("method", _describe_method(config)),
@@ -179,8 +183,18 @@ def _vote_summaries(dataset: Dataset, name: str, objective: str) -> list[LabelSu
     return [summary.labels[objective] for summary in sources if objective in summary.labels]
 
 
+def _describe_typed(config: Config, group: str) -> Iterator[str]:
+    """Scorers or judges that have a type, and the objectives that they score."""
+    columns = objective_columns(config) if group == "scorers" else {}
+    for path, name, section in scorer_sections(config):
+        if path[0] == group:
+            used = [objective for objective, (scorer, _) in columns.items() if scorer == name]
+            scored = used or list(scorer_objectives(name, section) or ())
+            yield f"{describe_scorer(name, section)}; scores {', '.join(scored)}"
+
+
 def _describe_other_judge(config: Config) -> Iterator[str]:
-    if config.judge is None:
+    if config.judge is None and not config.judges:
         yield "none: " + NO_JUDGE_NOTE
     elif config.judge == "ground_truth":
         yield "the true scores of the built-in world"
@@ -228,7 +242,7 @@ def _describe_gates(recipe: Config, config: Config) -> Iterator[str]:
 def _describe_method(config: Config) -> Iterator[str]:
     """The first paragraph of the algorithm's documentation."""
     name = config.algorithm.name
-    text = inspect.getdoc(ALGORITHMS[name]) or ""
+    text = inspect.getdoc(find_algorithm(name)) or ""
     summary = re.sub(r"\s+", " ", text.split("\n\n")[0]).rstrip(".")
     title, _, rest = summary.partition(": ")
     yield f"{name}: {rest if rest and _letters(title) == _letters(name) else summary}"

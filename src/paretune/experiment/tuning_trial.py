@@ -10,10 +10,10 @@ from paretune.core.errors import DataError
 from paretune.core.rng import derive_seed
 from paretune.data.prompt_formats import visible_text
 from paretune.data.records import Sample
-from paretune.evaluate.evaluate import Judge
+from paretune.evaluate.judging import Judge
 from paretune.experiment.context import RunContext
 from paretune.experiment.dataset import prompt_stream
-from paretune.experiment.evaluate import TRAINING_REWARD, generate_with, reward_model_judges, run_judges
+from paretune.experiment.evaluate import generate_with, run_judges, training_reward_judges
 from paretune.models.load import load_policy
 from paretune.reward.scorers import score_visible
 from paretune.run.io import read_json, to_json, write_atomic
@@ -47,7 +47,7 @@ def evaluate_trial(ctx: RunContext, *, with_judge: bool = False) -> str:
     previous = read_json(path)
     if previous is None or (with_judge and "judge" not in previous):
         samples = _generate_samples(ctx)
-        reward_judges = reward_model_judges(ctx, "reward", TRAINING_REWARD)
+        reward_judges = training_reward_judges(ctx)
         results = {
             "schema": "paretune/tuning-trial/1",
             "num_prompts": len(samples),

@@ -140,9 +140,40 @@ def reward_model_table(title: str, report: Mapping[str, Any] | None) -> dict[str
         ),
         "rows": rows,
         "heads": list(correlation.get("objectives") or ()),
+        "kinds": _kind_tables(report),
         "matrix": [[format_number(cell) for cell in row] for row in correlation.get("predicted") or ()],
         "notes": _notes(report),
     }
+
+
+def _kind_tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One table per kind of heads with metrics of its own, such as ordinal ones."""
+    tables: dict[str, dict[str, Any]] = {}
+    for name, head in report["objectives"].items():
+        metrics = head.get("kind_metrics")
+        if not metrics:
+            continue
+        keys = [key for key, value in metrics.items() if isinstance(value, float | int)]
+        table = tables.setdefault(
+            head["kind"],
+            {
+                "title": head["kind"],
+                "columns": [key.replace("_", " ") for key in keys],
+                "rows": [],
+                "levels": [],
+            },
+        )
+        constant = (head.get("baselines") or {}).get("constant", {}).get("kind_metrics")
+        for model, values in (("fitted", metrics), ("constant", constant)):
+            if values:
+                cells = [format_number(values.get(key), 3) for key in keys]
+                objective = name if model == "fitted" else ""
+                table["rows"].append({"objective": objective, "model": model, "cells": cells})
+        for i, level in enumerate(metrics.get("levels") or ()):
+            shares = [format_percent(level[key], 1) for key in ("labels", "most_likely", "probability")]
+            row = {"objective": "" if i else name, "level": f"{level['level']:g}", "cells": shares}
+            table["levels"].append(row)
+    return list(tables.values())
 
 
 def unreliable_heads(report: Mapping[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ from paretune.report.charts import (
 from paretune.report.formatting import escape_invisible
 from paretune.report.reward_model import head_warnings, reward_model_table
 from paretune.report.samples import select_samples
+from paretune.report.tables import judge_comparisons
 from paretune.report.throughput import describe_matmul_benchmark, throughput
 from paretune.run.folder import read_json, read_jsonl, write_atomic
 
@@ -156,6 +157,7 @@ def _evaluation_context(evaluation: Mapping[str, Any]) -> dict[str, Any]:
             line for line in warnings if not line.startswith((SELF_JUDGED_PREFIX, POLICY_PREFIX))
         ],
         "objectives_by_judge": objectives_by_judge,
+        "judge_comparisons": judge_comparisons(evaluation),
         "has_missing": any(o["missing"]["fraction"] and o["num_scored"] for o in objectives.values()),
         "has_training_reward": any(o["reward"] for o in objectives.values()),
         "has_margin": any(o["margin"] is not None for o in objectives.values()),

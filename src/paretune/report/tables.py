@@ -61,6 +61,7 @@ def summary_table(evaluation: Mapping[str, Any], head_warnings: Sequence[str] = 
     first = [line for line in warnings if line.startswith(POLICY_PREFIX)]
     lines = [*(f"⚠ {one_line(line)}" for line in first), *align_columns(rows, right_aligned=(1, 2))]
     lines += _format_judges(evaluation["objectives"])
+    lines += judge_comparisons(evaluation)
     lines += _wrap(side_metrics(evaluation))
     lines += [f"⚠ {one_line(line)}" for line in (*head_warnings, *warnings) if line not in first]
     return "\n".join(lines)
@@ -153,6 +154,25 @@ def _format_judges(objectives: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return [f"judge: {one_line(judge)}"]
     parts = (f"{one_line(judge)} ({', '.join(names)})" for judge, names in names_by_judge.items())
     return [f"judges: {'; '.join(parts)}"]
+
+
+def judge_comparisons(evaluation: Mapping[str, Any]) -> list[str]:
+    """One line per objective that several judges score: their changes, verdicts and agreement."""
+    lines = []
+    for objective, agreement in evaluation.get("agreement", {}).items():
+        parts = []
+        for name, table in evaluation["judges"].items():
+            if objective in table:
+                entry = table[objective]
+                decimals = decimals_for(entry)
+                interval = format_interval(entry["low"], entry["high"], decimals)
+                change = f"{format_signed(entry['change'], decimals)} {interval}".rstrip()
+                parts.append(f"{one_line(name, MAX_NAME_CHARS)} {change} {entry['verdict']}")
+        alpha = finite_or_none(agreement["alpha"])
+        agreed = "" if alpha is None else f"; Krippendorff's alpha of their ranks {format_number(alpha, 2)}"
+        rule = evaluation.get("verdict_rule", "")
+        lines.append(f"{one_line(objective, MAX_NAME_CHARS)} by {rule}: {', '.join(parts)}{agreed}")
+    return lines
 
 
 def _wrap(phrases: Sequence[str], max_chars: int = 110) -> list[str]:

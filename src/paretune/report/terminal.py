@@ -150,3 +150,17 @@ def safe_output() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         sys.stdout, sys.stderr = originals
+
+
+def echo(text: str, *, error: bool = False) -> None:
+    """Print lines without control characters, which names and rows of data may contain.
+
+    Args:
+        text: One or more lines.
+        error: Print to standard error.
+    """
+    # Imported here: most of what this module is for happens before anything is printed.
+    from paretune.report.formatting import sanitize
+
+    for line in text.splitlines():
+        print(sanitize(line), file=sys.stderr if error else sys.stdout, flush=True)

@@ -18,7 +18,7 @@ from paretune.data.loader import split_by_prompt
 from paretune.data.records import Rating
 from paretune.models.forward.length_batching import batches_by_length, pad_sequences
 from paretune.models.forward.logprobs import device_of, hidden_states
-from paretune.reward.evaluation import Vector, pair_metrics, rating_metrics
+from paretune.reward.evaluation import Vector, kind_metrics, pair_metrics, rating_metrics
 from paretune.reward.model import RewardModel
 from paretune.reward.training import LabelledRow, encode_records, label_matrix
 
@@ -111,6 +111,9 @@ def baseline_metrics(
         ratings = _rating_baselines(train_data, test_data, k)
         pairs = _pair_baselines(train_data, test_data, k)
         results[name] = {baseline: ratings[baseline] | pairs[baseline] for baseline in ("constant", "ridge")}
+        # Logit 0 is the baseline of a kind before the training.
+        if own_metrics := kind_metrics(model, k, torch.zeros(len(test)), test):
+            results[name]["constant"] |= {"kind_metrics": own_metrics}
     return results
 
 

@@ -3,7 +3,8 @@
 On disk a reward model is an ordinary sequence classifier: `AutoModelForSequenceClassification` loads it, and
 `id2label` holds the objectives. Its heads are saved in label units, so that differences of logits are
 differences of labels. The heads of transformers have no bias, so the offset is in the entry `paretune` of
-config.json: label = logit + offset. `scale` there is the factor that the heads were multiplied by.
+config.json: label = logit + offset. `scale` there is the factor that the heads were multiplied by. `heads`
+there says how the logits of the other heads, such as ordinal ones, become scores.
 
 `data_provenance` hashes the training data into the checkpoint, few enough hashes to keep, so that an
 evaluation can tell whether the training reward and a judge were fitted on common data.
@@ -11,7 +12,7 @@ evaluation can tell whether the training reward and a judge were fitted on commo
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from paretune.core.errors import DataError, WiringError
+from paretune.core.errors import DataError, WiringError, first_line
 from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.chat import template_hash
 from paretune.data.records import PreferencePair, Rating
@@ -38,8 +39,12 @@ from paretune.models.load import (
     save_model,
 )
 from paretune.models.lora import LoraSpec, add_lora, unwrap_model_for_forward
+from paretune.reward.heads import HeadKind
 from paretune.reward.model import RewardModel
+from paretune.reward.ordinal import Ordinal
 
+SAVED_KINDS: Mapping[str, Callable[[Mapping[str, Any]], HeadKind]] = {"ordinal": Ordinal.from_metadata}
+"""Kind -> constructor from its entry in config.json, of the kinds that have one."""
 SCHEMA = "paretune/reward/3"
 """Format identifier of the entry `paretune` of config.json."""
 PAD_TOKEN = "<|padding|>"
@@ -107,14 +112,20 @@ class RewardModelSpec:
 
 
 def new_reward_model(
-    spec: RewardModelSpec, scale: Sequence[float], offset: Sequence[float], *, seed: int = 0
+    spec: RewardModelSpec,
+    scale: Sequence[float],
+    offset: Sequence[float],
+    *,
+    kinds: Mapping[str, HeadKind] | None = None,
+    seed: int = 0,
 ) -> RewardModel:
     """A reward model with the body of a stored causal language model and zero-initialized heads.
 
     Args:
         spec: Path, objectives, dtype, adapter and device.
-        scale: Per head, from logits to label units.
+        scale: Per head, from standard units to label units.
         offset: Per head, in label units.
+        kinds: Objective -> kind of its head.
         seed: Seed of the adapter's initialization.
 
     Raises:
@@ -130,7 +141,9 @@ def new_reward_model(
             chat_template_kwargs=spec.chat_template_kwargs,
         )
     )
-    return reward_model_from_lm(policy, spec.objectives, scale, offset, lora=spec.lora, seed=seed)
+    return reward_model_from_lm(
+        policy, spec.objectives, scale, offset, kinds=kinds, lora=spec.lora, seed=seed
+    )
 
 
 def reward_model_from_lm(
@@ -139,18 +152,21 @@ def reward_model_from_lm(
     scale: Sequence[float],
     offset: Sequence[float],
     *,
+    kinds: Mapping[str, HeadKind] | None = None,
     lora: LoraSpec | None = None,
     seed: int = 0,
 ) -> RewardModel:
     """A new reward model with a copy of the language model's body and zero-initialized heads.
 
-    Zero heads predict the mean label everywhere, so that training starts from the constant baseline.
+    Zero heads predict the mean label everywhere, an ordinal one the frequencies of its levels, so that
+    training starts from the constant baseline.
 
     Args:
         lm: A causal model without an adapter, and its tokenizer.
         objectives: Names of the heads.
-        scale: Per head, from logits to label units.
+        scale: Per head, from standard units to label units.
         offset: Per head, in label units.
+        kinds: Objective -> kind of its head.
         lora: Train an adapter of the body and the heads, instead of all parameters.
         seed: Seed of the adapter's initialization.
 
@@ -166,7 +182,7 @@ def reward_model_from_lm(
     tokenizer, eos_id = copy.deepcopy(lm.tokenizer), lm.eos_ids[0]
     _ensure_pad_token(network, tokenizer, eos_id)
     model: nn.Module = network if lora is None else add_lora(network, lora, seed, "SEQ_CLS")
-    return RewardModel(model, tokenizer, eos_id=eos_id, scale=scale, offset=offset)
+    return RewardModel(model, tokenizer, eos_id=eos_id, scale=scale, offset=offset, kinds=kinds)
 
 
 def _ensure_pad_token(network: Any, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> None:
@@ -195,12 +211,22 @@ def save_reward_model(model: RewardModel, folder: Path) -> None:
             "schema": SCHEMA,
             "scale": list(model.scale),
             "offset": list(model.offset),
+            **_head_metadata(model),
             "eos_token_id": model.eos_id,
             "chat_template_hash": template_hash(model.tokenizer),
             "provenance": model.provenance,
         }
     with _heads_in_label_units(model):
         save_model(model.network, model.tokenizer, folder)
+
+
+def _head_metadata(model: RewardModel) -> dict[str, Any]:
+    """The entry `heads`, of the heads whose score is not linear in the logit; empty without any."""
+    heads = {}
+    for k, (name, kind) in enumerate(zip(model.objectives, model.kinds, strict=True)):
+        if (metadata := kind.metadata(model.head_parameters(k).detach().cpu())) is not None:
+            heads[name] = {"kind": kind.name, **metadata}
+    return {"heads": heads} if heads else {}
 
 
 @contextmanager
@@ -225,6 +251,12 @@ def _scale_heads(weight: Tensor, factors: Sequence[float]) -> None:
     weight.mul_(weight.new_tensor(factors).reshape(-1, *[1] * (weight.ndim - 1)))
 
 
+@torch.no_grad()
+def _scale_all(network: Any, factors: Sequence[float]) -> None:
+    for weight in network.score.parameters():
+        _scale_heads(weight, factors)
+
+
 def load_reward_model(
     path: str,
     *,
@@ -232,6 +264,7 @@ def load_reward_model(
     revision: str | None = None,
     device: str = "cpu",
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    kinds: Mapping[str, Callable[[Mapping[str, Any]], HeadKind]] | None = None,
 ) -> RewardModel:
     """Load a reward model: one of ours, or a sequence classifier that reads a causal model's last token.
 
@@ -243,9 +276,11 @@ def load_reward_model(
         revision: Revision on the hub.
         device: Device of the model.
         chat_template_kwargs: Arguments of every rendering of the chat template.
+        kinds: Name -> constructor of a kind of one's own from its metadata.
 
     Raises:
-        DataError: Missing or damaged files, or a chat template other than the one it was fitted with.
+        DataError: Missing or damaged files, an unknown kind of head, or a chat template other than the one it
+            was fitted with.
         WiringError: An unsupported classifier architecture.
         ResourceError: The device is not available.
     """
@@ -272,17 +307,38 @@ def load_reward_model(
             f"{path}: the tokenizer has no EOS token; fix: set eos_token in tokenizer_config.json"
         )
     scale = metadata.get("scale", [1.0] * num_labels)
-    with torch.no_grad():
-        for weight in network.score.parameters():
-            _scale_heads(weight, [1 / factor for factor in scale])
+    _scale_all(network, [1 / factor for factor in scale])
     return RewardModel(
         network,
         tokenizer,
         eos_id=metadata.get("eos_token_id", eos_id),
         scale=scale,
         offset=metadata.get("offset", [0.0] * num_labels),
+        kinds=_saved_kinds(path, metadata.get("heads", {}), {**SAVED_KINDS, **(kinds or {})}),
         provenance=metadata.get("provenance", {}),
     )
+
+
+def _saved_kinds(
+    path: str,
+    heads: Mapping[str, Mapping[str, Any]],
+    constructors: Mapping[str, Callable[[Mapping[str, Any]], HeadKind]],
+) -> dict[str, HeadKind]:
+    kinds = {}
+    for name, head in heads.items():
+        location = f"{path}: config.json: paretune.heads.{name}"
+        if head.get("kind") not in constructors:
+            raise DataError(
+                f"{location}: the kind {head.get('kind')} is none of {', '.join(constructors)}; "
+                "fix: pass its class to load_reward_model(kinds=...)"
+            )
+        try:
+            kinds[name] = constructors[head["kind"]](head)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{location}: is damaged ({first_line(error)}); fix: train the reward model again"
+            ) from error
+    return kinds
 
 
 def _check_metadata(path: str, metadata: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from paretune.data.records import Rating
 from paretune.reward.model import RewardModel
-from paretune.reward.training import LabelledRow, encode_records, label_matrix
+from paretune.reward.training import LabelledRow, encode_records, label_matrix, label_votes
 
 Vector = NDArray[np.float64]
 
@@ -127,6 +130,29 @@ def pairwise_accuracy(predicted: Vector, label: Vector, min_gap: float) -> float
     return correct / total if total else None
 
 
+def kind_metrics(
+    model: RewardModel, k: int, logits: Float[Tensor, " N"], records: Sequence[LabelledRow]
+) -> dict[str, Any]:
+    """The metrics of head number `k` that its kind has beside those of all heads; empty: none.
+
+    Args:
+        model: The reward model.
+        k: Index of the head.
+        logits: Of the rated response of each record.
+        records: Held-out records; a rating with several votes counts with each, of weight 1 / votes.
+    """
+    found = label_votes(records, model.objectives[k])
+    known = ~logits[found.rows].isnan()
+    if not known.any():
+        return {}
+    labels = (found.votes[known] - model.offset[k]) / model.scale[k]
+    parameters = model.head_parameters(k).detach().cpu().double()
+    with torch.no_grad():
+        return model.kinds[k].metrics(
+            logits[found.rows][known].double(), labels, found.weights[known], parameters
+        )
+
+
 def reward_report(
     model: RewardModel,
     test: Sequence[LabelledRow],
@@ -142,6 +168,7 @@ def reward_report(
     label}, "redundant_heads": [{a, b, correlation}], "train": {ratings, pairs}, "test": {ratings, pairs},
     "provenance"}
 
+    `kind` and `kind_metrics` are there, and in the baseline `constant`, if the kind has metrics of its own.
     With preference pairs, `pair_accuracy` is theirs. `categories` holds the same metrics per prompt category,
     where there are several. `length` is the rank correlation with the number of tokens, of the predictions
     and of the labels: a model that prefers long responses more than its raters did will be exploited for it.
@@ -153,15 +180,17 @@ def reward_report(
         baselines: Result of `baseline_metrics`.
     """
     token_rows = [encoded.token_rows for encoded in encode_records(model, test)]
-    scores = model.score_sequences([row for rows in token_rows for row in rows]).double().numpy()
+    logits = model.sequence_logits([row for rows in token_rows for row in rows])
+    with torch.inference_mode():
+        scores = model.to_label_units(logits).double().numpy()
+        rescaled = model.rescale(logits).double().numpy()
     first = np.cumsum([0, *[len(rows) for rows in token_rows[:-1]]])[: len(token_rows)]
     is_rating = np.array([isinstance(record, Rating) for record in test], dtype=bool)
     label = label_matrix(test, model.objectives).numpy()
     predicted = scores[first]
-    # Bradley-Terry is fitted on logits, so log-odds are differences before the scale.
-    margin = (predicted - scores[np.where(is_rating, first, first + 1)]) / np.array(model.scale)
+    # Bradley-Terry is fitted on logits. Rescaled ones, so that responses with equal linear scores tie.
+    margin = (rescaled[first] - rescaled[np.where(is_rating, first, first + 1)]) / np.array(model.scale)
     length = np.array([len(rows[0]) for rows in token_rows], dtype=np.float64)
-    masks = _category_masks(test)
     heads = {}
     for k, name in enumerate(model.objectives):
         known = ~np.isnan(label[:, k]) & ~np.isnan(predicted[:, k]) & ~np.isnan(margin[:, k])
@@ -170,15 +199,12 @@ def reward_report(
         head["categories"] = {
             category: rating_metrics(predicted[ratings & mask, k], label[ratings & mask, k])
             | pair_metrics(margin[pairs & mask, k])
-            for category, mask in masks.items()
+            for category, mask in _category_masks(test).items()
             if (known & mask).any()
         }
-        own_baselines = {key: dict(metrics) for key, metrics in (baselines or {}).get(name, {}).items()}
-        head["baselines"] = own_baselines
-        head["beats_baselines"] = {
-            key: _beats_baseline(head, metrics) for key, metrics in own_baselines.items()
-        }
-        heads[name] = head
+        if own_metrics := kind_metrics(model, k, logits[first, k], test):
+            head |= {"kind": model.kinds[k].name, "kind_metrics": own_metrics}
+        heads[name] = head | _baseline_report(head, (baselines or {}).get(name, {}))
     return {
         "objectives": heads,
         **_head_correlations(model.objectives, predicted, np.where(is_rating[:, None], label, np.nan)),
@@ -211,6 +237,15 @@ def _head_report(predicted: Vector, label: Vector, length: Vector, margin: Vecto
             probability = 1 / (1 + np.exp(-np.abs(margin)))
             head["calibration"] = calibration(probability, (margin > 0).astype(np.float64))
     return head
+
+
+def _baseline_report(
+    head: Mapping[str, Any], baselines: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    return {
+        "baselines": {key: dict(metrics) for key, metrics in baselines.items()},
+        "beats_baselines": {key: _beats_baseline(head, metrics) for key, metrics in baselines.items()},
+    }
 
 
 def _beats_baseline(head: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool | None:

@@ -35,16 +35,18 @@ _PROBE = (Message("user", "When do you open?"), Message("assistant", "At nine.")
 def export_reward_model(model: RewardModel, folder: Path) -> None:
     """Write a reward model as a sequence classifier with one output per objective, and a page on its use.
 
-    Its logits are labels less a constant per objective, `paretune.offset` in config.json. An adapter is
-    merged.
+    Its logits are labels less a constant per objective, `paretune.offset` in config.json, but those of an
+    ordinal head, whose latent variable they are. An adapter is merged.
 
     Args:
         model: A fitted reward model; it is not changed.
         folder: Is replaced if it exists.
 
     Raises:
-        WiringError: The chat template cannot be written so that its plain rendering is the row of a response.
+        WiringError: The chat template cannot be written so that its plain rendering is the row of a response,
+            or the scores of a head cannot be had from its logits.
     """
+    expressions = _score_expressions(model)
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.padding_side = "right"
     template = chat_template_of(model.tokenizer)
@@ -59,11 +61,32 @@ def export_reward_model(model: RewardModel, folder: Path) -> None:
         eos_id=model.eos_id,
         scale=model.scale,
         offset=model.offset,
+        kinds=dict(zip(model.objectives, model.kinds, strict=True)),
         provenance=model.provenance,
     )
+    exported.parameter_weights = model.parameter_weights
     save_reward_model(exported, folder)
-    page = _page(exported, has_template=template.source is not None)
+    page = _page(exported, expressions, has_template=template.source is not None)
     (folder / PAGE_NAME).write_text(page, encoding="utf-8")
+
+
+def _score_expressions(model: RewardModel) -> dict[str, str]:
+    """Objective -> score as an expression of the logit, of the heads where it is not linear.
+
+    Raises:
+        WiringError: A head has none.
+    """
+    expressions = {}
+    for k, (name, kind) in enumerate(zip(model.objectives, model.kinds, strict=True)):
+        if kind.metadata(model.head_parameters(k).detach().cpu()) is not None:
+            expressions[name] = kind.score_expression
+            if not kind.score_expression:
+                raise WiringError(
+                    f'the reward model cannot be exported: "{name}" is a head of the kind {kind.name}, whose '
+                    "logits are no scores elsewhere; fix: score with paretune, or give the kind a "
+                    "score_expression"
+                )
+    return expressions
 
 
 def standalone_template(template: ChatTemplate, eos_id: int) -> str:
@@ -136,7 +159,7 @@ Scores an answer in a conversation: one output per objective, in the units of th
 
 `score = logit + offset`. Heads of causal classifiers have no bias, so the offsets are in `config.json`
 (`paretune.offset`). They do not change comparisons of answers.
-
+{latent}
 ## Input
 
 {input_format}
@@ -156,7 +179,7 @@ offset = torch.tensor(model.config.paretune["offset"])
 @torch.no_grad()
 def scores(conversations):
 {encode}
-    return model(**inputs).logits + offset
+    {result}
 
 
 question = {{"role": "user", "content": "When do you open?"}}
@@ -189,8 +212,23 @@ vllm serve . --runner pooling --dtype float32
 curl http://localhost:8000/classify -H 'Content-Type: application/json' -d '{request}'
 ```
 
-`probs` in the reply are the logits, since `problem_type` is `regression`; add the offsets.
+`probs` in the reply are the logits, since `problem_type` is `regression`; {finish}.
 """
+_LATENT = """
+**The logits of {names} are not in the units of the labels.** They order answers as the scores do. vLLM, and
+TRL given the model itself, return these logits; `scores` below converts them.
+"""
+_LINEAR_RESULT = "return model(**inputs).logits + offset"
+_RESULT = """\
+logits = model(**inputs).logits
+    columns, scale = list((logits + offset).unbind(1)), model.config.paretune["scale"]
+{columns}
+    return torch.stack(columns, 1)"""
+_COLUMN = """\
+    saved = model.config.paretune["heads"]["{name}"].items()
+    head = {{key: torch.tensor(value) if isinstance(value, list) else value for key, value in saved}}
+    logit = logits[:, {k}] / scale[{k}]
+    columns[{k}] = ({expression}) * scale[{k}] + offset[{k}]"""
 _TEMPLATE_FORMAT = """\
 The conversation up to and including the answer, rendered by the chat template of this folder, without further
 special tokens. The template writes nothing behind the token that ends the answer: there the heads read.
@@ -211,7 +249,7 @@ _ENCODE_TEXT = """    rows = []
     inputs = tokenizer.pad({{"input_ids": rows}}, return_tensors="pt")"""
 
 
-def _page(model: RewardModel, *, has_template: bool) -> str:
+def _page(model: RewardModel, expressions: Mapping[str, str], *, has_template: bool) -> str:
     """The README of an exported model."""
     rows = zip(model.objectives, model.offset, strict=True)
     table = "\n".join(f"| {i} | {name} | {offset:.9g} |" for i, (name, offset) in enumerate(rows))
@@ -228,4 +266,18 @@ def _page(model: RewardModel, *, has_template: bool) -> str:
         input_format = _TEXT_FORMAT.format(first=first, eos=model.eos_id)
         request = json.dumps({"model": ".", "input": [[*bos, 5, 6, 7, model.eos_id]]})
         encode = _ENCODE_TEXT.format(bos=bos, eos=model.eos_id)
-    return _PAGE.format(table=table, input_format=input_format, encode=encode, request=request)
+    latent, result, finish = "", _LINEAR_RESULT, "add the offsets"
+    if expressions:
+        latent, finish = _LATENT.format(names=", ".join(expressions)), "convert them as `scores` does"
+        index = {name: model.objectives.index(name) for name in expressions}
+        columns = [_COLUMN.format(name=n, k=index[n], expression=e) for n, e in expressions.items()]
+        result = _RESULT.format(columns="\n".join(columns))
+    return _PAGE.format(
+        table=table,
+        latent=latent,
+        input_format=input_format,
+        encode=encode,
+        result=result,
+        request=request,
+        finish=finish,
+    )

@@ -1,9 +1,16 @@
 """Responses that a scorer could not score: NaN with a reason, counted."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from paretune.core.errors import ScoringError
+from paretune.data.records import Sample
 
 
 @dataclass
@@ -39,3 +46,103 @@ class FallibleScorer(Protocol):
     def metrics(self) -> Mapping[str, float]:
         """Further numbers of its last call, such as those a function logged; may be empty."""
         ...
+
+
+OnFailures = Callable[[str, FailureCounts], None]
+"""Called with the name of a scorer and what it could not score in one call."""
+
+MIN_RESPONSES = 8
+"""Responses below which a share of failures stops no run: one of four is no rate."""
+
+
+@dataclass
+class GuardedScorer:
+    """A scorer with a name, whose failures are reported and stop the run if they are too many."""
+
+    name: str
+    """Its name in the recipe."""
+    scorer: Any
+    on_failures: OnFailures | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The objectives of its columns."""
+        names: tuple[str, ...] = self.scorer.names
+        return names
+
+    @property
+    def total_flops(self) -> float:
+        """Floating-point operations of all calls so far, as far as they are counted."""
+        return float(getattr(self.scorer, "total_flops", 0.0))
+
+    def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
+        """Scores of the scorer.
+
+        Raises:
+            ScoringError: A larger share of the responses than `max_failure_rate` failed.
+        """
+        scores: Tensor = self.scorer(samples)
+        if isinstance(self.scorer, FallibleScorer):
+            counts = self.scorer.failures.take()
+            if counts.reasons and self.on_failures is not None:
+                self.on_failures(self.name, counts)
+            self._check(counts, self.scorer.max_failure_rate)
+        return scores
+
+    def _check(self, counts: FailureCounts, max_rate: float) -> None:
+        if counts.rate > max_rate and counts.num_responses >= MIN_RESPONSES:
+            raise ScoringError(
+                f"{self.name} did not score {counts.reasons.total():,} of {counts.num_responses:,} responses "
+                f"({describe_reasons(counts)}); max_failure_rate is {max_rate:g}; fix: mend the cause, or "
+                "raise max_failure_rate; the same command resumes"
+            )
+
+
+def describe_reasons(counts: FailureCounts, max_reasons: int = 3) -> str:
+    """The most frequent reasons with their numbers."""
+    listed = [f"{count:,} x {reason}" for reason, count in counts.reasons.most_common(max_reasons)]
+    others = len(counts.reasons) - len(listed)
+    return ", ".join([*listed, *([f"{others} other reasons"] if others else [])])
+
+
+@runtime_checkable
+class TracksProgress(Protocol):
+    """A scorer that is told the progress of the training."""
+
+    def set_progress(self, step: int, max_steps: int) -> None:
+        """Called before the responses of a step are scored."""
+        ...
+
+
+def innermost_scorers(scorers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """The scorers inside of wrappers, each once, with their names in the recipe; "" if they have none."""
+    seen: set[int] = set()
+    for scorer in scorers:
+        inner, name = scorer, ""
+        while hasattr(inner, "scorer"):
+            name = inner.name if isinstance(inner, GuardedScorer) else name
+            inner = inner.scorer
+        if id(inner) not in seen:
+            seen.add(id(inner))
+            yield name, inner
+
+
+def set_progress(scorers: Iterable[Any], step: int, max_steps: int) -> None:
+    """Tell the scorers that ask for it how far the training is."""
+    for _, scorer in innermost_scorers(scorers):
+        if isinstance(scorer, TracksProgress):
+            scorer.set_progress(step, max_steps)
+
+
+def scorer_metrics(scorers: Iterable[Any]) -> dict[str, float]:
+    """What the scorers logged in their last call, by `scorer/NAME/METRIC`."""
+    return {
+        f"scorer/{name.rpartition('.')[2]}/{_UNSAFE_CHARACTERS.sub('_', metric)}": float(value)
+        for name, scorer in innermost_scorers(scorers)
+        if name and isinstance(scorer, FallibleScorer)
+        for metric, value in scorer.metrics.items()
+    }
+
+
+_UNSAFE_CHARACTERS = re.compile(r"[^\w.-]")
+"""Not in the keys of metrics."""

@@ -114,6 +114,10 @@ class PythonScorer:
         name = self.function.reference or getattr(self.function.function, "__qualname__", "function")
         return f"{name} sha256:{self.function.hash} {self.function.signature} {arguments}"
 
+    def set_progress(self, step: int, max_steps: int) -> None:
+        """Called before each step: what functions read as `trainer_state`."""
+        self.trainer_state = TrainerState(step, max_steps)
+
     def provenance_files(self) -> Sequence[Path]:
         """The files that it rests on, as far as they are known."""
         return self.function.files

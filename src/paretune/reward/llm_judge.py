@@ -194,6 +194,7 @@ class LlmJudgeScorer:
         return totals.sign().masked_fill(totals.isnan(), torch.nan)  # the sign of NaN is 0
 
     def _ask(self, questions: Sequence[JudgeQuestion], *, repeat: int = 0) -> list[Reply]:
+        self.client.take_counts()  # what was asked before the run is no part of the call
         before = self.client.cache.usage(self.scope)
         replies = self.client.ask(questions, repeat=repeat)
         self.failures.num_responses += len(replies)

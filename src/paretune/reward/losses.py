@@ -90,6 +90,3 @@ class BradleyTerryLoss:
         if not self.center_rewards_coefficient:
             return loss
         return loss + self.center_rewards_coefficient * (chosen + rejected).square()
-
-
-HeadLoss = RegressionLoss | BradleyTerryLoss

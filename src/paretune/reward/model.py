@@ -1,6 +1,6 @@
 """A transformer with one named regression head per objective, and its scorer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from paretune.models.forward.logprobs import device_of, flat_hidden_states, supp
 from paretune.models.forward.prefix_sharing import find_prefix_groups, plan_passes
 from paretune.models.load import context_length
 from paretune.models.lora import unwrap_model_for_forward
+from paretune.reward.heads import HeadKind, LinearHead
 
 PREFIX_SEARCH_WINDOW = 1024
 """Rows that are searched for shared prefixes; the responses to a prompt are consecutive."""
@@ -33,8 +34,23 @@ class RewardModel(nn.Module):
         eos_id: int,
         scale: Sequence[float],
         offset: Sequence[float],
+        kinds: Mapping[str, HeadKind] | None = None,
         provenance: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        """Wrap a sequence classifier.
+
+        Args:
+            network: The classifier; `id2label` names its heads.
+            tokenizer: Its tokenizer.
+            eos_id: Token that ends a response.
+            scale: Per head, from standard units to label units.
+            offset: Per head, in label units.
+            kinds: Objective -> kind of its head, as `kinds_from_labels` returns it; else its score is linear.
+            provenance: Hashes of the training data.
+
+        Raises:
+            WiringError: Their number differs from the number of heads, or a kind is for an unknown objective.
+        """
         super().__init__()
         self.network, self.tokenizer, self.eos_id = network, tokenizer, eos_id
         self.provenance: Mapping[str, Sequence[str]] = dict(provenance or {})
@@ -45,7 +61,18 @@ class RewardModel(nn.Module):
             """Maximum length of a sequence in tokens."""
             self.num_embeddings: int = base.get_input_embeddings().weight.shape[0]
             """Token ids that the model can read; a tokenizer may have more."""
+            head_width: int = next(iter(base.score.parameters())).shape[-1]
         self.set_label_scaling(scale, offset)
+        self.kinds = self._kinds_per_head(kinds or {})
+        # A parameter is the sum of as many weights as a head has: it then moves as fast as a logit at any
+        # learning rate, where a single number would move a thousand times less in a wide model.
+        self.parameter_weights = nn.ParameterDict(
+            {
+                str(k): nn.Parameter(torch.zeros(kind.num_parameters, head_width, device=device_of(network)))
+                for k, kind in enumerate(self.kinds)
+                if kind.num_parameters
+            }
+        )
         # Dropout stays off in training too, so that training and scoring compute the same function.
         self.eval()
 
@@ -62,10 +89,34 @@ class RewardModel(nn.Module):
             )
         self.scale, self.offset = tuple(map(float, scale)), tuple(map(float, offset))
 
+    def _kinds_per_head(self, kinds: Mapping[str, HeadKind]) -> tuple[HeadKind, ...]:
+        if unknown := sorted(set(kinds) - set(self.objectives)):
+            raise WiringError(
+                f'reward model: a kind is given for the unknown objective "{unknown[0]}"; '
+                f"fix: name one of {', '.join(self.objectives)}"
+            )
+        return tuple(kinds.get(name, LinearHead()) for name in self.objectives)
+
+    def head_parameters(self, k: int) -> Float[Tensor, " P"]:
+        """What head number `k` has learned beside its logit; zeros before the training."""
+        key = str(k)
+        return self.parameter_weights[key].sum(-1) if key in self.parameter_weights else torch.zeros(0)
+
+    @property
+    def slopes(self) -> tuple[float, ...]:
+        """Per head, the derivative of the score in label units by the logit, at logit 0."""
+        slopes = []
+        with torch.inference_mode(False), torch.enable_grad():
+            for k, (kind, scale) in enumerate(zip(self.kinds, self.scale, strict=True)):
+                logit = torch.zeros(1, requires_grad=True)
+                score = kind.to_score(logit, self.head_parameters(k).detach().to("cpu"))
+                slopes.append(float(torch.autograd.grad(score.sum(), logit)[0]) * scale)
+        return tuple(slopes)
+
     def forward(
         self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
     ) -> Float[Tensor, "B K"]:
-        """Logits in standard deviations of the labels; the heads are float32 whatever the dtype of the body.
+        """Logits, in standard units where the head is linear; float32 heads whatever the dtype of the body.
 
         They belong to the last position of `attention_mask`, not to the last token that differs from the
         padding token: where padding and EOS are one token, that would be one token too early.
@@ -78,8 +129,17 @@ class RewardModel(nn.Module):
             return base.score(last_hidden.to(torch.promote_types(last_hidden.dtype, torch.float32)))
 
     def to_label_units(self, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        """Logits in the units of the labels."""
-        return logits * logits.new_tensor(self.scale) + logits.new_tensor(self.offset)
+        """The scores of these logits, in the units of the labels."""
+        columns = zip(self.kinds, logits.unbind(1), strict=True)
+        scores = [
+            kind.to_score(column, self.head_parameters(k).to(column))
+            for k, (kind, column) in enumerate(columns)
+        ]
+        return self.rescale(torch.stack(scores, 1))
+
+    def rescale(self, scores: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+        """From standard units to label units."""
+        return scores * scores.new_tensor(self.scale) + scores.new_tensor(self.offset)
 
     def encode(self, prompt: Prompt, response: str) -> list[int]:
         """Token ids of a prompt and a response: the chat template's rendering up to the end of the answer."""
@@ -95,7 +155,22 @@ class RewardModel(nn.Module):
         holds at most `max_tokens_per_pass` tokens; a shared prefix counts once, and a pass may hold three
         times as much where the prefix is long.
         """
-        scores = torch.full((len(sequences), len(self.objectives)), torch.nan)
+        return self._evaluate(sequences, self.to_label_units, max_tokens_per_pass)
+
+    @torch.inference_mode()
+    def sequence_logits(
+        self, sequences: Sequence[Sequence[int]], *, max_tokens_per_pass: int = 4096
+    ) -> Float[Tensor, "B K"]:
+        """Logits of token sequences, on the CPU; NaN as in `score_sequences`."""
+        return self._evaluate(sequences, lambda logits: logits, max_tokens_per_pass)
+
+    def _evaluate(
+        self,
+        sequences: Sequence[Sequence[int]],
+        convert: Callable[[Float[Tensor, "B K"]], Float[Tensor, "B K"]],
+        max_tokens_per_pass: int,
+    ) -> Float[Tensor, "B K"]:
+        results = torch.full((len(sequences), len(self.objectives)), torch.nan)
         scorable = [
             i
             for i, row in enumerate(sequences)
@@ -103,8 +178,8 @@ class RewardModel(nn.Module):
         ]
         for index in self._forward_batches(sequences, scorable, max_tokens_per_pass):
             input_ids, mask = pad_sequences([sequences[i] for i in index], device=device_of(self.network))
-            scores[index] = self.to_label_units(self(input_ids, mask)).cpu().to(scores.dtype)
-        return scores
+            results[index] = convert(self(input_ids, mask)).cpu().to(results.dtype)
+        return results
 
     def _forward_batches(
         self, sequences: Sequence[Sequence[int]], indices: Sequence[int], max_tokens_per_pass: int

@@ -141,6 +141,30 @@ def prompt_preference_weights(
     return torch.tensor(rows)
 
 
+@dataclass(frozen=True)
+class ObjectiveColumns:
+    """Some columns of a scorer, under the names of objectives."""
+
+    scorer: Scorer
+    columns: Mapping[str, str]
+    """Objective -> column of the scorer."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The objectives."""
+        return tuple(self.columns)
+
+    @property
+    def total_flops(self) -> float:
+        """Floating-point operations of all calls so far, as far as they are counted."""
+        return float(getattr(self.scorer, "total_flops", 0.0))
+
+    def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, "B k"]:
+        """One column per objective."""
+        scores = validated_scores(self.scorer, samples)
+        return scores[:, [self.scorer.names.index(column) for column in self.columns.values()]]
+
+
 def thinking_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     """Mean words of answer and thinking over well-formed responses, and the fraction of the others."""
     parsed = [parse_thinking(sample.full_response) for sample in samples]

@@ -17,7 +17,8 @@ from paretune.data.chat import encode_rows
 from paretune.data.records import PreferencePair, Rating
 from paretune.models.forward.length_batching import pad_sequences
 from paretune.models.forward.logprobs import device_of
-from paretune.reward.losses import BradleyTerryLoss, HeadLoss, RegressionLoss, weighted_loss_sum
+from paretune.reward.heads import HeadKind, LinearHead
+from paretune.reward.losses import weighted_loss_sum
 from paretune.reward.model import RewardModel
 from paretune.training.supervised import (
     CheckpointConfig,
@@ -59,9 +60,17 @@ def label_matrix(records: Sequence[LabelledRow], objectives: Sequence[str]) -> F
 
 
 def label_scale_and_offset(
-    records: Sequence[LabelledRow], objectives: Sequence[str]
+    records: Sequence[LabelledRow],
+    objectives: Sequence[str],
+    kinds: Mapping[str, HeadKind] | None = None,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scale and offset per head: standard deviation and mean of its labels; 1 and 0 without ratings.
+    """Scale and offset per head, from standard units to label units.
+
+    Args:
+        records: The training records.
+        objectives: Names of the heads.
+        kinds: Objective -> kind of its head; without one, the standard deviation and the mean of its labels,
+            and 1 and 0 without ratings.
 
     Raises:
         DataError: An objective has no data, or all its labels are equal but for rounding.
@@ -80,11 +89,73 @@ def label_scale_and_offset(
             rounding = "" if bool((known == known[0]).all()) else " but for rounding"
             problem = f"all {len(known)} labels are {known[0]:g}{rounding}, so there is nothing to learn"
             issues.append(format_issue(location, None, None, "", problem, fix="add data, or remove it"))
-        scale.append(float(known.std(correction=0)) if len(known) else 1.0)
-        offset.append(float(known.mean()) if len(known) else 0.0)
+        head_scale, head_offset = (kinds or {}).get(name, LinearHead()).scale_and_offset(known)
+        scale.append(head_scale)
+        offset.append(head_offset)
     if issues:
         raise DataError(join_issues(issues))
     return tuple(scale), tuple(offset)
+
+
+def kinds_from_labels(
+    records: Sequence[LabelledRow], kinds: Mapping[str, HeadKind], test: Sequence[LabelledRow] = ()
+) -> dict[str, HeadKind]:
+    """The kinds with what they take from the training labels, such as levels.
+
+    Args:
+        records: The training records.
+        kinds: Objective -> kind of its head.
+        test: Held-out records, whose single votes must fit too.
+
+    Raises:
+        DataError: The labels of an objective do not fit its kind.
+    """
+    fitted, issues = {}, []
+    for name, kind in kinds.items():
+        column = label_matrix([record for record in records if isinstance(record, Rating)], (name,))[:, 0]
+        labels, votes = column[~column.isnan()], label_votes(records, name).votes
+        test_votes = label_votes(test, name).votes
+        try:
+            fitted[name] = kind.from_labels(labels, votes) if len(labels) else kind
+            problem = fitted[name].label_problem(test_votes) if len(labels) and len(test_votes) else ""
+        except DataError as error:
+            problem = str(error)
+        if problem:
+            issues.append(f"objectives.{name}: {problem}")
+    if issues:
+        raise DataError(join_issues(issues))
+    return fitted
+
+
+@dataclass(frozen=True, slots=True)
+class LabelVotes:
+    """The single votes on one objective; a label of one rater is a vote itself."""
+
+    votes: Float[Tensor, " m"]
+    """In label units."""
+    weights: Float[Tensor, " m"]
+    """1 / votes on its response."""
+    rows: Int[Tensor, " m"]
+    """Index of its record."""
+
+
+def label_votes(records: Sequence[LabelledRow], objective: str) -> LabelVotes:
+    """The votes of all ratings of an objective."""
+    votes: list[float] = []
+    weights: list[float] = []
+    rows: list[int] = []
+    for row, record in enumerate(records):
+        if isinstance(record, Rating) and not math.isnan(label := record.labels.get(objective, math.nan)):
+            own = record.votes.get(objective, (label,))
+            votes += own
+            weights += [1 / len(own)] * len(own)
+            rows += [row] * len(own)
+    as_tensor = torch.tensor
+    return LabelVotes(
+        as_tensor(votes, dtype=torch.float64),
+        as_tensor(weights, dtype=torch.float64),
+        as_tensor(rows, dtype=torch.long),
+    )
 
 
 def is_constant(labels: Float[Tensor, " B"]) -> bool:
@@ -111,7 +182,6 @@ def fit_reward_model(
     records: Sequence[LabelledRow],
     config: SupervisedConfig,
     *,
-    losses: Mapping[str, HeadLoss] | None = None,
     seed: int,
     checkpoint_config: CheckpointConfig | None = None,
     on_step: FitStepCallback | None = None,
@@ -119,22 +189,22 @@ def fit_reward_model(
     """Train the model in place; the same call again resumes from the last checkpoint.
 
     Args:
-        model: A new reward model with the scale and offset of `label_scale_and_offset`.
+        model: A new reward model with the scale and offset of `label_scale_and_offset`, and the kinds of
+            `kinds_from_labels`; by default a head has the squared error on ratings and the Bradley-Terry loss
+            on pairs.
         records: Ratings and pairs, mixed; a rating without any of the model's objectives is ignored.
         config: Epochs, batch size and optimizer.
-        losses: Objective -> loss of its ratings; mean squared error by default. Pairs always have the
-            Bradley-Terry loss.
         seed: Seed of the data order.
         checkpoint_config: Where and how often to write checkpoints.
         on_step: Called after each step.
 
     Raises:
-        WiringError: A loss does not fit its objective's data, or a pair has an unknown objective.
+        WiringError: A kind does not fit its objective's data, or a pair has an unknown objective.
         DataError: A sequence is longer than the model's context.
         NonFiniteError: A loss or a gradient is not finite.
         RunInterrupted: SIGTERM; a checkpoint was written first.
     """
-    task = RewardTask(model, records, losses or {})
+    task = RewardTask(model, records)
     fit(task, config, seed=seed, checkpoint_config=checkpoint_config, on_step=on_step)
     _center_scores(model, task)
     model.provenance = {"sha256": data_hash(task.records), "num_records": str(len(task.records))}
@@ -147,11 +217,9 @@ class RewardTask:
     the only label of a rare objective would dominate the gradient of a step.
     """
 
-    def __init__(
-        self, model: RewardModel, records: Sequence[LabelledRow], losses: Mapping[str, HeadLoss]
-    ) -> None:
+    def __init__(self, model: RewardModel, records: Sequence[LabelledRow]) -> None:
         self.model: nn.Module = model
-        self.network = model.network
+        self.network, self.kinds, self.head_parameters = model.network, model.kinds, model.head_parameters
         self.objectives = model.objectives
         labels = label_matrix(records, self.objectives)
         is_labelled = (~labels.isnan()).any(1).tolist()
@@ -159,7 +227,7 @@ class RewardTask:
         _check_pair_objectives(records, self.objectives)
         self.is_pair = torch.tensor([isinstance(r, PreferencePair) for r in self.records], dtype=torch.bool)
         self.labels = labels[torch.tensor(is_labelled, dtype=torch.bool)]
-        self.losses = head_losses(self.objectives, self.labels, self.is_pair, losses)
+        _check_kinds(model, self.labels, self.is_pair)
         # In float64 throughout: a float32 offset differs from it by more than a small spread of labels.
         offset = torch.tensor(model.offset, dtype=torch.float64)
         self.standardized_labels = (self.labels - offset) / torch.tensor(model.scale, dtype=torch.float64)
@@ -219,10 +287,11 @@ class RewardTask:
         chosen = logits[first_rows]
         rejected = logits[torch.where(is_pair, first_rows + 1, first_rows)]
         columns = []
-        for k, (rating_loss, pair_loss) in enumerate(self.losses):
+        for k, kind in enumerate(self.kinds):
             # The label 0 of a pair only marks it; without the mask it would count as a rating.
-            on_ratings = rating_loss(chosen[:, k], labels[:, k].masked_fill(is_pair, torch.nan))
-            on_pairs = pair_loss(chosen[:, k], rejected[:, k])
+            ratings = labels[:, k].masked_fill(is_pair, torch.nan)
+            on_ratings = kind.rating_loss(chosen[:, k], ratings, self.head_parameters(k).to(logits))
+            on_pairs = kind.pair_loss(chosen[:, k], rejected[:, k])
             columns.append(torch.where(is_pair & ~labels[:, k].isnan(), on_pairs, on_ratings))
         return torch.stack(columns, -1)
 
@@ -255,41 +324,19 @@ def weight_labels(
     return weighted * torch.where(totals > 0, weights.sum(0) / totals, 1.0)
 
 
-def head_losses(
-    objectives: Sequence[str],
-    labels: Float[Tensor, "B K"],
-    is_pair: Bool[Tensor, " B"],
-    losses: Mapping[str, HeadLoss],
-) -> list[tuple[RegressionLoss, BradleyTerryLoss]]:
-    """Per objective, the loss of its ratings and the loss of its pairs.
-
-    Raises:
-        WiringError: A loss does not fit the objective's data, or is for an unknown objective.
-    """
-    unknown = sorted(set(losses) - set(objectives))
-    if unknown:
-        raise WiringError(
-            f'reward model: a loss is given for the unknown objective "{unknown[0]}"; '
-            f"fix: name one of {', '.join(objectives)}"
-        )
-    result = []
-    for k, name in enumerate(objectives):
+def _check_kinds(model: RewardModel, labels: Float[Tensor, "B K"], is_pair: Bool[Tensor, " B"]) -> None:
+    for k, (name, kind) in enumerate(zip(model.objectives, model.kinds, strict=True)):
         has_ratings = bool((~labels[:, k].isnan() & ~is_pair).any())
-        loss = losses.get(name)
-        if isinstance(loss, BradleyTerryLoss) and has_ratings:
+        if kind.needs == "pairs" and has_ratings:
             raise WiringError(
-                f'objective "{name}": bradley_terry is a loss of pairs, and the data has ratings; '
-                "fix: use mse or huber, which pairs may accompany"
+                f'objective "{name}": {kind.name} is a loss of pairs, and the data has ratings; '
+                "fix: use mse, huber or ordinal, which pairs may accompany"
             )
-        if isinstance(loss, RegressionLoss) and not has_ratings:
+        if kind.needs == "ratings" and not has_ratings:
             raise WiringError(
-                f'objective "{name}": {loss.loss_type} needs ratings, and the data has only pairs; '
+                f'objective "{name}": {kind.name} needs ratings, and the data has only pairs; '
                 "fix: use bradley_terry"
             )
-        rating_loss = loss if isinstance(loss, RegressionLoss) else RegressionLoss()
-        pair_loss = loss if isinstance(loss, BradleyTerryLoss) else BradleyTerryLoss()
-        result.append((rating_loss, pair_loss))
-    return result
 
 
 def _check_pair_objectives(records: Sequence[LabelledRow], objectives: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from paretune.credit.base import Metrics
 from paretune.data.records import Sample
 from paretune.loss.base import WeightedLoss
 from paretune.models.model_passes import ModelPass
+from paretune.reward.failures import scorer_metrics
 from paretune.reward.scorers import thinking_metrics
 from paretune.rl import throughput
 from paretune.rl.algorithm_spec import AlgorithmSpec
@@ -248,6 +249,7 @@ class MetricsHook(StepHook):
 
     def __init__(self, spec: AlgorithmSpec, context: TrainingContext) -> None:
         self.spec, self.has_critic = spec, context.models.critic is not None
+        self.scorers = context.scorers if spec.rollout.generates else ()
         self.step_metrics = StepMetrics()
         self._metrics: Metrics = {}
 
@@ -257,7 +259,7 @@ class MetricsHook(StepHook):
 
     def on_rollout(self, batch: Batch, samples: Sequence[Sample]) -> None:
         """Scores and lengths."""
-        self._metrics |= rollout_metrics(batch)
+        self._metrics |= rollout_metrics(batch) | scorer_metrics(self.scorers)
         if self.spec.scorer_view == "after_thinking":
             self._metrics |= thinking_metrics(samples)
 

@@ -14,6 +14,7 @@ from paretune.data.records import Sample
 from paretune.loss.base import total_loss
 from paretune.models.forward.checkpointing import use_gradient_checkpointing
 from paretune.models.forward.logprobs import compute_outputs
+from paretune.reward.failures import set_progress
 from paretune.reward.scorers import StatedConfidenceScorer, score_batch
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.context import TrainingContext, check_context
@@ -185,6 +186,7 @@ def train_step(
     hooks = _train_hooks(spec, context, state, metrics_hook)
     learner.start_step(step, state.usage)
 
+    set_progress(context.scorers, step, max_steps)
     batch, samples = rollout_and_score(spec, context, seed, step, hooks)
 
     # "worth" and "credit" select the random streams: another word would change every result.

@@ -28,7 +28,6 @@ from paretune.models.model_passes import (
     PolicyEntropy,
     RefLogprobs,
 )
-from paretune.reward.model import RewardModelScorer
 from paretune.reward.scorers import Scorer
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.metrics import PhaseTimer
@@ -90,8 +89,8 @@ def record_rollout_flops(timer: PhaseTimer, sampler: Sampler, models: Models, ba
 
 
 def scoring_flops(scorers: Sequence[Scorer]) -> float:
-    """FLOPs of all scores of reward models so far; other scorers are assumed to use no network."""
-    return sum((scorer.total_flops for scorer in scorers if isinstance(scorer, RewardModelScorer)), 0.0)
+    """FLOPs of all scores so far, of the scorers that count them: those with a network here."""
+    return sum((float(getattr(scorer, "total_flops", 0.0)) for scorer in scorers), 0.0)
 
 
 def record_model_pass_flops(

@@ -36,8 +36,10 @@ from paretune.loss.pairwise import PairLoss
 from paretune.models.forward.logprobs import compute_outputs
 from paretune.models.lora import AdapterDisabledModel
 from paretune.models.model_passes import Models, OldLogprobs
+from paretune.reward.function_calls import Attempt
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.evolution.spec import EvolutionSpec
+from paretune.rl.own_parts import own_part_error
 
 PER_TOKEN_STEPS = (Gae, ReturnToGo)
 """Steps that read rewards on tokens."""
@@ -272,15 +274,20 @@ def check_spec(spec: AlgorithmSpec | EvolutionSpec, objectives: Sequence[str]) -
     """The requirements of a spec, with the name of the algorithm in front of every error.
 
     Raises:
-        WiringError: The parts do not fit together, or there are no objectives.
+        WiringError: The parts do not fit together, one of the user's own fails, or there are no objectives.
         MissingDependencyError: A package that a part needs is not installed.
     """
     try:
         if not objectives:
             raise WiringError("there are no objectives; fix: name at least one")
-        return spec.requirements(objectives)
+        with Attempt() as attempt:  # parts of the user's own can raise anything
+            attempt.value = spec.requirements(objectives)
+        if attempt.error is not None:
+            raise own_part_error(spec, attempt.error)
     except WiringError as error:
         raise WiringError(f'algorithm "{spec.name}": {error}') from error
+    needs: Requirements = attempt.value
+    return needs
 
 
 def dry_run(spec: AlgorithmSpec, objectives: tuple[str, ...]) -> Requirements:

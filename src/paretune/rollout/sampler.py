@@ -318,6 +318,7 @@ class LocalSampler:
                 prompt=prompts[i],
                 response=decode_generation(policy.tokenizer, ids, policy.eos_ids, prompt_format),
                 truncated=is_truncated,
+                response_ids=tuple(ids),
             )
             for i, (ids, _, is_truncated) in zip(group, responses, strict=True)
         )

@@ -49,7 +49,7 @@ RESUME_MUTABLE_KEYS = (
 )
 """Keys of a recipe that may change on resume: they decide where a run is computed, not its numbers."""
 
-EVALUATION_SECTIONS = ("judge", "evaluate")
+EVALUATION_SECTIONS = ("judge", "judges", "evaluate")
 """Sections of a recipe that only the evaluation reads."""
 EVALUATION_ENTRIES_KEY = "evaluation"
 """Key of the manifest: names of its entries that only the evaluation reads, by key."""

@@ -91,7 +91,7 @@ def import_bitsandbytes() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, a constant or cosine schedule, and gradient clipping.
+    """AdamW with linear warm-up, a constant, linear or cosine schedule, and gradient clipping.
 
     Source: Loshchilov and Hutter 2019, algorithm 2 (arXiv:1711.05101). Differs: weight decay is 0 by default,
     as usual in fine-tuning.
@@ -103,7 +103,8 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     warmup_ratio: float = 0.03
     """Fraction of all steps over which the learning rate rises from 0."""
-    lr_scheduler_type: Literal["constant", "cosine"] = "constant"
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up; linear and cosine fall to 0."""
     max_grad_norm: float = 1.0
     """Gradients of a larger norm are scaled down to it. Infinity: no clipping."""
     optim: Literal["adamw_torch", "adamw_8bit"] = field(default="adamw_torch", repr=False)
@@ -116,23 +117,24 @@ class OptimizerConfig:
         if step < warmup_steps:
             # step + 1: the first step has a learning rate above 0, so that it is not wasted.
             return self.learning_rate * (step + 1) / warmup_steps
-        if self.lr_scheduler_type == "constant":
-            return self.learning_rate
-        return (
-            self.learning_rate
-            * 0.5
-            * (1 + math.cos(math.pi * (step - warmup_steps) / max(num_training_steps - warmup_steps, 1)))
-        )
+        progress = (step - warmup_steps) / max(num_training_steps - warmup_steps, 1)
+        return self.learning_rate * self._decay(progress)
 
     def learning_rate_at_fraction(self, start_fraction: float, end_fraction: float) -> float:
         """Learning rate of a step during which the used fraction of a budget goes from start to end."""
         if start_fraction < self.warmup_ratio:
             return self.learning_rate * min(end_fraction / self.warmup_ratio, 1.0)
-        if self.lr_scheduler_type == "constant":
-            return self.learning_rate
         # 1e-9: a warm-up over the whole budget leaves no fraction to divide by.
         progress = (min(start_fraction, 1.0) - self.warmup_ratio) / max(1.0 - self.warmup_ratio, 1e-9)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * self._decay(progress)
+
+    def _decay(self, progress: float) -> float:
+        """Fraction of the learning rate after this fraction of the steps that follow the warm-up."""
+        if self.lr_scheduler_type == "constant":
+            return 1.0
+        if self.lr_scheduler_type == "linear":
+            return 1 - progress
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Optimizer:

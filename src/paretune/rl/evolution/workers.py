@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from paretune.core.batch import Batch
-from paretune.core.errors import NonFiniteError, ParetuneError, ResourceError
+from paretune.core.errors import NonFiniteError, ParetuneError, ResourceError, ScoringError
 from paretune.core.rng import torch_generator
 from paretune.credit.base import Metrics, State
 from paretune.data.records import Sample
@@ -154,7 +154,10 @@ def kl_penalized_rewards(batch: Batch, kl_coef: float) -> Float[Tensor, " M"]:
 
 SHUTDOWN_TIMEOUT = 5.0
 """Seconds that a process has to exit before it is killed."""
-FORWARDED_ERRORS: Mapping[str, type[ParetuneError]] = {"NonFiniteError": NonFiniteError}
+FORWARDED_ERRORS: Mapping[str, type[ParetuneError]] = {
+    "NonFiniteError": NonFiniteError,
+    "ScoringError": ScoringError,
+}
 """Errors of a worker that keep their class, and so the exit code of the run; others become ResourceError."""
 
 

@@ -1,0 +1,137 @@
+"""Comparison of two policies by judges, on the same prompts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paretune.api.inputs import Prompts, read_prompts
+from paretune.api.loading import LoadingContext, ScorerLike, ScorersLike, load_judges
+from paretune.api.policies import Generation, MakeSampler, PolicyLike, as_policy, generate_responses
+from paretune.data.records import Prompt
+from paretune.evaluate.evaluate import Evaluation
+from paretune.evaluate.evaluate import evaluate as evaluate_arms
+from paretune.evaluate.generate import Generations, estimate_kl
+from paretune.evaluate.judging import Judge
+from paretune.models.load import PolicyModel
+from paretune.report.tables import summary_table
+from paretune.rollout.sampler import LocalSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """A comparison of two policies on the same prompts; as text, the table that `paretune run` prints."""
+
+    evaluation: Evaluation
+    before: Generations
+    """Responses of the first policy."""
+    after: Generations
+    """Responses of the second policy."""
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The content of eval.json: per objective the change, its interval and the verdict, and more."""
+        return self.evaluation.results
+
+    def save(self, folder: str | Path) -> None:
+        """Write eval.json and generations.parquet."""
+        self.evaluation.save(Path(folder))
+
+    def __str__(self) -> str:
+        """The table of `paretune run`."""
+        return summary_table(self.results)
+
+
+def evaluate(
+    before: PolicyLike,
+    after: PolicyLike,
+    *,
+    judges: ScorersLike | Judge | Sequence[ScorerLike | Judge],
+    prompts: Prompts,
+    rewards: ScorersLike | Judge | Sequence[ScorerLike | Judge] = (),
+    num_generations: int = 1,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    non_inferiority_margin: Mapping[str, float] | None = None,
+    verdict: str = "all",
+    bootstrap_samples: int = 10_000,
+    seed: int = 1000,
+    device: str = "auto",
+    sampler: MakeSampler = LocalSampler,
+) -> EvaluationResult:
+    """Compare two policies on the same prompts: change, simultaneous interval and verdict per objective.
+
+    Args:
+        before: The starting policy.
+        after: The trained policy.
+        judges: Score the responses; each scores one or more named objectives. Several may score one.
+        prompts: Prompts that the training did not see.
+        rewards: The scorers of the training; a judge that shares code, weights or data with them never yields
+            "better".
+        num_generations: Responses per prompt.
+        max_new_tokens: Longest response in tokens.
+        temperature: Sampling temperature.
+        non_inferiority_margin: Objective -> largest loss that still counts as "not worse".
+        verdict: Where several judges score an objective: `all`, `majority`, or the name of one.
+        bootstrap_samples: Bootstrap resamples for the intervals.
+        seed: Seed of the responses and of the bootstrap.
+        device: auto, cpu or cuda.
+        sampler: Makes the samplers of the policies.
+
+    Raises:
+        DataError: There are no prompts, or there is no such model.
+        ConfigError: A setting of a judge is wrong.
+        WiringError: There is no judge, or two of one name score the same objective.
+        ScoringError: A judge failed on too many responses.
+    """
+    records = read_prompts(prompts)
+    policies = (as_policy(before, device), as_policy(after, device))
+    context = LoadingContext(prompts=records, tokenizer=policies[1].tokenizer, device=device)
+    panel = load_judges(judges, context)
+    is_given = not isinstance(rewards, Sequence) or len(rewards) > 0
+    training = load_judges(rewards, context, parameter="rewards") if is_given else ()
+    return compare_policies(
+        policies,
+        records,
+        panel,
+        training,
+        Generation(num_generations, max_new_tokens, temperature, seed, sampler),
+        margins=non_inferiority_margin,
+        verdict_rule=verdict,
+        bootstrap_samples=bootstrap_samples,
+    )
+
+
+def compare_policies(
+    policies: tuple[PolicyModel, PolicyModel],
+    prompts: tuple[Prompt, ...],
+    judges: tuple[Judge, ...],
+    reward_judges: tuple[Judge, ...],
+    generation: Generation,
+    **settings: Any,
+) -> EvaluationResult:
+    """Sample the responses of both policies, and let the judges score them.
+
+    Args:
+        policies: The starting and the trained policy.
+        prompts: The prompts.
+        judges: The judges.
+        reward_judges: The scorers of the training.
+        generation: How responses are sampled.
+        settings: Further arguments of `paretune.evaluate.evaluate.evaluate`.
+    """
+    before, after = (generate_responses(policy, generation, prompts) for policy in policies)
+    # The divergence compares probabilities of the same tokens.
+    same_tokens = policies[0].tokenizer.get_vocab() == policies[1].tokenizer.get_vocab()
+    kl = estimate_kl(after, policies[0].model, temperature=generation.temperature) if same_tokens else None
+    evaluation = evaluate_arms(
+        before,
+        after,
+        judges,
+        objectives=tuple(dict.fromkeys(name for judge in judges for name in judge.scorer.names)),
+        reward_judges=reward_judges,
+        kl=kl,
+        seed=generation.seed,
+        **settings,
+    )
+    return EvaluationResult(evaluation=evaluation, before=before, after=after)

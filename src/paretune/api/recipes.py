@@ -1,0 +1,115 @@
+"""Recipes, benchmarks and reports from Python; the same functions as behind the commands."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from paretune.config import Config, find_recipe, load_config
+
+Overrides = Mapping[str, Any] | Sequence[str]
+"""Values that override the recipe: {"run.seed": 1}, or ["run.seed=1"] as on the command line."""
+RecipeLike = str | Path | Config
+"""A YAML file, the name of a shipped recipe, or a loaded recipe."""
+
+
+def load_recipe(recipe: str | Path, overrides: Overrides = ()) -> Config:
+    """Load a recipe, and check all that is known without its data and models.
+
+    Args:
+        recipe: A YAML file, or the name of a shipped recipe.
+        overrides: Values that override it.
+
+    Raises:
+        ConfigError: One line per mistake.
+    """
+    return load_config(find_recipe(str(recipe)), _as_words(overrides))
+
+
+def check(recipe: RecipeLike, overrides: Overrides = (), *, explain: bool = False) -> str:
+    """Check a recipe, its data and models, and describe the run with an estimate of its time.
+
+    Args:
+        recipe: A YAML file, the name of a shipped recipe, or a loaded recipe.
+        overrides: Values that override a recipe that is not loaded yet.
+        explain: Add the parts of the algorithm with all their settings.
+
+    Raises:
+        ParetuneError: One line per mistake.
+    """
+    from paretune.experiment.dry_run import check as dry_run
+
+    return dry_run(_loaded(recipe, overrides), explain=explain)
+
+
+def run(
+    recipe: RecipeLike,
+    overrides: Overrides = (),
+    *,
+    until: Literal["judge", "align", "tuning-trial", "judged-tuning-trial"] | None = None,
+    reuse_from: str | Path | None = None,
+) -> Path:
+    """Run a recipe, or resume it, and return the run folder.
+
+    Args:
+        recipe: A YAML file, the name of a shipped recipe, or a loaded recipe.
+        overrides: Values that override a recipe that is not loaded yet.
+        until: The last stage; None: all.
+        reuse_from: Reuse policy, reward and judge of a run until `judge`.
+
+    Raises:
+        ParetuneError: One line per mistake.
+        KeyboardInterrupt: After a checkpoint.
+    """
+    from paretune.experiment.pipeline import run_pipeline
+
+    source = None if reuse_from is None else Path(reuse_from)
+    return run_pipeline(_loaded(recipe, overrides), until=until or "", reuse_from=source)
+
+
+def compare(benchmark: str | Path, overrides: Overrides = ()) -> dict[str, Any]:
+    """Compare methods under one budget, or resume; the content of benchmark.json.
+
+    Args:
+        benchmark: A YAML file, or the name of a shipped benchmark.
+        overrides: Values that override it.
+
+    Raises:
+        ParetuneError: One line per mistake.
+    """
+    from paretune.benchmark.run import run_benchmark
+    from paretune.benchmark.spec import load_benchmark
+
+    return run_benchmark(load_benchmark(find_recipe(str(benchmark)), _as_words(overrides)))
+
+
+def report(run_dir: str | Path) -> Path:
+    """Write the report page of a run again, and return its path.
+
+    Raises:
+        ConfigError: The folder holds no run.
+        DataError: A file of the run is damaged.
+    """
+    from paretune.report.run_page import write_report
+
+    return write_report(run_dir)
+
+
+def _loaded(recipe: RecipeLike, overrides: Overrides) -> Config:
+    if not isinstance(recipe, Config):
+        return load_recipe(recipe, overrides)
+    if overrides:
+        raise TypeError("overrides have no effect on a loaded recipe; pass them to load_recipe")
+    return recipe
+
+
+def _as_words(overrides: Overrides) -> list[str]:
+    if isinstance(overrides, Mapping):
+        return [f"{key}={_as_text(value)}" for key, value in overrides.items()]
+    return list(overrides)
+
+
+def _as_text(value: Any) -> str:
+    """A value as YAML on one line."""
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)

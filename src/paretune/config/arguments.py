@@ -1,0 +1,183 @@
+"""The sections `algorithm` and `aggregate`: finds their functions, and checks their arguments."""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import ConfigDict, Field, ValidationError, create_model
+
+from paretune.algorithms import ALGORITHMS
+from paretune.algorithms.aggregators import AGGREGATES
+from paretune.algorithms.lookup import find_aggregate, find_algorithm
+from paretune.algorithms.own import is_own, own_files, own_types, part_arguments
+from paretune.algorithms.parts import OBJECTIVE_FIELDS, OWN_PART, value_type
+from paretune.config.issues import ConfigIssue, closest_match, schema_issues
+from paretune.config.schema import AlgorithmSection, Config
+from paretune.config.yaml import KeyPath, dotted_key, short_repr
+from paretune.core.errors import ConfigError
+
+OBJECTIVE_ARGUMENTS = ("weights", "gates", "constraints")
+"""Arguments of algorithms that come from the section `objectives`."""
+REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+    "algorithm": ALGORITHMS,
+    "aggregate": AGGREGATES,
+}
+"""Section -> the functions that its `name` may select."""
+_FINDERS: Mapping[str, Callable[[str], Callable[..., Any]]] = {
+    "algorithm": find_algorithm,
+    "aggregate": find_aggregate,
+}
+
+
+def section_function(section_name: str, name: str) -> Callable[..., Any] | None:
+    """The function that a section names; None if there is none, or if it cannot be used."""
+    try:
+        return _FINDERS[section_name](name)
+    except (KeyError, ConfigError):
+        return None
+
+
+def algorithm_arguments(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The arguments of an algorithm that a recipe may set -> their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name not in OBJECTIVE_ARGUMENTS
+    }
+
+
+def argument_types(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The types of all arguments that are annotated."""
+    return get_type_hints(function, include_extras=True)
+
+
+def with_defaults(config: Config) -> Config:
+    """The config with every argument of its algorithm and of its aggregator filled in."""
+    sections = {}
+    for section_name, find in _FINDERS.items():
+        section = getattr(config, section_name)
+        defaults = {
+            key: _as_lists(default)
+            for key, default in algorithm_arguments(find(section.name)).items()
+            if _is_plain(default)
+        }
+        fields = {key: getattr(section, key) for key in type(section).model_fields}
+        sections[section_name] = type(section)(**fields, **{**defaults, **section.arguments})
+    return config.model_copy(update=sections)
+
+
+def algorithm_files(config: Config) -> list[Path]:
+    """Source files of one's own that the algorithm and the aggregator rest on, parts included."""
+    names = [config.algorithm.name, config.aggregate.name]
+    references = [name for name in names if is_own(name)]
+    references += [part["function"] for _, part in _own_parts(config.algorithm)]
+    return sorted({file for reference in references for file in own_files(reference)})
+
+
+def registry_issues(config: Config) -> Iterator[ConfigIssue]:
+    """Unknown algorithms and aggregators, and invalid arguments."""
+    for section_name, registry in REGISTRIES.items():
+        section, names = getattr(config, section_name), list(registry)
+        if not is_own(section.name) and section.name not in registry:
+            article = "an" if section_name[0] in "aeiou" else "a"
+            yield ConfigIssue(
+                (section_name, "name"),
+                f"{short_repr(section.name)} is not {article} {section_name}",
+                suggestion=closest_match(section.name, names),
+                fix=f"one of {', '.join(names)}, or file.py:function for one of your own",
+                standalone=True,
+            )
+            continue
+        try:
+            function = _FINDERS[section_name](section.name)
+        except ConfigError as error:
+            yield ConfigIssue((section_name, "name"), str(error), standalone=True)
+            continue
+        yield from _argument_issues(
+            (section_name,),
+            section.name,
+            section.arguments,
+            algorithm_arguments(function),
+            argument_types(function),
+        )
+    for path, part in _own_parts(config.algorithm):
+        yield from _own_part_issues(path, part)
+
+
+def _own_parts(section: AlgorithmSection) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+    """The valid parts of one's own in the arguments of a custom algorithm, each with its path."""
+    for key, value in section.arguments.items():
+        for index, part in enumerate(value if isinstance(value, list | tuple) else ()):
+            if isinstance(part, Mapping) and part.get("type") == OWN_PART:
+                arguments = part.get("arguments", {})
+                if isinstance(part.get("function"), str) and isinstance(arguments, Mapping):
+                    yield ("algorithm", key, index), part
+
+
+def _own_part_issues(path: KeyPath, part: Mapping[str, Any]) -> Iterator[ConfigIssue]:
+    reference = part["function"]
+    try:
+        known = part_arguments(reference)
+    except ConfigError as error:
+        yield ConfigIssue((*path, "function"), str(error), standalone=True)
+        return
+    # Those that it takes from the section objectives may be missing.
+    known = {
+        k: None if d is inspect.Parameter.empty and k in OBJECTIVE_FIELDS else d for k, d in known.items()
+    }
+    arguments = part.get("arguments", {})
+    yield from _argument_issues((*path, "arguments"), reference, arguments, known, own_types(reference))
+
+
+def _argument_issues(
+    path: KeyPath, name: str, arguments: Mapping[str, Any], known: Mapping[str, Any], hints: Mapping[str, Any]
+) -> Iterator[ConfigIssue]:
+    for key, value in arguments.items():
+        if key in known:
+            yield from _value_issues((*path, key), value, hints.get(key, Any))
+        else:
+            match = closest_match(key, known)
+            fix = f"{name} takes {', '.join(known) or 'no arguments'}"
+            suggestion = match and dotted_key((*path, match))
+            yield ConfigIssue((*path, key), "unknown key", suggestion=suggestion, fix=fix)
+    for key, default in known.items():
+        if default is inspect.Parameter.empty and key not in arguments:
+            yield ConfigIssue((*path, key), "is missing", fix=f"write {key} into {dotted_key(path)}")
+
+
+def _value_issues(path: KeyPath, value: object, hint: Any) -> Iterator[ConfigIssue]:
+    key, config = str(path[-1]), ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    # An alias, since the argument may have a name that a field of a model cannot have.
+    field: Any = (Annotated[value_type(hint), Field(alias=key)], ...)
+    model = create_model("Arguments", __config__=config, value=field)
+    try:
+        model.model_validate({key: value})
+    except ValidationError as error:
+        for issue in schema_issues(error.errors(include_url=False), {key: value}, model):
+            section = dotted_key(path[:-1])
+            is_key = issue.suggestion and issue.problem == "unknown key"
+            yield ConfigIssue(
+                (*path[:-1], *issue.path),
+                issue.problem,
+                suggestion=f"{section}.{issue.suggestion}" if is_key else issue.suggestion,
+                fix=issue.fix.replace(f" into {key}", f" into {section}.{key}"),
+                standalone=True,
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    """True for what a recipe can say; a function of one's own may have any default."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_lists(item) for item in value]
+    return {key: _as_lists(item) for key, item in value.items()} if isinstance(value, Mapping) else value

@@ -1,0 +1,1 @@
+"""Recipes from the configuration files of TRL 1.16."""
