@@ -92,3 +92,9 @@ $(BENCH): pyproject.toml constraints.txt
 .PHONY: proof-trl
 proof-trl: $(BENCH)
 	@.venv-bench/bin/python proofs/trl_equal.py
+
+# A short run on each kind of scorer, and on all of them at once: docs/results/signals.md
+POLICY ?= ../shared/models/dialogue-7m
+.PHONY: proof-signals
+proof-signals: $(READY)
+	@$(BIN)/python proofs/signals.py $(POLICY) 6

@@ -14,7 +14,7 @@ from small import block
 
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.aggregators import AGGREGATES
-from paretune.config import data_schema, schema
+from paretune.config import data_schema, schema, scorer_schema
 from paretune.config.data_schema import Section
 
 WIDTH = 110
@@ -32,6 +32,15 @@ SECTIONS: Mapping[str, type[Section]] = {
     "sft": data_schema.SftSection,
     "reward": data_schema.RewardSection,
     "head": data_schema.RewardHeadSection,
+    "python": scorer_schema.PythonScorerSection,
+    "length": scorer_schema.LengthRuleSection,
+    "regex": scorer_schema.RegexRuleSection,
+    "json": scorer_schema.JsonRuleSection,
+    "phrases": scorer_schema.PhrasesRuleSection,
+    "repetition": scorer_schema.RepetitionRuleSection,
+    "classifier": scorer_schema.ClassifierScorerSection,
+    "reward_model": scorer_schema.RewardModelScorerSection,
+    "llm_judge": scorer_schema.LlmJudgeScorerSection,
     "objective": schema.ObjectiveSection,
     "thinking": schema.ThinkingSection,
     "training": schema.TrainingSection,
@@ -45,7 +54,7 @@ DESCRIPTIONS = {
     ("recipe", "name"): "Name of the run and of its folder; default: the file name without suffix.",
     ("recipe", "data"): "Below.",
     ("recipe", "policy"): "Below.",
-    ("recipe", "objectives"): "NAME: {...}, each scored by the reward head of its name; below.",
+    ("recipe", "objectives"): "NAME: {...}, each scored by the reward head or the scorer of its name; below.",
     ("recipe", "algorithm"): "{name: ...} and the arguments of that algorithm; below.",
     ("recipe", "aggregate"): "{name: weighted_sum} and the arguments of that aggregator; below.",
     ("recipe", "thinking"): "Below; null: no thinking.",

@@ -131,14 +131,16 @@ def check(
     with _gc_disabled():
         from paretune.config import find_recipe, load_config
         from paretune.experiment.dry_run import check as dry_run
+        from paretune.experiment.output_folder import describe_next
 
-        _echo(dry_run(load_config(find_recipe(recipe), overrides or []), explain=explain))
-        _echo(f"{'next':<12}{shlex.join(['paretune', 'run', recipe, *(overrides or [])])}")
+        config = load_config(find_recipe(recipe), overrides or [])
+        _echo(dry_run(config, explain=explain))
+        _echo(f"{'next':<12}{describe_next(config, ['paretune', 'run', recipe, *(overrides or [])])}")
 
 
 @app.command()
 def explain(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Explain an algorithm part by part, and print it as parts to edit."""
+    """Explain an algorithm, and print it as parts to edit."""
     with _gc_disabled():
         from paretune.config import find_recipe, load_config
         from paretune.experiment.explain import explain as explain_algorithm
@@ -158,6 +160,25 @@ def schema() -> None:
         from paretune.config.schema_export import recipe_schema
 
         print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
+
+
+@app.command()
+def from_trl(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML, JSON or Python file.")],
+    trainer: Annotated[
+        Literal["GRPOConfig", "DPOConfig", "RewardConfig"] | None,
+        typer.Option(help="What the file configures, if it does not say so."),
+    ] = None,
+) -> None:
+    """Convert a TRL configuration into a recipe.
+
+    Prints the recipe; on standard error, what becomes of each field. Python files are read, never run.
+    """
+    from paretune.config.trl.convert import convert_trl_config
+
+    conversion = convert_trl_config(config, trainer)
+    _echo(conversion.text, error=True)
+    _echo(conversion.recipe_yaml)
 
 
 @app.command()

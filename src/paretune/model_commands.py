@@ -209,7 +209,7 @@ def _export(
         check_repo_name(push)
     folder = export(run_dir, output_dir=output, model=model)
     files = folder_files(folder)
-    echo("\n".join(f"{size / 1e6:>12,.3f} MB  {name}" for name, size in files))
+    echo("\n".join(f"{_format_size(size):>12}  {name}" for name, size in files))
     echo(f"model: {folder}")
     if push is None:
         return
@@ -217,6 +217,10 @@ def _export(
         echo("nothing was uploaded")
         return
     echo(f"uploaded: {push_to_hub(folder, push)}")
+
+
+def _format_size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def _require_new(output: Path | None, suffixes: Sequence[str]) -> None:

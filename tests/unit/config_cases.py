@@ -105,6 +105,13 @@ OVER_FILES = [
         'did you mean "safety"?',
     ),
     case(
+        "objectives",
+        "{safety: {}, kind: {}}",
+        "objectives.kind",
+        '"kind" is not in reward.objectives',
+        "fix: add it to reward.objectives and to the labels of reward.ratings; or to scorers",
+    ),
+    case(
         "reward",
         "{objectives: {safety: {}, a: {}}, ratings: {r: {file: r.jsonl, labels: {safety: s}}}}",
         "reward.objectives.a",

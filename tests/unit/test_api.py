@@ -1,7 +1,6 @@
 """The public API on tiny models: scores, alignment, evaluation, reward models, and what it refuses."""
 
 import json
-import math
 
 import pyarrow as pa
 import pytest
@@ -110,6 +109,7 @@ def test_classifier_and_reward_model_by_their_settings(tmp_path):
     assert loaded.score([ROW]).to_pylist()[0]["helpful"] == pytest.approx(table["first"][0].as_py())
 
 
+STORED = pt.algorithms.dpo(EQUAL, response_source="stored")
 REFUSED = {
     "one string as prompts": (
         lambda folder: pt.sample(policy(), "hello"), DataError, "prompts are one string.*fix: pass a list"),
@@ -120,10 +120,12 @@ REFUSED = {
     "an empty prompt": (
         lambda folder: pt.sample(policy(), ["hello", " "]), DataError, "prompts:1: prompt: empty"),
     "a row without prompt": (
-        lambda folder: pt.sample(policy(), [{"question": "hi"}]), DataError, "prompts:0: prompt: no such column.*rename"),
+        lambda folder: pt.sample(policy(), [{"question": "hi"}]), DataError,
+        "prompts:0: prompt: no such column.*rename"),
     "no rows": (lambda folder: pt.score(brief, []), DataError, "rows: there are no rows"),
     "a row without response": (
-        lambda folder: pt.score(brief, [{"prompt": "hi"}]), DataError, "rows:0: response: no such column.*rename"),
+        lambda folder: pt.score(brief, [{"prompt": "hi"}]), DataError,
+        "rows:0: response: no such column.*rename"),
     "a row that is text": (lambda folder: pt.score(brief, ["hi"]), DataError, "rows:0: a str, not a row"),
     "one row": (lambda folder: pt.score(brief, ROW), DataError, "rows are one dict; fix: pass a list"),
     "an empty file": (
@@ -140,7 +142,7 @@ REFUSED = {
         '"brief" is scored by brief and by'),
     "a lambda": (lambda folder: pt.score(lambda completions: [1], [ROW]), ConfigError, "has no name; fix"),
     "a function of something else": (
-        lambda folder: pt.score(math.hypot, [ROW]), ConfigError, "scorer hypot"),
+        lambda folder: pt.score(round, [ROW]), ConfigError, "scorer round"),
     "a column that is not there": (
         lambda folder: pt.score(correct, [{"prompt": "a", "response": "b"}]), ConfigError,
         "scorer correct: the function needs answer"),
@@ -154,22 +156,26 @@ REFUSED = {
         lambda folder: pt.scorers.rule("length", maximum=3), ConfigError,
         "scorer length: maximum: unknown key"),
     "an unknown rule": (
-        lambda folder: pt.scorers.rule("size"), ConfigError, "rule: size is none of"),
+        lambda folder: pt.scorers.rule("size"), ConfigError, 'scorer size: rule: "size" is none of'),
     "a wrong value": (
         lambda folder: pt.scorers.classifier("x", label="a", output="prob"), ConfigError,
-        "output: prob is none of"),
+        'output: "prob" is none of'),
     "an unknown recipe": (lambda folder: pt.load_recipe("dmeo"), ConfigError, "dmeo"),
     "a wrong override": (lambda folder: pt.load_recipe("demo", {"run.stpes": 1}), ConfigError, "run.stpes"),
     "no judge": (
         lambda folder: pt.evaluate(policy(), policy(), judges=[], prompts=PROMPTS), WiringError,
         "judges is empty"),
     "stored responses": (
-        lambda folder: aligned(folder / "r", algorithm=pt.algorithms.dpo(EQUAL)), WiringError, "needs stored data; fix: write a recipe"),
+        lambda folder: aligned(folder / "r", algorithm=STORED), WiringError,
+        "needs stored data; fix: write a recipe"),
     "no gradient": (
-        lambda folder: aligned(folder / "r", algorithm=pt.algorithms.essa(EQUAL)), WiringError, "cannot be used without a recipe"),
+        lambda folder: aligned(folder / "r", algorithm=pt.algorithms.essa(EQUAL)), WiringError,
+        "cannot be used without a recipe"),
+    "a prompt that leaves no room": (
+        lambda folder: aligned(folder / "r", prompts=[*PROMPTS, "x" * 300]), DataError, "too long"),
     "an unknown loss": (
         lambda folder: pt.fit_reward_model(rated(), init_from=policy(), objectives={"polite": "l2"}),
-        ConfigError,         "objectives.polite: 'l2' is none of"),
+        ConfigError, "objectives.polite: 'l2' is none of"),
     "unrated rows": (
         lambda folder: pt.fit_reward_model([ROW], init_from=policy()), DataError,
         "rows:0: scores: no object"),

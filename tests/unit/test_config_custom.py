@@ -1,5 +1,6 @@
 """Algorithms from parts and of one's own in a recipe: what they build, and mistakes at their keys."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from test_algorithms_custom import WITH_PHASES, same_parts
 
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.lookup import find_algorithm
+from paretune.cli import main
 from paretune.config import Config, load_config, resolved_yaml
 from paretune.config.arguments import algorithm_files
 from paretune.config.build import build_spec
@@ -277,3 +279,16 @@ def test_a_part_of_another_kind_is_refused(folder: Path) -> None:
     part = {"type": "python", "function": "own.py:method", "arguments": {"rounds": 1}}
     with pytest.raises(WiringError, match="returns a AlgorithmSpec, and must return a CreditStep"):
         ALGORITHMS["custom"]({"safety": 1.0}, credit=[part])
+
+
+def test_the_commands_print_the_parts_and_the_schema(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load("{name: rloo}")
+    for command in (["explain", "r.yaml"], ["schema"]):
+        with pytest.raises(SystemExit) as caught:
+            main(command)
+        assert caught.value.code == 0
+    explained, brace, schema = capsys.readouterr().out.partition("\n{\n")
+    assert explained == explain(config)
+    assert "custom" in json.loads(brace + schema)["$defs"]["algorithm_custom"]["title"]

@@ -259,6 +259,8 @@ def test_what_the_recipe_lacks_is_told(tmp_path):
             "a.yaml:2: loss_type: is 'ppo', and must be one of dapo",
         ),
         ("a.yaml", "epsilon: 0.1\nscale_rewards: all\n", "a.yaml:2: scale_rewards: is 'all', and must be"),
+        ("a.yaml", "epsilon: 0.1\nbf16: maybe\n", "a.yaml:2: bf16: is 'maybe', and must be true or false"),
+        ("a.yaml", "epsilon: 0.1\nmax_steps: .inf\n", "a.yaml:2: max_steps: is inf, and must be a number"),
         ("a.json", '{"epsilon": 0.1,\n', "a.json:2:1: is not JSON"),
         ("a.py", "GRPOConfig(", "a.py:1: is not Python source"),
         ("a.py", "x = 1\n", "a.py:1: calls none of GRPOConfig, DPOConfig, RewardConfig"),

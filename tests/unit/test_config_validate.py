@@ -3,7 +3,7 @@
 import pytest
 
 from paretune.config import find_recipe, load_config
-from paretune.config.validate import misspelled_category
+from paretune.config.issues import misspelled_category
 from paretune.core.errors import ConfigError
 from shared import shared
 

@@ -59,8 +59,8 @@ def test_lists_as_python_and_numpy_write_them_are_votes(read, cell, votes):
     ("cells", "message"),
     [
         (["1_000", "3"], 'r.csv:2: safe: "1_000" is not a number'),
-        (["80%", "4/5"], 'such as 0.8 for "80%"'),
-        (["3.5 / 5"], 'such as 0.7 for "3.5 / 5"'),
+        (["80%", "4/5"], 'r.csv:2: safe: "80%" is a percentage; fix: write all labels of the column'),
+        (["3.5 / 5"], '"3.5 / 5" is a fraction; fix: write all labels of the column as numbers'),
         (["TRUE", "3"], "r.csv:2: safe: 1 value is true or false, and others are numbers, such as 3"),
         (["[redacted]"], 'r.csv:2: safe: "[redacted]" is not a number'),
         (["", "NA"], 'labels.safe: every cell of safe is empty, or "not rated" (1 of them)'),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from paretune.data.loader import collate, prompt_key, split_by_prompt
+from paretune.data.loader import collate, hold_out_prompts, prompt_key, split_by_prompt
 from paretune.data.records import Demonstration, Message, PreferencePair, Prompt, Rating
 
 
@@ -46,25 +46,46 @@ def test_split_keeps_all_records_of_a_prompt_together():
     train, test = split_by_prompt(records, 0.3, seed=4)
     assert len(train) + len(test) == 500
     assert not {prompt_key(r) for r in train} & {prompt_key(r) for r in test}
-    assert 5 <= len({prompt_key(r) for r in test}) <= 25
+    assert len({prompt_key(r) for r in test}) == 15
     assert [r.response for r in test] == sorted((r.response for r in test), key=lambda text: int(text[1:]))
 
 
-def test_split_of_a_prompt_is_the_same_in_every_file():
+def test_split_of_a_prompt_depends_on_its_text_alone():
     ratings = [Rating(prompt=prompt_of(f"How do I do {i}?"), response="r", labels={}) for i in range(200)]
     others = [Demonstration(prompt=prompt_of(f"  how do I do {i} "), response="other") for i in range(200)]
-    sides = [split_by_prompt(records, 0.5, seed=0)[1] for records in (ratings, others[:150])]
-    first = {prompt_key(record) for record in sides[0]}
-    second = {prompt_key(record) for record in sides[1]}
-    assert second == {key for key in first if int(key.split()[-1]) < 150}
-    assert split_by_prompt(ratings, 0.5, seed=1)[1] != sides[0]
+    first, second, fewer = (
+        {prompt_key(record) for record in split_by_prompt(records, 0.5, seed=0)[1]}
+        for records in (ratings, others[::-1], others[:150])
+    )
+    assert first == second
+    # Of fewer prompts the same ones come first; the border moves by as many as the fraction is off.
+    assert len(fewer - first) + len(first - fewer - {f"how do i do {i}" for i in range(150, 200)}) < 10
+    assert split_by_prompt(ratings, 0.5, seed=1)[1] != split_by_prompt(ratings, 0.5, seed=0)[1]
 
 
-def test_test_fraction_is_approximate_and_exact_at_its_ends():
-    prompts = [prompt_of(str(i)) for i in range(2000)]
-    assert split_by_prompt(prompts, 0.0, seed=0) == (prompts, [])
-    assert split_by_prompt(prompts, 1.0, seed=0) == ([], prompts)
-    assert abs(len(split_by_prompt(prompts, 0.1, seed=0)[1]) - 200) < 45
+@pytest.mark.parametrize(
+    ("num_prompts", "fraction", "held_out"),
+    [
+        (2000, 0.1, 200), (60, 0.1, 6), (20, 0.1, 2), (2, 0.1, 1), (3, 0.01, 1), (2, 0.99, 1), (1, 0.1, 0),
+        (9, 0.0, 0), (9, 1.0, 9), (0, 0.5, 0), (33, 0.2, 7),
+    ],
+)  # fmt: skip
+def test_a_split_holds_out_the_exact_fraction_of_the_prompts(num_prompts, fraction, held_out):
+    prompts = [prompt_of(str(i // 3)) for i in range(3 * num_prompts)]
+    for seed in range(3):
+        train, test = split_by_prompt(prompts, fraction, seed=seed)
+        assert len({prompt_key(prompt) for prompt in test}) == held_out
+        assert len(train) + len(test) == 3 * num_prompts
+
+
+def test_a_prompt_held_out_of_one_pool_is_held_out_of_all():
+    pools = {"a": [prompt_of(str(i)) for i in range(20)], "b": [prompt_of(str(i)) for i in range(10, 40)]}
+    train, test = hold_out_prompts(pools, 0.1, seed=0)
+    assert 3 <= len(test) <= 5
+    assert {p.messages for p in test}.isdisjoint(p.messages for pool in train.values() for p in pool)
+    assert {p.messages for pool in train.values() for p in pool} | {p.messages for p in test} == {
+        prompt_of(str(i)).messages for i in range(40)
+    }
 
 
 def test_prompt_key_ignores_case_space_and_punctuation():

@@ -4,7 +4,7 @@ import pytest
 
 from paretune.core.errors import DataError
 from paretune.data.chat import encode_row, encode_rows, render_prompt
-from paretune.data.chat_checks import check_template
+from paretune.data.chat_checks import check_prompt, check_template, template_warnings
 from paretune.data.chat_template import ChatTemplateError, chat_template_of
 from support.chat_tokenizers import CHATML, DATED, STRICT, TEMPLATES, byte_tokenizer, prompt
 
@@ -46,6 +46,112 @@ def test_templates_that_refuse_or_need_a_system_turn_pass() -> None:
 )
 def test_a_template_that_loses_texts_is_refused(content: str, problem: str) -> None:
     assert problem in problem_of(TURN.replace("CONTENT", content))
+
+
+@pytest.mark.parametrize(
+    ("content", "change"),
+    [
+        ("m.content | lower", '"Ab <b>Cd" becomes "ab <b>cd"'),
+        ("m.content.split('\n')[0]", '"<|im_end"'),
+        ("m.content.split('###')[0]", '"<|im_end"'),
+        ("m.content | replace('\n', ' ')", "assistant"),
+        ("m.content | escape", '"&lt;b&gt"'),
+        ("m.content | striptags", "after 7 characters"),
+        ("m.content | tojson", "becomes"),
+        ("m.content | indent(4)", "after 39 characters"),
+        ("m.content | title", "becomes"),
+        ("m.content.encode('ascii', 'ignore').decode()", "becomes"),
+    ],
+)
+def test_a_template_that_changes_texts_by_their_content_is_refused(content: str, change: str) -> None:
+    if change == "assistant":
+        content = f"({content}) if m.role == 'assistant' else m.content"
+    problem = problem_of(TURN.replace("CONTENT", content))
+    assert "cuts or changes the text of" in problem
+    assert change in problem
+
+
+BY_ROLE = (
+    "{% for role, turns in messages | groupby('role') %}{% for m in turns %}{{ role }}\n{{ m.content }}"
+    "<|im_end|>{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (CHATML.replace("in messages", "in messages | reverse"), "before turns that precede them"),
+        (CHATML.replace("in messages", "in messages | sort(attribute='content')"), "before turns that"),
+        (CHATML.replace("in messages", "in messages[1:] + messages[:1]"), "before turns that precede them"),
+        (BY_ROLE, "writes assistant turns before turns that precede them"),
+        (
+            CHATML.replace("in messages", "in messages | unique(attribute='content')"),
+            "an earlier turn has too",
+        ),
+        (CHATML + "{{ messages[-1].content }}", "writes the text of user turns more than once"),
+        (
+            CHATML.replace("<|im_end|>", "{{ '<|im_end|>' if loop.index < 4 else '<s>' }}"),
+            'writes "<|im_end|>\\n" after the answer to a first question, and "<s>\\n" after a later',
+        ),
+    ],
+)
+def test_a_template_that_reorders_or_repeats_turns_is_refused(source: str, problem: str) -> None:
+    assert problem in problem_of(source)
+
+
+def test_a_turn_that_is_lost_among_these_roles_is_refused() -> None:
+    """Not in the conversations that every template is tried with."""
+    repeats = CHATML.replace("in messages", "in messages | unique(attribute='content')")
+    again = prompt(("user", "Hi"), ("assistant", "Yes."), ("user", "Hi"))
+    other = prompt(("user", "Hi"), ("assistant", "Yes."), ("user", "Why?"))
+    tokenizer = byte_tokenizer(repeats)
+    check_prompt(tokenizer, other)
+    with pytest.raises(ChatTemplateError, match="leaves out this turn of the role user") as caught:
+        check_prompt(tokenizer, again)
+    assert caught.value.key == "prompt[2]"
+    twice = byte_tokenizer("{{ messages[0].content }}" + CHATML)
+    with pytest.raises(ChatTemplateError, match="writes the text of user turns more than once; fix: correct"):
+        check_prompt(twice, other)
+
+
+def test_an_answer_that_ends_otherwise_is_refused() -> None:
+    tokenizer = byte_tokenizer(
+        CHATML.replace("<|im_end|>", "{{ '<|im_end|>' if loop.index < 3 else '<s>' }}")
+    )
+    later = prompt(("user", "Hi"), ("assistant", "Yes."), ("user", "Why?"))
+    with pytest.raises(ChatTemplateError, match="ends this answer otherwise than others"):
+        encode_row(tokenizer, later, "So.", eos_id=2)
+    assert encode_row(tokenizer, prompt(("user", "Hi")), "So.", eos_id=2).response_ids.count(2) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "warning"),
+    [
+        (
+            "<|im_start|>assistant\n",
+            "<|im_start|>bot\n",
+            'with "<|im_start|>bot\\n", and writes "<|im_start|>as',
+        ),
+        ("add_generation_prompt", "false", 'with nothing, and writes "<|im_start|>assistant\\n" before'),
+        (
+            "{{ m['role'] }}",
+            "{{ m['role'] }} {{ m['content'] | length }}",
+            'writes "<|im_start|>assistant 3\\n"',
+        ),
+        ("m['content']", "m['content'] | replace('\n\n', '\n')", "removes blank lines from the answers"),
+    ],
+)
+def test_a_template_that_asks_for_other_answers_than_it_writes_is_told(
+    old: str, new: str, warning: str
+) -> None:
+    (line,) = template_warnings(byte_tokenizer(CHATML.replace(old, new)))
+    assert warning in line
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_sound_templates_have_no_warnings(name: str) -> None:
+    assert list(template_warnings(byte_tokenizer(TEMPLATES[name]))) == []
+    assert list(template_warnings(byte_tokenizer(None))) == []
 
 
 @pytest.mark.parametrize(
@@ -131,6 +237,10 @@ def test_rows_that_share_a_prompt_equal_rows_on_their_own(name: str) -> None:
         "m.content.replace('nine', 'ten')",
         "m.content.split(' ')[0]",
         "'no' if 'Night' in m.content else m.content",
+        "(m.content | length) ~ ' ' ~ m.content",
+        "m.content | lower",
+        "m.content | capitalize",
+        "('long ' if m.content | length > 8 else '') ~ m.content",
     ],
 )
 def test_answers_that_a_template_changes_are_rendered_each(content: str) -> None:

@@ -47,9 +47,7 @@ def test_levels_are_checked_in_the_recipe(head: str, problem: str) -> None:
 
 def test_the_built_in_world_has_no_levels() -> None:
     lines = error_lines(WORLD | {"reward": "{objectives: {safety: {loss: ordinal}}}"})
-    expected = (
-        "reward.objectives.safety.loss: ordinal needs ratings on levels, and the built-in world has means"
-    )
+    expected = "reward.objectives.safety.loss: ordinal needs ratings on levels, and the built-in world has"
     assert expected in lines[0]
 
 
@@ -82,6 +80,12 @@ def rows(labels: list[float | list[float]]) -> list[Rating]:
     ]
 
 
+def _summary(num_responses: int, num_votes: int) -> LabelSummary:
+    return LabelSummary(
+        num_responses=num_responses, num_votes=num_votes, num_raters=2, num_missing=0, agreement=0.5
+    )
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -89,10 +93,10 @@ def rows(labels: list[float | list[float]]) -> list[Rating]:
         Case([[1, 2], [3, 3]], [[1, 2], 3], raters="separate"),
         Case([1, 2], [2], '{"levels": [1, 2, 3]}'),
         Case([1, 2, 3], [4], problem="objectives.a: ordinal: 4 is none of the levels 1, 2, 3; fix: name all"),
-        Case([1, 2, 4], [3], problem="objectives.a: ordinal: 3 is none of the levels 1, 2, 4; fix: give the"),
-        Case([[1, 2], 3], [3], problem="ratings.r.raters: a is ordinal, and the mean of several votes need not"),
+        Case([1, 2, 4], [3], problem="objectives.a: ordinal: 3 is none of the levels 1, 2, 4; fix: name all"),
+        Case([[1, 2], 3], [3], problem="ratings.r.raters: a is ordinal, and the mean of several"),
         Case([[1, 2], 3], [3], raters="median", problem="and the median of several votes need not"),
-        Case([1, 2.5], [1], '{"levels": [1, 2, 3]}', problem="objectives.a: ordinal: 2.5 is none of the levels"),
+        Case([1, 2.5], [1], '{"levels": [1, 2, 3]}', problem="objectives.a: ordinal: 2.5 is none of"),
         Case([x / 7 for x in range(21)], [0], problem="objectives.a: ordinal: 21 levels"),
     ],
     ids=lambda case: case.problem or str(case.train),
@@ -100,7 +104,7 @@ def rows(labels: list[float | list[float]]) -> list[Rating]:
 def test_labels_that_are_no_levels_are_refused_at_the_door(case: Case) -> None:
     train, test = rows(case.train), rows(case.test)
     num_votes = sum(len(y) if isinstance(y, list) else 1 for y in case.train)
-    summary = ReadSummary(labels={"a": LabelSummary(len(train), num_votes, 2, 0, 0.5)})
+    summary = ReadSummary(labels={"a": _summary(len(train), num_votes)})
     if case.raters == "separate":
         train = list(separate_votes(train))
     data = RewardData(train=train, test=test)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from smallfiles import describe_model
 from transformers import AutoConfig
 
-from paretune.core.errors import DataError
+from paretune.core.errors import DataError, first_line
 from paretune.models.load import (
     ModelSpec,
     load_model_config,
@@ -19,7 +19,7 @@ from paretune.models.load import (
 )
 from paretune.models.loading_report import incompleteness, loading_report
 from paretune.models.lora import shared_network
-from paretune.models.weight_files import require_safetensors, stored_shapes
+from paretune.models.weight_files import require_full_precision, require_safetensors, stored_shapes
 from support.families import FAMILIES
 from support.tiny_models import tiny_config, tiny_model
 
@@ -158,6 +158,60 @@ def test_files_that_are_torn_missing_or_misnamed(name, expected):
 def test_files_that_transformers_does_not_read_are_not_looked_at():
     save_file({"layers.0.w": torch.ones(1)}, "model/consolidated.safetensors")
     assert problem() == ""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        (torch.int8, "I8"),
+        (torch.uint8, "U8"),
+        (torch.bool, "BOOL"),
+        (torch.float8_e4m3fn, "F8_E4M3"),
+        (torch.int64, "I64"),
+    ],
+)
+def test_packed_weights_need_a_quantization_config(dtype, name):
+    def pack(weights):
+        first = min(name for name in weights if name.endswith("weight"))
+        weights[first] = torch.zeros(weights[first].shape, dtype=dtype)
+
+    change_weights(pack)
+    with pytest.raises(DataError, match=f"weight is stored as {name}, and config.json has no quantization"):
+        load_policy(ModelSpec(path="model"))
+
+
+def test_weights_of_16_bits_and_integer_buffers_pass():
+    def change(weights):
+        halves = {name: weight.half() for name, weight in weights.items()}
+        weights.update(halves | {"h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8)})
+
+    change_weights(change)
+    require_full_precision("model")
+    require_full_precision("owner/name")
+
+
+def test_an_adapter_and_a_wrong_configuration_say_what_they_are():
+    edit("model/config.json", hidden_size="wide")
+    with pytest.raises(DataError, match=r"cannot load the model configuration .*hidden_size.*\)$") as caught:
+        load_model_config("model")
+    assert "\n" not in str(caught.value)
+    Path("model/config.json").rename("model/adapter_config.json")
+    with pytest.raises(DataError, match="model: this is a LoRA adapter, .*; fix: merge it into its base"):
+        load_model_config("model")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Class validation error for validator 'v':\n    ValueError: odd", "validator 'v': ValueError: odd"),
+        ("a:\n\n b\nc", "a: b"),
+        ("a:", "a:"),
+        ("a\nb", "a"),
+        ("", "ValueError"),
+    ],
+)
+def test_a_line_that_announces_a_reason_is_shown_with_it(text, expected):
+    assert first_line(ValueError(text)).endswith(expected)
 
 
 @pytest.mark.parametrize("length", [0, -1, 10**15])

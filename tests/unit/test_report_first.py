@@ -9,10 +9,11 @@ from paretune.evaluate.warnings import evaluation_warnings
 from paretune.experiment.estimates import Estimate, describe_estimate
 from paretune.experiment.run_description import summarize_exclusions
 from paretune.report.charts import objective_curves
+from paretune.report.formatting import NO_JUDGE
 from paretune.report.reward_model import head_warnings
-from paretune.report.run_page import read_model_reports, write_report
+from paretune.report.run_page import read_model_reports, with_event_warnings, write_report
 from paretune.report.tables import summary_table
-from paretune.run.folder import read_json
+from paretune.run.folder import NEGATIVE_SHARE_EVENT, Run, read_json
 from support.fake_run import fake_evaluation, make_run
 
 CONSTANT, LINEAR = {"constant": False, "ridge": True}, {"constant": True, "ridge": False}
@@ -55,6 +56,28 @@ def test_weak_heads_of_reward_and_judge_stand_at_the_top_of_the_page(tmp_path):
     assert [warning.split(":")[0] for warning in warnings] == ["Reward model", "Judge"]
     html = write_report(folder).read_text()
     assert all(0 < html.index(warning) < html.index('class="verdicts"') for warning in warnings)
+
+
+def test_warnings_of_the_training_close_the_terminal_and_the_page(tmp_path):
+    folder = make_run(tmp_path / "r", prompts=60, steps=2)
+    text = "safety: the reward lowers this objective (step 4); fix: raise its weight if it must not fall"
+    for _ in range(2):
+        Run(folder).log_event(NEGATIVE_SHARE_EVENT, text)
+    results = with_event_warnings(read_json(folder / "eval" / "final" / "eval.json"), folder)
+    assert summary_table(results).split("\n")[-1] == f"⚠ {text}"
+    html = write_report(folder).read_text()
+    assert 0 < html.index("<b>Warnings</b>") < html.index(text) < html.index("Before and after")
+
+
+def test_an_objective_without_a_judge_says_so(tmp_path):
+    folder = make_run(tmp_path / "r", prompts=60, steps=2)
+    path = folder / "eval" / "final" / "eval.json"
+    results = read_json(path)
+    results["objectives"]["safety"] |= {"verdict": "not measured", "judge": NO_JUDGE}
+    path.write_text(json.dumps(results))
+    assert "○ not measured (no judge)" in summary_table(results)
+    html = write_report(folder).read_text()
+    assert '<div class="why">no judge</div>' in html
 
 
 def test_a_truncation_warning_says_what_to_raise():

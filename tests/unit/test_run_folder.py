@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,8 @@ from paretune.core.errors import (
     RunInterrupted,
     WiringError,
 )
-from paretune.run.compat import RESOLVED_CONFIG_FILE
+from paretune.evaluate.warnings import event_warnings
+from paretune.run.compat import RESOLVED_CONFIG_FILE, check_resumable
 from paretune.run.folder import (
     METRICS,
     Run,
@@ -187,7 +187,7 @@ def test_a_judge_may_change_as_long_as_nothing_was_judged(tmp_path):
     [
         (
             {"judge": "b"},
-            r"judge: this run was evaluated .*\(judge.path is a there, b here\); fix: remove .*eval",
+            r"judge: this run was evaluated .*\(judge.path is a there, b here\); fix: rename .*eval to .*-1,",
         ),
         ({"model": "2"}, r"judge: this run was evaluated .*\(the files of judge changed\)"),
         ({"evaluate": "b"}, r"evaluate: this run .*\(evaluate.temperature is a there, b here\)"),
@@ -202,8 +202,46 @@ def test_a_judge_of_judgments_may_not_change(tmp_path, change, message):
         evaluated(folder, **change)
     assert "\n" not in str(raised.value)
     assert (folder / "judge").exists()
-    shutil.rmtree(folder / "eval")
+    (folder / "eval").rename(folder / "eval-1")
     evaluated(folder, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "how"), [({"judge": "b"}, "by another judge"), ({"evaluate": "b"}, "with other settings")]
+)
+def test_an_earlier_evaluation_is_told_of(tmp_path, change, how):
+    folder = evaluated(tmp_path / "r")
+    run = Run(folder)
+    run.update_state(judged=True)
+    evaluated(folder)
+    assert not [e for e in read_jsonl(folder / "events.jsonl") if e["type"] != "resumed"]
+    evaluated(folder, **change)
+    (event,) = [e for e in read_jsonl(folder / "events.jsonl") if e["type"] != "resumed"]
+    assert event["text"].startswith(f"Judged again: an earlier evaluation of this policy {how}")
+    assert event_warnings([event, event, {"type": "resumed", "text": "attempt 2"}]) == [event["text"]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ({"a": 1}, {"a": 2}, "a is 1 there, 2 here"),
+        ({}, {"a": {"loss": "mse"}}, "a (added)"),
+        ({"a": {"loss": "mse"}}, {}, "a (removed)"),
+        ({"a": "x" * 31}, {"a": "y"}, "a (changed)"),
+        (
+            {"d": 1},
+            {"n": None, "a": 1, "b": "x", "c": [2], "d": 2},
+            "a (added); b (added); c (added) and 2 more",
+        ),
+    ],
+)
+def test_differences_name_keys_and_only_short_values(tmp_path, old, new, expected):
+    (tmp_path / "config").mkdir()
+    (tmp_path / RESOLVED_CONFIG_FILE).write_text(json.dumps(old))
+    write_atomic(tmp_path / "run.json", json.dumps({"config_hash": "one", "status": "done"}))
+    with pytest.raises(ConfigError) as caught:
+        check_resumable(tmp_path, "two", json.dumps(new))
+    assert f"holds another run ({expected}); fix: " in str(caught.value)
 
 
 def test_incomplete_last_line_is_ignored_and_removed_on_resume(tmp_path):
@@ -352,7 +390,7 @@ def test_error_for_another_run_names_the_keys_that_differ(tmp_path):
     assert str(caught.value) == (
         f"{tmp_path / 'r'}: run.output_dir: holds another run (run.max_steps is 60 there, 80 here; "
         "training.learning_rate is 1e-05 there, 2e-05 here); "
-        "fix: choose another run.output_dir, or remove this one"
+        f"fix: write run.output_dir={tmp_path / 'r-2'}, or remove this one"
     )
     many = recipe(
         "max_steps: 80",

@@ -54,6 +54,24 @@ def test_interrupt_of_a_loop_is_raised_through():
         loop()
 
 
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (signal.SIGINT, "stopping after this step; press Ctrl-C again to stop at once\n"),
+        (signal.SIGTERM, "stopping after this step\n"),
+    ],
+)
+def test_request_is_answered_at_once_and_once(number, text, capfd):
+    with StopRequest() as outer:
+        with StopRequest():
+            send(number)
+            assert capfd.readouterr().err == text
+            send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert outer.requested
+    assert capfd.readouterr() == ("", "")
+
+
 def test_second_interrupt_does_not_wait():
     with StopRequest():
         send(signal.SIGINT)

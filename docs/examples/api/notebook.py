@@ -1,4 +1,4 @@
-"""From prompts to a Pareto front without a recipe: functions and a classifier as rewards, GRPO, evaluation."""
+"""From prompts to a Pareto front without a recipe: two functions and a classifier as rewards, and GRPO."""
 
 import tempfile
 from pathlib import Path
@@ -34,8 +34,8 @@ for weight in (0.2, 0.8):
         prompts=prompts[:16],
         algorithm=algorithm,
         output_dir=folder / f"vowels-{weight}",
-        max_steps=3,
-        prompts_per_step=4,
+        max_steps=2,
+        prompts_per_step=2,
         learning_rate=3e-3,
     )
     evaluation = pt.evaluate(

@@ -8,7 +8,7 @@ from paretune.algorithms.parts import (
     CREDIT,
     LOSS,
     MODEL_PASS,
-    OWN_PART,
+    USER_PART,
     PartError,
     Parts,
     build_parts,
@@ -103,7 +103,7 @@ def _check_constraints(constraints: Sequence[Constraint], steps: Parts) -> None:
     takes_them = any(
         isinstance(step, Mapping)
         and "constraints" not in step
-        and step.get("type") in (Lagrangian.__name__, OWN_PART)
+        and step.get("type") in (Lagrangian.__name__, USER_PART)
         for step in steps
     )
     if constraints and not takes_them:

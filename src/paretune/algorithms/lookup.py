@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.aggregators import AGGREGATES
-from paretune.algorithms.own import is_own, own_function
+from paretune.algorithms.user_functions import is_user_function, user_function
 from paretune.credit.base import CreditStep
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.evolution.spec import EvolutionSpec
@@ -18,7 +18,9 @@ def find_algorithm(name: str) -> Callable[..., AlgorithmSpec | EvolutionSpec]:
         ConfigError: There is no such function, or its signature is another one.
     """
     return (
-        own_function(name, ("weights",), (AlgorithmSpec, EvolutionSpec)) if is_own(name) else ALGORITHMS[name]
+        user_function(name, ("weights",), (AlgorithmSpec, EvolutionSpec))
+        if is_user_function(name)
+        else ALGORITHMS[name]
     )
 
 
@@ -29,4 +31,8 @@ def find_aggregate(name: str) -> Callable[..., CreditStep]:
         KeyError: There is no shipped aggregator of this name.
         ConfigError: There is no such function, or its signature is another one.
     """
-    return own_function(name, ("weights", "constraints"), (CreditStep,)) if is_own(name) else AGGREGATES[name]
+    return (
+        user_function(name, ("weights", "constraints"), (CreditStep,))
+        if is_user_function(name)
+        else AGGREGATES[name]
+    )

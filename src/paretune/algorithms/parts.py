@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, create_model
 
 from paretune.algorithms.docstrings import field_descriptions, summary
-from paretune.algorithms.own import own_part
+from paretune.algorithms.user_functions import user_part
 from paretune.core.errors import ParetuneError, WiringError
 from paretune.credit.aggregation import (
     Gate,
@@ -142,7 +142,7 @@ NESTED_PARTS: tuple[type, ...] = (Constraint,)
 """Dataclasses that are values of fields of parts."""
 HIDDEN_FIELDS: Mapping[type, tuple[str, ...]] = {Dpo: ("margin",)}
 """Fields that need models of an earlier phase, which a custom algorithm has none of."""
-OWN_PART = "python"
+USER_PART = "python"
 """The `type` of a part of one's own."""
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -157,7 +157,7 @@ class PartError(WiringError):
         self.path = path
 
 
-class OwnPart(BaseModel):
+class UserPart(BaseModel):
     """A part of one's own: what a class, or a function, makes of the arguments."""
 
     model_config = _STRICT
@@ -176,8 +176,8 @@ def _union(classes: Sequence[type], own: bool = False, **extra_fields: Any) -> A
     """The type of "one of these parts", told apart by `type`."""
     models = [_part_model(part, **extra_fields) for part in classes]
     if own:
-        named: Any = OwnPart
-        models += [create_model("OwnPart", __base__=named, **extra_fields) if extra_fields else named]
+        named: Any = UserPart
+        models += [create_model("UserPart", __base__=named, **extra_fields) if extra_fields else named]
     return Annotated[Union[tuple(models)], Field(discriminator="type")]  # noqa: UP007  # built at run time
 
 
@@ -249,12 +249,10 @@ def _list_type(schema: PartsSchema) -> Any:
     return list[part]  # type: ignore[valid-type]  # built at run time
 
 
-def value_type(annotation: Any) -> Any:
+def value_type(hint: Any) -> Any:
     """The type that pydantic checks a recipe's value of an argument with."""
-    schema = next(
-        (each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, PartsSchema)), None
-    )
-    return annotation if schema is None else schema.list_type
+    schema = next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, PartsSchema)), None)
+    return hint if schema is None else schema.list_type
 
 
 CREDIT = PartsSchema(CreditStep, CREDIT_STEPS)
@@ -298,8 +296,8 @@ def _build(value: Any, defaults: Mapping[str, Any], kind: type) -> Any:
         return value
     values = {name: _build(getattr(value, name), defaults, kind) for name in type(value).model_fields}
     name, coefficient = values.pop("type", ""), values.pop("coefficient", None)
-    if name == OWN_PART:
-        built = own_part(values["function"], values["arguments"], defaults, kind)
+    if name == USER_PART:
+        built = user_part(values["function"], values["arguments"], defaults, kind)
     else:
         values |= {key: defaults[key] for key in OBJECTIVE_FIELDS if key in values and values[key] is None}
         built = _PARTS.get(name, Constraint)(**values)

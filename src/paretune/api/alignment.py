@@ -29,7 +29,7 @@ from paretune.rl.context import TrainingContext
 from paretune.rl.loop import TrainStepCallback, train
 from paretune.rl.validate import check_spec
 from paretune.rollout.probe import probe_sampler
-from paretune.rollout.sampler import LocalSampler
+from paretune.rollout.sampler import LocalSampler, encode_prompts
 from paretune.run.folder import Run
 from paretune.training.optimizer import OptimizerConfig
 
@@ -131,6 +131,7 @@ def _align(
     objectives = tuple(name for scorer in rewards for name in scorer.names)
     spec = inputs.algorithm or grpo(dict.fromkeys(objectives, 1.0))
     critic = _critic(spec, objectives, source, settings)
+    encode_prompts(model, inputs.prompts, max_new_tokens=spec.rollout.max_new_tokens or 0)  # all have room
     probe_sampler(model)
     limit = settings.max_tokens_per_pass
     context = TrainingContext(

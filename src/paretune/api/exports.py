@@ -123,6 +123,7 @@ def push_to_hub(folder: Path, name: str, *, make_client: Callable[[], Any] | Non
         problem = f"{constants.ENDPOINT} does not answer"
         raise ResourceError(f"{name}: {problem}; fix: check the network; the model is in {folder}")
     client = (make_client or HfApi)()
+    network_errors = _network_errors()
     try:
         client.create_repo(repo_id=name, private=True, exist_ok=True)
         client.upload_folder(repo_id=name, folder_path=str(folder), commit_message="Upload by paretune")
@@ -136,15 +137,15 @@ def push_to_hub(folder: Path, name: str, *, make_client: Callable[[], Any] | Non
                 f"{name}: {problem}; fix: hf auth login, with a token that may write there"
             ) from error
         raise ResourceError(f"{name}: the hub answers with error {status}; fix: try again later") from error
-    except (OSError, *_network_errors()) as error:
+    except network_errors as error:
         problem = f"the upload failed ({first_line(error)})"
         raise ResourceError(f"{name}: {problem}; fix: upload again; the model is in {folder}") from error
     return f"https://huggingface.co/{name}"
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
-    """The errors of the client library of huggingface_hub, which has changed between its versions."""
-    errors = []
+def _network_errors() -> tuple[type[BaseException], ...]:
+    """Errors of connections: the client library of huggingface_hub has changed between its versions."""
+    errors: list[type[BaseException]] = [OSError]
     for library in ("httpx2", "httpx"):
         try:
             errors.append(import_module(library).HTTPError)

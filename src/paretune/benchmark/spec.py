@@ -30,7 +30,7 @@ from paretune.core.errors import ConfigError, format_issue, join_issues
 if TYPE_CHECKING:
     from paretune.experiment.resolved import ResolvedRun
 
-RECIPE_KEYS = {"extends", "data", "policy", "reward", "objectives", "algorithm"}
+RECIPE_KEYS = {"extends", "data", "policy", "reward", "scorers", "objectives", "algorithm"}
 """Top-level keys of a recipe that a benchmark file does not have."""
 Settings = Mapping[str, Any]
 """Recipe key with dots (a.b) -> value."""

@@ -15,7 +15,7 @@ from paretune.worlds import get_world
 
 RESERVED_NAMES = ("shared", "tuning", "recipes", "logs")
 """Folders of a benchmark beside those of its methods."""
-COMMON_KEYS = ("judge", "evaluate", "data")
+COMMON_KEYS = ("judge", "judges", "evaluate", "data")
 """Keys that `overrides` may set for all methods, but no method for itself."""
 FIXED_KEYS = (
     "name",
@@ -123,11 +123,11 @@ def _tuning_issues(benchmark: BenchmarkConfig, num_trials: int) -> Iterator[Conf
 def judge_selection_issues(config: Config) -> Iterator[ConfigIssue]:
     """Reasons why the judge cannot select trials, as far as they show without loading the judge."""
     path, alternative = ("tuning", "select_by"), "set tuning.select_by: reward"
-    if config.judge is None:
+    if config.judge is None and not config.judges:
         problem = "judge needs a judge that is not the training reward, and the recipe has none"
         yield ConfigIssue(path, problem, fix=f"add a judge to the recipe, or {alternative}")
         return
-    judged = _judged_objectives(config.judge)
+    judged = None if config.judge is None or config.judges else _judged_objectives(config.judge)
     for name, objective in config.objectives.items():
         if judged is not None and objective.weight and (objective.scores_from or name) not in judged:
             problem = f"the judge does not score {short_repr(name)}, which has a weight"

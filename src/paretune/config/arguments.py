@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.aggregators import AGGREGATES
 from paretune.algorithms.lookup import find_aggregate, find_algorithm
-from paretune.algorithms.own import is_own, own_files, own_types, part_arguments
-from paretune.algorithms.parts import OBJECTIVE_FIELDS, OWN_PART, value_type
+from paretune.algorithms.parts import OBJECTIVE_FIELDS, USER_PART, value_type
+from paretune.algorithms.user_functions import is_user_function, part_arguments, user_files, user_types
 from paretune.config.issues import ConfigIssue, closest_match, schema_issues
 from paretune.config.schema import AlgorithmSection, Config
 from paretune.config.yaml import KeyPath, dotted_key, short_repr
@@ -72,16 +72,16 @@ def with_defaults(config: Config) -> Config:
 def algorithm_files(config: Config) -> list[Path]:
     """Source files of one's own that the algorithm and the aggregator rest on, parts included."""
     names = [config.algorithm.name, config.aggregate.name]
-    references = [name for name in names if is_own(name)]
-    references += [part["function"] for _, part in _own_parts(config.algorithm)]
-    return sorted({file for reference in references for file in own_files(reference)})
+    references = [name for name in names if is_user_function(name)]
+    references += [part["function"] for _, part in _user_parts(config.algorithm)]
+    return sorted({file for reference in references for file in user_files(reference)})
 
 
 def registry_issues(config: Config) -> Iterator[ConfigIssue]:
     """Unknown algorithms and aggregators, and invalid arguments."""
     for section_name, registry in REGISTRIES.items():
         section, names = getattr(config, section_name), list(registry)
-        if not is_own(section.name) and section.name not in registry:
+        if not is_user_function(section.name) and section.name not in registry:
             article = "an" if section_name[0] in "aeiou" else "a"
             yield ConfigIssue(
                 (section_name, "name"),
@@ -103,21 +103,21 @@ def registry_issues(config: Config) -> Iterator[ConfigIssue]:
             algorithm_arguments(function),
             argument_types(function),
         )
-    for path, part in _own_parts(config.algorithm):
-        yield from _own_part_issues(path, part)
+    for path, part in _user_parts(config.algorithm):
+        yield from _user_part_issues(path, part)
 
 
-def _own_parts(section: AlgorithmSection) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+def _user_parts(section: AlgorithmSection) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
     """The valid parts of one's own in the arguments of a custom algorithm, each with its path."""
     for key, value in section.arguments.items():
         for index, part in enumerate(value if isinstance(value, list | tuple) else ()):
-            if isinstance(part, Mapping) and part.get("type") == OWN_PART:
+            if isinstance(part, Mapping) and part.get("type") == USER_PART:
                 arguments = part.get("arguments", {})
                 if isinstance(part.get("function"), str) and isinstance(arguments, Mapping):
                     yield ("algorithm", key, index), part
 
 
-def _own_part_issues(path: KeyPath, part: Mapping[str, Any]) -> Iterator[ConfigIssue]:
+def _user_part_issues(path: KeyPath, part: Mapping[str, Any]) -> Iterator[ConfigIssue]:
     reference = part["function"]
     try:
         known = part_arguments(reference)
@@ -129,7 +129,7 @@ def _own_part_issues(path: KeyPath, part: Mapping[str, Any]) -> Iterator[ConfigI
         k: None if d is inspect.Parameter.empty and k in OBJECTIVE_FIELDS else d for k, d in known.items()
     }
     arguments = part.get("arguments", {})
-    yield from _argument_issues((*path, "arguments"), reference, arguments, known, own_types(reference))
+    yield from _argument_issues((*path, "arguments"), reference, arguments, known, user_types(reference))
 
 
 def _argument_issues(

@@ -11,8 +11,8 @@ from typing import Any
 from paretune.algorithms.aggregators import replace_aggregator
 from paretune.algorithms.grpo import Gates
 from paretune.algorithms.lookup import find_aggregate, find_algorithm
-from paretune.algorithms.own import is_own
 from paretune.algorithms.parts import PartError
+from paretune.algorithms.user_functions import is_user_function
 from paretune.config.arguments import registry_issues, section_function
 from paretune.config.issues import ConfigIssue, closest_match
 from paretune.config.prompt_format import apply_prompt_format, prompt_format_issues
@@ -147,7 +147,7 @@ def _may_take_constraints(algorithm: str) -> bool:
 
 def _uses_levels(aggregate: str) -> bool:
     """True if the aggregator uses `at_least`, or is one's own and might."""
-    return is_own(aggregate) or aggregate in AGGREGATES_WITH_LEVELS
+    return is_user_function(aggregate) or aggregate in AGGREGATES_WITH_LEVELS
 
 
 def constraints_of(config: Config) -> tuple[Constraint, ...]:
@@ -228,8 +228,8 @@ def _dry_run_issue(config: Config, spec: Spec) -> ConfigIssue | None:
     """The objection of a dry run to parts that the recipe names itself, at the part that it is about."""
     if (
         config.algorithm.name != CUSTOM
-        and not is_own(config.algorithm.name)
-        and not is_own(config.aggregate.name)
+        and not is_user_function(config.algorithm.name)
+        and not is_user_function(config.aggregate.name)
     ):
         return None
     try:

@@ -48,6 +48,19 @@ def closest_match(word: str, words: Iterable[str], cutoff: float = 0.5) -> str:
     return next(anagrams, next(iter(matches), ""))
 
 
+def misspelled_category(category: str, refusal_categories: Iterable[str]) -> str:
+    """The refusal category that a category is nearly equal to; "" if it is one of them or clearly none.
+
+    A prefix is no misspelling: "unharmful" is not "harmful".
+    """
+    names = {re.sub(r"[\W_]", "", name.lower()): name for name in refusal_categories}
+    letters = re.sub(r"[\W_]", "", category.lower())
+    match = next(iter(get_close_matches(letters, names, 1, 0.85)), "")
+    if not match or category == names[match] or (letters != match and letters.endswith(match)):
+        return ""
+    return names[match]
+
+
 def slugify(word: str) -> str:
     """The word as a valid run name, or "run" if no character of it is allowed in one."""
     return re.sub(r"[^a-z0-9._-]+", "-", word.lower()).strip("-._")[:64] or "run"
@@ -108,7 +121,7 @@ def _issue(
         suggestion = _suggest_key(path[:-1], key, schema, values)
         return ConfigIssue(path, "unknown key", suggestion=suggestion, fix=fix)
     if error_type in {"union_tag_invalid", "union_tag_not_found"}:
-        return _tag_issue(path, error)
+        return _tag_issue(path, error, values)
     if error_type == "missing" and isinstance(last := errors[-1]["loc"][-1], int):
         problem = f"{value} has too few values"
         return ConfigIssue(path, problem, fix=f"write {last + 1} of them, in brackets")
@@ -133,10 +146,14 @@ def _issue(
     return ConfigIssue(path, f"{value} {problem}", fix=fix)
 
 
-def _tag_issue(path: KeyPath, error: ErrorDetails) -> ConfigIssue:
+def _tag_issue(path: KeyPath, error: ErrorDetails, values: Any) -> ConfigIssue:
     """A section whose kind is said by one of its keys, which is missing or names none."""
     context = error.get("ctx", {})
     key, value = str(context["discriminator"]).strip("'"), error.get("input")
+    for part in path:
+        values = _child_value(values, part)
+    if path and path[-1] == key and not isinstance(values, dict):
+        path = path[:-1]  # the name of a branch, such as rule, that is a key of the section by chance
     if "tag" not in context:
         return ConfigIssue((*path, key), "is missing", fix=f"write {key} into {dotted_key(path)}")
     choices = str(context["expected_tags"]).replace("'", "").split(", ")

@@ -56,7 +56,14 @@ def file_issues(config: Config) -> Iterator[ConfigIssue]:
         return
     for path, source in local:
         file = root / source.file
-        if path_kind(file) == "file":
+        kind = path_kind(file)
+        if kind == "file":
+            continue
+        if kind:
+            what = "a folder" if kind == "folder" else "a device or a pipe, not a file"
+            fix = "name a file in it" if kind == "folder" else "copy its content into a file, and name that"
+            problem = f"{short_repr(source.file)} is {what}"
+            yield ConfigIssue((*path, "file"), problem, fix=fix, standalone=True)
             continue
         folder = file.parent
         siblings = [sibling.name for sibling in folder.iterdir()] if path_kind(folder) == "folder" else []

@@ -14,7 +14,7 @@ from paretune.config.arguments import REGISTRIES, algorithm_arguments, argument_
 from paretune.config.schema import AggregateSection, Config
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-OWN_NAME_PATTERN = r"^.+:[A-Za-z_]\w*$"
+USER_FUNCTION_PATTERN = r"^.+:[A-Za-z_]\w*$"
 """`file.py:name` or `package.module:name`."""
 SECTION_DEFINITIONS = {"algorithm": "AlgorithmSection", "aggregate": "AggregateSection"}
 _EXTENDING = "extending."
@@ -91,7 +91,7 @@ def _section_schema(section: str, schema: Schema, arguments: Mapping[str, Any]) 
     ]
     own = {
         "type": "string",
-        "pattern": OWN_NAME_PATTERN,
+        "pattern": USER_FUNCTION_PATTERN,
         "description": "A function of one's own: file.py:name or package.module:name.",
     }
     is_name = {name: {"properties": {"name": {"const": name}}} for name in arguments}

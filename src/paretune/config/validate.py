@@ -1,12 +1,10 @@
 """Rules between the sections of a recipe: names must be known, and every setting must have an effect."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 
 from paretune.config.data_schema import ColumnsSection, DataSource, RewardSection, Section
-from paretune.config.issues import ConfigIssue, closest_match
+from paretune.config.issues import ConfigIssue, closest_match, misspelled_category
 from paretune.config.schema import Config
 from paretune.config.scorers import (
     all_objectives_known,
@@ -65,19 +63,6 @@ def category_issues(config: Config) -> Iterator[ConfigIssue]:
                 )
 
 
-def misspelled_category(category: str, refusal_categories: Iterable[str]) -> str:
-    """The refusal category that a category is nearly equal to; "" if it is one of them or clearly none.
-
-    A prefix is no misspelling: "unharmful" is not "harmful".
-    """
-    names = {re.sub(r"[\W_]", "", name.lower()): name for name in refusal_categories}
-    letters = re.sub(r"[\W_]", "", category.lower())
-    match = next(iter(get_close_matches(letters, names, 1, 0.85)), "")
-    if not match or category == names[match] or (letters != match and letters.endswith(match)):
-        return ""
-    return names[match]
-
-
 def _data_issues(config: Config) -> Iterator[ConfigIssue]:
     if config.data.world is not None:
         file_keys = {"prompts", "test_prompts", "holdout_fraction"}
@@ -133,12 +118,15 @@ def _unused_world_issues(config: Config, keys: list[str]) -> Iterator[ConfigIssu
 def _overlap_issues(
     path: KeyPath, test: Mapping[str, DataSource], train: Mapping[str, DataSource], reason: str
 ) -> Iterator[ConfigIssue]:
-    """The same rows in two roles that must be disjoint."""
+    """The same rows in two roles that must be disjoint; a judge's must not be the reward's."""
+    own = (*path[:-1], path[-1].removeprefix("test_"))
+    train_path = own if own != path else ("reward", *path[1:])
     for name, source in test.items():
         for other, train_source in train.items():
             if (source.file, source.where) == (train_source.file, train_source.where):
+                problem = f"has the same rows as {'.'.join((*train_path, other))}: {reason}"
                 fix = "name another file, or other rows with `where`"
-                yield ConfigIssue((*path, name, "file"), f'has the same rows as "{other}": {reason}', fix=fix)
+                yield ConfigIssue((*path, name, "file"), problem, fix=fix)
 
 
 def _policy_issues(config: Config) -> Iterator[ConfigIssue]:
@@ -265,11 +253,11 @@ def _head_issues(name: str, section: RewardSection) -> Iterator[ConfigIssue]:
 
 
 def _unknown_name_issues(
-    path: KeyPath, name: str, known_names: Iterable[str], owner: str
+    path: KeyPath, name: str, known_names: Iterable[str], owner: str, fix: str = ""
 ) -> Iterator[ConfigIssue]:
     names = list(dict.fromkeys(known_names))
     if name not in names:
-        suggestion, fix = closest_match(name, names), f"one of {', '.join(names)}"
+        suggestion, fix = closest_match(name, names), fix or f"one of {', '.join(names)}"
         yield ConfigIssue(path, f"{short_repr(name)} is not in {owner}", suggestion=suggestion, fix=fix)
 
 
@@ -313,8 +301,15 @@ def _scoring_head_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
     is_from_scorer = not all_objectives_known(config) or name not in reward_model_objectives(config)
     if heads and not is_from_scorer and config.reward is not None and config.reward.path is None:
         head_path = (*path, "scores_from") if objective.scores_from else path
-        owner = "reward.objectives: no model provides it"
-        yield from _unknown_name_issues(head_path, objective.scores_from or name, heads, owner)
+        owner, source = "reward.objectives: no model provides it", objective.scores_from or name
+        is_new = (config.reward.ratings or config.reward.pairs) and not closest_match(source, heads)
+        yield from _unknown_name_issues(head_path, source, heads, owner, _new_fix(config) if is_new else "")
+
+
+def _new_fix(config: Config) -> str:
+    """How to train an objective that no head is like: it is new, not misspelled."""
+    judge = ", and to judge.objectives and judge.ratings" * isinstance(config.judge, RewardSection)
+    return f"add it to reward.objectives and to the labels of reward.ratings{judge}; or to scorers"
 
 
 def _gate_issues(config: Config, name: str) -> Iterator[ConfigIssue]:

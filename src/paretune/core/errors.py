@@ -75,8 +75,14 @@ def format_issue(
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error message, or the name of its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of a library's error message, or the name of its type.
+
+    With the next line, where the first only announces it by a colon at its end.
+    """
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
+    return f"{first} {others[0]}" if first.endswith(":") and others else first
 
 
 def join_issues(issues: Iterable[str], max_issues: int = 20) -> str:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from paretune.core.types import PreTrainedTokenizerBase
+from paretune.data.chat_checks import writes_answers_alike
 from paretune.data.chat_template import (
+    CORRECT_TEMPLATE_FIX,
     THINK_END_TAG,
     THINK_START_TAG,
     ChatTemplate,
@@ -181,8 +183,12 @@ def _conversation_text(
         answer = turns.opened_thought + answer  # as sampled: the generation prompt has the opening tag
     messages = template.marked(prompt.messages)
     text = template.render([*messages, Message("assistant", answer)], prompt_id=prompt.id)
+    if not text.endswith(turns.answer_end):
+        problem = f"the chat template ends this answer otherwise than others ({turns.answer_end!r})"
+        raise ChatTemplateError(prompt.id, problem, fix=CORRECT_TEMPLATE_FIX)
     text = text.removesuffix(turns.answer_end) + turns.end_token
-    if as_it_is and text.endswith(answer + turns.end_token):
+    is_shared = as_it_is and text.endswith(answer + turns.end_token)
+    if is_shared and writes_answers_alike(template, prompt.messages):
         rendered.before_answer = text.removesuffix(answer + turns.end_token)
     thought = _thought(answer)
     if thought and thought not in text[shared_length(text, prompt_text) :]:

@@ -102,8 +102,8 @@ class ChatTemplate:
     """The Jinja source; None: a base model."""
     arguments: Mapping[str, Any]
     """Passed to every rendering, such as `enable_thinking`."""
-    kept_turns: set[tuple[str, ...]] = field(default_factory=set)
-    """Sequences of roles of which the template is known to render every turn."""
+    probed: dict[tuple[Any, ...], bool] = field(default_factory=dict)
+    """What probes of `chat_checks` found for conversations of these roles."""
 
     @cached_property
     def control_ids(self) -> Mapping[int, str]:

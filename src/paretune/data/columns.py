@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -11,6 +10,7 @@ from typing import Any
 
 from paretune.core.errors import DataError, format_issue
 from paretune.data.formats import json_type_name
+from paretune.data.number_texts import leading_numbers, number_problem
 from paretune.data.records import Message
 
 RowValues = Mapping[str, Any]
@@ -28,9 +28,6 @@ ROLE_SYNONYMS = {
     "function": "tool",
 }
 """Roles of other formats, for the suggestion in the error message."""
-DECIMAL_COMMA_PATTERN = re.compile(r"[+-]?\d+,\d+")
-RATIO_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(%|/\s*\d+(?:\.\d+)?)")
-"""A share such as "80%" or "4/5", whose leading number alone means nothing."""
 NO_PROMPT = "-"
 """Column name that says: there is no prompt, the responses are texts on their own."""
 FLOAT32_MAX = 2.0**128 - 2.0**104
@@ -50,7 +47,7 @@ class ColumnNames:
     messages: str = ""
     """A conversation whose last message is the response; default `messages`."""
     scores: str = ""
-    """An object {name: number}; default `scores`."""
+    """An object {name: number}; default `scores`. "-" = none, labels are columns."""
     objective: str = ""
     """Name of the objective that a pair was compared by; default `objective`."""
     id: str = ""
@@ -69,6 +66,14 @@ DEFAULT_COLUMN_NAMES = {name: (name,) for name in ColumnNames.__dataclass_fields
     "rater": (),
     "preference_weights": (),
 }
+
+LIKELY_COLUMN_NAMES = {
+    "prompt": ("question", "instruction", "query", "input"),
+    "response": ("answer", "output", "text", "reply", "generation"),
+    "chosen": ("preferred", "accepted", "winner"),
+    "rejected": ("dispreferred", "loser"),
+}
+"""Names that a complaint proposes for a column; none of them is read unless the recipe names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,12 +187,14 @@ def missing_column_error(columns: ColumnNames, field: str, values: RowValues) ->
     names = [configured] if configured else list(DEFAULT_COLUMN_NAMES[field])
     absent = names[0] not in values
     problem = f"no such column; this row has {summarize_names(values)}" if absent else "null"
-    suggestion = closest_match(names[0], set(values) - set(names))
-    return FieldError(names[0], problem, suggestion=suggestion, fix=_fix_hint(field), column_missing=absent)
+    likely = next((name for name in LIKELY_COLUMN_NAMES.get(field, ()) if absent and name in values), "")
+    suggestion = "" if likely else closest_match(names[0], set(values) - set(names))
+    fix = _fix_hint(field, likely or "...")
+    return FieldError(names[0], problem, suggestion=suggestion, fix=fix, column_missing=absent)
 
 
-def _fix_hint(field: str) -> str:
-    hint = f"name it under columns: {{{field}: ...}}"
+def _fix_hint(field: str, name: str = "...") -> str:
+    hint = f"name it under columns: {{{field}: {name}}}"
     special = {
         "prompt": f'{hint}, or "{NO_PROMPT}" if there is none',
         "objective": f"set objective: NAME, or {hint}",
@@ -320,9 +327,8 @@ def parse_number(value: object, key: str) -> float:
         number = float(value)
     except ValueError as error:
         text = truncate_text(str(value).strip())
-        if DECIMAL_COMMA_PATTERN.fullmatch(text):
-            fix = f"write {text.replace(',', '.')}; only a file with semicolons may have such numbers"
-            raise FieldError(key, f'"{text}" has a decimal comma', fix=fix) from error
+        if known := number_problem(text):
+            raise FieldError(key, known[0], fix=known[1]) from error
         raise FieldError(key, f'"{text}" is not a number', fix=text_value_fix([text])) from error
     except OverflowError:
         number = math.inf
@@ -334,15 +340,11 @@ def parse_number(value: object, key: str) -> float:
 def text_value_fix(texts: Iterable[str]) -> str:
     """How to say what the texts of label cells mean: as numbers, if they begin with one, or as missing."""
     texts = list(texts)
-    ratio = next((match for text in texts if (match := RATIO_PATTERN.fullmatch(text))), None)
-    if ratio:
-        number = float(ratio[1]) / (100 if ratio[2] == "%" else float(ratio[2][1:]) or 1)
-        return f"write all of them as numbers on one scale, such as {number:g} for {quote_text(ratio[0])}"
     known = [text for text in texts if not text.endswith("...")]
-    leading = [(text, re.match(r"-?\d+(\.\d+)?(?=\W)", text)) for text in known]
-    numbers = {text: match.group() for text, match in leading if match}
+    numbers = leading_numbers(known)
     if known and len(numbers) == len(known):
-        return f"map: {{{', '.join(f'{quote_text(text)}: {number}' for text, number in numbers.items())}}}"
+        ordered = sorted(numbers.items(), key=lambda item: float(item[1]))
+        return f"map: {{{', '.join(f'{quote_text(text)}: {number}' for text, number in ordered)}}}"
     names = ", ".join(map(quote_text, known)) or '"..."'
     first = quote_text(known[0]) if known else '"..."'
     return f"missing: [{names}] if not rated, or map: {{{first}: NUMBER}}"

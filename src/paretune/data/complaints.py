@@ -82,4 +82,10 @@ def missing_column_issue(
         return None
     names = list(row_filter.known_columns)
     problem = f"no row has this column; the columns are {summarize_names(names)}"
-    return first.key, problem, closest_match(first.key, names), first.fix
+    suggestion = "" if _names_column(first.fix, names) else closest_match(first.key, names)
+    return first.key, problem, suggestion, first.fix
+
+
+def _names_column(fix: str, names: Iterable[str]) -> bool:
+    """True if the fix proposes a column of the file, so that it needs no other guess."""
+    return any(f": {name}}}" in fix for name in names)

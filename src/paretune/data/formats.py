@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import chain
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from paretune.core.errors import DataError, MissingDependencyError, first_line, format_issue
-from paretune.data.text_lines import decode_lines, open_decompressed
+from paretune.data.number_texts import NumberStyles
+from paretune.data.text_lines import decode_lines, foreign_content, open_decompressed
 from paretune.run.io import LFS_FIX, is_lfs_pointer
 
 HUB_PREFIX = "hf:"
@@ -19,6 +21,7 @@ SUPPORTED_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 PARQUET_ERRORS = (OSError, ValueError, OverflowError)
 """What pyarrow raises for damaged files besides its own errors: dates out of range, text not in UTF-8."""
+NO_REGULAR_FILE = ("is a device or a pipe, not a file", "copy its content into a file")
 SEPARATOR_LINE_PATTERN = re.compile(r'"?sep=([^\r\n"])"?[\r\n]*$')
 """First line of a CSV file that tells Excel the delimiter."""
 
@@ -36,7 +39,9 @@ class FileInfo:
     """What a file turned out to be while it was read."""
 
     decimal_comma: bool = False
-    """True if numbers may be written with a decimal comma: the cells are separated by semicolons."""
+    """True if numbers may be written with a decimal comma: the cells are not separated by commas."""
+    number_styles: NumberStyles = field(default_factory=NumberStyles)
+    """How its columns write decimals; known before the first row, if there may be decimal commas."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -80,12 +85,15 @@ def read_rows(
 
 def _require_file(path: Path) -> None:
     if path.is_file():
+        if foreign := foreign_content(path):
+            raise DataError(format_issue(path, None, None, "", foreign[0], fix=foreign[1]))
         if is_lfs_pointer(path):
             problem = "a pointer file of Git LFS, not the file itself"
             raise DataError(format_issue(path, None, None, "", problem, fix=LFS_FIX))
         return
     if path.exists():
-        raise DataError(format_issue(path, None, None, "", "is a folder", fix="name a file in it"))
+        problem, fix = ("is a folder", "name a file in it") if path.is_dir() else NO_REGULAR_FILE
+        raise DataError(format_issue(path, None, None, "", problem, fix=fix))
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     suggestion = next(iter(get_close_matches(path.name, siblings, 1)), "")
     problem = "no such file" if siblings else f"no such file (folder {path.parent} is empty or missing)"
@@ -248,7 +256,7 @@ def _text_rows(path: Path, stream: Iterable[bytes], issues: list[str]) -> Iterat
 
 def _csv_rows(path: Path, stream: Iterable[bytes], issues: list[str], info: FileInfo) -> Iterator[Row]:
     old_limit = csv.field_size_limit(2**31 - 1)  # the default refuses cells above 128 KiB
-    lines = (text for _, text, _ in decode_lines(path, stream, issues))
+    lines: Iterator[str] = (text for _, text, _ in decode_lines(path, stream, issues))
     reader, num_skipped = csv.reader(lines), 0
     try:
         header_line = next(lines, "")
@@ -260,6 +268,7 @@ def _csv_rows(path: Path, stream: Iterable[bytes], issues: list[str], info: File
             name = DELIMITERS.get(delimiter, f'"{delimiter}"')
             info.decimal_comma = True
             info.notes.append(format_issue(path, 1, None, "", f"columns are separated by {name}"))
+            lines = _observe_numbers(header_line, list(lines), delimiter, info.number_styles)
         reader = csv.reader(chain([header_line], lines), strict=True, delimiter=delimiter)
         header = next(reader, None) or []
         names = [name for name in header if name.strip()]
@@ -289,6 +298,18 @@ def _csv_rows(path: Path, stream: Iterable[bytes], issues: list[str], info: File
         issues.append(format_issue(path, line, None, "", f"invalid CSV: {error}", fix=fix))
     finally:
         csv.field_size_limit(old_limit)
+
+
+def _observe_numbers(
+    header_line: str, lines: list[str], delimiter: str, styles: NumberStyles
+) -> Iterator[str]:
+    """The lines, after a first pass that learns how each column writes decimals."""
+    with suppress(csv.Error):  # reported by the second pass
+        reader = csv.reader([header_line, *lines], strict=True, delimiter=delimiter)
+        header = next(reader, [])
+        for cells in reader:
+            styles.observe(dict(zip(header, cells, strict=False)))
+    return iter(lines)
 
 
 def _detect_delimiter(header: str) -> str:

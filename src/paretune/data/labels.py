@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from paretune.core.errors import format_issue
 from paretune.data.columns import (
-    DECIMAL_COMMA_PATTERN,
     FLOAT32_MAX,
     ColumnNames,
     FieldError,
@@ -22,9 +22,11 @@ from paretune.data.columns import (
     parse_number,
     resolve_column,
     summarize_names,
+    truncate_text,
 )
 from paretune.data.filters import format_cell
 from paretune.data.formats import FileInfo, json_type_name
+from paretune.data.number_texts import two_readings
 
 USUAL_MISSING = frozenset(
     {"n/a", "na", "n.a.", "#n/a", "none", "null", "nil", "nan", "-", "--", "?", "missing", "not rated"}
@@ -63,6 +65,8 @@ class CellStatistics:
     """Number of values that are true or false, location of the first."""
     decimal_commas: tuple[int, str, str] = (0, "", "")
     """Number of cells with a decimal comma, location and text of the first."""
+    thousands: tuple[int, str, str] = (0, "", "")
+    """Number of cells with dots between thousands, location and text of the first."""
 
 
 class LabelReader:
@@ -98,7 +102,7 @@ class LabelReader:
         """
         name, scores, mappings = self._sources(values)
         votes: dict[str, Votes] = {}
-        errors: list[FieldError] = []
+        errors = [] if self.mappings is None else _disagreements(name, scores, values, mappings)
         for objective, mapping in mappings.items():
             statistics = self.statistics.get(objective) or self._add_objective(objective, mapping)
             numbers: list[float] = []
@@ -138,7 +142,10 @@ class LabelReader:
     def _add_objective(self, objective: str, mapping: LabelMapping) -> CellStatistics:
         known = map(value_spelling, (*mapping.missing, *self.missing))
         self._missing_values[objective] = frozenset(known)
-        self._is_plain[objective] = not (mapping.value_map or mapping.missing or self.missing)
+        # With decimal commas a dot may separate thousands: 1.250 is 1250.
+        self._is_plain[objective] = not (
+            mapping.value_map or mapping.missing or self.missing or self.file_info.decimal_comma
+        )
         return self.statistics.setdefault(objective, CellStatistics())
 
     def _sources(self, values: RowValues) -> tuple[str, Mapping[str, Any], Mapping[str, LabelMapping]]:
@@ -194,10 +201,10 @@ class LabelReader:
         missing_values = self._missing_values[objective]
         if type(vote) is str:
             vote = vote.strip()
-            if self.file_info.decimal_comma and DECIMAL_COMMA_PATTERN.fullmatch(vote):
-                count, first, text = statistics.decimal_commas
-                statistics.decimal_commas = (count + 1, first or location, text or vote)
-                vote = vote.replace(",", ".")
+            if self.file_info.decimal_comma and value_spelling(vote) not in (
+                missing_values | mapping.value_map.keys()
+            ):
+                vote = self._python_spelling(vote, key, statistics, location)
         if mapping.value_map or missing_values:
             spelling = value_spelling(vote)
             if spelling in mapping.value_map:
@@ -218,6 +225,33 @@ class LabelReader:
             statistics.booleans = (count + 1, first or location)
         return number
 
+    def _python_spelling(self, text: str, key: str, statistics: CellStatistics, location: str) -> str:
+        """A number of a file that may have decimal commas, as Python spells it; other texts unchanged.
+
+        Raises:
+            FieldError: It can be read in two ways.
+        """
+        number = self.file_info.number_styles.python_spelling(text, key)
+        if number is None:
+            problem, fix = two_readings(text)
+            raise FieldError(key, problem, fix=fix)
+        if number != text:
+            kind = "thousands" if "." in text else "decimal_commas"
+            count, first, first_text = getattr(statistics, kind)
+            setattr(statistics, kind, (count + 1, first or location, first_text or text))
+        return number
+
+
+def thousands_notes(statistics: Mapping[str, CellStatistics]) -> Iterator[str]:
+    """How numbers with dots between thousands were read, a line per objective."""
+    for objective, cells in statistics.items():
+        count, first, text = cells.thousands
+        if count:
+            number = text.replace(".", "").replace(",", ".")
+            has = "number has" if count == 1 else "numbers have"
+            problem = f'{count} {has} dots between thousands: "{text}" is read as {number}'
+            yield format_issue(first, None, None, objective, problem)
+
 
 def value_spelling(value: object) -> str:
     """One spelling of each value: -1, -1.0 and "-1" are the same."""
@@ -226,6 +260,25 @@ def value_spelling(value: object) -> str:
         return text if isinstance(value, bool) else f"{float(text):.17g}"
     except ValueError:
         return text
+
+
+def _disagreements(
+    scores_name: str, scores: RowValues, values: RowValues, mappings: Mapping[str, LabelMapping]
+) -> list[FieldError]:
+    """An error per column that is a key of the scores object too, with another value."""
+    if not scores:
+        return []
+    errors = []
+    for column in dict.fromkeys(column for mapping in mappings.values() for column in mapping.columns):
+        here, there = values.get(column), scores.get(column)
+        if here is None or there is None or here == there or value_spelling(here) == value_spelling(there):
+            continue
+        texts = [format_cell(v) if isinstance(v, Scalar) else json_type_name(v) for v in (here, there)]
+        key = f"{scores_name}.{column}"
+        problem = f'"{truncate_text(texts[0])}" here, and "{truncate_text(texts[1])}" in {key}'
+        fix = f'write from: {key}, or columns: {{scores: "-"}} for the columns of this row'
+        errors.append(FieldError(column, problem, fix=fix))
+    return errors
 
 
 def _cell_votes(raw: Any, key: str) -> Iterator[tuple[Any, Any]]:

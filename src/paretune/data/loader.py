@@ -76,29 +76,48 @@ def encode_categories(samples: Sequence[Sample]) -> tuple[Int[Tensor, " B"], tup
 
 
 def split_by_prompt(records: Sequence[R], test_fraction: float, seed: int) -> tuple[list[R], list[R]]:
-    """Split into train and test records, with about `test_fraction` of all prompts in test; order is kept.
+    """Split into train and test records, with `test_fraction` of the different prompts in test; order is kept.
 
-    The split of a prompt depends only on its text and the seed: all its records are on the same side, in
-    every file. Small files can therefore leave a side empty.
+    All records of a prompt are on the same side. Of two or more prompts each side gets at least one, unless
+    the fraction is 0 or 1.
     """
+    held_out = held_out_keys(map(prompt_key, records), test_fraction, seed)
     train: list[R] = []
     test: list[R] = []
     for record in records:
-        digest = hashlib.sha256(f"split/{seed}/{prompt_key(record)}".encode()).digest()
-        (test if int.from_bytes(digest[:8], "big") < test_fraction * 2**64 else train).append(record)
+        (test if prompt_key(record) in held_out else train).append(record)
     return train, test
+
+
+def held_out_keys(keys: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """The rounded fraction of the different keys that come first by a hash of seed and key.
+
+    The order of two keys depends on nothing else, so a prompt is mostly on the same side in every file.
+    """
+    different = sorted(set(keys), key=lambda key: hashlib.sha256(f"split/{seed}/{key}".encode()).digest())
+    count = round(fraction * len(different))
+    if 0 < fraction < 1 and len(different) > 1:
+        count = min(max(count, 1), len(different) - 1)
+    return set(different[:count])
 
 
 def hold_out_prompts(
     pools: Mapping[str, Sequence[Prompt]], test_fraction: float, seed: int
 ) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
-    """Training prompts by pool, and about `test_fraction` of the different prompts, each of them once."""
+    """Training prompts by pool, and `test_fraction` of the different prompts of each pool, each of them once.
+
+    A prompt that is held out of one pool is held out of all.
+    """
+    held_out: set[str] = set()
+    for pool in pools.values():
+        held_out |= held_out_keys(map(prompt_key, pool), test_fraction, seed)
     train: dict[str, list[Prompt]] = {}
     test: dict[object, Prompt] = {}
     for name, pool in pools.items():
-        train[name], held_out = split_by_prompt(pool, test_fraction, seed)
-        for prompt in held_out:
-            test.setdefault(prompt.messages, prompt)
+        train[name] = [prompt for prompt in pool if prompt_key(prompt) not in held_out]
+        for prompt in pool:
+            if prompt_key(prompt) in held_out:
+                test.setdefault(prompt.messages, prompt)
     return train, list(test.values())
 
 

@@ -18,7 +18,7 @@ from paretune.data.columns import (
 )
 from paretune.data.formats import FileInfo
 from paretune.data.label_checks import boolean_issues, label_notes, odd_value_issues, unused_value_issues
-from paretune.data.labels import LabelReader, Votes
+from paretune.data.labels import LabelReader, Votes, thousands_notes
 from paretune.data.raters import (
     RaterRule,
     ReadSummary,
@@ -191,6 +191,7 @@ class RatingTable:
             {name: cells.num_missing for name, cells in statistics.items()},
         )
         summary.notes += label_notes(self.mappings, statistics)
+        summary.notes += thousands_notes(statistics)
         if self.num_repeated_raters:
             problem = (
                 f"{self.num_repeated_raters} votes are a rater's second one on the same response; all count"

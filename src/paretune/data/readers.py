@@ -22,8 +22,9 @@ from paretune.data.fields import (
     extract_preference_weights,
     extract_prompt_and_response,
 )
+from paretune.data.missing_texts import MissingTexts
 from paretune.data.rated import RatingTable
-from paretune.data.raters import RaterRule
+from paretune.data.raters import RaterRule, ReadSummary
 from paretune.data.record_reader import ReaderOptions, RecordBuilder, file_issue, read_records
 from paretune.data.records import Demonstration, PreferencePair, Prompt, Rating
 
@@ -49,18 +50,20 @@ def read_prompts(
         DataError: One line per kind of bad row.
         MissingDependencyError: The name is on the hub, and `datasets` is not installed.
     """
+    texts = MissingTexts()
 
     def build_record(values: RowValues, columns: ColumnNames, location: str) -> Prompt:
-        prompt = _build_prompt(
-            extract_generation_prompt(values, columns), values, columns, location, category
-        )
+        messages = extract_generation_prompt(values, columns)
+        texts.add(messages, {}, values, columns, location)
+        prompt = _build_prompt(messages, values, columns, location, category)
         prompt = replace(prompt, preference_weights=extract_preference_weights(values, columns))
         if not keep_columns:
             return prompt
         used = {resolve_column(columns, field, values) for field in ("prompt", "messages")}
         return replace(prompt, columns={k: v for k, v in values.items() if k not in used})
 
-    return read_records(source, RecordBuilder(kind="prompts", build=build_record), options)
+    builder = RecordBuilder(kind="prompts", build=build_record, file_issues=lambda _: texts.issues())
+    return read_records(source, builder, options)
 
 
 def read_ratings(
@@ -103,21 +106,27 @@ def read_ratings(
         group_by=group_by or (("prompt", "response") if columns.rater else ()),
         issue=lambda *parts: file_issue(source, options, *parts),
     )
+    texts = MissingTexts()
 
     def build_record(values: RowValues, columns: ColumnNames, location: str) -> Rating | None:
         votes = table.read_votes(values, location)
         prompt, response = extract_prompt_and_response(values, columns)
         if not votes:
             return None
+        texts.add(prompt, {"response": response}, values, columns, location)
         return table.add(_build_prompt(prompt, values, columns, location), response, votes, values)
+
+    def summarize(records: list[Rating], summary: ReadSummary) -> None:
+        table.summarize(records, summary)
+        texts.summarize(records, summary)
 
     builder = RecordBuilder(
         kind="ratings",
         build=build_record,
         column_names=table.column_names(),
         merge=table.merge,
-        file_issues=table.file_issues,
-        summarize=table.summarize,
+        file_issues=lambda all_rows_valid: [*texts.issues(), *table.file_issues(all_rows_valid)],
+        summarize=summarize,
         file_info=table.file_info,
     )
     return read_records(source, builder, options)
@@ -137,12 +146,14 @@ def read_preference_pairs(
         DataError: One line per kind of bad row.
         MissingDependencyError: The name is on the hub, and `datasets` is not installed.
     """
+    texts = MissingTexts()
 
     def build_record(values: RowValues, columns: ColumnNames, location: str) -> PreferencePair:
         name = objective or column_value(columns, "objective", values)
         if not isinstance(name, str) or not name.strip():
             raise missing_column_error(columns, "objective", values)
         messages, chosen, rejected = extract_preference_pair(values, columns)
+        texts.add(messages, {"chosen": chosen, "rejected": rejected}, values, columns, location)
         prompt = _build_prompt(messages, values, columns, location)
         return PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, objective=name)
 
@@ -150,7 +161,10 @@ def read_preference_pairs(
         problem = "each row compares by two criteria, better and safer"
         fix = "choose one, where: {comparison: safer}, or name an objective per criterion"
         raise DataError(file_issue(source, options, "format", problem, fix=fix))
-    return read_records(source, RecordBuilder(kind="pairs", build=build_record), options)
+    builder = RecordBuilder(
+        kind="pairs", build=build_record, file_issues=lambda _: texts.issues(), summarize=texts.summarize
+    )
+    return read_records(source, builder, options)
 
 
 def read_demonstrations(source: str | Path, **options: Unpack[ReaderOptions]) -> list[Demonstration]:
@@ -164,12 +178,20 @@ def read_demonstrations(source: str | Path, **options: Unpack[ReaderOptions]) ->
         DataError: One line per kind of bad row.
         MissingDependencyError: The name is on the hub, and `datasets` is not installed.
     """
+    texts = MissingTexts()
 
     def build_record(values: RowValues, columns: ColumnNames, location: str) -> Demonstration:
         prompt, response = extract_prompt_and_response(values, columns)
+        texts.add(prompt, {"response": response}, values, columns, location)
         return Demonstration(prompt=_build_prompt(prompt, values, columns, location), response=response)
 
-    return read_records(source, RecordBuilder(kind="demonstrations", build=build_record), options)
+    builder = RecordBuilder(
+        kind="demonstrations",
+        build=build_record,
+        file_issues=lambda _: texts.issues(),
+        summarize=texts.summarize,
+    )
+    return read_records(source, builder, options)
 
 
 def _build_prompt(

@@ -5,12 +5,54 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from paretune.core.errors import DataError, format_issue
 
+HTML_STARTS = (b"<!doctype html", b"<html")
+HTML_FIX = "download the file itself; this may be a page that asks to sign in"
+SIGNATURES = {
+    b"PK\x03\x04": ("a zip archive, as Excel workbooks are", "save the sheet as CSV UTF-8, or unpack it"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV UTF-8"),
+    b"\x1f\x8b": ("compressed with gzip", "end its name with .gz"),
+    b"BZh": ("compressed with bzip2", "decompress it"),
+    b"\xfd7zXZ": ("compressed with xz", "decompress it"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "decompress it"),
+    b"PAR1": ("a Parquet file", "end its name with .parquet"),
+    b"ARROW1": ("an Arrow file", "write it as Parquet or JSON lines"),
+    b"%PDF-": ("a PDF file", "name a data file"),
+    b"SQLite format 3": ("an SQLite database", "export the table as CSV"),
+}
+"""First bytes of files that have the name of another kind -> what they are, and the fix."""
 GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+def foreign_content(path: Path) -> tuple[str, str] | None:
+    """What a file is, and the fix, if its first bytes are of another kind than its name says; else None.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except PermissionError as error:
+        raise _permission_error(path) from error
+    name = path.name.lower()
+    if name.endswith(".gz"):
+        with suppress(zlib.error):  # reported when it is read
+            start = zlib.decompressobj(wbits=31).decompress(start, 512)
+    if start.removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith(HTML_STARTS):
+        return "an HTML page, not a data file", HTML_FIX
+    for signature, (kind, fix) in SIGNATURES.items():
+        if start.startswith(signature) and not (signature == b"PAR1" and name.endswith(".parquet")):
+            return kind, fix
+    return None
+
+
+def _permission_error(path: Path) -> DataError:
+    return DataError(format_issue(path, None, None, "", "permission denied", fix="make the file readable"))
 
 
 @contextmanager
@@ -24,9 +66,7 @@ def open_decompressed(path: Path) -> Iterator[Iterable[bytes]]:
             else:
                 yield raw
     except PermissionError as error:
-        raise DataError(
-            format_issue(path, None, None, "", "permission denied", fix="make the file readable")
-        ) from error
+        raise _permission_error(path) from error
 
 
 def decode_lines(path: Path, stream: Iterable[bytes], issues: list[str]) -> Iterator[tuple[int, str, bool]]:

@@ -22,7 +22,7 @@ from paretune.evaluate.judging import (
     ScorePair,
     compare_judges,
     comparison_spec,
-    joint_verdicts,
+    combine_judge_verdicts,
     score_arms,
 )
 from paretune.evaluate.paired import (
@@ -93,17 +93,14 @@ def evaluate(
     Args:
         before: Responses of the starting policy.
         after: Responses of the trained policy, with the same prompts, seeds and settings.
-        judges: Score the objectives; an objective without a judge is "not measured". If several score one,
-            its numbers are those of the first, and its verdict is that of `verdict_rule`.
+        judges: Score the objectives; the first judge of an objective gives its numbers.
         objectives: Names, in the order of the table.
         reward_judges: The training reward; a judge that shares weights or data with it never yields "better".
         margins: Objective -> non-inferiority margin: the largest loss that still counts as "not worse".
         refusal_detector: Whether a response refuses, by its text.
-        refusal_categories: Prompt category -> better direction of its refusal rate. A fall of an "up"
-            category and a rise of any other category is a warning; a listed category without prompts is a
-            limitation.
+        refusal_categories: Prompt category -> better direction of its refusal rate.
         scorer_view: The part of a response that judges and rewards read, the same in both arms.
-        verdict_rule: See `combine_verdicts`.
+        verdict_rule: Of objectives with several judges; see `combine_verdicts`.
         correctness_threshold: An objective and the lowest score of it that counts as correct, where responses
             state a confidence.
         kl: Result of `estimate_kl`.
@@ -127,7 +124,7 @@ def evaluate(
     is_refused = _refusal_in_view(scorer_view, refusal_detector)
     results = _evaluation_results(spec, arms, scores, training_scores, is_refused)
     results |= compare_judges(spec, arms, judges, reward_judges, scorer_view)
-    joint_verdicts(results, verdict_rule)
+    combine_judge_verdicts(results, verdict_rule)
     results["refusal_categories"] = dict(refusal_categories or {})
     results |= _format_results(spec, arms, scores, scorer_view, correctness_threshold)
     results |= {"kl": dict(kl) if kl is not None else None, "learning_rate": learning_rate}

@@ -159,7 +159,7 @@ def compare_judges(
     return {"judges": tables, "agreement": agreement}
 
 
-def joint_verdicts(results: dict[str, Any], rule: str) -> None:
+def combine_judge_verdicts(results: dict[str, Any], rule: str) -> None:
     """Replace the verdicts of objectives with several judges by the joint one; adds `verdicts`.
 
     Args:

@@ -1,8 +1,10 @@
 """Warnings about suspicious results of an evaluation, and its limitations."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
+
+from paretune.run.folder import EARLIER_EVALUATION_EVENT, MISMATCH_EVENT, NEGATIVE_SHARE_EVENT
 
 RefusalDirection = Literal["up", "down"]
 """The better direction of a category's refusal rate: "up" for harmful prompts, "down" for harmless ones."""
@@ -31,6 +33,8 @@ MIN_DISTINCT_RATIO = 0.5
 """A fall of the distinct word pairs below this fraction of what they were is a collapse."""
 MAX_KL_PER_TOKEN = 1.0
 """Nats per token: the tokens are on average e times as likely as under the initial policy."""
+WARNING_EVENTS = (EARLIER_EVALUATION_EVENT, MISMATCH_EVENT, NEGATIVE_SHARE_EVENT)
+"""Events of a run that are also warnings about its results."""
 
 
 def evaluation_warnings(results: Mapping[str, Any]) -> list[str]:
@@ -49,6 +53,15 @@ def evaluation_warnings(results: Mapping[str, Any]) -> list[str]:
         *_refusal_warnings(results["refusal_rate"], results["refusal_categories"]),
         *_side_effect_warnings(results),
     ]
+
+
+def event_warnings(events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Warnings of the training and of an earlier evaluation, without which the results mislead.
+
+    Args:
+        events: Lines of events.jsonl.
+    """
+    return list(dict.fromkeys(str(e["text"]) for e in events if e.get("type") in WARNING_EVENTS))
 
 
 def policy_warnings(results: Mapping[str, Any]) -> list[str]:

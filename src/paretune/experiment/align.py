@@ -21,13 +21,11 @@ from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.rl.loop import TrainStepCallback, train
 from paretune.rl.state import Budget
 from paretune.rl.throughput import matmul_throughput
-from paretune.run.folder import read_jsonl
+from paretune.run.folder import MISMATCH_EVENT, NEGATIVE_SHARE_EVENT, read_jsonl
 
 MAX_PROB_DIFF = 0.02
 """Largest difference in a token's probability between sampler and trainer that is not reported."""
-MISMATCH_EVENT = "rollout_mismatch"
 
-NEGATIVE_SHARE_EVENT = "negative_variance_share"
 NEGATIVE_SHARE_PATIENCE = 5
 """Consecutive steps before a negative variance share is reported: a single batch may be an outlier."""
 MIN_NEGATIVE_SHARE = 0.05
@@ -144,8 +142,9 @@ def _warn_negative_share(ctx: RunContext, step: int, recent: Sequence[Mapping[st
                 f"the reward lowers this objective: its variance share was negative for "
                 f"{NEGATIVE_SHARE_PATIENCE} steps ({mean:.2f})"
             )
-            ctx.run.log_event(NEGATIVE_SHARE_EVENT, f"{name}: {text} (step {step})")
-            ctx.console.log(f"warning: {name}: {text}; fix: raise its weight if it must not fall")
+            fix = "fix: raise its weight if it must not fall"
+            ctx.run.log_event(NEGATIVE_SHARE_EVENT, f"{name}: {text} (step {step}); {fix}")
+            ctx.console.log(f"warning: {name}: {text}; {fix}")
 
 
 def _warn_rollout_mismatch(ctx: RunContext, step: int, prob_diff: float) -> None:

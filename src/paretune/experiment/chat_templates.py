@@ -8,7 +8,7 @@ from paretune.config.validate import WORLD, reward_sections
 from paretune.config.yaml import KeyPath
 from paretune.core.errors import DataError
 from paretune.core.types import PreTrainedTokenizerBase
-from paretune.data.chat_checks import check_template
+from paretune.data.chat_checks import check_template, template_warnings
 from paretune.data.chat_template import RESERVED_ARGUMENTS, ChatTemplateError, chat_template_of
 from paretune.experiment.data_limits import policy_tokenizer
 from paretune.experiment.preflight import as_config_error
@@ -82,3 +82,14 @@ def policy_stop_tokens(config: Config) -> list[str]:
         return []
     tokenizer = policy_tokenizer(config)
     return [describe_stop_tokens(tokenizer, *stored_eos_ids(policy.path, revision=policy.revision))]
+
+
+def policy_template_warnings(config: Config) -> list[str]:
+    """One line per difference between what the policy's chat template asks for and what it writes.
+
+    Raises:
+        DataError: The tokenizer of the policy cannot be read.
+    """
+    if config.policy.path == WORLD:
+        return []
+    return [f"policy: {line}" for line in template_warnings(policy_tokenizer(config))]

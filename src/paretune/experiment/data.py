@@ -37,6 +37,7 @@ from paretune.experiment.data_limits import (
     sample_by_category,
 )
 from paretune.experiment.dataset import Dataset, LabelledRow, LengthFilter, RewardData, dataset_issues
+from paretune.experiment.file_issues import FileIssues
 from paretune.experiment.preflight import (
     as_config_error,
     critic_tokenizer_issues,
@@ -92,6 +93,7 @@ class _DataReader:
     files_read: int = 0
     exclusions: list[str] = field(default_factory=list)
     row_issues: list[str] = field(default_factory=list)
+    file_issues: FileIssues = field(default_factory=FileIssues)
     file_hashes: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -174,10 +176,11 @@ class _DataReader:
         return dataset
 
     def _raise_issues(self) -> None:
+        row_issues = [*self.file_issues.lines(), *self.row_issues]
         if self.model_issues:
-            raise ConfigError("\n".join([*self.model_issues, *self.row_issues]))
-        if self.row_issues:
-            raise DataError("\n".join(self.row_issues))
+            raise ConfigError("\n".join([*self.model_issues, *row_issues]))
+        if row_issues:
+            raise DataError("\n".join(row_issues))
 
     def _load_prompts(self, max_length: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
         """Training prompts by pool, and test prompts."""
@@ -295,7 +298,8 @@ class _DataReader:
                 **reader_kwargs,
             )
         except DataError as error:
-            self.row_issues.append(str(error))
+            path = next((path for path, _, other in data_sources(self.config) if other is source), (name,))
+            self.file_issues.add(str(error), ".".join(path), reader_kwargs.get("labels"))
             return []
         self.notes += summary.notes
         self.warnings += summary.warnings

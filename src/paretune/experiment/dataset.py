@@ -216,8 +216,8 @@ def dataset_issues(run: ResolvedRun, dataset: Dataset) -> Iterator[str]:
             yield run.issue(_pool_path(config, name), problem, OTHER_ROWS_FIX)
     if config.data.holdout_fraction is not None and not dataset.test_prompts:
         num_prompts = len({prompt_key(prompt) for pool in dataset.train_prompts.values() for prompt in pool})
-        problem = f"holds out none of the {num_prompts:,} different prompts"
-        yield run.issue(("data", "holdout_fraction"), problem, "raise it, or add prompts")
+        problem = f"{config.data.holdout_fraction:g} holds out none of {_count_prompts(num_prompts)}"
+        yield run.issue(("data", "holdout_fraction"), problem, "add prompts")
     if all(dataset.train_prompts.values()):
         yield from _unsampled_pool_issues(run, dataset)
     yield from _preference_issues(run, dataset)
@@ -232,6 +232,10 @@ def dataset_issues(run: ResolvedRun, dataset: Dataset) -> Iterator[str]:
             yield from _reward_data_issues(run, name, section, reward_data, dataset)
 
 
+def _count_prompts(count: int) -> str:
+    return f"the {count:,} different prompts" if count != 1 else "1 prompt: all rows have the same one"
+
+
 def _pool_path(config: Config, name: str) -> KeyPath:
     return ("data", "world") if config.data.world is not None else ("data", "prompts", name)
 
@@ -240,8 +244,14 @@ def _reward_data_issues(
     run: ResolvedRun, name: str, section: RewardSection, data: RewardData, dataset: Dataset
 ) -> Iterator[str]:
     if not data.test:
-        fix = f"add rows, raise {name}.holdout_fraction, or set {name}.test_ratings or {name}.test_pairs"
-        yield run.issue((name,), "there are no test rows", fix)
+        has_own_test = section.test_ratings or section.test_pairs
+        fix = f"add rows of other prompts, or set {name}.test_ratings or {name}.test_pairs"
+        if has_own_test or not data.train:
+            yield run.issue((name,), "there are no test rows", fix)
+        else:
+            num_prompts = _count_prompts(len({prompt_key(row) for row in data.train}))
+            problem = f"{section.holdout_fraction:g} holds out none of {num_prompts}"
+            yield run.issue((name, "holdout_fraction"), f"{problem}, so there are no test rows", fix)
     if not data.train:
         problem = "there are no training rows: every prompt is a test prompt"
         yield run.issue((name,), problem, OTHER_ROWS_FIX)

@@ -25,6 +25,7 @@ from paretune.reward.checkpoint import provenance_hashes
 from paretune.reward.failures import GuardedScorer
 from paretune.reward.scorers import ObjectiveColumns, ThinkingScorer, is_refusal, with_thinking_scorer
 from paretune.rollout.sampler import Sampler
+from paretune.run.compat import JUDGED_KEY
 from paretune.run.folder import read_json
 from paretune.worlds import get_world
 
@@ -76,6 +77,7 @@ def evaluate_policies(ctx: RunContext) -> str:
             seed=settings.seed,
         )
         evaluation.save(output_dir)
+        ctx.run.update_state(**{JUDGED_KEY: True})
     rmtree(chunks, ignore_errors=True)
     results = read_json(output_dir / "eval.json") or {}
     return f"before and after, {results['num_prompts']} test prompts"

@@ -28,7 +28,7 @@ from paretune.models.model_limits import max_sequence_length, original_length
 from paretune.models.model_store import model_key, read_once
 from paretune.models.quantized_checkpoint import quantization_method, require_quantization_backend
 from paretune.models.stop_tokens import stop_tokens
-from paretune.models.weight_files import stored_shapes, weight_files
+from paretune.models.weight_files import require_full_precision, stored_shapes, weight_files
 from paretune.rl.algorithm_spec import WeightAverage
 from paretune.run.io import read_json
 
@@ -137,6 +137,8 @@ def model_issues(run: ResolvedRun, models: list[ModelFiles]) -> Iterator[str]:
             continue
         try:
             max_sequence_length(model.config)
+            if not model.method:
+                require_full_precision(model.path)
             yield from _weight_issues(run, model)
             yield from _head_issues(run, model)
         except DataError as error:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paretune.config import Config, config_hash
+from paretune.config import Config
 from paretune.config.data_schema import RewardSection
 from paretune.core.errors import ConfigError
 from paretune.experiment.align import align
@@ -13,6 +13,7 @@ from paretune.experiment.context import RunContext
 from paretune.experiment.dataset import Dataset
 from paretune.experiment.dry_run import check_run, describe_prompts
 from paretune.experiment.evaluate import evaluate_policies
+from paretune.experiment.output_folder import check_output_folder, training_hash
 from paretune.experiment.preflight import check_memory_options, hub_model_notes, model_descriptions
 from paretune.experiment.probe import probe_scorers
 from paretune.experiment.provenance import (
@@ -35,9 +36,9 @@ from paretune.experiment.settings import set_num_threads
 from paretune.experiment.sft import run_sft
 from paretune.experiment.tuning_trial import JUDGED_TRIAL, TRIAL, evaluate_trial
 from paretune.report.reward_model import head_warnings
-from paretune.report.run_page import read_model_reports, write_report
+from paretune.report.run_page import read_model_reports, with_event_warnings, write_report
 from paretune.report.tables import summary_table
-from paretune.run.compat import EVALUATION_ENTRIES_KEY, EVALUATION_SECTIONS
+from paretune.run.compat import EVALUATION_ENTRIES_KEY
 from paretune.run.folder import Run, read_json
 from paretune.training.guards import StopRequest
 
@@ -85,6 +86,7 @@ def _run_stages(
     stages = pipeline_stages(resolved, until)
     if reuse_from is not None and is_fresh_run(Path(config.run.output_dir)):
         require_same_inputs(reuse_from, resolved)  # before the records are read, which may take minutes
+    check_output_folder(resolved, until in PRE_ALIGN_STAGES)
     console.start_stage("data", 1, len(stages) + 1)
     check_memory_options(resolved)
     for line in hub_model_notes(config):
@@ -132,7 +134,7 @@ def _identity(resolved: ResolvedRun, dataset: Dataset, until: str) -> dict[str, 
     if until in PRE_ALIGN_STAGES:  # its judge is one of its results
         return {"config_hash": reuse_key(resolved), "data_manifest": manifest}
     return {
-        "config_hash": config_hash(config, without=EVALUATION_SECTIONS),
+        "config_hash": training_hash(config),
         "evaluation": evaluation_hashes(config, manifest),
         "data_manifest": manifest | {EVALUATION_ENTRIES_KEY: evaluation_entries(config)},
     }
@@ -167,7 +169,7 @@ def pipeline_stages(resolved: ResolvedRun, until: str = "") -> list[tuple[str, S
 def run_report(ctx: RunContext) -> str:
     """Write the report, and print its summary table."""
     path = write_report(ctx.run.path)
-    results = read_json(ctx.path("eval", "final", "eval.json")) or {}
+    results = with_event_warnings(read_json(ctx.path("eval", "final", "eval.json")), ctx.run.path) or {}
     warnings = head_warnings(read_model_reports(ctx.run.path))
     ctx.console.log(f"\n{summary_table(results, warnings)}\n\nmodel: {ctx.path('final')}\n")
     return str(path)

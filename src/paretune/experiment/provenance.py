@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from paretune.config import Config, resolved_yaml, source_text
+from paretune.config.arguments import algorithm_files
 from paretune.config.scorer_schema import ClassifierScorerSection, RewardModelScorerSection
 from paretune.config.scorers import scorer_sections
 from paretune.config.validate import WORLD, data_sources, reward_sections
 from paretune.data.loader import prompt_key
 from paretune.data.records import LazySequence, PreferencePair, Prompt
+from paretune.experiment.chat_templates import policy_template_warnings
 from paretune.experiment.dataset import Dataset, LabelledRow, RewardData
 from paretune.experiment.resolved import ResolvedRun
 from paretune.experiment.scorers import scorer_files
@@ -23,11 +25,13 @@ MODEL_FILE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 def build_manifest(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Counts and hashes of the records, and hashes of the model folders, for data/manifest.json."""
+    code = {str(path): hash_file(path) for path in algorithm_files(config)}
     return {
         **dataset.manifest(),
         "records": _record_hashes(dataset),
         "models": {path: hash_model_dir(Path(path)) for path in _model_dirs(config)},
         "scorer_files": {str(path): hash_file(path) for path in scorer_files(config)},
+        **({"algorithm_files": code} if code else {}),
     }
 
 
@@ -71,6 +75,7 @@ def evaluation_hashes(config: Config, manifest: Mapping[str, Any]) -> dict[str, 
 def dataset_warnings(run: ResolvedRun, dataset: Dataset) -> Iterator[str]:
     """What makes the records doubtful, and a judge that shares its training data with the reward model."""
     yield from dataset.warnings
+    yield from policy_template_warnings(run.config)
     reward, judge = dataset.reward, dataset.judge
     if reward is None or judge is None or isinstance(judge.train, LazySequence):
         return
@@ -82,7 +87,8 @@ def dataset_warnings(run: ResolvedRun, dataset: Dataset) -> Iterator[str]:
         what = f"to {num_shared:,} of the reward's own rows" if num_shared else "to a file of the reward"
         yield (
             f"the judge is fitted {what}: it cannot tell better from exploited, and no gain will be called "
-            "better; fix: fit it to another file, with responses that the reward model does not learn from"
+            "better; fix: fit it to another file, with responses that the reward model does not learn from; "
+            "one file of ratings is split into two by prompt, not by rater (docs/data.md)"
         )
     elif {prompt_key(row) for row in judge.train} <= {prompt_key(row) for row in reward.train}:
         yield (

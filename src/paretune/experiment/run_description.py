@@ -21,6 +21,7 @@ from paretune.data.records import Prompt
 from paretune.experiment.chat_templates import policy_stop_tokens
 from paretune.experiment.dataset import Dataset, RewardData, prompt_stream
 from paretune.experiment.estimates import Estimate, describe_estimate, format_gigabytes
+from paretune.experiment.evaluation_checks import evaluation_notes
 from paretune.experiment.label_settings import (
     fallback_warnings,
     training_label_statistics,
@@ -32,6 +33,7 @@ from paretune.experiment.label_summary import (
     label_warnings,
     spread_shares,
 )
+from paretune.experiment.output_folder import other_run_warnings
 from paretune.experiment.preflight import hub_model_notes, model_descriptions, model_references
 from paretune.experiment.provenance import dataset_warnings
 from paretune.experiment.readability import PromptReading
@@ -95,7 +97,12 @@ def describe_run(
         *_section("hub", hub_model_notes(config)),
         *_section(
             "warning",
-            [*dataset_warnings(recipe, dataset), *_warnings(config, run, labels, fitted, readings, estimate)],
+            [
+                *dataset_warnings(recipe, dataset),
+                *evaluation_notes(config, dataset),
+                *_warnings(config, run, labels, fitted, readings, estimate),
+                *other_run_warnings(recipe),
+            ],
         ),
         *_section("not checked", _describe_unchecked(config, estimate)),
     ]

@@ -36,7 +36,11 @@ from paretune.models.quantized_checkpoint import (
 )
 from paretune.models.save import parameter_hash, save_model, silence_transformers
 from paretune.models.stop_tokens import eos_ids_of
-from paretune.models.weight_files import require_no_lfs_pointers, require_safetensors
+from paretune.models.weight_files import (
+    require_full_precision,
+    require_no_lfs_pointers,
+    require_safetensors,
+)
 
 UNREADABLE_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
 """What transformers raises for a configuration or tokenizer with wrong values."""
@@ -307,6 +311,8 @@ def load_pretrained(
     require_safetensors(path)
     local = use_local_files_only(path)
     method = quantization_method(load_model_config(path, revision=revision))
+    if not method:
+        require_full_precision(path)
     try:
         with silence_transformers():
             model, loaded = auto_class.from_pretrained(

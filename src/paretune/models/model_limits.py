@@ -55,6 +55,11 @@ def unknown_model_type(path: str) -> str:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     file = Path(path) / "config.json"
+    if not file.is_file() and (file.parent / "adapter_config.json").is_file():
+        return (
+            "this is a LoRA adapter, not a whole model; fix: merge it into its base model first "
+            "(merge_and_unload of peft, then save_pretrained), and name that folder"
+        )
     try:
         config = read_json(file) if file.is_file() else None
     except ValueError:

@@ -14,6 +14,8 @@ MAX_HEADER_BYTES = 100_000_000
 """Upper limit of a safetensors header in the format itself; a longer one is a damaged file."""
 WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 """The files that transformers looks for, in this order; others, such as a vendor's own, it does not read."""
+FULL_PRECISION_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
+"""Types of weights that are read as they are, as a safetensors header names them."""
 COPY_FIX = "copy or download the file again"
 CONVERT_FIX = "convert the model: load it with transformers, and write it with save_pretrained"
 
@@ -96,12 +98,38 @@ def stored_shapes(path: str) -> Mapping[str, tuple[int, ...]]:
     Raises:
         DataError: A file is missing, damaged, or shorter than its header says.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
+    return {name: tuple(entry["shape"]) for name, entry in _stored_entries(path).items()}
+
+
+def require_full_precision(path: str) -> None:
+    """Check that the stored weights are floats of 16 bits or more; hub names are not checked.
+
+    Buffers, such as the masks of attention that older versions of transformers saved, may be integers.
+
+    Raises:
+        DataError: Some weights are not, or a file is missing or damaged.
+    """
+    packed = {
+        name: entry["dtype"]
+        for name, entry in _stored_entries(path).items()
+        if name.endswith("weight") and entry["dtype"] not in FULL_PRECISION_TYPES
+    }
+    if packed:
+        first, count = min(packed), len(packed)
+        others = f" and {count - 1:,} more" if count > 1 else ""
+        problem = f"{first} is stored as {packed[first]}{others}, and config.json has no quantization_config"
+        fix = "take the config.json of the quantized model, or name a checkpoint in full precision"
+        raise DataError(f"{path}: {problem}; fix: {fix}")
+
+
+def _stored_entries(path: str) -> Mapping[str, Any]:
+    """Header entries (shape, dtype) by tensor; see `stored_shapes`."""
+    entries: dict[str, Any] = {}
     files = weight_files(path) if Path(path).is_dir() else []
     for file in files:
         try:
             header, num_bytes = _read_header(file)
-            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
+            entries |= {name: _header_entry(entry) for name, entry in header.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
             problem = f"{file.name} is damaged: it has no safetensors header"
             raise DataError(f"{path}: {problem}; fix: {COPY_FIX}") from error
@@ -111,10 +139,14 @@ def stored_shapes(path: str) -> Mapping[str, tuple[int, ...]]:
             raise DataError(f"{path}: {problem}; fix: {COPY_FIX}")
     if files and files[0].name != WEIGHTS_NAME:
         index = json.loads((Path(path) / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-        if absent := sorted(set(index) - set(shapes)):
+        if absent := sorted(set(index) - set(entries)):
             problem = f"{INDEX_NAME} names weights that no file has: {_some(absent)}"
             raise DataError(f"{path}: {problem}; fix: take index and weights from the same checkpoint")
-    return shapes
+    return entries
+
+
+def _header_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"shape": tuple(entry["shape"]), "dtype": str(entry["dtype"])}
 
 
 def _read_header(file: Path) -> tuple[dict[str, Any], int]:

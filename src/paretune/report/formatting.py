@@ -4,6 +4,7 @@ The page and the terminal share these functions, so that both show the same digi
 """
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,9 @@ MISSING = "–"
 
 SCIENTIFIC_THRESHOLD = 1e9
 """Numbers of at least this size are written in scientific notation."""
+
+NO_JUDGE = "none"
+"""`judge` of an objective in eval.json that no judge scores."""
 
 VERDICT_SYMBOLS = {
     "better": "▲",
@@ -101,6 +105,11 @@ def format_percent(value: Any, decimals: int = 0) -> str:
     return MISSING if number is None else f"{format_number(100 * number, decimals)} %"
 
 
+def keep_units(text: str) -> str:
+    """The text with percent signs that no line break parts from their number."""
+    return re.sub(r"(?<=\d) %", "\u00a0%", text)
+
+
 def format_compact(value: Any) -> str:
     """Three significant digits at any magnitude."""
     number = finite_or_none(value)
@@ -114,8 +123,11 @@ def format_compact(value: Any) -> str:
 def decimals_for(objective: Mapping[str, Any]) -> int:
     """Decimals at which the interval of a change has a visible width and its ends differ from 0.
 
+    They are also enough that the change is about the difference of `before` and `after` as they are shown:
+    "3.22 → 3.23" beside "0.00" would contradict itself.
+
     Args:
-        objective: Any mapping with `low` and `high`.
+        objective: Any mapping with `low` and `high`, and with or without `before`, `after` and `change`.
     """
     low, high = finite_or_none(objective["low"]), finite_or_none(objective["high"])
     if low is None or high is None or high <= low:
@@ -123,9 +135,23 @@ def decimals_for(objective: Mapping[str, Any]) -> int:
     half_width = (high - low) / 2
     # At most five decimals: more would be noise in any table.
     decimals = min(5, max(2 if half_width < 10 else 1, -math.floor(math.log10(half_width))))
-    while decimals < 5 and any(end != 0 and round(end, decimals) == 0 for end in (low, high)):
+    while decimals < 5 and (
+        any(end != 0 and round(end, decimals) == 0 for end in (low, high))
+        or _contradicts_itself(objective, decimals)
+    ):
         decimals += 1
     return decimals
+
+
+def _contradicts_itself(objective: Mapping[str, Any], decimals: int) -> bool:
+    """True if the change as shown is off the difference of `before` and `after` by more than a quarter."""
+    before, after, change = (finite_or_none(objective.get(key)) for key in ("before", "after", "change"))
+    if before is None or after is None or change is None:
+        return False
+    if not math.isclose(after - before, change, rel_tol=1e-3, abs_tol=1e-9):
+        return False  # the means are over other prompts than the change: no digits reconcile them
+    shown = round(change, decimals)
+    return abs(round(after, decimals) - round(before, decimals) - shown) > abs(shown) / 4 + 1e-9
 
 
 def format_verdict(objective: Mapping[str, Any]) -> str:
@@ -135,7 +161,9 @@ def format_verdict(objective: Mapping[str, Any]) -> str:
 
 
 def explain_verdict(objective: Mapping[str, Any]) -> str:
-    """Reason of a "no evidence" verdict: the judge is the reward, low power, or no score changed."""
+    """Reason of "no evidence" (the judge is the reward, low power, no score changed) or "not measured"."""
+    if objective["verdict"] == "not measured" and objective.get("judge") == NO_JUDGE:
+        return "no judge"
     if objective["verdict"] != "no evidence":
         return ""
     low = finite_or_none(objective["low"])

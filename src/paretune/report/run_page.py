@@ -4,7 +4,7 @@ Every value reaches the page through Jinja's autoescape as a text node or a numb
 style, a tag or an attribute name. Control and bidirectional characters are written out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paretune import __version__
 from paretune.core.errors import ConfigError, DataError
-from paretune.evaluate.warnings import POLICY_PREFIX
+from paretune.evaluate.warnings import POLICY_PREFIX, event_warnings
 from paretune.report import formatting
 from paretune.report.charts import (
     interval_strips,
@@ -75,7 +75,6 @@ def jinja_environment() -> Environment:
         "format_number",
         "format_signed",
         "format_interval",
-        "format_percent",
         "format_compact",
         "decimals_for",
         "format_verdict",
@@ -83,12 +82,16 @@ def jinja_environment() -> Environment:
     ):
         env.globals[name] = getattr(formatting, name)
     env.globals["verdict_symbols"] = formatting.VERDICT_SYMBOLS
+    env.globals["format_percent"] = _format_percent
+    env.filters["keep_units"] = formatting.keep_units
     return env
 
 
 def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_name: str) -> dict[str, Any]:
     """All values that the template shows, read from the files of the run."""
-    evaluation = _load_evaluation(run_dir / "eval" / evaluation_name / "eval.json")
+    evaluation = with_event_warnings(
+        _load_evaluation(run_dir / "eval" / evaluation_name / "eval.json"), run_dir
+    )
     lines = [line for line in read_jsonl(run_dir / "metrics.jsonl") if line.get("stage") == "align"]
     recipe = _load_recipe(run_dir / "config" / "resolved.yaml")
     objectives = list(evaluation["objectives"]) if evaluation else scored_objectives(lines)
@@ -106,7 +109,7 @@ def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_name
         "evaluation": _evaluation_context(evaluation) if evaluation else None,
         "models": [table for table in tables if table is not None],
         "pretrained_models": _pretrained_reward_models(recipe),
-        "head_warnings": head_warnings(model_reports),
+        "warnings": _warnings(evaluation, head_warnings(model_reports)),
         "num_steps": len(lines),
         "objective_curves": objective_curves(lines, objectives),
         "training_curves": training_curves(lines),
@@ -130,6 +133,14 @@ def read_model_reports(run_dir: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def with_event_warnings(evaluation: dict[str, Any] | None, run_dir: Path) -> dict[str, Any] | None:
+    """The content of eval.json with the warnings among the events of the run after its own."""
+    if evaluation is None:
+        return None
+    warnings = event_warnings(read_jsonl(run_dir / "events.jsonl"))
+    return evaluation | {"warnings": [*evaluation["warnings"], *warnings]}
+
+
 def _load_evaluation(path: Path) -> dict[str, Any] | None:
     evaluation = read_json(path)
     if evaluation is not None and (schema := evaluation.get("schema")) != EVALUATION_SCHEMA:
@@ -146,22 +157,29 @@ def _evaluation_context(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     for name, objective in objectives.items():
         objectives_by_judge.setdefault(objective["judge"], []).append(name)
     strips, shared = interval_strips([(o["change"], o["low"], o["high"]) for o in objectives.values()])
-    warnings = evaluation["warnings"]
     return {
         **evaluation,
         "interval_strips": dict(zip(objectives, strips, strict=True)),
         "shared_scale": shared,
         "self_judged": [name for name, o in objectives.items() if o["num_scored"] and not o["independent"]],
-        "policy_warnings": [line for line in warnings if line.startswith(POLICY_PREFIX)],
-        "other_warnings": [
-            line for line in warnings if not line.startswith((SELF_JUDGED_PREFIX, POLICY_PREFIX))
-        ],
         "objectives_by_judge": objectives_by_judge,
         "judge_comparisons": judge_comparisons(evaluation),
         "has_missing": any(o["missing"]["fraction"] and o["num_scored"] for o in objectives.values()),
         "has_training_reward": any(o["reward"] for o in objectives.values()),
         "has_margin": any(o["margin"] is not None for o in objectives.values()),
     }
+
+
+def _warnings(evaluation: Mapping[str, Any] | None, of_heads: Sequence[str]) -> list[str]:
+    """All warnings, those about the policy as a whole first; the judge that is not independent has its box."""
+    lines = evaluation["warnings"] if evaluation else []
+    first = [line for line in lines if line.startswith(POLICY_PREFIX)]
+    others = [line for line in lines if not line.startswith((SELF_JUDGED_PREFIX, POLICY_PREFIX))]
+    return [*first, *of_heads, *others]
+
+
+def _format_percent(value: Any, decimals: int = 0) -> str:
+    return formatting.keep_units(formatting.format_percent(value, decimals))
 
 
 def _subtitle(

@@ -31,6 +31,9 @@ class DisplayedSample:
     prompt: str
     before: str
     after: str
+    before_truncated: bool
+    """It was cut at the length limit."""
+    after_truncated: bool
     scores: tuple[tuple[str, str, str, str], ...]
     """(objective, before, after, change)."""
 
@@ -131,15 +134,12 @@ def _displayed_sample(
         expanded=expanded,
         title="prompt collapsed" if row["category"] in harmful_categories else one_line(row["prompt"], 90),
         prompt=_truncate(row["prompt"]),
-        before=_response_text(row, "before"),
-        after=_response_text(row, "after"),
+        before=_truncate(row["before"]),
+        after=_truncate(row["after"]),
+        before_truncated=bool(row.get("before_truncated")),
+        after_truncated=bool(row.get("after_truncated")),
         scores=tuple(scores),
     )
-
-
-def _response_text(row: Row, arm: str) -> str:
-    text = _truncate(row[arm])
-    return f"{text} [truncated at the length limit]" if row.get(f"{arm}_truncated") else text
 
 
 def _truncate(text: str) -> str:

@@ -106,7 +106,7 @@ def describe_reasons(counts: FailureCounts, max_reasons: int = 3) -> str:
 
 
 @runtime_checkable
-class TracksProgress(Protocol):
+class ReadsProgress(Protocol):
     """A scorer that is told the progress of the training."""
 
     def set_progress(self, step: int, max_steps: int) -> None:
@@ -114,7 +114,7 @@ class TracksProgress(Protocol):
         ...
 
 
-def innermost_scorers(scorers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+def inner_scorers(scorers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     """The scorers inside of wrappers, each once, with their names in the recipe; "" if they have none."""
     seen: set[int] = set()
     for scorer in scorers:
@@ -129,8 +129,8 @@ def innermost_scorers(scorers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 def set_progress(scorers: Iterable[Any], step: int, max_steps: int) -> None:
     """Tell the scorers that ask for it how far the training is."""
-    for _, scorer in innermost_scorers(scorers):
-        if isinstance(scorer, TracksProgress):
+    for _, scorer in inner_scorers(scorers):
+        if isinstance(scorer, ReadsProgress):
             scorer.set_progress(step, max_steps)
 
 
@@ -138,7 +138,7 @@ def scorer_metrics(scorers: Iterable[Any]) -> dict[str, float]:
     """What the scorers logged in their last call, by `scorer/NAME/METRIC`."""
     return {
         f"scorer/{name.rpartition('.')[2]}/{_UNSAFE_CHARACTERS.sub('_', metric)}": float(value)
-        for name, scorer in innermost_scorers(scorers)
+        for name, scorer in inner_scorers(scorers)
         if name and isinstance(scorer, FallibleScorer)
         for metric, value in scorer.metrics.items()
     }

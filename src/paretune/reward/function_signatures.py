@@ -105,7 +105,8 @@ def load_function(
         loaded = load_object(target)
         value, source, files, label = loaded.value, loaded.source, loaded.files, target
     else:
-        file = inspect.getsourcefile(target) if inspect.isroutine(target) else None
+        has_source = inspect.isfunction(target) or inspect.ismethod(target)  # not what is written in C
+        file = inspect.getsourcefile(target) if has_source else None
         value, source, files = target, Path(file) if file else None, ()
         label = getattr(target, "__name__", type(target).__name__)
     rest = given

@@ -39,7 +39,7 @@ from paretune.models.model_passes import Models, OldLogprobs
 from paretune.reward.function_calls import Attempt
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.evolution.spec import EvolutionSpec
-from paretune.rl.own_parts import own_part_error
+from paretune.rl.user_parts import user_part_error
 
 PER_TOKEN_STEPS = (Gae, ReturnToGo)
 """Steps that read rewards on tokens."""
@@ -283,7 +283,7 @@ def check_spec(spec: AlgorithmSpec | EvolutionSpec, objectives: Sequence[str]) -
         with Attempt() as attempt:  # parts of the user's own can raise anything
             attempt.value = spec.requirements(objectives)
         if attempt.error is not None:
-            raise own_part_error(spec, attempt.error)
+            raise user_part_error(spec, attempt.error)
     except WiringError as error:
         raise WiringError(f'algorithm "{spec.name}": {error}') from error
     needs: Requirements = attempt.value

@@ -9,7 +9,8 @@ error.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,14 @@ EVALUATION_SECTIONS = ("judge", "judges", "evaluate")
 EVALUATION_ENTRIES_KEY = "evaluation"
 """Key of the manifest: names of its entries that only the evaluation reads, by key."""
 
+JUDGED_KEY = "judged"
+"""Key of run.json: true once an evaluation is complete."""
+MISSING_VALUE = "not given"
+"""Stands for the value of a key that one of two recipes does not have."""
+_EMPTY_ADDITIONS = [{MISSING_VALUE, "null"}, {MISSING_VALUE, "{}"}, {MISSING_VALUE, "[]"}]
+MAX_VALUE_CHARS = 30
+"""An error shows no longer values: their beginnings may be equal."""
+
 KeyPath = tuple[str, ...]
 ConfigChange = tuple[KeyPath, str, str]
 """A key of the recipe, its value in the folder, and its value in this run."""
@@ -89,11 +98,15 @@ def check_resumable(path: Path, config_hash: str, resolved_config: str = "") -> 
         # The evaluation's sections are never the reason; those of a merge, which has one identity, are.
         changes = [c for c in all_changes if c[0][0] not in EVALUATION_SECTIONS] or all_changes
         hashes = f"configuration {str(state.get('config_hash'))[:12]} there, {config_hash[:12]} here"
-        differences = [f"{'.'.join(key)} is {there} there, {here} here" for key, there, here in changes]
         raise ConfigError(
-            f"{path}: run.output_dir: holds another run ({_first_three(differences, '; ') or hashes}); "
-            "fix: choose another run.output_dir, or remove this one"
+            f"{path}: run.output_dir: holds another run ({_describe_changes(changes) or hashes}); "
+            f"fix: write run.output_dir={free_folder(path)}, or remove this one"
         )
+
+
+def free_folder(path: Path) -> Path:
+    """The path with the first number after its name that no file or folder has."""
+    return next(free for n in count(2) if not (free := path.with_name(f"{path.name}-{n}")).exists())
 
 
 def has_no_results(path: Path) -> bool:
@@ -136,17 +149,43 @@ def replace_evaluation(path: Path, evaluation: Mapping[str, str], resolved_confi
     previous = (read_json(path / "run.json") or {}).get("evaluation") or {}
     replaced = [name for name in evaluation if name in previous and previous[name] != evaluation[name]]
     if replaced and has_judgments(path):
-        changes = [c for c in config_changes(path, resolved_config) if c[0][0] in EVALUATION_SECTIONS]
-        differences = [f"{'.'.join(key)} is {there} there, {here} here" for key, there, here in changes]
-        what = _first_three(differences, "; ") or f"the files of {' and '.join(replaced)} changed"
-        raise ConfigError(
-            f"{path}: {replaced[0]}: this run was evaluated with other settings ({what}); fix: remove "
-            f"{path / 'eval'} to evaluate it again, restore the settings, or choose another run.output_dir"
-        )
+        changes = _evaluation_changes(path, resolved_config)
+        what = _describe_changes(changes) or f"the files of {' and '.join(replaced)} changed"
+        raise _judged_otherwise(path, replaced[0], what)
     if "judge" in replaced:
         for folder in (path / "judge", path / "checkpoints" / "judge"):
             shutil.rmtree(folder, ignore_errors=True)
     return replaced
+
+
+def check_evaluation(path: Path, resolved_config: str) -> None:
+    """Raise an error if the recipe alone shows that this run was judged with other settings.
+
+    Raises:
+        ConfigError: The run holds judgments, and the sections that only the evaluation reads differ.
+    """
+    changes = _evaluation_changes(path, resolved_config)
+    if changes and has_judgments(path):
+        raise _judged_otherwise(path, changes[0][0][0], _describe_changes(changes))
+
+
+def _evaluation_changes(path: Path, resolved_config: str) -> list[ConfigChange]:
+    return [c for c in config_changes(path, resolved_config) if c[0][0] in EVALUATION_SECTIONS]
+
+
+def _judged_otherwise(path: Path, section: str, what: str) -> ConfigError:
+    results = path / "eval"
+    kept = next(name for n in count(1) if not (name := path / f"eval-{n}").exists())
+    return ConfigError(
+        f"{path}: {section}: this run was evaluated with other settings ({what}); fix: rename {results} to "
+        f"{kept}, which keeps its results, to evaluate the policy again; or restore the settings; or write "
+        f"run.output_dir={free_folder(path)}"
+    )
+
+
+def judged_before(state: Mapping[str, Any] | None) -> bool:
+    """Whether run.json says that an evaluation was complete once, even if its results were removed."""
+    return state is not None and (bool(state.get(JUDGED_KEY)) or state.get("stage") == "report")
 
 
 def reset_if_no_results(path: Path, config_hash: str, data_manifest: Mapping[str, Any]) -> bool:
@@ -186,9 +225,24 @@ def _iter_changes(old: Mapping[Any, Any], new: Mapping[Any, Any], parent: KeyPat
             yield path, _format_value(old, key), _format_value(new, key)
 
 
+def _describe_changes(changes: Sequence[ConfigChange]) -> str:
+    """At most three keys that differ, with their values where both are short, and the number of others."""
+    parts = []
+    # Last, keys that only one of two versions of paretune has, and that say nothing.
+    for key, there, here in sorted(changes, key=lambda c: {c[1], c[2]} in _EMPTY_ADDITIONS):
+        name = ".".join(key)
+        if MISSING_VALUE in (there, here):
+            parts.append(f"{name} ({'added' if there == MISSING_VALUE else 'removed'})")
+        elif max(len(there), len(here)) > MAX_VALUE_CHARS:
+            parts.append(f"{name} (changed)")
+        else:
+            parts.append(f"{name} is {there} there, {here} here")
+    return _first_three(parts, "; ")
+
+
 def _format_value(values: Mapping[Any, Any], key: Any, max_chars: int = 40) -> str:
     if key not in values:
-        return "not given"
+        return MISSING_VALUE
     value = values[key]
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = " ".join(text.split())

@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ from paretune.run.compat import (
     config_changes,
     replace_evaluation,
     reset_if_no_results,
+    judged_before,
 )
 from paretune.run.io import append_jsonl, read_json, read_jsonl, to_json, write_atomic, write_error
 from paretune.run.lock import RunLock
@@ -53,6 +54,12 @@ __all__ = [
 
 RUN_SCHEMA = "paretune/run/2"
 JSONL_FILES = ("metrics.jsonl", "timing.jsonl", "events.jsonl")
+EARLIER_EVALUATION_EVENT = "earlier_evaluation"
+"""Event of another evaluation of a policy that was evaluated before; its text is a warning of the report."""
+NEGATIVE_SHARE_EVENT = "negative_variance_share"
+"""Event of an objective that the reward lowered during the training."""
+MISMATCH_EVENT = "rollout_mismatch"
+"""Event of sampler and trainer giving different probabilities to the same tokens."""
 RESUME_TRUNCATED_FILES = ("metrics.jsonl", "timing.jsonl")
 """Files that a resume truncates to the checkpoint; events are kept, since they record the crash."""
 
@@ -135,8 +142,7 @@ class Run:
             if was_reset:
                 run.log_event("restarted_empty", "the folder held a run without results; it was emptied")
             if replaced:
-                reason = f"nothing was judged yet: other {' and '.join(replaced)}"
-                run.log_event("evaluation_replaced", reason)
+                run._log_replaced(replaced)
         except BaseException:
             run.release()
             raise
@@ -269,6 +275,16 @@ class Run:
             if path.exists():
                 content = path.read_bytes()
                 os.truncate(path, content.rfind(b"\n") + 1)
+
+    def _log_replaced(self, sections: Sequence[str]) -> None:
+        """Record that these sections of the evaluation are others now, and whether they had judged before."""
+        if judged_before(self.previous_state):
+            other = "by another judge" if "judge" in sections else "with other settings"
+            text = f"Judged again: an earlier evaluation of this policy {other} was removed or renamed."
+            self.log_event(EARLIER_EVALUATION_EVENT, text)
+        else:
+            text = f"nothing was judged yet: other {' and '.join(sections)}"
+            self.log_event("evaluation_replaced", text)
 
     def _start_attempt(self, name: str, config_hash: str, previous_holder: str, resolved_config: str) -> None:
         state = self.previous_state = read_json(self.path / "run.json")

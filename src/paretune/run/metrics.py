@@ -21,7 +21,7 @@ METRICS: dict[str, Metric] = {
         "fraction", "rows without a score for the objective", "down"
     ),
     "scorer/{scorer}/{metric}": Metric(
-        "", "number that a scorer logged: cost of a judge, metric of a function"
+        "as logged", "number that a scorer logged: cost of a judge, metric of a function"
     ),
     "weighted_score/{objective}/mean": Metric("reward", "mean of weight * gate * score", "up"),
     "variance_share/{objective}": Metric(

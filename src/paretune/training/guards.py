@@ -1,9 +1,11 @@
 """Guards of a training loop: finite checks before weights change, and stop requests by signal."""
 
 import math
+import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
@@ -133,6 +135,10 @@ NOTHING_SAVED = "before anything was saved; repeat the command to start again"
 """End of the message if a run stops without a checkpoint."""
 
 
+STOPPING = "stopping after this step"
+_INTERRUPT_AGAIN = "; press Ctrl-C again to stop at once"
+
+
 class StopRequest:
     """Context in which SIGTERM and the first Ctrl-C only set a flag; a second Ctrl-C interrupts at once.
 
@@ -188,4 +194,14 @@ class StopRequest:
     def _handle_signal(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.signal is None:
+            _tell_stopping(signum)
         self.signal = self.signal or signum
+
+
+def _tell_stopping(signum: int) -> None:
+    """Say at once that the request came: a step may take minutes."""
+    with suppress(OSError):  # no standard error
+        # Not through sys.stderr or the console: the signal may have come while they were writing.
+        text = STOPPING + _INTERRUPT_AGAIN * (signum == signal.SIGINT)
+        os.write(2, b"\n" * os.isatty(2) + text.encode() + b"\n")

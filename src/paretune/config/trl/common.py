@@ -31,9 +31,7 @@ def convert_model(c: Conversion, key: str = "policy") -> None:
         c: The conversion.
         key: The section of the model: policy or reward.
     """
-    kwargs = c.value("model_init_kwargs") or {}
-    if not isinstance(kwargs, dict):
-        raise c.error("model_init_kwargs", f"is {kwargs!r}, and must be a mapping")
+    kwargs = c.mapping("model_init_kwargs")
     name, path_key = c.value("model_name_or_path"), "path" if key == "policy" else "init_from"
     if name is None:
         c.set(f"{key}.{path_key}", None)
@@ -61,7 +59,7 @@ def _convert_precision(c: Conversion, key: str, dtype: Any) -> None:
         c.refuse("dtype", dtype, "float32 or bfloat16")
         dtype = None
     # TRL computes in bfloat16 unless it is told not to; the optimizer has float32 weights there as here.
-    bf16 = c.value("bf16") if c.value("bf16") is not None else not c.source.values.get("fp16", False)
+    bf16 = c.flag("bf16") if c.value("bf16") is not None else not c.source.values.get("fp16", False)
     name, value = ("bf16", "bfloat16") if bf16 else ("dtype", str(dtype or "float32"))
     value = "float32" if value == "auto" else value
     if not bf16 and c.is_set("bf16"):
@@ -74,7 +72,7 @@ def _convert_precision(c: Conversion, key: str, dtype: Any) -> None:
 
 def _convert_adapter(c: Conversion, key: str) -> None:
     names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-    if not c.value("use_peft"):
+    if not c.flag("use_peft"):
         for name in (n for n in ("use_peft", *names) if c.is_set(n)):
             c.ignore(name, c.value(name), "no adapter without use_peft")
         return
@@ -100,11 +98,11 @@ def dataset_file(c: Conversion) -> str | None:
         return _loaded_file(c, dict(loaded))
     mixture = c.value("datasets")
     if mixture:
-        first = mixture[0] if isinstance(mixture, list) and isinstance(mixture[0], dict) else {}
-        if len(mixture) > 1 or not first.get("path"):
+        parts = mixture if isinstance(mixture, list) else [mixture]
+        if len(parts) > 1 or not isinstance(parts[0], dict) or not parts[0].get("path"):
             c.refuse("datasets", mixture, "name each one as a file of its own, with max_rows for its share")
             return None
-        return _loaded_file(c, {"split": "train", **first}, "datasets")
+        return _loaded_file(c, {"split": "train", **parts[0]}, "datasets")
     name = c.value("dataset_name")
     if name is None:
         return None
@@ -167,7 +165,7 @@ def convert_optimizer(c: Conversion, key: str, total_steps: int | None) -> None:
         total_steps: Optimizer steps of the run; None if the file does not tell.
     """
     c.map("learning_rate", f"{key}.learning_rate", c.number("learning_rate", 0))
-    name = c.value("lr_scheduler_type")
+    name = str(c.value("lr_scheduler_type"))
     if name not in SCHEDULES:
         c.refuse("lr_scheduler_type", name, "linear, cosine or constant; linear is written")
     schedule = SCHEDULES.get(name, "linear")
@@ -177,12 +175,12 @@ def convert_optimizer(c: Conversion, key: str, total_steps: int | None) -> None:
     norm = c.number("max_grad_norm", 0)
     c.map("max_grad_norm", f"{key}.max_grad_norm", norm or NO_CLIPPING, "" if norm else "no clipping")
     if key == "training":
-        optimizer = c.value("optim")
+        optimizer = str(c.value("optim"))
         if optimizer in OPTIMIZERS:
             c.map("optim", f"{key}.optim", OPTIMIZERS[optimizer])
         else:
             c.refuse("optim", optimizer, "adamw_torch or adamw_8bit; adamw_torch is the default")
-        checkpointing = "recompute" if c.value("gradient_checkpointing") else "none"
+        checkpointing = "recompute" if c.flag("gradient_checkpointing") else "none"
         offloads = c.source.values.get("activation_offloading")
         c.map(
             "gradient_checkpointing",
@@ -226,7 +224,7 @@ def convert_run(c: Conversion, updates: int = 1) -> None:
         name = str(c.value("run_name"))
         reason = "set run.output_dir" if re.match(RUN_NAME_PATTERN, name) else "no name of a run here"
         c.ignore("run_name", name, f"the name of the recipe's file names the run; {reason}")
-    c.map("seed", "run.seed", c.value("seed"), "the draws differ from those of TRL")
+    c.map("seed", "run.seed", c.number("seed", 0), "the draws differ from those of TRL")
     steps = c.value("save_steps")
     if isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1:
         note = f"{updates} optimizer steps each" if updates > 1 else ""
@@ -235,7 +233,7 @@ def convert_run(c: Conversion, updates: int = 1) -> None:
         c.refuse("save_steps", steps, "a number of steps: run.save_steps")
     if c.value("save_total_limit") is not None:
         c.map("save_total_limit", "run.save_total_limit", c.integer("save_total_limit"))
-    if c.value("use_cpu"):
+    if c.flag("use_cpu"):
         c.map("use_cpu", "run.device", "cpu")
     elif c.is_set("use_cpu"):
         c.ignore("use_cpu", False, "the first GPU is taken if there is one")

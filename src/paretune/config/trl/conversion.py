@@ -1,7 +1,10 @@
 """A conversion under way: the recipe so far, and what has been said of each field."""
 
+import json
+import math
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 from paretune.config.trl.fields import default_values
@@ -49,7 +52,7 @@ class Conversion:
             ConfigError: It is none, or below the minimum.
         """
         value = self.value(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.error(name, f"is {value!r}, and must be a number")
         if minimum is not None and not value >= minimum:
             raise self.error(name, f"is {value!r}, and must be at least {minimum:g}")
@@ -76,6 +79,30 @@ class Conversion:
         if value not in choices:
             raise self.error(name, f"is {value!r}, and must be one of {', '.join(choices)}")
         return str(value)
+
+    def flag(self, name: str) -> bool:
+        """The value of a field that is true or false; null is false.
+
+        Raises:
+            ConfigError: It is neither.
+        """
+        value = self.value(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(name, f"is {value!r}, and must be true or false")
+        return bool(value)
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """The value of a field that is a mapping, or its JSON as TRL allows; null is empty.
+
+        Raises:
+            ConfigError: It is none.
+        """
+        value = self.value(name)
+        with suppress(ValueError):
+            value = json.loads(value) if isinstance(value, str) else value
+        if value is not None and not isinstance(value, dict):
+            raise self.error(name, f"is {value!r}, and must be a mapping")
+        return value or {}
 
     def error(self, name: str, problem: str) -> ConfigError:
         """The error of a field, with its place in the file."""

@@ -23,8 +23,8 @@ def convert_grpo(c: Conversion) -> None:
     """Fill in the recipe of a GRPOConfig."""
     convert_prompts(c, dataset_file(c))
     convert_model(c)
-    if c.value("chat_template_kwargs"):
-        c.map("chat_template_kwargs", "policy.chat_template_kwargs", c.value("chat_template_kwargs"))
+    if kwargs := c.mapping("chat_template_kwargs"):
+        c.map("chat_template_kwargs", "policy.chat_template_kwargs", kwargs)
     _convert_rewards(c)
     c.set("algorithm.name", "trl_grpo")
     _convert_loss(c)
@@ -66,7 +66,7 @@ def _convert_loss(c: Conversion) -> None:
     )
     c.map("beta", "algorithm.beta", c.number("beta", 0))
     if c.value("beta"):
-        value = bool(c.value("use_bias_correction_kl"))
+        value = c.flag("use_bias_correction_kl")
         c.map("use_bias_correction_kl", "algorithm.use_bias_correction_kl", value)
     elif c.is_set("use_bias_correction_kl"):
         c.ignore("use_bias_correction_kl", c.value("use_bias_correction_kl"), "there is no KL with beta 0")
@@ -81,7 +81,8 @@ def _convert_credit(c: Conversion) -> None:
     aggregations = ("sum_then_normalize", "normalize_then_sum")
     aggregation = c.choice("multi_objective_aggregation", aggregations)
     c.map("multi_objective_aggregation", "algorithm.multi_objective_aggregation", aggregation)
-    scale = {True: "group", False: "none"}.get(c.value("scale_rewards"), c.value("scale_rewards"))
+    scale = c.value("scale_rewards")
+    scale = ("group" if scale else "none") if isinstance(scale, bool) else scale
     if aggregation == "normalize_then_sum":
         if c.is_set("scale_rewards"):
             c.ignore("scale_rewards", scale, "TRL does not read it with normalize_then_sum")
@@ -89,9 +90,13 @@ def _convert_credit(c: Conversion) -> None:
         raise c.error("scale_rewards", f"is {scale!r}, and must be one of group, batch, none")
     else:
         c.map("scale_rewards", "algorithm.scale_rewards", scale)
-    for name in ("mask_truncated_completions", "off_policy_mask_threshold"):
-        if c.value(name):
-            c.map(name, f"algorithm.{name}", c.value(name))
+    mask = c.flag("mask_truncated_completions")
+    threshold = (
+        None if c.value("off_policy_mask_threshold") is None else c.number("off_policy_mask_threshold", 0)
+    )
+    for name, value in (("mask_truncated_completions", mask), ("off_policy_mask_threshold", threshold)):
+        if value:
+            c.map(name, f"algorithm.{name}", value)
         elif c.is_set(name):
             c.ignore(name, c.value(name), "as here")
     _convert_entropy(c)

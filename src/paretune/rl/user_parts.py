@@ -11,7 +11,7 @@ from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.evolution.spec import EvolutionSpec
 
 
-def own_part_error(spec: AlgorithmSpec | EvolutionSpec, error: BaseException) -> BaseException:
+def user_part_error(spec: AlgorithmSpec | EvolutionSpec, error: BaseException) -> BaseException:
     """An error of a dry run as one of the part that it comes from; itself if all parts are shipped."""
     own = [part for each in spec.all_specs() for part in _parts_of(each) if not _is_shipped(part)]
     if not own or isinstance(error, ParetuneError):

@@ -11,12 +11,12 @@ from paretune.reward.function_calls import Attempt, describe_error
 from paretune.reward.function_loading import LoadedObject, load_object
 
 
-def is_own(name: str) -> bool:
+def is_user_function(name: str) -> bool:
     """Whether a name is a reference, `file.py:name` or `package.module:name`."""
     return ":" in name
 
 
-def own_files(reference: str) -> tuple[Path, ...]:
+def user_files(reference: str) -> tuple[Path, ...]:
     """The source files that a reference rests on: its module, and the modules beside it that it imports.
 
     Raises:
@@ -25,7 +25,9 @@ def own_files(reference: str) -> tuple[Path, ...]:
     return load_object(reference).files
 
 
-def own_function(reference: str, arguments: tuple[str, ...], results: tuple[type, ...]) -> Callable[..., Any]:
+def user_function(
+    reference: str, arguments: tuple[str, ...], results: tuple[type, ...]
+) -> Callable[..., Any]:
     """An algorithm or an aggregator of one's own, whose errors are WiringErrors.
 
     Args:
@@ -52,7 +54,7 @@ def own_function(reference: str, arguments: tuple[str, ...], results: tuple[type
     return checked
 
 
-def own_part(reference: str, arguments: Mapping[str, Any], defaults: Mapping[str, Any], kind: type) -> Any:
+def user_part(reference: str, arguments: Mapping[str, Any], defaults: Mapping[str, Any], kind: type) -> Any:
     """A part of one's own: what a class, or a function, makes of the arguments.
 
     Args:
@@ -88,7 +90,7 @@ def part_arguments(reference: str) -> dict[str, Any]:
     }
 
 
-def own_types(reference: str) -> dict[str, Any]:
+def user_types(reference: str) -> dict[str, Any]:
     """The types of the arguments of a part of one's own, where they are annotated.
 
     Raises:

@@ -1,0 +1,103 @@
+"""What the evaluation of a run will not measure, or not well: warnings that need no weights."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from paretune.config import Config
+from paretune.config.data_schema import RewardSection
+from paretune.config.scorers import (
+    judged_objectives,
+    read_label_names,
+    reward_model_objectives,
+    scorer_objectives,
+)
+from paretune.config.validate import reward_sections
+from paretune.evaluate.warnings import MIN_PROMPTS
+from paretune.experiment.dataset import Dataset, RewardData
+
+MIN_TEST_ROWS = 20
+"""With fewer held-out rows, chance decides whether a head seems to predict its labels."""
+
+
+def evaluation_notes(config: Config, dataset: Dataset) -> Iterator[str]:
+    """Objectives that no judge scores, and test sets that are too small for reliable numbers."""
+    yield from _unjudged_notes(config)
+    yield from _few_prompts_notes(config, dataset)
+    yield from _few_rows_notes(config, dataset)
+
+
+def _unjudged_notes(config: Config) -> Iterator[str]:
+    """Objectives of the reward model that are trained for, and that no judge scores.
+
+    Those of `scorers` are measured by their own scorer. Objectives of weight 0 are only logged.
+    """
+    judged = _judged(config)
+    if judged is None:
+        return
+    for name in reward_model_objectives(config):
+        objective = config.objectives[name]
+        if objective.weight and not {name, objective.scores_from or name} & judged:
+            yield f"{name}: no judge scores it, so it will not be measured; fix: {_judge_fix(config)}"
+
+
+def _judged(config: Config) -> set[str] | None:
+    """The objectives that judges score; None without a judge, or if they cannot be known without weights."""
+    if config.judge is None and not config.judges:
+        return None
+    judged = set(judged_objectives(config))
+    if isinstance(config.judge, RewardSection) and config.judge.path is not None:
+        labels = read_label_names(Path(config.judge.path))
+        if labels is None:
+            return None
+        judged |= set(labels)
+    if any(scorer_objectives(name, section) is None for name, section in config.judges.items()):
+        return None
+    return judged
+
+
+def _judge_fix(config: Config) -> str:
+    if isinstance(config.judge, RewardSection) and config.judge.path is None:
+        files = "judge.ratings" if config.judge.ratings or not config.judge.pairs else "judge.pairs"
+        return f"add it to judge.objectives and {files}"
+    return "add a judge of it to `judges`"
+
+
+def _few_prompts_notes(config: Config, dataset: Dataset) -> Iterator[str]:
+    num_prompts = len(dataset.test_prompts)
+    if num_prompts >= MIN_PROMPTS:
+        return
+    limit = config.evaluate.max_prompts
+    if limit is not None and limit < MIN_PROMPTS:
+        fix = "raise evaluate.max_prompts"
+    elif config.data.world is not None:
+        fix = "raise data.world.num_test_prompts"
+    elif config.data.test_prompts:
+        fix = "name more prompts in data.test_prompts"
+    else:
+        fix = "raise data.holdout_fraction, or name more prompts"
+    yield (
+        f"only {_count(num_prompts, 'test prompt')}: with fewer than {MIN_PROMPTS}, the intervals of the "
+        f"verdicts are often too narrow; fix: {fix}"
+    )
+
+
+def _few_rows_notes(config: Config, dataset: Dataset) -> Iterator[str]:
+    for name, section in reward_sections(config):
+        data: RewardData | None = getattr(dataset, name)
+        if data is None or len(data.test) >= MIN_TEST_ROWS:
+            continue
+        if section.test_ratings or section.test_pairs:
+            groups = ("test_ratings", "test_pairs")
+            fix = f"name more rows in {' and '.join(f'{name}.{g}' for g in groups if getattr(section, g))}"
+        elif config.data.world is not None and not (section.ratings or section.pairs):
+            fix = "raise data.world.num_ratings"
+        else:
+            fix = f"raise {name}.holdout_fraction, or name more rows"
+        yield (
+            f"{name}: only {_count(len(data.test), 'row')} to test it on: fewer than {MIN_TEST_ROWS} do not "
+            f"show whether it predicts the labels; fix: {fix}"
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
