@@ -54,8 +54,7 @@ OVER_FILES = [
         "data",
         "{prompts: {a: {file: p.jsonl}}, test_prompts: {b: {file: p.jsonl}}}",
         "data.test_prompts.b.file",
-        "same rows",
-        '"a"',
+        "same rows as data.prompts.a:",
     ),
     case(
         "data",
@@ -145,7 +144,7 @@ OVER_FILES = [
         "judge",
         "{objectives: {safety: {}}, ratings: {x: {file: r.jsonl, labels: {safety: s}}}}",
         "judge.ratings.x.file",
-        'same rows as "r"',
+        "same rows as reward.ratings.r",
         "other data than the reward",
     ),
     case("objectives", "{}", "objectives", "{} must not be empty"),

@@ -59,7 +59,7 @@ CASES = [
             "r.jsonl:4: scores.x: a list, not a number; fix: write a number, or null if not labelled",
             "r.jsonl:5: response: empty response; fix: write a response, or delete the row",
             "r.jsonl:6: response: no such column; this row has prompt, answer, scores; "
-            "fix: name it under columns: {response: ...}",
+            "fix: name it under columns: {response: answer}",
             "r.jsonl:7: completion: expected one assistant message, got user; "
             "fix: move the others into the prompt",
             'r.jsonl:8: scores.x: "3,5" has a decimal comma; '

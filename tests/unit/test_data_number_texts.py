@@ -82,7 +82,7 @@ def test_numbers_with_dots_between_thousands_are_noted_and_a_map_decides_the_oth
     [
         (
             "3;2;1",
-            '"3;2;1" is several numbers in one cell; fix: write votes as a list, [3, 2, 1], or in a row',
+            '"3;2;1" is several numbers in one cell; fix: write votes as a list, "[3, 2, 1]", or',
         ),
         ("5|1|4.5", '"5|1|4.5" is several numbers'),
         ("5 4", '"5 4" is several numbers'),

@@ -149,7 +149,7 @@ def test_missing_and_map(read):
     assert labels_of(read(table, labels={"safety": mapping})[0]) == [4.0, 1.0]
     assert issue_of(read, table.replace("skip", "2 - meh")) == (
         'r.csv:2: safety: "4 - good" is not a number (and 2 more rows, such as 2 - meh, 1 - bad, to line 4); '
-        'fix: map: {"4 - good": 4, "2 - meh": 2, "1 - bad": 1}'
+        'fix: map: {"1 - bad": 1, "2 - meh": 2, "4 - good": 4}'
     )
     unused = LabelMapping(column="safety", missing=(-9,))
     assert "labels.safety.missing: no cell has the value -9" in issue_of(

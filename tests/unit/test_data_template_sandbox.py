@@ -54,18 +54,16 @@ def test_a_template_that_loses_texts_is_refused(content: str, problem: str) -> N
         ("m.content | lower", '"Ab <b>Cd" becomes "ab <b>cd"'),
         ("m.content.split('\n')[0]", '"<|im_end"'),
         ("m.content.split('###')[0]", '"<|im_end"'),
-        ("m.content | replace('\n', ' ')", "assistant"),
+        ("(m.content | replace('\n', ' ')) if m.role == 'assistant' else m.content", "of assistant turns"),
         ("m.content | escape", '"&lt;b&gt"'),
         ("m.content | striptags", "after 7 characters"),
         ("m.content | tojson", "becomes"),
         ("m.content | indent(4)", "after 39 characters"),
-        ("m.content | title", "becomes"),
+        ("m.content | title", "after 4 characters"),
         ("m.content.encode('ascii', 'ignore').decode()", "becomes"),
     ],
 )
 def test_a_template_that_changes_texts_by_their_content_is_refused(content: str, change: str) -> None:
-    if change == "assistant":
-        content = f"({content}) if m.role == 'assistant' else m.content"
     problem = problem_of(TURN.replace("CONTENT", content))
     assert "cuts or changes the text of" in problem
     assert change in problem

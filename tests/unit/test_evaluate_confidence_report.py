@@ -7,8 +7,8 @@ from paretune.core.errors import WiringError
 from paretune.data.chat_template import THINK_START_TAG
 from paretune.data.prompt_formats import strip_confidence
 from paretune.evaluate.evaluate import evaluate
-from paretune.evaluate.judging import Judge
 from paretune.evaluate.generate import generate
+from paretune.evaluate.judging import Judge
 from paretune.report.tables import summary_table
 
 JUDGE = Judge(name="counts", scorer=WordCounts())

@@ -11,8 +11,8 @@ from paretune.core.errors import WiringError
 from paretune.data.loader import collate
 from paretune.data.records import Message, Prompt, Sample
 from paretune.evaluate.evaluate import evaluate
-from paretune.evaluate.judging import Judge
 from paretune.evaluate.generate import estimate_kl, generate, prompt_clusters
+from paretune.evaluate.judging import Judge
 from paretune.evaluate.warnings import _overoptimization_warnings, _refusal_warnings
 from paretune.models.load import as_policy_model
 from paretune.report.formatting import format_verdict

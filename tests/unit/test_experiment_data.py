@@ -204,6 +204,49 @@ def test_a_reward_without_test_rows_or_with_constant_labels_is_a_mistake() -> No
     assert "reward.objectives.safety: all 4 labels are 1" in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("column", "fix"),
+    [
+        (
+            "answer",
+            "name it under columns: {response: answer}, beside `file:` in reward.ratings.r, judge.ratings.r",
+        ),
+        (
+            "text",
+            "name it under columns: {response: text}, beside `file:` in reward.ratings.r, judge.ratings.r",
+        ),
+        (
+            "xyz",
+            "name it under columns: {response: ...}, beside `file:` in reward.ratings.r, judge.ratings.r",
+        ),
+    ],
+)
+def test_a_complaint_about_a_file_names_its_sources_once(column: str, fix: str) -> None:
+    write("own.jsonl", [{"prompt": f"p{i}", column: "r", "safe": i % 3} for i in range(9)])
+    section = {
+        "objectives": {"safety": {}},
+        "ratings": {"r": {"file": "own.jsonl", "labels": {"safety": "safe"}}},
+    }
+    other = {"r": section["ratings"]["r"] | {"where": {"safe": [0, 1, 2]}}}
+    (line,) = error_lines(FILES | {"reward": section, "judge": section | {"ratings": other}})
+    assert line.endswith(f"; fix: {fix}")
+
+
+@pytest.mark.parametrize(
+    ("safe", "ending"),
+    [
+        ("5 - good", 'fix: map: {"1 - bad": 1, "5 - good": 5}, under reward.ratings.r.labels.safety'),
+        ("?!", "under reward.ratings.r.labels.safety"),
+    ],
+)
+def test_a_complaint_about_labels_names_the_key_of_the_objective(safe: str, ending: str) -> None:
+    cells = [safe, "1 - bad", safe, "1 - bad"]
+    write("own.jsonl", [{"prompt": f"p{i}", "response": "r", "safe": cell} for i, cell in enumerate(cells)])
+    source = {"file": "own.jsonl", "labels": {"safety": "safe"}}
+    (line,) = error_lines(FILES | {"reward": {"objectives": {"safety": {}}, "ratings": {"r": source}}})
+    assert line.endswith(ending)
+
+
 def test_rows_that_the_chat_template_rejects_are_one_line_with_a_count() -> None:
     tokenizer = tiny_tokenizer()
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"

@@ -13,7 +13,7 @@ from paretune.core.errors import ConfigError
 from paretune.experiment.data import load_data
 from paretune.experiment.dataset import Dataset
 from paretune.experiment.evaluation_checks import evaluation_notes
-from paretune.experiment.output_folder import describe_next, check_output_folder, training_hash
+from paretune.experiment.output_folder import check_output_folder, describe_next, training_hash
 from paretune.experiment.pipeline import run_pipeline
 from paretune.experiment.provenance import provenance_files
 from paretune.experiment.resolved import resolve

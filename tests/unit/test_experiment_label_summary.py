@@ -202,7 +202,7 @@ def test_a_single_file_is_split_by_prompt(recipe: Path) -> None:
     assert len(test) == 10
     assert {p.messages for p in train}.isdisjoint(p.messages for p in test)
     write("a.jsonl", [{"prompt": "train 1"}] * 3)
-    with pytest.raises(DataError, match="holdout_fraction: 0.25 holds out none of 1 prompt: "):
+    with pytest.raises(DataError, match=r"holdout_fraction: 0\.25 holds out none of 1 prompt: "):
         check_run(resolve_text(recipe, values))
     values["data"]["test_prompts"] = {"a": {"file": "test.jsonl"}}
     with pytest.raises(ConfigError, match="holdout_fraction: has no effect"):

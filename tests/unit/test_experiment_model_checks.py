@@ -263,6 +263,17 @@ def test_a_configuration_of_another_model_is_reported(file, entry, expected):
     assert expected in issue()
 
 
+def test_an_adapter_and_packed_weights_are_reported_at_the_door():
+    weights = load_file("model/model.safetensors")
+    first = min(name for name in weights if name.endswith("weight"))
+    packed = torch.zeros(weights[first].shape, dtype=torch.int8)
+    save_file(weights | {first: packed}, "model/model.safetensors")
+    assert f"{first} is stored as I8, and config.json has no quantization_config; fix: take the" in issue()
+    Path("model/config.json").rename("model/adapter_config.json")
+    with pytest.raises(ConfigError, match=r'policy.path: "model" is a LoRA adapter, .*; fix: merge it into'):
+        run()
+
+
 def test_a_model_without_any_stop_token_is_reported():
     tokenizer = AutoTokenizer.from_pretrained("model")
     tokenizer.eos_token, tokenizer.chat_template = None, None

@@ -196,7 +196,7 @@ def test_an_adapter_and_a_wrong_configuration_say_what_they_are():
         load_model_config("model")
     assert "\n" not in str(caught.value)
     Path("model/config.json").rename("model/adapter_config.json")
-    with pytest.raises(DataError, match="model: this is a LoRA adapter, .*; fix: merge it into its base"):
+    with pytest.raises(DataError, match=r"model: this is a LoRA adapter, .*; fix: merge it into its base"):
         load_model_config("model")
 
 

@@ -52,7 +52,7 @@ def test_page_shows_preregistration_results_and_costs(folder):
     for text in (
         "Not every method is ranked.",
         "ppo_max: not ranked: a run used 63,000 rollout_tokens, +5.0% from the budget of 60,000",
-        "60,000 rollout_tokens; a method that misses it by more than 2 % is not ranked",
+        "60,000 rollout_tokens; a method that misses it by more than 2\u00a0% is not ranked",
         "politeness 0.00, meaningfulness 0.00",
         "2 trials per method with the same budget, on seed 100, over training.learning_rate (0.0001, 0.001)",
         "0.001: stopped by a training guard",

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from paretune.report.formatting import (
     format_percent,
     format_signed,
     format_verdict,
+    keep_units,
 )
 from paretune.report.reward_model import unreliable_heads
 from paretune.report.run_page import write_report
@@ -225,6 +227,52 @@ def test_number_formatting():
     assert decimals_for({"low": -0.001, "high": 0.06}) == 3
     assert decimals_for({"low": 3.0, "high": 60.0}) == 1
     assert decimals_for({"low": None, "high": None}) == 2
+    assert keep_units("42.9 % of 3 %") == "42.9\u00a0% of 3\u00a0%"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "half_width", "decimals"),
+    [
+        (3.2225, 3.2265, 0.010, 3),  # 3.22 -> 3.23 beside 0.00
+        (3.2249, 3.2251, 0.300, 3),  # 3.22 -> 3.23 beside 0.00
+        (3.2251, 3.2346, 0.300, 2),  # 3.23 -> 3.23 beside +0.01 needs more
+        (0.5000, 0.7500, 0.100, 2),
+        (1.0, 1.0, 0.2, 2),
+    ],
+)
+def test_the_shown_change_is_the_difference_of_the_shown_means(before, after, half_width, decimals):
+    change = after - before
+    objective = {"before": before, "after": after, "change": change}
+    objective |= {"low": change - half_width, "high": change + half_width}
+    shown = decimals_for(objective)
+    assert shown >= decimals
+    difference = round(after, shown) - round(before, shown)
+    assert abs(difference - round(change, shown)) <= abs(round(change, shown)) / 4 + 1e-9
+    # Means over other prompts than the change do not add up at any number of digits.
+    assert decimals_for(objective | {"after": after + 0.31}) <= 3
+
+
+def test_page_has_one_list_of_warnings_and_both_estimates_of_the_kl(tmp_path):
+    folder = make_run(tmp_path / "r", prompts=12, steps=2)
+    html = write_report(folder).read_text()
+    assert html.count("<b>Warnings</b>") == 1
+    assert html.index("<b>Warnings</b>") < html.index('class="verdicts"')
+    kl = read_json(folder / "eval" / "final" / "eval.json")["kl"]
+    for name, label in (("k3", "KL to the initial policy"), ("k1", "the same, k1 estimate")):
+        row = re.search(rf"<tr><th scope=.row.>{label}.*?</tr>", html)[0]
+        assert f">{format_compact(kl[name])}<" in row
+        assert ("[" in row) == (name == "k1")
+    shown = html.partition("<h2>Side metrics")[2].partition("</table>")[0]
+    assert re.search(r"\d\u00a0%", shown)
+    assert not re.search(r"\d %", shown)
+
+
+def test_a_truncated_response_says_so_in_grey(tmp_path):
+    folder = make_run(tmp_path / "r", prompts=12, steps=2)
+    samples = select_samples(folder / "eval" / "final", read_json(folder / "eval" / "final" / "eval.json"))
+    count = sum(sample.before_truncated + sample.after_truncated for sample in samples)
+    html = write_report(folder).read_text()
+    assert html.count('<span class="soft">[truncated at the length limit]</span>') == count
 
 
 def test_curves_have_gaps_at_missing_values():

@@ -8,8 +8,8 @@ from typing import Any
 from paretune.benchmark.schema import BenchmarkConfig
 from paretune.config.data_schema import RewardSection
 from paretune.config.issues import ConfigIssue, closest_match
-from paretune.config.scorers import read_label_names
 from paretune.config.schema import Config
+from paretune.config.scorers import read_label_names
 from paretune.config.yaml import KeyPath, short_repr
 from paretune.worlds import get_world
 

@@ -115,7 +115,11 @@ def _model_path_issues(path: KeyPath, name: str) -> Iterator[ConfigIssue]:
             standalone=True,
         )
     elif path_kind(folder / "config.json") != "file":
-        yield ConfigIssue(path, f"{short_repr(name)} has no config.json", fix=fix, standalone=True)
+        problem = f"{short_repr(name)} has no config.json"
+        if path_kind(folder / "adapter_config.json") == "file":
+            problem = f"{short_repr(name)} is a LoRA adapter, not a whole model"
+            fix = "merge it into its base model first (merge_and_unload of peft), and name that folder"
+        yield ConfigIssue(path, problem, fix=fix, standalone=True)
 
 
 def _label_name_issues(config: Config, name: str, folder: Path) -> Iterator[ConfigIssue]:

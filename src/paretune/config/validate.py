@@ -12,7 +12,7 @@ from paretune.config.scorers import (
     reward_model_objectives,
     scorer_issues,
 )
-from paretune.config.yaml import KeyPath, short_repr
+from paretune.config.yaml import KeyPath, dotted_key, short_repr
 from paretune.worlds import get_world
 
 WORLD = "world"
@@ -119,12 +119,12 @@ def _overlap_issues(
     path: KeyPath, test: Mapping[str, DataSource], train: Mapping[str, DataSource], reason: str
 ) -> Iterator[ConfigIssue]:
     """The same rows in two roles that must be disjoint; a judge's must not be the reward's."""
-    own = (*path[:-1], path[-1].removeprefix("test_"))
+    own = (*path[:-1], str(path[-1]).removeprefix("test_"))
     train_path = own if own != path else ("reward", *path[1:])
     for name, source in test.items():
         for other, train_source in train.items():
             if (source.file, source.where) == (train_source.file, train_source.where):
-                problem = f"has the same rows as {'.'.join((*train_path, other))}: {reason}"
+                problem = f"has the same rows as {dotted_key((*train_path, other))}: {reason}"
                 fix = "name another file, or other rows with `where`"
                 yield ConfigIssue((*path, name, "file"), problem, fix=fix)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paretune.core.types import PreTrainedTokenizerBase
-from paretune.data.chat_checks import writes_answers_alike
+from paretune.data.chat_checks import writes_answers_unchanged
 from paretune.data.chat_template import (
     CORRECT_TEMPLATE_FIX,
     THINK_END_TAG,
@@ -188,7 +188,7 @@ def _conversation_text(
         raise ChatTemplateError(prompt.id, problem, fix=CORRECT_TEMPLATE_FIX)
     text = text.removesuffix(turns.answer_end) + turns.end_token
     is_shared = as_it_is and text.endswith(answer + turns.end_token)
-    if is_shared and writes_answers_alike(template, prompt.messages):
+    if is_shared and writes_answers_unchanged(template, prompt.messages):
         rendered.before_answer = text.removesuffix(answer + turns.end_token)
     thought = _thought(answer)
     if thought and thought not in text[shared_length(text, prompt_text) :]:

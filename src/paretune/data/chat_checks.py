@@ -189,7 +189,7 @@ def _require_every_turn(template: ChatTemplate, prompt: Prompt) -> None:
         template.probed[key] = True
 
 
-def writes_answers_alike(template: ChatTemplate, messages: Sequence[Message]) -> bool:
+def writes_answers_unchanged(template: ChatTemplate, messages: Sequence[Message]) -> bool:
     """True if the template writes the same around two very different answers, and both as they are.
 
     Found once for conversations of the same roles. A template may write the length of an answer before it,

@@ -201,9 +201,9 @@ class LabelReader:
         missing_values = self._missing_values[objective]
         if type(vote) is str:
             vote = vote.strip()
-            if self.file_info.decimal_comma and value_spelling(vote) not in (
-                missing_values | mapping.value_map.keys()
-            ):
+            is_doubtful = self.file_info.decimal_comma and not vote.isdecimal()
+            # A text that `map` or `missing` names means what they say.
+            if is_doubtful and value_spelling(vote) not in (missing_values | mapping.value_map.keys()):
                 vote = self._python_spelling(vote, key, statistics, location)
         if mapping.value_map or missing_values:
             spelling = value_spelling(vote)

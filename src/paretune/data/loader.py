@@ -76,12 +76,12 @@ def encode_categories(samples: Sequence[Sample]) -> tuple[Int[Tensor, " B"], tup
 
 
 def split_by_prompt(records: Sequence[R], test_fraction: float, seed: int) -> tuple[list[R], list[R]]:
-    """Split into train and test records, with `test_fraction` of the different prompts in test; order is kept.
+    """Split into train and test records, `test_fraction` of the different prompts in test; order is kept.
 
     All records of a prompt are on the same side. Of two or more prompts each side gets at least one, unless
     the fraction is 0 or 1.
     """
-    held_out = held_out_keys(map(prompt_key, records), test_fraction, seed)
+    held_out = test_keys_of(map(prompt_key, records), test_fraction, seed)
     train: list[R] = []
     test: list[R] = []
     for record in records:
@@ -89,7 +89,7 @@ def split_by_prompt(records: Sequence[R], test_fraction: float, seed: int) -> tu
     return train, test
 
 
-def held_out_keys(keys: Iterable[str], fraction: float, seed: int) -> set[str]:
+def test_keys_of(keys: Iterable[str], fraction: float, seed: int) -> set[str]:
     """The rounded fraction of the different keys that come first by a hash of seed and key.
 
     The order of two keys depends on nothing else, so a prompt is mostly on the same side in every file.
@@ -110,7 +110,7 @@ def hold_out_prompts(
     """
     held_out: set[str] = set()
     for pool in pools.values():
-        held_out |= held_out_keys(map(prompt_key, pool), test_fraction, seed)
+        held_out |= test_keys_of(map(prompt_key, pool), test_fraction, seed)
     train: dict[str, list[Prompt]] = {}
     test: dict[object, Prompt] = {}
     for name, pool in pools.items():

@@ -73,8 +73,8 @@ class MissingTexts:
             noun = f"{kind} is" if count == 1 else f"{kind}s are"
             problem = f"{count} {noun} {words}, a missing value written as text; the first is in this line"
             fix = "delete these rows, in pandas with dropna() before astype(str)"
-            if part != "prompt":
-                fix += f', or write "{next(iter(column.words))}." where it is the answer'
+            if part != "prompt" and "None" in column.words:
+                fix += ', or write "None." where it is the answer'
             lines.append(format_issue(column.place, None, None, column.name, problem, fix=fix))
         return lines
 

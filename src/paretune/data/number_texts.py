@@ -107,7 +107,7 @@ def number_problem(text: str) -> tuple[str, str] | None:
         return f'"{text}" has separators between thousands', f"write {number}"
     if VOTES_PATTERN.fullmatch(text):
         votes = ", ".join(VOTE_PATTERN.findall(text)[:5])
-        fix = f"write votes as a list, [{votes}], or in a row each; write one number without separators"
+        fix = f'write votes as a list, "[{votes}]", or in a row each; a single number has no separators'
         return f'"{text}" is several numbers in one cell', fix
     return None
 

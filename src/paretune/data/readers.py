@@ -92,14 +92,9 @@ def read_ratings(
         DataError: One line per kind of bad label and bad row, and per label that no row has.
         MissingDependencyError: The name is on the hub, and `datasets` is not installed.
     """
-    mappings = (
-        None
-        if labels is None
-        else {k: LabelMapping(column=v) if isinstance(v, str) else v for k, v in labels.items()}
-    )
     columns = options.get("columns", ColumnNames())
     table = RatingTable(
-        mappings=mappings,
+        mappings=None if labels is None else _label_mappings(labels),
         columns=columns,
         missing=missing,
         rule=raters,
@@ -130,6 +125,10 @@ def read_ratings(
         file_info=table.file_info,
     )
     return read_records(source, builder, options)
+
+
+def _label_mappings(labels: Mapping[str, str | LabelMapping]) -> dict[str, LabelMapping]:
+    return {name: LabelMapping(column=v) if isinstance(v, str) else v for name, v in labels.items()}
 
 
 def read_preference_pairs(

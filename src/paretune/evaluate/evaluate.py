@@ -20,9 +20,9 @@ from paretune.evaluate.judging import (
     Arms,
     Judge,
     ScorePair,
+    combine_judge_verdicts,
     compare_judges,
     comparison_spec,
-    combine_judge_verdicts,
     score_arms,
 )
 from paretune.evaluate.paired import (
@@ -101,8 +101,7 @@ def evaluate(
         refusal_categories: Prompt category -> better direction of its refusal rate.
         scorer_view: The part of a response that judges and rewards read, the same in both arms.
         verdict_rule: Of objectives with several judges; see `combine_verdicts`.
-        correctness_threshold: An objective and the lowest score of it that counts as correct, where responses
-            state a confidence.
+        correctness_threshold: An objective and its lowest correct score, where responses state a confidence.
         kl: Result of `estimate_kl`.
         learning_rate: The rate of the training, which the warnings name; None without gradients.
         confidence_level: Confidence level of all intervals.
@@ -110,8 +109,7 @@ def evaluate(
         seed: Seed of the bootstrap.
 
     Raises:
-        WiringError: The arms have different prompts, two judges of one name score the same objective, or none
-            scores the objective of `correctness_threshold`.
+        WiringError: Different prompts, two judges of one name, or none for `correctness_threshold`.
     """
     if before.prompts != after.prompts or before.num_generations != after.num_generations:
         problem = "before and after answer different prompts"

@@ -36,7 +36,14 @@ from paretune.experiment.data_limits import (
     policy_tokenizer,
     sample_by_category,
 )
-from paretune.experiment.dataset import Dataset, LabelledRow, LengthFilter, RewardData, dataset_issues
+from paretune.experiment.dataset import (
+    Dataset,
+    LabelledRow,
+    LengthFilter,
+    RewardData,
+    dataset_issues,
+    world_ratings,
+)
 from paretune.experiment.file_issues import FileIssues
 from paretune.experiment.preflight import (
     as_config_error,
@@ -138,12 +145,8 @@ class _DataReader:
         auxiliary = self._load_demonstrations(config.data.demonstrations, context_length)
         stored = self._load_stored_responses(context_length)
         reward = None if config.reward is None else self._load_reward_data("reward", config.reward)
-        judge_section = config.judge
-        judge = (
-            self._load_reward_data("judge", judge_section)
-            if isinstance(judge_section, RewardSection)
-            else None
-        )
+        section = config.judge
+        judge = self._load_reward_data("judge", section) if isinstance(section, RewardSection) else None
         self._raise_issues()
         if config.evaluate.max_prompts is not None:
             test_prompts = sample_by_category(test_prompts, config.evaluate.max_prompts)
@@ -281,8 +284,7 @@ class _DataReader:
     ) -> list[Any]:
         self.on_progress(self.files_read, len(list(data_sources(self.config))), source.file)
         self.files_read += 1
-        root = Path(self.config.data.root)
-        summary = ReadSummary()
+        root, summary = Path(self.config.data.root), ReadSummary()
         try:
             if source.format is not None:
                 reader_kwargs["format"] = source.format
@@ -298,8 +300,8 @@ class _DataReader:
                 **reader_kwargs,
             )
         except DataError as error:
-            path = next((path for path, _, other in data_sources(self.config) if other is source), (name,))
-            self.file_issues.add(str(error), ".".join(path), reader_kwargs.get("labels"))
+            key = next(key for key, _, other in data_sources(self.config) if other is source)
+            self.file_issues.add(str(error), ".".join(map(str, key)), reader_kwargs.get("labels"))
             return []
         self.notes += summary.notes
         self.warnings += summary.warnings
@@ -330,7 +332,7 @@ class _DataReader:
         if section.path is not None:
             return None
         if not (section.ratings or section.pairs):
-            return self._synthetic_ratings(section)
+            return world_ratings(self.world, self.config.run.seed, section)
         tokenizer, max_length = self.tokenizer, policy_context_length(self.config)
         if section.init_from != "policy":
             with as_config_error(self.run, (name, "init_from")):
@@ -358,22 +360,6 @@ class _DataReader:
                 self.row_issues.append(
                     self.run.issue((*path, name, "raters"), problem, "write mean or median")
                 )
-
-    def _synthetic_ratings(self, section: RewardSection) -> RewardData:
-        """Ratings by the simulated raters of the built-in world."""
-        world = self.world
-        train, test = get_world().ratings(
-            num_ratings=world.num_ratings,
-            num_raters=world.num_raters,
-            rater_noise=world.rater_noise,
-            length_bias=world.length_bias,
-            missing_rate=world.missing_rate,
-            confidence_bias=world.confidence_bias,
-            seed=self.config.run.seed,
-            objectives=section.objectives,
-            prompt_format=world.prompt_format,
-        )
-        return RewardData(train=train, test=test)
 
     def _read_labelled_rows(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 
 from paretune.config import Config
 from paretune.config.data_schema import RewardSection
+from paretune.config.schema import WorldSection
 from paretune.config.validate import reward_sections
 from paretune.config.yaml import KeyPath
 from paretune.core.errors import DataError
@@ -23,6 +24,7 @@ from paretune.experiment.resolved import ResolvedRun
 from paretune.loss.listwise import PreferenceRanking
 from paretune.loss.pairwise import PairLoss
 from paretune.reward.training import label_scale_and_offset
+from paretune.worlds import get_world
 
 OTHER_ROWS_FIX = "name other files, or other rows with `where`"
 
@@ -148,6 +150,22 @@ class RewardData:
 
     train: Sequence[LabelledRow]
     test: Sequence[LabelledRow]
+
+
+def world_ratings(world: WorldSection, seed: int, section: RewardSection) -> RewardData:
+    """Ratings by the simulated raters of the built-in world."""
+    train, test = get_world().ratings(
+        num_ratings=world.num_ratings,
+        num_raters=world.num_raters,
+        rater_noise=world.rater_noise,
+        length_bias=world.length_bias,
+        missing_rate=world.missing_rate,
+        confidence_bias=world.confidence_bias,
+        seed=seed,
+        objectives=section.objectives,
+        prompt_format=world.prompt_format,
+    )
+    return RewardData(train=train, test=test)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,8 +177,8 @@ def describe_labels(statistics: LabelStatistics, votes: Sequence[LabelSummary] =
             alpha = "not defined" if math.isnan(file.agreement) else format_number(file.agreement)
             # Of the whole file: whether raters agree does not depend on which prompts are held out.
             yield (
-                f"{file.num_votes:,} votes by {file.num_raters:,} raters on the {file.num_responses:,} responses "
-                f"of the file, agreement alpha {alpha}"
+                f"{file.num_votes:,} votes by {file.num_raters:,} raters on the {file.num_responses:,} "
+                f"responses of the file, agreement alpha {alpha}"
             )
     if not math.isnan(s.length_correlation):
         few = f" (only {s.num_responses} responses)" if s.num_responses < MIN_TELLING_ROWS else ""
@@ -191,12 +191,12 @@ def label_warnings(statistics: LabelStatistics, votes: Sequence[LabelSummary] = 
     if s.num_responses >= MIN_TELLING_ROWS and abs(s.length_correlation) >= TELLING_CORRELATION:
         kind = "longer" if s.length_correlation > 0 else "shorter"
         yield (
-            f"{s.name}: {kind} responses have higher labels (ρ {format_signed(s.length_correlation)}), so the "
-            "reward may be little more than length; fix: rate responses of similar lengths"
+            f"{s.name}: {kind} responses have higher labels (ρ {format_signed(s.length_correlation)}), so "
+            "the reward may be little more than length; fix: rate responses of similar lengths"
         )
     for file in votes:
         if file.num_responses >= MIN_TELLING_ROWS and file.agreement < MIN_AGREEMENT:
             yield (
-                f"{s.name}: the raters hardly agree (alpha {format_number(file.agreement)}), so the label is mostly "
-                "noise; fix: clarify what to rate, or collect more votes a response"
+                f"{s.name}: the raters hardly agree (alpha {format_number(file.agreement)}), so the label is "
+                "mostly noise; fix: clarify what to rate, or collect more votes a response"
             )

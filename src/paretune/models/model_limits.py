@@ -58,7 +58,7 @@ def unknown_model_type(path: str) -> str:
     if not file.is_file() and (file.parent / "adapter_config.json").is_file():
         return (
             "this is a LoRA adapter, not a whole model; fix: merge it into its base model first "
-            "(merge_and_unload of peft, then save_pretrained), and name that folder"
+            "(merge_and_unload of peft), and name that folder"
         )
     try:
         config = read_json(file) if file.is_file() else None

@@ -171,7 +171,7 @@ def _evaluation_context(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warnings(evaluation: Mapping[str, Any] | None, of_heads: Sequence[str]) -> list[str]:
-    """All warnings, those about the policy as a whole first; the judge that is not independent has its box."""
+    """All warnings, those about the whole policy first; a judge that is not independent has its own box."""
     lines = evaluation["warnings"] if evaluation else []
     first = [line for line in lines if line.startswith(POLICY_PREFIX)]
     others = [line for line in lines if not line.startswith((SELF_JUDGED_PREFIX, POLICY_PREFIX))]

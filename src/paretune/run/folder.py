@@ -31,9 +31,9 @@ from paretune.run.compat import (
     check_data_unchanged,
     check_resumable,
     config_changes,
+    judged_before,
     replace_evaluation,
     reset_if_no_results,
-    judged_before,
 )
 from paretune.run.io import append_jsonl, read_json, read_jsonl, to_json, write_atomic, write_error
 from paretune.run.lock import RunLock
