@@ -1,8 +1,8 @@
 """One GRPO run on every type of signal at once, a resume, several judges, and scorers that fail."""
 
 import json
-import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -140,22 +140,19 @@ def test_several_judges_have_tables_and_one_verdict(finished):
 def test_the_judge_is_asked_once_for_each_response(finished, folder):
     assert (finished / "judge_cache").is_dir()
     manifest = json.loads((finished / "data" / "manifest.json").read_text())
-    assert {os.path.basename(path) for path in manifest["scorer_files"]} == {"functions.py", "rubric.yaml"}
-    assert {os.path.basename(path) for path in manifest["models"]} == {"model", "classifier", "ready"}
+    assert {Path(path).name for path in manifest["scorer_files"]} == {"functions.py", "rubric.yaml"}
+    assert {Path(path).name for path in manifest["models"]} == {"model", "classifier", "ready"}
+
+
+OFTEN = 'scorers:\n  often: {type: python, function: "functions.py:often"}\nobjectives:\n  often: {}\n'
 
 
 def test_a_scorer_that_fails_too_often_stops_the_run(finished, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    text = re.sub(
-        r"scorers:.*?objectives:\n  fitted",
-        'scorers:\n  often: {type: python, function: "functions.py:often"}\nobjectives:\n  often: {}\n  fitted',
-        RECIPE,
-        flags=re.S,
-    )
-    text = re.sub(r"  correct: \{\}.*?algorithm:", "algorithm:", text, flags=re.S)
-    (folder / "often.yaml").write_text(
-        text.replace(", verdict: majority", "").replace("name: signals", "name: often")
-    )
+    # Without a section reward.
+    text = re.sub(r"reward:.*?algorithm:", f"{OFTEN}algorithm:", RECIPE, flags=re.S)
+    text = text.replace(", verdict: majority", "").replace("name: signals", "name: often")
+    (folder / "often.yaml").write_text(text)
     assert run("run", "often.yaml") == 5
     error = capsys.readouterr().err
     assert "scorers.often did not score 8 of 8 responses (8 x ValueError: no number found" in error
@@ -179,10 +176,9 @@ def test_check_tells_what_is_wrong_at_its_key(folder, monkeypatch, capsys, old, 
     (folder / "wrong.yaml").write_text(RECIPE.replace(old, new).replace("URL", "http://127.0.0.1:9/v1"))
     assert run("check", "wrong.yaml") == 2
     error = capsys.readouterr().err
-    assert (
-        f"wrong.yaml:{[i for i, l in enumerate((folder / 'wrong.yaml').read_text().splitlines(), 1) if new in l][0]}"
-        in error
-    )
+    lines = (folder / "wrong.yaml").read_text().splitlines()
+    number = next(number for number, line in enumerate(lines, 1) if new in line)
+    assert f"wrong.yaml:{number}" in error
     assert message in error
 
 
@@ -194,4 +190,5 @@ def test_a_column_that_a_function_needs_must_exist(folder, monkeypatch, capsys):
     assert run("check", "needs.yaml") == 2
     error = capsys.readouterr().err
     assert "scorers.correct.function" in error
-    assert "solution" in error and "answer" in error
+    assert "solution" in error
+    assert "answer" in error
