@@ -90,8 +90,9 @@ def test_a_mapping_names_functions():
     ]
 
 
-def test_function_that_raises_leaves_few_rows_unscored_and_stops_many():
-    assert pt.score(broken, [ROW])["broken"].to_pylist() == [None]
+def test_function_that_raises_stops_and_never_scores_0():
+    with pytest.raises(ScoringError, match=r"broken did not score 1 of 1 .*no number"):
+        pt.score(broken, [ROW])  # all of them failed, however few
     with pytest.raises(ScoringError, match=r"broken did not score 8 of 8 .*no number"):
         pt.score(broken, [ROW] * 8)
     lenient = pt.scorers.python_scorer(broken, max_failure_rate=1.0)
@@ -294,3 +295,17 @@ def test_recipes_from_python():
 
 def test_pareto_front():
     assert pt.pareto_front([[1, 2], [2, 1], [0, 0]]).tolist() == [True, True, False]
+
+
+def test_a_scorer_is_never_an_independent_judge_of_itself():
+    from paretune.evaluate.judging import Judge
+    from paretune.experiment.scorers import identity_of
+    from paretune.reward.failures import GuardedScorer
+
+    class Own:
+        names = ("a",)
+
+    own = Own()
+    assert identity_of(own) == ("", None), "of an object of one's own nothing is known"
+    judge, reward = (Judge(name=name, scorer=GuardedScorer(name, own)) for name in ("judge", "reward"))
+    assert judge.overlaps_with(reward)

@@ -2,10 +2,10 @@
 
 import copy
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from paretune.algorithms.grpo import grpo
 from paretune.api.inputs import Prompts, read_prompts
@@ -16,14 +16,14 @@ from paretune.core.types import PeftModel
 from paretune.data.loader import PromptStream
 from paretune.data.records import Prompt
 from paretune.experiment.learning_rates import default_learning_rate
-from paretune.experiment.scorers import SCORING_FAILURE_EVENT
+from paretune.experiment.scorers import SCORING_FAILURE_EVENT, identity_of
 from paretune.experiment.settings import resolve_max_tokens_per_pass
 from paretune.models.critic import Critic, critic_from_policy
 from paretune.models.load import PolicyModel
 from paretune.models.lora import AdapterDisabledModel, LoraSpec, add_lora
 from paretune.models.model_passes import Models
 from paretune.models.save import parameter_hash, save_model
-from paretune.reward.failures import FailureCounts, GuardedScorer, describe_reasons
+from paretune.reward.failures import FailureCounts, GuardedScorer, describe_reasons, inner_scorers
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.context import TrainingContext
 from paretune.rl.loop import TrainStepCallback, train
@@ -38,9 +38,9 @@ from paretune.training.optimizer import OptimizerConfig
 class AlignResult:
     """An aligned policy, and the one that it started from."""
 
-    policy: PolicyModel
-    initial_policy: PolicyModel
-    scorers: tuple[GuardedScorer, ...]
+    policy: PolicyModel = field(repr=False)
+    initial_policy: PolicyModel = field(repr=False)
+    scorers: tuple[GuardedScorer, ...] = field(repr=False)
     """The training rewards; as `rewards` of `evaluate` they tell which judges are independent."""
     path: Path
     """The run folder: metrics.jsonl, checkpoints, and the model in `final/`."""
@@ -145,7 +145,8 @@ def _align(
         max_tokens_per_pass=resolve_max_tokens_per_pass(limit, settings.device),
         strict_token_limit=limit is not None,
     )
-    identity = _identity(spec, objectives, inputs.prompts, settings, parameter_hash(initial.model))
+    weights_hash = parameter_hash(initial.model)
+    identity = _identity(spec, objectives, inputs.prompts, settings, weights_hash, rewards)
     with Run.start_or_resume(folder, name=folder.resolve().name, config_hash=identity) as run:
         failures.run = run
         train(
@@ -167,12 +168,18 @@ def _identity(
     prompts: tuple[Prompt, ...],
     settings: _Settings,
     weights_hash: str,
+    scorers: Sequence[Any],
 ) -> str:
     """Hash of everything that is known to decide the numbers of the run."""
     rows = [(prompt, dict(prompt.columns)) for prompt in prompts]
     # Neither the device nor the limit of tokens changes what is trained.
     decisive = settings._replace(device="", max_tokens_per_pass=None)
-    content = repr((spec, objectives, rows, decisive, weights_hash))
+    signals = [
+        (name, identity_of(scorer), *(getattr(function, each, None) for each in ("signature", "load_arguments")))
+        for name, scorer in inner_scorers(scorers)
+        for function in [getattr(scorer, "function", None)]
+    ]
+    content = repr((spec, objectives, rows, decisive, weights_hash, signals))
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 

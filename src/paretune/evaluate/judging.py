@@ -11,6 +11,7 @@ from paretune.data.prompt_formats import ScorerView, visible_text
 from paretune.evaluate.generate import Generations, prompt_clusters
 from paretune.evaluate.paired import ComparisonSpec, Scores, compare_objectives
 from paretune.evaluate.several_judges import combine_verdicts, judge_agreement, shared_objectives
+from paretune.reward.failures import unwrapped
 from paretune.reward.scorers import Scorer, score_visible
 
 Arms = tuple[Generations, Generations]
@@ -38,7 +39,7 @@ class Judge:
 
     def overlaps_with(self, other: "Judge") -> bool:
         """Whether the two share the scorer, weights or training data, or possibly do."""
-        if self.scorer is other.scorer or (
+        if unwrapped(self.scorer) is unwrapped(other.scorer) or (
             self.weights_hash != "" and self.weights_hash == other.weights_hash
         ):
             return True

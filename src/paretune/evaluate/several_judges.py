@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paretune.core.errors import WiringError
 from paretune.data.raters import krippendorff_alpha
 
 ALL, MAJORITY = "all", "majority"
@@ -23,21 +22,16 @@ def combine_verdicts(verdicts: Mapping[str, str], rule: str) -> str:
     Args:
         verdicts: Judge -> its verdict; "not measured" ones have no say.
         rule: "all": the verdict that all share. "majority": the one of more than half of them. Else the name
-            of the judge that decides. Without such a verdict: "no evidence".
-
-    Raises:
-        WiringError: The rule names no judge.
+            of the judge that decides; where it does not judge, all must agree. Without such a verdict: "no
+            evidence".
     """
-    if rule not in {ALL, MAJORITY}:
-        if rule not in verdicts:
-            known = ", ".join((ALL, MAJORITY, *verdicts))
-            raise WiringError(f'no judge "{rule}" to give the verdict; fix: one of {known}')
+    if rule in verdicts:
         return verdicts[rule]
     measured = [verdict for verdict in verdicts.values() if verdict != "not measured"]
     if not measured:
         return "not measured"
     verdict, count = Counter(measured).most_common(1)[0]
-    needed = len(measured) if rule == ALL else len(measured) // 2 + 1
+    needed = len(measured) // 2 + 1 if rule == MAJORITY else len(measured)
     return verdict if count >= needed else NO_EVIDENCE
 
 

@@ -22,6 +22,7 @@ MIN_TEST_ROWS = 20
 def evaluation_notes(config: Config, dataset: Dataset) -> Iterator[str]:
     """Objectives that no judge scores, and test sets that are too small for reliable numbers."""
     yield from _unjudged_notes(config)
+    yield from _judges_of_nothing(config)
     yield from _few_prompts_notes(config, dataset)
     yield from _few_rows_notes(config, dataset)
 
@@ -38,6 +39,18 @@ def _unjudged_notes(config: Config) -> Iterator[str]:
         objective = config.objectives[name]
         if objective.weight and not {name, objective.scores_from or name} & judged:
             yield f"{name}: no judge scores it, so it will not be measured; fix: {_judge_fix(config)}"
+
+
+def _judges_of_nothing(config: Config) -> Iterator[str]:
+    """Judges none of whose objectives is trained: mostly a name that is not an objective."""
+    for name, section in config.judges.items():
+        scored = scorer_objectives(name, section)
+        if scored is not None and not set(scored) & config.objectives.keys():
+            key = "objective" if hasattr(section, "objective") else "objectives or outputs"
+            yield (
+                f"judges.{name} scores {', '.join(scored)}, and no such objective is trained; fix: name one "
+                f"of {', '.join(config.objectives)} in its key {key}, or leave it to report that score"
+            )
 
 
 def _judged(config: Config) -> set[str] | None:

@@ -45,7 +45,7 @@ from paretune.rl.evolution.spec import EvolutionSpec
 
 LINE_WIDTH = 80
 LABEL_COLUMNS = 12
-NO_JUDGE_NOTE = "the reward model judges itself, so no gain will be called better"
+NO_JUDGE_NOTE = "the training reward judges itself, so no gain will be called better"
 DWARFED_RATIO = 0.05
 """An objective with less of the spread than this fraction of another's has no say."""
 

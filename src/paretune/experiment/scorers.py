@@ -343,8 +343,9 @@ def identity_of(scorer: Any) -> tuple[str, frozenset[str] | None]:
         return scorer.model_identity, None
     weights_hash = getattr(scorer, "weights_hash", None)
     if weights_hash is None:
-        # A function or rule has no weights: its source stands for them.
-        return str(getattr(scorer, "identity", "")), frozenset()
+        # A function or rule has no weights: its source stands for them. Of any other object nothing is known.
+        identity = str(getattr(scorer, "identity", ""))
+        return identity, frozenset() if identity else None
     return weights_hash(), getattr(scorer, "data_hashes", None)
 
 

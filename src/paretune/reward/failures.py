@@ -52,7 +52,7 @@ OnFailures = Callable[[str, FailureCounts], None]
 """Called with the name of a scorer and what it could not score in one call."""
 
 MIN_RESPONSES = 8
-"""Responses below which a share of failures stops no run: one of four is no rate."""
+"""Responses below which a share of failures stops no run, unless all failed: one of four is no rate."""
 
 
 @dataclass
@@ -90,7 +90,8 @@ class GuardedScorer:
         return scores
 
     def _check(self, counts: FailureCounts, max_rate: float) -> None:
-        if counts.rate > max_rate and counts.num_responses >= MIN_RESPONSES:
+        is_enough = counts.num_responses >= MIN_RESPONSES or counts.rate == 1
+        if counts.rate > max_rate and is_enough:
             raise ScoringError(
                 f"{self.name} did not score {counts.reasons.total():,} of {counts.num_responses:,} responses "
                 f"({describe_reasons(counts)}); max_failure_rate is {max_rate:g}; fix: mend the cause, or "
@@ -112,6 +113,13 @@ class ReadsProgress(Protocol):
     def set_progress(self, step: int, max_steps: int) -> None:
         """Called before the responses of a step are scored."""
         ...
+
+
+def unwrapped(scorer: Any) -> Any:
+    """The scorer inside of wrappers."""
+    while hasattr(scorer, "scorer"):
+        scorer = scorer.scorer
+    return scorer
 
 
 def inner_scorers(scorers: Iterable[Any]) -> Iterator[tuple[str, Any]]:

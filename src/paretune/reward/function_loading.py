@@ -1,6 +1,5 @@
 """Finds a function by `package.module:name` or `file.py:name`, and imports its module."""
 
-import ast
 import hashlib
 import inspect
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 from paretune.core.errors import ConfigError, first_line
 from paretune.reward.function_calls import Attempt, line_of_error
+from paretune.reward.function_files import home_files, imported_names, innermost, source_files
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LoadedObject:
     source: Path | None
     """File of the module; None for a module without source."""
     files: tuple[Path, ...]
-    """That file, and those of the modules beside it that it imports."""
+    """That file, and those of all modules of one's own that it imports (`function_files.source_files`)."""
 
 
 def load_object(reference: str) -> LoadedObject:
@@ -47,24 +47,27 @@ def load_object(reference: str) -> LoadedObject:
     if not hasattr(module, name):
         raise ConfigError(f'"{location}" has no "{name}"{_suggestion(module)}')
     source = Path(module.__file__) if module.__file__ and module.__file__.endswith(".py") else None
-    files: tuple[Path, ...] = () if source is None else (source,)
-    if source is not None and location.endswith(".py"):
-        files += tuple(file for each in _modules_beside(source).values() for file in each)
-    return LoadedObject(getattr(module, name), source, files)
+    return LoadedObject(getattr(module, name), source, () if source is None else source_files(source))
 
 
-def source_hash(value: Any, files: tuple[Path, ...]) -> str:
-    """SHA-256 of the files; without files, of the source of a function, or of its name."""
+def source_hash(value: Any) -> str:
+    """SHA-256 of all files that the code of a function rests on, however it was reached.
+
+    Without files, as in a notebook and in the program itself: of its source, or of its name.
+    """
     digest = hashlib.sha256()
-    if files:
-        for file in files:
-            digest.update(file.read_bytes())
-        return digest.hexdigest()
-    try:
-        text = inspect.getsource(value)
-    except (OSError, TypeError):
-        text = getattr(value, "__qualname__", type(value).__qualname__)
-    return hashlib.sha256(text.encode()).hexdigest()
+    homes = home_files(value)
+    for file in dict.fromkeys(file for home in homes for file in source_files(home)):
+        content = file.read_bytes()
+        digest.update(len(content).to_bytes(8, "big") + content)
+    if not homes:
+        function = innermost(value)
+        try:
+            text = inspect.getsource(function)
+        except (OSError, TypeError):
+            text = getattr(function, "__qualname__", type(function).__qualname__)
+        digest.update(text.encode())
+    return digest.hexdigest()
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -87,7 +90,7 @@ def _import_file(path: Path) -> ModuleType:
         with Attempt() as attempt:
             spec.loader.exec_module(module)
         # Those that its functions import when they are called: the folder is not on the path then.
-        for beside in () if attempt.error else _modules_beside(path):
+        for beside in () if attempt.error else _modules_beside(path, late=True):
             with Attempt():
                 import_module(beside)
     if attempt.error is not None:
@@ -151,33 +154,23 @@ def _on_path(folder: Path, *, first: bool) -> Iterator[None]:
             sys.path.remove(entry)
 
 
-def _modules_beside(path: Path) -> dict[str, tuple[Path, ...]]:
-    """Modules in the folder of a file that it imports, also through each other: name -> their files."""
-    found: dict[str, tuple[Path, ...]] = {}
-    unread = [path]
-    while unread:
-        for name in _imported_names(unread.pop()) - found.keys():
-            package = path.parent / name
-            module = package.with_name(f"{name}.py")
-            if (package / "__init__.py").is_file():
-                found[name] = tuple(sorted(package.rglob("*.py")))
-            elif module.is_file() and module != path:
-                found[name] = (module,)
-            unread += found.get(name, ())
-    return dict(sorted(found.items()))
+def _modules_beside(path: Path, *, late: bool = False) -> list[str]:
+    """Modules in the folder of a file that it imports, also through each other.
 
-
-def _imported_names(path: Path) -> set[str]:
-    """Top-level names of the modules that a file imports, anywhere in it."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # the import tells it
-        return set()
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    names += [
-        node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level
-    ]
-    return {name.partition(".")[0] for name in names}
+    Args:
+        path: The file.
+        late: Full names of those that functions import when they are called; else all top-level names.
+    """
+    found = set()
+    for file in source_files(path):
+        if file.is_relative_to(path.parent):
+            for each in imported_names(file):
+                top = path.parent / each.name.partition(".")[0]
+                is_beside = (top.is_dir() and any(top.glob("**/*.py"))) or top.with_suffix(".py").is_file()
+                if each.level == 0 and each.name and is_beside and top != path.with_suffix(""):
+                    found.update([each.name] if late and each.in_function else [])
+                    found.update([] if late else [top.name])
+    return sorted(found)
 
 
 def _check_modules_beside(path: Path) -> None:

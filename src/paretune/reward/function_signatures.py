@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from paretune.core.errors import ConfigError
 from paretune.reward.function_calls import Attempt, describe_error
+from paretune.reward.function_files import home_files, qualified_name, source_files
 from paretune.reward.function_loading import load_object, source_hash
 
 FunctionSignature = Literal["trl", "verl", "openrlhf"]
@@ -46,7 +47,9 @@ class RewardFunction:
     files: tuple[Path, ...] = ()
     """All files that it rests on, as far as they are known."""
     hash: str = ""
-    """SHA-256 of its source."""
+    """SHA-256 of all files that its code rests on."""
+    name: str = ""
+    """Its qualified name in its module: the same however it was reached."""
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
     """`arguments` as given to `load_function`: those of a factory are not passed to every call."""
 
@@ -107,8 +110,12 @@ def load_function(
     else:
         has_source = inspect.isfunction(target) or inspect.ismethod(target)  # not what is written in C
         file = inspect.getsourcefile(target) if has_source else None
-        value, source, files = target, Path(file) if file else None, ()
+        value, source = target, Path(file) if file else None
+        files = tuple(dict.fromkeys(each for home in home_files(target) for each in source_files(home)))
         label = getattr(target, "__name__", type(target).__name__)
+    # Of a factory, whose code decides what it makes.
+    code_hash = source_hash(value)
+    name = qualified_name(value, target.rpartition(":")[2] if isinstance(target, str) else "")
     rest = given
     if _is_factory(value, signature, given, label):
         value, rest = _make(value, given, label, source), {}
@@ -119,7 +126,8 @@ def load_function(
         reference=target if isinstance(target, str) else "",
         source=source,
         files=files,
-        hash=source_hash(value, files),
+        hash=code_hash,
+        name=name,
         load_arguments=given,
     )
     _check_parameters(result, label)

@@ -109,10 +109,8 @@ class PythonScorer:
 
     @property
     def identity(self) -> str:
-        """Changes with the source of the function and with its arguments; nothing else is known of it."""
-        arguments = json.dumps(dict(self.function.load_arguments), sort_keys=True, default=repr)
-        name = self.function.reference or getattr(self.function.function, "__qualname__", "function")
-        return f"{name} sha256:{self.function.hash} {self.function.signature} {arguments}"
+        """Of the code alone, all its files included: the same for every spelling and for any arguments."""
+        return f"{self.function.name} sha256:{self.function.hash}"
 
     def set_progress(self, step: int, max_steps: int) -> None:
         """Called before each step: what functions read as `trainer_state`."""

@@ -79,7 +79,7 @@ class JsonRule:
         try:
             document = json.loads(text, parse_constant=_reject_constant)
             return float(self.validator is None or self.validator.is_valid(document))
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, ArithmeticError):
             return 0.0
 
     def _check_references(self) -> None:
