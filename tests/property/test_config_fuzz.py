@@ -163,6 +163,6 @@ def test_one_edit_typos_get_the_right_suggestion() -> None:
         twice = {key[:i] + key[i] + key[i:] for i in range(len(key))}
         for typo in swaps | drops | twice:
             tried += 1
-            right += _suggest_key(path[:-1], typo, Config) == ".".join(map(str, path))
+            right += _suggest_key(path[:-1], typo, Config, {}) == ".".join(map(str, path))
     assert tried > 1000
     assert right / tried >= 0.95

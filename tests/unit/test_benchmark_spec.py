@@ -49,7 +49,7 @@ bugdet: 1
         "methods.grpo.judge",
         "methods.shared",
         "methods.shared.run.seed",
-        "seeds.1",
+        "seeds[1]",
         "tuning.num_trials",
         "tuning.seed",
         "reference_point.saftey",

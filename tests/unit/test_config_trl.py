@@ -291,6 +291,43 @@ def test_a_missing_file_and_other_sources(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "values", "refused"),
+    [
+        ('args.beta = 0.5\nsetattr(args, "temperature", 0.7)', {"beta": 0.5, "temperature": 0.7}, set()),
+        ("args.beta, args.epsilon = 0.5, 0.3", {"beta": 0.5, "epsilon": 0.3}, set()),
+        ("args.beta = args.epsilon = NUMBER", {"beta": 0.25, "epsilon": 0.25}, set()),
+        ("other = args\nother.beta: float = 0.5", {"beta": 0.5}, set()),
+        ("args = replace(args, beta=0.5)", {"beta": 0.5}, set()),
+        ("args.beta = 0.5\nargs.beta = 0.75", {"beta": 0.75}, set()),
+        ("args.beta = float(input())", {}, {"beta"}),
+        ("args.beta *= 2", {}, {"beta"}),
+        ("if NUMBER:\n    args.beta = 0.5", {}, {"beta"}),
+        ("def change(args):\n    args.beta = 0.5", {}, {"beta"}),
+        ("for name in LIST:\n    setattr(args, name, 1)", {"beta": 0.04}, {"**"}),
+        ("vars(args)['beta'] = 1\nargs.set_training(1e-5)", {"beta": 0.04}, {"**"}),
+        ("args.betta = 0.5", {"beta": 0.04}, {"betta"}),
+        ("something.beta = 0.5", {"beta": 0.04}, set()),
+    ],
+)
+def test_what_is_set_after_the_construction(tmp_path, text, values, refused):
+    head = "from trl import GRPOConfig as G, GRPOTrainer as T\nfrom peft import LoraConfig as L\n"
+    head += "NUMBER = 0.25\nimport mine.rewards as r\nargs = G(beta=0.04, temperature=1.0)\n"
+    head += "peft = L(r=4)\npeft.r = 16\n"
+    end = "\nT('models/small', reward_funcs=r.short, args=args, peft_config=peft)\n"
+    conversion, recipe = convert(tmp_path, "a.py", head + text + end)
+    assert fields(conversion.refused) == refused
+    assert values.items() <= recipe["algorithm"].items()
+    assert recipe["policy"]["lora"]["r"] == 16
+    assert recipe["scorers"]["short"]["function"] == "mine.rewards:short"
+
+
+def test_what_is_set_after_the_trainer_was_made_is_refused(tmp_path):
+    text = "import trl\nC = trl.GRPOConfig\nargs = C(beta=0.04)\nt = trl.GRPOTrainer('m', args=args)\n"
+    conversion, _ = convert(tmp_path, "a.py", text + "t.args.beta = 0.5\nargs.top_p = 0.9\n")
+    assert fields(conversion.refused) == {"beta", "top_p"}
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (

@@ -8,6 +8,7 @@ import random
 import socket
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from paretune.reward.failures import FallibleScorer
 from paretune.reward.judge_canaries import read_canaries
 from paretune.reward.judge_messages import ReplyError, comparison_question, rating_question
 from paretune.reward.judge_rating import rate_rows, repeat_agreement
-from paretune.reward.judge_requests import JudgeEndpoint, JudgeLimits, retry_after
+from paretune.reward.judge_requests import JudgeEndpoint, JudgeLimits, retry_after, status_error, without_key
 from paretune.reward.llm_judge import LlmJudgeScorer
 from paretune.reward.reply_cache import ReplyCache, Usage
 from paretune.reward.rubric import Rubric, check_prompt_criteria
@@ -571,6 +572,44 @@ def test_mistakes_of_a_rubric_file_are_one_line_each(old, new, location, message
 def section(**keys):
     values = {"type": "llm_judge", "base_url": "http://127.0.0.1:1/v1", "model": "judge", "rubric": "r.yaml"}
     return LlmJudgeScorerSection.model_validate(values | keys)
+
+
+KEY = "sk-proj-0123456789abcdefghij"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        f"Incorrect API key: {KEY}",
+        "x" * 140 + KEY,  # a cut of the message would leave a part
+        " " * 1990 + KEY,
+        f"cut by the endpoint: {KEY[:8]}... and {KEY[:20]}***",
+        f"{KEY}{KEY}",
+    ],
+)
+def test_no_part_of_the_key_stays_in_a_message(message):
+    response = SimpleNamespace(text=message, headers={})
+    for body in ({"message": message}, None):
+        error = SimpleNamespace(status_code=401, code=None, body=body, response=response)
+        reason = str(status_error(error, secret=KEY))
+        assert KEY[:8] not in reason
+        assert "0123" not in reason
+        assert "error 401" in reason
+
+
+@pytest.mark.parametrize("secret", ["", "none"])
+def test_a_message_stays_where_there_is_no_key(secret):
+    assert without_key("none is wrong", secret) == "none is wrong"
+    assert without_key("my pw here", "pw") == "my [key] here"
+
+
+@pytest.mark.parametrize("name", ["auth", "pass", "pwd", "bearer", "credentials", "x-Auth", "passphrase"])
+def test_secrets_in_addresses_are_told(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(RUBRIC_FILE)
+    address = f"https://h/v1?{name}=pw-secret"
+    (issue,) = llm_judge_issues(section(base_url=address), ("judge",))
+    assert issue.problem == "holds a secret"
 
 
 @pytest.mark.parametrize(

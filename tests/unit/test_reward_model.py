@@ -98,7 +98,8 @@ def test_auto_class_logits_plus_offset_are_scores_and_id2label_has_the_names(kin
 
 def test_readme_example_gives_the_scores(tmp_path, capsys):
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (code,) = (block for block in blocks if "AutoModelForSequenceClassification" in block)
     model = reward_model()
     save_reward_model(model, tmp_path / "rm")
     assert code.count('"runs/mine/reward/model"') == 1

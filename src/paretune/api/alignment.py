@@ -175,7 +175,7 @@ def _identity(
     # Neither the device nor the limit of tokens changes what is trained.
     decisive = settings._replace(device="", max_tokens_per_pass=None)
     signals = [
-        (name, identity_of(scorer), *(getattr(function, each, None) for each in ("signature", "load_arguments")))
+        (name, identity_of(scorer), *(getattr(function, n, None) for n in ("signature", "load_arguments")))
         for name, scorer in inner_scorers(scorers)
         for function in [getattr(scorer, "function", None)]
     ]

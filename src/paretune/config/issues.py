@@ -85,8 +85,8 @@ def _key_path(loc: tuple[int | str, ...], values: Any) -> KeyPath:
             if isinstance(values, dict)
             else isinstance(part, int) and isinstance(values, list) and part < len(values)
         )
-        if is_key and depth < len(loc) - 1 and not isinstance(values[part], dict | list):
-            continue  # nothing is below this value: the name of a branch that is a key by chance
+        if is_key and depth < len(loc) - 1 and loc[depth + 1] == values[part]:
+            continue  # the name of an outer branch, before that of the inner one, and a key by chance
         if is_key:
             values = values[part]
             path.append(part)

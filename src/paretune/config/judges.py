@@ -19,7 +19,7 @@ from paretune.reward.rubric import Rubric
 
 _EMPTY_FIX = "write criteria: {politeness: {text: is it polite, levels: {rude: 0, polite: 1}}}"
 _VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET_PATTERN = re.compile(r"key|token|secret|sig|password", re.IGNORECASE)
+_SECRET_PATTERN = re.compile(r"key|token|secret|sig|pass|pwd|auth|bearer|credential", re.IGNORECASE)
 
 
 def load_rubric(path: str | Path) -> Rubric:

@@ -191,6 +191,7 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
                 apply_override(tree, word, location)
             continue
         joined = "".join(parts)
+        joined = joined if joined.isprintable() else short_repr(joined)
         problem = f"{short_repr(' '.join(parts))} has spaces around ="
         tree.issues.append(format_issue(OVERRIDE, line, None, "", problem, fix=f"write {joined}"))
         words[line : line + len(parts) - 1] = [""] * (len(parts) - 1)  # told with this one

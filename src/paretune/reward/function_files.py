@@ -7,13 +7,15 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 _IMPORTERS = ("import_module", "__import__")
+_NEVER_TRUE = ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__main__'")
+"""Conditions that do not hold where a module is imported."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -25,8 +27,6 @@ class ImportedName:
     """Dotted; "" for `from . import x`."""
     level: int = 0
     """Dots of a relative import."""
-    in_function: bool = False
-    """The import waits for a call."""
 
 
 def source_files(path: Path) -> tuple[Path, ...]:
@@ -50,27 +50,30 @@ def source_files(path: Path) -> tuple[Path, ...]:
     return (path, *sorted(found.keys() - {path}))
 
 
-def imported_names(path: Path) -> Iterator[ImportedName]:
+def imported_names(path: Path) -> tuple[ImportedName, ...]:
     """What a file imports, except under `if TYPE_CHECKING` and `if __name__ == "__main__"`."""
-    if path.suffix != ".py":
-        return
+    return _imported_by(path.read_bytes()) if path.suffix == ".py" else ()
+
+
+@lru_cache(256)
+def _imported_by(code: bytes) -> tuple[ImportedName, ...]:
+    found: dict[ImportedName, None] = {}
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError):  # the import tells it
-        return
-    stack: list[tuple[ast.AST, bool]] = [(tree, False)]
+        return ()
+    stack: list[ast.AST] = [tree]
     while stack:
-        node, in_function = stack.pop()
-        for name, level in _names_of(node):
-            yield ImportedName(name, level, in_function)
+        node = stack.pop()
+        found |= {ImportedName(name, level): None for name, level in _names_of(node)}
         children: Sequence[ast.AST] = list(ast.iter_child_nodes(node))
-        if isinstance(node, ast.If) and ("TYPE_CHECKING" in (t := ast.unparse(node.test)) or "__main__" in t):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in _NEVER_TRUE:
             children = node.orelse
-        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        stack += [(child, in_function or is_function) for child in children]
+        stack += children
+    return tuple(found)
 
 
-def innermost(value: Any) -> Any:
+def inner_function(value: Any) -> Any:
     """The function behind `functools.partial` and bound methods."""
     while isinstance(value, partial) or inspect.ismethod(value):
         value = value.func if isinstance(value, partial) else value.__func__
@@ -82,7 +85,7 @@ def home_files(value: Any) -> tuple[Path, ...]:
 
     A function that runs as part of the program itself (`__main__`) has none: its own text stands for it.
     """
-    definition = innermost(value)
+    definition = inner_function(value)
     if not (inspect.isroutine(definition) or inspect.isclass(definition)):
         definition = type(definition)
     module = getattr(definition, "__module__", None)
@@ -96,14 +99,14 @@ def home_files(value: Any) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(p.resolve() for p in paths if p.suffix == ".py" and p.is_file()))
 
 
-def qualified_name(value: Any, name: str = "") -> str:
+def function_name(value: Any, name: str = "") -> str:
     """The name of code in its module, however it was reached.
 
     Args:
         value: A function, a class or an object that is called.
         name: Its name in the module that it was taken from; needed where it has no unique one of its own.
     """
-    value = innermost(value)
+    value = inner_function(value)
     own = getattr(value, "__qualname__", "")
     if own and "<" not in own:
         return str(own)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +16,7 @@ from typing import Any
 
 from paretune.core.errors import ConfigError, first_line
 from paretune.reward.function_calls import Attempt, line_of_error
-from paretune.reward.function_files import home_files, imported_names, innermost, source_files
+from paretune.reward.function_files import home_files, imported_names, inner_function, source_files
 
 
 @dataclass(frozen=True)
@@ -50,23 +52,34 @@ def load_object(reference: str) -> LoadedObject:
     return LoadedObject(getattr(module, name), source, () if source is None else source_files(source))
 
 
-def source_hash(value: Any) -> str:
+def source_hash(value: Any, source: Path | None = None) -> str:
     """SHA-256 of all files that the code of a function rests on, however it was reached.
 
-    Without files, as in a notebook and in the program itself: of its source, or of its name.
+    Of a function in a notebook or in the program itself: of its source, or of its name, and of the modules
+    of one's own that the program imports.
+
+    Args:
+        value: What is called.
+        source: File of the module that it was taken from; it counts where it makes the value, as an object.
     """
+    is_definition = inspect.isroutine(value) or inspect.isclass(value)
+    is_made = not is_definition or "<" in value.__qualname__
+    homes = (*home_files(value), *([source.resolve()] if source is not None and is_made else []))
+    files = [file for home in homes for file in source_files(home)]
     digest = hashlib.sha256()
-    homes = home_files(value)
-    for file in dict.fromkeys(file for home in homes for file in source_files(home)):
-        content = file.read_bytes()
-        digest.update(len(content).to_bytes(8, "big") + content)
     if not homes:
-        function = innermost(value)
+        function = inner_function(value)
         try:
             text = inspect.getsource(function)
         except (OSError, TypeError):
             text = getattr(function, "__qualname__", type(function).__qualname__)
         digest.update(text.encode())
+        program = getattr(sys.modules["__main__"], "__file__", None)
+        if program and getattr(function, "__module__", "") == "__main__" and Path(program).is_file():
+            files = list(source_files(Path(program))[1:])
+    for file in dict.fromkeys(files):
+        content = file.read_bytes()
+        digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()
 
 
@@ -90,13 +103,30 @@ def _import_file(path: Path) -> ModuleType:
         with Attempt() as attempt:
             spec.loader.exec_module(module)
         # Those that its functions import when they are called: the folder is not on the path then.
-        for beside in () if attempt.error else _modules_beside(path, late=True):
-            with Attempt():
-                import_module(beside)
+        late = [] if attempt.error else _modules_beside(path, with_folders=True)
     if attempt.error is not None:
         del sys.modules[name]
         raise _import_error(attempt.error, path, str(path))
+    _late_imports.folders.update(dict.fromkeys(late, path.parent))
+    if _late_imports not in sys.meta_path:
+        sys.meta_path.insert(0, _late_imports)
     return module
+
+
+class _LateImports(MetaPathFinder):
+    """Finds modules beside files that were loaded, for imports inside functions: nothing is run before."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, Path] = {}
+        """Top-level name -> folder."""
+
+    def find_spec(self, fullname: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
+        """The module, if it is one of them."""
+        is_known = path is None and fullname in self.folders
+        return PathFinder.find_spec(fullname, [str(self.folders[fullname])]) if is_known else None
+
+
+_late_imports = _LateImports()
 
 
 def _import_module(name: str) -> ModuleType:
@@ -154,30 +184,32 @@ def _on_path(folder: Path, *, first: bool) -> Iterator[None]:
             sys.path.remove(entry)
 
 
-def _modules_beside(path: Path, *, late: bool = False) -> list[str]:
-    """Modules in the folder of a file that it imports, also through each other.
+def _modules_beside(path: Path, *, with_folders: bool = False) -> list[str]:
+    """Top-level names of the modules in the folder of a file that it imports, also through each other.
 
     Args:
         path: The file.
-        late: Full names of those that functions import when they are called; else all top-level names.
+        with_folders: Also folders without __init__.py, where no package of their name comes before them.
     """
-    found = set()
-    for file in source_files(path):
-        if file.is_relative_to(path.parent):
-            for each in imported_names(file):
-                top = path.parent / each.name.partition(".")[0]
-                is_beside = (top.is_dir() and any(top.glob("**/*.py"))) or top.with_suffix(".py").is_file()
-                if each.level == 0 and each.name and is_beside and top != path.with_suffix(""):
-                    found.update([each.name] if late and each.in_function else [])
-                    found.update([] if late else [top.name])
+    found, files = set(), source_files(path)
+    for file in files:
+        for each in imported_names(file) if file.is_relative_to(path.parent) else ():
+            top = path.parent / each.name.partition(".")[0]
+            if each.level or not each.name or top == path.with_suffix(""):
+                continue
+            is_module = (top / "__init__.py").is_file() or top.with_suffix(".py").is_file()
+            if is_module or (with_folders and any(other.is_relative_to(top) for other in files)):
+                found.add(top.name)
     return sorted(found)
 
 
 def _check_modules_beside(path: Path) -> None:
     """Two modules of one name would be one module for Python: whichever came first."""
     for name in _modules_beside(path):
-        if name in sys.modules:
-            other = getattr(sys.modules[name], "__file__", None) or "part of Python"
+        late = _late_imports.folders.get(name, path.parent) / name
+        if name in sys.modules or late.parent != path.parent:
+            other = getattr(sys.modules[name], "__file__", None) if name in sys.modules else late
+            other = other or "part of Python"
             if not Path(other).is_relative_to(path.parent):
                 raise ConfigError(
                     f'"{path.name}" imports "{name}", a module beside it and the name of another module '

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from paretune.core.errors import ConfigError
 from paretune.reward.function_calls import Attempt, describe_error
-from paretune.reward.function_files import home_files, qualified_name, source_files
+from paretune.reward.function_files import function_name, home_files, source_files
 from paretune.reward.function_loading import load_object, source_hash
 
 FunctionSignature = Literal["trl", "verl", "openrlhf"]
@@ -114,8 +114,8 @@ def load_function(
         files = tuple(dict.fromkeys(each for home in home_files(target) for each in source_files(home)))
         label = getattr(target, "__name__", type(target).__name__)
     # Of a factory, whose code decides what it makes.
-    code_hash = source_hash(value)
-    name = qualified_name(value, target.rpartition(":")[2] if isinstance(target, str) else "")
+    code_hash = source_hash(value, source if isinstance(target, str) else None)
+    name = function_name(value, target.rpartition(":")[2] if isinstance(target, str) else "")
     rest = given
     if _is_factory(value, signature, given, label):
         value, rest = _make(value, given, label, source), {}

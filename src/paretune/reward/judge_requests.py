@@ -19,6 +19,8 @@ NO_KEY = "none"
 """Sent where the recipe names no key: the client would otherwise send OPENAI_API_KEY to any endpoint."""
 NOT_REACHED = ("connection refused", "unknown host")
 """Reasons for which a request never left."""
+MIN_KEY_PREFIX = 8
+"""Characters from which on the beginning of a key is hidden in messages."""
 _RETRIED_STATUS = frozenset({408, 409, 425, 429})
 
 
@@ -112,17 +114,36 @@ def status_error(error: "APIStatusError", secret: str) -> RequestError:
     elif status >= 500 or status in _RETRIED_STATUS:
         reason = f"server error {status}" if status >= 500 else f"error {status}"
     else:
-        message = _api_message(error)
+        message = _api_message(error, secret)
         retry, reason = False, f"error {status}{f', such as: {message}' if message else ''}"
-        reason = reason.replace(secret, "[key]") if secret not in {"", NO_KEY} else reason
     wait = retry_after(error.response.headers)
     return RequestError(reason, retry=retry, wait=wait, billed=False, status=status)
 
 
-def _api_message(error: "APIStatusError") -> str:
-    """The endpoint's own message, on one line."""
+def without_key(text: str, secret: str) -> str:
+    """A text without the key, and without any beginning of it of `MIN_KEY_PREFIX` characters or more.
+
+    Endpoints quote a key cut, or with its middle replaced by stars.
+    """
+    if secret in {"", NO_KEY}:
+        return text
+    if len(secret) <= MIN_KEY_PREFIX:
+        return text.replace(secret, "[key]")
+    parts, position = [], 0
+    while (start := text.find(secret[:MIN_KEY_PREFIX], position)) >= 0:
+        end = start + MIN_KEY_PREFIX
+        while end < len(text) and end - start < len(secret) and text[end] == secret[end - start]:
+            end += 1
+        parts += [text[position:start], "[key]"]
+        position = end
+    return "".join([*parts, text[position:]])
+
+
+def _api_message(error: "APIStatusError", secret: str) -> str:
+    """The endpoint's own message, on one line and without the key."""
     message = error.body.get("message") if isinstance(error.body, dict) else None
-    text = message if isinstance(message, str) else error.response.text
+    # Before any cut, which could leave a part of the key that is not recognised any more.
+    text = without_key(message if isinstance(message, str) else error.response.text, secret)
     text = " ".join("".join(c if c.isprintable() else " " for c in text[:2000]).split())
     return text if len(text) <= 160 else text[:157] + "..."
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from paretune.config.trl.changes import Change, changes_of
 from paretune.config.trl.fields import TRAINERS, known_fields
 from paretune.config.yaml import MAX_BYTES, parse_yaml, read_text
 from paretune.core.errors import ConfigError, format_issue
@@ -118,6 +119,7 @@ def _read_python(path: Path, text: str, config: str | None) -> TrlSource:
     except (SyntaxError, ValueError, RecursionError) as error:
         line = getattr(error, "lineno", None) or 1
         raise ConfigError(format_issue(path, line, None, "", "is not Python source")) from None
+    _undo_aliases(tree)
     calls = [call for call in _calls(tree) if _name(call) in TRAINERS]
     calls = [call for call in calls if config in (None, _name(call))]
     if len(calls) != 1:
@@ -126,6 +128,24 @@ def _read_python(path: Path, text: str, config: str | None) -> TrlSource:
         fix = "leave one of them, or name it with --trainer" if calls else "name the file that does"
         raise ConfigError(format_issue(path, calls[0].lineno if calls else 1, None, "", problem, fix=fix))
     return _PythonReader(path, tree).read(calls[0])
+
+
+_KNOWN_NAMES = {*TRAINERS, *TRAINERS.values(), *LOADERS, "LoraConfig"}
+
+
+def _undo_aliases(tree: ast.Module) -> None:
+    """Call what is imported or assigned under another name, as in `GRPOConfig as G`, by its own name."""
+    aliases: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            aliases |= {a.asname: a.name for a in node.names if a.asname and a.name in _KNOWN_NAMES}
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name | ast.Attribute):
+            name = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
+            if name in _KNOWN_NAMES:
+                aliases |= {target.id: name for target in node.targets if isinstance(target, ast.Name)}
+    for call in _calls(tree):
+        if isinstance(call.func, ast.Name):
+            call.func.id = aliases.get(call.func.id, call.func.id)
 
 
 def _calls(tree: ast.AST) -> Iterator[ast.Call]:
@@ -148,6 +168,7 @@ class _PythonReader:
             node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         }
         self.imported: dict[str, str] = {}
+        self.modules: dict[str, str] = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.Assign) and len(node.targets) == 1:
                 self._assign(node.targets[0], node.value)
@@ -155,6 +176,9 @@ class _PythonReader:
                 self._assign(node.target, node.value)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 self.imported |= {a.asname or a.name: f"{node.module}:{a.name}" for a in node.names}
+                self.modules |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+            elif isinstance(node, ast.Import):
+                self.modules |= {a.asname or a.name: a.name for a in node.names}
 
     def _assign(self, target: ast.expr, value: ast.expr) -> None:
         if isinstance(target, ast.Name):
@@ -166,6 +190,8 @@ class _PythonReader:
         source = TrlSource(self.path, config, {})
         self._read_keywords(call, source)
         trainers = [c for c in _calls(self.tree) if _name(c) == TRAINERS[config]]
+        for change in changes_of(self.tree, call, trainers):
+            self._read_change(change, source)
         if len(trainers) == 1:
             self._read_trainer(trainers[0], source)
         source.runs_on_import = any(
@@ -183,6 +209,15 @@ class _PythonReader:
         for argument in call.args:  # the first field of TrainingArguments
             source.values.setdefault("output_dir", self.value(argument))
             source.lines.setdefault("output_dir", argument.lineno)
+
+    def _read_change(self, change: Change, source: TrlSource, name: str | None = None) -> None:
+        """The field as it is after the construction; what only a run can tell is no literal."""
+        name = name or change.name
+        value = self.value(change.value) if change.value is not None else NotLiteral(change.code)
+        earlier = source.values.get("**")
+        if name == "**" and isinstance(earlier, NotLiteral):
+            value = NotLiteral(f"{earlier.code}; {change.code}")
+        source.values[name], source.lines[name] = value, change.line
 
     def _read_trainer(self, call: ast.Call, source: TrlSource) -> None:
         arguments = {k.arg: k.value for k in call.keywords if k.arg}
@@ -207,14 +242,14 @@ class _PythonReader:
     def _read_adapter(self, call: ast.Call, source: TrlSource) -> None:
         # The defaults of peft's LoraConfig, which differ from those of TRL's ModelConfig.
         source.values |= {"use_peft": True, "lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
-        for keyword in call.keywords:
-            name = keyword.arg or "**"
-            own = {"target_modules": "lora_target_modules", "modules_to_save": "lora_modules_to_save"}
-            key = "lora_r" if name == "r" else own.get(name, name)
-            if name in {"task_type", "bias", "inference_mode"}:
-                continue
-            source.values[key] = self.value(keyword.value)
-            source.lines[key] = keyword.value.lineno
+        changes = [
+            Change(k.arg or "**", k.value, k.value.lineno, ast.unparse(k.value)) for k in call.keywords
+        ]
+        own = {"r": "lora_r", "target_modules": "lora_target_modules"}
+        own["modules_to_save"] = "lora_modules_to_save"
+        for change in (*changes, *changes_of(self.tree, call, ())):
+            if change.name not in {"task_type", "bias", "inference_mode"}:
+                self._read_change(change, source, own.get(change.name, change.name))
 
     def _pretrained(self, node: ast.expr, value: Any) -> Any:
         """The name in `AutoModelForCausalLM.from_pretrained("name")`, or the value itself."""
@@ -229,6 +264,8 @@ class _PythonReader:
             return f"{self.path}:{node.id}"
         if isinstance(node, ast.Name) and node.id in self.imported:
             return self.imported[node.id]
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in self.modules:
+            return f"{self.modules[ast.unparse(node.value)]}:{node.attr}"
         value = self.value(node)
         return value if isinstance(value, str) else f"({ast.unparse(node)})"
 
