@@ -105,7 +105,7 @@ def test_check_reports_a_pool_of_which_a_short_run_samples_nothing() -> None:
 def test_check_notes_that_the_reward_judges_itself() -> None:
     lines = check(load()).split("\n")
     told = " ".join(text.strip() for text in section("judge", lines))
-    assert told == "none: the reward model judges itself, so no gain will be called better"
+    assert told == "none: the training reward judges itself, so no gain will be called better"
     rate("other.csv", [(f"other {i}", f"reply {i}", i) for i in range(12)])
     own = "judge={objectives: {safety: {}}, holdout_fraction: 0.5, "
     judged = own + "ratings: {r: {file: other.csv, labels: {safety: safe}}}}"
