@@ -18,9 +18,9 @@ from paretune.experiment.scorers import (
     make_python_scorer,
     scorer_problems,
 )
-from paretune.reward.failures import GuardedScorer, OnFailures
+from paretune.reward.failures import GuardedScorer, OnFailures, unwrapped
 from paretune.reward.function_signatures import check_arguments, check_columns, load_function
-from paretune.reward.scorers import ObjectiveColumns, Scorer, ThinkingScorer
+from paretune.reward.scorers import Scorer
 
 ScorerLike = Scorer | Callable[..., Any] | ScorerSetup
 """A scorer, a reward function, or the settings of a scorer from `paretune.scorers`."""
@@ -85,7 +85,7 @@ def load_judges(
             loaded.append(judge)
             continue
         scorer = _load(name, judge, context)
-        weights_hash, data_hashes = identity_of(_innermost(scorer))
+        weights_hash, data_hashes = identity_of(unwrapped(scorer))
         display_name = scorer.name
         if isinstance(judge, ScorerSetup) and judge.function is None:
             display_name = describe_scorer(scorer.name, judge.section)
@@ -165,9 +165,3 @@ def _function_scorer(name: str, setup: ScorerSetup, context: LoadingContext) -> 
 
 def _issue(name: str, keys: Sequence[object], problem: str, fix: str) -> str:
     return format_issue(f"scorer {name}", None, None, ".".join(map(str, keys)), problem, fix=fix)
-
-
-def _innermost(scorer: Any) -> Any:
-    while isinstance(scorer, GuardedScorer | ObjectiveColumns | ThinkingScorer):
-        scorer = scorer.scorer
-    return scorer

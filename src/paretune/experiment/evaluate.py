@@ -22,8 +22,8 @@ from paretune.experiment.scorers import describe_scorer, identity_of, scorer_bui
 from paretune.experiment.stored_chunks import StoredChunks
 from paretune.models.load import PolicyModel, load_policy, parameter_hash
 from paretune.reward.checkpoint import provenance_hashes
-from paretune.reward.failures import GuardedScorer
-from paretune.reward.scorers import ObjectiveColumns, ThinkingScorer, is_refusal, with_thinking_scorer
+from paretune.reward.failures import unwrapped
+from paretune.reward.scorers import ObjectiveColumns, is_refusal, with_thinking_scorer
 from paretune.rollout.sampler import Sampler
 from paretune.run.compat import JUDGED_KEY
 from paretune.run.folder import read_json
@@ -191,10 +191,7 @@ def _typed_judge(ctx: RunContext, path: KeyPath, name: str, section: ScorerSecti
 
 def _judge_of(scorer: Any, display_name: str) -> Judge:
     """A scorer as a judge, with what is known of its weights and training data."""
-    inner = scorer
-    while isinstance(inner, ObjectiveColumns | GuardedScorer | ThinkingScorer):
-        inner = inner.scorer
-    weights_hash, data_hashes = identity_of(inner)
+    weights_hash, data_hashes = identity_of(unwrapped(scorer))
     return Judge(name=display_name, scorer=scorer, weights_hash=weights_hash, data_hashes=data_hashes)
 
 

@@ -55,8 +55,12 @@ MIN_RESPONSES = 8
 """Responses below which a share of failures stops no run, unless all failed: one of four is no rate."""
 
 
+class ScorerWrapper:
+    """Base of scorers that only pass on what the scorer in their field `scorer` scores."""
+
+
 @dataclass
-class GuardedScorer:
+class GuardedScorer(ScorerWrapper):
     """A scorer with a name, whose failures are reported and stop the run if they are too many."""
 
     name: str
@@ -117,8 +121,8 @@ class ReadsProgress(Protocol):
 
 def unwrapped(scorer: Any) -> Any:
     """The scorer inside of wrappers."""
-    while hasattr(scorer, "scorer"):
-        scorer = scorer.scorer
+    while isinstance(scorer, ScorerWrapper):
+        scorer = scorer.scorer  # type: ignore[attr-defined]
     return scorer
 
 
@@ -127,9 +131,9 @@ def inner_scorers(scorers: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     seen: set[int] = set()
     for scorer in scorers:
         inner, name = scorer, ""
-        while hasattr(inner, "scorer"):
+        while isinstance(inner, ScorerWrapper):
             name = inner.name if isinstance(inner, GuardedScorer) else name
-            inner = inner.scorer
+            inner = inner.scorer  # type: ignore[attr-defined]
         if id(inner) not in seen:
             seen.add(id(inner))
             yield name, inner

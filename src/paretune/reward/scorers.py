@@ -14,6 +14,7 @@ from paretune.core.errors import DataError, WiringError
 from paretune.data.loader import encode_categories
 from paretune.data.prompt_formats import ScorerView, parse_confidence, parse_thinking, visible_text
 from paretune.data.records import Sample
+from paretune.reward.failures import ScorerWrapper
 
 
 @runtime_checkable
@@ -142,7 +143,7 @@ def prompt_preference_weights(
 
 
 @dataclass(frozen=True)
-class ObjectiveColumns:
+class ObjectiveColumns(ScorerWrapper):
     """Some columns of a scorer, under the names of objectives."""
 
     scorer: Scorer
@@ -179,7 +180,7 @@ def thinking_metrics(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class ThinkingScorer:
+class ThinkingScorer(ScorerWrapper):
     """Scores the thinking of each response by objectives of another scorer.
 
     NaN for a response without readable thinking.
