@@ -129,11 +129,11 @@ def check(
 ) -> None:
     """Check a recipe, its data and models; estimate time."""
     with _gc_disabled():
-        from paretune.config import find_recipe, load_config
+        from paretune.experiment.all_issues import load_or_tell_all
         from paretune.experiment.dry_run import check as dry_run
         from paretune.experiment.output_folder import describe_next
 
-        config = load_config(find_recipe(recipe), overrides or [])
+        config = load_or_tell_all(recipe, overrides or [])
         _echo(dry_run(config, explain=explain))
         _echo(f"{'next':<12}{describe_next(config, ['paretune', 'run', recipe, *(overrides or [])])}")
 
@@ -144,7 +144,9 @@ def explain(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None
     with _gc_disabled():
         from paretune.config import find_recipe, load_config
         from paretune.experiment.explain import explain as explain_algorithm
+        from paretune.experiment.explain import refuse_algorithm_name
 
+        refuse_algorithm_name(recipe)
         _echo(explain_algorithm(load_config(find_recipe(recipe), overrides or [])))
 
 
@@ -263,9 +265,9 @@ def _run_recipe(
 ) -> None:
     output_dir = None
     try:
-        from paretune.config import find_recipe, load_config
+        from paretune.experiment.all_issues import load_or_tell_all
 
-        config = load_config(find_recipe(recipe), overrides)
+        config = load_or_tell_all(recipe, overrides)
         output_dir = Path(config.run.output_dir)
         from paretune.experiment.console import make_console
         from paretune.experiment.pipeline import run_pipeline

@@ -29,7 +29,7 @@ def sample(
     temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the responses.")] = 1000,
     output: Annotated[
-        Path | None, typer.Option("--output", help="JSON Lines file of prompts and responses.")
+        Path | None, typer.Option("--output", help="JSON Lines file of the prompts' rows and the responses.")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -88,7 +88,7 @@ def evaluate(
         Path | None, typer.Option(help="A file of prompts instead of the recipe's test prompts.")
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", help="Folder of eval.json and generations.parquet.")
+        Path, typer.Option("--output", help="Folder of eval.json, generations.parquet and report.html.")
     ] = Path("evaluation"),
     device: Device = "auto",
 ) -> None:
@@ -130,7 +130,9 @@ def _sample(
     if output is not None:
         rows = [
             {
+                **record.columns,
                 "id": record.id,
+                **({"category": record.category} if record.category else {}),
                 "prompt": [{"role": message.role, "content": message.content} for message in record.messages],
                 "response": text,
             }
@@ -179,7 +181,7 @@ def _rate(recipe: str, file: Path, output: Path, name: str | None, repeats: int)
 
 def _evaluate(before: str, after: str, recipe: str, file: Path | None, output: Path, device: str) -> str:
     _require_new(output, ())
-    from paretune.api.evaluation import compare_policies
+    from paretune.api.evaluation import compare_policies, comparison_subtitle
     from paretune.api.loading import LoadingContext
     from paretune.api.policies import load_policy
     from paretune.api.recipe_parts import evaluation_prompts, evaluation_settings, recipe_judges, recipe_of
@@ -191,9 +193,10 @@ def _evaluate(before: str, after: str, recipe: str, file: Path | None, output: P
     run_dir = Path(config.run.output_dir)
     judges, rewards = recipe_judges(config, recipe, run_dir, context)
     generation, settings = evaluation_settings(config)
-    result = compare_policies(policies, prompts, judges, rewards, generation, **settings)
-    result.save(output)
-    return f"{result}\n\nevaluation: {output}"
+    subtitle = comparison_subtitle(before, after)
+    result = compare_policies(policies, prompts, judges, rewards, generation, subtitle, **settings)
+    page = result.save(output)
+    return f"{result}\n\nevaluation: {output}\nreport: {page}"
 
 
 def _export(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paretune.config import bundled_recipes, load_config
-from paretune.config.validate import data_sources
+from paretune.config.sources import data_sources
 from paretune.experiment.dry_run import check
 from shared import shared
 from support.tiny_models import tiny_model, tiny_tokenizer

@@ -256,6 +256,29 @@ def test_several_judges_of_an_objective_agree_or_not(tmp_path):
     assert (tmp_path / "e" / "eval.json").exists()
 
 
+def test_alignment_shows_its_progress_as_a_run_does(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("paretune.experiment.console.PROGRESS_INTERVAL", 0.0)
+    aligned(tmp_path / "a", max_steps=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[:2]] == [["[1/1]", "align", f"{i}/2"] for i in (1, 2)]
+    assert "brief -" in lines[0]
+    assert "grpo, 2 steps; training reward: brief" in lines[2]
+    assert len(lines) == 3
+
+
+def test_reward_model_is_fitted_to_pairs():
+    pairs = [{"prompt": f"q{i}", "chosen": "yes " * (1 + i % 3), "rejected": "no"} for i in range(20)]
+    settings = {"init_from": policy(), "holdout_fraction": 0.3, "learning_rate": 1e-2}
+    model = pt.fit_reward_model(pairs={"polite": pairs}, **settings)
+    assert model.names == ("polite",)
+    assert model.report["objectives"]["polite"]["num_pairs"] == 6
+    better, worse = model.score([{"prompt": "q", "response": each} for each in ("yes yes", "no")])["polite"]
+    assert better.as_py() > worse.as_py()
+    rows = [{**pair, "objective": "kind"} for pair in pairs]
+    mixed = pt.fit_reward_model(rated(12), pairs=rows, num_train_epochs=1, **settings)
+    assert mixed.names[-1] == "kind"
+
+
 def rated(count=40):
     return [
         {"prompt": f"Question {i}", "response": "yes" * (i % 4 + 1), "scores": {"long": i % 4, "odd": i % 2}}
@@ -289,7 +312,7 @@ def test_reward_model_is_fitted_tested_and_loaded(tmp_path):
 def test_recipes_from_python():
     recipe = pt.load_recipe("demo", {"run.seed": 3, "run.max_steps": 2})
     assert (recipe.run.seed, recipe.run.max_steps) == (3, 2)
-    with pytest.raises(TypeError, match="overrides have no effect"):
+    with pytest.raises(ConfigError, match="overrides: have no effect"):
         pt.check(recipe, {"run.seed": 1})
 
 

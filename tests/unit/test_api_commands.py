@@ -74,6 +74,12 @@ def test_sample(models, capsys, tmp_path):
     assert called(capsys, "sample", models / "a", *options, *length)[1] == f"24 responses: {file}\n"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert rows[0]["id"] == "r0"
+    prompts = [{"prompt": "6 x 7?", "answer": 42, "category": "sums"}, {"prompt": "Now?", "at": [1, None]}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    options = ("--prompts", tmp_path / "p.jsonl", "--output", tmp_path / "kept.jsonl")
+    assert called(capsys, "sample", models / "a", *options, *length)[0] == 0
+    first, second = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert (first["answer"], first["category"], second["at"]) == (42, "sums", [1, None])
     assert called(capsys, "score", models / "reward", file)[0] == 0, "the responses can be scored"
 
 
@@ -100,6 +106,24 @@ def test_score_by_a_section_of_a_recipe(models, capsys, tmp_path):
     assert 'did you mean "scorers.brief"?; fix: the recipe has scorers.brief, judges.short' in err
 
 
+def test_score_by_a_run_has_the_names_of_its_objectives(models, capsys, tmp_path):
+    rule = {"type": "rule", "rule": "length", "max": 2, "unit": "characters", "objective": "chars"}
+    path = recipe(
+        models,
+        tmp_path,
+        scorers={"length": rule},
+        reward={"path": str(models / "reward")},
+        objectives={"brief": {"weight": 1.0, "scorer": "length"}, "long": {"weight": 1.0}},
+    )
+    folder = tmp_path / "run" / "config"
+    folder.mkdir(parents=True)
+    path.rename(folder / "resolved.yaml")
+    code, out, err = called(capsys, "score", tmp_path / "run", models / "rows.jsonl")
+    assert err == ""
+    assert code == 0
+    assert sorted(line.split()[0] for line in out.splitlines()[1:]) == ["brief", "long"]
+
+
 def test_evaluate_by_the_judges_of_a_recipe(models, capsys, tmp_path):
     options = ("--judges", recipe(models, tmp_path), "--prompts", models / "rows.jsonl")
     output = tmp_path / "evaluation"
@@ -111,6 +135,19 @@ def test_evaluate_by_the_judges_of_a_recipe(models, capsys, tmp_path):
     results = json.loads((output / "eval.json").read_text())
     assert results["num_prompts"] == 12
     assert results["objectives"]["brief"]["judge"] == "short: the rule length"
+    page = (output / "report.html").read_text()
+    assert out.endswith(f"report: {output / 'report.html'}\n")
+    assert f"before {models / 'a'}" in page
+    for absent in (
+        "eval/final",
+        "<h2>Training</h2>",
+        "<h2>Reward model</h2>",
+        "paretune run",
+        "judge:</code>",
+    ):
+        assert absent not in page
+    for present in ("<h2>Before and after</h2>", "<h2>Samples</h2>", "brief"):
+        assert present in page
     code, _, err = called(capsys, "evaluate", models / "a", models / "b", *options, "--output", output)
     assert code == 2
     assert "exists already; fix" in err
@@ -197,6 +234,8 @@ def test_export_of_a_policy(run_dir, capsys):
     assert "| politeness | " in card
     assert "the ground truth" in card
     assert "## Limits" in card
+    assert "fix:" not in card
+    assert "This model is a policy of the built-in world" in card
     assert "name: demo" in card
     assert parameter_hash(load_policy(folder).model) == parameter_hash(load_policy(run_dir).model)
     assert not list(folder.parent.glob(".*")), "nothing half-written is left"

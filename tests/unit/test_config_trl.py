@@ -235,7 +235,7 @@ def test_what_the_recipe_lacks_is_told(tmp_path):
     conversion, recipe = from_yaml(tmp_path, GRPO, num_train_epochs=2)
     assert recipe["run"]["max_steps"] is None
     assert recipe["policy"]["path"] is None
-    assert "run.max_steps: 2 x the number of prompts / 1" in conversion.text
+    assert "run.max_steps: write the number of steps, 2 x the number of prompts / 1" in conversion.text
     assert any("scorers.reward.function" in line for line in conversion.to_do)
 
 

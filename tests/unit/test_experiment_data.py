@@ -322,10 +322,8 @@ def test_revisions_are_passed_to_every_loader(monkeypatch: pytest.MonkeyPatch) -
         asked.append((path, revision))
         return tiny_config("llama", 101, context=96)
 
-    for module in (stage, data_limits):
-        monkeypatch.setattr(module, "stored_context_length", context)
-        monkeypatch.setattr(module, "load_tokenizer", tokenizer)
-    for module in (model_checks, chat_templates):
+    monkeypatch.setattr(data_limits, "stored_context_length", context)
+    for module in (data_limits, model_checks, chat_templates):
         monkeypatch.setattr(module, "load_tokenizer", tokenizer)
     for module in (stage, preflight, learning_rates):
         monkeypatch.setattr(module, "load_model_config", config)

@@ -282,7 +282,13 @@ def test_weights_that_do_not_fit_and_other_files_are_told(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("template", "text"),
-    [(None, "has no chat template"), ("{{ raise_exception('never') }}", "the chat template rejects")],
+    [
+        (None, "has no chat template"),
+        ("{{ raise_exception('never') }}", "the chat template rejects"),
+        ("{% if %}", "line 1 of the chat template fails"),
+        ("{{ '' }}", "the chat template renders no text"),
+        ("{{ messages[0].content }}", "the chat template leaves out the response"),
+    ],
 )
 def test_conversation_needs_a_chat_template_that_renders_one(template, text, tmp_path):
     text_tokenizer = tokenizer("bert")
@@ -293,3 +299,43 @@ def test_conversation_needs_a_chat_template_that_renders_one(template, text, tmp
     assert text in issue.problem
     single = load_classifier_scorer(path, name="x", label="x")
     assert single.activation == "sigmoid"
+
+
+HALF = "a \ud83d"
+
+
+@pytest.mark.parametrize("reads", ["response", "prompt_and_response", "conversation"])
+@pytest.mark.parametrize(("question", "answer"), [("hello", HALF), ("hello", "\udc00"), (HALF, "fine")])
+def test_half_a_character_is_not_scored(reads, question, answer, tmp_path):
+    path = save_classifier(tmp_path / "bert")
+    scorer = load_classifier_scorer(path, name="x", label="toxic", reads=reads)
+    samples = [Sample(prompt=Prompt(messages=(Message("user", question),)), response=answer)]
+    samples.append(Sample(prompt=Prompt(messages=(Message("user", "hello"),)), response="\U0001f44d"))
+    assert scorer(samples).isnan().flatten().tolist() == [True, False]
+    assert scorer.failures.reasons == {"the text holds half a character": 1}
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (("one\nline", "", "très méchant"), "one of 0: one line, 1: , 2: très méchant"),
+        (tuple(f"n{i}" for i in range(1000)), "29: n29, and 970 more"),
+        (tuple(f"n{i}" for i in range(31)), "29: n29, and 1 more"),
+    ],
+)
+def test_odd_and_many_labels_are_told_on_one_short_line(labels, text, tmp_path):
+    (issue,) = classifier_issues(save_classifier(tmp_path / "bert", "bert", labels), label="toxic")
+    assert issue.key == "label"
+    assert text in issue.fix
+    assert "\n" not in issue.fix
+    assert len(issue.fix) < 400
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "llama"])
+def test_a_folder_without_a_tokenizer_is_refused(family, tmp_path):
+    folder = Path(save_classifier(tmp_path / "m", family))
+    for file in (*folder.glob("tokenizer*"), *folder.glob("special_tokens*")):
+        file.unlink()
+    (issue,) = classifier_issues(str(folder), label="toxic")
+    assert issue.key == "path"
+    assert "tokenizer" in issue.problem

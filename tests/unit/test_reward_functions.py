@@ -380,14 +380,81 @@ def test_log_extra_and_log_metric():
     ("log", "reason"),
     [
         (lambda e, m: e("x", [1]), 'ValueError: log_extra("x"): 1 values for 2 responses'),
-        (lambda e, m: m("x", None), 'ValueError: log_metric("x"): None is no finite number'),
-        (lambda e, m: m("x", math.nan), 'ValueError: log_metric("x"): returned NaN'),
+        (lambda e, m: m("x", None), 'ValueError: log_metric("x"): expected a finite number, not None'),
+        (lambda e, m: m("x", math.nan), 'ValueError: log_metric("x"): expected a finite number, not nan'),
+        (lambda e, m: m("x", "half"), "ValueError: log_metric(\"x\"): expected a finite number, not 'half'"),
     ],
 )
 def test_wrong_logs_fail(log, reason):
     def reward(completions, log_extra, log_metric):
         log(log_extra, log_metric)
         return [1.0, 1.0]
+
+    (found,) = scores(reward)[1]
+    assert found.startswith(reason)
+
+
+class Unreadable(list):
+    """Fails when it is read."""
+
+    ndim = 0
+
+    def __len__(self):
+        raise RuntimeError("no length")
+
+    def item(self):
+        raise RuntimeError("no item")
+
+
+class UnreadableDict(dict):
+    """Fails when it is searched."""
+
+    def __contains__(self, key):
+        raise RuntimeError("no keys")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (Unreadable(), "RuntimeError: no length"),
+        ([1.0, Unreadable()], "RuntimeError: no item"),
+        (UnreadableDict(quality=[1.0, 1.0]), "RuntimeError: no keys"),
+    ],
+)
+@pytest.mark.parametrize("signature", ["trl", "verl"])
+def test_a_result_that_fails_when_it_is_read_is_no_score(value, reason, signature):
+    def trl(completions):
+        return value
+
+    def verl(solution_str):
+        return {"score": value} if isinstance(value, Unreadable) else value
+
+    rows, reasons = scores(trl if signature == "trl" else verl, signature=signature)
+    same(rows, [[NAN], [NAN]])
+    (found,) = reasons
+    if signature == "trl":
+        assert found.startswith(f"returned what cannot be read: {reason} (test_reward_functions.py:")
+
+
+class Indescribable(Exception):
+    """Fails to describe itself."""
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Indescribable(), "Indescribable (test_"),
+        (ExceptionGroup("unhandled", [ValueError("inner")]), "ValueError: inner"),
+        (ExceptionGroup("a", [ExceptionGroup("b", [KeyError("k")])]), "KeyError: 'k'"),
+        (ExceptionGroup("two", [ValueError("a"), ValueError("b")]), "ExceptionGroup: two (2 sub-exceptions)"),
+    ],
+)
+def test_the_reason_of_an_odd_error_is_one_line(error, reason):
+    def reward(completions):
+        raise error
 
     (found,) = scores(reward)[1]
     assert found.startswith(reason)

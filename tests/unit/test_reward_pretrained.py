@@ -133,10 +133,20 @@ def test_mistakes_are_told_before_weights_are_loaded(case, tmp_path):
         load_pretrained_reward_scorer(path, name="rm", outputs=outputs)
 
 
-def test_foreign_model_needs_a_chat_template(tmp_path):
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (None, "has no chat template"),
+        ("{{ raise_exception('never') }}", "the chat template rejects"),
+        ("{% if %}", "line 1 of the chat template fails"),
+        ("{{ '' }}", "renders no text"),
+        ("constant", "leaves out the response"),
+    ],
+)
+def test_foreign_model_needs_a_chat_template_that_renders_conversations(template, text, tmp_path):
     text_tokenizer = tokenizer("llama")
-    text_tokenizer.chat_template = None
+    text_tokenizer.chat_template = template
     path = save_classifier(tmp_path / "rm", "llama", ("LABEL_0",), text_tokenizer=text_tokenizer)
     (issue,) = reward_model_issues(path, name="rm", outputs={})
     assert issue.key == "path"
-    assert "has no chat template" in issue.problem
+    assert text in issue.problem

@@ -15,6 +15,7 @@ from paretune.reward.json_rule import JsonRule, load_schema
 from paretune.reward.rules import LengthRule, PhrasesRule, RegexRule, RepetitionRule, RuleScorer
 from paretune.reward.scorers import Scorer
 
+CIRCLE = {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "pattern": "^[a-z]+$"}, "age": {"type": "integer"}},
@@ -84,6 +85,22 @@ def test_wrong_patterns(pattern):
         RegexRule(pattern)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(" * 3000 + ")" * 3000, "regular expression|nested too deeply"),
+        ("\n(\nx[", r'"\\n\(\\nx\[" is no regular expression'),
+        ("x" * 500 + "(", r'^"x{57}\.\.\." is no'),
+    ],
+)
+def test_the_error_of_a_pattern_is_one_short_line(pattern, message):
+    for build in (lambda: RegexRule(pattern), lambda: JsonRule({"pattern": pattern})):
+        with pytest.raises(ConfigError, match=message) as caught:
+            build()
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize("kind", ["regex", "json", "phrases"])
 def test_a_pattern_whose_time_explodes_is_not_scored(kind, monkeypatch):
     limit = 0.05
@@ -137,6 +154,16 @@ def test_json(text, plain, valid):
         ({"$ref": "#/$defs/a"}, 'refers to "(#)?/\\$defs/a", which is not in it'),
         ({"items": {"$ref": "https://example.com/x.json"}}, 'refers to "https://example.com/x.json"'),
         ({"$ref": "#"}, "refers to itself without end"),
+        ({"$ref": "#place"}, 'refers to "#place", which is not in it'),
+        ({"$ref": "file:///etc/hostname"}, 'refers to "file:///etc/hostname"'),
+        ({"$dynamicRef": "#place"}, 'refers to "#place", which is not in it'),
+        ({"properties": {"q": {"$ref": "#/$defs/a"}}, "$defs": CIRCLE}, "refers to itself without end"),
+        ({"items": {"$ref": "#/$defs/b"}, "$defs": CIRCLE}, "refers to itself without end"),
+        # What is referred to stands where no schema is looked for.
+        ({"x": {"pattern": "("}, "$ref": "#/x"}, r'"\(" is no regular expression'),
+        ({"x": {"y": {"patternProperties": {}}}, "not": {"$ref": "#/x/y"}}, "patternProperties is not"),
+        ({"$schema": "https://example.com/mine"}, 'schema "https://example.com/mine" is no draft'),
+        ({"$schema": 3}, "schema 3 is no draft"),
     ],
 )
 def test_wrong_schemas(schema, message):
@@ -248,3 +275,20 @@ def test_rules_are_bounded_scorers_that_can_be_sent_to_another_process(rule):
     assert again.identity == scorer.identity
     assert scorer([]).shape == (0, 1)
     assert not math.isnan(rule("a"))
+
+
+def test_a_schema_may_refer_to_itself_through_its_parts():
+    tree = {"type": "object", "properties": {"next": {"$ref": "#"}}, "additionalProperties": False}
+    assert JsonRule(tree)('{"next": {"next": {}}}') == 1
+    assert JsonRule(tree)('{"next": {"last": {}}}') == 0
+    node = {"$dynamicAnchor": "node", "type": "array", "items": {"$dynamicRef": "#node"}}
+    assert JsonRule(node)("[[], [[]]]") == 1
+
+
+def test_a_schema_file_may_begin_with_a_byte_order_mark_and_holds_no_nan(tmp_path):
+    path = tmp_path / "s.json"
+    path.write_text('\ufeff{"type": "object"}', encoding="utf-8")
+    assert load_schema(path) == {"type": "object"}
+    path.write_text('{"minimum": NaN}')
+    with pytest.raises(ConfigError, match="NaN is not JSON"):
+        load_schema(path)

@@ -55,15 +55,15 @@ def credit(*steps, **more):
         ),
         (
             credit(TerminalReward(), GROUP, BroadcastToTokens()),
-            ("TerminalReward writes token rewards", "BroadcastToTokens gives every token"),
+            ("TerminalReward writes token_rewards, and nothing after it reads", "add Gae or ReturnToGo"),
         ),
         (
             credit(KlPenalty(0.1), GROUP, BroadcastToTokens()),
-            ("KlPenalty writes token rewards", "BroadcastToTokens gives every token"),
+            ("KlPenalty writes token_rewards, and nothing after it reads", "level: sequence"),
         ),
         (
             credit(TerminalReward(), ReturnToGo(), GROUP, BroadcastToTokens()),
-            ("BroadcastToTokens overwrites", "ReturnToGo"),
+            ("ReturnToGo writes advantages, and BroadcastToTokens overwrites advantages",),
         ),
         (
             credit(RunningNormalize(), GROUP, BroadcastToTokens()),
@@ -96,11 +96,11 @@ def credit(*steps, **more):
         ),
         (
             credit(GROUP, BroadcastToTokens(), OverlongPenalty(6, 2)),
-            ("OverlongPenalty changes", "before BroadcastToTokens"),
+            ("OverlongPenalty writes rewards after BroadcastToTokens", "OverlongPenalty before Broadcast"),
         ),
         (
             credit(GROUP, BroadcastToTokens(), ClipReward(-1.0, 1.0)),
-            ("ClipReward changes the rewards after BroadcastToTokens",),
+            ("ClipReward writes rewards after BroadcastToTokens, the last part that reads rewards",),
         ),
         (
             credit(BestOfN(), losses=(WeightedLoss(1.0, Dpo()),)),

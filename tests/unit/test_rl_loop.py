@@ -8,7 +8,7 @@ import torch
 from paretune.core.errors import ConfigError, RunInterrupted, WiringError
 from paretune.models.load import PolicyModel
 from paretune.models.lora import AdapterDisabledModel, LoraSpec, add_lora
-from paretune.models.model_passes import Models
+from paretune.models.model_passes import Models, OldLogprobs, RefLogprobs
 from paretune.rl.hooks import MetricsHook, StepHooks
 from paretune.rl.loop import accumulate_gradients, rollout_and_score
 from paretune.rl.state import trainable_parameters
@@ -202,8 +202,9 @@ def test_only_the_adapter_is_trained_and_saved(tmp_path):
 
 
 def test_missing_stored_responses_are_refused(tmp_path):
+    passes = (OldLogprobs("policy"), RefLogprobs())
     with pytest.raises(WiringError, match="needs stored responses"):
-        trained(tmp_path, recipe=toy_recipe().replace(rollout=StoredResponses()))
+        trained(tmp_path, recipe=toy_recipe().replace(rollout=StoredResponses(), model_passes=passes))
 
 
 def test_run_json_has_the_step_of_the_resume(tmp_path):

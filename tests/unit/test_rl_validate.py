@@ -11,8 +11,9 @@ from paretune.loss.kl import KlToReference
 from paretune.loss.policy import ClippedSurrogate
 from paretune.models.forward.logprobs import compute_logprobs, compute_outputs
 from paretune.models.model_passes import OldLogprobs, RefLogprobs
+from paretune.rl.dummy_models import PROMPT_LENGTH, DummyModel, fake_batch
 from paretune.rl.loop import train
-from paretune.rl.validate import PROMPT_LENGTH, DummyModel, check_spec, fake_batch
+from paretune.rl.validate import check_spec
 from paretune.run.folder import Run
 from toy import toy_recipe, toy_world
 
@@ -37,9 +38,15 @@ def test_requirements_of_a_valid_spec():
             {"reward_steps": chain()},
             r'algorithm "grpo": the advantages are of 2 objectives and must be of 1; fix: add an agg',
         ),
-        ({"model_passes": (OldLogprobs(),)}, "batch.ref_logprobs is read, but no earlier step"),
-        ({"model_passes": (RefLogprobs(),)}, "batch.old_logprobs is read"),
-        ({"credit": chain()}, "batch.advantages is read"),
+        (
+            {"model_passes": (OldLogprobs(),)},
+            "KlToReference reads batch.ref_logprobs, and no part before it writes it; fix: put Ref",
+        ),
+        ({"model_passes": (RefLogprobs(),)}, "ClippedSurrogate reads batch.old_logprobs"),
+        (
+            {"credit": chain()},
+            "ClippedSurrogate reads batch.advantages, and no part .* fix: put BroadcastToTokens",
+        ),
         ({"losses": ()}, "no losses"),
     ],
 )

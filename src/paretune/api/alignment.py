@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paretune.algorithms.grpo import grpo
+from paretune.api.arguments import argument_error, check_arguments, check_weights
 from paretune.api.inputs import Prompts, read_prompts
 from paretune.api.loading import LoadingContext, ScorersLike, load_scorers
 from paretune.api.policies import MakeSampler, PolicyLike, frozen_copy, load_policy
+from paretune.core.batch import Batch
 from paretune.core.errors import WiringError
 from paretune.core.types import PeftModel
+from paretune.credit.base import Metrics
 from paretune.data.loader import PromptStream
-from paretune.data.records import Prompt
+from paretune.data.records import Prompt, Sample
+from paretune.experiment.align import alignment_summary, step_values
+from paretune.experiment.console import Console, make_console
 from paretune.experiment.learning_rates import default_learning_rate
 from paretune.experiment.scorers import SCORING_FAILURE_EVENT, identity_of
 from paretune.experiment.settings import resolve_max_tokens_per_pass
@@ -26,11 +31,12 @@ from paretune.models.save import parameter_hash, save_model
 from paretune.reward.failures import FailureCounts, GuardedScorer, describe_reasons, inner_scorers
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.context import TrainingContext
+from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.rl.loop import TrainStepCallback, train
 from paretune.rl.validate import check_spec
 from paretune.rollout.probe import probe_sampler
 from paretune.rollout.sampler import LocalSampler, encode_prompts
-from paretune.run.folder import Run
+from paretune.run.folder import Run, read_jsonl
 from paretune.training.optimizer import OptimizerConfig
 
 
@@ -46,6 +52,7 @@ class AlignResult:
     """The run folder: metrics.jsonl, checkpoints, and the model in `final/`."""
 
 
+@check_arguments
 def align(
     policy: PolicyLike,
     *,
@@ -65,6 +72,8 @@ def align(
     on_step: TrainStepCallback | None = None,
 ) -> AlignResult:
     """Align a policy on any mix of scorers; the same call resumes a run that was stopped.
+
+    It prints the progress as `paretune run` does: a live line on a terminal, else a line every 15 seconds.
 
     Args:
         policy: The model to align. One in memory is trained in place.
@@ -91,6 +100,11 @@ def align(
         WiringError: The parts do not fit together, or the algorithm needs what only a recipe can give.
         ScoringError: A scorer failed on too many responses.
     """
+    if algorithm is not None and not isinstance(algorithm, AlgorithmSpec | EvolutionSpec):
+        expected = "the result of one of paretune.algorithms"
+        raise argument_error(
+            "align", "algorithm", algorithm, expected, 'paretune.algorithms.grpo({"polite": 1.0})'
+        )
     inputs = _Inputs(policy, scorers, read_prompts(prompts), Path(output_dir), algorithm, sampler)
     settings = _Settings(max_steps, prompts_per_step, learning_rate, lora, max_tokens_per_pass, seed, device)
     return _align(inputs, settings, save_steps, on_step)
@@ -147,8 +161,10 @@ def _align(
     )
     weights_hash = parameter_hash(initial.model)
     identity = _identity(spec, objectives, inputs.prompts, settings, weights_hash, rewards)
-    with Run.start_or_resume(folder, name=folder.resolve().name, config_hash=identity) as run:
+    console = make_console()
+    with Run.start_or_resume(folder, name=folder.resolve().name, config_hash=identity) as run, console:
         failures.run = run
+        console.start_stage("align", 1, 1)
         train(
             spec,
             context,
@@ -156,10 +172,24 @@ def _align(
             seed=seed,
             run=run,
             save_steps=save_steps,
-            on_step=on_step,
+            on_step=_with_progress(on_step, console, settings.max_steps),
         )
         save_model(model.model, model.tokenizer, folder / "final")
+        summary = alignment_summary(spec.name, read_jsonl(folder / "metrics.jsonl"), objectives)
+        console.finish_stage(f"{summary}; {folder}")
     return AlignResult(policy=model, initial_policy=initial, scorers=rewards, path=folder)
+
+
+def _with_progress(on_step: TrainStepCallback | None, console: Console, max_steps: int) -> TrainStepCallback:
+    """The callback after a step, which shows the progress as `paretune run` does."""
+
+    def show(step: int, metrics: Metrics, batch: Batch, samples: Sequence[Sample]) -> None:
+        note, values = step_values(metrics, batch.objectives)
+        console.progress(step + 1, max_steps, note, values)
+        if on_step is not None:
+            on_step(step, metrics, batch, samples)
+
+    return show
 
 
 def _identity(
@@ -240,9 +270,9 @@ def _critic(
     Raises:
         WiringError: The algorithm needs what only a recipe can give, or its parts do not fit together.
     """
-    if not isinstance(spec, AlgorithmSpec):
-        name = getattr(spec, "name", type(spec).__name__)
-        raise WiringError(f"algorithm {name} cannot be used without a recipe; fix: paretune.run(recipe)")
+    if isinstance(spec, EvolutionSpec):
+        raise WiringError(f"algorithm {spec.name} cannot be used without a recipe; fix: paretune.run(recipe)")
+    check_weights(spec.name, spec)
     requirements = check_spec(spec, objectives)
     if spec.phases or requirements.stored_responses or requirements.demonstrations:
         needs = "phases" if spec.phases else "stored data"

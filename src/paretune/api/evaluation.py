@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paretune.api.arguments import check_arguments
 from paretune.api.inputs import Prompts, read_prompts
 from paretune.api.loading import LoadingContext, ScorerLike, ScorersLike, load_judges
 from paretune.api.policies import Generation, MakeSampler, PolicyLike, as_policy, generate_responses
+from paretune.config.scorers import VERDICT_RULES
+from paretune.core.errors import ConfigError
 from paretune.data.records import Prompt
 from paretune.evaluate.evaluate import Evaluation
 from paretune.evaluate.evaluate import evaluate as evaluate_arms
 from paretune.evaluate.generate import Generations, estimate_kl
 from paretune.evaluate.judging import Judge
 from paretune.models.load import PolicyModel
+from paretune.report.run_page import write_evaluation_report
 from paretune.report.tables import summary_table
 from paretune.rollout.sampler import LocalSampler
 
@@ -27,21 +31,26 @@ class EvaluationResult:
     """Responses of the first policy."""
     after: Generations
     """Responses of the second policy."""
+    subtitle: tuple[str, ...] = ()
+    """What the page says below its title."""
 
     @property
     def results(self) -> dict[str, Any]:
         """The content of eval.json: per objective the change, its interval and the verdict, and more."""
         return self.evaluation.results
 
-    def save(self, folder: str | Path) -> None:
-        """Write eval.json and generations.parquet."""
+    @check_arguments
+    def save(self, folder: str | Path) -> Path:
+        """Write eval.json, generations.parquet and a page, report.html; return the path of the page."""
         self.evaluation.save(Path(folder))
+        return write_evaluation_report(Path(folder), self.subtitle)
 
     def __str__(self) -> str:
         """The table of `paretune run`."""
         return summary_table(self.results)
 
 
+@check_arguments
 def evaluate(
     before: PolicyLike,
     after: PolicyLike,
@@ -88,6 +97,7 @@ def evaluate(
     policies = (as_policy(before, device), as_policy(after, device))
     context = LoadingContext(prompts=records, tokenizer=policies[1].tokenizer, device=device)
     panel = load_judges(judges, context)
+    _check_names(panel, non_inferiority_margin or {}, verdict)
     is_given = not isinstance(rewards, Sequence) or len(rewards) > 0
     training = load_judges(rewards, context, parameter="rewards") if is_given else ()
     return compare_policies(
@@ -99,7 +109,32 @@ def evaluate(
         margins=non_inferiority_margin,
         verdict_rule=verdict,
         bootstrap_samples=bootstrap_samples,
+        subtitle=comparison_subtitle(before, after),
     )
+
+
+def comparison_subtitle(before: PolicyLike, after: PolicyLike) -> tuple[str, ...]:
+    """Which policies were compared, as far as they have a name."""
+    policies = {"before": before, "after": after}
+    return tuple(f"{role} {policy}" for role, policy in policies.items() if isinstance(policy, str | Path))
+
+
+def _check_names(judges: Sequence[Judge], margins: Mapping[str, float], verdict: str) -> None:
+    """Check the objectives and judges that the settings name.
+
+    Raises:
+        ConfigError: One of them is unknown.
+    """
+    objectives = dict.fromkeys(name for judge in judges for name in judge.scorer.names)
+    for name in margins:
+        if name not in objectives:
+            problem = f'no judge scores "{name}"'
+            fix = f"the objectives are {', '.join(objectives)}"
+            raise ConfigError(f"paretune.evaluate: non_inferiority_margin: {problem}; fix: {fix}")
+    rules = [*VERDICT_RULES, *dict.fromkeys(judge.short_name for judge in judges)]
+    if verdict not in rules:
+        problem = f"{verdict!r} is none of {', '.join(rules)}"
+        raise ConfigError(f"paretune.evaluate: verdict: {problem}; fix: write one of these")
 
 
 def compare_policies(
@@ -108,6 +143,7 @@ def compare_policies(
     judges: tuple[Judge, ...],
     reward_judges: tuple[Judge, ...],
     generation: Generation,
+    subtitle: tuple[str, ...] = (),
     **settings: Any,
 ) -> EvaluationResult:
     """Sample the responses of both policies, and let the judges score them.
@@ -118,6 +154,7 @@ def compare_policies(
         judges: The judges.
         reward_judges: The scorers of the training.
         generation: How responses are sampled.
+        subtitle: See `EvaluationResult`.
         settings: Further arguments of `paretune.evaluate.evaluate.evaluate`.
     """
     before, after = (generate_responses(policy, generation, prompts) for policy in policies)
@@ -134,4 +171,4 @@ def compare_policies(
         seed=generation.seed,
         **settings,
     )
-    return EvaluationResult(evaluation=evaluation, before=before, after=after)
+    return EvaluationResult(evaluation=evaluation, before=before, after=after, subtitle=subtitle)

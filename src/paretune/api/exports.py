@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from paretune.api.arguments import check_arguments
 from paretune.api.model_card import policy_card
 from paretune.core.errors import ConfigError, ResourceError, first_line
 from paretune.models.load import REPO_ID_PATTERN, is_reachable
@@ -19,6 +20,7 @@ ModelKind = Literal["policy", "adapter", "reward"]
 _CARD = "README.md"
 
 
+@check_arguments
 def export(run_dir: str | Path, *, output_dir: str | Path | None = None, model: ModelKind = "policy") -> Path:
     """Write a Hugging Face folder: weights, tokenizer and model card; return its path.
 

@@ -18,10 +18,14 @@ from paretune.data.columns import (
     resolve_column,
 )
 from paretune.data.complaints import merge_issues
-from paretune.data.fields import extract_generation_prompt, extract_prompt_and_response
+from paretune.data.fields import (
+    extract_generation_prompt,
+    extract_preference_pair,
+    extract_prompt_and_response,
+)
 from paretune.data.formats import Row, read_rows
 from paretune.data.message_cells import MessageCells
-from paretune.data.records import Prompt, Rating, Sample
+from paretune.data.records import PreferencePair, Prompt, Rating, Sample
 
 PromptLike: TypeAlias = str | Sequence[Mapping[str, Any]] | Mapping[str, Any] | Prompt
 """A user message as text; a conversation as a list of messages; or a row with the column `prompt` or
@@ -120,6 +124,32 @@ def read_ratings(rows: Rows, labels: Mapping[str, str]) -> tuple[Rating, ...]:
             prompt = _prompt(messages, values, location)
             ratings.append(Rating(prompt=prompt, response=response, labels=known))
     return _complete(ratings, source, "rated rows")
+
+
+def read_pairs(rows: Rows, objective: str = "") -> tuple[PreferencePair, ...]:
+    """Rows of a prompt, a chosen and a rejected response.
+
+    Args:
+        rows: The rows.
+        objective: Objective of all pairs; "": the column `objective` names it.
+
+    Raises:
+        DataError: There are none, a row is malformed, or the file cannot be read.
+    """
+    source = _source_of(rows, "pairs")
+    pairs = []
+    for values, location in _decoded(source):
+        try:
+            messages, chosen, rejected = extract_preference_pair(values, _NAMES)
+            name = objective or column_value(_NAMES, "objective", values)
+            if not isinstance(name, str) or not name.strip():
+                raise FieldError("objective", "no name", fix='add it, or pass pairs={"polite": rows}')
+        except FieldError as error:
+            source.add(error, location)
+            continue
+        prompt = _prompt(messages, values, location)
+        pairs.append(PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, objective=name))
+    return _complete(pairs, source, "pairs")
 
 
 _RECORD = "\0record"

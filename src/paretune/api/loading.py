@@ -1,10 +1,12 @@
 """Loads what callers give as scorers and judges: objects, functions and settings of scorers."""
 
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from paretune.api.checked_scorers import checked_scorer, is_scorer
 from paretune.api.scorers import ScorerSetup, python_scorer
 from paretune.config.scorer_schema import LlmJudgeScorerSection, PythonScorerSection
 from paretune.core.errors import ConfigError, WiringError, format_issue
@@ -82,7 +84,7 @@ def load_judges(
     loaded = []
     for name, judge in _named(judges, parameter):
         if isinstance(judge, Judge):
-            loaded.append(judge)
+            loaded.append(_load_judge(judge, context))
             continue
         scorer = _load(name, judge, context)
         weights_hash, data_hashes = identity_of(unwrapped(scorer))
@@ -106,7 +108,7 @@ def _named(scorers: Any, parameter: str) -> list[tuple[str | None, Any]]:
     named: list[tuple[str | None, Any]]
     if isinstance(scorers, Mapping):
         named = list(scorers.items())
-    elif isinstance(scorers, Scorer | ScorerSetup | Judge) or callable(scorers):
+    elif isinstance(scorers, ScorerSetup | Judge) or callable(scorers):
         named = [(None, scorers)]
     elif isinstance(scorers, Iterable) and not isinstance(scorers, str):
         named = [(None, scorer) for scorer in scorers]
@@ -122,14 +124,24 @@ def _load(name: str | None, scorer: Any, context: LoadingContext) -> GuardedScor
         return scorer
     if isinstance(scorer, ScorerSetup):
         return _load_setup(name or scorer.name, scorer, context)
-    if isinstance(scorer, Scorer):
-        return GuardedScorer(name or ", ".join(scorer.names), scorer, context.on_failures)
+    if is_scorer(scorer):
+        checked = checked_scorer(scorer)
+        return GuardedScorer(name or ", ".join(checked.names), checked, context.on_failures)
     if callable(scorer):
         setup = python_scorer(scorer, name=name)
         return _load_setup(setup.name, setup, context)
-    problem = f"{scorer!r} is no scorer, but a {type(scorer).__name__}"
+    problem = f"{reprlib.repr(scorer)} is no scorer, but a {type(scorer).__name__}"
     fix = "pass a function, a Scorer, or one of paretune.scorers, such as scorers.reward_model(path)"
     raise WiringError(f"{problem}; fix: {fix}")
+
+
+def _load_judge(judge: Judge, context: LoadingContext) -> Judge:
+    """The judge with the mistakes of its scorer counted."""
+    if isinstance(judge.scorer, ScorerSetup) or not is_scorer(judge.scorer):
+        # What they score cannot be compared with the training rewards by the identity of an object.
+        problem = f"its scorer is a {type(judge.scorer).__name__}, not an object with names"
+        raise WiringError(f"judge {judge.name}: {problem}; fix: pass it as a judge itself, without Judge")
+    return replace(judge, scorer=_load(judge.name, judge.scorer, context))
 
 
 def _load_setup(name: str, setup: ScorerSetup, context: LoadingContext) -> GuardedScorer:

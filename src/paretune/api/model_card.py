@@ -50,7 +50,7 @@ def policy_card(run: Path, *, is_adapter: bool) -> str:
     if evaluation is not None and (
         lines := [*evaluation.get("warnings", ()), *evaluation.get("limitations", ())]
     ):
-        parts += ["## Limits", "\n".join(f"* {_cell(line)}" for line in lines)]
+        parts += ["## Limits", "\n".join(f"* {_cell(_without_fix(line))}" for line in lines)]
     parts += _data(run) + _recipe(run)
     return "\n\n".join(parts) + "\n"
 
@@ -66,16 +66,30 @@ def _front_matter(run: Path, is_adapter: bool) -> str:
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
 
 
-def _base_model(run: Path) -> str:
+def _resolved_recipe(run: Path) -> Mapping[str, Any]:
     path = run / RESOLVED_CONFIG_FILE
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return str((values.get("policy") or {}).get("path", ""))
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+
+
+def _base_model(run: Path) -> str:
+    return str((_resolved_recipe(run).get("policy") or {}).get("path", ""))
 
 
 def _introduction(run: Path) -> str:
-    base = _base_model(run)
-    start = {"": "a policy", "world": "a policy of the built-in world"}.get(base, f"`{_cell(base)}`")
-    return f"{start[0].upper()}{start[1:]}, aligned to several objectives by paretune."
+    recipe, base = _resolved_recipe(run), _base_model(run)
+    start = {"": "a language model", "world": "a policy of the built-in world of paretune"}
+    algorithm = (recipe.get("algorithm") or {}).get("name")
+    objectives = [_cell(name) for name in recipe.get("objectives") or ()]
+    method = f" with {_cell(algorithm)}" if algorithm else ""
+    plural = "s" * (len(objectives) != 1)
+    goals = f", for the objective{plural} {', '.join(objectives)}" if objectives else ""
+    model = start.get(base, f"`{_cell(_public_name(base))}`")
+    return f"This model is {model}, trained further by paretune{method}{goals}."
+
+
+def _public_name(path: str) -> str:
+    """A name on the hub as it is; of a local folder or file its last part: nobody else has the others."""
+    return Path(path).name if Path(path).is_absolute() or path.startswith((".", "~")) else path
 
 
 def _no_evaluation() -> list[str]:
@@ -103,7 +117,8 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
     count, samples = evaluation["num_prompts"], evaluation["num_generations"]
     note = (
         f"{count:,} test prompts, {samples} response{'s' * (samples > 1)} each, sampled from both policies "
-        "with the same seeds. The intervals hold for all objectives at once."
+        "with the same seeds. The intervals hold for all objectives at once; “better” and “worse” need an "
+        "interval without 0, and “no evidence” means that a change was not found, not that there is none."
     )
     return [table, note]
 
@@ -112,7 +127,9 @@ def _data(run: Path) -> list[str]:
     manifest = read_json(run / MANIFEST_FILE) or {}
     hashes = manifest.get("file_sha256") or {}
     models = manifest.get("models") or {}
-    lines = [f"* `{_cell(name)}`: {_cell(digest)}" for name, digest in {**hashes, **models}.items()]
+    lines = [
+        f"* `{_cell(_public_name(name))}`: {_cell(digest)}" for name, digest in {**hashes, **models}.items()
+    ]
     return ["## Data", "SHA-256 of the data files and models:", "\n".join(lines)] if lines else []
 
 
@@ -127,6 +144,12 @@ def _recipe(run: Path) -> list[str]:
 def _fence_safe(text: str) -> Iterator[str]:
     """The lines of a recipe; none of them ends the code block."""
     return (sanitize(line.replace("```", "'''")) for line in text.rstrip().splitlines())
+
+
+def _without_fix(warning: str) -> str:
+    """A warning without the advice to whoever trained the model: readers of a card only use it."""
+    text, separator, _ = warning.partition("; fix: ")
+    return f"{text}." if separator else text
 
 
 def _cell(value: object) -> str:

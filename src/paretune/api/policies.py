@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from paretune.api.arguments import check_arguments
 from paretune.api.inputs import Prompts, read_prompts
 from paretune.core.errors import ConfigError
 from paretune.data.records import Prompt
@@ -23,6 +24,7 @@ MakeSampler = Callable[[PolicyModel, tuple[str, ...]], Sampler]
 """Makes a sampler of a policy, from the policy and the objectives of its batches."""
 
 
+@check_arguments
 def load_policy(
     path: str | Path,
     *,
@@ -48,8 +50,6 @@ def load_policy(
         WiringError: The family is not supported, or `lora` matches no layer.
         ResourceError: The device is not available.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise ConfigError(f"dtype is {dtype!r}; fix: use float32 or bfloat16")
     spec = ModelSpec(path=policy_path(path), revision=revision, lora=lora, device=device)
     return load_policy_model(replace(spec, dtype="bfloat16" if dtype == "bfloat16" else "float32"), seed=seed)
 
@@ -109,6 +109,7 @@ def generate_responses(policy: PolicyModel, settings: Generation, prompts: tuple
     )
 
 
+@check_arguments
 def sample(
     policy: PolicyLike,
     prompts: Prompts,

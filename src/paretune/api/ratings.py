@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from paretune.api.arguments import check_arguments
 from paretune.api.inputs import Rows, read_samples
 from paretune.api.loading import LoadingContext, load_scorers
 from paretune.api.scorers import ScorerSetup
@@ -20,6 +21,7 @@ from paretune.reward.llm_judge import LlmJudgeScorer
 from paretune.run.io import write_atomic
 
 
+@check_arguments
 def rate(judge: ScorerSetup, rows: Rows, *, num_repeats: int = 1) -> list[dict[str, Any]]:
     """Rate responses by an LLM judge; the rows can be saved as JSON Lines and used as `ratings`.
 
@@ -82,7 +84,7 @@ def guarded_ratings(
 
 
 def save_ratings(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write rows as JSON Lines.
+    """Write rows as JSON Lines; what JSON has no type for, such as dates, is written as text.
 
     Raises:
         ConfigError: The file exists.
@@ -90,7 +92,7 @@ def save_ratings(rows: list[dict[str, Any]], path: Path) -> None:
     """
     if path.exists():
         raise ConfigError(f"{path}: exists already; fix: choose another file, or remove it")
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text)
 

@@ -1,5 +1,6 @@
 """Scorers, judges, prompts and settings of a recipe, for use outside of a run."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from paretune.config import Config, find_recipe, load_config
 from paretune.config.data_schema import RewardSection
 from paretune.config.issues import closest_match
 from paretune.config.scorer_schema import LlmJudgeScorerSection
-from paretune.config.scorers import JUDGE, REWARD
+from paretune.config.scorers import JUDGE, REWARD, objective_columns
 from paretune.core.errors import ConfigError
 from paretune.data.records import Prompt
 from paretune.evaluate.judging import Judge
 from paretune.experiment.data import load_data
 from paretune.experiment.resolved import resolve
 from paretune.reward.failures import GuardedScorer
+from paretune.reward.scorers import ObjectiveColumns
 from paretune.run.compat import RESOLVED_CONFIG_FILE
 from paretune.worlds import get_world
 
@@ -87,7 +89,33 @@ def reward_scorers(config: Config, run_dir: Path, context: LoadingContext) -> tu
     if model is not None:
         scorers.append(model)
     scorers += [ScorerSetup(name=name, section=section) for name, section in config.scorers.items()]
-    return load_scorers(scorers, context) if scorers else ()
+    if not scorers:
+        return ()
+    loaded = load_scorers(scorers, context)
+    by_scorer = objective_columns(config)
+    return tuple(_under_objectives(scorer, config, by_scorer) for scorer in loaded)
+
+
+def _under_objectives(
+    scorer: GuardedScorer, config: Config, by_scorer: Mapping[str, tuple[str, str]]
+) -> GuardedScorer:
+    """The scorer with the names of the recipe's objectives, which need not be those of its columns.
+
+    Args:
+        scorer: One of the training rewards.
+        config: The recipe.
+        by_scorer: Result of `objective_columns`.
+    """
+    columns = {}
+    for objective, section in config.objectives.items():
+        own = REWARD, section.scores_from or objective
+        name, column = by_scorer.get(objective, own)
+        is_own = name == scorer.name or (name == REWARD and scorer.name not in config.scorers)
+        if is_own and column in scorer.names and objective not in config.thinking_objectives:
+            columns[objective] = column
+    if not columns or tuple(columns) == tuple(scorer.names):
+        return scorer
+    return GuardedScorer(scorer.name, ObjectiveColumns(scorer, columns))
 
 
 def recipe_judges(

@@ -1,10 +1,14 @@
 """Recipes, benchmarks and reports from Python; the same functions as behind the commands."""
 
+import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from paretune.api.arguments import check_arguments
 from paretune.config import Config, find_recipe, load_config
+from paretune.core.errors import ConfigError
 
 Overrides = Mapping[str, Any] | Sequence[str]
 """Values that override the recipe: {"run.seed": 1}, or ["run.seed=1"] as on the command line."""
@@ -12,6 +16,7 @@ RecipeLike = str | Path | Config
 """A YAML file, the name of a shipped recipe, or a loaded recipe."""
 
 
+@check_arguments
 def load_recipe(recipe: str | Path, overrides: Overrides = ()) -> Config:
     """Load a recipe, and check all that is known without its data and models.
 
@@ -25,6 +30,7 @@ def load_recipe(recipe: str | Path, overrides: Overrides = ()) -> Config:
     return load_config(find_recipe(str(recipe)), _as_words(overrides))
 
 
+@check_arguments
 def check(recipe: RecipeLike, overrides: Overrides = (), *, explain: bool = False) -> str:
     """Check a recipe, its data and models, and describe the run with an estimate of its time.
 
@@ -41,6 +47,7 @@ def check(recipe: RecipeLike, overrides: Overrides = (), *, explain: bool = Fals
     return dry_run(_loaded(recipe, overrides), explain=explain)
 
 
+@check_arguments
 def run(
     recipe: RecipeLike,
     overrides: Overrides = (),
@@ -66,6 +73,7 @@ def run(
     return run_pipeline(_loaded(recipe, overrides), until=until or "", reuse_from=source)
 
 
+@check_arguments
 def compare(benchmark: str | Path, overrides: Overrides = ()) -> dict[str, Any]:
     """Compare methods under one budget, or resume; the content of benchmark.json.
 
@@ -82,6 +90,7 @@ def compare(benchmark: str | Path, overrides: Overrides = ()) -> dict[str, Any]:
     return run_benchmark(load_benchmark(find_recipe(str(benchmark)), _as_words(overrides)))
 
 
+@check_arguments
 def report(run_dir: str | Path) -> Path:
     """Write the report page of a run again, and return its path.
 
@@ -98,18 +107,28 @@ def _loaded(recipe: RecipeLike, overrides: Overrides) -> Config:
     if not isinstance(recipe, Config):
         return load_recipe(recipe, overrides)
     if overrides:
-        raise TypeError("overrides have no effect on a loaded recipe; pass them to load_recipe")
+        problem = "have no effect on a recipe that is loaded already"
+        raise ConfigError(f"overrides: {problem}; fix: paretune.load_recipe(path, overrides)")
     return recipe
 
 
 def _as_words(overrides: Overrides) -> list[str]:
     if isinstance(overrides, Mapping):
-        return [f"{key}={_as_text(value)}" for key, value in overrides.items()]
-    return list(overrides)
+        return [f"{key}={_as_text(key, value)}" for key, value in overrides.items()]
+    if isinstance(overrides, list | tuple) and all(isinstance(word, str) for word in overrides):
+        return list(overrides)
+    fix = 'pass {"run.seed": 1}, or the list ["run.seed=1"]'
+    problem = f"{reprlib.repr(overrides)} is neither a mapping nor a list of texts"
+    raise ConfigError(f"overrides: {problem}; fix: {fix}")
 
 
-def _as_text(value: Any) -> str:
+def _as_text(key: object, value: Any) -> str:
     """A value as YAML on one line."""
-    import json
-
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str | Path):
+        return str(value)
+    try:
+        return json.dumps(value)
+    except TypeError as error:
+        problem = f"{reprlib.repr(value)} cannot be written in a recipe"
+        fix = "pass a text, a number, a list or a mapping"
+        raise ConfigError(f"overrides: {key}: {problem}; fix: {fix}") from error

@@ -1,6 +1,6 @@
 """Reward models from Python: loading, fitting, scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -8,12 +8,13 @@ from typing import Any, Literal
 import pyarrow as pa
 from torch import Tensor
 
-from paretune.api.inputs import Rows, read_ratings, read_samples
+from paretune.api.arguments import check_arguments
+from paretune.api.inputs import Rows, read_pairs, read_ratings, read_samples
 from paretune.api.policies import PolicyLike, as_policy
 from paretune.api.scores import score_table
 from paretune.core.errors import ConfigError, DataError, WiringError
 from paretune.data.loader import split_by_prompt
-from paretune.data.records import Rating, Sample
+from paretune.data.records import PreferencePair, Rating, Sample
 from paretune.experiment.learning_rates import default_learning_rate
 from paretune.experiment.settings import resolve_max_tokens_per_pass
 from paretune.models.classifiers import LabelError, read_classifier
@@ -29,23 +30,29 @@ from paretune.reward.checkpoint import (
 )
 from paretune.reward.evaluation import reward_report
 from paretune.reward.failures import FallibleScorer, GuardedScorer
-from paretune.reward.heads import HeadKind, huber, mse
+from paretune.reward.heads import HeadKind, bradley_terry, huber, mse
 from paretune.reward.model import RewardModel, RewardModelScorer
 from paretune.reward.ordinal import Ordinal
 from paretune.reward.pretrained import load_pretrained_reward_scorer, output_indices
 from paretune.reward.scorers import Scorer
 from paretune.reward.training import (
-    fit_reward_model as fit_in_place,
-)
-from paretune.reward.training import (
+    LabelledRow,
     kinds_from_labels,
     label_scale_and_offset,
+)
+from paretune.reward.training import (
+    fit_reward_model as fit_in_place,
 )
 from paretune.training.optimizer import OptimizerConfig
 from paretune.training.supervised import FitStepCallback, SupervisedConfig
 
-HeadLoss = Literal["mse", "huber", "ordinal"]
-_KINDS: Mapping[str, Any] = {"mse": mse, "huber": huber, "ordinal": Ordinal}
+HeadLoss = Literal["mse", "huber", "ordinal", "bradley_terry"]
+_KINDS: Mapping[str, Any] = {
+    "mse": mse,
+    "huber": huber,
+    "ordinal": Ordinal,
+    "bradley_terry": bradley_terry,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +102,7 @@ class FittedRewardModel:
         return parameter_hash(self.model)
 
 
+@check_arguments
 def load_reward_model(
     path: str | Path,
     *,
@@ -150,9 +158,11 @@ def load_reward_model(
     return FittedRewardModel(model=scorer.model, scorer=scorer)
 
 
+@check_arguments
 def fit_reward_model(
-    ratings: Rows,
+    ratings: Rows | None = None,
     *,
+    pairs: Rows | Mapping[str, Rows] | None = None,
     init_from: PolicyLike,
     objectives: Mapping[str, HeadLoss] | Sequence[str] = (),
     labels: Mapping[str, str] | None = None,
@@ -166,13 +176,16 @@ def fit_reward_model(
     device: str = "auto",
     on_step: FitStepCallback | None = None,
 ) -> FittedRewardModel:
-    """Fit a reward model with one head per objective to rated responses, and test it on held-out prompts.
+    """Fit a reward model with one head per objective to ratings or pairs, and test it on held-out prompts.
 
     Args:
         ratings: A file, or rows with a prompt, a response and labels, such as scores: {"polite": 0.7}; labels
             may be missing.
+        pairs: A mapping of objectives to preference pairs: files, or rows with a prompt, a chosen and a
+            rejected response; or such rows with a column `objective`.
         init_from: Policy whose body it gets; it is not changed.
-        objectives: Objective -> loss of its head: mse, huber or ordinal; names alone: mse; empty: all labels.
+        objectives: Objective -> loss of its head: mse, huber or ordinal on ratings, bradley_terry on pairs
+            alone; names alone: mse, or bradley_terry without ratings; empty: all labels and pairs.
         labels: Objective -> its column; None: the keys of the column `scores`.
         num_train_epochs: Passes over the rows.
         batch_size: Rows per optimizer step.
@@ -186,12 +199,10 @@ def fit_reward_model(
 
     Raises:
         DataError: A row is malformed, an objective has no labels, or a row is too long for the model.
-        ConfigError: An unknown loss.
-        WiringError: The family has no sequence classifier.
+        ConfigError: An unknown loss, or neither ratings nor pairs.
+        WiringError: The family has no sequence classifier, or a loss does not fit its data.
     """
-    if not 0 < holdout_fraction < 1:
-        raise ConfigError(f"holdout_fraction is {holdout_fraction}; fix: use a number between 0 and 1")
-    records = read_ratings(ratings, labels or {})
+    records = _read_records(ratings, pairs, labels or {})
     losses = _head_losses(records, objectives)
     policy = as_policy(init_from, device)
     rate = learning_rate or _default_rate(policy, lora)
@@ -206,7 +217,7 @@ def fit_reward_model(
 
 def _fit(
     policy: PolicyModel,
-    records: Sequence[Rating],
+    records: Sequence[LabelledRow],
     losses: Mapping[str, str],
     config: SupervisedConfig,
     lora: LoraSpec | None,
@@ -218,7 +229,7 @@ def _fit(
     if not train or not test:
         side = "hold out" if not test else "train on"
         fix = "add rows, or choose another holdout_fraction or seed"
-        raise DataError(f"ratings: no prompts are left to {side}, of {len(records)} rows; fix: {fix}")
+        raise DataError(f"no prompts are left to {side}, of {len(records)} rows; fix: {fix}")
     kinds: dict[str, HeadKind] = {name: _KINDS[loss]() for name, loss in losses.items()}
     scale, offset = label_scale_and_offset(train, tuple(losses), kinds)
     kinds = kinds_from_labels(train, kinds, test)
@@ -234,14 +245,38 @@ def _fit(
     return FittedRewardModel(model=model, scorer=RewardModelScorer(model), report=report)
 
 
+def _read_records(
+    ratings: Rows | None, pairs: Rows | Mapping[str, Rows] | None, labels: Mapping[str, str]
+) -> tuple[LabelledRow, ...]:
+    if ratings is None and pairs is None:
+        raise ConfigError(
+            "paretune.fit_reward_model: neither ratings nor pairs; fix: pass one of them, or both"
+        )
+    records: list[LabelledRow] = [] if ratings is None else [*read_ratings(ratings, labels)]
+    if ratings is None and labels:
+        raise ConfigError("paretune.fit_reward_model: labels: pairs have none; fix: leave it out")
+    if isinstance(pairs, Mapping) and "chosen" in pairs:
+        raise ConfigError("paretune.fit_reward_model: pairs: are one row; fix: pass a list of rows")
+    if isinstance(pairs, Mapping):
+        for name, rows in pairs.items():
+            if not isinstance(name, str) or not name.strip() or isinstance(rows, Mapping):
+                fix = 'pairs={"polite": [{"prompt": ..., "chosen": ..., "rejected": ...}]}'
+                raise ConfigError(
+                    f"paretune.fit_reward_model: pairs: {name!r} names no list of pairs; fix: {fix}"
+                )
+            records += read_pairs(rows, name)
+    elif pairs is not None:
+        records += read_pairs(pairs)
+    return tuple(records)
+
+
 def _head_losses(
-    records: Sequence[Rating], objectives: Mapping[str, HeadLoss] | Sequence[str]
+    records: Sequence[LabelledRow], objectives: Mapping[str, HeadLoss] | Sequence[str]
 ) -> dict[str, str]:
-    if isinstance(objectives, str):
-        raise ConfigError(f'objectives are one string; fix: pass a list, such as ["{objectives}"]')
-    losses: dict[str, str] = dict.fromkeys(
-        objectives or (name for record in records for name in record.labels), "mse"
-    )
+    rated = dict.fromkeys(name for record in records if isinstance(record, Rating) for name in record.labels)
+    paired = dict.fromkeys(record.objective for record in records if isinstance(record, PreferencePair))
+    names: Iterable[str] = objectives or [*rated, *(name for name in paired if name not in rated)]
+    losses = {name: "bradley_terry" if name in paired and name not in rated else "mse" for name in names}
     if isinstance(objectives, Mapping):
         losses.update(objectives)
     for name, loss in losses.items():

@@ -5,11 +5,13 @@ They are loaded when they are used; `paretune.score`, `align` and `evaluate` tak
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from paretune.api.arguments import check_arguments
 from paretune.config.data_schema import Name, Section
 from paretune.config.issues import schema_issues
 from paretune.config.scorer_schema import ScorerSection
@@ -35,6 +37,7 @@ class ScorerSetup:
     """The function of a `python` scorer that was given as an object."""
 
 
+@check_arguments
 def python_scorer(
     function: Callable[..., Any] | str,
     *,
@@ -64,8 +67,11 @@ def python_scorer(
     """
     label = function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
     own_name = name or label.rpartition(":")[2].rpartition(".")[2]
-    if own_name == "<lambda>":
-        raise ConfigError('a lambda has no name; fix: python_scorer(function, name="...")')
+    if name is None and (own_name == "<lambda>" or isinstance(function, partial)):
+        raise ConfigError(
+            f"a {own_name.strip('<>')} has no name; fix: name its objective, by a mapping "
+            '{"polite": function} or python_scorer(function, name="polite")'
+        )
     section = _section(
         own_name,
         type="python",
@@ -102,6 +108,7 @@ def rule(
     return ScorerSetup(name=own_name, section=_section(own_name, type="rule", rule=rule, **settings))
 
 
+@check_arguments
 def classifier(
     path: str | Path,
     *,
@@ -146,6 +153,7 @@ def classifier(
     return ScorerSetup(name=own_name, section=section)
 
 
+@check_arguments
 def reward_model(
     path: str | Path,
     *,

@@ -1,6 +1,7 @@
 """Scores of given responses, and the Pareto front of points."""
 
 import math
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from pyarrow.csv import write_csv
 from pyarrow.parquet import write_table
 
+from paretune.api.arguments import check_arguments
 from paretune.api.inputs import Rows, read_samples
 from paretune.api.loading import LoadingContext, ScorersLike, load_scorers
+from paretune.core.errors import DataError
 from paretune.core.pareto import nondominated
 from paretune.data.records import Sample
 from paretune.report.formatting import one_line
@@ -23,6 +26,7 @@ ROWS_PER_CALL = 256
 """Responses per call of a scorer: what failed is noticed before all are paid for."""
 
 
+@check_arguments
 def score(scorers: ScorersLike, rows: Rows, *, device: str = "auto") -> pa.Table:
     """Score responses: one row per response, in their order, one column per objective; null: not scored.
 
@@ -99,4 +103,9 @@ def pareto_front(points: ArrayLike) -> NDArray[np.bool_]:
     Raises:
         DataError: The points are no table of finite numbers.
     """
-    return nondominated(np.asarray(points, np.float64))
+    try:
+        table = np.asarray(points, np.float64)
+    except (TypeError, ValueError) as error:
+        problem = f"points: {reprlib.repr(points)} is no table of numbers"
+        raise DataError(f"{problem}; fix: one list of numbers per point, all of the same length") from error
+    return nondominated(table)

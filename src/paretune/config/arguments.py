@@ -14,7 +14,9 @@ from paretune.algorithms.lookup import find_aggregate, find_algorithm
 from paretune.algorithms.parts import OBJECTIVE_FIELDS, USER_PART, value_type
 from paretune.algorithms.user_functions import is_user_function, part_arguments, user_files, user_types
 from paretune.config.issues import ConfigIssue, closest_match, schema_issues
+from paretune.config.other_names import other_name_fix
 from paretune.config.schema import AlgorithmSection, Config
+from paretune.config.unknown import KnownItems, UnknownValueError, known_items, until_unknown
 from paretune.config.yaml import KeyPath, dotted_key, short_repr
 from paretune.core.errors import ConfigError
 
@@ -55,17 +57,24 @@ def argument_types(function: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def with_defaults(config: Config) -> Config:
-    """The config with every argument of its algorithm and of its aggregator filled in."""
+    """The config with every argument of its algorithm and of its aggregator filled in.
+
+    One of an unknown name stays as it is.
+    """
     sections = {}
     for section_name, find in _FINDERS.items():
-        section = getattr(config, section_name)
-        defaults = {
-            key: _as_lists(default)
-            for key, default in algorithm_arguments(find(section.name)).items()
-            if _is_plain(default)
-        }
-        fields = {key: getattr(section, key) for key in type(section).model_fields}
-        sections[section_name] = type(section)(**fields, **{**defaults, **section.arguments})
+        try:
+            section = getattr(config, section_name)
+            fields = {key: getattr(section, key) for key in type(section).model_fields}
+            known = algorithm_arguments(find(section.name))
+        except (UnknownValueError, KeyError, ConfigError):
+            continue
+        arguments = section.arguments
+        defaults = {key: _as_lists(default) for key, default in known.items() if _is_plain(default)}
+        filled = {**defaults, **known_items(arguments)}
+        sections[section_name] = type(section)(**fields, **filled)
+        if isinstance(arguments, KnownItems):
+            sections[section_name].__pydantic_extra__ = KnownItems(filled, arguments.unknown)
     return config.model_copy(update=sections)
 
 
@@ -79,32 +88,36 @@ def algorithm_files(config: Config) -> list[Path]:
 
 def registry_issues(config: Config) -> Iterator[ConfigIssue]:
     """Unknown algorithms and aggregators, and invalid arguments."""
-    for section_name, registry in REGISTRIES.items():
-        section, names = getattr(config, section_name), list(registry)
-        if not is_user_function(section.name) and section.name not in registry:
-            article = "an" if section_name[0] in "aeiou" else "a"
-            yield ConfigIssue(
-                (section_name, "name"),
-                f"{short_repr(section.name)} is not {article} {section_name}",
-                suggestion=closest_match(section.name, names),
-                fix=f"one of {', '.join(names)}, or file.py:function for one of your own",
-                standalone=True,
-            )
-            continue
-        try:
-            function = _FINDERS[section_name](section.name)
-        except ConfigError as error:
-            yield ConfigIssue((section_name, "name"), str(error), standalone=True)
-            continue
-        yield from _argument_issues(
-            (section_name,),
-            section.name,
-            section.arguments,
-            algorithm_arguments(function),
-            argument_types(function),
-        )
+    for section_name in REGISTRIES:
+        yield from until_unknown(_section_issues(config, section_name))
     for path, part in _user_parts(config.algorithm):
         yield from _user_part_issues(path, part)
+
+
+def _section_issues(config: Config, section_name: str) -> Iterator[ConfigIssue]:
+    section, names = getattr(config, section_name), list(REGISTRIES[section_name])
+    if not is_user_function(section.name) and section.name not in names:
+        article = "an" if section_name[0] in "aeiou" else "a"
+        yield ConfigIssue(
+            (section_name, "name"),
+            f"{short_repr(section.name)} is not {article} {section_name}",
+            suggestion=closest_match(section.name, names),
+            fix=f"one of {', '.join(names)}, or file.py:function for one of your own",
+            standalone=True,
+        )
+        return
+    try:
+        function = _FINDERS[section_name](section.name)
+    except ConfigError as error:
+        yield ConfigIssue((section_name, "name"), str(error), standalone=True)
+        return
+    yield from _argument_issues(
+        (section_name,),
+        section.name,
+        section.arguments,
+        algorithm_arguments(function),
+        argument_types(function),
+    )
 
 
 def _user_parts(section: AlgorithmSection) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
@@ -139,6 +152,10 @@ def _argument_issues(
         if key in known:
             yield from _value_issues((*path, key), value, hints.get(key, Any))
         else:
+            values = {str(path[0]): {"name": name}}
+            if fix := other_name_fix((*path, key), value, values):
+                yield ConfigIssue((*path, key), "unknown key", fix=fix)
+                continue
             match = closest_match(key, known)
             fix = f"{name} takes {', '.join(known) or 'no arguments'}"
             suggestion = match and dotted_key((*path, match))

@@ -11,13 +11,14 @@ from typing import Any
 from paretune.algorithms.aggregators import replace_aggregator
 from paretune.algorithms.grpo import Gates
 from paretune.algorithms.lookup import find_aggregate, find_algorithm
-from paretune.algorithms.parts import PartError
+from paretune.algorithms.parts import USER_PART, PartError
 from paretune.algorithms.user_functions import is_user_function
 from paretune.config.arguments import registry_issues, section_function
 from paretune.config.issues import ConfigIssue, closest_match
 from paretune.config.prompt_format import apply_prompt_format, prompt_format_issues
 from paretune.config.requirements import requirement_issues
 from paretune.config.schema import Config
+from paretune.config.unknown import until_unknown
 from paretune.config.validate import non_default_keys
 from paretune.config.yaml import KeyPath, short_repr
 from paretune.core.errors import WiringError
@@ -26,6 +27,7 @@ from paretune.credit.base import CreditStep
 from paretune.credit.constraints import Constraint
 from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, Threshold
 from paretune.rl.algorithm_spec import AlgorithmSpec
+from paretune.rl.data_flow import PartWiringError
 from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.rl.validate import check_spec
 from paretune.worlds import get_world
@@ -161,10 +163,10 @@ def constraints_of(config: Config) -> tuple[Constraint, ...]:
 
 def algorithm_issues(config: Config) -> Iterator[ConfigIssue]:
     """Unknown algorithms and aggregators, invalid arguments, and parts that do not fit together."""
-    issues = list(registry_issues(config))
+    issues = list(until_unknown(registry_issues(config)))
     yield from issues
     aggregate_is_valid = not any(issue.path[0] == "aggregate" for issue in issues)
-    further_issues = list(aggregate_issues(config)) if aggregate_is_valid else []
+    further_issues = list(until_unknown(aggregate_issues(config))) if aggregate_is_valid else []
     yield from further_issues
     if not issues and not further_issues:
         yield from _spec_issues(config)
@@ -236,7 +238,8 @@ def _dry_run_issue(config: Config, spec: Spec) -> ConfigIssue | None:
         roles = check_spec(spec, tuple(config.objectives)).frozen_roles
     except WiringError as error:
         problem = str(error).removeprefix(f'algorithm "{spec.name}": ')
-        return ConfigIssue(("algorithm", *_named_part(config, problem)), problem)
+        path = _refused_part(config, error.__cause__) or _named_part(config, problem)
+        return ConfigIssue(("algorithm", *path), problem)
     known = ("reference", *(phase.role for phase in spec.phases))
     unknown = next((role for role in roles if role not in known), None)
     if unknown is None:
@@ -245,6 +248,18 @@ def _dry_run_issue(config: Config, spec: Spec) -> ConfigIssue | None:
         f'a part reads the frozen model "{unknown}", and there is none; the models are {", ".join(known)}'
     )
     return ConfigIssue(("algorithm",), problem, fix="write role: reference")
+
+
+def _refused_part(config: Config, error: BaseException | None) -> KeyPath:
+    """Argument and index of the part of a custom algorithm that the dry run refuses; () without one."""
+    if not isinstance(error, PartWiringError):
+        return ()
+    part, values = error.part, config.algorithm.arguments.get(error.part.argument)
+    index = len(values) - 1 - part.index_from_end if isinstance(values, list) else -1
+    # Steps that follow from the objectives stand among those of the recipe.
+    if isinstance(values, list) and index >= 0 and values[index].get("type") in (part.name, USER_PART):
+        return (part.argument, index)
+    return ()
 
 
 def _named_part(config: Config, problem: str) -> KeyPath:
@@ -280,8 +295,8 @@ def aggregate_issues(config: Config) -> Iterator[ConfigIssue]:
     """Settings of objectives that have no effect with this aggregator, or contradict each other."""
     aggregate = config.aggregate.name
     for name in config.objectives:
-        yield from _weight_issues(config, name)
-        yield from _level_issues(config, name)
+        yield from until_unknown(_weight_issues(config, name))
+        yield from until_unknown(_level_issues(config, name))
     if aggregate == "lagrangian" and all(o.at_least is None for o in config.objectives.values()):
         problem = "lagrangian enforces constraints, and no objective has one"
         yield ConfigIssue(

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from paretune.config.unknown import UnknownValueError
 from paretune.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from paretune.data.labels import value_spelling
 
@@ -78,6 +79,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    if not TYPE_CHECKING:  # mypy would accept every name
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what is not there: a field that is invalid, or no attribute at all."""
+            if name in type(self).model_fields:
+                raise UnknownValueError
+            return super().__getattr__(name)
 
 
 class ColumnsSection(Section):

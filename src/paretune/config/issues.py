@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from paretune.config.other_names import other_name_fix
 from paretune.config.schema import RUN_NAME_PATTERN, Config
 from paretune.config.yaml import ConfigTree, KeyPath, dotted_key, short_repr
 from paretune.core.errors import format_issue
@@ -72,13 +73,14 @@ def schema_issues(
     """Pydantic's errors, merged into one issue per key; `schema` is the model that was validated."""
     merged: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
-        merged.setdefault(_key_path(error["loc"], values), []).append(error)
+        merged.setdefault(_key_path(error, values), []).append(error)
     return [_issue(path, group, values, schema) for path, group in merged.items()]
 
 
-def _key_path(loc: tuple[int | str, ...], values: Any) -> KeyPath:
+def _key_path(error: ErrorDetails, values: Any) -> KeyPath:
     """Pydantic's location without the parts that name branches of a union, which are no keys."""
     path: list[str | int] = []
+    loc = error["loc"]
     for depth, part in enumerate(loc):
         is_key = (
             part in values
@@ -90,7 +92,7 @@ def _key_path(loc: tuple[int | str, ...], values: Any) -> KeyPath:
         if is_key:
             values = values[part]
             path.append(part)
-        elif depth == len(loc) - 1 and isinstance(values, dict) and part != "[key]":
+        elif depth == len(loc) - 1 and isinstance(values, dict) and error["type"] == "missing":
             path.append(part)  # a missing key
     return tuple(path)
 
@@ -101,6 +103,7 @@ _TYPE_NAMES = {
     "float_type": "a number",
     "bool_type": "true or false",
     "tuple_type": "a list",
+    "sequence_str": "a list",
     "dict_type": "a section of keys",
     "model_type": "a section of keys",
     "model_attributes_type": "a section of keys",
@@ -116,10 +119,7 @@ def _issue(
     error_type, context = error["type"], error.get("ctx", {})
     value = short_repr(error.get("input"))
     if error_type == "extra_forbidden":
-        key, siblings = str(path[-1]), section_keys(path[:-1], schema, values)
-        fix = f"this section has {', '.join(siblings)}" if siblings else ""
-        suggestion = _suggest_key(path[:-1], key, schema, values)
-        return ConfigIssue(path, "unknown key", suggestion=suggestion, fix=fix)
+        return _unknown_key_issue(path, error, values, schema)
     if error_type in {"union_tag_invalid", "union_tag_not_found"}:
         return _tag_issue(path, error, values)
     if error_type == "missing" and isinstance(last := errors[-1]["loc"][-1], int):
@@ -128,15 +128,17 @@ def _issue(
     if error_type == "missing":
         fix = f"write {path[-1]} into {dotted_key(path[:-1]) or 'the recipe'}"
         return ConfigIssue(path, "is missing", fix=fix)
-    if error_type == "literal_error":
-        choices = str(context.get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
+    choices = [choice for each in errors for choice in _choices(each)]
+    expected = list(dict.fromkeys(_TYPE_NAMES.get(each["type"], "") for each in errors if not _choices(each)))
+    if choices and all(expected):
         suggestion = closest_match(str(error.get("input")), choices)
-        problem = f"{value} is none of {', '.join(choices)}"
-        return ConfigIssue(path, problem, suggestion=suggestion, fix="write one of these")
+        types = f"not {' or '.join(expected)}, and " if expected else ""
+        problem = f"{_describe(error.get('input'))} is {types}none of {', '.join(choices)}"
+        fix = "" if expected else "write one of these"
+        return ConfigIssue(path, problem, suggestion=suggestion, fix=fix)
     if error["loc"] and error["loc"][-1] == "[key]":
         fix = "use letters, digits, - and _, at most 64 characters, starting with a letter or digit"
         return ConfigIssue(path, f"{value} is not a valid name", fix=fix)
-    expected = list(dict.fromkeys(_TYPE_NAMES.get(each["type"], "") for each in errors))
     if all(expected):
         problem = f"{_describe(error.get('input'))} is not {' or '.join(expected)}"
         return ConfigIssue(path, problem, fix=_type_fix(errors) or _section_fix(path, errors, schema))
@@ -144,6 +146,25 @@ def _issue(
     fix = f"write {slugify(str(error.get('input')))}" if is_run_name else ""
     problem = _bound_message(error_type, context) or f"is not allowed: {error['msg']}"
     return ConfigIssue(path, f"{value} {problem}", fix=fix)
+
+
+def _unknown_key_issue(
+    path: KeyPath, error: ErrorDetails, values: Mapping[str, Any], schema: type[BaseModel]
+) -> ConfigIssue:
+    if schema is Config and (fix := other_name_fix(path, error.get("input"), values)):
+        return ConfigIssue(path, "unknown key", fix=fix)
+    siblings = section_keys(path[:-1], schema, values)
+    fix = f"this section has {', '.join(siblings)}" if siblings else ""
+    suggestion = _suggest_key(path[:-1], str(path[-1]), schema, values)
+    return ConfigIssue(path, "unknown key", suggestion=suggestion, fix=fix)
+
+
+def _choices(error: ErrorDetails) -> list[str]:
+    """The values that a choice may have; none for any other error."""
+    if error["type"] != "literal_error":
+        return []
+    expected = str(error.get("ctx", {}).get("expected", ""))
+    return expected.replace("'", "").replace(" or ", ", ").split(", ")
 
 
 def _tag_issue(path: KeyPath, error: ErrorDetails, values: Any) -> ConfigIssue:

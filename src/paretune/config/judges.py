@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -31,7 +32,12 @@ def load_rubric(path: str | Path) -> Rubric:
     text, read_issue = read_text(Path(path), str(path))
     if read_issue:
         raise ConfigError(read_issue)
-    tree = parse_yaml(text, str(path), _EMPTY_FIX)
+    return _parse_rubric(text, str(path))
+
+
+@lru_cache(32)  # a check asks for the objectives of a rubric about ten times
+def _parse_rubric(text: str, path: str) -> Rubric:
+    tree = parse_yaml(text, path, _EMPTY_FIX)
     rubric, issues = None, []
     if not tree.unreadable:
         try:
@@ -106,6 +112,16 @@ def _key_issues(variable: str | None, path: KeyPath) -> Iterator[ConfigIssue]:
         yield ConfigIssue(path, problem, fix="set it to the key alone")
 
 
+def judge_limits(section: LlmJudgeScorerSection) -> JudgeLimits:
+    """Caps and prices of a section."""
+    return JudgeLimits(
+        max_requests=section.max_requests,
+        max_cost=section.max_cost,
+        input_price=section.input_price,
+        output_price=section.output_price,
+    )
+
+
 def build_llm_judge(section: LlmJudgeScorerSection, *, cache_dir: Path, scope: str = "") -> LlmJudgeScorer:
     """The scorer of a section; asks nothing.
 
@@ -134,17 +150,11 @@ def build_llm_judge(section: LlmJudgeScorerSection, *, cache_dir: Path, scope: s
         max_retries=section.max_retries,
         max_concurrency=section.max_concurrency,
     )
-    limits = JudgeLimits(
-        max_requests=section.max_requests,
-        max_cost=section.max_cost,
-        input_price=section.input_price,
-        output_price=section.output_price,
-    )
     return LlmJudgeScorer(
         rubric=rubric,
         endpoint=endpoint,
         cache_dir=Path(section.cache_dir) if section.cache_dir else cache_dir,
-        limits=limits,
+        limits=judge_limits(section),
         scope=scope,
         criteria_column=section.criteria_column,
         canaries=() if section.canaries is None else read_canaries(Path(section.canaries), rubric),

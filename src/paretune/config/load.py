@@ -8,13 +8,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from paretune.config.data_schema import expand_home
-from paretune.config.issues import ConfigIssue, schema_issues, slugify
-from paretune.config.paths import file_issues, model_issues, output_dir_issues
+from paretune.config.issues import slugify
+from paretune.config.partial import check_values
 from paretune.config.schema import Config
-from paretune.config.validate import rule_issues
 from paretune.config.yaml import (
     MAX_DEPTH,
     ConfigTree,
@@ -49,12 +46,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             format_issue(path, 1, None, "", "is a comparison of methods, not a recipe", fix=fix)
         )
-    config, issues = build_config(
-        tree, "\n".join([text.rstrip("\n"), *(f"# override: {o!r}" for o in overrides), ""])
-    )
-    if config is None:
-        raise ConfigError(join_issues(issues))
+    source = "\n".join([text.rstrip("\n"), *(f"# override: {o!r}" for o in overrides), ""])
+    config, issues = _check_tree(tree, source)
+    if issues or config is None:
+        raise InvalidRecipeError(issues, config)
     return config
+
+
+class InvalidRecipeError(ConfigError):
+    """The mistakes of a recipe, with what is valid of it, so that its data and models can be checked too."""
+
+    def __init__(self, issues: list[str], partial: Config | None) -> None:
+        """Hold the mistakes.
+
+        Args:
+            issues: One line per mistake, in order.
+            partial: The recipe without its invalid values, which raise `UnknownValueError`; None: nothing is.
+        """
+        super().__init__(join_issues(issues))
+        self.issues, self.partial = issues, partial
 
 
 def build_config(tree: ConfigTree, text: str) -> tuple[Config | None, list[str]]:
@@ -64,11 +74,17 @@ def build_config(tree: ConfigTree, text: str) -> tuple[Config | None, list[str]]
         tree: The values of the recipe, overrides included, with their locations.
         text: Returned by `source_text`.
     """
-    config, issues = (None, []) if tree.unreadable else _validate(tree.values)
+    config, issues = _check_tree(tree, text)
+    return (None, issues) if issues else (config, [])
+
+
+def _check_tree(tree: ConfigTree, text: str) -> tuple[Config | None, list[str]]:
+    """The config, without its invalid values, and one line per mistake."""
+    config, issues = (None, []) if tree.unreadable else check_values(tree.values)
     lines = list(dict.fromkeys([*tree.issues, *(issue.render(tree) for issue in issues)]))
-    if lines or config is None:
-        return None, sorted(lines, key=issue_sort_key)
-    return _finalize(config, tree, text), []
+    if config is not None:
+        config = _finalize(config, tree, text)
+    return config, sorted(lines, key=issue_sort_key)
 
 
 def config_hash(config: Config, *, without: Collection[str] = ()) -> str:
@@ -249,72 +265,6 @@ def _paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield from _paths(inner, (*path, key))
-
-
-def _validate(values: dict[str, Any]) -> tuple[Config | None, list[ConfigIssue]]:
-    """The config and the issues of its rules, or None and the issues of its schema."""
-    if not values.keys() - {"name"}:
-        fix = "see `paretune recipes demo` for a complete recipe"
-        return None, [ConfigIssue((), "has a name at most, and no settings", fix=fix)]
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        issues = schema_issues(error.errors(include_url=False), values)
-        return None, [*issues, *_independent_issues(values, issues)]
-    return config, _semantic_issues(config)
-
-
-def _semantic_issues(config: Config, check_files: bool = True) -> list[ConfigIssue]:
-    """Issues of a config whose sections are valid by themselves."""
-    from paretune.config.build import algorithm_issues  # imports torch, which takes seconds
-
-    files = list(file_issues(config)) if check_files else []
-    files += output_dir_issues(config)
-    return [*rule_issues(config), *algorithm_issues(config), *files, *model_issues(config)]
-
-
-INDEPENDENT_SECTIONS = ("name", "training", "run", "evaluate", "algorithm")
-"""Sections that no rule of another section depends on."""
-
-
-def _independent_issues(values: dict[str, Any], issues: list[ConfigIssue]) -> list[ConfigIssue]:
-    """Further issues of a recipe with schema errors: those that do not follow from the errors.
-
-    The erroneous values are removed and the rest is checked by itself.
-    """
-    independent = all(issue.path[:1] and issue.path[0] in INDEPENDENT_SECTIONS for issue in issues)
-    check_files = all(len(issue.path) != 2 or issue.path[0] != "data" for issue in issues)
-    # A removed value may leave its section incomplete, which is then removed in turn; recipes nest 4 deep.
-    for _ in range(4):
-        values = _prune(values, issues)
-        try:
-            config = Config.model_validate(values)
-        except ValidationError as error:
-            issues = schema_issues(error.errors(include_url=False), values)
-            independent = False
-        else:
-            return [
-                issue
-                for issue in _semantic_issues(config, check_files)
-                if issue.standalone or (independent and issue.path[0] not in INDEPENDENT_SECTIONS)
-            ]
-    return []
-
-
-def _prune(values: dict[str, Any], issues: list[ConfigIssue]) -> dict[str, Any]:
-    """The values without the erroneous ones, and without sections that lack a required key."""
-    pruned = deepcopy(values)
-    for issue in issues:
-        section, path = pruned, [str(part) for part in issue.path]
-        while len(path) > 1 and isinstance(section.get(path[0]), dict):
-            inner = section[path[0]]
-            if len(path) == 2 and path[1] not in inner:
-                break
-            section, path = inner, path[1:]
-        if path:
-            section.pop(path[0], None)
-    pruned.setdefault("name", "run")
-    return pruned
 
 
 def _finalize(config: Config, tree: ConfigTree, text: str) -> Config:

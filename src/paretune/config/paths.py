@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from paretune.config.data_schema import DataSource
 from paretune.config.issues import ConfigIssue, closest_match
 from paretune.config.schema import Config
 from paretune.config.scorer_schema import ClassifierScorerSection, RewardModelScorerSection
 from paretune.config.scorers import read_label_names, reward_model_objectives, scorer_sections
-from paretune.config.validate import WORLD, data_sources, reward_sections
+from paretune.config.sources import data_sources
+from paretune.config.unknown import until_unknown
+from paretune.config.validate import WORLD, reward_sections
 from paretune.config.yaml import KeyPath, short_repr
 
 HUB_PREFIX = "hf:"
@@ -45,45 +48,56 @@ def output_dir_issues(config: Config) -> Iterator[ConfigIssue]:
 
 def file_issues(config: Config) -> Iterator[ConfigIssue]:
     """Data files that do not exist."""
-    root = Path(config.data.root)
-    local = [
-        (path, source) for path, _, source in data_sources(config) if not source.file.startswith(HUB_PREFIX)
-    ]
-    if local and path_kind(root) != "folder":
-        problem = f"there is no folder {short_repr(config.data.root)}"
-        fix = "name a folder, relative to the working directory"
-        yield ConfigIssue(("data", "root"), problem, fix=fix, standalone=True)
+    root = config.data.root
+    for path, _, source in data_sources(config):
+        if path_kind(Path(root)) != "folder" and not source.file.startswith(HUB_PREFIX):
+            fix = "name a folder, relative to the working directory"
+            yield ConfigIssue(("data", "root"), f"there is no folder {short_repr(root)}", fix=fix)
+            return
+        yield from until_unknown(_source_issues(path, source, root))
+
+
+def _source_issues(path: KeyPath, source: DataSource, root: str) -> Iterator[ConfigIssue]:
+    file = Path(root) / source.file
+    kind = path_kind(file)
+    if source.file.startswith(HUB_PREFIX) or kind == "file":
         return
-    for path, source in local:
-        file = root / source.file
-        kind = path_kind(file)
-        if kind == "file":
-            continue
-        if kind:
-            what = "a folder" if kind == "folder" else "a device or a pipe, not a file"
-            fix = "name a file in it" if kind == "folder" else "copy its content into a file, and name that"
-            problem = f"{short_repr(source.file)} is {what}"
-            yield ConfigIssue((*path, "file"), problem, fix=fix, standalone=True)
-            continue
-        folder = file.parent
-        siblings = [sibling.name for sibling in folder.iterdir()] if path_kind(folder) == "folder" else []
-        match = closest_match(file.name, siblings)
-        yield ConfigIssue(
-            (*path, "file"),
-            f"there is no file {short_repr(source.file)}",
-            suggestion=str(Path(source.file).with_name(match)) if match else "",
-            fix=f"files are relative to data.root, which is {short_repr(config.data.root)}",
-            standalone=True,
-        )
+    if kind:
+        what = "a folder" if kind == "folder" else "a device or a pipe, not a file"
+        fix = "name a file in it" if kind == "folder" else "copy its content into a file, and name that"
+        problem = f"{short_repr(source.file)} is {what}"
+        yield ConfigIssue((*path, "file"), problem, fix=fix, standalone=True)
+        return
+    folder = file.parent
+    siblings = [sibling.name for sibling in folder.iterdir()] if path_kind(folder) == "folder" else []
+    match = closest_match(file.name, siblings)
+    yield ConfigIssue(
+        (*path, "file"),
+        f"there is no file {short_repr(source.file)}",
+        suggestion=str(Path(source.file).with_name(match)) if match else "",
+        fix=f"files are relative to data.root, which is {short_repr(root)}",
+        standalone=True,
+    )
 
 
 def model_issues(config: Config) -> Iterator[ConfigIssue]:
     """Models that are neither a folder nor a hub name, and pretrained rewards that lack an objective."""
+    for issues in (_policy_model_issues, _scorer_model_issues, _reward_model_issues):
+        yield from until_unknown(issues(config))
+
+
+def _policy_model_issues(config: Config) -> Iterator[ConfigIssue]:
     if config.policy.path != WORLD:
         yield from _model_path_issues(("policy", "path"), config.policy.path)
+
+
+def _scorer_model_issues(config: Config) -> Iterator[ConfigIssue]:
     for scorer_path, _, scorer in scorer_sections(config):
         if isinstance(scorer, ClassifierScorerSection | RewardModelScorerSection):
             yield from _model_path_issues((*scorer_path, "path"), scorer.path)
+
+
+def _reward_model_issues(config: Config) -> Iterator[ConfigIssue]:
     for name, section in reward_sections(config):
         if section.pretrained_model is not None:
             key, path = section.pretrained_model

@@ -31,6 +31,7 @@ from paretune.config.data_schema import (
     SftSection,
 )
 from paretune.config.scorer_schema import ScorerSection
+from paretune.config.unknown import KnownItems
 from paretune.core.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from paretune.data.prompt_formats import PromptFormat
 from paretune.worlds import get_world
@@ -185,7 +186,8 @@ class AlgorithmSection(Section):
     @property
     def arguments(self) -> dict[str, Any]:
         """All keys except `name`."""
-        return dict(self.__pydantic_extra__ or {})
+        extra = self.__pydantic_extra__
+        return extra if isinstance(extra, KnownItems) else dict(extra or {})
 
 
 class AggregateSection(AlgorithmSection):

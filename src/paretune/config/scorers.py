@@ -13,6 +13,7 @@ from paretune.config.scorer_schema import (
     RewardModelScorerSection,
     ScorerSection,
 )
+from paretune.config.unknown import UnknownValueError, known_items
 from paretune.config.yaml import KeyPath, short_repr
 from paretune.core.errors import ConfigError
 from paretune.worlds import get_world
@@ -24,7 +25,11 @@ VERDICT_RULES = ("all", "majority")
 
 def scorer_sections(config: Config) -> Iterator[tuple[KeyPath, str, ScorerSection]]:
     """Every scorer and judge that has a type: its key path, its name and its section."""
-    for group, sections in (("scorers", config.scorers), ("judges", config.judges)):
+    for group in ("scorers", "judges"):
+        try:
+            sections = known_items(getattr(config, group))
+        except UnknownValueError:
+            continue
         for name, section in sections.items():
             yield (group, name), name, section
 

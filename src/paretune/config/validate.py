@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from paretune.config.data_schema import ColumnsSection, DataSource, RewardSection, Section
+from paretune.config.data_schema import DataSource, RewardSection, Section
 from paretune.config.issues import ConfigIssue, closest_match, misspelled_category
 from paretune.config.schema import Config
 from paretune.config.scorers import (
@@ -12,6 +12,7 @@ from paretune.config.scorers import (
     reward_model_objectives,
     scorer_issues,
 )
+from paretune.config.unknown import UnknownValueError, until_unknown
 from paretune.config.yaml import KeyPath, dotted_key, short_repr
 from paretune.worlds import get_world
 
@@ -21,25 +22,28 @@ WORLD = "world"
 
 def rule_issues(config: Config) -> list[ConfigIssue]:
     """All violations of the rules between sections that are valid by themselves."""
-    return [issue for rule in RULES for issue in rule(config)]
+    return [issue for rule in RULES for issue in until_unknown(rule(config))]
 
 
 def non_default_keys(section: Section) -> list[str]:
     """The keys that are set to something else than their defaults."""
-    fields, default = type(section).model_fields, type(section).model_construct()
+    fields, defaults = type(section).model_fields, vars(type(section).model_construct())
     return [
         fields[name].alias or name
         for name in fields
-        if name in section.model_fields_set and getattr(section, name) != getattr(default, name, None)
+        if getattr(section, name) != defaults.get(name) and name in section.model_fields_set
     ]
 
 
 def reward_sections(config: Config) -> Iterator[tuple[str, RewardSection]]:
     """The reward model, if there is one, and the judge if it is such a model."""
-    if config.reward is not None:
-        yield "reward", config.reward
-    if isinstance(config.judge, RewardSection):
-        yield "judge", config.judge
+    for name in ("reward", "judge"):
+        try:
+            section = getattr(config, name)
+        except UnknownValueError:
+            continue
+        if isinstance(section, RewardSection):
+            yield name, section
 
 
 def _no_effect_issues(path: KeyPath, keys: Iterable[str], reason: str) -> Iterator[ConfigIssue]:
@@ -276,8 +280,8 @@ def _judge_issues(config: Config) -> Iterator[ConfigIssue]:
 
 def _objective_issues(config: Config) -> Iterator[ConfigIssue]:
     for name in config.objectives:
-        yield from _scoring_head_issues(config, name)
-        yield from _gate_issues(config, name)
+        yield from until_unknown(_scoring_head_issues(config, name))
+        yield from until_unknown(_gate_issues(config, name))
     if not any(objective.weight for objective in config.objectives.values()):
         problem = "every weight is 0, so there is no reward"
         yield ConfigIssue(("objectives",), problem, fix="give one of them a weight")
@@ -349,44 +353,6 @@ def _stored_label_issues(config: Config) -> Iterator[ConfigIssue]:
             yield from _unknown_name_issues(objective_path, pairs.objective, config.objectives, "objectives")
 
 
-COLUMNS_BY_RECORD_TYPE = {
-    "prompts": {"prompt", "messages", "id", "category", "preference_weights"},
-    "ratings": {"prompt", "messages", "id", "response", "scores", "rater"},
-    "pairs": {"prompt", "id", "chosen", "rejected", "objective"},
-    "demonstrations": {"prompt", "messages", "id", "response"},
-}
-
-
-def data_sources(config: Config) -> Iterator[tuple[KeyPath, str, DataSource]]:
-    """Every file of the recipe: its key path, its record type, and the source."""
-    data, sft = config.data, config.policy.sft
-    groups: list[tuple[KeyPath, str, Mapping[str, DataSource]]] = [
-        (("data", "prompts"), "prompts", data.prompts),
-        (("data", "test_prompts"), "prompts", data.test_prompts),
-        (("policy", "sft", "demonstrations"), "demonstrations", sft.demonstrations if sft else {}),
-        (("data", "stored_responses", "ratings"), "ratings", data.stored_responses.ratings),
-        (("data", "stored_responses", "pairs"), "pairs", data.stored_responses.pairs),
-        (("data", "demonstrations"), "demonstrations", data.demonstrations),
-    ]
-    for name, section in reward_sections(config):
-        for group in ("ratings", "pairs", "test_ratings", "test_pairs"):
-            groups.append(((name, group), group.removeprefix("test_"), getattr(section, group)))
-    for path, record_type, sources in groups:
-        for name, source in sources.items():
-            yield (*path, name), record_type, source
-
-
-def _column_issues(config: Config) -> Iterator[ConfigIssue]:
-    for path, record_type, source in data_sources(config):
-        columns: ColumnsSection = source.columns
-        allowed = COLUMNS_BY_RECORD_TYPE[record_type]
-        for key in (key for key in non_default_keys(columns) if key not in allowed):
-            problem, fix = f"{record_type} have no such column", f"one of {', '.join(sorted(allowed))}"
-            yield ConfigIssue((*path, "columns", key), problem, fix=fix, standalone=True)
-        if record_type == "pairs" and columns.objective and getattr(source, "objective", None) is not None:
-            yield from _no_effect_issues((*path, "columns"), ["objective"], "with `objective`")
-
-
 RULES: tuple[Callable[[Config], Iterator[ConfigIssue]], ...] = (
     _data_issues,
     _policy_issues,
@@ -395,6 +361,5 @@ RULES: tuple[Callable[[Config], Iterator[ConfigIssue]], ...] = (
     _objective_issues,
     scorer_issues,
     _stored_label_issues,
-    _column_issues,
     category_issues,
 )

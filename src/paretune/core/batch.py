@@ -77,6 +77,11 @@ class Batch:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
+    @property
+    def num_reward_columns(self) -> int:
+        """J, the columns of `rewards`."""
+        return self.rewards.shape[-1]
+
     def require(self, field: str) -> Tensor:
         """The value of a field.
 

@@ -92,7 +92,7 @@ class KlPenalty(CreditStep):
             return batch.replace(rewards=rewards - penalty.sum(-1, keepdim=True)), state, metrics
         earlier = batch.token_rewards
         if earlier is None:
-            earlier = torch.zeros_like(penalty)[..., None].expand(-1, -1, batch.rewards.shape[-1])
+            earlier = torch.zeros_like(penalty)[..., None].expand(-1, -1, batch.num_reward_columns)
         return batch.replace(token_rewards=earlier - penalty[..., None]), state, metrics
 
 

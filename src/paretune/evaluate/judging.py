@@ -12,10 +12,15 @@ from paretune.evaluate.generate import Generations, prompt_clusters
 from paretune.evaluate.paired import ComparisonSpec, Scores, compare_objectives
 from paretune.evaluate.several_judges import combine_verdicts, judge_agreement, shared_objectives
 from paretune.reward.failures import unwrapped
+from paretune.reward.functions import PythonScorer
+from paretune.reward.llm_judge import LlmJudgeScorer
+from paretune.reward.rules import RuleScorer, shared_by_rules
 from paretune.reward.scorers import Scorer, score_visible
 
 Arms = tuple[Generations, Generations]
 ScorePair = tuple[Scores, Scores]
+_SAME: Mapping[type, str] = {PythonScorer: "is the same function", LlmJudgeScorer: "asks the same model"}
+"""What equal identities of scorers mean that have no weights here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +42,27 @@ class Judge:
         """What tables of several judges call it."""
         return self.key or self.name
 
-    def overlaps_with(self, other: "Judge") -> bool:
-        """Whether the two share the scorer, weights or training data, or possibly do."""
-        if unwrapped(self.scorer) is unwrapped(other.scorer) or (
-            self.weights_hash != "" and self.weights_hash == other.weights_hash
-        ):
-            return True
+    def shared_with(self, other: "Judge") -> str:
+        """What the two share, such as "is the same rule"; "" if they are independent."""
+        own, others = unwrapped(self.scorer), unwrapped(other.scorer)
+        if own is others:
+            return "is the same scorer"
+        if isinstance(own, RuleScorer) and isinstance(others, RuleScorer):
+            return shared_by_rules(own.rule, others.rule)
+        if self.weights_hash != "" and self.weights_hash == other.weights_hash:
+            return next(
+                (text for kind, text in _SAME.items() if isinstance(own, kind)), "has the same weights"
+            )
         if frozenset() in (self.data_hashes, other.data_hashes):
-            return False
+            return ""
         # Unknown training data may be anybody's: such a judge never counts as independent.
-        return (
-            self.data_hashes is None
-            or other.data_hashes is None
-            or bool(self.data_hashes & other.data_hashes)
-        )
+        if self.data_hashes is None or other.data_hashes is None:
+            return "has unknown training data, maybe the same"
+        return "has the same training data" if self.data_hashes & other.data_hashes else ""
+
+    def overlaps_with(self, other: "Judge") -> bool:
+        """Whether the two share the scorer, what they measure, weights or training data, or possibly do."""
+        return self.shared_with(other) != ""
 
 
 def comparison_spec(
@@ -66,13 +78,15 @@ def comparison_spec(
         WiringError: Two judges of one name score the same objective.
     """
     by_objective = {name: judge for name in objectives if (judge := _find_judge(name, judges)) is not None}
+    shared = {
+        name: next((text for reward in reward_judges if (text := judge.shared_with(reward))), "")
+        for name, judge in by_objective.items()
+    }
     return ComparisonSpec(
         objectives=objectives,
         judge_names={name: judge.name for name, judge in by_objective.items()},
-        independent={
-            name: not any(judge.overlaps_with(reward) for reward in reward_judges)
-            for name, judge in by_objective.items()
-        },
+        independent={name: not text for name, text in shared.items()},
+        shared={name: text for name, text in shared.items() if text},
         margins=margins,
         confidence_level=bootstrap_settings[0],
         bootstrap_samples=bootstrap_settings[1],

@@ -29,6 +29,8 @@ class ComparisonSpec:
     judge_names: Mapping[str, str] = field(default_factory=dict)
     """Objective -> display name of its judge; an objective without a judge is not measured."""
     independent: Mapping[str, bool] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """Objective whose judge is not independent -> what it shares with a training reward, if that is known."""
     """Objective -> whether its judge shares neither weights nor data with the training reward."""
     margins: Mapping[str, float] = field(default_factory=dict)
     """Objective -> non-inferiority margin: the largest loss that still counts as "not worse"."""
@@ -192,6 +194,7 @@ def _objective_summary(
         ),
         "judge": spec.judge_names.get(name, "none"),
         "independent": independent,
+        **({"shared": spec.shared[name]} if name in spec.shared else {}),
         "min_detectable_effect": float(intervals.min_detectable_effect[column]),
         "margin": margin,
         "missing": {

@@ -4,7 +4,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from paretune.run.folder import EARLIER_EVALUATION_EVENT, MISMATCH_EVENT, NEGATIVE_SHARE_EVENT
+from paretune.run.folder import (
+    CONSTANT_SCORE_EVENT,
+    EARLIER_EVALUATION_EVENT,
+    MISMATCH_EVENT,
+    NEGATIVE_SHARE_EVENT,
+)
 
 RefusalDirection = Literal["up", "down"]
 """The better direction of a category's refusal rate: "up" for harmful prompts, "down" for harmless ones."""
@@ -33,7 +38,7 @@ MIN_DISTINCT_RATIO = 0.5
 """A fall of the distinct word pairs below this fraction of what they were is a collapse."""
 MAX_KL_PER_TOKEN = 1.0
 """Nats per token: the tokens are on average e times as likely as under the initial policy."""
-WARNING_EVENTS = (EARLIER_EVALUATION_EVENT, MISMATCH_EVENT, NEGATIVE_SHARE_EVENT)
+WARNING_EVENTS = (EARLIER_EVALUATION_EVENT, MISMATCH_EVENT, NEGATIVE_SHARE_EVENT, CONSTANT_SCORE_EVENT)
 """Events of a run that are also warnings about its results."""
 
 
@@ -169,13 +174,26 @@ def limitations(results: Mapping[str, Any], *, refusals_by_phrase: bool) -> list
 
 def _dependent_judge_warnings(objectives: Mapping[str, Mapping[str, Any]]) -> list[str]:
     dependent = [name for name, o in objectives.items() if o["num_scored"] and not o["independent"]]
-    if not dependent:
-        return []
+    names_by_reason: dict[str, list[str]] = {}
+    for name in dependent:
+        names_by_reason.setdefault(objectives[name].get("shared", ""), []).append(name)
     return [
-        f"Judge not independent for {', '.join(dependent)}: it shares weights or data with the "
-        "training reward, so a gain may be overoptimization; "
-        "fix: give the recipe a `judge:` fitted on other data."
+        f"Judge not independent for {', '.join(names)}: it {reason or 'shares weights or data'} "
+        f"{'as' if ' same' in reason else 'with'} the training reward, so a gain may be overoptimization; "
+        f"fix: {_judge_fix(reason)}."
+        for reason, names in names_by_reason.items()
     ]
+
+
+def _judge_fix(shared: str) -> str:
+    """What to write instead of a judge that shares something with the training reward."""
+    if "rule" in shared or "function" in shared or "scorer" in shared:
+        return "name another kind of judge in `judges:`, or a `judge:` fitted on labels"
+    return (
+        "name another model in `judges:`"
+        if "model" in shared
+        else "give the recipe a `judge:` fitted on other data"
+    )
 
 
 def _regression_warnings(objectives: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -9,6 +9,7 @@ from paretune.core.errors import ConfigError
 from paretune.credit.base import Metrics
 from paretune.data.records import Sample
 from paretune.experiment.assemble import build_training_context
+from paretune.experiment.constant_scores import report_constant_scores
 from paretune.experiment.context import RunContext
 from paretune.experiment.evolution import fit_adapter, run_evolution
 from paretune.experiment.phases import run_phases
@@ -41,9 +42,7 @@ def align(ctx: RunContext) -> str:
         policy = _evolve_policy(ctx, spec) if spec.gradient_free else _train_policy(ctx, spec)
         save_model(policy.model, policy.tokenizer, ctx.path("final"))
     lines = [line for line in read_jsonl(ctx.path("metrics.jsonl")) if line["stage"] == "align"]
-    num_steps = lines[-1]["step"] + 1 if lines else 0  # below run.max_steps if the budget ended the training
-    steps = f"{num_steps} step{'s' * (num_steps != 1)}"
-    return f"{config.algorithm.name}, {steps}" + _reward_trends(lines, tuple(config.objectives))
+    return alignment_summary(config.algorithm.name, lines, tuple(config.objectives))
 
 
 def _train_policy(ctx: RunContext, spec: AlgorithmSpec) -> PolicyModel:
@@ -96,18 +95,39 @@ def _step_callback(ctx: RunContext) -> TrainStepCallback:
     negative_shares: list[Mapping[str, float]] = []
 
     def on_step(step: int, metrics: Metrics, batch: Batch, samples: Sequence[Sample]) -> None:
-        budget_used, kl = metrics.get("budget/used"), metrics.get("kl/k3")
-        values = [f"{name} {_format_mean(metrics, name)}" for name in batch.objectives]
+        budget_used = metrics.get("budget/used")
+        note, values = step_values(metrics, batch.objectives)
         if budget_used is not None:
             values.insert(0, f"{budget_used:.0%} of the budget")
         total = _expected_steps(step + 1, max_steps, budget_used)
-        ctx.console.progress(step + 1, total, "" if kl is None else f"KL/token {kl:.3f}", values)
+        ctx.console.progress(step + 1, total, note, values)
+        report_constant_scores(ctx, step, len(samples))
         _warn_rollout_mismatch(ctx, step, metrics.get("rollout/prob_diff_max", 0.0))
         shares = {name: metrics.get(f"variance_share/{name}", 0.0) for name in batch.objectives}
         negative_shares.append({name: share for name, share in shares.items() if share < 0})
         _warn_negative_share(ctx, step, negative_shares[-NEGATIVE_SHARE_PATIENCE:])
 
     return on_step
+
+
+def alignment_summary(algorithm: str, lines: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
+    """The algorithm, its steps and the change of the training rewards, on one line.
+
+    Args:
+        algorithm: Its name.
+        lines: Lines of metrics.jsonl of the stage align.
+        objectives: The objectives.
+    """
+    num_steps = lines[-1]["step"] + 1 if lines else 0  # below run.max_steps if the budget ended the training
+    steps = f"{num_steps} step{'s' * (num_steps != 1)}"
+    return f"{algorithm}, {steps}{_reward_trends(lines, objectives)}"
+
+
+def step_values(metrics: Metrics, objectives: Sequence[str]) -> tuple[str, list[str]]:
+    """What the progress line of a step shows: the KL, and the mean score of each objective."""
+    kl = metrics.get("kl/k3")
+    note = "" if kl is None else f"KL/token {kl:.3f}"
+    return note, [f"{name} {_format_mean(metrics, name)}" for name in objectives]
 
 
 def _format_mean(metrics: Metrics, objective: str) -> str:

@@ -11,8 +11,7 @@ from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.chat_checks import check_template, template_warnings
 from paretune.data.chat_template import RESERVED_ARGUMENTS, ChatTemplateError, chat_template_of
 from paretune.experiment.data_limits import policy_tokenizer
-from paretune.experiment.preflight import as_config_error
-from paretune.experiment.resolved import ResolvedRun
+from paretune.experiment.resolved import ResolvedRun, as_config_error
 from paretune.models.load import load_tokenizer, stored_eos_ids
 from paretune.models.stop_tokens import describe_stop_tokens
 

@@ -18,7 +18,8 @@ from paretune.config.data_schema import (
     RewardSection,
 )
 from paretune.config.schema import WorldSection
-from paretune.config.validate import WORLD, data_sources
+from paretune.config.sources import data_sources
+from paretune.config.validate import WORLD
 from paretune.config.yaml import KeyPath
 from paretune.core.errors import ConfigError, DataError
 from paretune.core.types import PreTrainedTokenizerBase
@@ -34,6 +35,7 @@ from paretune.experiment.data_limits import (
     max_prompt_length,
     policy_context_length,
     policy_tokenizer,
+    reward_tokenizer,
     sample_by_category,
 )
 from paretune.experiment.dataset import (
@@ -46,15 +48,14 @@ from paretune.experiment.dataset import (
 )
 from paretune.experiment.file_issues import FileIssues
 from paretune.experiment.preflight import (
-    as_config_error,
     critic_tokenizer_issues,
     gradient_checkpointing_issues,
     model_config_issues,
 )
-from paretune.experiment.resolved import ResolvedRun
+from paretune.experiment.resolved import ResolvedRun, as_config_error
 from paretune.experiment.scorers import reads_columns, typed_scorer_issues
 from paretune.experiment.settings import column_names, label_mappings
-from paretune.models.load import load_model_config, load_tokenizer, stored_context_length
+from paretune.models.load import load_model_config
 from paretune.worlds import get_world
 
 __all__ = ["Dataset", "RewardData", "load_data", "policy_context_length", "policy_tokenizer"]
@@ -87,11 +88,11 @@ def load_data(run: ResolvedRun, on_progress: ProgressCallback = lambda done, tot
     template_issues = list(chat_template_issues(run))
     if template_issues:  # every row would be reported for the same reason
         raise ConfigError("\n".join([*issues, *template_issues]))
-    return _DataReader(run, on_progress, model_issues=issues).load()
+    return DataReader(run, on_progress, model_issues=issues).load()
 
 
 @dataclass
-class _DataReader:
+class DataReader:
     """Reads the files of one run; collects the errors of all files before it raises them."""
 
     run: ResolvedRun
@@ -108,10 +109,12 @@ class _DataReader:
 
     @property
     def config(self) -> Config:
+        """The recipe."""
         return self.run.config
 
     @property
     def prompt_format(self) -> PromptFormat:
+        """The prompt format of the algorithm."""
         return self.run.algorithm.prompt_format
 
     @cached_property
@@ -131,18 +134,20 @@ class _DataReader:
 
     @property
     def world(self) -> WorldSection:
+        """The built-in world of the recipe."""
         world = self.config.data.world
         assert world is not None  # a recipe without files and without a world is rejected when it is loaded
         return world
 
     def load(self) -> Dataset:
+        """See `load_data`."""
         config = self.config
         with as_config_error(self.run, ("policy", "path")):
             context_length = policy_context_length(config)
         pools, test_prompts = self._load_prompts(max_prompt_length(self.run, context_length))
         self.model_issues += typed_scorer_issues(self.run, list(chain(*pools.values())), test_prompts)
         sft_demonstrations = self._load_sft_demonstrations(context_length)
-        auxiliary = self._load_demonstrations(config.data.demonstrations, context_length)
+        auxiliary = self.read_demonstrations(config.data.demonstrations, context_length)
         stored = self._load_stored_responses(context_length)
         reward = None if config.reward is None else self._load_reward_data("reward", config.reward)
         section = config.judge
@@ -196,11 +201,11 @@ class _DataReader:
             )
             self._check_synthetic_lengths([*chain(*pools.values()), *test_prompts], max_length)
             return pools, test_prompts
-        pools = {name: self._read_prompts(name, source, max_length) for name, source in data.prompts.items()}
+        pools = {name: self.read_prompts(name, source, max_length) for name, source in data.prompts.items()}
         if data.holdout_fraction is not None:
             return hold_out_prompts(pools, data.holdout_fraction, self.config.run.seed)
         sources = data.test_prompts.items()
-        return pools, [*chain(*(self._read_prompts(name, source, max_length) for name, source in sources))]
+        return pools, [*chain(*(self.read_prompts(name, source, max_length) for name, source in sources))]
 
     def _check_synthetic_lengths(self, prompts: Sequence[Prompt], max_length: int) -> None:
         """Report the first prompt of the built-in world that is too long for the policy."""
@@ -228,11 +233,12 @@ class _DataReader:
                 seed=self.config.run.seed,
                 prompt_format=self.world.prompt_format,
             )
-        return self._load_demonstrations(sft.demonstrations, context_length)
+        return self.read_demonstrations(sft.demonstrations, context_length)
 
-    def _load_demonstrations(
+    def read_demonstrations(
         self, sources: Mapping[str, DemonstrationSource], context_length: int
     ) -> list[Demonstration]:
+        """The demonstrations of some files."""
         demonstrations: list[Demonstration] = []
         for name, source in sources.items():
             length_filter = length_filter_of(source, self.tokenizer, context_length)
@@ -245,7 +251,7 @@ class _DataReader:
         if not (stored.ratings or stored.pairs):
             return []
         self._refuse_separate(("data", "stored_responses", "ratings"), stored.ratings)
-        return self._read_labelled_rows(
+        return self.read_labelled_rows(
             "stored", stored.ratings, stored.pairs, self.tokenizer, context_length, self.num_embeddings
         )
 
@@ -315,7 +321,8 @@ class _DataReader:
             self.file_hashes[source.file] = sha256(path.read_bytes()).hexdigest()
         return records
 
-    def _read_prompts(self, name: str, source: PromptSource, max_length: int) -> list[Prompt]:
+    def read_prompts(self, name: str, source: PromptSource, max_length: int) -> list[Prompt]:
+        """The prompts of one file."""
         length_filter = length_filter_of(source, self.tokenizer, max_length, self.prompt_format)
         length_filter.num_embeddings = self.num_embeddings
         return self._read_file(
@@ -333,17 +340,9 @@ class _DataReader:
             return None
         if not (section.ratings or section.pairs):
             return world_ratings(self.world, self.config.run.seed, section)
-        tokenizer, max_length = self.tokenizer, policy_context_length(self.config)
-        if section.init_from != "policy":
-            with as_config_error(self.run, (name, "init_from")):
-                tokenizer = load_tokenizer(
-                    section.init_from,
-                    revision=section.revision,
-                    chat_template_kwargs=section.chat_template_kwargs,
-                )
-                max_length = stored_context_length(section.init_from, revision=section.revision)
-        train = self._read_labelled_rows(name, section.ratings, section.pairs, tokenizer, max_length)
-        test = self._read_labelled_rows(
+        tokenizer, max_length = reward_tokenizer(self.run, name, section)
+        train = self.read_labelled_rows(name, section.ratings, section.pairs, tokenizer, max_length)
+        test = self.read_labelled_rows(
             f"{name} test", section.test_ratings, section.test_pairs, tokenizer, max_length
         )
         if not (section.test_ratings or section.test_pairs):
@@ -361,7 +360,7 @@ class _DataReader:
                     self.run.issue((*path, name, "raters"), problem, "write mean or median")
                 )
 
-    def _read_labelled_rows(
+    def read_labelled_rows(
         self,
         name: str,
         ratings: Mapping[str, RatingSource],
@@ -370,6 +369,7 @@ class _DataReader:
         max_length: int,
         num_embeddings: int | None = None,
     ) -> list[LabelledRow]:
+        """The rated responses and pairs of some files."""
         rows: list[LabelledRow] = []
         for key, source in ratings.items():
             length_filter = length_filter_of(source, tokenizer, max_length)

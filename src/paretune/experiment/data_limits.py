@@ -1,14 +1,20 @@
 """Limits of the data stage: the policy's tokenizer, lengths that fit a model, and samples of prompts."""
 
 from paretune.config import Config
-from paretune.config.data_schema import DemonstrationSource, PairSource, PromptSource, RatingSource
+from paretune.config.data_schema import (
+    DemonstrationSource,
+    PairSource,
+    PromptSource,
+    RatingSource,
+    RewardSection,
+)
 from paretune.config.validate import WORLD
 from paretune.core.errors import ConfigError
 from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.prompt_formats import PromptFormat
 from paretune.data.records import Prompt
 from paretune.experiment.dataset import LengthFilter
-from paretune.experiment.resolved import ResolvedRun
+from paretune.experiment.resolved import ResolvedRun, as_config_error
 from paretune.models.load import load_tokenizer, stored_context_length
 from paretune.worlds import get_world
 
@@ -28,6 +34,23 @@ def policy_context_length(config: Config) -> int:
     if policy.path == WORLD:
         return get_world().context_length
     return stored_context_length(policy.path, revision=policy.revision)
+
+
+def reward_tokenizer(
+    run: ResolvedRun, name: str, section: RewardSection
+) -> tuple[PreTrainedTokenizerBase, int]:
+    """The tokenizer of a reward model to fit, and its context length in tokens.
+
+    Raises:
+        ConfigError: The tokenizer cannot be read.
+    """
+    if section.init_from == "policy":
+        with as_config_error(run, ("policy", "path")):
+            return policy_tokenizer(run.config), policy_context_length(run.config)
+    with as_config_error(run, (name, "init_from")):
+        kwargs = section.chat_template_kwargs
+        tokenizer = load_tokenizer(section.init_from, revision=section.revision, chat_template_kwargs=kwargs)
+        return tokenizer, stored_context_length(section.init_from, revision=section.revision)
 
 
 def length_filter_of(

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from paretune.config import Config
-from paretune.core.errors import ConfigError, DataError, WiringError
+from paretune.core.errors import ConfigError, DataError, ParetuneError, WiringError
+from paretune.experiment.all_issues import with_all_issues
 from paretune.experiment.data import ProgressCallback, load_data
 from paretune.experiment.dataset import Dataset
 from paretune.experiment.estimates import estimate_run
@@ -38,7 +39,10 @@ def check(config: Config, *, explain: bool = False) -> str:
         ParetuneError: One line per error of the recipe, of the models' configurations and of the rows.
     """
     run = resolve(config)
-    checked = check_run(run)
+    try:
+        checked = check_run(run)
+    except ParetuneError as error:
+        raise with_all_issues(run, error) from error
     if config.run.device != "cuda":  # with an explicit cuda, the recipe may be meant for another machine
         check_memory_options(run)
     estimate = estimate_run(checked.run, checked.dataset)

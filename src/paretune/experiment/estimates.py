@@ -5,18 +5,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-import numpy as np
 import torch
 
-from paretune.config.data_schema import LoraSection, RewardSection, SupervisedTrainingSection
+from paretune.config.data_schema import RewardSection, SupervisedTrainingSection
 from paretune.config.schema import Config
 from paretune.config.validate import WORLD
 from paretune.data.records import LazySequence, Prompt
 from paretune.experiment.dataset import Dataset
-from paretune.experiment.model_sizes import ModelSize, folder_model_size, world_model_size
+from paretune.experiment.model_sizes import ModelSize
 from paretune.experiment.resolved import ResolvedRun
+from paretune.experiment.scoring_models import (
+    Lengths,
+    ScoringModel,
+    mean_shape,
+    model_size,
+    scoring_models,
+)
 from paretune.experiment.settings import resolve_max_tokens_per_pass
-from paretune.models.flops import ForwardShape
 from paretune.models.load import resolve_device
 from paretune.models.throughput import layer_throughput
 from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase
@@ -34,15 +39,6 @@ PROCESS_BYTES = 0.6e9
 """Memory of Python and its libraries."""
 ACTIVATIONS_PER_LAYER = 24
 """Numbers per token, layer and unit of width that the backward pass needs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """Mean lengths in tokens."""
-
-    prompt: float
-    response: float
-    """Of sampled responses: as those of the data, and no longer than the limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +64,12 @@ def estimate_run(run: ResolvedRun, dataset: Dataset) -> Estimate | None:
     if config.run.device == "cuda" and not torch.cuda.is_available():
         return None
     device = resolve_device(config.run.device)
-    policy = _model_size(config, "policy", config.policy.lora)
-    if policy is None:
+    size = model_size(config, None)
+    if size is None:
         return None
-    step_rows = _rows_per_step(config, run.algorithm)
+    policy = size.with_lora(None if config.policy.lora is None else config.policy.lora.r)
+    scorers = list(scoring_models(config, device))
+    step_rows = rows_per_step(config, run.algorithm)
     tokens_per_pass = resolve_max_tokens_per_pass(config.training.max_tokens_per_pass, config.run.device)
     update_rate = layer_throughput(policy.width, policy.ffn_width, tokens_per_pass, device)
     decode_rate = layer_throughput(policy.width, policy.ffn_width, step_rows, device)
@@ -81,14 +79,14 @@ def estimate_run(run: ResolvedRun, dataset: Dataset) -> Estimate | None:
         for name, seconds in (
             ("fine-tuning", _sft_seconds(config, dataset, policy, rates)),
             *((name, _fit_seconds(config, dataset, name, rates)) for name in ("reward", "judge")),
-            ("training", _alignment_seconds(run, dataset, policy, rates)),
-            ("evaluation", _evaluation_seconds(run, dataset, policy, rates)),
+            ("training", _alignment_seconds(run, dataset, policy, scorers, rates)),
+            ("evaluation", _evaluation_seconds(run, dataset, policy, scorers, rates)),
         )
         if seconds
     }
     return Estimate(
-        seconds={"start and loading": _loading_seconds(config, policy, len(stages)), **stages},
-        bytes_needed=_memory(run, policy, step_rows, tokens_per_pass),
+        seconds={"start and loading": _loading_seconds(config, policy, scorers, len(stages)), **stages},
+        bytes_needed=_memory(run, policy, scorers, step_rows, tokens_per_pass),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
     )
 
@@ -103,27 +101,15 @@ class _Rates:
     """Of sampling, one token of every response at a time."""
 
 
-def _loading_seconds(config: Config, policy: ModelSize, num_stages: int) -> float:
+def _loading_seconds(
+    config: Config, policy: ModelSize, scorers: Sequence[ScoringModel], num_stages: int
+) -> float:
     """Start of the process, and what every stage does with its models; most of a short run."""
     if config.policy.path == WORLD:  # its models are drawn or made in a moment
         return START_SECONDS
     weight_bytes = 2 if config.policy.dtype == "bfloat16" else 4
-    models = policy.num_params + (_model_size(config, "reward", None) or policy).num_params
-    return START_SECONDS + num_stages * (STAGE_SECONDS + models * weight_bytes / LOADING_BYTES_PER_SECOND)
-
-
-def _model_size(config: Config, name: str, lora: LoraSection | None) -> ModelSize | None:
-    """Size of the policy, or of the model that a section makes its reward model from."""
-    path, revision = config.policy.path, config.policy.revision
-    section = getattr(config, name)
-    if isinstance(section, RewardSection) and section.pretrained_model is not None:
-        path, revision = section.pretrained_model[1], section.revision
-    if path == WORLD:
-        world = config.data.world
-        size: ModelSize | None = world_model_size(world.prompt_format if world is not None else "")
-    else:
-        size = folder_model_size(path, revision)
-    return size and size.with_lora(lora.r if lora is not None else None)
+    num_bytes = policy.num_params * weight_bytes + sum(each.num_bytes for each in scorers if each.in_training)
+    return START_SECONDS + num_stages * (STAGE_SECONDS + num_bytes / LOADING_BYTES_PER_SECOND)
 
 
 def _sft_seconds(config: Config, dataset: Dataset, policy: ModelSize, rates: _Rates) -> float:
@@ -139,9 +125,10 @@ def _fit_seconds(config: Config, dataset: Dataset, name: str, rates: _Rates) -> 
     section, data = getattr(config, name), getattr(dataset, name)
     if not isinstance(section, RewardSection) or data is None or not data.train:
         return 0.0
-    size = _model_size(config, name, section.lora)
+    size = model_size(config, section)
     if size is None:
         return math.nan
+    size = size.with_lora(None if section.lora is None else section.lora.r)
     lengths = _row_lengths(config, data.train)
     return _supervised_seconds(section.training, len(data.train), lengths, size.as_classifier(), rates)
 
@@ -149,31 +136,39 @@ def _fit_seconds(config: Config, dataset: Dataset, name: str, rates: _Rates) -> 
 def _supervised_seconds(
     section: SupervisedTrainingSection, num_rows: int, lengths: Lengths, model: ModelSize, rates: _Rates
 ) -> float:
-    shape = _shape(1, lengths.prompt + lengths.response, 0, 0.0, lengths.response)
+    shape = mean_shape(1, lengths.prompt + lengths.response, 0, 0.0, lengths.response)
     return section.num_train_epochs * num_rows * model.flops.forward_backward(shape) / rates.update
 
 
-def _alignment_seconds(run: ResolvedRun, dataset: Dataset, policy: ModelSize, rates: _Rates) -> float:
+def _alignment_seconds(
+    run: ResolvedRun, dataset: Dataset, policy: ModelSize, scorers: Sequence[ScoringModel], rates: _Rates
+) -> float:
     config, spec = run.config, run.algorithm
-    lengths = _sampled_lengths(run, dataset)
-    seconds = config.run.max_steps * _step_seconds(config, spec, policy, lengths, rates)
+    lengths = sampled_lengths(run, dataset)
+    seconds = config.run.max_steps * _step_seconds(config, spec, policy, scorers, lengths, rates)
     for phase in spec.phases:
         if isinstance(phase, PretrainPhase):
-            seconds += phase.max_steps * _step_seconds(config, phase.spec, policy, lengths, rates)
+            seconds += phase.max_steps * _step_seconds(config, phase.spec, policy, scorers, lengths, rates)
     return seconds
 
 
 def _step_seconds(
-    config: Config, spec: AlgorithmSpec | EvolutionSpec, policy: ModelSize, lengths: Lengths, rates: _Rates
+    config: Config,
+    spec: AlgorithmSpec | EvolutionSpec,
+    policy: ModelSize,
+    scorers: Sequence[ScoringModel],
+    lengths: Lengths,
+    rates: _Rates,
 ) -> float:
-    prompts, rows = config.training.prompts_per_step, _rows_per_step(config, spec)
-    shape = _shape(prompts, lengths.prompt, rows, lengths.response, rows * lengths.response)
+    prompts, rows = config.training.prompts_per_step, rows_per_step(config, spec)
+    shape = mean_shape(prompts, lengths.prompt, rows, lengths.response, rows * lengths.response)
     forward = policy.flops.forward(shape)
     seconds = 0.0
     if spec.rollout.generates:
-        reward = _model_size(config, "reward", None) or policy
         seconds += forward / rates.decode
-        seconds += reward.as_classifier().flops.forward(shape) / rates.update
+        for scorer in scorers:
+            if scorer.in_training:
+                seconds += scorer.seconds(prompts, rows, lengths, rates.update)
     if isinstance(spec, EvolutionSpec):
         return seconds
     num_models = 2 if spec.uses_critic else 1
@@ -181,39 +176,27 @@ def _step_seconds(
     return seconds + (len(spec.model_passes) * forward + update) / rates.update
 
 
-def _evaluation_seconds(run: ResolvedRun, dataset: Dataset, policy: ModelSize, rates: _Rates) -> float:
+def _evaluation_seconds(
+    run: ResolvedRun, dataset: Dataset, policy: ModelSize, scorers: Sequence[ScoringModel], rates: _Rates
+) -> float:
     config = run.config
     num_prompts = len(dataset.test_prompts)
-    lengths = _sampled_lengths(run, dataset, test=True)
+    lengths = sampled_lengths(run, dataset, test=True)
     rows = num_prompts * config.evaluate.num_generations
-    shape = _shape(num_prompts, lengths.prompt, rows, lengths.response, rows * lengths.response)
+    shape = mean_shape(num_prompts, lengths.prompt, rows, lengths.response, rows * lengths.response)
     forward = policy.flops.forward(shape)
-    scoring = 0.0
-    for name in ("reward", "judge"):
-        if isinstance(getattr(config, name), RewardSection):
-            scorer = _model_size(config, name, None) or policy
-            scoring += scorer.as_classifier().flops.forward(shape)
+    scoring = sum(each.seconds(num_prompts, rows, lengths, rates.update) for each in scorers)
     # Both policies answer and are scored; the divergence between them takes one more pass of each.
-    return 2 * forward / rates.decode + 2 * (scoring + forward) / rates.update
+    return 2 * forward / rates.decode + 2 * (scoring + forward / rates.update)
 
 
-def _rows_per_step(config: Config, spec: AlgorithmSpec | EvolutionSpec) -> int:
+def rows_per_step(config: Config, spec: AlgorithmSpec | EvolutionSpec) -> int:
     """Responses of a step; of stored ones two per prompt are assumed."""
     generations = getattr(spec.rollout, "num_generations", None) or 2
     return config.training.prompts_per_step * generations * spec.candidates_per_step
 
 
-def _shape(
-    num_prefixes: int, prefix: float, num_rows: int, suffix: float, num_predictions: float
-) -> ForwardShape:
-    """Prompts of this mean length, each read once, and responses of this mean length after them."""
-    prefixes, suffixes = np.full(num_prefixes, round(prefix)), np.full(num_rows, round(suffix))
-    before = np.concatenate([np.zeros(num_prefixes, np.int64), np.full(num_rows, round(prefix))])
-    sizes = np.concatenate([prefixes, suffixes]).astype(np.int64)
-    return ForwardShape(before.astype(np.int64), sizes, round(num_predictions))
-
-
-def _sampled_lengths(run: ResolvedRun, dataset: Dataset, *, test: bool = False) -> Lengths:
+def sampled_lengths(run: ResolvedRun, dataset: Dataset, *, test: bool = False) -> Lengths:
     """Lengths of prompts and of responses to them: as long as those in the data, up to the limit."""
     config = run.config
     limit = int(config.algorithm.arguments.get("max_new_tokens", 256))
@@ -258,8 +241,17 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _memory(run: ResolvedRun, policy: ModelSize, step_rows: int, tokens_per_pass: int) -> float:
-    """Peak of the alignment: weights, gradients, moments, frozen models, and caches or passes."""
+def _memory(
+    run: ResolvedRun,
+    policy: ModelSize,
+    scorers: Sequence[ScoringModel],
+    step_rows: int,
+    tokens_per_pass: int,
+) -> float:
+    """Peak of the alignment: weights, gradients, moments, frozen models, scorers, and caches or passes.
+
+    Or of the evaluation, where more models score.
+    """
     config, spec = run.config, run.algorithm
     weight_bytes = 2 if config.policy.dtype == "bfloat16" else 4
     lora = config.policy.lora is not None
@@ -268,7 +260,7 @@ def _memory(run: ResolvedRun, policy: ModelSize, step_rows: int, tokens_per_pass
     num_frozen = len(run.requirements.frozen_roles) - (1 if lora else 0)
     total += max(num_frozen, 0) * policy.num_params * weight_bytes
     if spec.rollout.generates:
-        total += (_model_size(config, "reward", None) or policy).num_params * weight_bytes
+        total += sum(each.num_bytes for each in scorers if each.in_training)
     if spec.uses_critic:
         total += policy.num_params * (weight_bytes + 4 + moments)
     limit = int(config.algorithm.arguments.get("max_new_tokens", 256))
@@ -276,7 +268,10 @@ def _memory(run: ResolvedRun, policy: ModelSize, step_rows: int, tokens_per_pass
     layers = 1 if config.training.gradient_checkpointing != "none" else policy.num_layers
     logits = min(tokens_per_pass, 1024) * policy.vocab_size * 3 * 4
     activations = tokens_per_pass * policy.width * ACTIVATIONS_PER_LAYER * layers * weight_bytes + logits
-    return total + max(cache, activations)
+    evaluation = (
+        PROCESS_BYTES + 2 * policy.num_params * weight_bytes + sum(each.num_bytes for each in scorers)
+    )
+    return max(total + max(cache, activations), evaluation + cache)
 
 
 def describe_estimate(estimate: Estimate | None) -> Iterator[str]:

@@ -2,15 +2,18 @@
 
 import textwrap
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.custom import custom_arguments
 from paretune.algorithms.docstrings import summary
-from paretune.config import Config
+from paretune.config import Config, bundled_recipes
 from paretune.config.build import CUSTOM, Spec, algorithm_constraints, base_spec, build_spec
-from paretune.core.errors import WiringError
+from paretune.config.issues import closest_match
+from paretune.core.errors import ConfigError, WiringError
 from paretune.credit.base import flatten_steps
 from paretune.rl.algorithm_spec import LABEL_WIDTH, AlgorithmSpec
 
@@ -24,6 +27,24 @@ def explain(config: Config) -> str:
         WiringError: The parts of the algorithm do not fit together.
     """
     return "\n".join([*_explain_parts(build_spec(config)), "", *_explain_custom(config)])
+
+
+def refuse_algorithm_name(recipe: str) -> None:
+    """Say how an algorithm is explained, where its name stands in the place of a recipe.
+
+    Raises:
+        ConfigError: It is the name of an algorithm, or nearly one, and neither a file nor a shipped recipe.
+    """
+    if Path(recipe).exists() or recipe in bundled_recipes() or Path(recipe).suffix:
+        return
+    name = recipe if recipe in ALGORITHMS else closest_match(recipe, ALGORITHMS)
+    if not name or closest_match(recipe, bundled_recipes()):
+        return
+    what = "is an algorithm" if name == recipe else f'is no recipe, and nearly the algorithm "{name}"'
+    raise ConfigError(
+        f"{recipe}: {what}, whose parts depend on a recipe; fix: name a recipe of yours, or a shipped one "
+        f"with another algorithm, such as `paretune explain demo algorithm.name={name}`"
+    )
 
 
 def custom_section(config: Config) -> dict[str, Any]:

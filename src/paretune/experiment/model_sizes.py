@@ -1,12 +1,16 @@
 """Sizes of a model from its configuration alone: parameters, operations and cache, without weights."""
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
 
 from paretune.core.errors import ParetuneError
+from paretune.core.types import PreTrainedModel
 from paretune.data.prompt_formats import PromptFormat
 from paretune.models.flops import ModelFlops
 from paretune.models.load import load_model_config
-from paretune.models.lora import shared_network
+from paretune.models.lora import TaskType, shared_network
 from paretune.worlds import get_world
 
 LORA_MODULES_PER_LAYER = 7
@@ -26,6 +30,8 @@ class ModelSize:
     kv_numbers_per_token: int
     """Numbers in the key-value cache per token, over all layers."""
     flops: ModelFlops
+    is_causal: bool = True
+    """Each token attends to those before it alone, so that rows can share their prompt."""
 
     def with_lora(self, rank: int | None) -> "ModelSize":
         """The model with all linear layers frozen under an adapter; None: all are trained."""
@@ -67,16 +73,40 @@ def world_model_size(prompt_format: PromptFormat = "") -> ModelSize:
     )
 
 
-def folder_model_size(path: str, revision: str | None) -> ModelSize | None:
-    """Size of a pretrained model; None if its family is not one that is counted."""
+def folder_model_size(path: str, revision: str | None, task: TaskType = "CAUSAL_LM") -> ModelSize | None:
+    """Size of a pretrained model; None if its family is not one that is counted.
+
+    Args:
+        path: Folder or hub name.
+        revision: Revision on the hub.
+        task: CAUSAL_LM: the language model; SEQ_CLS: the sequence classifier, encoders included.
+    """
     try:
         config = load_model_config(path, revision=revision)
-        model = shared_network(config, "CAUSAL_LM")
+        model = shared_network(config, task)
         flops = ModelFlops.from_model(model)
+        if flops is None and task == "SEQ_CLS":
+            return replace(_size_of(model, config, _encoder_flops(model)), is_causal=False)
+        return None if flops is None else _size_of(model, config, flops)
     except (ParetuneError, ValueError, AttributeError):  # other families name their sizes otherwise
         return None
-    if flops is None:
-        return None
+
+
+def _encoder_flops(model: PreTrainedModel) -> ModelFlops:
+    """Operations of an encoder, in which every token attends to all others."""
+    config = model.config
+    body = sum(m.weight.numel() for m in model.base_model.modules() if isinstance(m, nn.Linear))
+    return ModelFlops(
+        trainable_params=body,
+        frozen_params=0,
+        attention_width=2 * config.hidden_size,  # twice the pairs of causal attention
+        layers_by_window={None: config.num_hidden_layers},
+        head_params=0,
+        head_trainable=True,
+    )
+
+
+def _size_of(model: PreTrainedModel, config: Any, flops: ModelFlops) -> ModelSize:
     num_params = sum(parameter.numel() for parameter in model.parameters())
     num_layers = sum(flops.layers_by_window.values())
     heads = config.num_attention_heads

@@ -1,26 +1,26 @@
 """Checks before a run: models by their config.json alone, hardware and packages for memory options."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paretune.config import Config
+from paretune.config.data_schema import RewardSection
 from paretune.config.issues import closest_match
 from paretune.config.scorers import reward_model_objectives
+from paretune.config.unknown import until_unknown
 from paretune.config.validate import WORLD, reward_sections
 from paretune.config.yaml import KeyPath, dotted_key
 from paretune.core.errors import (
     ConfigError,
     DataError,
     MissingDependencyError,
-    ParetuneError,
     ResourceError,
     WiringError,
 )
 from paretune.experiment.data_limits import policy_tokenizer
 from paretune.experiment.learning_rates import unresolved_learning_rates
 from paretune.experiment.model_checks import ModelFiles, located_error, model_issues, model_notes
-from paretune.experiment.resolved import ResolvedRun
+from paretune.experiment.resolved import ResolvedRun, as_config_error
 from paretune.experiment.settings import lora_spec
 from paretune.models.forward.checkpointing import checkpointable_layers
 from paretune.models.load import (
@@ -127,12 +127,20 @@ def check_memory_options(run: ResolvedRun) -> None:
 
 def model_references(config: Config) -> Iterator[ModelReference]:
     """Every pretrained model that the recipe names."""
+    yield from until_unknown(_policy_reference(config))
+    for name, section in reward_sections(config):
+        yield from until_unknown(_reward_reference(name, section))
+
+
+def _policy_reference(config: Config) -> Iterator[ModelReference]:
     if config.policy.path != WORLD:
         yield ("policy", "path"), config.policy.path, config.policy.revision
-    for name, section in reward_sections(config):
-        if section.pretrained_model is not None:
-            key, path = section.pretrained_model
-            yield (name, key), path, section.revision
+
+
+def _reward_reference(name: str, section: RewardSection) -> Iterator[ModelReference]:
+    if section.pretrained_model is not None:
+        key, path = section.pretrained_model
+        yield (name, key), path, section.revision
 
 
 def hub_model_notes(config: Config) -> list[str]:
@@ -156,18 +164,27 @@ def model_config_issues(run: ResolvedRun) -> list[str]:
         MissingDependencyError: A package that a model needs is missing.
         ResourceError: Quantized weights cannot be loaded on the device of the run.
     """
-    config = run.config
     models = read_model_files(run)
-    configs = {model.key: model.config for model in models}
-    issues = list(model_issues(run, models))
+    issues = [*model_issues(run, models)]
     if not issues:
         issues += _learning_rate_issues(run)
-    for name, section in reward_sections(config):
+    return [*issues, *section_issues(run, models)]
+
+
+def section_issues(run: ResolvedRun, models: Sequence[ModelFiles]) -> Iterator[str]:
+    """Objectives that pretrained models lack, and adapters that match no module of their base model.
+
+    Args:
+        run: The resolved recipe.
+        models: Those that can be read.
+    """
+    configs = {model.key: model.config for model in models}
+    for name, section in reward_sections(run.config):
         if section.path is not None:
-            issues += _objective_issues(run, name, section.path, section.revision)
-    for name, key, task in _lora_sections(config):
-        issues += _lora_target_issues(run, name, _base_config(configs, key), task)
-    return issues
+            yield from _objective_issues(run, name, section.path, section.revision)
+    for name, key, task in _lora_sections(run.config):
+        if key in configs or run.config.policy.path == WORLD:
+            yield from _lora_target_issues(run, name, _base_config(configs, key), task)
 
 
 def read_model_files(run: ResolvedRun) -> list[ModelFiles]:
@@ -177,6 +194,14 @@ def read_model_files(run: ResolvedRun) -> list[ModelFiles]:
         ConfigError: One line per model without one of them, and per folder without safetensors weights.
         MissingDependencyError: A package that a tokenizer needs is missing.
     """
+    models, issues = readable_models(run)
+    if issues:
+        raise ConfigError("\n".join(issues))
+    return models
+
+
+def readable_models(run: ResolvedRun) -> tuple[list[ModelFiles], list[str]]:
+    """The models that `read_model_files` can read, and one line per other model."""
     issues: list[str] = []
     models: list[ModelFiles] = []
     for key, path, revision in model_references(run.config):
@@ -189,9 +214,7 @@ def read_model_files(run: ResolvedRun) -> list[ModelFiles]:
             issues.append(run.issue(key, str(error)))
         except (ResourceError, MissingDependencyError) as error:
             raise located_error(run, key, error) from error
-    if issues:
-        raise ConfigError("\n".join(issues))
-    return models
+    return models, issues
 
 
 def model_descriptions(run: ResolvedRun) -> list[str]:
@@ -219,25 +242,6 @@ def _learning_rate_issues(run: ResolvedRun) -> Iterator[str]:
     """Learning rates that the recipe leaves out and that have no default, since the size is unknown."""
     for path in unresolved_learning_rates(run.config, gradient_free=run.algorithm.gradient_free):
         yield run.issue(path, "is missing, and the size of the model is unknown", "write a number")
-
-
-@contextmanager
-def as_config_error(run: ResolvedRun, key: KeyPath, *kinds: type[ParetuneError]) -> Iterator[None]:
-    """Turns the DataError of a model that cannot be read into a ConfigError at its key.
-
-    Args:
-        run: The resolved recipe.
-        key: The key of the model.
-        *kinds: Further errors to turn.
-
-    Raises:
-        ConfigError: There was such an error.
-    """
-    caught: tuple[type[ParetuneError], ...] = (DataError, *kinds)
-    try:
-        yield
-    except caught as error:
-        raise ConfigError(run.issue(key, str(error))) from error
 
 
 def _objective_issues(run: ResolvedRun, name: str, path: str, revision: str | None) -> Iterator[str]:

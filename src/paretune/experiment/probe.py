@@ -14,7 +14,7 @@ from paretune.core.errors import ConfigError, WiringError
 from paretune.data.records import Message, Prompt, Sample
 from paretune.experiment.assemble import make_critic
 from paretune.experiment.context import RunContext
-from paretune.experiment.preflight import as_config_error
+from paretune.experiment.resolved import as_config_error
 from paretune.experiment.reward import load_trained_reward_model, reward_model_spec
 from paretune.experiment.scorers import scorer_builder
 from paretune.reward.checkpoint import new_reward_model

@@ -10,7 +10,8 @@ from paretune.config import Config, resolved_yaml, source_text
 from paretune.config.arguments import algorithm_files
 from paretune.config.scorer_schema import ClassifierScorerSection, RewardModelScorerSection
 from paretune.config.scorers import scorer_sections
-from paretune.config.validate import WORLD, data_sources, reward_sections
+from paretune.config.sources import data_sources
+from paretune.config.validate import WORLD, reward_sections
 from paretune.data.loader import prompt_key
 from paretune.data.records import LazySequence, PreferencePair, Prompt
 from paretune.experiment.chat_templates import policy_template_warnings

@@ -1,12 +1,14 @@
 """The resolved run: a recipe together with its algorithm; nothing else builds the algorithm of a run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from paretune.config import Config, location_of
 from paretune.config.build import build_spec
 from paretune.config.yaml import KeyPath, dotted_key
-from paretune.core.errors import format_issue
+from paretune.core.errors import ConfigError, DataError, ParetuneError, format_issue
 from paretune.core.requirements import Requirements
 from paretune.experiment.learning_rates import fill_learning_rates
 from paretune.rl.algorithm_spec import AlgorithmSpec, phase_specs
@@ -58,3 +60,22 @@ def resolve(config: Config) -> ResolvedRun:
     config, notes = fill_learning_rates(config, gradient_free=algorithm.gradient_free)
     phases = tuple(phase_specs(algorithm.phases))
     return ResolvedRun(config=config, algorithm=algorithm, phases=phases, learning_rate_notes=notes)
+
+
+@contextmanager
+def as_config_error(run: ResolvedRun, key: KeyPath, *kinds: type[ParetuneError]) -> Iterator[None]:
+    """Turns the DataError of a model that cannot be read into a ConfigError at its key.
+
+    Args:
+        run: The resolved recipe.
+        key: The key of the model.
+        *kinds: Further errors to turn.
+
+    Raises:
+        ConfigError: There was such an error.
+    """
+    caught: tuple[type[ParetuneError], ...] = (DataError, *kinds)
+    try:
+        yield
+    except caught as error:
+        raise ConfigError(run.issue(key, str(error))) from error

@@ -37,6 +37,7 @@ from paretune.experiment.output_folder import other_run_warnings
 from paretune.experiment.preflight import hub_model_notes, model_descriptions, model_references
 from paretune.experiment.provenance import dataset_warnings
 from paretune.experiment.readability import PromptReading
+from paretune.experiment.request_estimates import request_estimates
 from paretune.experiment.resolved import ResolvedRun
 from paretune.experiment.scorers import describe_scorer
 from paretune.models.load import is_local_folder
@@ -72,6 +73,7 @@ def describe_run(
     )
     fitted = _fitted_labels(config, dataset)
     num_stored = len(dataset.stored_responses)
+    requests = request_estimates(run, dataset)
     return [
         f"{config.name}: ok",
         *_section("prompts", [f"{describe_prompts(dataset)}", *_unsampled_pools(config, dataset)]),
@@ -91,6 +93,7 @@ def describe_run(
         *_section("method", _describe_method(config)),
         *_section("training", _describe_training(run)),
         *_section("evaluation", _describe_evaluation(config, dataset)),
+        *_section("requests", [each.describe() for each in requests]),
         *_section("time", describe_estimate(estimate)),
         *_section("memory", _describe_memory(estimate)),
         *_section("notes", [*dataset.notes, *summarize_exclusions(dataset.exclusions)]),
@@ -101,6 +104,7 @@ def describe_run(
                 *dataset_warnings(recipe, dataset),
                 *evaluation_notes(config, dataset),
                 *_warnings(config, run, labels, fitted, readings, estimate),
+                *(text for each in requests for text in each.warnings()),
                 *other_run_warnings(recipe),
             ],
         ),

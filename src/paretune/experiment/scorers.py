@@ -74,7 +74,7 @@ def typed_scorer_issues(
 
 
 def scorer_problems(
-    path: KeyPath, name: str, section: ScorerSection, prompts: Sequence[Prompt]
+    path: KeyPath, name: str, section: ScorerSection, prompts: Sequence[Prompt] | None
 ) -> Iterator[ScorerProblem]:
     """What is wrong with one scorer, as far as it is known without weights and without asking an endpoint.
 
@@ -82,11 +82,11 @@ def scorer_problems(
         path: Key path of its section.
         name: Its name.
         section: Its section.
-        prompts: Prompts that it reads.
+        prompts: Prompts that it reads; None: unknown.
     """
     if isinstance(section, PythonScorerSection):
-        columns = {*PROMPT_FIELDS, *(name for prompt in prompts for name in prompt.columns)}
-        yield from _function_problems(path, section, columns)
+        columns = {*PROMPT_FIELDS, *(name for prompt in prompts or () for name in prompt.columns)}
+        yield from _function_problems(path, section, None if prompts is None else columns)
     elif isinstance(section, ClassifierScorerSection):
         from paretune.reward.classifier import classifier_issues
 
@@ -106,22 +106,23 @@ def scorer_problems(
         ):
             yield ScorerProblem((*path, issue.key), issue.problem, issue.fix)
     elif isinstance(section, LlmJudgeScorerSection):
-        yield from _judge_problems(path, section, prompts)
+        yield from _judge_problems(path, section, prompts or ())
     else:
         yield from _caught(path, lambda: make_rule(section, None))
 
 
 def _function_problems(
-    path: KeyPath, section: PythonScorerSection, columns: Collection[str]
+    path: KeyPath, section: PythonScorerSection, columns: Collection[str] | None
 ) -> Iterator[ScorerProblem]:
     from paretune.reward.function_signatures import check_arguments, check_columns
 
-    problems = list(_caught((*path, "function"), lambda: load_section_function(section)))
-    if not problems:
-        function = load_section_function(section)
-        problems += _caught((*path, "function"), lambda: check_columns(function, columns))
-        problems += _caught((*path, "arguments"), lambda: check_arguments(function, columns))
-    yield from problems
+    functions: list[RewardFunction] = []
+    yield from _caught((*path, "function"), lambda: functions.append(load_section_function(section)))
+    if columns is None:
+        return
+    for function in functions:
+        yield from _caught((*path, "function"), partial(check_columns, function, columns))
+        yield from _caught((*path, "arguments"), partial(check_arguments, function, columns))
 
 
 def _judge_problems(
@@ -153,7 +154,7 @@ def _caught(path: KeyPath, build: Any) -> Iterator[ScorerProblem]:
         yield ScorerProblem(path, problem, fix)
 
 
-def load_section_function(section: PythonScorerSection) -> Any:
+def load_section_function(section: PythonScorerSection) -> "RewardFunction":
     """The function of a section, loaded and checked.
 
     Raises:

@@ -62,7 +62,7 @@ def total_loss(
     """The weighted sum of the losses, and each loss by its class name, without its coefficient.
 
     Raises:
-        WiringError: There are no losses.
+        WiringError: There are no losses, or one is not a single number.
     """
     if not losses:
         raise WiringError("the algorithm has no losses; fix: give it at least one WeightedLoss")
@@ -71,6 +71,11 @@ def total_loss(
     for term in losses:
         value = term.loss(out, batch)
         name = type(term.loss).__name__
+        if not (isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()):
+            what = (
+                f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            )
+            raise WiringError(f"{name} returns {what}; fix: return one number, such as (...).sum()")
         values[name] = values.get(name, 0.0) + float(value.detach())
         total = total + term.coefficient * value
     return total, values

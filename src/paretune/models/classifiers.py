@@ -14,6 +14,8 @@ from paretune.models.model_limits import NO_LIMIT, max_sequence_length
 from paretune.models.quantized_checkpoint import quantization_method
 from paretune.models.weight_files import require_safetensors, stored_shapes
 
+MAX_LISTED_LABELS = 30
+"""Labels that an error message shows."""
 Activation = Literal["softmax", "sigmoid", "none"]
 """From logits to probabilities; none: the model is a regression, and its logits are its outputs."""
 
@@ -85,7 +87,9 @@ class StoredClassifier:
         Raises:
             LabelError: There is none, or several labels have this name.
         """
-        names = ", ".join(f"{i}: {name}" for i, name in enumerate(self.labels))
+        shown = [f"{i}: {' '.join(name.split())}" for i, name in enumerate(self.labels)]
+        more = len(shown) - MAX_LISTED_LABELS
+        names = ", ".join([*shown[:MAX_LISTED_LABELS], *([f"and {more:,} more"] if more > 0 else [])])
         if isinstance(label, int):
             if 0 <= label < len(self.labels):
                 return label

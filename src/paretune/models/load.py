@@ -274,6 +274,8 @@ def load_tokenizer(
             problem = f"no {TOKENIZER_NAME}, nor other files of a tokenizer that can be read"
             fix = "write the tokenizer of the model there with save_pretrained"
             raise DataError(f"{path}: {problem}; fix: {fix}") from error
+        if len(tokenizer) < 64 and {*tokenizer.get_vocab()} <= {*tokenizer.all_special_tokens}:  # of no files
+            raise DataError(f"{path}: the tokenizer knows no text; fix: write that of the model there")
         set_chat_template_kwargs(tokenizer, chat_template_kwargs or {})
         return tokenizer
 

@@ -55,9 +55,26 @@ def write_report(run_dir: str | Path, evaluation_name: str = "final") -> Path:
     run_info = read_json(run / "run.json")
     if run_info is None:
         raise ConfigError(f"{run}: no run.json, so this is no run folder; fix: name the folder of a run")
-    page = jinja_environment().get_template(TEMPLATE).render(template_context(run, run_info, evaluation_name))
-    path = run / "report.html"
-    write_atomic(path, page)
+    return _write_page(run, template_context(run, run_info, run / "eval" / evaluation_name))
+
+
+def write_evaluation_report(folder: Path, subtitle: Sequence[str]) -> Path:
+    """Write report.html beside the eval.json of a comparison that belongs to no run, and return its path.
+
+    Args:
+        folder: Folder of eval.json and generations.parquet.
+        subtitle: The facts below the title.
+
+    Raises:
+        DataError: A file is damaged or has another schema.
+    """
+    context = template_context(folder, {"status": "done"}, folder)
+    return _write_page(folder, context | {"is_run": False, "subtitle": list(subtitle)})
+
+
+def _write_page(folder: Path, context: Mapping[str, Any]) -> Path:
+    path = folder / "report.html"
+    write_atomic(path, jinja_environment().get_template(TEMPLATE).render(context))
     return path
 
 
@@ -87,11 +104,9 @@ def jinja_environment() -> Environment:
     return env
 
 
-def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_name: str) -> dict[str, Any]:
+def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_dir: Path) -> dict[str, Any]:
     """All values that the template shows, read from the files of the run."""
-    evaluation = with_event_warnings(
-        _load_evaluation(run_dir / "eval" / evaluation_name / "eval.json"), run_dir
-    )
+    evaluation = with_event_warnings(_load_evaluation(evaluation_dir / "eval.json"), run_dir)
     lines = [line for line in read_jsonl(run_dir / "metrics.jsonl") if line.get("stage") == "align"]
     recipe = _load_recipe(run_dir / "config" / "resolved.yaml")
     objectives = list(evaluation["objectives"]) if evaluation else scored_objectives(lines)
@@ -101,6 +116,7 @@ def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_name
     # Checkpoint events come every few steps and would push everything else off the list.
     events = [line for line in read_jsonl(run_dir / "events.jsonl") if line.get("type") != "checkpoint"]
     return {
+        "is_run": True,
         "run_info": run_info,
         "version": __version__,
         "title": run_dir.resolve().name,
@@ -116,7 +132,7 @@ def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_name
         "time_by_stage": time_by_stage(timing),
         "throughput": throughput(timing, environment),
         "matmul_description": describe_matmul_benchmark(environment),
-        "samples": select_samples(run_dir / "eval" / evaluation_name, evaluation) if evaluation else [],
+        "samples": select_samples(evaluation_dir, evaluation) if evaluation else [],
         "events": events[-MAX_EVENTS:],
         "recipe_text": _read_text(run_dir / "config" / "recipe.yaml"),
         "resolved_text": _read_text(run_dir / "config" / "resolved.yaml"),

@@ -1,7 +1,7 @@
 """Any sequence classifier of transformers as a scorer: one of its labels is one objective."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from paretune.core.errors import DataError, WiringError
-from paretune.data.chat_template import chat_template_of
 from paretune.data.records import Message, Prompt, Sample
 from paretune.models.classifiers import Activation, KeyIssue, LabelError, max_text_length, read_classifier
 from paretune.models.critic import require_score_head
@@ -24,12 +23,12 @@ from paretune.reward.classifier_inputs import (
     ClassifierEncoder,
     ClassifierRow,
     Reads,
-    UnreadableTextError,
+    conversation_problem,
     require_readable,
     score_readable,
     up_to_last_read,
 )
-from paretune.reward.failures import FailureCounts
+from paretune.reward.failures import CountedScorer
 from paretune.reward.model import RewardModel
 
 Output = Literal["probability", "logit", "log_odds"]
@@ -77,14 +76,8 @@ def classifier_issues(
 
 def _conversation_issues(path: str, encode: ClassifierEncoder) -> list[KeyIssue]:
     fix = "reads: prompt_and_response or response, as in its training, or add its chat_template.jinja"
-    if chat_template_of(encode.tokenizer).source is None:
-        problem = f"{path} has no chat template, so how it reads a conversation is unknown"
-        return [KeyIssue("reads", problem, fix)]
-    try:
-        encode(_PROBE_PROMPT, _PROBE_RESPONSES[0])
-    except UnreadableTextError as error:
-        return [KeyIssue("reads", f"{path}: {error}", fix)]
-    return []
+    problem = conversation_problem(encode.tokenizer)
+    return [KeyIssue("reads", f"{path}: {problem}", fix)] if problem else []
 
 
 def load_classifier_scorer(
@@ -286,8 +279,33 @@ def label_scores(
     return (score.sigmoid() if output == "probability" else score).float()
 
 
+@dataclass(kw_only=True)
+class NetworkScorer(CountedScorer):
+    """Base of scorers that read responses by a sequence classifier of transformers."""
+
+    path: str = ""
+    """Folder or hub name."""
+    max_failure_rate: float = 1.0
+    """Largest share of responses that may stay unscored before the run stops."""
+    max_tokens_per_pass: int = 4096
+    """Maximum tokens per forward pass, padding included."""
+    total_flops: float = field(default=0.0, init=False, repr=False, compare=False)
+    """Floating-point operations of all calls so far; NaN if unknown for the architecture."""
+
+    def count_flops(self, network: nn.Module, rows: Sequence[ClassifierRow]) -> None:
+        """Add the operations of reading these rows."""
+        shape = shared_prefix_shape([], [(0, len(row.input_ids)) for row in rows])
+        self.total_flops += forward_flops(network, shape)
+
+    def provenance_files(self) -> tuple[Path, ...]:
+        """The files that it rests on; none of a hub name, whose revision is its identity."""
+        if not self.path or not is_local_folder(self.path):
+            return ()
+        return tuple(sorted(file for file in Path(self.path).iterdir() if file.is_file()))
+
+
 @dataclass
-class ClassifierScorer:
+class ClassifierScorer(NetworkScorer):
     """One label of a sequence classifier as an objective; NaN where a text cannot be read, with a reason."""
 
     name: str
@@ -297,25 +315,12 @@ class ClassifierScorer:
     activation: Activation
     output: Output = "probability"
     invert: bool = False
-    max_failure_rate: float = 1.0
-    """Largest share of responses that may stay unscored before the run stops."""
-    max_tokens_per_pass: int = 4096
-    """Maximum padded tokens per forward pass."""
-    path: str = ""
     revision: str | None = None
-    failures: FailureCounts = field(default_factory=FailureCounts, repr=False, compare=False)
-    total_flops: float = field(default=0.0, init=False, repr=False, compare=False)
-    """Floating-point operations of all calls so far; NaN if unknown for the architecture."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The objective of its column."""
         return (self.name,)
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """None."""
-        return {}
 
     @property
     def max_length(self) -> int:
@@ -333,22 +338,10 @@ class ClassifierScorer:
         )
 
     def _score(self, rows: Sequence[ClassifierRow]) -> Float[Tensor, "b 1"]:
-        shape = shared_prefix_shape([], [(0, len(row.input_ids)) for row in rows])
-        self.total_flops += forward_flops(self.model.network, shape)
+        self.count_flops(self.model.network, rows)
         logits = self.model.logits(rows, max_tokens_per_pass=self.max_tokens_per_pass)
         return label_scores(logits, self.label, self.activation, self.output, invert=self.invert)[:, None]
-
-    def provenance_files(self) -> tuple[Path, ...]:
-        """The files that it rests on; none of a hub name, whose revision is its identity."""
-        return model_files(self.path)
 
     def weights_hash(self) -> str:
         """Hash of its weights."""
         return parameter_hash(self.model.network)
-
-
-def model_files(path: str) -> tuple[Path, ...]:
-    """The files of a model folder; empty for a hub name."""
-    if not path or not is_local_folder(path):
-        return ()
-    return tuple(sorted(file for file in Path(path).iterdir() if file.is_file()))

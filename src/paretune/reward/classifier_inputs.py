@@ -14,6 +14,7 @@ from paretune.data.chat_template import ChatTemplate, ChatTemplateError, chat_te
 from paretune.data.records import Message, Prompt, Sample
 from paretune.reward.failures import FailureCounts
 
+_PROBE_PROMPT = Prompt(messages=(Message("user", "a"),))
 Reads = Literal["response", "prompt_and_response", "conversation"]
 """What a classifier reads."""
 
@@ -89,6 +90,19 @@ def conversation_row(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, respons
     return ClassifierRow(ids, [0] * len(ids))
 
 
+def conversation_problem(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Why the tokenizer's chat template cannot render conversations for scoring; "" if it can."""
+    if chat_template_of(tokenizer).source is None:
+        return "it has no chat template, so how it reads a conversation is unknown"
+    try:
+        rows = [conversation_row(tokenizer, _PROBE_PROMPT, response).input_ids for response in ("b", "cd")]
+    except UnreadableTextError as error:
+        return str(error)
+    if not any(rows):
+        return "the chat template renders no text"
+    return "the chat template leaves out the response" if rows[0] == rows[1] else ""
+
+
 def up_to_last_read(ids: list[int], pad_id: int | None) -> list[int]:
     """The row up to its last token that is not the padding token: there transformers reads a classifier.
 
@@ -119,6 +133,7 @@ def score_readable(
     rows: dict[int, ClassifierRow] = {}
     for i, sample in enumerate(samples):
         try:
+            _require_whole_characters(sample)
             rows[i] = encode(sample)
         except UnreadableTextError as error:
             failures.reasons[str(error)] += 1
@@ -129,6 +144,15 @@ def score_readable(
         if num_infinite := int((~is_finite).sum()):
             failures.reasons["the model returned NaN or infinity"] += num_infinite
     return scores
+
+
+def _require_whole_characters(sample: Sample) -> None:
+    """JSON can hold half a character (a lone surrogate), which tokenizers reject."""
+    try:
+        for text in (sample.response, *(message.content for message in sample.prompt.messages)):
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise UnreadableTextError("the text holds half a character") from error
 
 
 def require_readable(row: ClassifierRow, *, max_length: int, num_embeddings: int) -> ClassifierRow:

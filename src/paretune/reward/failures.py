@@ -55,6 +55,20 @@ MIN_RESPONSES = 8
 """Responses below which a share of failures stops no run, unless all failed: one of four is no rate."""
 
 
+@dataclass(kw_only=True)
+class CountedScorer:
+    """Base of scorers whose calls can fail: the counts of their failures."""
+
+    max_failure_rate: float = 0.2
+    """Largest share of responses that may stay unscored before the run stops."""
+    failures: FailureCounts = field(default_factory=FailureCounts, repr=False, compare=False)
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """None beside the scores."""
+        return {}
+
+
 class ScorerWrapper:
     """Base of scorers that only pass on what the scorer in their field `scorer` scores."""
 

@@ -53,8 +53,12 @@ def describe_error(error: BaseException, source: Path | None = None) -> str:
     """
     if isinstance(error, CallTimeout):
         return "timeout"
-    text = first_line(error)
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]  # what failed in a task group
     name = type(error).__name__
+    with Attempt() as attempt:  # an error may fail to describe itself
+        attempt.value = first_line(error)
+    text = name if attempt.error is not None else str(attempt.value)
     reason = text if text == name else f"{name}: {text}"
     if len(reason) > _MAX_REASON_CHARS:
         reason = f"{reason[:_MAX_REASON_CHARS]}..."

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paretune.data.records import Prompt, Sample
-from paretune.reward.failures import FailureCounts
+from paretune.reward.failures import CountedScorer
 from paretune.reward.function_calls import Attempt, CallThread, describe_error, is_async
 from paretune.reward.function_results import RowScores, failed_rows, read_batch, read_number, read_row
 from paretune.reward.function_signatures import (
@@ -52,9 +52,9 @@ class CallLog:
 
     def log_metric(self, name: str, value: Any) -> None:
         """Add a number; numbers of one name are averaged."""
-        number, problem = read_number(value)
-        if value is None or problem:
-            raise ValueError(f'log_metric("{name}"): {problem or "None"} is no finite number')
+        number, _ = read_number(value)
+        if math.isnan(number):
+            raise ValueError(f'log_metric("{name}"): expected a finite number, not {_shorten(value)}')
         self.values[str(name)].append(number)
 
     @property
@@ -69,7 +69,7 @@ def join_messages(prompt: Prompt) -> str:
 
 
 @dataclass
-class PythonScorer:
+class PythonScorer(CountedScorer):
     """Scores responses by a Python function.
 
     A call that raises, or returns something else than it should, leaves all its responses unscored: one call
@@ -87,13 +87,11 @@ class PythonScorer:
     """Prompts and completions of `trl` as lists of messages, or as text."""
     timeout: float | None = 60.0
     """Seconds per call; None: no limit, and the call is made in the calling thread."""
-    max_failure_rate: float = 0.2
     prompt_text: Callable[[Prompt], str] = join_messages
     """The text of a prompt."""
     tokenize: Callable[[str], Sequence[int]] | None = None
     """Token ids of a response that was not sampled here; None: it has no `completion_ids`."""
     trainer_state: TrainerState = field(default_factory=TrainerState)
-    failures: FailureCounts = field(default_factory=FailureCounts)
     _thread: CallThread = field(default_factory=CallThread, repr=False)
     _log: CallLog = field(default_factory=lambda: CallLog(0), repr=False)
 
@@ -139,8 +137,24 @@ class PythonScorer:
             calls = [self._trl_call(samples, log)]
         attempts = self._thread.attempt_all(calls, self.timeout, concurrent=is_async(function.function))
         if function.signature == "verl":
-            return [self._read_row(attempt, log) for attempt in attempts]
-        return self._read_batch(attempts[0], log)
+            return [row for attempt in attempts for row in self._read(self._read_row, attempt, log, 1)]
+        return self._read(self._read_batch, attempts[0], log, len(samples))
+
+    def _read(
+        self,
+        read: Callable[[Attempt, CallLog], list[RowScores]],
+        attempt: Attempt,
+        log: CallLog,
+        num_rows: int,
+    ) -> list[RowScores]:
+        """What was returned, which may be an object of a class that fails when it is read."""
+        with Attempt() as reading:
+            reading.value = read(attempt, log)
+        if reading.error is None:
+            rows: list[RowScores] = reading.value
+            return rows
+        reason = f"returned what cannot be read: {describe_error(reading.error, self.function.source)}"
+        return failed_rows(reason, num_rows, len(self.names))
 
     def _read_batch(self, attempt: Attempt, log: CallLog) -> list[RowScores]:
         num_rows, num_objectives = log.num_rows, len(self.names)
@@ -154,14 +168,14 @@ class PythonScorer:
                 _log_mean(log, name, values)
         return read_batch(value, self.names, num_rows)
 
-    def _read_row(self, attempt: Attempt, log: CallLog) -> RowScores:
+    def _read_row(self, attempt: Attempt, log: CallLog) -> list[RowScores]:
         if attempt.error is not None:
-            return failed_rows(describe_error(attempt.error, self.function.source), 1, len(self.names))[0]
+            return failed_rows(describe_error(attempt.error, self.function.source), 1, len(self.names))
         if isinstance(attempt.value, Mapping):
             for name, value in attempt.value.items():
                 if name not in (*self.names, "score"):
                     _log_mean(log, name, value)
-        return read_row(attempt.value, self.names)
+        return [read_row(attempt.value, self.names)]
 
     def _trl_call(self, samples: Sequence[Sample], log: CallLog) -> Callable[[], Any]:
         as_messages = self.input == "messages"
@@ -238,6 +252,11 @@ def _messages(prompt: Prompt) -> list[dict[str, Any]]:
         }
         for message in prompt.messages
     ]
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _raise_no_ids() -> Any:

@@ -17,7 +17,7 @@ from referencing.exceptions import NoSuchAnchor, Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from paretune.core.errors import ConfigError, first_line
-from paretune.reward.rules import MATCH_TIMEOUT
+from paretune.reward.rules import MATCH_TIMEOUT, check_pattern
 
 _BASE = "urn:paretune:schema"
 
@@ -41,7 +41,11 @@ class JsonRule:
         """
         if self.schema is None:
             return
-        kind = validator_for(self.schema, default=Draft202012Validator)
+        dialect = self.schema.get("$schema", Draft202012Validator.META_SCHEMA["$id"])
+        kind = validator_for({"$schema": dialect}, default=None) if isinstance(dialect, str) else None
+        if kind is None:
+            problem = f"$schema {json.dumps(dialect)} is no draft of JSON Schema that is known here"
+            raise ConfigError(f"{problem}; fix: remove it, for draft 2020-12, or correct it")
         try:
             # Without formats: patterns are checked below, by the package that searches them.
             kind.check_schema(self.schema, format_checker=FormatChecker(formats=()))
@@ -50,13 +54,7 @@ class JsonRule:
             raise ConfigError(
                 f"not a JSON Schema: {f'at {place}: ' if place else ''}{error.message}"
             ) from error
-        for name, value in _keywords(self.schema):
-            if name == "patternProperties":
-                # The package searches these by `re`, which cannot give up.
-                raise ConfigError("patternProperties is not supported; fix: use propertyNames with a pattern")
-            if name == "pattern":
-                _check_pattern(value)
-        self._check_references()
+        self._check_subschemas()
 
     def __reduce__(self) -> tuple[type["JsonRule"], tuple[Any, ...]]:
         """The validator is built again."""
@@ -82,20 +80,16 @@ class JsonRule:
         except (ValueError, RecursionError, ArithmeticError):
             return 0.0
 
-    def _check_references(self) -> None:
+    def _check_subschemas(self) -> None:
         resource = Resource.from_contents(self.schema, default_specification=DRAFT202012)
-        resolver = Registry().with_resource(resource.id() or _BASE, resource).resolver(resource.id() or _BASE)
+        base = resource.id() or _BASE
         try:
-            _look_up_all(resource, resolver)
+            _check_schemas(resource, Registry().with_resource(base, resource).resolver(base))
             # A schema that only refers to itself.
             if self.validator is not None:
                 self.validator.is_valid({})
-        except (Unresolvable, NoSuchAnchor) as error:
-            raise ConfigError(
-                f'the schema refers to "{error.ref}", which is not in it; fix: copy it under $defs'
-            ) from error
         except RecursionError as error:
-            raise ConfigError("the schema refers to itself without end; fix: remove the circle") from error
+            raise _endless_reference() from error
 
 
 def load_schema(path: Path) -> dict[str, Any]:
@@ -105,7 +99,8 @@ def load_schema(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, or does not hold a JSON object.
     """
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
+        # Some editors write a byte order mark.
+        schema = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_reject_constant)
     except FileNotFoundError as error:
         raise ConfigError(f'there is no file "{path}"') from error
     except (OSError, ValueError, RecursionError) as error:
@@ -115,29 +110,56 @@ def load_schema(path: Path) -> dict[str, Any]:
     return schema
 
 
-def _look_up_all(resource: Any, resolver: Any) -> None:
-    contents = resource.contents
-    if isinstance(contents, Mapping) and isinstance(contents.get("$ref"), str):
-        resolver.lookup(contents["$ref"])
-    for subresource in resource.subresources():
-        _look_up_all(subresource, resolver.in_subresource(subresource))
+def _endless_reference() -> ConfigError:
+    return ConfigError("the schema refers to itself without end; fix: remove the circle")
 
 
-def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
-    """Keywords of a schema and of the schemas in it."""
-    resources = [Resource.from_contents(schema, default_specification=DRAFT202012)]
-    while resources:
-        resource = resources.pop()
-        if isinstance(resource.contents, Mapping):
-            yield from resource.contents.items()
-        resources += resource.subresources()
+def _missing_reference(name: str) -> ConfigError:
+    return ConfigError(f'the schema refers to "{name}", which is not in it; fix: copy it under $defs')
 
 
-def _check_pattern(pattern: str) -> None:
+def _check_schemas(root: Any, root_resolver: Any) -> None:
+    """Check the keywords of a schema, of the schemas in it, and of all that they refer to.
+
+    What a reference points to need not be at a place where schemas are looked for.
+    """
+    todo, seen = [(root, root_resolver)], set()
+    while todo:
+        resource, resolver = todo.pop()
+        if id(resource.contents) in seen or not isinstance(resource.contents, Mapping):
+            continue
+        seen.add(id(resource.contents))
+        _check_keywords(resource.contents)
+        target = _target(resource.contents, resolver)
+        if target is not None:
+            chain = {id(resource.contents)}
+            todo.append((Resource.from_contents(target[0], DRAFT202012), target[1]))
+            while target is not None and isinstance(target[0], Mapping):  # references to references
+                if id(target[0]) in chain:
+                    raise _endless_reference()
+                chain.add(id(target[0]))
+                target = _target(*target)
+        todo += [(each, resolver.in_subresource(each)) for each in resource.subresources()]
+
+
+def _target(schema: Mapping[str, Any], resolver: Any) -> tuple[Any, Any] | None:
+    """What a schema refers to, and the resolver there; None if it refers to nothing."""
+    reference = schema.get("$ref", schema.get("$dynamicRef"))
+    if not isinstance(reference, str):
+        return None
     try:
-        regex.compile(pattern)
-    except regex.error as error:
-        raise ConfigError(f'"{pattern}" is no regular expression: {error}') from error
+        resolved = resolver.lookup(reference)
+    except (Unresolvable, NoSuchAnchor) as error:
+        raise _missing_reference(reference) from error
+    return resolved.contents, resolved.resolver
+
+
+def _check_keywords(schema: Mapping[str, Any]) -> None:
+    if "patternProperties" in schema:
+        # The package searches these by `re`, which cannot give up.
+        raise ConfigError("patternProperties is not supported; fix: use propertyNames with a pattern")
+    if isinstance(pattern := schema.get("pattern"), str):
+        check_pattern(pattern)
 
 
 def _validate_pattern(_: Validator, pattern: str, instance: Any, __: Any) -> Iterator[ValidationError]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from paretune.core.errors import ScoringError
 from paretune.data.columns import closest_match
 from paretune.data.records import Message, Prompt, Sample
-from paretune.reward.failures import FailureCounts
+from paretune.reward.failures import CountedScorer
 from paretune.reward.judge_canaries import Canary, canary_problem
 from paretune.reward.judge_client import LIST_TIMEOUT, JudgeClient, Reply, require_openai, run_async
 from paretune.reward.judge_messages import JudgeQuestion, comparison_question, rating_question
@@ -61,7 +61,7 @@ class PairVerdicts:
 
 
 @dataclass(kw_only=True)
-class LlmJudgeScorer:
+class LlmJudgeScorer(CountedScorer):
     """A language model behind an OpenAI-compatible endpoint that rates responses by a rubric.
 
     What it cannot score is NaN, with a reason in `failures`; failures are not cached.
@@ -77,8 +77,6 @@ class LlmJudgeScorer:
     """Column of the prompts that holds criteria of their own."""
     canaries: tuple[Canary, ...] = ()
     min_canary_accuracy: float = 0.8
-    max_failure_rate: float = 0.2
-    failures: FailureCounts = field(default_factory=FailureCounts)
     _metrics: dict[str, float] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, object]:

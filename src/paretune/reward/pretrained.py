@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -11,24 +10,23 @@ from torch import Tensor
 
 from paretune.core.errors import DataError, WiringError
 from paretune.data.chat import encode_row
-from paretune.data.chat_template import ChatTemplateError, chat_template_of
+from paretune.data.chat_template import ChatTemplateError
 from paretune.data.records import Prompt, Sample
 from paretune.models.classifiers import KeyIssue, LabelError, StoredClassifier, read_classifier
 from paretune.models.critic import require_score_head
-from paretune.models.flops import forward_flops, shared_prefix_shape
 from paretune.models.load import load_tokenizer
 from paretune.models.save import parameter_hash
 from paretune.reward.checkpoint import load_reward_model, provenance_hashes
-from paretune.reward.classifier import model_files
+from paretune.reward.classifier import NetworkScorer
 from paretune.reward.classifier_inputs import (
     ClassifierRow,
     UnreadableTextError,
+    conversation_problem,
     conversation_row,
     require_readable,
     score_readable,
     up_to_last_read,
 )
-from paretune.reward.failures import FailureCounts
 from paretune.reward.model import RewardModel
 
 OBJECTIVE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -101,13 +99,9 @@ def _issues(
         )
         return
     tokenizer = load_tokenizer(path, revision=revision)
-    if not classifier.from_paretune and chat_template_of(tokenizer).source is None:
-        problem = f"{path} has no chat template, so how it reads a conversation is unknown"
-        yield KeyIssue(
-            "path",
-            problem,
-            "add its chat_template.jinja, or type: classifier with reads: prompt_and_response",
-        )
+    if not classifier.from_paretune and (problem := conversation_problem(tokenizer)):
+        fix = "add its chat_template.jinja, or type: classifier with reads: prompt_and_response"
+        yield KeyIssue("path", f"{path}: {problem}", fix)
     try:
         output_indices(classifier, name=name, outputs=outputs)
     except LabelError as error:
@@ -164,7 +158,7 @@ def load_pretrained_reward_scorer(
 
 
 @dataclass
-class PretrainedRewardScorer:
+class PretrainedRewardScorer(NetworkScorer):
     """Outputs of a reward model as objectives; NaN where a text cannot be read, with a reason.
 
     Our own models read a response as in their training: up to the token that ends the turn. Others read the
@@ -177,24 +171,11 @@ class PretrainedRewardScorer:
     from_paretune: bool
     pad_id: int | None
     """Padding token of the configuration, which transformers does not read at the end of a row."""
-    path: str = ""
-    max_failure_rate: float = 1.0
-    """Largest share of responses that may stay unscored before the run stops."""
-    max_tokens_per_pass: int = 4096
-    """Maximum tokens per forward pass."""
-    failures: FailureCounts = field(default_factory=FailureCounts, repr=False, compare=False)
-    total_flops: float = field(default=0.0, init=False, repr=False, compare=False)
-    """Floating-point operations of all calls so far; NaN if unknown for the architecture."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The objectives of its columns."""
         return tuple(self.outputs)
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """None."""
-        return {}
 
     @property
     def max_length(self) -> int:
@@ -236,16 +217,11 @@ class PretrainedRewardScorer:
         )
 
     def _score(self, rows: Sequence[ClassifierRow]) -> Float[Tensor, "b k"]:
-        shape = shared_prefix_shape([], [(0, len(row.input_ids)) for row in rows])
-        self.total_flops += forward_flops(self.model.network, shape)
+        self.count_flops(self.model.network, rows)
         scores = self.model.score_sequences(
             [row.input_ids for row in rows], max_tokens_per_pass=self.max_tokens_per_pass
         )
         return scores[:, list(self.outputs.values())]
-
-    def provenance_files(self) -> tuple[Path, ...]:
-        """The files that it rests on; none of a hub name, whose revision is its identity."""
-        return model_files(self.path)
 
     def weights_hash(self) -> str:
         """Hash of its weights."""

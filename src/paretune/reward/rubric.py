@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from paretune.core.errors import DataError
 from paretune.core.types import PositiveFloat
 from paretune.data.records import Prompt
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+MAX_POINTS = 1e6
+"""Largest points of a level: scores are 32-bit numbers, in which differences of 1 are lost beyond 2^24."""
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 _Text = Annotated[str, StringConstraints(min_length=1)]
 LevelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Answer = str | int
@@ -111,6 +115,11 @@ class Criterion(_Section):
 
     def problems(self) -> Iterator[RubricProblem]:
         """Mistakes of this criterion; paths begin at it."""
+        if not self.text.strip():
+            yield RubricProblem(("text",), "is empty", "write what the judge is asked")
+        if self.class_name and not re.fullmatch(NAME_PATTERN, self.class_name):
+            fix = "use letters, digits, - and _, at most 64 characters, starting with a letter or digit"
+            yield RubricProblem(("class",), "cannot be the name of an objective", fix)
         if bool(self.levels) == (self.points is not None):
             problem = (
                 "levels and points exclude each other" if self.levels else "has neither levels nor points"
@@ -120,18 +129,24 @@ class Criterion(_Section):
         elif self.points is not None and self.points.min >= self.points.max:
             yield RubricProblem(("points", "max"), f"is not above min, which is {self.points.min}")
         elif self.levels:
-            values = list(self.level_points.values())
-            pairs = list(pairwise(values))
-            if not pairs:
-                yield RubricProblem(("levels",), "has a single level", "write at least two")
-            elif not (all(a < b for a, b in pairs) or all(a > b for a, b in pairs)):
-                problem = "the points neither rise nor fall from level to level"
-                yield RubricProblem(("levels",), problem, "list the levels in the order of their points")
-            lowered = [name.strip().casefold() for name in self.levels]
-            if len(set(lowered)) < len(lowered):
-                yield RubricProblem(("levels",), "two levels differ in case or spaces alone", "rename one")
+            yield from self._level_problems()
+        if (self.levels or self.points is not None) and max(map(abs, self.bounds)) > MAX_POINTS:
+            key = "levels" if self.levels else "points"
+            yield RubricProblem((key,), f"has points beyond {MAX_POINTS:,.0f}", "write smaller points")
         if not self.class_name and self.weight != 1.0:
             yield RubricProblem(("weight",), "has no effect without class", "remove it, or name a class")
+
+    def _level_problems(self) -> Iterator[RubricProblem]:
+        values = list(self.level_points.values())
+        pairs = list(pairwise(values))
+        if not pairs:
+            yield RubricProblem(("levels",), "has a single level", "write at least two")
+        elif not (all(a < b for a, b in pairs) or all(a > b for a, b in pairs)):
+            problem = "the points neither rise nor fall from level to level"
+            yield RubricProblem(("levels",), problem, "list the levels in the order of their points")
+        lowered = [name.strip().casefold() for name in self.levels]
+        if len(set(lowered)) < len(lowered):
+            yield RubricProblem(("levels",), "two levels differ in case or spaces alone", "rename one")
 
 
 class Rubric(_Section):

@@ -3,8 +3,9 @@
 Every rule is bounded, has a score for every text, and is one sentence in its docstring.
 """
 
+import json
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from paretune.core.errors import ConfigError, WiringError
 from paretune.data.records import Sample
-from paretune.reward.failures import FailureCounts
+from paretune.reward.failures import CountedScorer
 
 MATCH_TIMEOUT = 1.0
 """Seconds that one search of a pattern may take."""
@@ -28,24 +29,17 @@ _WORD_END = rf"(?:(?<=[{_NO_SPACES}])|(?<=\w)(?!\w)|(?<=\W))"
 
 
 @dataclass
-class RuleScorer:
+class RuleScorer(CountedScorer):
     """Scores the visible part of responses by a rule; a search that takes too long is not scored."""
 
     name: str
     """The objective."""
     rule: Callable[[str], float]
-    max_failure_rate: float = 0.2
-    failures: FailureCounts = field(default_factory=FailureCounts)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The objective of its column."""
         return (self.name,)
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """Rules have none."""
-        return {}
 
     @property
     def identity(self) -> str:
@@ -116,6 +110,22 @@ class LengthRule:
         return len(self.tokenize(text))
 
 
+def check_pattern(pattern: str) -> None:
+    """Compile a pattern.
+
+    Raises:
+        ConfigError: It is no regular expression, or nested too deeply to be compiled.
+    """
+    # On one line, and no longer than a line of a terminal.
+    shown = json.dumps(pattern if len(pattern) <= 60 else f"{pattern[:57]}...", ensure_ascii=False)
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ConfigError(f"{shown} is no regular expression: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{shown} is nested too deeply; fix: simplify it") from error
+
+
 @dataclass(frozen=True)
 class RegexRule:
     """1 if the pattern is found in the response, or matches all of it with `full_match`; else 0.
@@ -134,10 +144,7 @@ class RegexRule:
         Raises:
             ConfigError: It is no regular expression.
         """
-        try:
-            _ = self.compiled
-        except regex.error as error:
-            raise ConfigError(f'"{self.pattern}" is no regular expression: {error}') from error
+        check_pattern(self.pattern)
 
     @cached_property
     def compiled(self) -> "regex.Pattern[str]":
@@ -226,3 +233,21 @@ class RepetitionRule:
         words = text.casefold().split()
         ngrams = [tuple(words[i : i + self.n]) for i in range(len(words) - self.n + 1)]
         return len(set(ngrams)) / len(ngrams) - 1 if ngrams else 0.0
+
+
+def shared_by_rules(first: Callable[[str], float], second: Callable[[str], float]) -> str:
+    """What two rules share, such as "is the same rule"; "" if they measure different things.
+
+    Two limits of the length measure the same quantity: who is trained by one satisfies the other.
+    """
+    if type(first) is not type(second):
+        return ""
+    if repr(first) == repr(second):
+        return "is the same rule"
+    if isinstance(first, RegexRule) and isinstance(second, RegexRule):
+        return "is the same rule" if first.pattern == second.pattern else ""
+    if isinstance(first, PhrasesRule) and isinstance(second, PhrasesRule):
+        own, others = ({phrase.casefold() for phrase in (*r.required, *r.forbidden)} for r in (first, second))
+        return "is a rule on the same phrases" if own & others else ""
+    name = type(first).__name__.removesuffix("Rule").lower()
+    return f"is a rule on the same quantity ({name})"

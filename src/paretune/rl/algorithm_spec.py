@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -42,6 +42,15 @@ class LossAggregation:
     mode: LossAggregationMode = "token_mean"
     norm_length: int = 1
     empty_rows: Literal["include", "exclude"] = "include"
+
+    def __post_init__(self) -> None:
+        modes = get_args(LossAggregationMode)
+        for name, choices in (("mode", modes), ("empty_rows", ("include", "exclude"))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise WiringError(
+                    f'LossAggregation got {name}="{value}"; fix: write one of {", ".join(choices)}'
+                )
 
     def __call__(self, response_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """The weight of every token, over all the rows of an optimizer step."""

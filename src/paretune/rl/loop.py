@@ -36,6 +36,7 @@ from paretune.rl.state import (
     learning_rates,
     start_or_resume,
 )
+from paretune.rl.user_parts import apply_model_pass, apply_steps, call_with_user_parts
 from paretune.rollout.sampler import Rollout
 from paretune.run.folder import Run
 from paretune.training.guards import StopRequest
@@ -90,7 +91,8 @@ def train(
         on_step: Called after each step's metrics have been written.
 
     Raises:
-        WiringError: The parts of the spec do not fit together, or the context lacks a requirement.
+        WiringError: The parts of the spec do not fit together, the context lacks a requirement, or a part of
+            the user's own failed on a batch.
         ConfigError: The checkpoint was made with another algorithm, seed or number of steps.
         NonFiniteError: A number was not finite; the update did not reach the weights.
         RunInterrupted: SIGTERM came; a checkpoint was written first.
@@ -105,7 +107,14 @@ def train(
     )
     loop = LoopConfig(max_steps, save_steps, save_total_limit, budget, on_step)
     with StopRequest() as stop:
-        run_steps(state, lambda: train_step(spec, context, state, max_steps, seed, budget), run, loop, stop)
+
+        def take_step() -> StepResult:
+            def step() -> StepResult:
+                return train_step(spec, context, state, max_steps, seed, budget)
+
+            return call_with_user_parts(spec, step, state.step)
+
+        run_steps(state, take_step, run, loop, stop)
 
 
 def init_train_state(
@@ -191,16 +200,17 @@ def train_step(
 
     # "worth" and "credit" select the random streams: another word would change every result.
     rng = torch_generator(seed, step, "worth")
-    batch, state.reward_state, metrics = spec.reward_steps.apply_stateful(batch, state.reward_state, rng)
+    batch, state.reward_state, metrics = apply_steps(spec.reward_steps, batch, state.reward_state, rng)
     hooks.on_rewards(batch, metrics)
 
     with hooks.phase("model_passes"):  # after the reward steps: only selected rows cost a forward pass
         for model_pass in spec.model_passes:
-            batch = model_pass(batch, context.models, spec.temperature, context.no_grad_rows(batch))
+            rows_per_pass = context.no_grad_rows(batch)
+            batch = apply_model_pass(model_pass, batch, context.models, spec.temperature, rows_per_pass)
     hooks.on_model_passes(batch, spec.model_passes)
 
     rng = torch_generator(seed, step, "credit")
-    batch, learner.credit_state, metrics = spec.credit.apply_stateful(batch, learner.credit_state, rng)
+    batch, learner.credit_state, metrics = apply_steps(spec.credit, batch, learner.credit_state, rng)
     hooks.on_credit(batch, metrics)
 
     rates = learning_rates(state, context.optim_config, max_steps, budget, spec.num_iterations)

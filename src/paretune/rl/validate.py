@@ -3,15 +3,12 @@
 The dry run sends a fake batch through all parts with tiny stand-in models, before a real model is loaded.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import nn
 
-from paretune.core.batch import Batch
 from paretune.core.errors import WiringError
 from paretune.core.requirements import Requirements
 from paretune.credit.base import CreditStep, flatten_steps
@@ -19,30 +16,30 @@ from paretune.credit.constraints import Lagrangian
 from paretune.credit.importance_sampling import TruncatedImportanceSampling
 from paretune.credit.normalization import (
     BatchNormalize,
-    BroadcastToTokens,
     GroupNormalize,
     LeaveOneOut,
     RunningNormalize,
     Whiten,
 )
-from paretune.credit.returns import Gae, ReturnToGo
 from paretune.credit.scalarization import HypervolumeGuidedWeighting
 from paretune.credit.selection import BestOfN, DropZeroVarianceGroups, ResampleByRank
-from paretune.credit.shaping import ClipReward, KlPenalty, OverlongPenalty, TerminalReward
-from paretune.loss.base import total_loss
+from paretune.credit.shaping import KlPenalty
+from paretune.loss.auxiliary import EntropyBonus
 from paretune.loss.kl import KlToReference
 from paretune.loss.listwise import PreferenceRanking
 from paretune.loss.pairwise import PairLoss
-from paretune.models.forward.logprobs import compute_outputs
 from paretune.models.lora import AdapterDisabledModel
-from paretune.models.model_passes import Models, OldLogprobs
-from paretune.reward.function_calls import Attempt
+from paretune.models.model_passes import OldLogprobs
 from paretune.rl.algorithm_spec import AlgorithmSpec
+from paretune.rl.data_flow import PartWiringError, check_data_flow
+from paretune.rl.dummy_models import STORED_RESPONSES_PER_PROMPT, fake_batch, uneven_batch
 from paretune.rl.evolution.spec import EvolutionSpec
-from paretune.rl.user_parts import user_part_error
+from paretune.rl.part_checks import DryRun
+from paretune.rl.user_parts import call_with_user_parts, is_shipped, user_parts_of
+from paretune.rollout.sampler import FrozenPolicy, StoredResponses
 
-PER_TOKEN_STEPS = (Gae, ReturnToGo)
-"""Steps that read rewards on tokens."""
+UNEVEN = "an unscored response and a prompt of equal rewards"
+"""What the second fake batch has, for messages."""
 
 
 def check_combinations(spec: AlgorithmSpec) -> None:
@@ -80,30 +77,6 @@ def _duplicate_kl_penalty(spec: AlgorithmSpec, steps: Sequence[CreditStep]) -> I
             f"reward and by KlToReference with coefficient {loss.coefficient:g} in the loss; "
             "fix: leave out one of the two"
         )
-
-
-def _unused_token_rewards(spec: AlgorithmSpec, steps: Sequence[CreditStep]) -> Iterator[str]:
-    writers = [s for s in steps if isinstance(s, TerminalReward) or _is_token_kl_penalty(s)]
-    if writers and not any(isinstance(s, PER_TOKEN_STEPS) for s in steps):
-        name = type(writers[-1]).__name__
-        broadcast = "BroadcastToTokens gives every token the reward of its response"
-        reader = broadcast if _contains_step(steps, BroadcastToTokens) else "no step reads them"
-        yield (
-            f"{name} writes token rewards, and {reader}; fix: Gae or ReturnToGo instead, or for a KL penalty "
-            'KlPenalty(level="sequence")'
-        )
-
-
-def _is_token_kl_penalty(step: CreditStep) -> bool:
-    return isinstance(step, KlPenalty) and step.level == "token"
-
-
-def _overwritten_advantages(spec: AlgorithmSpec, steps: Sequence[CreditStep]) -> Iterator[str]:
-    """A group advantage replaces per-token advantages that were computed before it."""
-    first = next((i for i, s in enumerate(steps) if isinstance(s, PER_TOKEN_STEPS)), len(steps))
-    if _contains_step(steps[first:], BroadcastToTokens):
-        name = type(steps[first]).__name__
-        yield f"BroadcastToTokens overwrites the token advantages of {name}; fix: leave out one of them"
 
 
 def _ineffective_scaling(spec: AlgorithmSpec, steps: Sequence[CreditStep]) -> Iterator[str]:
@@ -152,10 +125,19 @@ def _trivial_importance_ratio(spec: AlgorithmSpec, steps: Sequence[CreditStep]) 
         )
 
 
-def _zero_coefficient_losses(spec: AlgorithmSpec, steps: Sequence[CreditStep]) -> Iterator[str]:
+def _loss_coefficients(spec: AlgorithmSpec, steps: Sequence[CreditStep]) -> Iterator[str]:
+    """A loss of the user's own may be one to maximize, and entropy may be punished."""
     for term in spec.losses:
-        if term.coefficient == 0:
-            yield f"{type(term.loss).__name__} has coefficient 0; fix: leave the term out"
+        name, coefficient = type(term.loss).__name__, term.coefficient
+        if coefficient == 0:
+            yield f"{name} has coefficient 0; fix: leave the term out"
+        elif not math.isfinite(coefficient):
+            yield f"{name} has coefficient {coefficient}; fix: a finite number"
+        elif coefficient < 0 and is_shipped(term.loss) and not isinstance(term.loss, EntropyBonus):
+            yield (
+                f"{name} has coefficient {coefficient:g}, which makes the loss larger instead of smaller; "
+                "fix: a positive coefficient"
+            )
 
 
 def _too_few_responses(spec: AlgorithmSpec, steps: Sequence[CreditStep]) -> Iterator[str]:
@@ -174,100 +156,18 @@ def _too_few_responses(spec: AlgorithmSpec, steps: Sequence[CreditStep]) -> Iter
         yield f"{names[0]} compares the responses to a prompt, and num_generations is 1; fix: 2 or more"
 
 
-def _penalty_after_broadcast(spec: AlgorithmSpec, steps: Sequence[CreditStep]) -> Iterator[str]:
-    """Penalties after the advantages were computed do not reach them."""
-    first = next((i for i, s in enumerate(steps) if isinstance(s, BroadcastToTokens)), len(steps))
-    for step in steps[first:]:
-        late = isinstance(step, OverlongPenalty) or (
-            isinstance(step, ClipReward) and step.apply_to == "rewards"
-        )
-        if late or (isinstance(step, KlPenalty) and step.level == "sequence"):
-            name = type(step).__name__
-            yield (
-                f"{name} changes the rewards after BroadcastToTokens has read them; "
-                f"fix: put {name} before BroadcastToTokens"
-            )
-
-
 def _contains_step(steps: Sequence[CreditStep], step_type: type[CreditStep]) -> bool:
     return any(isinstance(step, step_type) for step in steps)
 
 
 COMBINATION_RULES: tuple[Callable[[AlgorithmSpec, Sequence[CreditStep]], Iterator[str]], ...] = (
     _duplicate_kl_penalty,
-    _unused_token_rewards,
-    _overwritten_advantages,
     _ineffective_scaling,
     _whiten_before_lagrangian,
     _trivial_importance_ratio,
-    _zero_coefficient_losses,
-    _penalty_after_broadcast,
+    _loss_coefficients,
     _too_few_responses,
 )
-
-
-NUM_PROMPTS, PROMPT_LENGTH, RESPONSE_LENGTH, VOCAB_SIZE = 2, 3, 3, 8
-"""Prompts, tokens per prompt, tokens per response and vocabulary of the fake batch."""
-STORED_RESPONSES_PER_PROMPT = 2
-"""Responses per prompt of the fake batch if they are stored: the fewest that can be compared."""
-
-
-class DummyModel(nn.Module):
-    """A causal language model of one layer, with the interface that `models.forward` uses of transformers.
-
-    The hidden state of a token is the mean of the embeddings up to it.
-    """
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        weight = torch.randn(VOCAB_SIZE, 8, generator=torch.Generator().manual_seed(seed))
-        self.embedding = nn.Embedding.from_pretrained(weight, freeze=False)
-        # On "meta" its initialization draws nothing from the global generator, which belongs to the run.
-        self.lm_head = nn.Linear(8, VOCAB_SIZE, bias=False, device="meta")
-        self.lm_head.weight = self.embedding.weight
-        self.config: Any = SimpleNamespace(model_type="stand-in", get_text_config=lambda: self.config)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The embedding layer."""
-        return self.embedding
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The LM head."""
-        return self.lm_head
-
-    def base_model(
-        self, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"], **_: Any
-    ) -> SimpleNamespace:
-        """The hidden states, [B, T, 8]."""
-        mask = attention_mask[..., None]
-        means = (self.embedding(input_ids) * mask).cumsum(1) / mask.cumsum(1).clamp(min=1)
-        return SimpleNamespace(last_hidden_state=means)
-
-
-class DummyCritic(nn.Module):
-    """A critic with constant values; `was_called` tells if a part used it."""
-
-    def __init__(self, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads, self.was_called = num_heads, False
-        self.values = nn.Parameter(torch.zeros(num_heads))
-
-    def forward(
-        self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
-    ) -> Float[Tensor, "B T H"]:
-        """The same values for every state."""
-        self.was_called = True
-        return self.values.expand(*input_ids.shape, -1)
-
-
-class DummyModels(dict[str, nn.Module]):
-    """Frozen models of every role; the keys are the roles that parts used."""
-
-    def __contains__(self, role: object) -> bool:
-        return True
-
-    def __missing__(self, role: str) -> nn.Module:
-        return self.setdefault(role, DummyModel(2))
 
 
 def check_spec(spec: AlgorithmSpec | EvolutionSpec, objectives: Sequence[str]) -> Requirements:
@@ -280,18 +180,15 @@ def check_spec(spec: AlgorithmSpec | EvolutionSpec, objectives: Sequence[str]) -
     try:
         if not objectives:
             raise WiringError("there are no objectives; fix: name at least one")
-        with Attempt() as attempt:  # parts of the user's own can raise anything
-            attempt.value = spec.requirements(objectives)
-        if attempt.error is not None:
-            raise user_part_error(spec, attempt.error)
+        return call_with_user_parts(spec, lambda: spec.requirements(objectives))
     except WiringError as error:
         raise WiringError(f'algorithm "{spec.name}": {error}') from error
-    needs: Requirements = attempt.value
-    return needs
 
 
 def dry_run(spec: AlgorithmSpec, objectives: tuple[str, ...]) -> Requirements:
-    """Run a spec once on a fake batch and see what its parts use.
+    """Run a spec on a fake batch and see what its parts use.
+
+    Parts of the user's own also get a batch with an unscored response and a prompt of equal rewards.
 
     Args:
         spec: The algorithm.
@@ -301,27 +198,27 @@ def dry_run(spec: AlgorithmSpec, objectives: tuple[str, ...]) -> Requirements:
         WiringError: The parts do not fit together.
     """
     check_combinations(spec)
-    rng = torch.Generator().manual_seed(0)
     batch = fake_batch(objectives, spec.rollout.num_generations or STORED_RESPONSES_PER_PROMPT)
-    batch, _, _ = spec.reward_steps.apply_stateful(batch, spec.reward_steps.init_state(), rng)
-    frozen, critic = DummyModels(), DummyCritic(batch.rewards.shape[-1])
-    models = Models(policy=DummyModel(1), critic=critic, frozen=frozen)
-    temperature, num_rows = spec.temperature, len(batch)
-    for model_pass in spec.model_passes:
-        batch = model_pass(batch, models, temperature, num_rows)
-    batch, _, _ = spec.credit.apply_stateful(batch, spec.credit.init_state(), rng)
-    batch = batch.replace(loss_weights=spec.loss_aggregation(batch.response_mask))
-    out = compute_outputs(
-        models.policy, batch, spec.requires(), temperature=temperature, references=frozen, critic=critic
-    )
-    loss, _ = total_loss(spec.losses, out, batch)
-    if not loss.requires_grad:
-        raise WiringError("no loss depends on the policy, so nothing would be trained")
+    if isinstance(spec.rollout, FrozenPolicy | StoredResponses):
+        batch = batch.replace(rollout_logprobs=None)
+    run = DryRun(spec, batch)
+    run.run()
+    check_data_flow(run.parts)
+    if user_parts_of(spec):
+        try:
+            DryRun(spec, uneven_batch(batch)).run()
+        except WiringError as error:
+            problem, _, fix = str(error).partition("; fix: ")
+            fix = fix and f"; fix: {fix}"
+            problem = f"{problem}, on a batch with {UNEVEN}{fix}"
+            if isinstance(error, PartWiringError):
+                raise PartWiringError(problem, error.part) from error
+            raise WiringError(problem) from error
     needs = Requirements(
         demonstrations=spec.auxiliary_lm is not None,
-        frozen_roles=tuple(sorted(frozen)),
-        num_critic_heads=critic.num_heads if critic.was_called else 0,
-        num_selected_rows=num_rows,
+        frozen_roles=tuple(sorted(run.frozen)),
+        num_critic_heads=run.critic.num_heads if run.critic.was_called else 0,
+        num_selected_rows=run.num_rows,
     )
     return spec.rollout.requirements() | needs
 
@@ -361,29 +258,3 @@ def dry_run_evolution(spec: EvolutionSpec, objectives: tuple[str, ...]) -> Requi
     # The incumbent's KL to the reference is measured in every generation, whether or not it is penalized.
     needs = Requirements(frozen_roles=("reference",), num_selected_rows=len(batch))
     return spec.rollout.requirements() | needs
-
-
-def fake_batch(objectives: tuple[str, ...], num_generations: int) -> Batch:
-    """`num_generations` responses to each of two prompts, with distinct scores.
-
-    Distinct, because a group whose rewards are all equal has zero advantages and would hide mistakes.
-    """
-    rows, width = NUM_PROMPTS * num_generations, PROMPT_LENGTH + RESPONSE_LENGTH
-    response_mask = torch.zeros(rows, width, dtype=torch.bool)
-    response_mask[:, PROMPT_LENGTH:] = True
-    scores = torch.linspace(0, 1, rows * len(objectives)).reshape(rows, -1)
-    return Batch(
-        input_ids=torch.arange(rows * width).reshape(rows, width) % VOCAB_SIZE,
-        attention_mask=torch.ones_like(response_mask),
-        response_mask=response_mask,
-        group=torch.arange(NUM_PROMPTS).repeat_interleave(num_generations),
-        truncated=torch.zeros(rows, dtype=torch.bool),
-        objectives=objectives,
-        scores=scores,
-        rewards=scores,
-        format_valid=torch.ones(rows, dtype=torch.bool),
-        rollout_logprobs=torch.where(response_mask, -1.0, 0.0),
-        category=torch.zeros(rows, dtype=torch.long),
-        categories=("",),
-        preference_weights=torch.ones_like(scores),
-    )

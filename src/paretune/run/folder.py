@@ -58,6 +58,8 @@ EARLIER_EVALUATION_EVENT = "earlier_evaluation"
 """Event of another evaluation of a policy that was evaluated before; its text is a warning of the report."""
 NEGATIVE_SHARE_EVENT = "negative_variance_share"
 """Event of an objective that the reward lowered during the training."""
+CONSTANT_SCORE_EVENT = "constant_score"
+"""Event of an objective that scored all responses of the first steps alike, or none of them."""
 MISMATCH_EVENT = "rollout_mismatch"
 """Event of sampler and trainer giving different probabilities to the same tokens."""
 RESUME_TRUNCATED_FILES = ("metrics.jsonl", "timing.jsonl")

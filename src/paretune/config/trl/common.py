@@ -35,7 +35,7 @@ def convert_model(c: Conversion, key: str = "policy") -> None:
     name, path_key = c.value("model_name_or_path"), "path" if key == "policy" else "init_from"
     if name is None:
         c.set(f"{key}.{path_key}", None)
-        c.leave(f"{key}.{path_key}: the model that TRL's trainer gets")
+        c.leave(f"{key}.{path_key}: write the model that TRL's trainer gets, a folder or hub name")
     else:
         c.map("model_name_or_path", f"{key}.{path_key}", str(name))
     revision = kwargs.get("revision", c.value("model_revision"))
@@ -80,7 +80,10 @@ def _convert_adapter(c: Conversion, key: str) -> None:
     c.map("lora_alpha", f"{key}.lora.alpha", c.integer("lora_alpha"))
     modules = c.value("lora_target_modules")
     if modules is None:
-        c.leave(f"{key}.lora.target_modules: peft chooses them by family; all-linear is every linear layer")
+        c.leave(
+            f"{key}.lora.target_modules: all-linear is written, every linear layer; peft would choose by the "
+            "family of the model: write its modules for the same adapter"
+        )
         c.set(f"{key}.lora.target_modules", ALL_LINEAR)
     else:
         one = modules[0] if isinstance(modules, list) and modules == [ALL_LINEAR] else modules
@@ -139,7 +142,7 @@ def convert_prompts(c: Conversion, file: str | None) -> None:
     """The prompts of training and evaluation."""
     c.set("data.prompts", {"train": {"file": file}})
     if file is None:
-        c.leave("data.prompts.train.file: the prompts; JSON Lines, or hf:owner/name:split")
+        c.leave("data.prompts.train.file: write the file of the prompts, JSON Lines or hf:owner/name:split")
     strategy = c.value("eval_strategy")
     if strategy not in ("no", False, None) and c.value("dataset_name") is not None:
         values = (c.value("dataset_name"), c.value("dataset_config"), c.value("dataset_test_split"))
@@ -148,7 +151,7 @@ def convert_prompts(c: Conversion, file: str | None) -> None:
         c.set("data.holdout_fraction", HOLDOUT)
         c.leave(
             f"data.holdout_fraction: {HOLDOUT:g} of the prompts are kept for the evaluation, which every run "
-            "has; name data.test_prompts instead if there are some"
+            "has; if there are test prompts, name them in data.test_prompts instead"
         )
         if c.is_set("dataset_test_split"):
             c.ignore("dataset_test_split", c.value("dataset_test_split"), "TRL evaluates on nothing here")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from paretune.config.other_names import other_name_key
 from paretune.config.trl.conversion import Conversion
 from paretune.config.trl.fields import DPO, GRPO, REWARD, reasons_without_effect, refused_values
 from paretune.config.trl.grpo import convert_grpo
@@ -99,10 +100,11 @@ def _sort_out(conversion: Conversion) -> None:
 
 
 def _unknown(source: TrlSource, name: str) -> str:
-    near = suggestion(name, source.config)
+    near, (_, key) = suggestion(name, source.config), other_name_key((name,), {})
     if name == "**":
         return COMPUTED
-    return f"no field of {source.config} in TRL 1.16" + (f'; did you mean "{near}"?' if near else "")
+    hint = f"; here: {key}" if key else f'; did you mean "{near}"?' if near else ""
+    return f"no field of {source.config} in TRL 1.16{hint}"
 
 
 class _Dumper(yaml.SafeDumper):

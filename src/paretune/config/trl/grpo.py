@@ -35,7 +35,8 @@ def convert_grpo(c: Conversion) -> None:
     if c.value("num_generations_eval") is not None:
         c.map("num_generations_eval", "evaluate.num_generations", c.integer("num_generations_eval"))
     if c.value("temperature") != 1:
-        c.set("evaluate.temperature", c.value("temperature"))
+        note = "the evaluation samples as the training does"
+        c.map("temperature", "evaluate.temperature", c.number("temperature"), note)
 
 
 def _convert_loss(c: Conversion) -> None:
@@ -185,7 +186,7 @@ def leave_epochs(c: Conversion) -> None:
     epochs = c.number("num_train_epochs", 0)
     steps = f"{epochs:g} x the number of prompts / {prompts}"
     c.map("num_train_epochs", "run.max_steps", None, f"a run is counted in steps: {steps}")
-    c.leave(f"run.max_steps: {steps}")
+    c.leave(f"run.max_steps: write the number of steps, {steps}")
 
 
 def _convert_rewards(c: Conversion) -> None:
@@ -202,7 +203,7 @@ def _convert_rewards(c: Conversion) -> None:
     if not names:
         names = ["reward"]
         c.set("scorers.reward", {"type": "python", "function": None})
-        c.leave("scorers.reward.function: the reward function, as file.py:name")
+        c.leave("scorers.reward.function: write the reward function that TRL's trainer gets, as file.py:name")
     _convert_weights(c, names, bool(references))
     _leave_functions(c, references)
 
@@ -226,21 +227,21 @@ def _leave_functions(c: Conversion, references: list[str]) -> None:
     """What functions need that TRL's trainer does not."""
     if any(":" in reference for reference in references):
         c.leave(
-            "prompts that are text and not messages: TRL's model and reward functions get plain text; here "
-            "they are a user's message, and functions get text with scorers.NAME.input: text"
+            "scorers.NAME.input: if the prompts of the data are text and not messages, write text; TRL gives "
+            "such prompts to reward functions as text, and here they are a user's message"
         )
     if any(reference.startswith(f"{c.source.file}:") for reference in references):
         trains = ", which would start the training" if c.source.runs_on_import else ""
         c.leave(
-            f"{c.source.file}: its reward functions are used by importing it{trains}; put them into a file "
-            "of their own"
+            f"{c.source.file}: put its reward functions into a file of their own, and name that in "
+            f"scorers.NAME.function; they are used by importing their file{trains}"
         )
 
 
 def _scorer(c: Conversion, reference: str, name: str) -> dict[str, Any]:
     """The scorer of a reward function or a reward model."""
     if reference.startswith("("):
-        c.leave(f"scorers.{name}.function: {reference} as a function of its own, file.py:name")
+        c.leave(f"scorers.{name}.function: make {reference} a function of a file, and write file.py:name")
         return {"type": "python", "function": None}
     if reference.endswith(OVERLONG):
         return {

@@ -38,7 +38,10 @@ def convert_dpo(c: Conversion) -> None:
     c.set("data.stored_responses.pairs", pairs)
     convert_model(c)
     c.set("reward", {"objectives": {OBJECTIVE: {"loss": "bradley_terry"}}, "pairs": pairs})
-    c.leave("reward: fitted to the same pairs, for the evaluation; name other data in a section judge")
+    c.leave(
+        "judge: the evaluation is scored by a reward model fitted to the training pairs (section reward); "
+        "for an independent one name other pairs in a section judge"
+    )
     c.set("objectives", {OBJECTIVE: {"weight": 1.0}})
     c.set("algorithm", {"name": "dpo", "response_source": "stored"})
     loss_type = _loss_type(c)
@@ -94,7 +97,8 @@ def convert_reward(c: Conversion) -> None:
     model = c.value("model_name_or_path")
     c.set("policy", {"path": model})
     c.leave(
-        "policy.path, algorithm, run: the model that is aligned with the reward model, and how; with defaults"
+        "policy.path, algorithm and run.max_steps: write the model to align with the reward model, how, and "
+        "for how long; TRL only fits the reward model"
     )
     convert_model(c, "reward")
     c.set("reward.objectives", {OBJECTIVE: {"loss": "bradley_terry"}})

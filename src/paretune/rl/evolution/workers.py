@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from paretune.core.batch import Batch
-from paretune.core.errors import NonFiniteError, ParetuneError, ResourceError, ScoringError
+from paretune.core.errors import NonFiniteError, ParetuneError, ResourceError, ScoringError, WiringError
 from paretune.core.rng import torch_generator
 from paretune.credit.base import Metrics, State
 from paretune.data.records import Sample
@@ -33,6 +33,7 @@ from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.rl.hooks import FiniteCheckHook, RolloutFlopsHook, StepHooks
 from paretune.rl.loop import rollout_and_score
 from paretune.rl.metrics import PhaseTimer
+from paretune.rl.user_parts import apply_steps, call_with_user_parts
 from paretune.training.checkpoint import deserialize_tree, serialize_tree
 
 
@@ -102,6 +103,7 @@ class CandidateEvaluator:
 
         Raises:
             NonFiniteError: A score is infinite, or no response has a reward.
+            WiringError: A reward step of the user's own failed.
         """
         spec, context = self.spec, self.context
         flops = RolloutFlopsHook(spec, context, self.timer)
@@ -117,7 +119,9 @@ class CandidateEvaluator:
                 batch = ref_logprobs(batch, context.models, spec.temperature, context.no_grad_rows(batch))
             hooks.on_model_passes(batch, (ref_logprobs,))
         rng = torch_generator(self.seed, step, "worth")
-        rewarded, next_state, metrics = spec.reward_steps.apply_stateful(batch, reward_state, rng)
+        rewarded, next_state, metrics = call_with_user_parts(
+            spec, lambda: apply_steps(spec.reward_steps, batch, reward_state, rng), step
+        )
         hooks.on_rewards(rewarded, metrics)
         rewards = kl_penalized_rewards(rewarded, spec.kl_coef)
         score = CandidateScore(
@@ -157,6 +161,7 @@ SHUTDOWN_TIMEOUT = 5.0
 FORWARDED_ERRORS: Mapping[str, type[ParetuneError]] = {
     "NonFiniteError": NonFiniteError,
     "ScoringError": ScoringError,
+    "WiringError": WiringError,
 }
 """Errors of a worker that keep their class, and so the exit code of the run; others become ResourceError."""
 
