@@ -113,7 +113,7 @@ class DryRun:
         name, batch = access.name, self.batch
         if not value.isfinite():
             raise PartWiringError(
-                f"{name} is {float(value):g}; fix: a finite loss where advantages, log-probabilities and "
+                f"{name} is {float(value.detach()):g}; fix: a finite loss where advantages, log-probabilities and "
                 "loss_weights are finite",
                 access,
             )
