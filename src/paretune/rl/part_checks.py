@@ -113,8 +113,8 @@ class DryRun:
         name, batch = access.name, self.batch
         if not value.isfinite():
             raise PartWiringError(
-                f"{name} is {float(value.detach()):g}; fix: a finite loss where advantages, log-probabilities and "
-                "loss_weights are finite",
+                f"{name} is {float(value.detach()):g}; fix: a finite loss where advantages, "
+                "log-probabilities and loss_weights are finite",
                 access,
             )
         parameters = [*models.policy.parameters(), *self.critic.parameters()]
