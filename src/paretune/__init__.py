@@ -105,4 +105,4 @@ __all__ = [
     "scorers",
 ]
 
-__getattr__, __dir__ = make_lazy(__name__, _EXPORTS, _MODULES)
+__getattr__, __dir__ = make_lazy(__name__, _EXPORTS, _MODULES, {"algorithms": "api.arguments"})

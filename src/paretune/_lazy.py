@@ -36,7 +36,10 @@ def _function_of(package: ModuleType) -> Any:
 
 
 def make_lazy(
-    package: str, exports: Mapping[str, str], modules: Mapping[str, str]
+    package: str,
+    exports: Mapping[str, str],
+    modules: Mapping[str, str],
+    companions: Mapping[str, str],
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package whose exports are imported on first use.
 
@@ -44,11 +47,14 @@ def make_lazy(
         package: Its name; its `exports` are its variable `_EXPORTS`.
         exports: Name -> module below the package that defines it.
         modules: Name -> module below the package that it stands for.
+        companions: Name of a module -> module below the package that is imported with it.
     """
     sys.modules[package].__class__ = _LazyPackage
 
     def get_attribute(name: str) -> Any:
         if name in modules:
+            if name in companions:
+                import_module(f"{package}.{companions[name]}")
             return import_module(f"{package}.{modules[name]}")
         if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -50,7 +50,8 @@ def score(
     ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows with a prompt and a response.")],
     output: Annotated[
-        Path | None, typer.Option("--output", help="Write id, response and scores to .parquet or .csv.")
+        Path | None,
+        typer.Option("--output", help="Write id, response and scores to .parquet, .csv or .jsonl."),
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -149,7 +150,7 @@ def _sample(
 
 
 def _score(model: str, file: Path, output: Path | None, device: str) -> str:
-    _require_new(output, (".parquet", ".csv"))
+    _require_new(output, (".parquet", ".csv", ".jsonl"))
     from paretune.api.inputs import read_samples
     from paretune.api.loading import LoadingContext
     from paretune.api.recipe_parts import scorers_of

@@ -13,10 +13,14 @@ import paretune.credit
 import paretune.loss
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.custom import custom, custom_arguments
+from paretune.algorithms.lookup import find_aggregate, find_algorithm
 from paretune.algorithms.parts import CREDIT_STEPS, LOSSES
-from paretune.core.errors import WiringError
+from paretune.algorithms.user_functions import part_arguments
+from paretune.config.schema import AlgorithmSection, Config
+from paretune.core.errors import ConfigError, WiringError
 from paretune.credit.base import Chain, CreditStep, flatten_steps
 from paretune.credit.constraints import Constraint
+from paretune.experiment import run_description
 from paretune.loss.base import Loss
 from paretune.loss.pairwise import PairLoss
 from paretune.loss.policy import PolicyLoss
@@ -100,3 +104,55 @@ def test_a_wrong_part_is_refused(key, value, message):
 def test_a_divisor_without_effect_is_refused():
     with pytest.raises(WiringError, match="norm_length has no effect"):
         custom(WEIGHTS, norm_length=4)
+
+
+OWN = """
+from paretune.algorithms.grpo import grpo
+from paretune.credit.aggregation import WeightedSum
+from paretune.credit.base import CreditStep
+
+def best_grpo(weights, *, scale: float = 1.0):
+    return grpo(weights)
+
+def best_sum(weights, constraints):
+    return WeightedSum(weights)
+
+def best_step(scale: float = 1.0):
+    return BestStep()
+
+def best_reward(completions):
+    return [1.0]
+
+class BestStep(CreditStep):
+    def apply(self, batch):
+        return batch
+"""
+
+
+@pytest.mark.parametrize(
+    ("find", "name", "meant", "others"),
+    [
+        (find_algorithm, "best_gpro", "best_grpo", "best_grpo"),
+        (find_aggregate, "best_smu", "best_sum", "best_sum"),
+        (part_arguments, "BestSetp", "BestStep", "BestStep, best_step"),
+    ],
+)
+def test_only_code_of_the_right_kind_is_proposed(find, name, meant, others, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    with pytest.raises(ConfigError) as caught:
+        find(f"own.py:{name}")
+    message = f'"own.py" has no "{name}"; did you mean "{meant}"?; fix: one of {others}'
+    assert str(caught.value) == message
+    with pytest.raises(ConfigError, match=r'no file "owm.py"; did you mean "own.py"\?; fix: '):
+        find(f"owm.py:{name}")
+
+
+def test_the_method_line_of_a_function_without_a_docstring_is_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    for name, line in (("own.py:best_grpo", "own.py:best_grpo"), ("grpo", "grpo: gate, aggregate, then")):
+        config = Config.model_construct(algorithm=AlgorithmSection.model_construct(name=name))
+        (described,) = run_description._describe_method(config)
+        assert described.startswith(line)
+        assert not described.endswith(":")

@@ -37,7 +37,9 @@ REFUSED = {
     "a truth value as number": (lambda: aligned(max_steps=True), "align: max_steps: True is not a whole"),
     "no steps between checkpoints": (lambda: aligned(save_steps=0), "save_steps: 0 is not.*save_steps=10"),
     "a negative seed": (lambda: pt.sample("m", ["a"], seed=-1), "seed: -1 is not a whole"),
-    "a temperature of 0": (lambda: evaluated(temperature=0), "temperature: 0 is not a number above 0"),
+    "a temperature of 0": (lambda: evaluated(temperature=0), "temperature: 0 is not a finite number above 0"),
+    "an infinite temperature": (
+        lambda: pt.sample("m", ["a"], temperature=float("inf")), "temperature: inf is not a finite number"),
     "a negative rate": (lambda: aligned(learning_rate=-1.0), "learning_rate: -1.0 is not a number above"),
     "a share of 1": (lambda: fitted(holdout_fraction=1), "holdout_fraction: 1 is not a number between"),
     "a policy that is a number": (lambda: pt.sample(3, ["a"]), "policy: 3 is not a model folder"),
@@ -74,12 +76,61 @@ REFUSED = {
     "ragged points": (lambda: pt.pareto_front([[1, 2], [3]]), "points: .*no table of numbers"),
     "points that are texts": (lambda: pt.pareto_front([["a", "b"]]), "points: .*no table of numbers"),
     "points that are mappings": (lambda: pt.pareto_front([{"a": 1}]), "points: .*no table of numbers"),
+    "points that are NaN": (
+        lambda: pt.pareto_front([[1, 2], [0, float("nan")]]), "objective 2 of point 2 is NaN; fix: leave"),
+    "points that are infinite": (lambda: pt.pareto_front([[-float("inf")]]), "point 1 is -inf"),
+    "a flat list of points": (lambda: pt.pareto_front([1, 2]), "got shape .2,.; fix: one list of numbers"),
+    "a label beyond float32": (
+        lambda: fitted([*RATED, {**RATED[0], "scores": {"polite": 1e210}}]),
+        "rows:1: scores.polite: 1e.210 is too large for training in float32 .up to 1e.18.; fix: write a"),
+    "a label whose square is beyond float32": (
+        lambda: fitted([{**RATED[0], "scores": {"polite": -1e38}}]), "scores.polite: -1e.38 is too large"),
+    "a label of its own column beyond float32": (
+        lambda: fitted([{**RATED[0], "kind": 2e18}], labels={"k": "kind"}), "kind: 2e.18 is too large"),
+    "objectives that are named twice": (
+        lambda: pt.scorers.python_scorer(brief, objectives=["l", "m", "l"]),
+        "objectives: .* is not allowed: l is named twice; fix: name each objective once"),
+    "a rubric that is a mapping": (
+        lambda: pt.scorers.llm_judge("http://127.0.0.1:1/v1", "m", {"criteria": {}}),
+        "rubric: a dict is not the name of a YAML file; fix: write the criteria into a file"),
+    "a rubric that is a list": (
+        lambda: pt.scorers.llm_judge("http://127.0.0.1:1/v1", "m", ["a"]), "rubric: a list is not the name"),
+    "a rule as judge": (
+        lambda: pt.rate(pt.scorers.rule("length", max=60), RATED),
+        "^.[a-z]*., a rule scorer, is no LLM judge; fix: pass paretune.scorers.llm_judge"),
+    "a function as judge": (lambda: pt.rate(brief, RATED), "^a function is no LLM judge"),
     "neither ratings nor pairs": (lambda: fitted(None), "neither ratings nor pairs"),
     "labels of pairs": (lambda: fitted(None, pairs=[PAIR], labels={"a": "b"}), "labels: pairs have none"),
     "one pair": (lambda: fitted(None, pairs=PAIR), "pairs: are one row"),
     "pairs without objective": (lambda: fitted(None, pairs=[PAIR]), "pairs:0: objective: no name"),
     "equal sides": (lambda: fitted(None, pairs={"a": [{**PAIR, "chosen": "c"}]}), "pairs:0: chosen: equal"),
     "no pairs": (lambda: fitted(None, pairs={"a": []}), "there are no pairs"),
+    "a misspelled argument": (
+        lambda: pt.sample("m", ["a"], max_tokens=3), 'max_tokens: unknown .* mean "max_new_tokens"'),
+    "a misspelled argument of an algorithm": (
+        lambda: pt.algorithms.grpo({"a": 1.0}, num_generation=4),
+        'paretune.algorithms.grpo: num_generation: unknown argument; did you mean "num_generations"'),
+    "TRL's name": (
+        lambda: pt.algorithms.grpo({"a": 1.0}, beta=0.04), "beta: unknown .* TRL's name; here: kl_coef"),
+    "TRL's name in an algorithm that has another": (
+        lambda: pt.algorithms.dpo({"a": 1.0}, kl_coef=0.1), "dpo: kl_coef: unknown argument; fix: "),
+    "TRL's name for a step": (
+        lambda: aligned(per_device_train_batch_size=4), "this is TRL's name; here: prompts_per_step"),
+    "an argument of the algorithm": (
+        lambda: aligned(num_generations=4), "it is one of the algorithm: algorithm=.*num_generations=...."),
+    "a text as number of an algorithm": (
+        lambda: pt.algorithms.grpo({"a": 1.0}, num_generations="4"), "grpo: num_generations: '4' is not a"),
+    "a number out of range of an algorithm": (
+        lambda: pt.algorithms.grpo({"a": 1.0}, clip_range=2), "clip_range: 2 must be .* fix: clip_range=0.2"),
+    "an unknown choice of an algorithm": (
+        lambda: pt.algorithms.gdpo({"a": 1.0}, variant="nvlab"), 'variant: "nvlab" is none .* mean "nvlabs"'),
+    "weights as a list": (lambda: pt.algorithms.ppo(["a"]), "ppo: weights: .'a'. is not a mapping of obj"),
+    "no weights": (pt.algorithms.grpo, "grpo: weights: is missing; fix: weights={.polite.: 1.0}"),
+    "an argument by position": (lambda: pt.algorithms.grpo({"a": 1.0}, 4), "takes 1 by position .weights."),
+    "a missing argument": (pt.pareto_front, "paretune.pareto_front: points: is missing; fix: po"),
+    "an argument twice": (lambda: pt.load_policy("m", path="m"), "load_policy: path: is given twice"),
+    "a misspelled argument of a scorer": (
+        lambda: pt.scorers.classifier("m", lable="a"), 'paretune.scorers.classifier: lable: .* "label"'),
     "an unknown verdict rule": (lambda: evaluated(verdict="both"), "verdict: 'both' is none of all"),
     "a margin of another objective": (
         lambda: evaluated(non_inferiority_margin={"polite": 1}), 'no judge scores "polite"'),
@@ -133,7 +184,9 @@ def test_defaults_and_none_are_accepted():
     assert call("m", device="cuda:1", learning_rate=None, outputs={}) == ("m", "cuda:1", None, {})
     assert list(inspect.signature(call).parameters) == ["path", "device", "learning_rate", "outputs"]
     assert call.__doc__ == "Docstring."
-    with pytest.raises(TypeError, match="unexpected keyword argument 'devise'"):
+    with pytest.raises(
+        ConfigError, match=r'call: devise: unknown argument; did you mean "device"\?; fix: one'
+    ):
         call("m", devise="cpu")
 
 

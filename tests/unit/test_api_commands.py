@@ -1,6 +1,7 @@
 """Commands on single models: sample, score, rate, evaluate, export."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pyarrow.csv
@@ -9,10 +10,12 @@ import pytest
 import yaml
 
 from paretune.api.exports import push_to_hub
+from paretune.api.loading import LoadingContext
 from paretune.api.policies import load_policy
+from paretune.api.recipe_parts import scorers_of
 from paretune.api.reward_models import fit_reward_model
 from paretune.cli import main
-from paretune.core.errors import ConfigError, ResourceError
+from paretune.core.errors import ConfigError, ResourceError, WiringError
 from paretune.models.save import parameter_hash, save_model
 from support.fake_run import make_run
 from support.judge_server import JudgeServer, serve
@@ -94,6 +97,56 @@ def test_score_by_a_reward_model(models, capsys, tmp_path):
         table = read(tmp_path / name)
         assert table.column_names == ["id", "response", "long"]
         assert table["id"].to_pylist() == [row["id"] for row in ROWS]
+    lines = ("--output", tmp_path / "s.jsonl")
+    assert called(capsys, "score", models / "reward", models / "rows.jsonl", *lines)[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
+    assert [row["long"] for row in rows] == pytest.approx(table["long"].to_pylist())
+
+
+def test_score_says_what_a_recipe_or_a_classifier_is(models, capsys, tmp_path):
+    path = recipe(models, tmp_path)
+    code, _, err = called(capsys, "score", path, models / "rows.jsonl")
+    listed = f"fix: one of {path}:scorers.brief, {path}:judges.short"
+    assert (code, err) == (2, f"{path}: is a recipe, not a scorer; {listed}\n")
+    code, _, err = called(capsys, "score", f"{path}:brief", models / "rows.jsonl")
+    assert code == 2
+    assert "brief: there is no such scorer; " in err
+    assert called(capsys, "score", "none.yaml", models / "rows.jsonl")[2].startswith(
+        "none.yaml:1: no such rec"
+    )
+    folder = tmp_path / "no-template"
+    shutil.copytree(models / "reward", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"paretune": None}))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    code, _, err = called(capsys, "score", folder, models / "rows.jsonl")
+    assert code == 2
+    assert err.startswith(f"{folder}: ")
+    assert "; fix: put it into a recipe as a scorer of type: classifier with path and label, and sc" in err
+
+
+@pytest.mark.parametrize(
+    ("raised", "printed"),
+    [
+        (
+            "type: m chooses one of 2 classes; fix: type: classifier",
+            "classes; fix: .* of type: classifier with",
+        ),
+        (
+            "outputs: m: the label; fix: name",
+            "m: the label; fix: put .* type: reward_model with path and out",
+        ),
+        ("m: other; fix: this", "m: other; fix: this$"),
+    ],
+)
+def test_score_names_no_key_that_nobody_typed(raised, printed, monkeypatch):
+    def load(path, device):
+        raise WiringError(raised)
+
+    monkeypatch.setattr("paretune.api.recipe_parts.load_reward_model", load)
+    with pytest.raises(WiringError, match=f"^m.* ?{printed}|^{printed}"):
+        scorers_of("m", LoadingContext())
 
 
 def test_score_by_a_section_of_a_recipe(models, capsys, tmp_path):

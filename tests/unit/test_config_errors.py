@@ -48,8 +48,7 @@ def test_all_mistakes_are_reported_at_once(folder: Path) -> None:
     lines = error_lines(wrong, "run.stpes=3", "training.learning_rate=0")
     assert lines[:2] == [
         '(override):1: run.stpes: unknown key; did you mean "run.max_steps"?; '
-        "fix: this section has output_dir, max_steps, budget, seed, save_steps, save_total_limit, "
-        "num_threads, num_workers, device",
+        "fix: this section has output_dir, max_steps, budget, ... (9; see docs/recipe.md)",
         "(override):2: training.learning_rate: 0 must be above 0",
     ]
     text = "\n".join(lines)
@@ -59,7 +58,9 @@ def test_all_mistakes_are_reported_at_once(folder: Path) -> None:
         in text
     )
     assert 'r.yaml:4:23: objectives.safety.weight: "heavy" is not a number' in text
-    assert 'objectives.safety.gate: "safety > 3" is not a gate; fix: write it like "safety >= 0.5"' in text
+    assert (
+        'objectives.safety.gate: "safety > 3" is not a gate; fix: > must be >=: write "safety >= 3"' in text
+    )
     assert 'algorithm.name: "grop" is not an algorithm; did you mean "grpo"?' in text
     assert len(lines) == 7
 

@@ -238,6 +238,8 @@ def test_refusal_warnings_and_limitations():
         ({"c": "down"}, -0.3, False),
         ({"c": "down"}, 0.3, True),
         ({}, 0.3, True),  # ordinary prompts should be answered
+        ({}, 0.08, False),  # the interval contains 0
+        ({"c": "down"}, 0.1, False),
     ],
 )
 def test_refusal_warning_follows_the_direction_of_the_category(categories, change, warns):

@@ -94,7 +94,8 @@ def test_the_built_in_worlds_training_data_has_no_test_prompt() -> None:
 
 def test_prompts_of_the_built_in_world_without_room_for_a_response_are_reported() -> None:
     (line,) = error_lines(WORLD, "algorithm.max_new_tokens=180")
-    assert re.search(r"data\.world: prompt: 1[3-9] tokens, but the limit is 12; fix: shorten it", line)
+    reason = r"\(the policy's context of 192 minus algorithm\.max_new_tokens 180\)"
+    assert re.search(rf"data\.world: prompt: 1[3-9] tokens, but the limit is 12 {reason}; fix: shorten", line)
     load_data(resolved(WORLD, "algorithm.max_new_tokens=170"))
 
 

@@ -221,6 +221,15 @@ def test_a_length_that_no_model_has_is_an_error(length):
         stored_context_length("model")
 
 
+@pytest.mark.parametrize("config", [{"kind": "tf-idf linear classifier"}, {"estimator": "svm", "classes": 2}])
+def test_what_is_no_model_of_transformers_is_said(config, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        DataError, match=r"it is no model of transformers; fix: .* use type: python for other"
+    ):
+        load_model_config(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [

@@ -112,6 +112,17 @@ def test_the_parts_of_the_time_add_up_to_its_total(seconds, total):
     assert line.startswith(f"about {total} on ")
 
 
+def test_a_long_evaluation_names_the_key_that_shortens_it():
+    def lines(evaluation):
+        parts = {"training": 600.0, "evaluation": evaluation}
+        return list(describe_estimate(Estimate(seconds=parts, bytes_needed=1e9, device="CPU")))
+
+    assert lines(1200.0)[1:] == [
+        "more than half of it is the evaluation; a lower evaluate.max_prompts shortens it"
+    ]
+    assert not lines(500.0)[1:]
+
+
 def test_exclusions_of_one_kind_are_one_line():
     lines = [
         "180 rows of harmful excluded: longer than 96 tokens",

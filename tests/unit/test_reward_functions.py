@@ -3,11 +3,13 @@
 import asyncio
 import math
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 
 from paretune.core.errors import ConfigError, ScoringError
 from paretune.data.records import Message, Prompt, Sample
-from paretune.reward.failures import FallibleScorer
+from paretune.reward.failures import FallibleScorer, GuardedScorer
 from paretune.reward.function_results import read_batch, read_row
 from paretune.reward.function_signatures import check_arguments, check_columns, load_function
 from paretune.reward.functions import PythonScorer, TrainerState
@@ -200,6 +202,9 @@ def test_wrong_results_are_nan_with_a_reason(value, reason):
 
 def test_a_wrong_entry_fails_its_row_and_objective_only():
     assert read_row({"a": 1, "b": "x"}, ("a", "b")).scores[0] == 1.0
+    rows = read_batch([Decimal("0.25"), Fraction(1, 2), Decimal("NaN"), Decimal("sNaN")], ("a",), 4)
+    assert [row.scores[0] for row in rows[:2]] == [0.25, 0.5]
+    assert [row.failure[:12] for row in rows] == ["", "", "returned NaN", "returned NaN"]
     rows = read_batch([1.0, "x", None], ("a",), 3)
     assert [row.failure[:8] for row in rows] == ["", "returned", ""]
     missing = read_row({"a": 1}, ("a", "b"))
@@ -597,7 +602,18 @@ def test_modules_are_found_in_the_working_directory(tmp_path, monkeypatch):
         ("", "reward", '"reward" names no function; fix: write package.module:name or'),
         ("", "{0}/rewards.py:", "names no function"),
         ("", "{0}/none.py:reward", 'there is no file "{0}/none.py"'),
-        ("def rewards(completions): ...", "{0}/rewards.py:reward", 'has no "reward"; fix: one of rewards'),
+        (
+            "def rewards(completions): ...",
+            "{0}/rewards.py:reward",
+            r'has no "reward"; did you mean "rewards".; fix: one of rewards',
+        ),
+        (
+            "def polite(completions): ...\ndef reward(completions): ...",
+            "{0}/rewards.py:polit",
+            r'has no "polit"; did you mean "polite".; fix: one of polite, reward',
+        ),
+        ("", "{0}/reward.py:reward", r'no file "{0}/reward.py"; did you mean "{0}/rewards.py".; fix: give'),
+        ("", "reward:reward", r'there is no module "reward"; did you mean "rewards".; fix: install'),
         ("import os", "{0}/rewards.py:reward", 'has no "reward"; fix: define it there'),
         ("reward = 3", "{0}/rewards.py:reward", "is a int, not a function"),
         (
@@ -748,3 +764,36 @@ def test_another_process_loads_the_function_again(tmp_path):
     again = pickle.loads(pickle.dumps(scorer))
     assert again([make_sample()]).tolist() == expected
     assert again.identity == scorer.identity
+
+
+HINT = "; completions are lists of messages here: completion[0]['content'], or input: text"
+
+
+@pytest.mark.parametrize(
+    ("read", "is_messages"),
+    [
+        (lambda c: len(c.split()), True),
+        (lambda c: c[0].lower(), True),
+        (lambda c: len(re.findall("a", c)), True),
+        (lambda c: c + "!", True),
+        (lambda c: 1 / 0, False),
+        (lambda c: c[0]["content"].words, False),
+    ],
+)
+def test_messages_read_as_texts_are_explained(read, is_messages):
+    def reward(completions, **columns):
+        return [read(completion) for completion in completions]
+
+    (reason,) = scores(reward)[1]
+    assert reason.endswith(HINT) == is_messages
+    (reason,) = scores(lambda completions: [c.length for c in completions], input="text")[1]
+    assert HINT not in reason
+
+
+def test_only_a_run_says_that_it_resumes():
+    for in_run in (False, True):
+        scorer = GuardedScorer("broken", make_scorer(lambda completions: 1 / 0), None, in_run)
+        with pytest.raises(ScoringError) as caught:
+            scorer([make_sample()] * 8)
+        assert str(caught.value).endswith("the run resumes when it is started again") == in_run
+        assert "command" not in str(caught.value)

@@ -129,6 +129,9 @@ FAULTY = {
     "half JSON": completion('{"good": "ye'),
     "missing criterion": completion('{"quality": "yes"}'),
     "level out of range": completion('{"good": "very"}'),
+    "two objects": completion('{"good": "yes"} {"good": "no"}'),
+    "a key twice": completion('{"good": "no", "good": "yes"}', finish_reason="stop"),
+    "a draft": completion('First {"good": "maybe"}, then {"why": "x", "good": "yes"}'),
     "list": completion('["yes"]'),
     "true": completion('{"good": true}'),
     "nested": completion("[" * 100_000),
@@ -151,6 +154,9 @@ FAULTY = {
         ("half JSON", "not JSON", 2),
         ("missing criterion", "missing criterion", 2),
         ("level out of range", "level out of range", 2),
+        ("two objects", "contradictory reply", 2),
+        ("a key twice", "contradictory reply", 2),
+        ("a draft", "contradictory reply", 2),
         ("list", "not JSON", 2),
         ("true", "level out of range", 2),
         ("nested", "not JSON", 2),
@@ -242,6 +248,8 @@ def test_a_repair_shows_the_judge_its_error(server, tmp_path):
         'My thoughts {so far}: {"other": 1} and then {"good": "yes", "why": "clear"}.',
         '<think>{"good": "no"}</think>\n{"good": "yes"}',
         '{"good": "Yes "}',
+        '{"good": "yes", "good": "YES"} that is {"good": "yes"}',
+        '{"why": "a", "why": "b", "good": "yes"}',
     ],
 )
 def test_json_is_found_in_fences_prose_and_after_thinking(content):

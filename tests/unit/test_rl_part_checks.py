@@ -12,6 +12,7 @@ from paretune.core.errors import WiringError
 from paretune.credit.base import CreditStep, chain
 from paretune.credit.normalization import BroadcastToTokens, GroupNormalize, Whiten
 from paretune.credit.returns import Gae, ReturnToGo
+from paretune.credit.score_transforms import MissingAsZero
 from paretune.credit.shaping import ClipReward, KlPenalty, TerminalReward
 from paretune.loss.auxiliary import EntropyBonus, SftLoss, SquaredValueLoss
 from paretune.loss.base import Loss, WeightedLoss
@@ -260,6 +261,70 @@ def test_advantages_of_an_unscored_response_must_be_numbers():
         WiringError, match=r"Step makes NaN in advantages .*, on a batch with an unscored resp"
     ):
         check_spec(spec(GROUP, step), OBJECTIVES)
+
+
+def filled(batch):
+    return batch.replace(rewards=batch.rewards.nan_to_num(0.0))
+
+
+def averaged(batch):
+    return batch.replace(rewards=batch.rewards.nanmean(-1, keepdim=True).nan_to_num(0.25))
+
+
+def best_rows(batch):
+    rows = torch.arange(1, len(batch))
+    return filled(batch.select(rows))
+
+
+def dense(batch):
+    return batch.replace(token_rewards=0.5 * batch.response_mask[..., None] * batch.rewards[:, None].isnan())
+
+
+def eager(batch):
+    return batch.replace(advantages=batch.rewards[:, None].nan_to_num(-1) * batch.response_mask[..., None])
+
+
+MISSING, SCORED = "Step gives response {}, which was not scored, the ", "; fix: leave NaN as it is"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (spec(GROUP, Step(filled), BROADCAST), f"{MISSING.format(15)}reward 0, on a .*{SCORED}"),
+        (
+            spec(BROADCAST, reward_steps=chain(Step(filled), toy_recipe().reward_steps)),
+            "15, .* the reward 0,",
+        ),
+        (spec(BROADCAST, reward_steps=Step(averaged)), f"{MISSING.format(15)}reward 0.25,"),
+        (spec(Step(best_rows), BROADCAST), f"{MISSING.format(14)}reward 0,"),
+        (spec(Step(dense), ReturnToGo()), f"{MISSING.format(15)}token reward 0.5,.*{SCORED}"),
+        (spec(GROUP, Step(eager)), f"{MISSING.format(15)}advantage -1,.*; fix: write 0 where the reward"),
+    ],
+)
+def test_a_step_of_ones_own_scores_no_unscored_response(algorithm, message):
+    with pytest.raises(WiringError, match=message) as caught:
+        check_spec(algorithm, OBJECTIVES)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_step_of_ones_own_may_fill_in_some_of_the_rewards_and_punish_a_bad_format():
+    def some(batch):
+        return batch.replace(rewards=batch.rewards.nanmean(-1, keepdim=True))
+
+    batch, rng = fake_batch(OBJECTIVES, 2), torch.Generator()
+    scores = batch.scores.clone()
+    scores[0, 0] = torch.nan
+    partial_scores = batch.replace(rewards=scores, scores=scores)
+    assert apply_steps(Step(some), partial_scores, None, rng)[0].rewards.isfinite().all()
+    scores = scores.clone()
+    scores[0] = torch.nan
+    unscored = batch.replace(rewards=scores, scores=scores)
+    with pytest.raises(WiringError, match="Step gives response 0, which was not scored, the reward 0; fix"):
+        apply_steps(Step(filled), unscored, None, rng)
+    malformed = unscored.replace(format_valid=torch.tensor([False, True, True, True]))
+    assert apply_steps(Step(filled), malformed, None, rng)[0].rewards.isfinite().all()
+    # Shipped rules for missing scores come first: what they score is scored.
+    check_spec(spec(MissingAsZero("all"), Step(filled), BROADCAST), OBJECTIVES)
 
 
 def test_a_function_can_be_a_model_pass_and_is_named():

@@ -6,6 +6,7 @@ The keys of `ALGORITHMS` are the values of `algorithm.name` in recipes.
 from collections.abc import Callable
 
 from paretune.algorithms.aggregators import chebyshev_grpo, lagrangian_grpo
+from paretune.algorithms.call_checks import with_call_checks
 from paretune.algorithms.custom import custom
 from paretune.algorithms.evolution import essa
 from paretune.algorithms.grpo import dr_grpo, gdpo, grpo, mo_grpo, reinforce_pp, rloo
@@ -49,3 +50,7 @@ ALGORITHMS: dict[str, Callable[..., AlgorithmSpec | EvolutionSpec]] = {
     "custom": custom,
 }
 """Name in recipes -> function."""
+
+
+# The names of this package are called from Python, where nobody has checked their arguments.
+globals().update({name: with_call_checks(function) for name, function in ALGORITHMS.items()})

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from paretune.algorithms.signature import inherit_arguments
-from paretune.core.errors import WiringError
+from paretune.algorithms.signature import GroupSizeError, inherit_arguments
 from paretune.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from paretune.credit.aggregation import Gate, WeightedSum
 from paretune.credit.base import Chain, CreditStep, chain
@@ -63,10 +62,7 @@ def grpo(
     log-probabilities are those the sampler recorded.
     """
     if num_generations < 2:
-        raise WiringError(
-            f"algorithm.num_generations is {num_generations}, and grpo compares the responses to a prompt; "
-            "fix: 2 or more"
-        )
+        raise GroupSizeError("grpo", num_generations)
     penalty = (WeightedLoss(kl_coef, KlToReference()),) if kl_coef else ()
     return AlgorithmSpec(
         name="grpo",

@@ -5,9 +5,24 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+from paretune.core.errors import WiringError
 from paretune.rl.algorithm_spec import AlgorithmSpec
 
 AlgorithmT = TypeVar("AlgorithmT", bound=Callable[..., AlgorithmSpec])
+
+
+class GroupSizeError(WiringError):
+    """An algorithm that compares the responses to a prompt got one of each.
+
+    One that is built on another raises it anew, with its own name.
+    """
+
+    def __init__(self, algorithm: str, num_generations: int) -> None:
+        super().__init__(
+            f"algorithm.num_generations is {num_generations}, and {algorithm} compares the responses to a "
+            "prompt; fix: 2 or more"
+        )
+        self.num_generations = num_generations
 
 
 def inherit_arguments(
@@ -34,7 +49,10 @@ def inherit_arguments(
         def checked(*args: Any, **kwargs: Any) -> AlgorithmSpec:
             # Bind first: a wrong name is reported for this function, not for one further down.
             signature.bind(*args, **kwargs)
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except GroupSizeError as error:
+                raise GroupSizeError(function.__name__, error.num_generations) from None
 
         checked.__annotations__ = function.__annotations__ | {n: p.annotation for n, p in inherited.items()}
         checked.__signature__ = signature  # type: ignore[attr-defined]

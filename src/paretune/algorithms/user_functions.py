@@ -38,7 +38,7 @@ def user_function(
     Raises:
         ConfigError: There is no such function, or its signature is another one.
     """
-    loaded = load_object(reference)
+    loaded = load_object(reference, lambda value: _positional(value) == arguments)
     function = loaded.value
     _check_callable(reference, loaded)
     problem = _signature_problem(function, arguments)
@@ -80,7 +80,7 @@ def part_arguments(reference: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is no such class or function.
     """
-    loaded = load_object(reference)
+    loaded = load_object(reference, _may_be_part)
     _check_callable(reference, loaded)
     _check_hints(reference, loaded.value)
     return {
@@ -112,13 +112,27 @@ def _check_callable(reference: str, loaded: LoadedObject) -> None:
 
 def _signature_problem(function: Callable[..., Any], arguments: tuple[str, ...]) -> str:
     parameters = inspect.signature(function).parameters.values()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = _positional(function) or ()
     if len(positional) != len(arguments):
-        names = ", ".join(p.name for p in positional) or "none"
+        names = ", ".join(positional) or "none"
         return f"has the positional arguments {names}, and is called with {', '.join(arguments)}"
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return "takes **kwargs, whose names a recipe cannot know (`inherit_arguments` names those of another)"
     return ""
+
+
+def _positional(value: Any) -> tuple[str, ...] | None:
+    """The names of the arguments that a function takes by position; None: it is no function."""
+    if not inspect.isroutine(value):
+        return None
+    parameters = inspect.signature(value).parameters.values()
+    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+
+
+def _may_be_part(value: Any) -> bool:
+    """Whether a value is a class, or a function that is no algorithm, aggregator or reward function."""
+    positional = _positional(value)
+    return inspect.isclass(value) if positional is None else not {"weights", "completions"} & {*positional}
 
 
 def _hints(value: Any) -> dict[str, Any]:

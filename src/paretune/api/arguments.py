@@ -4,14 +4,16 @@ import inspect
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from paretune.core.errors import ConfigError
+from paretune.algorithms.call_checks import add_call_check
+from paretune.config.yaml import dotted_key
+from paretune.core.errors import ConfigError, format_issue
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,24 +30,22 @@ class Rule(NamedTuple):
 
 
 def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Check the arguments of each call whose names have a rule; None is accepted where it is the default.
+    """Check the names of the arguments of each call, and those that have a rule; None fits as default.
 
     The same name has the same meaning in all public functions, so one table holds the rules.
     """
-    signature = inspect.signature(function)
-    parameters = signature.parameters
+    parameters = inspect.signature(function).parameters
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        arguments = signature.bind(*args, **kwargs).arguments
-        for name, value in arguments.items():
+        for name, value in bound_arguments(function, args, kwargs).items():
             rule = RULES.get(name)
             is_default = value is parameters[name].default or (value is None and name in _OPTIONAL)
             if rule is not None and not is_default and not rule.accepts(value):
                 default = parameters[name].default
                 has_default = isinstance(default, int | float | str)
                 example = repr(default) if has_default else rule.example
-                raise argument_error(function.__name__, name, value, rule.expected, example)
+                raise argument_error(public_name(function), name, value, rule.expected, example)
         return function(*args, **kwargs)
 
     return checked
@@ -55,6 +55,103 @@ def argument_error(function: str, name: str, value: object, expected: str, examp
     """The error about one argument of a public function."""
     problem = f"{' '.join(reprlib.repr(value).split())} is not {expected}"
     return ConfigError(f"paretune.{function}: {name}: {problem}; fix: {name}={example}")
+
+
+def check_algorithm_call(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Check the arguments of a call of one of `paretune.algorithms`, as those of a recipe.
+
+    Raises:
+        ConfigError: One line per mistake.
+    """
+    from paretune.config.arguments import argument_types, value_issues
+
+    hints, place = argument_types(function), f"paretune.{public_name(function)}"
+    parameters, lines = inspect.signature(function).parameters, []
+    for name, value in bound_arguments(function, args, kwargs).items():
+        rule, default = RULES.get(name), parameters[name].default
+        if rule is not None and not rule.accepts(value):
+            lines.append(str(argument_error(public_name(function), name, value, rule.expected, rule.example)))
+            continue
+        for issue in value_issues((name,), value, hints.get(name, Any)):
+            fix = issue.fix or (f"{name}={default!r}" if isinstance(default, int | float | str) else "")
+            key, suggestion = dotted_key(issue.path), issue.suggestion
+            lines.append(format_issue(place, None, None, key, issue.problem, suggestion=suggestion, fix=fix))
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+add_call_check(check_algorithm_call)
+
+
+def bound_arguments(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Name -> value of the arguments of a call.
+
+    Raises:
+        ConfigError: They do not fit the signature: an unknown or a missing one, or too many by position.
+    """
+    signature = inspect.signature(function)
+    try:
+        return signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        problems = list(_call_problems(function, signature.parameters, args, kwargs))
+        lines = [f"paretune.{public_name(function)}: {problem}" for problem in problems or [str(error)]]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def public_name(function: Callable[..., Any]) -> str:
+    """The name of a public function below `paretune`, such as `scorers.rule`."""
+    module = function.__module__.removeprefix("paretune.")
+    room = "algorithms." if module.startswith("algorithms") else "scorers." * (module == "api.scorers")
+    return f"{room}{function.__qualname__}"
+
+
+def _call_problems(
+    function: Callable[..., Any],
+    parameters: Mapping[str, inspect.Parameter],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Iterator[str]:
+    """What does not fit the signature, each with its fix."""
+    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    positional = [n for n, p in named.items() if p.kind is not p.KEYWORD_ONLY]
+    if len(args) > len(positional):
+        first = next(n for n in [*named, "name"] if n not in positional)
+        taken = f"takes {len(positional)} by position ({', '.join(positional)}), not {len(args)}"
+        yield f"{taken}; fix: name the others, such as {first}=..."
+    for name in positional[: len(args)]:
+        if name in kwargs:
+            yield f"{name}: is given twice, by position and by name; fix: leave out one of them"
+    takes_any = len(parameters) > len(named)
+    unknown = [] if takes_any else [name for name in kwargs if name not in named]
+    for name in unknown:
+        yield f"{name}: unknown argument{_instead(function.__name__, name, named)}"
+    if not unknown:  # else it may be the one that is meant
+        for name in (n for n, p in named.items() if p.default is p.empty):
+            if name not in kwargs and name not in positional[: len(args)]:
+                rule = RULES.get(name)
+                yield f"{name}: is missing; fix: {name}={rule.example if rule else '...'}"
+
+
+def _instead(function: str, name: str, known: Mapping[str, Any]) -> str:
+    """What to write instead of an unknown argument, as a part of a message."""
+    from paretune.config.issues import closest_match
+    from paretune.config.other_names import other_name_key
+
+    library, key = other_name_key(("algorithm", name), {"algorithm": {"name": function}})
+    own = key.rpartition(".")[2]
+    if own in known:
+        return f"; fix: this is {library}'s name; here: {own}"
+    is_of_algorithm = name in ("num_generations", "max_new_tokens", "temperature")
+    if "algorithm" in known and (key.startswith("algorithm.") or is_of_algorithm):
+        example = f"paretune.algorithms.grpo(weights, {own or name}=...)"
+        return f"; fix: it is one of the algorithm: algorithm={example}"
+    match = closest_match(name, known, 0.6)
+    hint = f'; did you mean "{match}"?' if match else ""
+    return f"{hint}; fix: one of {', '.join(known)}" if known else f"{hint}; fix: leave it out"
 
 
 def check_weights(name: str, spec: Any) -> None:
@@ -142,7 +239,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("num_train_epochs", "batch_size", "num_repeats", "bootstrap_samples"), _COUNT),
     "max_tokens_per_pass": _whole(1, "4096"),
     "seed": _whole(0, "0"),
-    "temperature": _number("a number above 0", "1.0", lambda value: 0 < value < float("inf")),
+    "temperature": _number("a finite number above 0", "1.0", lambda value: 0 < value < float("inf")),
     "learning_rate": _number("a number above 0", "1e-5", lambda value: 0 < value < float("inf")),
     "holdout_fraction": _number("a number between 0 and 1", "0.1", lambda value: 0 < value < 1),
     "max_failure_rate": _number("a number from 0 to 1", "0.2", lambda value: 0 <= value <= 1),
@@ -172,6 +269,7 @@ RULES: Mapping[str, Rule] = {
         lambda value: isinstance(value, str | int) and not isinstance(value, bool),
     ),
     "objectives": Rule("a list of names", '["polite", "brief"]', _is_names),
+    "weights": _MAPPING._replace(expected="a mapping of objectives to weights", example='{"polite": 1.0}'),
     "labels": _MAPPING._replace(expected="a mapping of objectives to columns", example='{"polite": "label"}'),
     "outputs": _MAPPING._replace(expected="a mapping of objectives to labels", example='{"polite": 0}'),
     "arguments": _MAPPING._replace(expected="a mapping of keyword arguments", example='{"limit": 40}'),

@@ -13,6 +13,7 @@ from paretune.data.columns import (
     ColumnNames,
     FieldError,
     RowValues,
+    check_label_range,
     column_value,
     parse_number,
     resolve_column,
@@ -223,9 +224,13 @@ def _labels(values: RowValues, labels: Mapping[str, str]) -> dict[str, float]:
         if not isinstance(scores, Mapping):
             fix = "add it, such as scores: {polite: 0.7}, or name the columns in labels"
             raise FieldError("scores", "no object of labels", fix=fix)
-        return {name: parse_number(value, f"scores.{name}") for name, value in nested.items()}
+        return {name: _label(value, f"scores.{name}") for name, value in nested.items()}
     cells = {objective: nested.get(column, values.get(column)) for objective, column in labels.items()}
-    return {objective: parse_number(cell, labels[objective]) for objective, cell in cells.items()}
+    return {objective: _label(cell, labels[objective]) for objective, cell in cells.items()}
+
+
+def _label(value: object, key: str) -> float:
+    return check_label_range(parse_number(value, key), key)
 
 
 def _complete(records: list[Any], source: _Source, what: str) -> tuple[Any, ...]:

@@ -54,7 +54,9 @@ def load_llm_judge(judge: ScorerSetup, samples: tuple[Sample, ...], run_dir: Pat
         ScoringError: It answers too many canaries wrongly.
     """
     if not isinstance(judge, ScorerSetup) or not isinstance(judge.section, LlmJudgeScorerSection):
-        raise WiringError(f"{judge!r} is no LLM judge; fix: pass paretune.scorers.llm_judge(...)")
+        is_setup = isinstance(judge, ScorerSetup)
+        own = f'"{judge.name}", a {judge.section.type} scorer,' if is_setup else f"a {type(judge).__name__}"
+        raise WiringError(f"{own} is no LLM judge; fix: pass paretune.scorers.llm_judge(...)")
     prompts = tuple(sample.prompt for sample in samples)
     (guarded,) = load_scorers(judge, LoadingContext(prompts=prompts, run_dir=run_dir))
     scorer: LlmJudgeScorer = guarded.scorer

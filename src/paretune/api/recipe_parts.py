@@ -15,7 +15,8 @@ from paretune.config.data_schema import RewardSection
 from paretune.config.issues import closest_match
 from paretune.config.scorer_schema import LlmJudgeScorerSection
 from paretune.config.scorers import JUDGE, REWARD, objective_columns
-from paretune.core.errors import ConfigError
+from paretune.config.shipped import SUFFIXES, bundled_recipes
+from paretune.core.errors import ConfigError, WiringError
 from paretune.data.records import Prompt
 from paretune.evaluate.judging import Judge
 from paretune.experiment.data import load_data
@@ -47,7 +48,7 @@ def section_setup(config: Config, recipe: str, key: str) -> ScorerSetup:
     group, _, name = key.partition(".")
     if group in GROUPS and name in getattr(config, group):
         return ScorerSetup(name=name, section=getattr(config, group)[name])
-    names = [f"{each}.{name}" for each in GROUPS for name in getattr(config, each)]
+    names = _section_names(config)
     suggestion = closest_match(key, names)
     listed = f"the recipe has {', '.join(names)}" if names else "the recipe has neither scorers nor judges"
     hint = f'; did you mean "{suggestion}"?' if suggestion else ""
@@ -197,7 +198,7 @@ def scorers_of(model: str, context: LoadingContext) -> tuple[GuardedScorer, ...]
         ParetuneError: There is no such scorer, or it cannot be loaded.
     """
     recipe, separator, key = model.rpartition(":")
-    if separator and key.partition(".")[0] in GROUPS:
+    if separator and (key.partition(".")[0] in GROUPS or Path(recipe).suffix in SUFFIXES):
         return load_scorers(section_setup(recipe_of(recipe), recipe, key), context)
     if (Path(model) / RESOLVED_CONFIG_FILE).exists():
         config = recipe_of(model)
@@ -205,4 +206,32 @@ def scorers_of(model: str, context: LoadingContext) -> tuple[GuardedScorer, ...]
         if not scorers:
             raise ConfigError(f"{model}: this run has no reward model yet; fix: resume the run first")
         return scorers
-    return load_scorers(load_reward_model(model, device=context.device), context)
+    if not Path(model).is_dir() and (Path(model).suffix in SUFFIXES or model in bundled_recipes()):
+        names = [f"{model}:{name}" for name in _section_names(recipe_of(model))]
+        listed = (
+            f"one of {', '.join(names)}"
+            if names
+            else "the folder of its run, once it has fitted a reward model"
+        )
+        raise ConfigError(f"{model}: is a recipe, not a scorer; fix: {listed}")
+    try:
+        loaded = load_reward_model(model, device=context.device)
+    except WiringError as error:
+        key, _, text = str(error).partition(": ")
+        if key not in _SCORER_TYPES:
+            raise
+        problem = text.partition("; fix: ")[0]
+        fix = f"put it into a recipe as a scorer of {_SCORER_TYPES[key]}, and score RECIPE:scorers.NAME"
+        raise WiringError(f"{problem}; fix: {fix}") from error
+    return load_scorers(loaded, context)
+
+
+_SCORER_TYPES = {
+    **dict.fromkeys(("path", "type"), "type: classifier with path and label"),
+    "outputs": "type: reward_model with path and outputs",
+}
+"""Key of a recipe in an error about a reward model -> the scorer that reads this model."""
+
+
+def _section_names(config: Config) -> list[str]:
+    return [f"{group}.{name}" for group in GROUPS for name in getattr(config, group)]

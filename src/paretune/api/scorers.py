@@ -88,6 +88,7 @@ def python_scorer(
     )
 
 
+@check_arguments
 def rule(
     rule: Literal["length", "regex", "json", "phrases", "repetition"],
     *,
@@ -191,6 +192,7 @@ def reward_model(
     return ScorerSetup(name=name, section=section)
 
 
+@check_arguments
 def llm_judge(
     base_url: str, model: str, rubric: str | Path, *, name: str = "judge", **settings: Any
 ) -> ScorerSetup:
@@ -199,13 +201,18 @@ def llm_judge(
     Args:
         base_url: Address of the API, such as http://127.0.0.1:8000/v1.
         model: Name of the model there.
-        rubric: YAML file of criteria.
+        rubric: YAML file of criteria, by its name.
         name: Its name; the criteria and classes of the rubric are its objectives.
         settings: The other keys of an `llm_judge` in a recipe, such as `api_key_env` and `max_cost`.
 
     Raises:
         ConfigError: A setting is wrong.
     """
+    if not isinstance(rubric, str | Path):
+        raise ConfigError(
+            f"scorer {name}: rubric: a {type(rubric).__name__} is not the name of a YAML file; fix: write "
+            'the criteria into a file, and pass its name, such as "rubric.yaml"'
+        )
     section = _section(name, type="llm_judge", base_url=base_url, model=model, rubric=str(rubric), **settings)
     return ScorerSetup(name=name, section=section)
 

@@ -1,5 +1,6 @@
 """Scores of given responses, and the Pareto front of points."""
 
+import json
 import math
 import reprlib
 from collections.abc import Sequence
@@ -73,20 +74,23 @@ def score_summary(scores: pa.Table) -> str:
 
 
 def save_scores(scores: pa.Table, samples: Sequence[Sample], path: Path) -> None:
-    """Write ids, responses and scores as Parquet or CSV, by the name of the file.
+    """Write ids, responses and scores as Parquet, CSV or JSON Lines, by the name of the file.
 
     Raises:
         ResourceError: The file cannot be written.
     """
     texts = {"id": [s.prompt.id for s in samples], "response": [s.response for s in samples]}
-    # Parquet and CSV hold UTF-8 only: lone surrogates are escaped.
+    # Files hold UTF-8 only: lone surrogates are escaped.
     columns = {
         name: pa.array([text.encode("utf-8", "backslashreplace").decode() for text in column])
         for name, column in texts.items()
     }
     columns |= {name: scores[name] for name in scores.column_names}  # an objective may be named id
     sink = pa.BufferOutputStream()
-    if path.suffix == ".csv":
+    if path.suffix == ".jsonl":
+        rows = pa.table(columns).to_pylist()
+        sink.write("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
+    elif path.suffix == ".csv":
         write_csv(pa.table(columns), sink)
     else:
         write_table(pa.table(columns), sink, compression="zstd")
@@ -97,6 +101,7 @@ def save_scores(scores: pa.Table, samples: Sequence[Sample], path: Path) -> None
     write_atomic(path, sink.getvalue().to_pybytes())
 
 
+@check_arguments
 def pareto_front(points: ArrayLike) -> NDArray[np.bool_]:
     """Boolean mask [N] of the points [N, K] that no other point dominates; larger is better.
 

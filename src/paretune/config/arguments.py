@@ -13,7 +13,7 @@ from paretune.algorithms.aggregators import AGGREGATES
 from paretune.algorithms.lookup import find_aggregate, find_algorithm
 from paretune.algorithms.parts import OBJECTIVE_FIELDS, USER_PART, value_type
 from paretune.algorithms.user_functions import is_user_function, part_arguments, user_files, user_types
-from paretune.config.issues import ConfigIssue, closest_match, schema_issues
+from paretune.config.issues import ConfigIssue, closest_match, list_names, schema_issues
 from paretune.config.other_names import other_name_fix
 from paretune.config.schema import AlgorithmSection, Config
 from paretune.config.unknown import KnownItems, UnknownValueError, known_items, until_unknown
@@ -27,6 +27,9 @@ REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "aggregate": AGGREGATES,
 }
 """Section -> the functions that its `name` may select."""
+ALGORITHMS_PAGE = "docs/algorithms/README.md"
+SIMILAR_NAME = 0.75
+"""A name that is so like one of an algorithm means that one: its arguments are checked as that one's."""
 _FINDERS: Mapping[str, Callable[[str], Callable[..., Any]]] = {
     "algorithm": find_algorithm,
     "aggregate": find_aggregate,
@@ -96,24 +99,27 @@ def registry_issues(config: Config) -> Iterator[ConfigIssue]:
 
 def _section_issues(config: Config, section_name: str) -> Iterator[ConfigIssue]:
     section, names = getattr(config, section_name), list(REGISTRIES[section_name])
+    name = section.name
     if not is_user_function(section.name) and section.name not in names:
         article = "an" if section_name[0] in "aeiou" else "a"
         yield ConfigIssue(
             (section_name, "name"),
             f"{short_repr(section.name)} is not {article} {section_name}",
             suggestion=closest_match(section.name, names),
-            fix=f"one of {', '.join(names)}, or file.py:function for one of your own",
+            fix=f"one of {list_names(names, ALGORITHMS_PAGE)}, or file.py:function for one of your own",
             standalone=True,
         )
-        return
+        name = closest_match(section.name, names, SIMILAR_NAME)
+        if not name:
+            return
     try:
-        function = _FINDERS[section_name](section.name)
+        function = _FINDERS[section_name](name)
     except ConfigError as error:
         yield ConfigIssue((section_name, "name"), str(error), standalone=True)
         return
     yield from _argument_issues(
         (section_name,),
-        section.name,
+        name,
         section.arguments,
         algorithm_arguments(function),
         argument_types(function),
@@ -150,14 +156,14 @@ def _argument_issues(
 ) -> Iterator[ConfigIssue]:
     for key, value in arguments.items():
         if key in known:
-            yield from _value_issues((*path, key), value, hints.get(key, Any))
+            yield from value_issues((*path, key), value, hints.get(key, Any))
         else:
             values = {str(path[0]): {"name": name}}
             if fix := other_name_fix((*path, key), value, values):
                 yield ConfigIssue((*path, key), "unknown key", fix=fix)
                 continue
             match = closest_match(key, known)
-            fix = f"{name} takes {', '.join(known) or 'no arguments'}"
+            fix = f"{name} takes {list_names(known, ALGORITHMS_PAGE) or 'no arguments'}"
             suggestion = match and dotted_key((*path, match))
             yield ConfigIssue((*path, key), "unknown key", suggestion=suggestion, fix=fix)
     for key, default in known.items():
@@ -165,7 +171,8 @@ def _argument_issues(
             yield ConfigIssue((*path, key), "is missing", fix=f"write {key} into {dotted_key(path)}")
 
 
-def _value_issues(path: KeyPath, value: object, hint: Any) -> Iterator[ConfigIssue]:
+def value_issues(path: KeyPath, value: object, hint: Any) -> Iterator[ConfigIssue]:
+    """What is wrong with the value of an argument of this type."""
     key, config = str(path[-1]), ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     # An alias, since the argument may have a name that a field of a model cannot have.
     field: Any = (Annotated[value_type(hint), Field(alias=key)], ...)

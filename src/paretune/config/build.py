@@ -14,7 +14,7 @@ from paretune.algorithms.lookup import find_aggregate, find_algorithm
 from paretune.algorithms.parts import USER_PART, PartError
 from paretune.algorithms.user_functions import is_user_function
 from paretune.config.arguments import registry_issues, section_function
-from paretune.config.issues import ConfigIssue, closest_match
+from paretune.config.issues import ConfigIssue, closest_match, list_names
 from paretune.config.prompt_format import apply_prompt_format, prompt_format_issues
 from paretune.config.requirements import requirement_issues
 from paretune.config.schema import Config
@@ -353,7 +353,7 @@ def _weight_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
                 (*path, "by_category", category),
                 f"no prompt has the category {short_repr(category)}",
                 suggestion=closest_match(category, known),
-                fix=f"the categories are {', '.join(known)}",
+                fix=f"the categories are {list_names(known)}",
             )
 
 

@@ -1,17 +1,17 @@
 """Turns pydantic errors and broken rules into `ConfigIssue`s: one line each, with location and fix."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from paretune.config.other_names import other_name_fix
 from paretune.config.schema import RUN_NAME_PATTERN, Config
+from paretune.config.schema_keys import all_keys, section_keys, value_at
 from paretune.config.yaml import ConfigTree, KeyPath, dotted_key, short_repr
 from paretune.core.errors import format_issue
 
@@ -41,12 +41,31 @@ class ConfigIssue:
         )
 
 
+MAX_LISTED = 8
+"""A message lists so many names; of more, the first few."""
+RECIPE_PAGE = "docs/recipe.md"
+
+
+def list_names(names: Iterable[str], page: str = "") -> str:
+    """The names for a message; of many the first three, their number, and the page that has all of them."""
+    names = list(names)
+    if len(names) <= MAX_LISTED:
+        return ", ".join(names)
+    return f"{', '.join(names[:3])}, ... ({len(names)}{f'; see {page}' if page else ''})"
+
+
 def closest_match(word: str, words: Iterable[str], cutoff: float = 0.5) -> str:
-    """The word that was probably meant, or ""; anagrams (swapped letters) are preferred."""
-    candidates = list(words)
-    matches = get_close_matches(word, candidates, len(candidates) or 1, cutoff)
-    anagrams = (match for match in matches if sorted(match) == sorted(word))
-    return next(anagrams, next(iter(matches), ""))
+    """The word that was probably meant, or ""; anagrams (swapped letters) are preferred.
+
+    Upper and lower case do not count.
+    """
+    candidates: dict[str, str] = {}
+    for candidate in words:
+        candidates.setdefault(candidate.lower(), candidate)
+    lower = word.lower()
+    matches = get_close_matches(lower, candidates, len(candidates) or 1, cutoff)
+    anagrams = (match for match in matches if sorted(match) == sorted(lower))
+    return candidates.get(next(anagrams, next(iter(matches), "")), "")
 
 
 def misspelled_category(category: str, refusal_categories: Iterable[str]) -> str:
@@ -130,22 +149,40 @@ def _issue(
         return ConfigIssue(path, "is missing", fix=fix)
     choices = [choice for each in errors for choice in _choices(each)]
     expected = list(dict.fromkeys(_TYPE_NAMES.get(each["type"], "") for each in errors if not _choices(each)))
-    if choices and all(expected):
-        suggestion = closest_match(str(error.get("input")), choices)
-        types = f"not {' or '.join(expected)}, and " if expected else ""
-        problem = f"{_describe(error.get('input'))} is {types}none of {', '.join(choices)}"
-        fix = "" if expected else "write one of these"
-        return ConfigIssue(path, problem, suggestion=suggestion, fix=fix)
+    if all(expected):
+        return _type_issue(path, errors, choices, expected, schema)
     if error["loc"] and error["loc"][-1] == "[key]":
         fix = "use letters, digits, - and _, at most 64 characters, starting with a letter or digit"
         return ConfigIssue(path, f"{value} is not a valid name", fix=fix)
-    if all(expected):
-        problem = f"{_describe(error.get('input'))} is not {' or '.join(expected)}"
-        return ConfigIssue(path, problem, fix=_type_fix(errors) or _section_fix(path, errors, schema))
     is_run_name = context.get("pattern") == RUN_NAME_PATTERN
     fix = f"write {slugify(str(error.get('input')))}" if is_run_name else ""
     problem = _bound_message(error_type, context) or f"is not allowed: {error['msg']}"
     return ConfigIssue(path, f"{value} {problem}", fix=fix)
+
+
+def _type_issue(
+    path: KeyPath,
+    errors: list[ErrorDetails],
+    choices: list[str],
+    expected: list[str],
+    schema: type[BaseModel],
+) -> ConfigIssue:
+    """A value that has none of the expected types and is none of the choices, or no value."""
+    value = errors[0].get("input")
+    types, one_of = " or ".join(expected), f"one of {list_names(choices, RECIPE_PAGE)}"
+    if value is None:
+        wanted = [_missing_value(path, expected)] * bool(expected) + [one_of] * bool(choices)
+        fix = _section_fix(path, errors, schema) or f"write {' or '.join(wanted)}"
+        return ConfigIssue(path, "has no value", fix=fix)
+    if not choices:
+        fix = _type_fix(errors) or _section_fix(path, errors, schema)
+        return ConfigIssue(path, f"{_describe(value)} is not {types}", fix=fix)
+    none_of = f"not {types}, and " * bool(expected) + "none of "
+    suggestion = closest_match(str(value), choices)
+    if len(choices) > MAX_LISTED:
+        return ConfigIssue(path, f"{_describe(value)} is {none_of}the choices", suggestion, one_of)
+    fix = _boolean_fix(errors) if expected else "write one of these"
+    return ConfigIssue(path, f"{_describe(value)} is {none_of}{', '.join(choices)}", suggestion, fix)
 
 
 def _unknown_key_issue(
@@ -154,7 +191,7 @@ def _unknown_key_issue(
     if schema is Config and (fix := other_name_fix(path, error.get("input"), values)):
         return ConfigIssue(path, "unknown key", fix=fix)
     siblings = section_keys(path[:-1], schema, values)
-    fix = f"this section has {', '.join(siblings)}" if siblings else ""
+    fix = f"this section has {list_names(siblings, RECIPE_PAGE)}" if siblings else ""
     suggestion = _suggest_key(path[:-1], str(path[-1]), schema, values)
     return ConfigIssue(path, "unknown key", suggestion=suggestion, fix=fix)
 
@@ -172,21 +209,30 @@ def _tag_issue(path: KeyPath, error: ErrorDetails, values: Any) -> ConfigIssue:
     context = error.get("ctx", {})
     key, value = str(context["discriminator"]).strip("'"), error.get("input")
     for part in path:
-        values = _child_value(values, part)
+        values = value_at(values, part)
     if path and path[-1] == key and not isinstance(values, dict):
         path = path[:-1]  # the name of a branch, such as rule, that is a key of the section by chance
     if "tag" not in context:
         return ConfigIssue((*path, key), "is missing", fix=f"write {key} into {dotted_key(path)}")
     choices = str(context["expected_tags"]).replace("'", "").split(", ")
     tag = value.get(key) if isinstance(value, dict) else context["tag"]
-    problem = f"{short_repr(tag)} is none of {', '.join(choices)}"
     suggestion = closest_match(str(context["tag"]), choices)
+    if tag is None:
+        fix = f"write one of {list_names(choices, RECIPE_PAGE)}"
+        return ConfigIssue((*path, key), "has no value", fix=fix)
+    problem = f"{short_repr(tag)} is none of {list_names(choices, RECIPE_PAGE)}"
     return ConfigIssue((*path, key), problem, suggestion=suggestion, fix="write one of these")
 
 
+def _missing_value(path: KeyPath, expected: list[str]) -> str:
+    """What to write where a key has no value."""
+    counted = re.fullmatch(r"(?:max|num)_(\w+s)", str(path[-1])) if path else None
+    if counted and "a whole number" in expected:
+        return f"the number of {counted[1].replace('_', ' ')}"
+    return " or ".join(expected)
+
+
 def _describe(value: object) -> str:
-    if value is None:
-        return "nothing"
     return (
         "a section" if isinstance(value, dict) else "a list" if isinstance(value, list) else short_repr(value)
     )
@@ -196,12 +242,23 @@ def _type_fix(errors: list[ErrorDetails]) -> str:
     value, error_types = errors[0].get("input"), {error["type"] for error in errors}
     if "string_type" in error_types and isinstance(value, bool | int | float):
         return f'put it in quotes: "{str(value).lower()}"'
+    if fix := _boolean_fix(errors):
+        return fix
     if "int_type" in error_types and isinstance(value, float) and value.is_integer():
         return f"write {value:.0f}"
     is_number = isinstance(value, str) and value.replace(".", "", 1).isdigit()
     if error_types & {"int_type", "float_type"} and is_number:
         return f"remove the quotes: {value}"
     return ""
+
+
+def _boolean_fix(errors: list[ErrorDetails]) -> str:
+    """The boolean that a word means: recipes are YAML 1.2, in which yes and on are words."""
+    if "bool_type" not in {error["type"] for error in errors}:
+        return ""
+    word = str(errors[0].get("input")).lower()
+    meant = {"true": _TRUE_WORDS, "false": _FALSE_WORDS}
+    return next((f"write {value}" for value, words in meant.items() if word in words), "")
 
 
 def _section_fix(path: KeyPath, errors: list[ErrorDetails], schema: type[BaseModel]) -> str:
@@ -219,7 +276,7 @@ def _section_fix(path: KeyPath, errors: list[ErrorDetails], schema: type[BaseMod
         name = "" if isinstance(path[-1], int) else f"{path[-1]}: "
         return f"write {name}{{{main_key}: {words[0]}}}"
     if keys:
-        return f"its keys are {', '.join(keys)}"
+        return f"its keys are {list_names(keys, RECIPE_PAGE)}"
     if words and "file" in inner_keys:
         sources = (f"{_source_name(word)}: {{file: {word}}}" for word in words)
         return f"write {path[-1]}: {{{', '.join(sources)}}}"
@@ -230,6 +287,7 @@ def _section_fix(path: KeyPath, errors: list[ErrorDetails], schema: type[BaseMod
     return "write one name: value per line below it"
 
 
+_TRUE_WORDS, _FALSE_WORDS = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
 _ANY_NAME = "any"
 _MAIN_KEYS = ("type", "name", "path", "file")
 """Keys that a single word in the place of a section most likely means."""
@@ -264,78 +322,5 @@ def _suggest_key(section: KeyPath, key: str, schema: type[BaseModel], values: Ma
     if sibling:
         return dotted_key((*section, sibling))
     # Shortest path last, so that it is the one kept of several keys with the same name.
-    by_name = {path[-1]: path for path in sorted(_all_keys(schema), key=len, reverse=True)}
+    by_name = {path[-1]: path for path in sorted(all_keys(schema), key=len, reverse=True)}
     return dotted_key(by_name[name]) if (name := closest_match(key, map(str, by_name), 0.8)) else ""
-
-
-def section_keys(path: KeyPath, schema: type[BaseModel] = Config, values: Any = None) -> list[str]:
-    """The keys that are allowed in the section at this path; with the values, in a section of its kind."""
-    models: list[Any] = [schema]
-    for part in path:
-        models = [inner for model in models for inner in _child_annotations(model, part)]
-        values = _child_value(values, part)
-        models = [model for model in models if _is_of_kind(model, values)] or models
-    keys = [
-        _key_name(name, field)
-        for model in models
-        if _is_model(model)
-        for name, field in model.model_fields.items()
-    ]
-    return list(dict.fromkeys(keys))
-
-
-def _child_value(values: Any, part: str | int) -> Any:
-    if isinstance(values, dict):
-        return values.get(part)
-    is_item = isinstance(values, list) and isinstance(part, int) and part < len(values)
-    return values[part] if is_item else None
-
-
-def _is_of_kind(model: Any, values: Any) -> bool:
-    """False if a key that says the kind of a section, such as `type`, has the value of another kind."""
-    if not _is_model(model) or not isinstance(values, dict):
-        return True
-    kinds = {
-        _key_name(name, field): get_args(field.annotation)
-        for name, field in model.model_fields.items()
-        if get_origin(field.annotation) is Literal
-    }
-    return all(values.get(key, kind[0]) == kind[0] for key, kind in kinds.items() if len(kind) == 1)
-
-
-def _child_annotations(annotation: Any, part: str | int) -> list[Any]:
-    """The possible types of the value under the key `part`."""
-    if _is_model(annotation):
-        fields = {_key_name(name, field): field.annotation for name, field in annotation.model_fields.items()}
-        return _union_members(fields[str(part)]) if part in fields else []
-    if get_origin(annotation) is dict:
-        return _union_members(get_args(annotation)[1])
-    if get_origin(annotation) in {list, tuple} and isinstance(part, int):
-        return _union_members(get_args(annotation)[0])
-    return []
-
-
-def _union_members(annotation: Any) -> list[Any]:
-    """The members of a union, without `Annotated`."""
-    if get_origin(annotation) is Annotated:
-        return _union_members(get_args(annotation)[0])
-    if get_origin(annotation) in {Union, UnionType}:
-        return [inner for part in get_args(annotation) for inner in _union_members(part)]
-    return [annotation]
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _key_name(name: str, field: Any) -> str:
-    return field.alias or name
-
-
-def _all_keys(model: type[BaseModel], parent: KeyPath = ()) -> Iterator[KeyPath]:
-    for name, field in model.model_fields.items():
-        path = (*parent, _key_name(name, field))
-        yield path
-        for inner in _union_members(field.annotation):
-            if _is_model(inner):
-                yield from _all_keys(inner, path)

@@ -276,6 +276,9 @@ def _finalize(config: Config, tree: ConfigTree, text: str) -> Config:
         path: str(location) if location.file != OVERRIDE else "override"
         for path, location in tree.locations.items()
     }
+    resolved._columns = {
+        path: location.column for path, location in tree.locations.items() if location.column is not None
+    }
     resolved._source_text = text
     return resolved
 

@@ -1,5 +1,6 @@
 """Names that TRL, transformers, verl and OpenRLHF have for keys of a recipe."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -85,6 +86,11 @@ _OPENRLHF: Mapping[str, str] = {
 }
 LIBRARIES: Mapping[str, Mapping[str, str]] = {"TRL": _TRL, "verl": _VERL, "OpenRLHF": _OPENRLHF}
 """Library -> its name of a setting -> the key here, or several of which the algorithm has one."""
+_BY_SPELLING = {
+    library: {name.replace(".", "_"): keys for name, keys in names.items()}
+    for library, names in LIBRARIES.items()
+}
+"""The same, with names such as rollout_n for rollout.n."""
 _MAX_NAMES = 4
 
 
@@ -95,9 +101,9 @@ def other_name_key(path: KeyPath, values: Mapping[str, Any]) -> tuple[str, str]:
         path: Path of the key.
         values: The recipe: the name of the KL coefficient depends on the algorithm.
     """
-    for library, names in LIBRARIES.items():
+    for library, names in _BY_SPELLING.items():
         for start in range(len(path)):
-            keys = names.get(".".join(map(str, path[start:])), "")
+            keys = names.get(re.sub(r"[.-]", "_", "_".join(map(str, path[start:]))), "")
             choices = [keys] if " of " in keys else [key for key in keys.split() if _is_key(key, values)]
             choices = [key for key in choices if key != ".".join(map(str, path))]
             if choices:

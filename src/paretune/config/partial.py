@@ -7,10 +7,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from paretune.config.data_schema import Section
-from paretune.config.issues import ConfigIssue, schema_issues, section_keys
+from paretune.config.issues import ConfigIssue, schema_issues
 from paretune.config.other_names import other_name_key
 from paretune.config.paths import file_issues, model_issues, output_dir_issues
 from paretune.config.schema import Config
+from paretune.config.schema_keys import section_keys
 from paretune.config.sources import column_issues
 from paretune.config.unknown import KnownItems, until_unknown
 from paretune.config.validate import rule_issues

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from paretune.config.data_schema import DataSource
-from paretune.config.issues import ConfigIssue, closest_match
+from paretune.config.issues import ConfigIssue, closest_match, list_names
 from paretune.config.schema import Config
 from paretune.config.scorer_schema import ClassifierScorerSection, RewardModelScorerSection
 from paretune.config.scorers import read_label_names, reward_model_objectives, scorer_sections
@@ -157,5 +157,5 @@ def _label_name_issues(config: Config, name: str, folder: Path) -> Iterator[Conf
                 ("objectives", objective),
                 "no model provides it",
                 suggestion=closest_match(objective, label_names),
-                fix=f"the model in reward.path has {', '.join(label_names)}",
+                fix=f"the model in reward.path has {list_names(label_names)}",
             )

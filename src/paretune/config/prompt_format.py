@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from paretune.algorithms.wrappers import with_confidence, with_thinking
-from paretune.config.issues import ConfigIssue, closest_match
+from paretune.config.issues import ConfigIssue, closest_match, list_names
 from paretune.config.schema import Config, parse_threshold
 from paretune.config.validate import WORLD, non_default_keys
 from paretune.config.yaml import short_repr
@@ -114,7 +114,7 @@ def _correctness_issues(config: Config, spec: Spec) -> Iterator[ConfigIssue]:
     if config.judge == "ground_truth":
         judged += [name for name in get_world().objectives if name not in judged]
     if threshold[0] not in judged:
-        suggestion, fix = closest_match(threshold[0], judged), f"one of {', '.join(judged)}"
+        suggestion, fix = closest_match(threshold[0], judged), f"one of {list_names(judged)}"
         yield ConfigIssue(path, f"{short_repr(threshold[0])} is not judged", suggestion=suggestion, fix=fix)
     if spec.prompt_format != "confidence":
         problem = f"has no effect: {config.algorithm.name} asks for no confidence"

@@ -321,6 +321,7 @@ class Config(Section):
     run: RunSection = RunSection()
     evaluate: EvaluateSection = EvaluateSection()
     _origins: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+    _columns: dict[tuple[str | int, ...], int] = PrivateAttr(default_factory=dict)
     _source_text: str = PrivateAttr(default="")
 
     @model_validator(mode="before")

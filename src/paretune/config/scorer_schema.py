@@ -2,10 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
+from pydantic_core import PydanticCustomError
 
 from paretune.config.data_schema import Dtype, Name, NonEmptyStr, PathStr, Section
 from paretune.core.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+
+
+def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if repeated is not None:
+        raise PydanticCustomError("objectives", f"{repeated} is named twice; fix: name each objective once")
+    return names
 
 
 class FallibleScorerSection(Section):
@@ -34,7 +42,7 @@ class PythonScorerSection(FallibleScorerSection):
     OpenRLHF's `reward_func`. verl's is called once per response, the others once per batch. Columns of the
     prompts are arguments of the first; verl's reads `data_source`, `reward_model` or `ground_truth`, and
     `extra_info`, OpenRLHF's `label`."""
-    objectives: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    objectives: Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_unique)] = ()
     """The objectives that one call scores, if it returns several; empty: one, with the scorer's name."""
     input: Literal["auto", "messages", "text"] = "auto"
     """Prompts and completions as lists of messages or as text; auto: messages if the policy has a chat

@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from paretune.config.data_schema import RewardSection
-from paretune.config.issues import ConfigIssue, closest_match
-from paretune.config.schema import Config
+from paretune.config.issues import ConfigIssue, closest_match, list_names
+from paretune.config.schema import Config, ObjectiveSection
 from paretune.config.scorer_schema import (
     LlmJudgeScorerSection,
     PythonScorerSection,
     RewardModelScorerSection,
     ScorerSection,
 )
-from paretune.config.unknown import UnknownValueError, known_items
+from paretune.config.unknown import UnknownValueError, item_names, known_items, until_unknown
 from paretune.config.yaml import KeyPath, short_repr
 from paretune.core.errors import ConfigError
 from paretune.worlds import get_world
@@ -138,7 +138,7 @@ def _source_issues(
     elif not owners and not has_reward and len(known) == len(config.scorers):
         available = [name for own in known.values() for name in own]
         fix = (
-            f"the scorers score {', '.join(available)}"
+            f"the scorers score {list_names(available)}"
             if available
             else f"add it to `scorers`, such as {objective}: {{type: rule, rule: length, max: 60}}, or add a "
             "section reward"
@@ -147,19 +147,30 @@ def _source_issues(
         yield ConfigIssue(path, "no scorer scores it", suggestion=suggestion, fix=fix)
 
 
+def scorer_reference_issues(config: Config) -> Iterator[ConfigIssue]:
+    """Scorers that objectives name and that do not exist; a scorer with a mistake does."""
+    for objective, section in known_items(config.objectives).items():
+        yield from until_unknown(_reference_issues(config, objective, section))
+
+
+def _reference_issues(config: Config, objective: str, section: ObjectiveSection) -> Iterator[ConfigIssue]:
+    choices = [*item_names(config.scorers), *([REWARD] if config.reward is not None else [])]
+    scorer = section.scorer
+    if scorer is not None and scorer not in choices:
+        fix = f"one of {list_names(choices)}" if choices else "add it to `scorers`"
+        suggestion = closest_match(scorer, choices)
+        problem = f"{short_repr(scorer)} is not in scorers"
+        path = ("objectives", objective, "scorer")
+        yield ConfigIssue(path, problem, suggestion=suggestion, fix=fix)
+
+
 def _named_scorer_issues(
     config: Config, objective: str, known: Mapping[str, tuple[str, ...]]
 ) -> Iterator[ConfigIssue]:
     section, path = config.objectives[objective], ("objectives", objective, "scorer")
     scorer, source = section.scorer or "", section.scores_from or objective
-    choices = [*config.scorers, *([REWARD] if config.reward is not None else [])]
-    if scorer not in choices:
-        fix = f"one of {', '.join(choices)}" if choices else "add it to `scorers`"
-        suggestion = closest_match(scorer, choices)
-        problem = f"{short_repr(scorer)} is not in scorers"
-        yield ConfigIssue(path, problem, suggestion=suggestion, fix=fix)
-    elif scorer in known and source not in known[scorer] and len(known[scorer]) > 1:
-        fix = f"rename the objective to one of {', '.join(known[scorer])}"
+    if scorer in known and source not in known[scorer] and len(known[scorer]) > 1:
+        fix = f"rename the objective to one of {list_names(known[scorer])}"
         yield ConfigIssue(path, f"{scorer} scores several objectives, none of this name", fix=fix)
 
 
@@ -169,7 +180,7 @@ def _verdict_issues(config: Config) -> Iterator[ConfigIssue]:
     judges = [*([JUDGE] if config.judge is not None else []), *config.judges]
     if rule not in VERDICT_RULES and rule not in judges:
         choices = [*VERDICT_RULES, *judges]
-        suggestion, fix = closest_match(rule, choices), f"one of {', '.join(choices)}"
+        suggestion, fix = closest_match(rule, choices), f"one of {list_names(choices)}"
         yield ConfigIssue(path, f"{short_repr(rule)} is no judge", suggestion=suggestion, fix=fix)
     elif rule != VERDICT_RULES[0] and len(judges) < 2:
         problem = "has no effect with fewer than two judges"

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from paretune.config.issues import closest_match
+from paretune.config.issues import closest_match, list_names
 from paretune.config.paths import path_kind
 from paretune.config.schema import Config
 from paretune.config.yaml import KeyPath
@@ -59,7 +59,7 @@ def find_recipe(name: str) -> Path:
     if kind == "folder":
         example = next((f" in it, such as {file}" for file in _recipe_files(path)), "")
         raise ConfigError(format_issue(name, 1, None, "", "is a folder", fix=f"name a recipe file{example}"))
-    fix = f"name a file, or one of {', '.join(shipped)}"
+    fix = f"name a file, or one of {list_names(shipped)}"
     raise ConfigError(
         format_issue(name, 1, None, "", "no such recipe", suggestion=_suggest(path, shipped), fix=fix)
     )
@@ -97,14 +97,18 @@ def _section_lines(
 
 
 def location_of(config: Config, path: KeyPath) -> str:
-    """`file:line` of a value, or of its nearest enclosing section."""
+    """`file:line` of a value, or of its nearest enclosing section; with the column in a scorer's section."""
     origins = config._origins
     ends = range(len(path), -1, -1)
     nearest = next(
         (path[:e] for e in ends if not origins.get(path[:e], DEFAULT_ORIGIN).startswith(DEFAULT_ORIGIN)), None
     )
     origin = config.name if nearest is None else origins[nearest]
-    return "(override)" if origin == "override" else origin
+    if origin == "override":
+        return "(override)"
+    in_scorer = nearest is not None and nearest[:1] in {("scorers",), ("judges",)}
+    column = config._columns.get(nearest) if nearest is not None and in_scorer else None
+    return origin if column is None else f"{origin}:{column}"
 
 
 def _origin(path: KeyPath, origins: Mapping[KeyPath, str]) -> str:

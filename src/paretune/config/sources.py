@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from paretune.config.data_schema import ColumnsSection, DataSource
-from paretune.config.issues import ConfigIssue
+from paretune.config.issues import ConfigIssue, list_names
 from paretune.config.schema import Config
 from paretune.config.unknown import UnknownValueError, known_items
 from paretune.config.validate import non_default_keys, reward_sections
@@ -58,7 +58,8 @@ def column_issues(config: Config) -> Iterator[ConfigIssue]:
         columns: ColumnsSection = source.columns
         allowed = COLUMNS_BY_RECORD_TYPE[record_type]
         for key in (key for key in non_default_keys(columns) if key not in allowed):
-            problem, fix = f"{record_type} have no such column", f"one of {', '.join(sorted(allowed))}"
+            problem = f"{record_type} have no such column"
+            fix = f"one of {list_names(sorted(allowed), 'docs/data.md')}"
             yield ConfigIssue((*path, "columns", key), problem, fix=fix, standalone=True)
         if record_type == "pairs" and columns.objective and getattr(source, "objective", None) is not None:
             yield ConfigIssue(

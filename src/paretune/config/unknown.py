@@ -90,6 +90,11 @@ def known_items(items: dict[str, Any]) -> dict[str, Any]:
     return items.known() if isinstance(items, KnownItems) else items
 
 
+def item_names(items: Iterable[str]) -> list[str]:
+    """The names of all items, valid or not, for references by name: a scorer with a mistake is there."""
+    return [*items.known(), *sorted(items.unknown)] if isinstance(items, KnownItems) else [*items]
+
+
 def until_unknown(issues: Iterable[T]) -> Iterator[T]:
     """The issues up to the first that would follow from an invalid value."""
     try:

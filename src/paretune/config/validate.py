@@ -1,18 +1,20 @@
 """Rules between the sections of a recipe: names must be known, and every setting must have an effect."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from paretune.config.data_schema import DataSource, RewardSection, Section
-from paretune.config.issues import ConfigIssue, closest_match, misspelled_category
-from paretune.config.schema import Config
+from paretune.config.issues import ConfigIssue, closest_match, list_names, misspelled_category
+from paretune.config.schema import Config, parse_threshold
 from paretune.config.scorers import (
     all_objectives_known,
     judged_objectives,
     reward_model_objectives,
     scorer_issues,
+    scorer_reference_issues,
 )
-from paretune.config.unknown import UnknownValueError, until_unknown
+from paretune.config.unknown import UnknownValueError, item_names, known_items, until_unknown
 from paretune.config.yaml import KeyPath, dotted_key, short_repr
 from paretune.worlds import get_world
 
@@ -213,7 +215,7 @@ def _world_head_issues(name: str, section: RewardSection) -> Iterator[ConfigIssu
     for head, settings in section.objectives.items():
         path: KeyPath = (name, "objectives", head)
         if head not in world_objectives:
-            fix = f"the built-in world has ratings of {', '.join(world_objectives)}"
+            fix = f"the built-in world has ratings of {list_names(world_objectives)}"
             suggestion = closest_match(head, world_objectives)
             yield ConfigIssue(path, "has no ratings", suggestion=suggestion, fix=fix)
         needs = {"bradley_terry": "pairs", "ordinal": "ratings on levels"}.get(settings.loss)
@@ -259,9 +261,9 @@ def _head_issues(name: str, section: RewardSection) -> Iterator[ConfigIssue]:
 def _unknown_name_issues(
     path: KeyPath, name: str, known_names: Iterable[str], owner: str, fix: str = ""
 ) -> Iterator[ConfigIssue]:
-    names = list(dict.fromkeys(known_names))
+    names = list(dict.fromkeys(item_names(known_names)))
     if name not in names:
-        suggestion, fix = closest_match(name, names), fix or f"one of {', '.join(names)}"
+        suggestion, fix = closest_match(name, names), fix or f"one of {list_names(names)}"
         yield ConfigIssue(path, f"{short_repr(name)} is not in {owner}", suggestion=suggestion, fix=fix)
 
 
@@ -279,16 +281,22 @@ def _judge_issues(config: Config) -> Iterator[ConfigIssue]:
 
 
 def _objective_issues(config: Config) -> Iterator[ConfigIssue]:
-    for name in config.objectives:
+    for name in known_items(config.objectives):
         yield from until_unknown(_scoring_head_issues(config, name))
         yield from until_unknown(_gate_issues(config, name))
+
+
+def _weight_issues(config: Config) -> Iterator[ConfigIssue]:
     if not any(objective.weight for objective in config.objectives.values()):
         problem = "every weight is 0, so there is no reward"
         yield ConfigIssue(("objectives",), problem, fix="give one of them a weight")
-    judged = judged_objectives(config)
+
+
+def _margin_issues(config: Config) -> Iterator[ConfigIssue]:
+    names = [*item_names(config.objectives), *judged_objectives(config)]
     for name in config.evaluate.non_inferiority_margin:
         path: KeyPath = ("evaluate", "non_inferiority_margin", name)
-        yield from _unknown_name_issues(path, name, [*config.objectives, *judged], "objectives")
+        yield from _unknown_name_issues(path, name, names, "objectives")
 
 
 def _scoring_head_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
@@ -319,7 +327,7 @@ def _new_fix(config: Config) -> str:
 def _gate_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
     objective, path = config.objectives[name], ("objectives", name)
     if objective.gate is not None and objective.parsed_gate is None:
-        problem, fix = f"{short_repr(objective.gate)} is not a gate", 'write it like "safety >= 0.5"'
+        problem, fix = f"{short_repr(objective.gate)} is not a gate", _gate_fix(objective.gate)
         yield ConfigIssue((*path, "gate"), problem, fix=fix, standalone=True)
     elif objective.parsed_gate is not None:
         gating_objective, threshold = objective.parsed_gate
@@ -329,6 +337,16 @@ def _gate_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
         yield from _gate_fallback_issues(config, name)
     elif objective.gate_fallback is not None:
         yield from _no_effect_issues(path, ["gate_fallback"], "without `gate`")
+
+
+def _gate_fix(gate: str) -> str:
+    """The same gate with >=, where it has another comparison; else an example."""
+    name, comparison, threshold = re.match(r"([^<>=]*)([<>=]*)(.*)", gate, re.DOTALL).groups()  # type: ignore[union-attr]
+    meant = f"{name.strip()} >= {threshold.strip()}"
+    if not comparison or comparison == ">=" or parse_threshold(meant) is None:
+        return 'write it like "safety >= 0.5"'
+    below = "; a gate holds above its threshold" if "<" in comparison else ""
+    return f'{comparison} must be >=: write "{meant}"{below}'
 
 
 def _gate_fallback_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
@@ -359,6 +377,9 @@ RULES: tuple[Callable[[Config], Iterator[ConfigIssue]], ...] = (
     _reward_issues,
     _judge_issues,
     _objective_issues,
+    _weight_issues,
+    _margin_issues,
+    scorer_reference_issues,
     scorer_issues,
     _stored_label_issues,
     category_issues,

@@ -82,6 +82,17 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^{_pattern}$"), _firsts)
 
 
+class _Loader11(_Loader):
+    """The same with the booleans of YAML 1.1, as PyYAML and thus TRL reads them: yes, no, on and off."""
+
+
+_Loader11.add_implicit_resolver(
+    "tag:yaml.org,2002:bool",
+    re.compile(r"^(?:yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)$"),
+    [*"yYnNoO"],
+)
+
+
 class _ParseError(Exception):
     """The text cannot be parsed at all; holds the single formatted issue."""
 
@@ -114,11 +125,18 @@ def read_text(path: Path, display_name: str, *, allow_pipe: bool = True) -> tupl
         )
 
 
-def parse_yaml(text: str, file: str, empty_fix: str = EMPTY_FIX) -> ConfigTree:
-    """The tree of one recipe text; errors of the text are in `issues`, never raised."""
+def parse_yaml(text: str, file: str, empty_fix: str = EMPTY_FIX, *, yes_is_true: bool = False) -> ConfigTree:
+    """The tree of one recipe text; errors of the text are in `issues`, never raised.
+
+    Args:
+        text: Of the file.
+        file: Its name, for messages.
+        empty_fix: What to do if it is empty.
+        yes_is_true: yes, no, on and off are booleans, as in YAML 1.1.
+    """
     tree = ConfigTree(locations={(): SourceLocation(file, 1, 1)})
     try:
-        node = _compose(text, file)
+        node = _compose(text, file, _Loader11 if yes_is_true else _Loader)
         if not isinstance(node, yaml.MappingNode) or not node.value:
             is_empty = node is None or isinstance(node, yaml.MappingNode)
             problem = "is empty" if is_empty else "is not a mapping of keys to values"
@@ -151,12 +169,12 @@ def short_repr(value: object, max_length: int = 60) -> str:
     return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 
-def _compose(text: str, file: str) -> yaml.Node | None:
+def _compose(text: str, file: str, loader: type[_Loader] = _Loader) -> yaml.Node | None:
     """The node graph of the text; its size is checked first."""
     fix = ""
     try:
         _check_limits(text, file)
-        return yaml.compose(text, Loader=_Loader)
+        return yaml.compose(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         line, col = _position(error.problem_mark or error.context_mark)
         problem = f"not YAML: {_one_line(error.problem or error.context)}"
@@ -258,7 +276,7 @@ class _Converter:
                 case "null":
                     return None
                 case "bool":
-                    return text.lower() == "true"
+                    return text.lower() in {"true", "yes", "on"}
                 case "int":
                     number = int(text, 0) if text[:2] in {"0o", "0x"} else int(text)
                     if abs(number) > MAX_NUMBER:

@@ -58,9 +58,17 @@ def hypervolume(points: Points, ref_point: NDArray[np.float64]) -> float:
 
 def _validated_points(points: Points) -> Points:
     table = np.asarray(points, np.float64)
-    if table.ndim != 2 or not np.isfinite(table).all():
+    if table.ndim != 2:
         raise DataError(
-            f"a Pareto front needs finite numbers of shape [points, objectives], got shape {table.shape}; "
+            f"a Pareto front needs numbers of shape [points, objectives], got shape {table.shape}; "
+            "fix: one list of numbers per point"
+        )
+    invalid = np.argwhere(~np.isfinite(table))
+    if len(invalid):
+        row, column = invalid[0].tolist()
+        number = str(table[row, column]).replace("nan", "NaN")
+        raise DataError(
+            f"a Pareto front needs finite numbers; objective {column + 1} of point {row + 1} is {number}; "
             "fix: leave out points without a score"
         )
     return table

@@ -30,8 +30,8 @@ ROLE_SYNONYMS = {
 """Roles of other formats, for the suggestion in the error message."""
 NO_PROMPT = "-"
 """Column name that says: there is no prompt, the responses are texts on their own."""
-FLOAT32_MAX = 2.0**128 - 2.0**104
-"""Largest float32 number, about 3.4e38."""
+MAX_LABEL = 1e18
+"""Largest label: its square, which training and evaluation compute, is within the range of float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,10 +359,10 @@ def check_label_range(number: float, key: str) -> float:
     """The number.
 
     Raises:
-        FieldError: It is outside the range of float32, in which models are trained.
+        FieldError: It is too large for a model that is trained in float32.
     """
-    if abs(number) > FLOAT32_MAX:
-        problem = f"{number:.3g} exceeds the float32 range ({FLOAT32_MAX:.2g})"
+    if abs(number) > MAX_LABEL:
+        problem = f"{number:.3g} is too large for training in float32 (up to {MAX_LABEL:.0e})"
         raise FieldError(key, problem, fix="write a smaller number, or leave it empty if not labelled")
     return number
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from paretune.core.errors import format_issue
 from paretune.data.columns import (
-    FLOAT32_MAX,
+    MAX_LABEL,
     ColumnNames,
     FieldError,
     LabelMapping,
@@ -118,8 +118,8 @@ class LabelReader:
                 if (
                     is_plain
                     and type(raw) in NUMBER_TYPES
-                    and -FLOAT32_MAX <= raw <= FLOAT32_MAX
-                    and -FLOAT32_MAX <= (label := mapping.scale * raw + mapping.offset) <= FLOAT32_MAX
+                    and -MAX_LABEL <= raw <= MAX_LABEL
+                    and -MAX_LABEL <= (label := mapping.scale * raw + mapping.offset) <= MAX_LABEL
                 ):
                     numbers.append(label)
                     statistics.numbers.append(raw)
@@ -185,7 +185,7 @@ class LabelReader:
             if several or rater is not None:
                 statistics.raters.add(key if rater is None else str(rater))
             label = mapping.scale * number + mapping.offset
-            votes.append(label if -FLOAT32_MAX <= label <= FLOAT32_MAX else check_label_range(label, key))
+            votes.append(label if -MAX_LABEL <= label <= MAX_LABEL else check_label_range(label, key))
         return tuple(votes)
 
     def _read_vote(

@@ -23,8 +23,6 @@ MIN_PROMPTS = 30
 MIN_UNIQUE_FRACTION = 0.7
 """A lower fraction of distinct responses, after a fall of at least `MIN_UNIQUE_FALL`, is a collapse."""
 MIN_UNIQUE_FALL = 0.1
-MAX_REFUSAL_RISE = 0.05
-"""A larger rise of the refusal rate is a warning even where its interval contains 0."""
 MAX_TRUNCATION_RATE = 0.1
 """With more truncated responses, the length limit shapes the scores."""
 POLICY_PREFIX = "The policy "
@@ -268,7 +266,7 @@ def _refusal_warnings(
                     f"Refusals on {category} prompts fell from {100 * rate['before']:.0f} % to "
                     f"{100 * rate['after']:.0f} %."
                 )
-        elif rate["low"] > 0 or rate["after"] - rate["before"] > MAX_REFUSAL_RISE:
+        elif rate["low"] > 0:
             low, high = _format_percentage_points(rate["low"]), _format_percentage_points(rate["high"])
             sentences.append(
                 f"Refusals on {category} prompts rose from {100 * rate['before']:.0f} % to "
@@ -282,7 +280,9 @@ def _side_effect_warnings(results: Mapping[str, Any]) -> list[str]:
     length = results["length"]
     if length["before"]:
         ratio = length["after"] / length["before"]
-        if not 1 / MAX_LENGTH_RATIO <= ratio <= MAX_LENGTH_RATIO:
+        # A bound is null in eval.json where it was not measured.
+        changed = (length["low"] or 0) > 0 or (length["high"] or 0) < 0
+        if changed and not 1 / MAX_LENGTH_RATIO <= ratio <= MAX_LENGTH_RATIO:
             sentences.append(
                 f"Responses are {ratio:.1f} times as long as before; some scores may follow length."
             )

@@ -22,8 +22,6 @@ STAGE_WIDTH = len("tuning-trial")
 """Width of the stage names: that of the longest."""
 RATE_WINDOW = 50
 """Progress reports that the time left is estimated from: recent ones, as the length of responses changes."""
-ROTATION_SECONDS = 4.0
-"""Seconds for which the same values are shown, where not all of them fit: time enough to read them."""
 BAR_WIDTHS = ((100, 24), (70, 8), (0, 6))
 """Width of the bar by the smallest width of the terminal."""
 SPINNER_WIDTH = 2
@@ -43,7 +41,7 @@ class Console(Protocol):
             done: Steps that are done.
             total: All steps.
             note: Further information, which is always shown.
-            values: More of it, of which as many are shown as fit, in turn.
+            values: More of it, of which the first that fit are shown.
         """
 
     def finish_stage(self, summary: str) -> None:
@@ -111,23 +109,21 @@ def progress_line(
     values: Sequence[str] = (),
     *,
     width: int = 0,
-    first_value: int = 0,
     bar: tuple[str, str] | None = None,
 ) -> str:
     """One line of progress that is at most `width` characters long, and has whole values only.
 
-    Label, bar, steps and time left come first; then the note, and as many values as fit, beginning with
-    number `first_value`, with the number of the others.
+    Label, bar, steps and time left come first; then the note and the first values that fit, in their order,
+    with the number of the others.
 
     Args:
         label: The stage.
         done: Steps that are done.
         total: All steps.
         seconds_left: None: unknown.
-        note: Always shown if there is room for it and for a value, else in turn with the values.
-        values: Shown in turn.
+        note: Shown before the values.
+        values: Always in the same order, so that a reader finds one where it was.
         width: Columns of the terminal; 0: unlimited.
-        first_value: Index of the first value to show, modulo their number.
         bar: Character of the done and of the remaining part; None: no bar.
     """
     parts = [label]
@@ -140,16 +136,10 @@ def progress_line(
         parts.append(f"{'-:--' if seconds_left is None else format_duration(seconds_left)} left")
     line = " ".join(parts)
     limit = width or sys.maxsize
-    longest = max(map(len, values), default=0)
-    if note and values and len(line) + len(note) + longest + len("    +99") > limit:
-        note, values = "", (note, *values)  # no room for both: in turn
-    if note and len(line) + 2 + len(note) <= limit:
-        line += f"  {note}"
-    start = first_value % len(values) if values else 0
-    rotated = [*values[start:], *values[:start]]
-    for shown in range(len(rotated), 0, -1):
-        rest = f" +{len(rotated) - shown}" if shown < len(rotated) else ""
-        candidate = f"{line}  {'  '.join(rotated[:shown])}{rest}"
+    items = [*([note] if note else []), *values]
+    for shown in range(len(items), 0, -1):
+        rest = f" +{len(items) - shown}" if shown < len(items) else ""
+        candidate = f"{line}  {'  '.join(items[:shown])}{rest}"
         if len(candidate) <= limit:
             return candidate
     return line[:limit]
@@ -164,7 +154,7 @@ class PlainConsole:
         columns = os.environ.get("COLUMNS", "")
         self.width = int(columns) if columns.isdecimal() else 0
         self.stage, self.label, self.start_time, self.last_progress_time = "", "", 0.0, 0.0
-        self.time_left, self.num_lines = TimeLeft(), 0
+        self.time_left = TimeLeft()
 
     def _write(self, text: str) -> None:
         print(sanitize(text), file=self.stream, flush=True)
@@ -184,7 +174,7 @@ class PlainConsole:
         """Remember the stage; a line is printed with its progress and when it is finished."""
         self.stage, self.label = stage, f"[{index}/{total}] {stage:<{STAGE_WIDTH}}"
         self.start_time = self.last_progress_time = time.monotonic()
-        self.time_left, self.num_lines = TimeLeft(), 0
+        self.time_left = TimeLeft()
 
     def progress(self, done: int, total: int, note: str, values: Sequence[str] = ()) -> None:
         """Print a line if the last one is `PROGRESS_INTERVAL` seconds old."""
@@ -192,19 +182,7 @@ class PlainConsole:
         if time.monotonic() - self.last_progress_time >= PROGRESS_INTERVAL:
             self.last_progress_time = time.monotonic()
             seconds = self.time_left.seconds()
-            self._write(
-                progress_line(
-                    self.label,
-                    done,
-                    total,
-                    seconds,
-                    note,
-                    values,
-                    width=self.width,
-                    first_value=self.num_lines,
-                )
-            )
-            self.num_lines += 1
+            self._write(progress_line(self.label, done, total, seconds, note, values, width=self.width))
 
     def finish_stage(self, summary: str) -> None:
         """Print the summary and the duration of the stage."""
@@ -256,7 +234,6 @@ class LiveConsole:
             self.note,
             self.values,
             width=width,
-            first_value=int((time.monotonic() - self.start_time) / ROTATION_SECONDS),
             bar=("#", "-") if self.rich_console.options.ascii_only else ("█", "░"),
         )
 

@@ -21,11 +21,10 @@ from paretune.config.schema import WorldSection
 from paretune.config.sources import data_sources
 from paretune.config.validate import WORLD
 from paretune.config.yaml import KeyPath
-from paretune.core.errors import ConfigError, DataError
+from paretune.core.errors import ConfigError, DataError, MissingDependencyError
 from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.columns import FieldError
 from paretune.data.loader import group_responses, hold_out_prompts, prompt_key, split_by_prompt
-from paretune.data.prompt_formats import PromptFormat
 from paretune.data.raters import ReadSummary, separate_votes
 from paretune.data.readers import read_demonstrations, read_preference_pairs, read_prompts, read_ratings
 from paretune.data.records import Demonstration, LazySequence, Prompt
@@ -35,8 +34,11 @@ from paretune.experiment.data_limits import (
     max_prompt_length,
     policy_context_length,
     policy_tokenizer,
+    prompt_filter,
     reward_tokenizer,
     sample_by_category,
+    source_issue,
+    source_key,
 )
 from paretune.experiment.dataset import (
     Dataset,
@@ -111,11 +113,6 @@ class DataReader:
     def config(self) -> Config:
         """The recipe."""
         return self.run.config
-
-    @property
-    def prompt_format(self) -> PromptFormat:
-        """The prompt format of the algorithm."""
-        return self.run.algorithm.prompt_format
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -213,10 +210,10 @@ class DataReader:
         # The world counts without its tokenizer, which would load transformers.
         if (
             self.config.policy.path == WORLD
-            and world.max_prompt_tokens(prompts, self.prompt_format) <= max_length
+            and world.max_prompt_tokens(prompts, self.run.algorithm.prompt_format) <= max_length
         ):
             return
-        length_filter = LengthFilter(self.tokenizer, max_length, "error", prompt_format=self.prompt_format)
+        length_filter = prompt_filter(self.run, self.tokenizer, max_length)
         try:
             for prompt in prompts:
                 length_filter(prompt)
@@ -305,8 +302,10 @@ class DataReader:
                 transform=length_filter,
                 **reader_kwargs,
             )
+        except MissingDependencyError as error:
+            raise MissingDependencyError(source_issue(self.run, source, str(error))) from error
         except DataError as error:
-            key = next(key for key, _, other in data_sources(self.config) if other is source)
+            key = source_key(self.run, source)
             self.file_issues.add(str(error), ".".join(map(str, key)), reader_kwargs.get("labels"))
             return []
         self.notes += summary.notes
@@ -323,7 +322,7 @@ class DataReader:
 
     def read_prompts(self, name: str, source: PromptSource, max_length: int) -> list[Prompt]:
         """The prompts of one file."""
-        length_filter = length_filter_of(source, self.tokenizer, max_length, self.prompt_format)
+        length_filter = prompt_filter(self.run, self.tokenizer, max_length, source)
         length_filter.num_embeddings = self.num_embeddings
         return self._read_file(
             name,

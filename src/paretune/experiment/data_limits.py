@@ -2,13 +2,16 @@
 
 from paretune.config import Config
 from paretune.config.data_schema import (
+    DataSource,
     DemonstrationSource,
     PairSource,
     PromptSource,
     RatingSource,
     RewardSection,
 )
+from paretune.config.sources import data_sources
 from paretune.config.validate import WORLD
+from paretune.config.yaml import KeyPath, dotted_key
 from paretune.core.errors import ConfigError
 from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.prompt_formats import PromptFormat
@@ -58,25 +61,64 @@ def length_filter_of(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     prompt_format: PromptFormat = "",
+    reason: str = "the context of the model",
 ) -> LengthFilter:
-    """The length filter of a file: its own limit, or that of the model if it is lower."""
+    """The length filter of a file: its own limit, or that of the model, for its reason, if it is lower."""
     limit = min(source.max_length or max_length, max_length)
-    return LengthFilter(tokenizer, limit, source.overlong, prompt_format=prompt_format)
+    reason = "max_length of this file" if limit < max_length else reason
+    return LengthFilter(tokenizer, limit, source.overlong, limit_reason=reason, prompt_format=prompt_format)
 
 
 def max_prompt_length(run: ResolvedRun, context_length: int) -> int:
     """The longest prompt in tokens that leaves room for a response, in training and in the evaluation."""
-    config = run.config
-    response_lengths = {
-        ("algorithm", "max_new_tokens"): int(config.algorithm.arguments.get("max_new_tokens", 256)),
-        ("evaluate", "max_new_tokens"): config.evaluate.max_new_tokens or 0,
-    }
-    path = max(response_lengths, key=lambda key: response_lengths[key])
-    longest = response_lengths[path]
+    path, longest = _longest_response(run.config)
     if longest >= context_length:
         problem = f"{longest} tokens leave no room for a prompt: the policy's context has {context_length}"
         raise ConfigError(run.issue(path, problem, "lower it"))
     return context_length - longest
+
+
+def prompt_filter(
+    run: ResolvedRun,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    source: PromptSource | None = None,
+) -> LengthFilter:
+    """The length filter of a file of prompts, or of those of the built-in world.
+
+    Args:
+        run: The resolved recipe.
+        tokenizer: Of the policy.
+        max_length: Returned by `max_prompt_length`.
+        source: The file; None: the built-in world.
+    """
+    path, longest = _longest_response(run.config)
+    reason = f"the policy's context of {max_length + longest} minus {dotted_key(path)} {longest}"
+    prompt_format = run.algorithm.prompt_format
+    if source is None:
+        return LengthFilter(tokenizer, max_length, "error", reason, prompt_format)
+    return length_filter_of(source, tokenizer, max_length, prompt_format, reason)
+
+
+def _longest_response(config: Config) -> tuple[KeyPath, int]:
+    """The key of the longest response, in training or in the evaluation, and its tokens."""
+    lengths: dict[KeyPath, int] = {
+        ("algorithm", "max_new_tokens"): int(config.algorithm.arguments.get("max_new_tokens", 256)),
+        ("evaluate", "max_new_tokens"): config.evaluate.max_new_tokens or 0,
+    }
+    path = max(lengths, key=lambda key: lengths[key])
+    return path, lengths[path]
+
+
+def source_key(run: ResolvedRun, source: DataSource) -> KeyPath:
+    """The key of a source of data."""
+    return next(key for key, _, other in data_sources(run.config) if other is source)
+
+
+def source_issue(run: ResolvedRun, source: DataSource, error: str) -> str:
+    """The error of a whole source, such as a dataset of the hub, at its key in the recipe."""
+    problem, _, fix = error.partition("; fix: ")
+    return run.issue((*source_key(run, source), "file"), problem, fix)
 
 
 def sample_by_category(prompts: list[Prompt], max_prompts: int) -> list[Prompt]:

@@ -38,11 +38,13 @@ class LengthFilter:
     """Maximum record length in tokens."""
     overlong: str
     """How to handle a longer record: "error", "drop" or "truncate"."""
+    limit_reason: str = ""
+    """Where the limit comes from."""
+    prompt_format: PromptFormat = ""
+    """Format instruction that is appended to prompts and counts as part of them."""
     num_dropped: int = 0
     num_with_control_tokens: int = 0
     """Records whose texts spell control tokens of the chat template."""
-    prompt_format: PromptFormat = ""
-    """Format instruction that is appended to prompts and counts as part of them."""
     num_embeddings: int | None = None
     """Rows of the model's embedding, if the tokenizer has more tokens than that."""
 
@@ -67,7 +69,9 @@ class LengthFilter:
             return record
         if self.overlong == "error":
             fix = "shorten it, or write `overlong: drop` to skip such rows"
-            raise FieldError("prompt", f"{length} tokens, but the limit is {self.max_length}", fix=fix)
+            reason = f" ({self.limit_reason})" if self.limit_reason else ""
+            problem = f"{length} tokens, but the limit is {self.max_length}{reason}"
+            raise FieldError("prompt", problem, fix=fix)
         self.num_dropped += 1
         return None
 

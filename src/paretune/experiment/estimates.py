@@ -283,6 +283,8 @@ def describe_estimate(estimate: Estimate | None) -> Iterator[str]:
     # The sum of the parts as they are shown: a reader adds them up.
     total = sum(_rounded_seconds(seconds) for seconds in estimate.seconds.values())
     yield f"about {format_minutes(total)} on this machine's {estimate.device}: {parts}"
+    if estimate.seconds.get("evaluation", 0.0) > total / 2:
+        yield "more than half of it is the evaluation; a lower evaluate.max_prompts shortens it"
 
 
 def _rounded_seconds(seconds: float) -> float:

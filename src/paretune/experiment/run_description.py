@@ -256,7 +256,8 @@ def _describe_method(config: Config) -> Iterator[str]:
     text = inspect.getdoc(find_algorithm(name)) or ""
     summary = re.sub(r"\s+", " ", text.split("\n\n")[0]).rstrip(".")
     title, _, rest = summary.partition(": ")
-    yield f"{name}: {rest if rest and _letters(title) == _letters(name) else summary}"
+    text = rest if rest and _letters(title) == _letters(name) else summary
+    yield f"{name}: {text}" if text else name
 
 
 def _letters(text: str) -> str:

@@ -257,7 +257,8 @@ class ScorerBuilder:
         Raises:
             ParetuneError: It cannot be loaded.
         """
-        return GuardedScorer(".".join(map(str, path)), self._load(path, name, section), self.on_failures)
+        scorer, in_run = self._load(path, name, section), self.config is not None
+        return GuardedScorer(".".join(map(str, path)), scorer, self.on_failures, in_run)
 
     def _load(self, path: KeyPath, name: str, section: ScorerSection) -> Any:
         if isinstance(section, PythonScorerSection):

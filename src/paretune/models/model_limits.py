@@ -11,6 +11,10 @@ NO_LIMIT = 2**31
 """Length of families without positional limits (ALiBi, state-space models)."""
 
 
+_SIZES = frozenset({"architectures", "vocab_size", "hidden_size", "n_embd", "d_model"})
+"""Keys of config.json of which every model of transformers has one."""
+
+
 def max_sequence_length(config: Any) -> int:
     """The longest sequence (prompt plus response) in tokens.
 
@@ -70,6 +74,9 @@ def unknown_model_type(path: str) -> str:
     if isinstance(family, str) and family in CONFIG_MAPPING:
         return ""
     if family is None:
+        if not _SIZES.intersection(config):
+            fix = "name a folder that transformers saved; as a scorer, use type: python for other models"
+            return f"config.json has no model_type, so it is no model of transformers; fix: {fix}"
         # transformers would look for the name of a family in the name of the folder.
         return 'config.json has no model_type; fix: write the family there, such as "model_type": "llama"'
     problem = (

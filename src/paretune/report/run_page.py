@@ -125,6 +125,7 @@ def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_dir:
         "evaluation": _evaluation_context(evaluation) if evaluation else None,
         "models": [table for table in tables if table is not None],
         "pretrained_models": _pretrained_reward_models(recipe),
+        "no_models": _no_models(recipe),
         "warnings": _warnings(evaluation, head_warnings(model_reports)),
         "num_steps": len(lines),
         "objective_curves": objective_curves(lines, objectives),
@@ -235,6 +236,14 @@ def _pretrained_reward_models(recipe: Mapping[str, Any]) -> dict[str, tuple[str,
         if isinstance(section, Mapping) and section.get("path"):
             models[title] = (str(section["path"]), str(section.get("revision") or ""))
     return models
+
+
+def _no_models(recipe: Mapping[str, Any]) -> str:
+    """Why there is no report of a reward model."""
+    if not recipe:
+        return "the recipe of this run cannot be read"
+    fits = [role for role in ("reward", "judge") if isinstance(recipe.get(role), Mapping) and recipe[role]]
+    return "this run has not reached that stage" if fits else "this run fits none"
 
 
 def _load_recipe(path: Path) -> dict[str, Any]:

@@ -81,6 +81,8 @@ class GuardedScorer(ScorerWrapper):
     """Its name in the recipe."""
     scorer: Any
     on_failures: OnFailures | None = None
+    in_run: bool = False
+    """It scores for a run of a recipe, which can be resumed."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,10 +112,11 @@ class GuardedScorer(ScorerWrapper):
     def _check(self, counts: FailureCounts, max_rate: float) -> None:
         is_enough = counts.num_responses >= MIN_RESPONSES or counts.rate == 1
         if counts.rate > max_rate and is_enough:
+            resume = "; the run resumes when it is started again" if self.in_run else ""
             raise ScoringError(
                 f"{self.name} did not score {counts.reasons.total():,} of {counts.num_responses:,} responses "
                 f"({describe_reasons(counts)}); max_failure_rate is {max_rate:g}; fix: mend the cause, or "
-                "raise max_failure_rate; the same command resumes"
+                f"raise max_failure_rate{resume}"
             )
 
 

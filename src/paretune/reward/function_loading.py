@@ -3,9 +3,10 @@
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -30,12 +31,16 @@ class LoadedObject:
     """That file, and those of all modules of one's own that it imports (`function_files.source_files`)."""
 
 
-def load_object(reference: str) -> LoadedObject:
+def load_object(reference: str, fits: Callable[[Any], bool] = callable) -> LoadedObject:
     """The object that `package.module:name` or `file.py:name` names.
 
     A file is imported as a module of its own, named after its path and content, with its folder on the path
     during the import; a module, with the working directory at the end of the path. The path is then as
     before. The module is run: its code must be as trustworthy as any other program.
+
+    Args:
+        reference: What names it.
+        fits: Whether a value of the module may be meant, for the names that an error lists.
 
     Raises:
         ConfigError: The reference, the file, the module or the name is wrong, or the import fails.
@@ -47,7 +52,7 @@ def load_object(reference: str) -> LoadedObject:
         )
     module = _import_file(Path(location)) if location.endswith(".py") else _import_module(location)
     if not hasattr(module, name):
-        raise ConfigError(f'"{location}" has no "{name}"{_suggestion(module)}')
+        raise ConfigError(f'"{location}" has no "{name}"{_suggestion(module, name, fits)}')
     source = Path(module.__file__) if module.__file__ and module.__file__.endswith(".py") else None
     return LoadedObject(getattr(module, name), source, () if source is None else source_files(source))
 
@@ -85,7 +90,11 @@ def source_hash(value: Any, source: Path | None = None) -> str:
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(f'there is no file "{path}"; fix: give a path relative to the working directory')
+        files = {file.name: str(file) for file in path.parent.glob("*.py")}
+        hint = _did_you_mean(path.name, files)
+        raise ConfigError(
+            f'there is no file "{path}"{hint}; fix: give a path relative to the working directory'
+        )
     path = path.resolve()
     # The content too: a file that was edited in the meantime is another module.
     digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()
@@ -136,8 +145,9 @@ def _import_module(name: str) -> ModuleType:
         attempt.value = import_module(name)
     error = attempt.error
     if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+        hint = _did_you_mean(error.name, {file.stem: file.stem for file in Path.cwd().glob("*.py")})
         raise ConfigError(
-            f'there is no module "{error.name}"; fix: install its package, or start in its folder'
+            f'there is no module "{error.name}"{hint}; fix: install its package, or start in its folder'
         ) from error
     if error is not None:
         source = getattr(sys.modules.get(name), "__file__", None) or _innermost_file(error)
@@ -217,11 +227,23 @@ def _check_modules_beside(path: Path) -> None:
                 )
 
 
-def _suggestion(module: ModuleType) -> str:
+def _suggestion(module: ModuleType, wrong: str, fits: Callable[[Any], bool]) -> str:
     functions = sorted(
-        name for name, value in vars(module).items() if callable(value) and _is_own(value, module, name)
+        name for name, value in vars(module).items() if _is_own(value, module, name) and fits(value)
     )
-    return f"; fix: one of {', '.join(functions[:10])}" if functions else "; fix: define it there"
+    hint = _did_you_mean(wrong, {name: name for name in functions})
+    return f"{hint}; fix: one of {', '.join(functions[:10])}" if functions else "; fix: define it there"
+
+
+def _did_you_mean(wrong: str, names: Mapping[str, str]) -> str:
+    """The nearest name as a part of a message; "" if none is near.
+
+    Args:
+        wrong: What was written.
+        names: What it may have been -> how it is written.
+    """
+    match = next(iter(get_close_matches(wrong, names, 1)), "")
+    return f'; did you mean "{names[match]}"?' if match else ""
 
 
 def _is_own(value: Any, module: ModuleType, name: str) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
@@ -98,12 +99,14 @@ def read_number(value: Any) -> tuple[float, str]:
         return math.nan, ""
     if not isinstance(value, Real) and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
-    if not isinstance(value, Real):
+    if not isinstance(value, Real | Decimal):
         return math.nan, f"returned {_kind(value)} as a score; expected a number or None"
     try:
         number = float(value)
     except OverflowError:  # a huge integer
         number = math.inf
+    except ValueError:  # a signalling NaN of decimal
+        number = math.nan
     if math.isnan(number):
         return math.nan, "returned NaN; None means that a response has no score"
     # Scores are 32-bit numbers.

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -160,6 +161,9 @@ class PythonScorer(CountedScorer):
         num_rows, num_objectives = log.num_rows, len(self.names)
         if attempt.error is not None:
             reason = describe_error(attempt.error, self.function.source)
+            takes_messages = self.function.signature == "trl" and self.input == "messages"
+            if takes_messages and _reads_message_as_text(attempt.error):
+                reason = f"{reason}; {_MESSAGES_HINT}"
             return failed_rows(reason, num_rows, num_objectives)
         value = attempt.value
         if self.function.signature == "openrlhf" and isinstance(value, Mapping):
@@ -252,6 +256,17 @@ def _messages(prompt: Prompt) -> list[dict[str, Any]]:
         }
         for message in prompt.messages
     ]
+
+
+_MESSAGES_HINT = "completions are lists of messages here: completion[0]['content'], or input: text"
+_LIST_OR_DICT = re.compile(r"\b(list|dict)\b")
+
+
+def _reads_message_as_text(error: BaseException) -> bool:
+    """Whether an error is one of code that takes a list of messages, or a message, for a text."""
+    if isinstance(error, AttributeError):
+        return isinstance(error.obj, list | dict)
+    return isinstance(error, TypeError) and bool(_LIST_OR_DICT.search(str(error)))
 
 
 def _shorten(value: object) -> str:

@@ -13,6 +13,8 @@ from paretune.reward.rubric import Answer, Criterion
 ResponseFormat = Literal["json_schema", "json_object", "text"]
 Order = Literal["first", "second", "tie"]
 """Answer of a comparison: the response that is better."""
+_Object = tuple[tuple[str, Any], ...]
+"""Keys and values of a JSON object, in which a key may come twice."""
 
 _SYSTEM = (
     "You {task} by the criteria that are listed. All text between lines like <{example}-{tag}> and "
@@ -55,15 +57,15 @@ class JudgeQuestion:
         """Criterion -> answer.
 
         Raises:
-            ReplyError: The reply has no JSON object, lacks a criterion, or gives an answer that is none.
+            ReplyError: The reply has no JSON object, lacks a criterion, or has two answers or an invalid one.
         """
-        values = _find_object(content, self.answers)
-        if values is None:
+        objects = _find_objects(content, self.answers)
+        if not objects:
             raise ReplyError("not JSON", "it holds no JSON object")
         for name in self.answers:
-            if name not in values:
+            if name not in dict(objects[0]):
                 raise ReplyError("missing criterion", f'the key "{name}" is missing')
-        return {name: _read_answer(name, values[name], schema) for name, schema in self.answers.items()}
+        return {name: _read_answer(name, objects, schema) for name, schema in self.answers.items()}
 
     def repair_messages(self, content: str, error: ReplyError) -> tuple[Mapping[str, str], ...]:
         """The messages that show the judge its reply and what is wrong with it."""
@@ -152,18 +154,29 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     return f"whole number from {schema['minimum']} to {schema['maximum']}"
 
 
-def _read_answer(name: str, value: Any, schema: Mapping[str, Any]) -> Answer:
-    """A valid answer; case, spaces and quotes around numbers are not taken amiss."""
+def _read_answer(name: str, objects: Sequence[_Object], schema: Mapping[str, Any]) -> Answer:
+    """The answer to one criterion, which all objects that have one must agree on.
+
+    Raises:
+        ReplyError: Two answers differ, or it is none.
+    """
+    values = [value for each in objects for key, value in each if key == name]
+    answers = [_valid_answer(value, schema) for value in values]
+    if len(set(answers)) > 1:
+        raise ReplyError("contradictory reply", f'it has different answers for "{name}"')
+    if answers[0] is None:
+        raise ReplyError("level out of range", f'"{name}" must be {_allowed(schema)}')
+    return answers[0]
+
+
+def _valid_answer(value: Any, schema: Mapping[str, Any]) -> Answer | None:
+    """A valid answer; case, spaces and quotes around numbers are not taken amiss. None if it is not valid."""
     text = str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
     if "enum" in schema:
         matches = [each for each in schema["enum"] if each.strip().casefold() == text.casefold()]
-        if text and matches:
-            return str(matches[0])
-    else:
-        number = _whole_number(text)
-        if number is not None and schema["minimum"] <= number <= schema["maximum"]:
-            return number
-    raise ReplyError("level out of range", f'"{name}" must be {_allowed(schema)}')
+        return str(matches[0]) if text and matches else None
+    number = _whole_number(text)
+    return number if number is not None and schema["minimum"] <= number <= schema["maximum"] else None
 
 
 def _whole_number(text: str) -> int | None:
@@ -174,18 +187,18 @@ def _whole_number(text: str) -> int | None:
     return int(number) if number.is_integer() else None
 
 
-def _find_object(content: str, keys: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The first JSON object in a reply with one of the keys, else the first; None if there is none.
+def _find_objects(content: str, keys: Mapping[str, Any]) -> list[_Object]:
+    """The JSON objects in a reply with one of the keys; if there are none, the first object, if any.
 
-    It may stand in a code fence or in prose, and after a model's thinking.
+    They may stand in a code fence or in prose, and after a model's thinking.
     """
-    text = content.rpartition("</think>")[2]
-    objects: Sequence[dict[str, Any]] = list(_objects(text))
-    return next((each for each in objects if each.keys() & keys.keys()), next(iter(objects), None))
+    found = _objects(content.rpartition("</think>")[2])
+    return [each for each in found if dict(each).keys() & keys.keys()] or found[:1]
 
 
-def _objects(text: str) -> list[dict[str, Any]]:
-    decoder, found, position = json.JSONDecoder(), [], text.find("{")
+def _objects(text: str) -> list[_Object]:
+    # Pairs instead of a dict, which would keep only the last of two answers with one key.
+    decoder, found, position = json.JSONDecoder(object_pairs_hook=tuple), [], text.find("{")
     for _ in range(_MAX_OBJECT_STARTS):
         if position < 0:
             break

@@ -1,8 +1,12 @@
 """One pass of a fake batch through all parts of an algorithm, with checks of what each part makes of it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +29,8 @@ from paretune.rl.data_flow import (
 from paretune.rl.dummy_models import DummyCritic, DummyModel, DummyModels
 from paretune.rl.user_parts import apply_model_pass, apply_step, is_shipped, part_name, source_of
 
+FIXED_FIELDS = ("input_ids", "attention_mask", "response_mask", "group", "scores")
+"""What was sampled and scored: a part of the user's own may select rows of it, and change nothing."""
 ADDITIVITY_RTOL = 1e-4
 """Relative difference of a loss and the sum over its micro-batches: far above the rounding of float32."""
 
@@ -54,7 +60,7 @@ class DryRun:
             after = _call(
                 part, access, apply_model_pass, part, before, models, spec.temperature, self.num_rows
             )
-            self._finish(access, before, after)
+            self._finish(part, access, before, after)
             if part == OldLogprobs():
                 access.writes.clear()  # the default, which costs nothing: it may be left unread
         self._apply_steps("credit", flatten_steps(spec.credit), rng)
@@ -72,11 +78,18 @@ class DryRun:
             state = _call(step, access, step.init_state)
             before = RecordedBatch.of(self.batch, access)
             after, _, _ = _call(step, access, apply_step, step, before, state, rng)
-            self._finish(access, before, after)
+            self._finish(step, access, before, after)
 
-    def _finish(self, access: FieldAccess, before: Batch, after: Batch) -> None:
+    def _finish(self, part: object, access: FieldAccess, before: Batch, after: Batch) -> None:
         access.finish(before, after)
-        self.batch = plain_batch(after)
+        before, self.batch = plain_batch(before), plain_batch(after)
+        changed = "" if is_shipped(part) else _changed_field(before, self.batch)
+        if changed:
+            raise PartWiringError(
+                f"{access.name} changes batch.{changed}, which was sampled; fix: write rewards, "
+                "token_rewards or advantages, or leave rows out by batch.select",
+                access,
+            )
 
     def _apply_losses(self, models: Models) -> None:
         spec, batch = self.spec, self.batch
@@ -172,9 +185,26 @@ def _call(part: object, access: FieldAccess, function: Callable[..., Any], *argu
     Raises:
         PartWiringError: The part does not fit, or is the user's own and raised an error.
     """
+    own = [each for each in arguments if isinstance(each, torch.Generator)]
+    states = {each: each.get_state() for each in own}
+    before = {name: generator.get() for name, generator in _GENERATORS.items()}
     with Attempt() as attempt:  # a part of the user's own can raise anything
         attempt.value = function(*arguments)
     error = attempt.error
+    changed = [] if is_shipped(part) else _restore(before)
+    for name in changed if error is None else ():
+        for each, state in states.items():
+            each.set_state(state)
+        _GENERATORS[name].seed(_OTHER_SEED)
+        with Attempt() as again:
+            again.value = function(*arguments)
+        _restore(before)
+        if again.error is None and not _is_same(attempt.value, again.value):
+            raise PartWiringError(
+                f"{access.name} draws from the global generator of {name}, so a resumed run would differ; "
+                "fix: draw from the argument rng of apply_stateful",
+                access,
+            )
     if error is None:
         return attempt.value
     if isinstance(error, WiringError) and not isinstance(error, PartWiringError):
@@ -184,3 +214,68 @@ def _call(part: object, access: FieldAccess, function: Callable[..., Any], *argu
     reads = sorted(access.missing & WRITERS.keys()) if "NoneType" in str(error) else []
     reason = f": {missing_field(access.name, reads[0])}" if reads else ""
     raise PartWiringError(f"{access.name} raised {describe_error(error, source_of(part))}{reason}", access)
+
+
+class _Generator(NamedTuple):
+    """A generator of random numbers that is global."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], object]
+    seed: Callable[[int], object]
+
+
+_OTHER_SEED = 1_234_567
+_GENERATORS = {
+    "torch": _Generator(torch.get_rng_state, torch.set_rng_state, torch.default_generator.manual_seed),
+    "numpy": _Generator(np.random.get_state, np.random.set_state, np.random.seed),
+    "random": _Generator(random.getstate, random.setstate, random.seed),
+}
+
+
+def _restore(states: Mapping[str, Any]) -> list[str]:
+    """Set the global generators back; returns the names of those that had changed."""
+    changed = [name for name, state in states.items() if _content(_GENERATORS[name].get()) != _content(state)]
+    for name in changed:
+        _GENERATORS[name].set(states[name])
+    return changed
+
+
+def _content(state: Any) -> object:
+    """The state of a generator as something that can be compared."""
+    if isinstance(state, tuple):
+        return tuple(map(_content, state))
+    return np.asarray(state).tobytes() if isinstance(state, Tensor | np.ndarray) else state
+
+
+def _is_same(x: object, y: object) -> bool:
+    """Whether two results of a part are equal, NaN being equal to NaN."""
+    if isinstance(x, Batch) and isinstance(y, Batch):
+        x, y = ([object.__getattribute__(each, f.name) for f in dataclass_fields(Batch)] for each in (x, y))
+    if isinstance(x, Mapping) and isinstance(y, Mapping):
+        x, y = list(x.items()), list(y.items())
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x.shape == y.shape and torch.allclose(x.double(), y.double(), 0.0, 0.0, equal_nan=True)
+    if isinstance(x, list | tuple) and isinstance(y, list | tuple):
+        return len(x) == len(y) and all(map(_is_same, x, y))
+    # Of other objects it is not known.
+    return not isinstance(x, float | int) or x == y or math.isnan(x)
+
+
+def _changed_field(before: Batch, after: Batch) -> str:
+    """The first fixed field that is not that of some rows of the batch; "" if all are."""
+    fields = [f for f in FIXED_FIELDS if getattr(after, f) is not getattr(before, f)]
+    if after.input_ids is before.input_ids:
+        return next((f for f in fields if _row_bytes(before, [f]) != _row_bytes(after, [f])), "")
+
+    def are_rows(names: Sequence[str]) -> bool:
+        return set(_row_bytes(after, names)) <= set(_row_bytes(before, names))
+
+    if are_rows(fields):
+        return ""
+    return next((f for f in fields if are_rows([name for name in fields if name != f])), fields[0])
+
+
+def _row_bytes(batch: Batch, fields: Sequence[str]) -> list[bytes]:
+    """The content of each row, NaN being equal to NaN."""
+    values = [getattr(batch, f).numpy() for f in fields]
+    return [b"|".join(value[i].tobytes() for value in values) for i in range(len(batch))]

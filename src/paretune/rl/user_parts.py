@@ -196,6 +196,8 @@ def _check_batch(name: str, before: Batch, after: Any, versions: Mapping[str, in
     """
     if not isinstance(after, Batch):
         raise WiringError(f"{name} returns a {type(after).__name__}; fix: return batch.replace(...)")
+    if not len(after):
+        raise WiringError(f"{name} selects no rows; fix: return the batch as it was where none would be left")
     for field, version in versions.items():
         x = _tensor(before, field)
         if x is not None and x._version != version and field != "scores":
@@ -204,7 +206,11 @@ def _check_batch(name: str, before: Batch, after: Any, versions: Mapping[str, in
         old, new = (object.__getattribute__(each, field) for each in (before, after))
         if new is old or new is None:
             continue
-        problem = _field_problem(field, new, after) or _number_problem(field, new, before, after)
+        problem = (
+            _field_problem(field, new, after)
+            or _number_problem(field, new, before, after)
+            or _unscored_problem(field, new, before, after)
+        )
         if field == "scores" and after.input_ids is before.input_ids:
             problem = "writes batch.scores, which never change; fix: write batch.rewards"
         if problem:
@@ -231,6 +237,8 @@ def _field_problem(field: str, value: Any, batch: Batch) -> str:
     if dtype not in hint.dtypes:
         kind = {"Bool": "booleans", "Int": "integers", "Float": "floats"}[hint.__name__.partition("[")[0]]
         return f"writes {dtype} into batch.{field}, which holds {kind}; fix: convert it by .to(...)"
+    if value.requires_grad:
+        return f"writes batch.{field} with a gradient, which only losses have; fix: .detach()"
     rows, width = object.__getattribute__(batch, "input_ids").shape
     sizes = {"B": rows, "T": width}
     fits = value.ndim == len(dims) and all(
@@ -272,6 +280,36 @@ def _number_problem(field: str, value: Tensor, before: Batch, after: Batch) -> s
     kind = "infinity" if value[invalid].isinf().any() and not value[invalid].isnan().any() else "NaN"
     whose = " of scored responses" if field in REWARD_FIELDS else ""
     return f"makes {kind} in {field}{whose} ({int(invalid.sum())} of {len(value)} rows); fix: {fix}"
+
+
+def _unscored_problem(field: str, value: Tensor, before: Batch, after: Batch) -> str:
+    """A reward, or an advantage other than 0, that a part gives a response without any; "" if it does not.
+
+    A response that has some of its rewards may be aggregated, by whatever the part does with missing ones,
+    and one in an invalid format may get a reward for that.
+    """
+    if field not in (*REWARD_FIELDS, "advantages"):
+        return ""
+    rewards, scores = (object.__getattribute__(before, f).isnan().all(-1) for f in ("rewards", "scores"))
+    if after.input_ids is before.input_ids:
+        unscored = rewards
+    elif bool((rewards == scores).all()):
+        unscored = object.__getattribute__(after, "scores").isnan().all(-1)  # of the rows it selected
+    else:
+        return ""  # it is not known which rows were selected
+    if field == "rewards":
+        given = value.isfinite()
+    else:
+        given = value.isfinite() & object.__getattribute__(after, "response_mask")[..., None]
+        given &= (value != 0) if field == "advantages" else True
+    format_valid = object.__getattribute__(after, "format_valid")
+    wrong = unscored & given.flatten(1).any(1) & (True if format_valid is None else format_valid)
+    if not wrong.any():
+        return ""
+    row = int(wrong.nonzero()[0])
+    name, number = field.removesuffix("s").replace("_", " "), float(value[row][given[row]][0])
+    fix = "write 0 where the reward is NaN" if field == "advantages" else "leave NaN as it is"
+    return f"gives response {row}, which was not scored, the {name} {number:.4g}; fix: {fix}"
 
 
 def _module_of(part: object) -> str:

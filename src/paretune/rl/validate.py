@@ -35,7 +35,7 @@ from paretune.rl.data_flow import PartWiringError, check_data_flow
 from paretune.rl.dummy_models import STORED_RESPONSES_PER_PROMPT, fake_batch, uneven_batch
 from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.rl.part_checks import DryRun
-from paretune.rl.user_parts import call_with_user_parts, is_shipped, user_parts_of
+from paretune.rl.user_parts import apply_steps, call_with_user_parts, is_shipped, user_parts_of
 from paretune.rollout.sampler import FrozenPolicy, StoredResponses
 
 UNEVEN = "an unscored response and a prompt of equal rewards"
@@ -141,7 +141,7 @@ def _loss_coefficients(spec: AlgorithmSpec, steps: Sequence[CreditStep]) -> Iter
 
 
 def _too_few_responses(spec: AlgorithmSpec, steps: Sequence[CreditStep]) -> Iterator[str]:
-    """Losses on pairs and rankings need two responses per prompt."""
+    """Losses on pairs and rankings, and baselines of the group, need two responses per prompt."""
     names = [
         type(term.loss).__name__
         for term in spec.losses
@@ -152,6 +152,11 @@ def _too_few_responses(spec: AlgorithmSpec, steps: Sequence[CreditStep]) -> Iter
             f"BestOfN keeps one response per prompt, and {names[0]} compares several; "
             f"fix: leave out BestOfN, or SftLoss instead of {names[0]}"
         )
+    names += [
+        type(step).__name__
+        for step in steps
+        if isinstance(step, LeaveOneOut) or (isinstance(step, GroupNormalize) and step.singleton == "zero")
+    ]
     if names and spec.rollout.num_generations == 1:
         yield f"{names[0]} compares the responses to a prompt, and num_generations is 1; fix: 2 or more"
 
@@ -242,13 +247,14 @@ def dry_run_evolution(spec: EvolutionSpec, objectives: tuple[str, ...]) -> Requi
     for shift in (0.0, -1.0):
         batch = fake_batch(objectives, spec.rollout.num_generations)
         shifted = batch.replace(scores=batch.scores + shift, rewards=batch.rewards + shift)
-        after, state, _ = spec.reward_steps.apply_stateful(shifted, state, torch.Generator().manual_seed(0))
+        after, state, _ = apply_steps(spec.reward_steps, shifted, state, torch.Generator().manual_seed(0))
         if after.rewards.shape[-1] != 1:
             raise WiringError(
                 f"a candidate has {after.rewards.shape[-1]} rewards ({', '.join(objectives)}) and needs one; "
                 "fix: add an aggregator (WeightedSum, ...) to `reward_steps`"
             )
         rewards.append(after.rewards)
+    apply_steps(spec.reward_steps, uneven_batch(batch), state, torch.Generator().manual_seed(0))
     if torch.allclose(rewards[0], rewards[1]):
         names = ", ".join(type(step).__name__ for step in flatten_steps(spec.reward_steps))
         raise WiringError(

@@ -125,7 +125,7 @@ class OnPolicy:
         if not 0.0 < self.temperature < float("inf"):
             raise WiringError(
                 f"{type(self).__name__} got temperature={self.temperature}; it must be above 0, since greedy "
-                "decoding has no log-probabilities to train on"
+                "decoding has no log-probabilities to train on, and finite"
             )
 
     def requirements(self) -> Requirements:

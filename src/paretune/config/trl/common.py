@@ -1,10 +1,12 @@
 """The fields that all trainers of TRL have: model, adapter, data, optimizer, length of the run."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from paretune.config.schema import RUN_NAME_PATTERN
 from paretune.config.trl.conversion import Conversion
+from paretune.data.formats import SUPPORTED_SUFFIXES
 
 HOLDOUT = 0.05
 OPTIMIZERS = {
@@ -111,7 +113,9 @@ def dataset_file(c: Conversion) -> str | None:
         return None
     values = {"path": name, "name": c.value("dataset_config"), "split": c.value("dataset_train_split")}
     for field in ("dataset_config", "dataset_train_split"):
-        if c.is_set(field):
+        if c.is_set(field) and _local_file(c, name) is not None:
+            c.ignore(field, c.value(field), f"{name} is a file, which is read whole")
+        elif c.is_set(field):
             c.mapped.append(f"{field} -> the file of dataset_name")
     return _loaded_file(c, values, "dataset_name")
 
@@ -125,13 +129,27 @@ def _loaded_file(c: Conversion, values: dict[str, Any], field: str = "load_datas
     if not isinstance(path, str) or files is not None or values.get("data_dir") is not None:
         c.refuse(field, values, "name the files in the recipe")
         return None
-    local = path.startswith((".", "/", "~"))
-    if local:
+    file = _local_file(c, path)
+    if file is not None:
+        c.mapped.append(f"{field} -> file: {file}")
+        return file
+    if path.startswith((".", "/", "~")):
         c.refuse(field, path, "a folder is no file; name its files in the recipe")
         return None
     file = _hub_file(path, values.get("name"), values.get("split"))
     c.mapped.append(f"{field} -> file: {file}")
     return file
+
+
+def _local_file(c: Conversion, path: Any) -> str | None:
+    """A data file by its suffix, or because it is there or beside the configuration; None if it is none."""
+    if not isinstance(path, str):
+        return None
+    beside = c.source.file.parent / path
+    is_here, is_beside = Path(path).expanduser().is_file(), beside.is_file()
+    if not (is_here or is_beside or Path(path).suffix.lower() in SUPPORTED_SUFFIXES):
+        return None
+    return str(beside) if is_beside and not is_here else path
 
 
 def _hub_file(path: str, config: Any, split: Any) -> str:
@@ -144,7 +162,8 @@ def convert_prompts(c: Conversion, file: str | None) -> None:
     if file is None:
         c.leave("data.prompts.train.file: write the file of the prompts, JSON Lines or hf:owner/name:split")
     strategy = c.value("eval_strategy")
-    if strategy not in ("no", False, None) and c.value("dataset_name") is not None:
+    is_on_hub = c.value("dataset_name") is not None and _local_file(c, c.value("dataset_name")) is None
+    if strategy not in ("no", False, None) and is_on_hub:
         values = (c.value("dataset_name"), c.value("dataset_config"), c.value("dataset_test_split"))
         c.map("dataset_test_split", "data.test_prompts", {"test": {"file": _hub_file(*values)}})
     else:
@@ -154,7 +173,9 @@ def convert_prompts(c: Conversion, file: str | None) -> None:
             "has; if there are test prompts, name them in data.test_prompts instead"
         )
         if c.is_set("dataset_test_split"):
-            c.ignore("dataset_test_split", c.value("dataset_test_split"), "TRL evaluates on nothing here")
+            is_file = c.value("dataset_name") is not None and not is_on_hub
+            reason = "a file has no splits" if is_file else "TRL evaluates on nothing here"
+            c.ignore("dataset_test_split", c.value("dataset_test_split"), reason)
     if c.is_set("eval_strategy"):
         c.ignore("eval_strategy", strategy, "the evaluation comes before and after the training")
 

@@ -3,9 +3,12 @@
 import json
 import math
 import re
+import sys
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
+
+import yaml
 
 from paretune.config.trl.fields import default_values
 from paretune.config.trl.read import NotLiteral, TrlSource
@@ -137,12 +140,19 @@ class Conversion:
 
 
 def _short(value: Any) -> str:
-    text = (
-        value.code if isinstance(value, NotLiteral) else str(value).lower() if value is None else str(value)
-    )
-    text = {"none": "null", "True": "true", "False": "false"}.get(text, text)
-    text = " ".join(text.split())
+    """A value as the recipe writes it, shortened; or the code of a computed one."""
+    text = " ".join((value.code if isinstance(value, NotLiteral) else _as_yaml(value)).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _as_yaml(value: Any) -> str:
+    try:
+        text: str = yaml.safe_dump(
+            value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=sys.maxsize
+        )
+    except yaml.YAMLError:  # a value of Python source that YAML does not have, such as a complex number
+        return str(value)
+    return text.removesuffix("...\n")
 
 
 def name_of(text: str) -> str:

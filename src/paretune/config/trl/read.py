@@ -57,7 +57,8 @@ def read_trl(path: Path, config: str | None = None) -> TrlSource:
         raise ConfigError(issue)
     if path.suffix == ".py":
         return _read_python(path, text, config)
-    tree = parse_yaml(_json_as_yaml(path, text), str(path), empty_fix="name a configuration of TRL")
+    # TRL reads its files with PyYAML, for which yes, no, on and off are booleans.
+    tree = parse_yaml(_json_as_yaml(path, text), str(path), "name a configuration of TRL", yes_is_true=True)
     if tree.issues:
         raise ConfigError("\n".join(tree.issues))
     values = tree.values
