@@ -82,9 +82,10 @@ def test_an_invalid_recipe_exits_with_2_and_writes_nothing(
     assert out == ""
     assert err.splitlines() == [
         '(override):1: run.stpes: unknown key; did you mean "run.max_steps"?; '
-        "fix: this section has output_dir, max_steps, budget, seed, save_steps, save_total_limit, "
-        "num_threads, num_workers, device",
+        "fix: this section has output_dir, max_steps, budget, ... (9; see docs/recipe.md)",
         '(override):2: training.learning_rate: "fast" is not a number',
+        "mine.yaml:5: algorithm.max_new_tokens: 256 tokens leave no room for a prompt: the policy's context "
+        "has 192; fix: lower it",
     ]
     assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
 

@@ -143,6 +143,7 @@ def test_superhf_of_one_without_kl_is_sft_on_own_samples(tmp_path):
     ours = recipe_of("superhf", kl_coef=0.0).replace(rollout=one)
     parent = recipe_of("grpo", num_generations=2).replace(
         rollout=one,
+        reward_steps=chain(),
         credit=chain(),
         losses=(WeightedLoss(1.0, SftLoss()),),
         loss_aggregation=LossAggregation("token_mean"),

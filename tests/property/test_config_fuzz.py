@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paretune.config import Config, find_recipe, load_config
-from paretune.config.issues import _all_keys, _suggest_key
+from paretune.config.issues import _suggest_key
+from paretune.config.schema_keys import all_keys
 from paretune.core.errors import ConfigError
 
 LINE = re.compile(r"^(?:[^:]+:\d+(?::\d+)?: \S.*|\.\.\. and \d+ more)$")
@@ -154,7 +155,7 @@ def test_the_templates_load() -> None:
 
 def test_one_edit_typos_get_the_right_suggestion() -> None:
     tried = right = 0
-    for path in set(_all_keys(Config)):
+    for path in set(all_keys(Config)):
         key = str(path[-1])
         if len(key) < 3:
             continue

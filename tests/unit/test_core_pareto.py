@@ -7,7 +7,7 @@ from paretune.core.pareto import hypervolume, nondominated
 
 @pytest.mark.parametrize("table", [[1.0, 2.0], [[1.0, np.nan]], [[np.inf, 0.0]]])
 def test_points_must_be_a_table_of_finite_numbers(table):
-    with pytest.raises(DataError, match="finite numbers"):
+    with pytest.raises(DataError, match=r"numbers of shape|finite"):
         nondominated(np.array(table))
 
 

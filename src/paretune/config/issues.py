@@ -30,7 +30,7 @@ class ConfigIssue:
     def render(self, tree: ConfigTree) -> str:
         """The error message, at the location of the value."""
         location = tree.location(self.path)
-        return format_issue(
+        line = format_issue(
             location.file,
             location.line,
             location.column,
@@ -39,6 +39,8 @@ class ConfigIssue:
             suggestion=self.suggestion,
             fix=self.fix,
         )
+        # Names of the recipe may stand in any part of it.
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 MAX_LISTED = 8
@@ -188,9 +190,11 @@ def _type_issue(
 def _unknown_key_issue(
     path: KeyPath, error: ErrorDetails, values: Mapping[str, Any], schema: type[BaseModel]
 ) -> ConfigIssue:
-    if schema is Config and (fix := other_name_fix(path, error.get("input"), values)):
+    siblings, value = section_keys(path[:-1], schema, values), error.get("input")
+    # In a section whose own name is misspelled, the keys are ours.
+    is_misspelled = isinstance(value, dict) and bool(closest_match(str(path[-1]), siblings, 0.8))
+    if schema is Config and not is_misspelled and (fix := other_name_fix(path, value, values)):
         return ConfigIssue(path, "unknown key", fix=fix)
-    siblings = section_keys(path[:-1], schema, values)
     fix = f"this section has {list_names(siblings, RECIPE_PAGE)}" if siblings else ""
     suggestion = _suggest_key(path[:-1], str(path[-1]), schema, values)
     return ConfigIssue(path, "unknown key", suggestion=suggestion, fix=fix)

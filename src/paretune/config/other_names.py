@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from paretune.config.trl.fields import DPO, GRPO, REWARD, reasons_without_effect, refused_values
-from paretune.config.yaml import KeyPath
+from paretune.config.yaml import KeyPath, dotted_key
 
 _TRL: Mapping[str, str] = {
     "per_device_train_batch_size": "training.prompts_per_step",
@@ -119,7 +119,7 @@ def other_name_fix(path: KeyPath, value: object, values: Mapping[str, Any]) -> s
         library, key = found[path]
         return f"this is {library}'s name; here: {key}"
     pairs = [
-        f"{'.'.join(map(str, inner[len(path) - 1 :]))} is {key}"
+        f"{dotted_key(inner[len(path) - 1 :])} is {key}"
         for inner, (_, key) in list(found.items())[:_MAX_NAMES]
     ]
     if pairs:
