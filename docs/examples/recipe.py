@@ -14,7 +14,7 @@ from small import block
 
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.aggregators import AGGREGATES
-from paretune.config import data_schema, schema, scorer_schema
+from paretune.config import data_schema, rollout_schema, schema, scorer_schema
 from paretune.config.data_schema import Section
 
 WIDTH = 110
@@ -43,6 +43,8 @@ SECTIONS: Mapping[str, type[Section]] = {
     "llm_judge": scorer_schema.LlmJudgeScorerSection,
     "objective": schema.ObjectiveSection,
     "thinking": schema.ThinkingSection,
+    "in_process": rollout_schema.InProcessVllmSection,
+    "server": rollout_schema.ServerVllmSection,
     "training": schema.TrainingSection,
     "run": schema.RunSection,
     "budget": schema.BudgetSection,
@@ -58,6 +60,7 @@ DESCRIPTIONS = {
     ("recipe", "algorithm"): "{name: ...} and the arguments of that algorithm; below.",
     ("recipe", "aggregate"): "{name: weighted_sum} and the arguments of that aggregator; below.",
     ("recipe", "thinking"): "Below; null: no thinking.",
+    ("recipe", "rollout"): "Engine that samples the responses to train on; below.",
     ("data", "world"): "The built-in help desk instead of files; below.",
     ("policy", "lora"): "Below; null: all weights are trained.",
     ("policy", "sft"): "Below; null: no fine-tuning before the alignment.",

@@ -19,7 +19,8 @@ from typing import Annotated, Literal
 import typer
 
 from paretune import __version__
-from paretune.core.errors import ConfigError, ParetuneError
+from paretune.core.errors import ConfigError, ParetuneError, RankError
+from paretune.core.launch import requested_rank
 from paretune.model_commands import add_commands
 from paretune.report.terminal import echo as _echo
 
@@ -209,6 +210,21 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run fo
 
 
 @app.command()
+def status(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="End with the exit code of the run, for scripts.")
+    ] = False,
+) -> None:
+    """Show where a run is, how it ended, and which rank failed first."""
+    from paretune.run.status import describe_status
+
+    lines, code = describe_status(run_dir)
+    _echo("\n".join(lines))
+    raise typer.Exit(code if exit_code else 0)
+
+
+@app.command()
 def reward_filtering(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     arm: Annotated[
@@ -276,7 +292,8 @@ def _run_recipe(
         run_pipeline(config, make_console(), command=command, until=until, reuse_from=reuse_from)
     except KeyboardInterrupt as error:
         # A training loop finishes its step and has a message of its own; elsewhere Python's has none.
-        _echo(str(error) or _interrupted_message(output_dir), error=True)
+        if requested_rank() == 0:
+            _echo(str(error) or _interrupted_message(output_dir), error=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -350,12 +367,23 @@ def _exit_code(argv: Sequence[str] | None) -> int:
     try:
         app(args=None if argv is None else list(argv))
     except ParetuneError as error:
-        _echo(str(error), error=True)
+        if not _is_told_by_another_rank(error):
+            _echo(_rank_prefix() + str(error), error=True)
+        if isinstance(error, RankError):
+            os._exit(error.exit_code)  # a message to a rank that does not answer would keep the interpreter
         return error.exit_code
     except Exception as error:
-        _echo(
-            f"bug in paretune: {type(error).__name__}; the traceback is in {_write_crash_file(error)}",
-            error=True,
-        )
+        if not _is_told_by_another_rank(error):
+            text = f"bug in paretune: {type(error).__name__}; the traceback is in {_write_crash_file(error)}"
+            _echo(_rank_prefix() + text, error=True)
         return EXIT_BUG
     return 0
+
+
+def _is_told_by_another_rank(error: BaseException) -> bool:
+    """Of several ranks, the first one with an error of its own tells it; all have that of a recipe."""
+    return getattr(error, "first_failed_rank", 0) != requested_rank()
+
+
+def _rank_prefix() -> str:
+    return f"rank {requested_rank()}: " if requested_rank() else ""

@@ -1,4 +1,4 @@
-"""Commands on single models: sample, score, rate, evaluate, export. `cli` registers them."""
+"""Commands on single models, and `plan`, which reads their shapes alone. `cli` registers them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +14,31 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Device of 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands to an application."""
-    for command in (sample, score, rate, evaluate, export):
+    for command in (plan, sample, score, rate, evaluate, export):
         app.command()(command)
+
+
+def plan(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values that override the recipe.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, max=1024, help="Number of GPUs, one process each.")] = 1,
+    device: Annotated[
+        Literal["h200", "h100", "a100-80", "a100-40", "l40s", "4090", "mi300x", "cpu"],
+        typer.Option(help="The kind of GPU; cpu: this machine."),
+    ] = "h200",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="config.json of the policy, if its folder is not here.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="HTML page to write; default: runs/NAME-plan.html.")
+    ] = None,
+) -> None:
+    """Forecast memory, time and scaling on other GPUs."""
+    echo(_plan(recipe, overrides or [], gpus, device, config, output))
 
 
 def sample(
@@ -113,6 +136,25 @@ def export(
 ) -> None:
     """Write a Hugging Face folder with a model card."""
     _export(run_dir, output, model, push, yes)
+
+
+def _plan(
+    recipe: str,
+    overrides: Sequence[str],
+    gpus: int,
+    device: str,
+    config_file: Path | None,
+    output: Path | None,
+) -> str:
+    from paretune.config import find_recipe, load_config
+    from paretune.experiment.planning import plan as make_plan
+    from paretune.report.plan_page import plan_text, write_plan_page
+
+    # Data files need not be here: a plan reads none of them.
+    config = load_config(find_recipe(recipe), overrides, check_files=False)
+    values = make_plan(config, num_gpus=gpus, device_name=device, config_file=config_file)
+    page = write_plan_page(output or Path("runs") / f"{config.name}-plan.html", values)
+    return f"{plan_text(values)}\npage: {page}"
 
 
 def _sample(

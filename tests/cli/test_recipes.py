@@ -44,21 +44,22 @@ def test_real_small(tmp_path: Path) -> None:
     assert all(".test." in file for file in tests)
 
 
-def test_paper(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["paper", "paper-0.5b", "paper-7b", "paper-14b"])
+def test_paper(name: str, tmp_path: Path) -> None:
     kinds = ("attack", "benign", "borderline")
     names = [f"{kind}.{split}.jsonl" for kind in kinds for split in ("train", "test")]
     labels = ("politeness", "meaningfulness", "actionability", "safety")
-    for name in names:
-        (tmp_path / name).write_text("".join(f'{{"prompt": "{name} {i}"}}\n' for i in range(3)))
-    for name in ("ratings.jsonl", "ratings.other.jsonl"):
-        rows = [{"prompt": f"{name} {i}", "response": "r"} | dict.fromkeys(labels, i / 40) for i in range(40)]
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file in names:
+        (tmp_path / file).write_text("".join(f'{{"prompt": "{file} {i}"}}\n' for i in range(3)))
+    for file in ("ratings.jsonl", "ratings.other.jsonl"):
+        rows = [{"prompt": f"{file} {i}", "response": "r"} | dict.fromkeys(labels, i / 40) for i in range(40)]
+        (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = tiny_tokenizer()
-    tiny_model("qwen2", len(tokenizer), context=512).save_pretrained(tmp_path / "model")
+    tiny_model("qwen2", len(tokenizer), context=1024).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    e = load_config(bundled_recipes()["paper"], ["data.root=.", "policy.path=./model"])
+    e = load_config(bundled_recipes()[name], ["data.root=.", "policy.path=./model"])
     text = check(e)
-    assert text.startswith("paper: ok\nprompts     3 attack, 3 benign, 3 borderline; 9 test\n")
+    assert text.startswith(f"{name}: ok\nprompts     3 attack, 3 benign, 3 borderline; 9 test\n")
     assert "\nhub " not in text
     assert [path.name for path in tmp_path.iterdir() if path.name == "runs"] == []
     assert set(e.weights.values()) == {1.0}

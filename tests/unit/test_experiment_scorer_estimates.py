@@ -96,11 +96,11 @@ def test_a_large_scorer_raises_the_estimates_of_a_run(tmp_path):
     assert after is not None
     (model,) = scoring_models.scoring_models(judged.config, torch.device("cpu"))
     assert not model.in_training
-    assert after.bytes_needed - before.bytes_needed == pytest.approx(model.num_bytes, rel=0.01)
+    assert after.memory.peak - before.memory.peak == pytest.approx(model.num_bytes, rel=0.01)
     assert after.seconds["training"] > before.seconds["training"]
     estimate = estimates.estimate_run(judged, data)
     assert estimate is not None
-    assert estimate.bytes_needed >= before.bytes_needed
+    assert estimate.memory.peak >= before.memory.peak
 
 
 def test_a_scorer_of_unknown_size_leaves_the_time_unknown(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_scorer_of_unknown_size_leaves_the_time_unknown(tmp_path, monkeypatch)
     estimate = estimates.estimate_run(run, dataset("a question"))
     assert estimate is not None
     assert math.isnan(estimate.seconds["training"])
-    assert math.isnan(estimate.bytes_needed)
+    assert math.isnan(estimate.memory.peak)
 
 
 def test_requests_of_a_judge_are_one_per_response(tmp_path):

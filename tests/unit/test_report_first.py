@@ -8,6 +8,7 @@ from paretune.core.errors import ConfigError
 from paretune.evaluate.warnings import evaluation_warnings
 from paretune.experiment.estimates import Estimate, describe_estimate
 from paretune.experiment.run_description import summarize_exclusions
+from paretune.plan.memory import MemoryEstimate
 from paretune.report.charts import objective_curves
 from paretune.report.formatting import NO_JUDGE
 from paretune.report.reward_model import head_warnings
@@ -108,7 +109,8 @@ def test_charts_of_the_share_of_variance_have_one_axis(shares, low, high):
 )
 def test_the_parts_of_the_time_add_up_to_its_total(seconds, total):
     parts = {f"part{i}": value for i, value in enumerate(seconds)}
-    (line,) = describe_estimate(Estimate(seconds=parts, bytes_needed=1e9, device="CPU"))
+    memory = MemoryEstimate(resident={}, phases={})
+    (line,) = describe_estimate(Estimate(seconds=parts, memory=memory, device="CPU"))
     assert line.startswith(f"about {total} on ")
 
 

@@ -17,6 +17,7 @@ from paretune.config.arguments import registry_issues, section_function
 from paretune.config.issues import ConfigIssue, closest_match, list_names
 from paretune.config.prompt_format import apply_prompt_format, prompt_format_issues
 from paretune.config.requirements import requirement_issues
+from paretune.config.rollout import CORRECTION_KEY, apply_importance_correction, rollout_issues
 from paretune.config.schema import Config
 from paretune.config.unknown import until_unknown
 from paretune.config.validate import non_default_keys
@@ -46,7 +47,8 @@ SELF_NORMALIZING = ("gdpo", "mo_grpo")
 
 def build_spec(config: Config) -> Spec:
     """The algorithm of a valid recipe, with its prompt format and its aggregator."""
-    return apply_objectives(config, apply_prompt_format(config, _build_base_spec(config)))
+    spec = apply_objectives(config, apply_prompt_format(config, _build_base_spec(config)))
+    return apply_importance_correction(config, spec)
 
 
 def _build_base_spec(config: Config, exclude: Collection[str] = ()) -> Spec:
@@ -197,11 +199,17 @@ def _spec_issues(config: Config) -> Iterator[ConfigIssue]:
     except WiringError as error:
         yield ConfigIssue(_aggregation_path(config), str(error))
         return
+    try:
+        spec = apply_importance_correction(config, spec)
+    except WiringError as error:
+        yield ConfigIssue(CORRECTION_KEY, str(error), fix="remove it")
+        return
     issue = _dry_run_issue(config, spec)
     if issue is not None:
         yield issue
         return
     yield from requirement_issues(config, spec)
+    yield from rollout_issues(config, spec)
     yield from prompt_format_issues(config, spec, base_spec.prompt_format)
     name = config.algorithm.name
     if spec.prompt_format == "confidence" and name != CUSTOM and takes_constraints(find_algorithm(name)):

@@ -210,13 +210,18 @@ def _choices(error: ErrorDetails) -> list[str]:
 
 def _tag_issue(path: KeyPath, error: ErrorDetails, values: Any) -> ConfigIssue:
     """A section whose kind is said by one of its keys, which is missing or names none."""
-    context = error.get("ctx", {})
+    context, recipe = error.get("ctx", {}), values
     key, value = str(context["discriminator"]).strip("'"), error.get("input")
+    parent: Any = None
     for part in path:
-        values = value_at(values, part)
-    if path and path[-1] == key and not isinstance(values, dict):
-        path = path[:-1]  # the name of a branch, such as rule, that is a key of the section by chance
+        parent, values = values, value_at(values, part)
+    is_branch = bool(path) and (path[-1] == key or (isinstance(parent, dict) and path[-1] not in parent))
+    if is_branch and not isinstance(values, dict):
+        path = path[:-1]  # the name of an outer branch, which may be a key of the section by chance
     if "tag" not in context:
+        # verl's section for the sampler has the name of ours.
+        if fix := other_name_fix(path, value, recipe if isinstance(recipe, dict) else {}):
+            return ConfigIssue(path, "unknown keys", fix=fix)
         return ConfigIssue((*path, key), "is missing", fix=f"write {key} into {dotted_key(path)}")
     choices = str(context["expected_tags"]).replace("'", "").split(", ")
     tag = value.get(key) if isinstance(value, dict) else context["tag"]

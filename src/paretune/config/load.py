@@ -29,11 +29,16 @@ from paretune.run.compat import RESUME_MUTABLE_KEYS
 OVERRIDE = "(override)"
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_files: bool = True) -> Config:
     """Load a recipe file with overrides of the form a.b=c.
 
     Paths in a recipe are relative to the working directory; data files are relative to `data.root`, and
     `extends` to the file that contains it.
+
+    Args:
+        path: The recipe file.
+        overrides: Values that replace those of the file.
+        check_files: Data files and model folders must exist; a plan reads none of them.
 
     Raises:
         ConfigError: One line per mistake of the file, of the file it extends and of the overrides.
@@ -47,7 +52,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             format_issue(path, 1, None, "", "is a comparison of methods, not a recipe", fix=fix)
         )
     source = "\n".join([text.rstrip("\n"), *(f"# override: {o!r}" for o in overrides), ""])
-    config, issues = _check_tree(tree, source)
+    config, issues = _check_tree(tree, source, check_files)
     if issues or config is None:
         raise InvalidRecipeError(issues, config)
     return config
@@ -78,9 +83,9 @@ def build_config(tree: ConfigTree, text: str) -> tuple[Config | None, list[str]]
     return (None, issues) if issues else (config, [])
 
 
-def _check_tree(tree: ConfigTree, text: str) -> tuple[Config | None, list[str]]:
+def _check_tree(tree: ConfigTree, text: str, check_files: bool = True) -> tuple[Config | None, list[str]]:
     """The config, without its invalid values, and one line per mistake."""
-    config, issues = (None, []) if tree.unreadable else check_values(tree.values)
+    config, issues = (None, []) if tree.unreadable else check_values(tree.values, check_files)
     lines = list(dict.fromkeys([*tree.issues, *(issue.render(tree) for issue in issues)]))
     if config is not None:
         config = _finalize(config, tree, text)
@@ -99,7 +104,9 @@ def config_hash(config: Config, *, without: Collection[str] = ()) -> str:
     values = config.model_dump(by_alias=True, mode="json", exclude=set(without))
     for section, key in RESUME_MUTABLE_KEYS:
         if values[section] is not None:  # a section that a recipe may leave out
-            del values[section][key]
+            values[section].pop(key, None)  # each engine of the section rollout has other keys
+    if config.rollout.engine == "local":  # the identity of runs without the section
+        del values["rollout"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -31,7 +31,7 @@ _MAX_DEPTH = 8
 """A removed value may leave its section incomplete, which is then removed in turn; recipes nest 5 deep."""
 
 
-def check_values(values: dict[str, Any]) -> tuple[Config | None, list[ConfigIssue]]:
+def check_values(values: dict[str, Any], check_files: bool = True) -> tuple[Config | None, list[ConfigIssue]]:
     """The config and its issues; in the config the values with issues are unknown."""
     if not values.keys() - {"name"}:
         fix = "see `paretune recipes demo` for a complete recipe"
@@ -44,16 +44,17 @@ def check_values(values: dict[str, Any]) -> tuple[Config | None, list[ConfigIssu
         if partial is None:
             return None, issues
         config = partial
-    issues += _semantic_issues(config)
+    issues += _semantic_issues(config, check_files)
     meant = [path for issue in issues for path in _unknown_paths(issue, values)]
     return forget(config, [*(issue.path for issue in issues), *meant]), issues
 
 
-def _semantic_issues(config: Config) -> list[ConfigIssue]:
+def _semantic_issues(config: Config, check_files: bool = True) -> list[ConfigIssue]:
     """Issues of a config whose known sections are valid by themselves."""
     from paretune.config.build import algorithm_issues  # imports torch, which takes seconds
 
-    checks = (column_issues, algorithm_issues, file_issues, output_dir_issues, model_issues)
+    files = (file_issues,) if check_files else ()
+    checks = (column_issues, algorithm_issues, *files, output_dir_issues, model_issues)
     return [*rule_issues(config), *(issue for check in checks for issue in until_unknown(check(config)))]
 
 

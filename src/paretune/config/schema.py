@@ -30,6 +30,7 @@ from paretune.config.data_schema import (
     Section,
     SftSection,
 )
+from paretune.config.rollout_schema import LocalRolloutSection, RolloutSection
 from paretune.config.scorer_schema import ScorerSection
 from paretune.config.unknown import KnownItems
 from paretune.core.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
@@ -220,6 +221,10 @@ class TrainingSection(Section):
     have to be read several times."""
     gradient_checkpointing: Literal["none", "recompute", "offload"] = "none"
     """Activations in the backward pass: kept, recomputed, or offloaded to main memory."""
+    fsdp: Literal["auto", "no_shard", "shard_grad_op", "full_shard"] = "auto"
+    """How several ranks hold the weights: all of them each; in parts, whole through a step (ZeRO-2); or in
+    parts, each layer gathered when it is needed in an update (ZeRO-3). auto: the first that fits. No effect
+    on the numbers."""
     optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
     """adamw_8bit stores AdamW's moments in 8 bits, a quarter of the memory; needs package bitsandbytes."""
     warmup_ratio: UnitInterval = 0.03
@@ -317,6 +322,7 @@ class Config(Section):
     algorithm: AlgorithmSection
     aggregate: AggregateSection = AggregateSection()
     thinking: ThinkingSection | None = None
+    rollout: RolloutSection = LocalRolloutSection()
     training: TrainingSection = TrainingSection()
     run: RunSection = RunSection()
     evaluate: EvaluateSection = EvaluateSection()

@@ -52,6 +52,15 @@ class ScoringError(ParetuneError, RuntimeError):
     exit_code = 5
 
 
+class RankError(ParetuneError, RuntimeError):
+    """Another process of the run failed, ended or does not answer; this one is not the cause."""
+
+    first_failed_rank: int = 0
+    """The rank that tells the error."""
+
+    exit_code: ClassVar[int] = 75  # the checkpoints are whole: run again to continue
+
+
 class RunInterrupted(ParetuneError):
     """The run was stopped by a signal after a checkpoint had been written."""
 

@@ -4,6 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
+from paretune.config import Config
+from paretune.config.rollout_schema import InProcessVllmSection, LocalRolloutSection
+from paretune.core import ranks
 from paretune.core.batch import Batch
 from paretune.core.errors import ConfigError
 from paretune.credit.base import Metrics
@@ -13,19 +18,25 @@ from paretune.experiment.constant_scores import report_constant_scores
 from paretune.experiment.context import RunContext
 from paretune.experiment.evolution import fit_adapter, run_evolution
 from paretune.experiment.phases import run_phases
+from paretune.experiment.planning import choose_fsdp
 from paretune.experiment.reuse import total_usage
 from paretune.experiment.settings import budget_of, lora_spec
 from paretune.models.load import PolicyModel, load_policy, resolve_device, save_model
+from paretune.models.sharding import ShardingMode, copy_full, full_tensors, shard_model
 from paretune.report.formatting import format_signed
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.rl.loop import TrainStepCallback, train
 from paretune.rl.state import Budget
 from paretune.rl.throughput import matmul_throughput
+from paretune.rollout.synced import closing_sampler
 from paretune.run.folder import MISMATCH_EVENT, NEGATIVE_SHARE_EVENT, read_jsonl
 
 MAX_PROB_DIFF = 0.02
 """Largest difference in a token's probability between sampler and trainer that is not reported."""
+MAX_PROB_DIFF_VLLM_HALF = 0.2
+"""The same for vLLM in bfloat16, whose kernels round in other places than the trainer's: a tenth of a nat is
+usual for single tokens."""
 
 NEGATIVE_SHARE_PATIENCE = 5
 """Consecutive steps before a negative variance share is reported: a single batch may be an outlier."""
@@ -37,7 +48,7 @@ are nearly equal is negative by chance in every other step, and lowers nothing."
 def align(ctx: RunContext) -> str:
     """Train the policy from the last checkpoint on, and save it in `final/`."""
     config, spec = ctx.config, ctx.resolved.algorithm
-    if not ctx.path("final", "config.json").exists():
+    if not ctx.has("final", "config.json"):
         ctx.run.update_environment(matmul=matmul_throughput(resolve_device(ctx.device), config.policy.dtype))
         policy = _evolve_policy(ctx, spec) if spec.gradient_free else _train_policy(ctx, spec)
         save_model(policy.model, policy.tokenizer, ctx.path("final"))
@@ -52,17 +63,49 @@ def _train_policy(ctx: RunContext, spec: AlgorithmSpec) -> PolicyModel:
     policy = load_policy(
         replace(ctx.initial_policy, lora=lora_spec(config.policy.lora)), seed=config.run.seed
     )
-    train(
-        spec,
-        build_training_context(ctx, spec, policy, frozen_models),
-        max_steps=config.run.max_steps,
-        seed=config.run.seed,
-        run=ctx.run,
-        save_steps=config.run.save_steps,
-        save_total_limit=config.run.save_total_limit,
-        budget=_remaining_budget(ctx),
-        on_step=_step_callback(ctx),
+    context = build_training_context(ctx, spec, policy, frozen_models)
+    mode = _sharding_mode(ctx)
+    for model in context.all_models:
+        shard_model(getattr(model, "network", model), mode)
+    with closing_sampler(context.sampler):
+        train(
+            spec,
+            context,
+            max_steps=config.run.max_steps,
+            seed=config.run.seed,
+            run=ctx.run,
+            save_steps=config.run.save_steps,
+            save_total_limit=config.run.save_total_limit,
+            budget=_remaining_budget(ctx),
+            on_step=_step_callback(ctx),
+        )
+    return policy if mode == "no_shard" else _gathered_policy(ctx, policy)
+
+
+def _sharding_mode(ctx: RunContext) -> ShardingMode:
+    """How the ranks hold the weights of the policy, its critic and the frozen models."""
+    if not ranks.is_distributed():
+        return "no_shard"
+    mode: ShardingMode
+    if ctx.config.training.fsdp != "auto":
+        mode = ctx.config.training.fsdp
+    elif resolve_device(ctx.device).type == "cpu":
+        mode = "no_shard"  # ranks on a CPU share its memory: divided weights would only be slower
+    else:
+        mode = choose_fsdp(ctx.config, ranks.world_size(), torch.cuda.get_device_properties().total_memory)
+    ctx.console.log(f"{ranks.world_size()} ranks, training.fsdp: {mode}")
+    return mode
+
+
+def _gathered_policy(ctx: RunContext, sharded: PolicyModel) -> PolicyModel:
+    """A copy of a policy whose weights are divided over the ranks, with all of them on each."""
+    policy = load_policy(
+        replace(ctx.initial_policy, lora=lora_spec(ctx.config.policy.lora), device="cpu"),
+        seed=ctx.config.run.seed,
     )
+    trained = {name: p.detach() for name, p in sharded.model.named_parameters() if p.requires_grad}
+    parameters = dict(policy.model.named_parameters())
+    copy_full(full_tensors(trained), {name: parameters[name] for name in trained})
     return policy
 
 
@@ -169,13 +212,28 @@ def _warn_negative_share(ctx: RunContext, step: int, recent: Sequence[Mapping[st
 
 def _warn_rollout_mismatch(ctx: RunContext, step: int, prob_diff: float) -> None:
     """Report, once per run, that the sampler's probabilities are not those of the trained policy."""
-    if prob_diff <= MAX_PROB_DIFF:
+    limit, fix = _mismatch_limit(ctx.config)
+    if prob_diff <= limit:
         return
     if any(event["type"] == MISMATCH_EVENT for event in read_jsonl(ctx.path("events.jsonl"))):
         return
     text = f"step {step}: sampler and trainer differ by {prob_diff:.3f} in the probability of a token"
-    ctx.run.log_event(MISMATCH_EVENT, f"{text}; more than {MAX_PROB_DIFF} biases the training")
-    ctx.console.log(f"warning: {text}")
+    ctx.run.log_event(MISMATCH_EVENT, f"{text}; more than {limit} biases the training{fix}")
+    ctx.console.log(f"warning: {text}{fix}")
+
+
+def _mismatch_limit(config: Config) -> tuple[float, str]:
+    """The largest difference in a token's probability that is not reported, and how to mend a larger one."""
+    section = config.rollout
+    if isinstance(section, LocalRolloutSection):
+        return MAX_PROB_DIFF, ""
+    own_dtype = section.dtype if isinstance(section, InProcessVllmSection) else None
+    half = "bfloat16" in (config.policy.dtype, own_dtype)
+    fix = "; fix: write rollout.importance_correction: token"
+    return (
+        MAX_PROB_DIFF_VLLM_HALF if half else MAX_PROB_DIFF,
+        fix if section.importance_correction == "none" else "",
+    )
 
 
 def _reward_trends(lines: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from paretune.data.loader import ResponseGroupStream
 from paretune.experiment.context import RunContext
 from paretune.experiment.dataset import prompt_stream
 from paretune.experiment.reward import load_trained_reward_model, reward_scorer
+from paretune.experiment.rollout_engine import make_vllm_sampler
 from paretune.experiment.scorers import scorer_builder
 from paretune.experiment.settings import lora_spec, optimizer_config, resolve_max_tokens_per_pass
 from paretune.models.critic import Critic, critic_from_classifier, critic_from_policy
@@ -56,7 +57,7 @@ def build_training_context(
             critic=make_critic(ctx, spec, requirements.num_critic_heads, reward),
             frozen={"reference": initial.model, **(frozen_models or {})},
         ),
-        sampler=make_sampler(ctx, policy),
+        sampler=make_vllm_sampler(ctx, policy) or make_sampler(ctx, policy),
         scorers=scorers,
         objectives=objectives,
         prompts_for_step=prompt_stream(config, ctx.dataset.train_prompts),

@@ -13,6 +13,7 @@ from rich.console import Console as RichConsole
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task
 from rich.text import Text
 
+from paretune.core.launch import requested_rank
 from paretune.report.formatting import sanitize
 from paretune.report.terminal import TextStream, safe_stream
 
@@ -290,6 +291,34 @@ class LiveConsole:
         self.progress_bar.stop()
 
 
+class SilentConsole:
+    """Prints nothing: that of every rank but the first."""
+
+    def start_stage(self, stage: str, index: int, total: int) -> None:
+        """See `Console`."""
+
+    def progress(self, done: int, total: int, note: str, values: Sequence[str] = ()) -> None:
+        """See `Console`."""
+
+    def finish_stage(self, summary: str) -> None:
+        """See `Console`."""
+
+    def log(self, text: str) -> None:
+        """See `Console`."""
+
+    def __enter__(self) -> "Console":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
 def make_console() -> Console:
-    """A live display on a terminal, else plain lines."""
+    """A live display on a terminal, else plain lines; nothing on a rank that is not the first."""
+    if requested_rank() > 0:
+        return SilentConsole()
     return LiveConsole() if safe_stream(sys.stdout).isatty() else PlainConsole()

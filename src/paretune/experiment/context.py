@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paretune.config import Config
+from paretune.core import ranks
 from paretune.experiment.console import Console
 from paretune.experiment.data import Dataset
 from paretune.experiment.resolved import ResolvedRun
@@ -32,6 +33,11 @@ class RunContext:
     def path(self, *parts: str) -> Path:
         """A path below the run folder."""
         return self.run.path.joinpath(*parts)
+
+    def has(self, *parts: str) -> bool:
+        """Whether a file or folder is in the run folder, as the first rank sees it."""
+        present: bool = ranks.on_first(self.path(*parts).exists, "run folder")
+        return present
 
     @property
     def initial_policy(self) -> ModelSpec:

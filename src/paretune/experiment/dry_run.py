@@ -12,6 +12,7 @@ from paretune.experiment.label_settings import apply_labels
 from paretune.experiment.preflight import check_memory_options
 from paretune.experiment.readability import PromptReading, prompt_readings, unreadable_issues
 from paretune.experiment.resolved import ResolvedRun, resolve
+from paretune.experiment.rollout_engine import check_rollout_engine
 from paretune.experiment.run_description import describe_prompts, describe_run
 
 __all__ = ["CheckedRun", "check", "check_and_load_data", "check_run", "describe_prompts"]
@@ -57,6 +58,7 @@ def check_run(run: ResolvedRun, on_progress: ProgressCallback = lambda done, tot
         ParetuneError: As `check`.
     """
     dataset = check_and_load_data(run, on_progress)
+    check_rollout_engine(run)
     readings = tuple(prompt_readings(run, dataset))
     if issues := list(unreadable_issues(run, readings)):
         raise ConfigError("\n".join(issues))

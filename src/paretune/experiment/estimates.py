@@ -12,7 +12,7 @@ from paretune.config.schema import Config
 from paretune.config.validate import WORLD
 from paretune.data.records import LazySequence, Prompt
 from paretune.experiment.dataset import Dataset
-from paretune.experiment.model_sizes import ModelSize
+from paretune.experiment.planning import step_workload
 from paretune.experiment.resolved import ResolvedRun
 from paretune.experiment.scoring_models import (
     Lengths,
@@ -23,7 +23,10 @@ from paretune.experiment.scoring_models import (
 )
 from paretune.experiment.settings import resolve_max_tokens_per_pass
 from paretune.models.load import resolve_device
+from paretune.models.model_size import ModelSize
 from paretune.models.throughput import layer_throughput
+from paretune.plan.devices import DEVICES, cpu_device
+from paretune.plan.memory import MemoryEstimate, estimate_memory, evaluation_memory
 from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase
 from paretune.rl.evolution.spec import EvolutionSpec
 
@@ -35,10 +38,6 @@ LOADING_BYTES_PER_SECOND = 5e8
 """Rate at which weights are read and written."""
 LENGTH_SAMPLE_SIZE = 100
 """Records whose lengths are measured."""
-PROCESS_BYTES = 0.6e9
-"""Memory of Python and its libraries."""
-ACTIVATIONS_PER_LAYER = 24
-"""Numbers per token, layer and unit of width that the backward pass needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class Estimate:
     """Seconds by stage, and the peak memory."""
 
     seconds: Mapping[str, float]
-    bytes_needed: float
+    memory: MemoryEstimate
     device: str
 
     @property
@@ -86,7 +85,7 @@ def estimate_run(run: ResolvedRun, dataset: Dataset) -> Estimate | None:
     }
     return Estimate(
         seconds={"start and loading": _loading_seconds(config, policy, scorers, len(stages)), **stages},
-        bytes_needed=_memory(run, policy, scorers, step_rows, tokens_per_pass),
+        memory=_memory(run, policy, scorers, sampled_lengths(run, dataset), tokens_per_pass, device),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
     )
 
@@ -245,33 +244,34 @@ def _memory(
     run: ResolvedRun,
     policy: ModelSize,
     scorers: Sequence[ScoringModel],
-    step_rows: int,
+    lengths: Lengths,
     tokens_per_pass: int,
-) -> float:
-    """Peak of the alignment: weights, gradients, moments, frozen models, scorers, and caches or passes.
+    device: torch.device,
+) -> MemoryEstimate:
+    """Peak of the alignment in one process, by the model of `paretune plan`; or of the evaluation.
 
-    Or of the evaluation, where more models score.
+    The evaluation holds both policies, and models that judge only.
     """
-    config, spec = run.config, run.algorithm
-    weight_bytes = 2 if config.policy.dtype == "bfloat16" else 4
-    lora = config.policy.lora is not None
-    moments = 2 if config.training.optim == "adamw_8bit" else 8
-    total = PROCESS_BYTES + policy.num_params * weight_bytes + policy.num_trainable * (4 + moments)
-    num_frozen = len(run.requirements.frozen_roles) - (1 if lora else 0)
-    total += max(num_frozen, 0) * policy.num_params * weight_bytes
-    if spec.rollout.generates:
-        total += sum(each.num_bytes for each in scorers if each.in_training)
-    if spec.uses_critic:
-        total += policy.num_params * (weight_bytes + 4 + moments)
-    limit = int(config.algorithm.arguments.get("max_new_tokens", 256))
-    cache = step_rows * (limit + 128) * policy.kv_numbers_per_token * weight_bytes
-    layers = 1 if config.training.gradient_checkpointing != "none" else policy.num_layers
-    logits = min(tokens_per_pass, 1024) * policy.vocab_size * 3 * 4
-    activations = tokens_per_pass * policy.width * ACTIVATIONS_PER_LAYER * layers * weight_bytes + logits
-    evaluation = (
-        PROCESS_BYTES + 2 * policy.num_params * weight_bytes + sum(each.num_bytes for each in scorers)
+    config = run.config
+    training = [each for each in scorers if each.in_training and run.algorithm.rollout.generates]
+    workload = step_workload(
+        config,
+        run.algorithm,
+        run.requirements,
+        policy,
+        tuple(each.size for each in training if each.size is not None),
+        scorer_bytes=float(sum(each.num_bytes for each in training)),
+        prompt_tokens=round(lengths.prompt),
+        response_tokens=int(config.algorithm.arguments.get("max_new_tokens", 256)),
+        max_tokens_per_pass=tokens_per_pass,
     )
-    return max(total + max(cache, activations), evaluation + cache)
+    target = cpu_device(1.0, 0.0) if device.type == "cpu" else DEVICES["h200"]
+    estimates = (
+        estimate_memory(workload, target),
+        evaluation_memory(workload, target, float(sum(each.num_bytes for each in scorers))),
+    )
+    # An unknown part, NaN, must not be hidden by the other estimate.
+    return max(estimates, key=lambda each: math.inf if math.isnan(each.peak) else each.peak)
 
 
 def describe_estimate(estimate: Estimate | None) -> Iterator[str]:

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 from paretune.config.data_schema import RewardSection
 from paretune.config.scorer_schema import ScorerSection
 from paretune.config.scorers import JUDGE, objective_columns, reward_model_objectives
 from paretune.config.yaml import KeyPath
+from paretune.core import ranks
 from paretune.data.prompt_formats import PromptFormat
 from paretune.data.records import Prompt
 from paretune.evaluate.evaluate import evaluate
@@ -22,11 +22,14 @@ from paretune.experiment.scorers import describe_scorer, identity_of, scorer_bui
 from paretune.experiment.stored_chunks import StoredChunks
 from paretune.models.load import PolicyModel, load_policy, parameter_hash
 from paretune.reward.checkpoint import provenance_hashes
+from paretune.reward.distributed import distributed_scorer
 from paretune.reward.failures import unwrapped
 from paretune.reward.scorers import ObjectiveColumns, is_refusal, with_thinking_scorer
+from paretune.rollout.distributed import DistributedSampler
 from paretune.rollout.sampler import Sampler
 from paretune.run.compat import JUDGED_KEY
 from paretune.run.folder import read_json
+from paretune.run.io import remove_folder
 from paretune.worlds import get_world
 
 TRAINING_REWARD = "the training reward"
@@ -37,7 +40,7 @@ ARMS = ("before", "after")
 def evaluate_policies(ctx: RunContext) -> str:
     """Sample, score and compare the responses of both policies, and write eval/final/."""
     output_dir, chunks = ctx.path("eval", "final"), ctx.path("checkpoints", "evaluate")
-    if not (output_dir / "eval.json").exists():
+    if not ctx.has("eval", "final", "eval.json"):
         config, settings, spec = ctx.config, ctx.config.evaluate, ctx.resolved.algorithm
         initial = load_policy(ctx.initial_policy, seed=config.run.seed)
         trained = load_policy(ctx.trained_policy, seed=config.run.seed)
@@ -56,8 +59,8 @@ def evaluate_policies(ctx: RunContext) -> str:
         )
         num_steps = 2 * len(before.prompts)
         ctx.console.progress(num_steps, num_steps, "scoring")
-        reward_judges = training_reward_judges(ctx)
-        judges = run_judges(ctx, reward_judges)
+        reward_judges = _on_all_ranks(training_reward_judges(ctx))
+        judges = _on_all_ranks(run_judges(ctx, reward_judges))
         is_stated = spec.prompt_format == "confidence"
         evaluation = evaluate(
             before,
@@ -78,9 +81,14 @@ def evaluate_policies(ctx: RunContext) -> str:
         )
         evaluation.save(output_dir)
         ctx.run.update_state(**{JUDGED_KEY: True})
-    rmtree(chunks, ignore_errors=True)
-    results = read_json(output_dir / "eval.json") or {}
+    remove_folder(chunks)
+    results = ranks.on_first(lambda: read_json(output_dir / "eval.json") or {}, "evaluation")
     return f"before and after, {results['num_prompts']} test prompts"
+
+
+def _on_all_ranks(judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
+    """The judges, which divide the responses over the ranks."""
+    return tuple(replace(judge, scorer=distributed_scorer(judge.scorer)) for judge in judges)
 
 
 def generate_with(
@@ -114,7 +122,7 @@ def generate_with(
         ctx.stop.raise_if_stopped("the training, before its evaluation was complete")
 
     on_progress(0, len(prompts))  # the time left is estimated from here
-    sampler: Sampler = make_sampler(ctx, policy)
+    sampler: Sampler = DistributedSampler(make_sampler(ctx, policy))
     if chunk_dir is not None:
         sampler = StoredChunks(sampler, chunk_dir, ctx.run, parameter_hash(policy.model))
     return generate(

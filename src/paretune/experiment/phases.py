@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from shutil import rmtree
 from typing import cast
 
 from torch import nn
@@ -21,6 +20,8 @@ from paretune.models.merge import logprob_drop, merge_models
 from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase, WeightAverage
 from paretune.rl.loop import train
 from paretune.rollout.sampler import OnPolicy
+from paretune.rollout.synced import closing_sampler
+from paretune.run.io import remove_folder
 from paretune.training.microbatch import rows_per_no_grad_pass
 
 MAX_MERGE_LOGPROB_DROP = 1.0
@@ -40,7 +41,7 @@ def run_phases(ctx: RunContext, spec: AlgorithmSpec) -> dict[str, nn.Module]:
 def run_phase(ctx: RunContext, phase: PretrainPhase | WeightAverage, adapter: LoraSpec | None) -> Path:
     """Run one phase with this adapter, unless it is complete; returns its folder."""
     model_dir = ctx.path("phases", phase.role)
-    if not (model_dir / "config.json").exists():
+    if not ctx.has("phases", phase.role, "config.json"):
         ctx.console.log(f"phase: {phase.role}")
         # Its log lines get its own stage: those of the alignment are discarded if the alignment restarts.
         stage, ctx.run.stage = ctx.run.stage, phase.role
@@ -54,7 +55,7 @@ def run_phase(ctx: RunContext, phase: PretrainPhase | WeightAverage, adapter: Lo
             ctx.run.stage = stage
         save_model(policy.model, policy.tokenizer, model_dir)
     for name in (phase.role, _second_init_name(phase)):
-        rmtree(ctx.path("checkpoints", name), ignore_errors=True)
+        remove_folder(ctx.path("checkpoints", name))
     return model_dir
 
 
@@ -67,17 +68,19 @@ def _train_phase(ctx: RunContext, phase: PretrainPhase, adapter: LoraSpec | None
     """The initial policy, trained with the algorithm of the phase."""
     settings = ctx.config.run
     policy = load_policy(replace(ctx.initial_policy, lora=adapter), seed=settings.seed)
-    train(
-        phase.spec,
-        build_training_context(ctx, phase.spec, policy),
-        max_steps=phase.max_steps,
-        seed=derive_seed(settings.seed, 0, f"phase {phase.role}"),
-        run=ctx.run,
-        checkpoint_dir=ctx.path("checkpoints", phase.role),
-        save_steps=settings.save_steps,
-        save_total_limit=settings.save_total_limit,
-        on_step=lambda step, *_: ctx.console.progress(step + 1, phase.max_steps, phase.role),
-    )
+    context = build_training_context(ctx, phase.spec, policy)
+    with closing_sampler(context.sampler):
+        train(
+            phase.spec,
+            context,
+            max_steps=phase.max_steps,
+            seed=derive_seed(settings.seed, 0, f"phase {phase.role}"),
+            run=ctx.run,
+            checkpoint_dir=ctx.path("checkpoints", phase.role),
+            save_steps=settings.save_steps,
+            save_total_limit=settings.save_total_limit,
+            on_step=lambda step, *_: ctx.console.progress(step + 1, phase.max_steps, phase.role),
+        )
     return policy
 
 

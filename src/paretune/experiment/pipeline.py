@@ -1,12 +1,15 @@
 """The pipeline of `paretune run`: all stages in order."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from paretune.config import Config
 from paretune.config.data_schema import RewardSection
+from paretune.core import ranks
 from paretune.core.errors import ConfigError
+from paretune.core.ranks import on_first
 from paretune.experiment.align import align
 from paretune.experiment.console import Console, make_console
 from paretune.experiment.context import RunContext
@@ -32,7 +35,7 @@ from paretune.experiment.reuse import (
     reuse_stages,
 )
 from paretune.experiment.reward import train_reward_model
-from paretune.experiment.settings import set_num_threads
+from paretune.experiment.settings import joined_ranks, set_num_threads
 from paretune.experiment.sft import run_sft
 from paretune.experiment.tuning_trial import JUDGED_TRIAL, TRIAL, evaluate_trial
 from paretune.report.reward_model import head_warnings
@@ -40,6 +43,7 @@ from paretune.report.run_page import read_model_reports, with_event_warnings, wr
 from paretune.report.tables import summary_table
 from paretune.run.compat import EVALUATION_ENTRIES_KEY
 from paretune.run.folder import Run, read_json
+from paretune.run.liveness import watch_ranks
 from paretune.training.guards import StopRequest
 
 Stage = Callable[[RunContext], str]
@@ -70,7 +74,7 @@ def run_pipeline(
         ParetuneError: With the problem and its fix.
     """
     console = console or make_console()
-    with console, StopRequest() as stop:
+    with joined_ranks(config.run.device), console, StopRequest() as stop, ranks.fail_together("run"):
         return _run_stages(resolve(config), console, stop, command, until, reuse_from)
 
 
@@ -86,7 +90,8 @@ def _run_stages(
     stages = pipeline_stages(resolved, until)
     if reuse_from is not None and is_fresh_run(Path(config.run.output_dir)):
         require_same_inputs(reuse_from, resolved)  # before the records are read, which may take minutes
-    check_output_folder(resolved, until in PRE_ALIGN_STAGES)
+    # The first rank alone: it makes the folder before the others have looked.
+    on_first(lambda: check_output_folder(resolved, until in PRE_ALIGN_STAGES), "data")
     console.start_stage("data", 1, len(stages) + 1)
     check_memory_options(resolved)
     for line in hub_model_notes(config):
@@ -103,29 +108,40 @@ def _run_stages(
     for line in dataset_warnings(resolved, dataset):
         console.log(f"warning: {line}")
     set_num_threads(config)
-    with Run.start_or_resume(
-        config.run.output_dir,
-        name=config.name,
-        files=provenance_files(config),
-        **_identity(resolved, dataset, until),
-    ) as run:
+    with _open_run(resolved, dataset, until) as run, watch_ranks(run.path):
         console.finish_stage(_data_summary(dataset))
         if resume_message := run.resume_message(config.run.max_steps):
             console.log(resume_message)
         if command:
             run.update_state(command=command)
         if reuse_from is not None:
-            reuse_stages(run, reuse_from, resolved)
+            on_first(partial(reuse_stages, run, reuse_from, resolved), "reuse of stages")
         ctx = RunContext(resolved=checked.run, run=run, console=console, dataset=dataset, stop=stop)
-        probe_scorers(ctx)
+        # An LLM judge must not be asked once per rank.
+        on_first(lambda: probe_scorers(ctx), "first responses of the scorers")
         complete = "data"
         for index, (name, stage) in enumerate(stages, 2):
+            stop.share()
             stop.raise_if_stopped(f'the stage "{complete}"')
             console.start_stage(name, index, len(stages) + 1)
             run.enter_stage(name)
             console.finish_stage(stage(ctx))
             complete = name
     return run.path
+
+
+def _open_run(resolved: ResolvedRun, dataset: Dataset, until: str) -> Run:
+    """The run folder: the first rank has the lock and writes the files."""
+    config = resolved.config
+    with ranks.fail_together("run folder"):
+        if ranks.is_first():
+            run = Run.start_or_resume(
+                config.run.output_dir,
+                name=config.name,
+                files=provenance_files(config),
+                **_identity(resolved, dataset, until),
+            )
+    return run if ranks.is_first() else Run(config.run.output_dir)
 
 
 def _identity(resolved: ResolvedRun, dataset: Dataset, until: str) -> dict[str, Any]:
@@ -168,6 +184,8 @@ def pipeline_stages(resolved: ResolvedRun, until: str = "") -> list[tuple[str, S
 
 def run_report(ctx: RunContext) -> str:
     """Write the report, and print its summary table."""
+    if not ranks.is_first():
+        return ""
     path = write_report(ctx.run.path)
     results = with_event_warnings(read_json(ctx.path("eval", "final", "eval.json")), ctx.run.path) or {}
     warnings = head_warnings(read_model_reports(ctx.run.path))

@@ -1,10 +1,10 @@
 """Reward stage: fits the reward model, and the judge, which is fitted to other data."""
 
 from collections.abc import Mapping
-from shutil import rmtree
 from typing import Any
 
 from paretune.config.data_schema import RewardSection
+from paretune.core import ranks
 from paretune.core.errors import ConfigError
 from paretune.data.chat_template import chat_template_of
 from paretune.experiment.context import RunContext
@@ -28,6 +28,7 @@ from paretune.reward.pretrained import PretrainedRewardScorer
 from paretune.reward.scorers import Scorer
 from paretune.reward.training import fit_reward_model, kinds_from_labels, label_scale_and_offset
 from paretune.run.folder import read_json, to_json, write_atomic
+from paretune.run.io import remove_folder
 
 
 def train_reward_model(ctx: RunContext, name: str) -> str:
@@ -41,7 +42,7 @@ def train_reward_model(ctx: RunContext, name: str) -> str:
     data: RewardData | None = getattr(ctx.dataset, name)
     if data is None:
         return f"{section.path}, already fitted"
-    if not ctx.path(name, "report.json").exists():
+    if not ctx.has(name, "report.json"):
         _fit_and_save(ctx, name, section, data)
         ctx.stop.raise_if_stopped(f"the fit of the {name}")
         # Loaded from disk, so that the report is about exactly the model that scores.
@@ -50,8 +51,8 @@ def train_reward_model(ctx: RunContext, name: str) -> str:
         baselines = baseline_metrics(untrained, data.train, data.test, seed=_seed(ctx))
         tested = reward_report(model, data.test, train=data.train, baselines=baselines)
         write_atomic(ctx.path(name, "report.json"), to_json(tested))
-    rmtree(ctx.path("checkpoints", name), ignore_errors=True)
-    report = read_json(ctx.path(name, "report.json")) or {}
+    remove_folder(ctx.path("checkpoints", name))
+    report = ranks.on_first(lambda: read_json(ctx.path(name, "report.json")) or {}, "report")
     if name == "reward" and not section.allow_weak_heads:
         _require_useful_heads(ctx, report)
     return report_summary(report)
@@ -121,7 +122,7 @@ def report_summary(report: Mapping[str, Any]) -> str:
 
 def _fit_and_save(ctx: RunContext, name: str, section: RewardSection, reward_data: RewardData) -> None:
     model_dir = ctx.path(name, "model")
-    if model_dir.exists():
+    if ctx.has(name, "model"):
         return
     train, model = reward_data.train, _untrained_reward_model(ctx, section, reward_data)
     calibrated = {

@@ -41,6 +41,7 @@ from paretune.experiment.request_estimates import request_estimates
 from paretune.experiment.resolved import ResolvedRun
 from paretune.experiment.scorers import describe_scorer
 from paretune.models.load import is_local_folder
+from paretune.report.plan_page import component_summary
 from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase
 from paretune.rl.evolution.spec import EvolutionSpec
 
@@ -294,7 +295,8 @@ def _describe_evaluation(config: Config, dataset: Dataset) -> Iterator[str]:
 
 def _describe_memory(estimate: Estimate | None) -> Iterator[str]:
     if estimate is not None:
-        yield f"about {format_gigabytes(estimate.bytes_needed)} at its peak"
+        parts = ", ".join(component_summary(estimate.memory.components()))
+        yield f"about {format_gigabytes(estimate.memory.peak)} at its peak, in GB: {parts}"
 
 
 def _available_bytes(estimate: Estimate) -> float:
@@ -319,9 +321,9 @@ def _warnings(
         owner = "" if name == "reward" else f"{name}: "
         for statistics, votes in labels_of_model:
             yield from (owner + text for text in label_warnings(statistics, votes))
-    if estimate is not None and estimate.bytes_needed > (available := _available_bytes(estimate)):
+    if estimate is not None and estimate.memory.peak > (available := _available_bytes(estimate)):
         yield (
-            f"the run needs about {format_gigabytes(estimate.bytes_needed)} of memory, and "
+            f"the run needs about {format_gigabytes(estimate.memory.peak)} of memory, and "
             f"{format_gigabytes(available)} are free; fix: lower training.max_tokens_per_pass, or use "
             "policy.lora"
         )
@@ -346,7 +348,7 @@ def _dwarfed_warnings(config: Config, labels: Mapping[str, LabelStatistics]) -> 
 def _describe_unchecked(config: Config, estimate: Estimate | None) -> Iterator[str]:
     for path in dict.fromkeys(path for _, path, _ in model_references(config)):
         yield f"the weights of {path}: {'not read' if is_local_folder(path) else 'not downloaded'}"
-    if estimate is None or not math.isfinite(estimate.bytes_needed):
+    if estimate is None or not math.isfinite(estimate.memory.peak):
         yield "whether the memory suffices"
 
 

@@ -11,8 +11,9 @@ from paretune.config.schema import Config
 from paretune.config.scorer_schema import ClassifierScorerSection, RewardModelScorerSection
 from paretune.config.scorers import scorer_sections
 from paretune.config.validate import WORLD, reward_sections
-from paretune.experiment.model_sizes import ModelSize, folder_model_size, world_model_size
+from paretune.experiment.model_sizes import folder_model_size, world_model_size
 from paretune.models.flops import ForwardShape
+from paretune.models.model_size import ModelSize
 from paretune.models.throughput import layer_throughput
 from paretune.reward.classifier_inputs import Reads
 

@@ -1,10 +1,14 @@
 """Conversions from sections of a recipe to the settings of the parts that they configure."""
 
+from contextlib import AbstractContextManager
+
 import torch
 
 from paretune.config import Config
 from paretune.config.data_schema import ColumnsSection, LoraSection, RatingSource, SupervisedTrainingSection
 from paretune.config.schema import BudgetSection, TrainingSection
+from paretune.core import ranks
+from paretune.core.launch import requested_world_size
 from paretune.data.columns import ColumnNames, LabelMapping
 from paretune.models.load import resolve_device
 from paretune.models.lora import LoraSpec
@@ -15,6 +19,12 @@ from paretune.training.supervised import SupervisedConfig
 MAX_TOKENS_PER_PASS_CPU, MAX_TOKENS_PER_PASS_CUDA = 1024, 16_384
 """Default tokens per forward pass. More gains nothing on a CPU, where the activations then exceed its caches;
 an accelerator needs more to be busy."""
+
+
+def joined_ranks(device: str) -> AbstractContextManager[None]:
+    """Context of the processes that a launcher started for this run; see `core.ranks.joined`."""
+    on_cuda = requested_world_size() > 1 and resolve_device(device).type == "cuda"
+    return ranks.joined("cuda" if on_cuda else "cpu")
 
 
 def set_num_threads(config: Config) -> None:

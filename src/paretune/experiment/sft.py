@@ -1,7 +1,5 @@
 """SFT stage: supervised fine-tuning of the initial policy on demonstrations."""
 
-from shutil import rmtree
-
 import torch
 
 from paretune.config.validate import WORLD
@@ -10,6 +8,7 @@ from paretune.experiment.context import RunContext
 from paretune.experiment.data_limits import policy_tokenizer
 from paretune.experiment.settings import supervised_config
 from paretune.models.load import PolicyModel, as_policy_model, load_policy, resolve_device, save_model
+from paretune.run.io import remove_folder
 from paretune.training.supervised import SftTask, fit
 from paretune.worlds import get_world
 
@@ -19,10 +18,10 @@ def run_sft(ctx: RunContext) -> str:
     policy = ctx.config.policy
     if policy.sft is None:
         return f"{policy.path}, without fine-tuning"
-    if not ctx.path("sft", "config.json").exists():
+    if not ctx.has("sft", "config.json"):
         fitted = train_sft(ctx, "sft", ctx.config.run.seed)
         save_model(fitted.model, fitted.tokenizer, ctx.path("sft"))
-    rmtree(ctx.path("checkpoints", "sft"), ignore_errors=True)
+    remove_folder(ctx.path("checkpoints", "sft"))
     return f"fine-tuned on {len(ctx.dataset.sft_demonstrations):,} demonstrations"
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from paretune.core import ranks
 from paretune.core.batch import Batch
 from paretune.core.errors import WiringError
 from paretune.models.forward.logprobs import (
@@ -72,11 +73,26 @@ def response_logprobs(
 def run_in_passes(
     model: nn.Module, batch: Batch, rows_per_pass: int, compute: Callable[[Batch], Tensor]
 ) -> Tensor:
-    """Apply `compute` to chunks of the batch and return the results in row order.
+    """Apply `compute` to chunks of the batch and return the results in row order, on all ranks.
 
     Each chunk has at most as many tokens as `rows_per_pass` padded rows. A prefix that rows share counts once
     where the model supports packing; for other models, rows of similar length are grouped.
+
+    Raises:
+        RankError: The pass of another rank failed.
     """
+    parts = ranks.partition_rows(batch)
+    own, result = list(ranks.local_part(parts)), None
+    with ranks.fail_together("model passes"):
+        if own:
+            part = batch.select(torch.tensor(own)) if ranks.is_distributed() else batch
+            result = _run_in_own_passes(model, part, rows_per_pass, compute)
+    return ranks.gather_rows(parts, result)
+
+
+def _run_in_own_passes(
+    model: nn.Module, batch: Batch, rows_per_pass: int, compute: Callable[[Batch], Tensor]
+) -> Tensor:
     if supports_packing(model):
         lengths, max_tokens = (
             batch.attention_mask.sum(-1).tolist(),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from paretune.core import ranks
 from paretune.core.types import PeftModel, PreTrainedTokenizerBase
 from paretune.models.dequantize import dense_copy, is_quantized
 from paretune.run.io import apply_umask, fsync_dir, fsync_tree
@@ -23,8 +24,17 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     A model with an adapter is saved twice: merged in float32, and its adapter in `adapter/`. The model in
     memory is not merged: merging and unmerging in low precision would lose the update. All files are synced
     to disk before the folder is renamed to its final name, so that a folder of that name is complete even
-    after a power failure.
+    after a power failure. Of several ranks the first alone writes, and the others wait for it.
+
+    Raises:
+        RankError: The first rank could not save the model.
     """
+    with ranks.fail_together("saving of the model"):
+        if ranks.is_first():
+            _write_model(model, tokenizer, folder)
+
+
+def _write_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     draft, old = (folder.with_name(folder.name + suffix) for suffix in (".tmp", ".old.tmp"))
     for stale in (draft, old):
         shutil.rmtree(stale, ignore_errors=True)

@@ -1,7 +1,9 @@
 """The models, samplers, scorers and prompts that a training loop works with."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from torch import nn
 
 from paretune.core.batch import Batch
 from paretune.core.errors import WiringError
@@ -11,10 +13,12 @@ from paretune.models.critic import Critic
 from paretune.models.forward.checkpointing import GradientCheckpointing, checkpointable_layers
 from paretune.models.lora import unwrap_model
 from paretune.models.model_passes import Models
+from paretune.reward.distributed import distributed_scorer
 from paretune.reward.scorers import Scorer, resolve_scorers
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.rl.validate import check_frozen_models, check_spec
+from paretune.rollout.distributed import DistributedSampler
 from paretune.rollout.sampler import Rollout, Sampler
 from paretune.training.microbatch import rows_per_no_grad_pass
 from paretune.training.optimizer import OptimizerConfig
@@ -49,6 +53,26 @@ class TrainingContext:
     def no_grad_rows(self, batch: Batch) -> int:
         """Rows of a batch per forward pass without gradients, which needs far less memory."""
         return rows_per_no_grad_pass(batch, self.max_tokens_per_pass)
+
+    @property
+    def trained_models(self) -> list[nn.Module]:
+        """The models with gradients."""
+        return [model for model in (self.models.policy, self.models.critic) if model is not None]
+
+    @property
+    def all_models(self) -> list[nn.Module]:
+        """The trained models, then the frozen ones."""
+        return [*self.trained_models, *self.models.frozen.values()]
+
+    def distributed(self) -> "TrainingContext":
+        """The same context, whose samplers and scorers divide their work over the ranks."""
+        frozen = self.frozen_policy_sampler
+        return replace(
+            self,
+            sampler=DistributedSampler(self.sampler),
+            frozen_policy_sampler=None if frozen is None else DistributedSampler(frozen),
+            scorers=tuple(distributed_scorer(scorer) for scorer in self.scorers),
+        )
 
     def available(self) -> Requirements:
         """The requirements that this context meets."""

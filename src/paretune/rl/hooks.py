@@ -23,6 +23,7 @@ from paretune.rl.metrics import (
     PhaseTimer,
     StepMetrics,
     advantage_metrics,
+    failed_prompt_metrics,
     finite_metrics,
     reward_metrics,
     rollout_metrics,
@@ -33,6 +34,9 @@ from paretune.training.guards import FiniteCheck
 
 class StepHook:
     """Observes a training step: each method is called when that part is complete, and changes nothing."""
+
+    def on_sync(self, metrics: Metrics) -> None:
+        """The trained weights were handed over to the sampler, if it has a copy of them."""
 
     def on_rollout(self, batch: Batch, samples: Sequence[Sample]) -> None:
         """Responses were sampled or read, and scored."""
@@ -84,6 +88,11 @@ class StepHooks(StepHook):
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Count the seconds of a block for this phase."""
         return self.timer.phase(name)
+
+    def on_sync(self, metrics: Metrics) -> None:
+        """See `StepHook`."""
+        for hook in self.hooks:
+            hook.on_sync(metrics)
 
     def on_rollout(self, batch: Batch, samples: Sequence[Sample]) -> None:
         """See `StepHook`."""
@@ -247,8 +256,9 @@ class UpdateFlopsHook(StepHook):
 class MetricsHook(StepHook):
     """Collects the metrics of a training step."""
 
-    def __init__(self, spec: AlgorithmSpec, context: TrainingContext) -> None:
+    def __init__(self, spec: AlgorithmSpec, context: TrainingContext, step: int = 0) -> None:
         self.spec, self.has_critic = spec, context.models.critic is not None
+        self.context, self.step = context, step
         self.scorers = context.scorers if spec.rollout.generates else ()
         self.step_metrics = StepMetrics()
         self._metrics: Metrics = {}
@@ -257,9 +267,16 @@ class MetricsHook(StepHook):
         """Everything that was collected and is finite."""
         return finite_metrics(self._metrics)
 
+    def on_sync(self, metrics: Metrics) -> None:
+        """What the hand-over of the weights reports, such as the gap of the probe."""
+        self._metrics |= metrics
+
     def on_rollout(self, batch: Batch, samples: Sequence[Sample]) -> None:
         """Scores and lengths."""
         self._metrics |= rollout_metrics(batch) | scorer_metrics(self.scorers)
+        if self.spec.rollout.generates:
+            num_prompts = len(self.context.prompts_for_step(self.step))
+            self._metrics |= failed_prompt_metrics(batch, num_prompts)
         if self.spec.scorer_view == "after_thinking":
             self._metrics |= thinking_metrics(samples)
 

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import torch
 
+from paretune.core import ranks
 from paretune.core.batch import Batch
 from paretune.core.rng import torch_generator
 from paretune.credit.base import Metrics
 from paretune.data.records import Sample
 from paretune.loss.base import total_loss
+from paretune.models import sharding
 from paretune.models.forward.checkpointing import use_gradient_checkpointing
 from paretune.models.forward.logprobs import compute_outputs
 from paretune.reward.failures import set_progress
@@ -38,10 +40,14 @@ from paretune.rl.state import (
 )
 from paretune.rl.user_parts import apply_model_pass, apply_steps, call_with_user_parts
 from paretune.rollout.sampler import Rollout
+from paretune.rollout.synced import sleep_sampler, sync_sampler
 from paretune.run.folder import Run
 from paretune.training.guards import StopRequest
 from paretune.training.microbatch import microbatch_indices
 from paretune.training.supervised import add_auxiliary_gradient
+
+MIN_RANK_TIMEOUT = 30.0
+"""Seconds that a rank waits for the others beyond twice the longest step: a step's own work may vary."""
 
 StepResult = tuple[Metrics, Batch, Sequence[Sample]]
 """Metrics of a step, its batch with advantages, and the texts of all its rollouts."""
@@ -98,6 +104,8 @@ def train(
         RunInterrupted: SIGTERM came; a checkpoint was written first.
     """
     check_context(spec, context)
+    if ranks.is_distributed():
+        context = context.distributed()
     state = init_train_state(
         spec,
         context,
@@ -160,6 +168,8 @@ def run_steps(
         stop: A request ends the loop after the current step, with a checkpoint.
     """
     max_steps, budget = loop.max_steps, loop.budget
+    state.timer.on_phase = lambda phase: run.write_heartbeat(state.step, phase)
+    longest = 0.0
     while state.step < max_steps and not state.budget_exhausted(budget):
         step, start = state.step, time.perf_counter()
         metrics, batch, samples = take_step()
@@ -169,14 +179,18 @@ def run_steps(
         seconds = time.perf_counter() - start
         phases = state.timer.read_and_reset(seconds)
         run.log_timing(step, seconds=seconds, **phases, **state.step_usage, **peak_memory_bytes())
+        longest = max(longest, seconds)
+        ranks.set_timeout(2 * longest + MIN_RANK_TIMEOUT)
+        stop.share()
         if loop.on_step is not None:
             loop.on_step(step, metrics, batch, samples)
         # After `on_step`: a callback that fails must not leave a checkpoint that skips it on resume.
         is_last = state.step == max_steps or state.budget_exhausted(budget)
         if state.step % loop.save_steps == 0 or is_last or stop.requested:
-            with state.timer.phase("checkpoint"):
+            with state.timer.phase("checkpoint"), ranks.timeout():
                 state.save(run, loop.save_total_limit)
         stop.raise_if_stopped(f"step {state.step} of {max_steps}")
+    ranks.set_timeout()
 
 
 def train_step(
@@ -191,10 +205,11 @@ def train_step(
 
     Everything that only observes the step is a hook (`rl/hooks.py`).
     """
-    step, learner, metrics_hook = state.step, state.learner, MetricsHook(spec, context)
+    step, learner, metrics_hook = state.step, state.learner, MetricsHook(spec, context, state.step)
     hooks = _train_hooks(spec, context, state, metrics_hook)
     learner.start_step(step, state.usage)
 
+    sharding.gather_weights(context.all_models)
     set_progress(context.scorers, step, max_steps)
     batch, samples = rollout_and_score(spec, context, seed, step, hooks)
 
@@ -214,11 +229,13 @@ def train_step(
     hooks.on_credit(batch, metrics)
 
     rates = learning_rates(state, context.optim_config, max_steps, budget, spec.num_iterations)
+    sharding.free_weights(context.all_models)
     with hooks.phase("update"):
         for iteration, index, minibatch in minibatches(spec, batch, seed, step):
             learner.optimizer.zero_grad()
             accumulate_gradients(spec, context, minibatch, step, hooks)
             add_auxiliary_loss(spec, context, seed, step, iteration, index, hooks)
+            learner.optimizer.sum_gradients()
             grad_norm = learner.optimizer.grad_norm()
             hooks.on_gradients(grad_norm, minibatch)
             learner.optimizer.step(rates.policy, grad_norm, rates.critic_base)
@@ -262,8 +279,13 @@ def rollout_and_score(
         hooks: Called when the scores are there.
     """
     hooks = hooks or StepHooks()
+    sampler = spec.rollout.sampler(context)
     with hooks.phase("rollout"):
+        if sampler is not None:
+            hooks.on_sync(sync_sampler(sampler, step))
         batch, samples = spec.rollout.rollout(context, seed=seed, step=step)
+        if sampler is not None:
+            sleep_sampler(sampler)
     if spec.rollout.generates:  # stored responses come with their scores
         objectives, scorers = spec.scored_objectives(context.objectives), context.scorers
         if objectives != context.objectives:
@@ -293,31 +315,54 @@ def accumulate_gradients(
     """Add the gradient of the losses on a minibatch; it is the same for every cut into micro-batches.
 
     The weights of all tokens are computed over the whole minibatch first; each micro-batch adds its share.
+    Each rank adds the gradient of its own rows.
     """
-    models = context.models
     minibatch = minibatch.replace(loss_weights=spec.loss_aggregation(minibatch.response_mask))
-    losses = spec.losses_at(step)
-    for rows in microbatch_indices(
-        minibatch,
-        context.max_tokens_per_pass,
-        [model for model in (models.policy, models.critic) if model is not None],
-        by_group=spec.requires_full_groups(),
-        strict_token_limit=context.strict_token_limit,
-    ):
-        microbatch = minibatch.select(torch.tensor(rows))
-        with use_gradient_checkpointing(context.gradient_checkpointing):
-            out = compute_outputs(
-                models.policy,
-                microbatch,
-                spec.requires() | {"entropy"},  # for the metrics
-                temperature=spec.temperature,
-                references=models.frozen,
-                critic=models.critic,
-            )
-        loss, loss_values = total_loss(losses, out, microbatch)
-        hooks.on_loss(out, loss, loss_values, microbatch)  # before `backward`: it may stop the run
-        loss.backward()  # frees the graph, so the metrics below add nothing to the peak memory
-        hooks.on_microbatch(losses, out, loss, loss_values, microbatch)
+    models, losses = context.models, spec.losses_at(step)
+    with ranks.fail_together("gradients"):
+        for microbatch, factor in local_microbatches(spec, context, minibatch):
+            with use_gradient_checkpointing(context.gradient_checkpointing):
+                out = compute_outputs(
+                    models.policy,
+                    microbatch,
+                    spec.requires() | {"entropy"},  # for the metrics
+                    temperature=spec.temperature,
+                    references=models.frozen,
+                    critic=models.critic,
+                )
+            loss, loss_values = total_loss(losses, out, microbatch)
+            if not factor:
+                (0.0 * loss).backward()
+                continue
+            hooks.on_loss(out, loss, loss_values, microbatch)  # before `backward`: it may stop the run
+            loss.backward()  # frees the graph, so the metrics below add nothing to the peak memory
+            hooks.on_microbatch(losses, out, loss, loss_values, microbatch)
+
+
+def local_microbatches(
+    spec: AlgorithmSpec, context: TrainingContext, minibatch: Batch
+) -> Iterator[tuple[Batch, float]]:
+    """The micro-batches of this rank, each with the factor of its loss.
+
+    The factor is 1, or 0 for a pass that is only made since other ranks make one: where weights are divided,
+    they gather layers and add up gradients together.
+    """
+    models = context.trained_models
+    rows = ranks.local_part(ranks.partition_rows(minibatch))
+    own = minibatch.select(torch.tensor(rows)) if rows and ranks.is_distributed() else minibatch
+    parts = (
+        microbatch_indices(
+            own,
+            context.max_tokens_per_pass,
+            models,
+            by_group=spec.requires_full_groups(),
+            strict_token_limit=context.strict_token_limit,
+        )
+        if rows
+        else []
+    )
+    for index, factor in sharding.passes(parts, models):
+        yield own.select(torch.tensor(index)), factor
 
 
 def add_auxiliary_loss(

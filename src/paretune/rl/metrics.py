@@ -7,12 +7,13 @@ was scored, there is no reference) is left out.
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from paretune.core import ranks
 from paretune.core.batch import Batch, Outputs
 from paretune.core.kl import k1, k3
 from paretune.core.reductions import group_index, group_std
@@ -28,10 +29,16 @@ PROB_DIFF_KEY = "rollout/prob_diff_max"
 """Largest difference of token probabilities between sampler and trainer."""
 
 
+GLOBAL_METRICS = ("grad_norm", "loss/AuxiliaryLm")
+"""Metrics of an update that each rank has for all rows, where it has other losses for its own rows."""
+
+
 class PhaseTimer:
     """Seconds, tokens and floating-point operations of each phase since the last reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_phase: Callable[[str], None] | None = None) -> None:
+        self.on_phase = on_phase
+        """Called with the name of each phase when it begins."""
         self._reset()
 
     def _reset(self) -> None:
@@ -42,6 +49,8 @@ class PhaseTimer:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the seconds of a block, up to the end of the work that it queued on an accelerator."""
+        if self.on_phase is not None:
+            self.on_phase(name)
         start = time.perf_counter()
         try:
             yield
@@ -84,6 +93,12 @@ def rollout_metrics(batch: Batch) -> Metrics:
     metrics["responses/length"] = float(batch.response_mask.sum(-1).double().mean())
     metrics["responses/truncated"] = float(batch.truncated.double().mean())
     return metrics
+
+
+def failed_prompt_metrics(batch: Batch, num_prompts: int) -> Metrics:
+    """The number of prompts without any response in the rollout; nothing if there are none."""
+    failed = num_prompts - len(batch.group.unique())
+    return {"rollout/failed_prompts": float(failed)} if failed else {}
 
 
 def reward_metrics(batch: Batch) -> Metrics:
@@ -181,13 +196,33 @@ class StepMetrics:
         self._updates += 1
 
     def metrics(self) -> Metrics:
-        """Means over the response tokens or groups of the step, and over its updates."""
+        """Means over the response tokens or groups of the step, and over its updates, of all ranks."""
+        self._sum_over_ranks()
         means = {
             key: total if key.endswith("/clamped") else total / max(self._counts[key], 1)
             for key, total in self._sums.items()
         }
         per_update = {key: total / max(self._updates, 1) for key, total in self._per_update.items()}
         return means | self._extremes | per_update
+
+    def _sum_over_ranks(self) -> None:
+        """Join what the ranks collected: each saw its own rows, and all of them the same updates."""
+        if not ranks.is_distributed():
+            return
+        own = [self._sums, self._counts, self._extremes, self._per_update]
+        self._sums, self._counts, self._per_update = defaultdict(float), defaultdict(int), defaultdict(float)
+        self._extremes = {}
+        for sums, counts, extremes, per_update in ranks.gather_json(own):
+            for key, x in sums.items():
+                self._sums[key] += x
+            for key, n in counts.items():
+                self._counts[key] += n
+            for key, x in extremes.items():
+                choose = min if key.endswith("/min") else max
+                self._extremes[key] = choose(self._extremes.get(key, x), x)
+            for key, x in per_update.items():
+                # The gradient is that of all ranks already; the losses are shares.
+                self._per_update[key] = x if key in GLOBAL_METRICS else self._per_update[key] + x
 
     def _add_tokens(self, key: str, x: Tensor, batch: Batch) -> None:
         self._add_values(key, x.detach()[batch.response_mask].double())

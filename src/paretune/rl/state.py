@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from paretune.core.errors import ConfigError
 from paretune.credit.base import CreditStep, State
 from paretune.models.model_passes import Models
+from paretune.models.sharding import copy_full, full_tensors
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.metrics import PhaseTimer
 from paretune.run.folder import Run
@@ -108,10 +109,11 @@ class TrainState(Generic[LearnerT]):
         Raises:
             ResourceError: The disk is full; earlier checkpoints are untouched.
         """
+        trees = full_tensors(self.learner.trees())  # all ranks take part
         save_checkpoint(
             self.checkpoint_dir,
             self.step,
-            {**self.learner.trees(), "reward_state": self.reward_state, "usage": self.usage},
+            {**trees, "reward_state": self.reward_state, "usage": self.usage},
             {**self.identity, **self.learner.metadata()},
             log_offsets=run.log_offsets(),
             save_total_limit=save_total_limit,
@@ -211,9 +213,7 @@ class GradientLearner:
                 f"{path}: cannot resume: the checkpoint holds other weights than this policy trains; "
                 "fix: set a new run.output_dir"
             )
-        with torch.no_grad():
-            for name, parameter in self.weights.items():
-                parameter.copy_(stored[name])
+        copy_full(stored, self.weights)
         self.optimizer.load_state_dict(checkpoint.load_tree("optimizer"))
         self.credit_state = checkpoint.load_tree("credit_state", self.credit_state)
         self.usage_at_policy_start = checkpoint.load_tree("usage_at_policy_start")

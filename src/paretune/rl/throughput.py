@@ -31,6 +31,7 @@ from paretune.models.model_passes import (
 from paretune.reward.scorers import Scorer
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.metrics import PhaseTimer
+from paretune.rollout.distributed import DistributedSampler
 from paretune.rollout.sampler import LocalSampler, Sampler
 from paretune.training.supervised import AuxiliaryData, SftTask
 
@@ -83,7 +84,8 @@ UNKNOWN_FLOPS = float("nan")
 
 def record_rollout_flops(timer: PhaseTimer, sampler: Sampler, models: Models, batch: Batch) -> None:
     """Count the sampling of responses, by the sampler's own model or by one like the policy."""
-    model = sampler.policy.model if isinstance(sampler, LocalSampler) else models.policy
+    inner = sampler.sampler if isinstance(sampler, DistributedSampler) else sampler
+    model = inner.policy.model if isinstance(inner, LocalSampler) else models.policy
     tokens = int(batch.response_mask.sum())
     timer.record_work("rollout", tokens=tokens, flops=forward_flops(model, generation_shape(batch)))
 

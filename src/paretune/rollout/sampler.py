@@ -264,11 +264,7 @@ class LocalSampler:
         Raises:
             DataError: A prompt is empty, leaves no room for a response, or cannot take the prompt format.
         """
-        instructions = format_instructions_for(self.policy.tokenizer)
-        formatted = [
-            add_format_instruction(prompt, rollout.prompt_format, instructions) for prompt in prompts
-        ]
-        prompt_ids = encode_prompts(self.policy, formatted, max_new_tokens=rollout.max_new_tokens)
+        prompt_ids = encode_rollout_prompts(self.policy, prompts, rollout)
         index = range(len(prompt_ids)) if prompt_index is None else prompt_index
         # Prompts of similar length are decoded together, so that their KV tables have little padding.
         by_length = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
@@ -295,44 +291,74 @@ class LocalSampler:
         in_prompt_order = sorted(responses)
         group = [i for i, _ in in_prompt_order]
         sampled = [responses[row] for row in in_prompt_order]
-        return self._build_batch(prompts, prompt_ids, group, sampled, rollout.prompt_format)
-
-    def _build_batch(
-        self,
-        prompts: Sequence[Prompt],
-        encoded_prompts: Sequence[list[int]],
-        group: Sequence[int],
-        responses: Sequence[tuple[list[int], NDArray[np.float32], bool]],
-        prompt_format: PromptFormat,
-    ) -> tuple[Batch, tuple[Sample, ...]]:
-        """The batch of token ids as sampled, and the decoded texts for scorers."""
-        policy = self.policy
-        truncated = [is_truncated for _, _, is_truncated in responses]
-        prompt_ids, response_ids = [encoded_prompts[i] for i in group], [ids for ids, _, _ in responses]
-        batch = collate(prompt_ids, response_ids, group, truncated, self.objectives, policy.pad_id)
-        logprobs = torch.zeros(batch.input_ids.shape)
-        logprobs[batch.response_mask] = torch.from_numpy(np.concatenate([x for _, x, _ in responses]))
-        samples = tuple(
-            Sample(
-                # The prompt without the format instruction.
-                prompt=prompts[i],
-                response=decode_generation(policy.tokenizer, ids, policy.eos_ids, prompt_format),
-                truncated=is_truncated,
-                response_ids=tuple(ids),
-            )
-            for i, (ids, _, is_truncated) in zip(group, responses, strict=True)
+        return build_batch(
+            self.policy, self.objectives, prompts, prompt_ids, group, sampled, rollout.prompt_format
         )
-        return batch.replace(rollout_logprobs=logprobs), samples
 
 
-def encode_prompts(policy: PolicyModel, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[list[int]]:
+def build_batch(
+    policy: PolicyModel,
+    objectives: tuple[str, ...],
+    prompts: Sequence[Prompt],
+    encoded_prompts: Sequence[list[int]],
+    group: Sequence[int],
+    responses: Sequence[tuple[list[int], NDArray[np.float32], bool]],
+    prompt_format: PromptFormat,
+) -> tuple[Batch, tuple[Sample, ...]]:
+    """The batch of token ids as sampled, and the decoded texts for scorers.
+
+    Args:
+        policy: The policy that was sampled from.
+        objectives: Columns of the scores, all NaN.
+        prompts: The prompts of the step.
+        encoded_prompts: Token ids of each.
+        group: Index of the prompt of each response.
+        responses: Token ids, log-probabilities, and whether the length limit ended it.
+        prompt_format: Format instruction that the encoded prompts have.
+    """
+    truncated = [is_truncated for _, _, is_truncated in responses]
+    prompt_ids, response_ids = [encoded_prompts[i] for i in group], [ids for ids, _, _ in responses]
+    batch = collate(prompt_ids, response_ids, group, truncated, objectives, policy.pad_id)
+    logprobs = torch.zeros(batch.input_ids.shape, dtype=torch.float32)
+    logprobs[batch.response_mask] = torch.from_numpy(np.concatenate([x for _, x, _ in responses]))
+    samples = tuple(
+        Sample(
+            # The prompt without the format instruction.
+            prompt=prompts[i],
+            response=decode_generation(policy.tokenizer, ids, policy.eos_ids, prompt_format),
+            truncated=is_truncated,
+            response_ids=tuple(ids),
+        )
+        for i, (ids, _, is_truncated) in zip(group, responses, strict=True)
+    )
+    return batch.replace(rollout_logprobs=logprobs), samples
+
+
+def encode_rollout_prompts(
+    policy: PolicyModel, prompts: Sequence[Prompt], rollout: OnPolicy, max_length: int | None = None
+) -> list[list[int]]:
+    """Token ids of the prompts with their format instruction; errors as `encode_prompts`."""
+    instructions = format_instructions_for(policy.tokenizer)
+    formatted = [add_format_instruction(prompt, rollout.prompt_format, instructions) for prompt in prompts]
+    return encode_prompts(policy, formatted, max_new_tokens=rollout.max_new_tokens, max_length=max_length)
+
+
+def encode_prompts(
+    policy: PolicyModel, prompts: Sequence[Prompt], *, max_new_tokens: int, max_length: int | None = None
+) -> list[list[int]]:
     """Token ids of the prompts.
+
+    Args:
+        policy: Its tokenizer and context length.
+        prompts: The prompts.
+        max_new_tokens: Length of the longest response.
+        max_length: Longest prompt and response together, if it is less than the model's context.
 
     Raises:
         DataError: There are no prompts, or some are empty or leave no room for `max_new_tokens`; all of these
             are listed.
     """
-    max_length = context_length(policy.model)
+    max_length = min(context_length(policy.model), max_length or context_length(policy.model))
     max_prompt_length = max_length - max_new_tokens
     prompt_ids = [encode_prompt(policy.tokenizer, prompt) for prompt in prompts]
     issues = []

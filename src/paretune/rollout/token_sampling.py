@@ -49,7 +49,7 @@ class ResponseBuffer:
         self._uniform = torch.from_numpy(uniform).to(device)
         self._eos_ids = torch.tensor(list(eos_ids), device=device)
         self._token_ids = torch.zeros(uniform.shape, dtype=torch.long, device=device)
-        self._logprobs = torch.zeros(uniform.shape, device=device)
+        self._logprobs = torch.zeros(uniform.shape, dtype=torch.float32, device=device)
         self._max_new_tokens = uniform.shape[1]
         # One more than the limit until an EOS token is sampled, which marks truncated responses.
         self._lengths = torch.full((len(uniform),), self._max_new_tokens + 1, device=device)

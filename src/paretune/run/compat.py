@@ -46,7 +46,9 @@ RESUME_MUTABLE_KEYS = (
     ("run", "save_total_limit"),
     ("run", "num_workers"),
     ("training", "gradient_checkpointing"),
+    ("training", "fsdp"),
     ("reward", "allow_weak_heads"),
+    *(("rollout", key) for key in ("base_urls", "timeout", "shared_folder", "gpu_memory_utilization")),
 )
 """Keys of a recipe that may change on resume: they decide where a run is computed, not its numbers."""
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from paretune.core.errors import DataError, ParetuneError, WiringError
+from paretune.core.errors import DataError, RankError, WiringError
+from paretune.core.launch import is_distributed, is_first
 from paretune.run.compat import (
     MANIFEST_FILE,
     RESOLVED_CONFIG_FILE,
@@ -34,6 +35,12 @@ from paretune.run.compat import (
     judged_before,
     replace_evaluation,
     reset_if_no_results,
+)
+from paretune.run.heartbeat import (
+    exit_code_of,
+    explain_rank_error,
+    remove_heartbeats,
+    write_heartbeat,
 )
 from paretune.run.io import append_jsonl, read_json, read_jsonl, to_json, write_atomic, write_error
 from paretune.run.lock import RunLock
@@ -81,6 +88,10 @@ class Run:
     def __init__(self, path: str | Path, *, stage: str = "align") -> None:
         self.path = Path(path)
         self.stage = stage
+        self.phase = stage
+        """Phase of the current step, or the stage; for the heartbeats of ranks."""
+        self.step: int | None = None
+        """Current step of a training loop; None outside of one."""
         self.previous_state: Mapping[str, Any] | None = None
         """Content of run.json before this attempt; None for a new run."""
         self._lock: RunLock | None = None
@@ -130,6 +141,7 @@ class Run:
             replaced = replace_evaluation(run.path, evaluation or {}, resolved)
             run._drop_torn_lines()
             run._start_attempt(name, config_hash, run._lock.previous_holder, resolved)
+            remove_heartbeats(run.path)
             if evaluation:
                 run.update_state(evaluation=dict(evaluation))
             setup_files = {
@@ -159,6 +171,10 @@ class Run:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if exc is not None and is_distributed():
+            write_heartbeat(self.path, self.step, self.phase, exc)
+            if isinstance(exc, RankError):
+                explain_rank_error(self.path, exc)
         status, code = _exit_status(exc)
         try:
             if exc is not None:
@@ -169,8 +185,15 @@ class Run:
 
     def enter_stage(self, stage: str) -> None:
         """Start a stage of the pipeline; later lines carry its name."""
-        self.stage = stage
+        self.stage, self.step = stage, None
         self.update_state(stage=stage)
+        self.write_heartbeat(None, stage)
+
+    def write_heartbeat(self, step: int | None, phase: str) -> None:
+        """Record where this rank is, so that the others can name it if it does not answer."""
+        self.step, self.phase = step, phase
+        if is_distributed():
+            write_heartbeat(self.path, step, phase)
 
     def resume_message(self, max_steps: int) -> str:
         """One line on where a resumed run continues; "" for a new run.
@@ -240,7 +263,7 @@ class Run:
         Raises:
             DataError: A file is shorter than its offset.
         """
-        for name in RESUME_TRUNCATED_FILES:
+        for name in RESUME_TRUNCATED_FILES if is_first() else ():
             size, path = offsets.get(name, 0), self.path / name
             current_size = path.stat().st_size if path.exists() else 0
             if current_size < size:
@@ -256,7 +279,7 @@ class Run:
 
         Earlier lines of the stage are those of a judge that was replaced after the alignment; they stay.
         """
-        for name in RESUME_TRUNCATED_FILES:
+        for name in RESUME_TRUNCATED_FILES if is_first() else ():
             path = self.path / name
             if not path.exists():
                 continue
@@ -342,6 +365,6 @@ def _exit_status(error: BaseException | None) -> tuple[str, int]:
     if error is None:
         return "done", 0
     if isinstance(error, KeyboardInterrupt):
-        return "stopped", 130
-    code = error.exit_code if isinstance(error, ParetuneError) else 1
+        return "stopped", exit_code_of(error)
+    code = exit_code_of(error)
     return ("stopped" if code == 75 else "failed"), code

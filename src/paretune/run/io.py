@@ -1,15 +1,20 @@
-"""Crash-safe files: atomic replacement, one write per appended line, and JSON without NaN."""
+"""Crash-safe files: atomic replacement, one write per appended line, and JSON without NaN.
+
+Of several ranks, which all have the same content, the first alone writes.
+"""
 
 import errno
 import json
 import math
 import os
+import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from paretune.core.errors import DataError, ResourceError
+from paretune.core.launch import is_first
 
 LFS_PREFIX = b"version https://git-lfs"
 """First bytes of the text file that Git checks out instead of a large file while Git LFS is not set up."""
@@ -28,6 +33,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Raises:
         ResourceError: The disk is full or the file cannot be written.
     """
+    if not is_first():
+        return
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -39,6 +46,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         fsync_dir(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder and what is in it, if it is there."""
+    if is_first():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def apply_umask(folder: Path) -> None:
@@ -123,6 +136,8 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         ResourceError: The disk is full or the file cannot be written.
     """
+    if not is_first():
+        return
     data = (json.dumps(_nonfinite_to_null(record), ensure_ascii=True, allow_nan=False) + "\n").encode()
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

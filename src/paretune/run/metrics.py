@@ -86,6 +86,13 @@ METRICS: dict[str, Metric] = {
     "rollout/prob_diff_max": Metric(
         "probability", "largest difference of a response token's probability in sampler and trainer", "down"
     ),
+    "rollout/failed_prompts": Metric(
+        "prompts", "prompts of the step without responses, because their requests failed", "down"
+    ),
+    "sync/probe_gap": Metric(
+        "nats", "largest log-probability difference between engine and trainer, on probe tokens", "down"
+    ),
+    "sync/bytes": Metric("bytes", "weights that were handed over to the sampling engine"),
     "pairs/missing": Metric("fraction", "prompts without a chosen and a rejected response", "down"),
     "pairs/margin": Metric("reward", "mean implicit reward of the chosen minus the rejected response", "up"),
     "pairs/accuracy": Metric("fraction", "pairs whose chosen response has the larger implicit reward", "up"),

@@ -18,6 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from paretune.core import ranks
 from paretune.core.errors import ResourceError, WiringError
 from paretune.run.io import fsync_dir, write_atomic
 
@@ -61,17 +62,34 @@ def save_checkpoint(
     """Write `checkpoint_dir/step-NNNNNN`, point LATEST at it, delete the oldest beyond `save_total_limit`.
 
     Each tree `name` becomes `name.safetensors` (its tensors) and an entry of `state.json` (its structure and
-    numbers). A crash at any moment leaves the earlier checkpoints as they were.
+    numbers). A crash at any moment leaves the earlier checkpoints as they were. Of several ranks, which all
+    have the same trees, the first alone writes, and the others wait for it.
 
     Raises:
         ResourceError: The disk is full or not writable; earlier checkpoints are untouched.
+        RankError: The same on the first rank.
     """
-    final, partial = checkpoint_dir / f"step-{step:06d}", checkpoint_dir / f"step-{step:06d}.tmp"
+    final = checkpoint_dir / f"step-{step:06d}"
+    with ranks.fail_together("checkpoint"):
+        if ranks.is_first():
+            _write_checkpoint(final, step, trees, metadata, log_offsets or {}, save_total_limit)
+    return final
+
+
+def _write_checkpoint(
+    final: Path,
+    step: int,
+    trees: Mapping[str, Tree],
+    metadata: Json,
+    log_offsets: Mapping[str, int],
+    save_total_limit: int,
+) -> None:
+    checkpoint_dir, partial = final.parent, final.with_name(f"{final.name}.tmp")
     try:
         checkpoint_dir.mkdir(parents=True, exist_ok=True)
         _remove_temporary_files(checkpoint_dir)
         partial.mkdir()
-        _write_checkpoint_files(partial, step, trees, metadata, log_offsets or {})
+        _write_checkpoint_files(partial, step, trees, metadata, log_offsets)
         if final.exists():  # a folder cannot be renamed over another one
             final.rename(checkpoint_dir / f"{final.name}.old.tmp")
         partial.rename(final)
@@ -87,7 +105,6 @@ def save_checkpoint(
             f"{final}: cannot write the checkpoint ({error.strerror or error}); "
             "fix: free disk space and repeat the command to resume; earlier checkpoints are intact"
         ) from error
-    return final
 
 
 def load_latest_checkpoint(checkpoint_dir: Path, on_event: EventCallback) -> Checkpoint | None:

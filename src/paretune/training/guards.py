@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from paretune.core import ranks
 from paretune.core.batch import Batch
 from paretune.core.errors import NonFiniteError, RunInterrupted
 from paretune.data.records import Sample
@@ -173,6 +174,11 @@ class StopRequest:
     def requested(self) -> bool:
         """A signal came."""
         return self.signal is not None
+
+    def share(self) -> None:
+        """Let all ranks know of a signal that came to some of them, so that they stop at the same step."""
+        number = ranks.largest(self.signal or 0)
+        self.signal = self.signal or (number or None)
 
     def raise_if_stopped(self, saved_at: str = "") -> None:
         """Stop if a signal came; to be called when everything is saved.

@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
+from paretune.core import ranks
 from paretune.core.errors import ConfigError, MissingDependencyError, WiringError
+from paretune.models.sharding import like
 
 SLICE_SIZE = 2**20
 """Weights per update call: on a CPU bitsandbytes dequantizes the moments of a whole call to float32."""
@@ -181,6 +184,8 @@ class Optimizer:
         groups = [{"params": self.master_params[network]} for network in self.network_slices]
         # The fused kernel reads and writes the memory once; it exists for these devices only.
         fused = all(master.device.type in {"cpu", "cuda"} for master in self.master_params)
+        # Weights of which only some are divided over the ranks cannot be updated by one call.
+        is_mixed = len({isinstance(master, DTensor) for master in self.master_params}) > 1
         hyperparameters: dict[str, Any] = {
             "lr": config.learning_rate,
             "betas": config.betas,
@@ -190,13 +195,33 @@ class Optimizer:
         self.adamw: torch.optim.AdamW | AdamW8bit = (
             AdamW8bit(groups, **hyperparameters)
             if config.optim == "adamw_8bit"
-            else torch.optim.AdamW(groups, **hyperparameters, fused=fused)
+            else torch.optim.AdamW(
+                groups,
+                **hyperparameters,
+                fused=fused and not is_mixed,
+                foreach=False if is_mixed else None,
+            )
         )
 
     def zero_grad(self) -> None:
         """Delete the gradients."""
         for parameter, master in zip(self.parameters, self.master_params, strict=True):
             parameter.grad = master.grad = None
+
+    def sum_gradients(self) -> None:
+        """Sum the gradients of all ranks; a weight that no row of a rank reached counts as 0 there.
+
+        A weight that no rank reached keeps no gradient: the moments of AdamW must not see a 0 of it.
+        """
+        if not ranks.is_distributed():
+            return
+        reached = ranks.any_flags([parameter.grad is not None for parameter in self.parameters])
+        for parameter, is_reached in zip(self.parameters, reached, strict=True):
+            if is_reached and parameter.grad is None and not isinstance(parameter, DTensor):
+                parameter.grad = torch.zeros_like(parameter)
+        # FSDP has added up the gradients of divided weights.
+        whole = [p for p in self.parameters if not isinstance(p, DTensor)]
+        ranks.add_([p.grad for p in whole if p.grad is not None])
 
     def grad_norm(self) -> float:
         """Norm of the gradient of all networks, before clipping; not finite if any entry is not."""
@@ -252,10 +277,15 @@ class Optimizer:
                 f"cannot resume: the checkpoint was made with training.optim: {state['optim']}, this run has "
                 f"{self.config.optim}; fix: set a new run.output_dir"
             )
-        self.adamw.load_state_dict(state["adamw"])
+        adamw = state["adamw"]
+        for number, master in enumerate(self.master_params):
+            if isinstance(master, DTensor) and number in adamw["state"]:
+                moments = adamw["state"][number].items()
+                adamw["state"][number] = {key: like(x, master) if x.ndim else x for key, x in moments}
+        self.adamw.load_state_dict(adamw)
         with torch.no_grad():
             for master, stored in zip(self._separate_masters(), state["master_params"], strict=True):
-                master.copy_(stored)
+                master.copy_(like(stored, master))
 
     def _separate_masters(self) -> list[Tensor]:
         """The master parameters that are not the parameters themselves."""
@@ -266,9 +296,20 @@ def _global_norm(parameters: Sequence[Parameter]) -> float:
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return 0.0
+    if any(isinstance(grad, DTensor) for grad in grads):
+        return _norm_over_ranks(grads)
     return float(
         torch.stack([g.float().norm() if not _is_full_precision(g) else g.norm() for g in grads]).norm()
     )
+
+
+def _norm_over_ranks(grads: Sequence[Tensor]) -> float:
+    """The norm of gradients some of which are divided over the ranks."""
+    squares = [0.0, 0.0]
+    for grad in grads:
+        local = grad.to_local() if isinstance(grad, DTensor) else grad
+        squares[isinstance(grad, DTensor)] += float(local.double().square().sum())
+    return math.sqrt(squares[0] + sum(ranks.gather_json(squares[1])))
 
 
 def _is_full_precision(x: Tensor) -> bool:

@@ -7,7 +7,7 @@ that the gradient is the same for every cut. `AuxiliaryData` adds the gradient o
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from paretune.core import ranks
 from paretune.core.errors import (
     ConfigError,
     DataError,
@@ -30,6 +31,7 @@ from paretune.data.records import Demonstration
 from paretune.models.forward.length_batching import pad_sequences
 from paretune.models.forward.logprobs import compute_logprobs, device_of
 from paretune.models.load import PolicyModel, context_length
+from paretune.models.sharding import passes
 from paretune.run.folder import Run
 from paretune.run.system import peak_rss_bytes
 from paretune.training.checkpoint import list_checkpoints, load_latest_checkpoint, save_checkpoint
@@ -130,6 +132,7 @@ def fit(
             metrics = _training_step(task, config, optimizer, step, max_steps, indices, checkpoint_config)
             if on_step is not None:
                 on_step(step, max_steps, metrics)
+            stop.share()
             steps_done = step + 1
             if checkpoint_config and (
                 steps_done % checkpoint_config.save_steps == 0 or steps_done == max_steps or stop.requested
@@ -161,15 +164,20 @@ def _training_step(
     metrics: dict[str, float] = {"fit/loss": 0.0}
     optimizer.zero_grad()
     lengths = [task.lengths[i] for i in indices]
-    for positions in example_microbatch_indices(lengths, config.max_tokens_per_pass, task.model):
-        loss, loss_metrics = loss_fn(positions)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            names = [task.example_name(indices[i]) for i in _non_finite_positions(loss_fn, positions)]
-            _require_finite(value, "the loss", step, names, checkpoint_config)
-        loss.backward()
-        for key, share in {"fit/loss": value, **loss_metrics}.items():
-            metrics[key] = metrics.get(key, 0.0) + share
+    with ranks.fail_together("gradients"):
+        for positions, factor in local_microbatches(lengths, config.max_tokens_per_pass, task.model):
+            loss, loss_metrics = loss_fn(positions)
+            if not factor:
+                (0.0 * loss).backward()
+                continue
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                names = [task.example_name(indices[i]) for i in _non_finite_positions(loss_fn, positions)]
+                _require_finite(value, "the loss", step, names, checkpoint_config)
+            loss.backward()
+            add_numbers(metrics, {"fit/loss": value, **loss_metrics})
+    metrics = sum_over_ranks(metrics)
+    optimizer.sum_gradients()
     grad_norm = optimizer.grad_norm()
     learning_rate = config.optim_config.learning_rate_at_step(step, max_steps)
     names = [task.example_name(i) for i in indices]
@@ -347,8 +355,38 @@ def add_auxiliary_gradient(
     loss_fn = data.task.make_loss_fn(indices)
     lengths = [data.task.lengths[i] for i in indices]
     total = 0.0
-    for positions in example_microbatch_indices(lengths, max_tokens_per_pass, data.task.model):
-        loss, _ = loss_fn(positions)
-        (coefficient * loss).backward()
-        total += float(loss.detach())
-    return total
+    with ranks.fail_together("auxiliary loss"):
+        for positions, factor in local_microbatches(lengths, max_tokens_per_pass, data.task.model):
+            loss, _ = loss_fn(positions)
+            (factor * coefficient * loss).backward()
+            total += factor * float(loss.detach())
+    return sum(ranks.gather_json(total))
+
+
+def local_microbatches(
+    lengths: Sequence[Sequence[int]], max_tokens_per_pass: int, model: nn.Module
+) -> Iterator[tuple[Sequence[int], float]]:
+    """The micro-batches of this rank, its share of the examples of an optimizer step by tokens.
+
+    Each with the factor of its loss, 0 for a pass that only keeps other ranks company; see `sharding.passes`.
+    """
+    own = ranks.local_part(ranks.partition([sum(rows) for rows in lengths]))
+    parts: list[list[int]] = []
+    if own:
+        chunks = example_microbatch_indices([lengths[i] for i in own], max_tokens_per_pass, model)
+        parts = [[own[i] for i in chunk] for chunk in chunks]
+    return passes(parts, [model])
+
+
+def add_numbers(totals: dict[str, float], shares: Mapping[str, float]) -> None:
+    """Add each share to the total of its key."""
+    for key, share in shares.items():
+        totals[key] = totals.get(key, 0.0) + share
+
+
+def sum_over_ranks(totals: dict[str, float]) -> dict[str, float]:
+    """The totals of all ranks, added up by key."""
+    summed: dict[str, float] = {}
+    for part in ranks.gather_json(totals):
+        add_numbers(summed, part)
+    return summed

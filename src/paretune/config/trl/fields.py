@@ -90,11 +90,11 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 _WHOLE = "responses are sampled from the whole distribution, as the loss assumes; remove it"
 _NO_DROPOUT = "models run without dropout"
-_SAMPLER = "the policy samples its responses itself, with the weights that are trained"
+_SAMPLER = "the sampler is chosen by the section rollout; for vLLM see docs/vllm.md"
 _LOGS = "metrics, samples and events are always in the run folder"
 _EXPORT = "`paretune export RUN` makes the folder of a model, and uploads it with --push"
 _SPEED = "affects speed or memory only; paretune plans that itself"
-_ONE_DEVICE = "a run uses one process and one device"
+_ONE_DEVICE = "torchrun or srun starts the processes; see docs/scale.md"
 _ALWAYS = "paretune does that always"
 _EVALUATION = "the evaluation comes before and after the training; see the section evaluate"
 _RESUME = "`paretune run` goes on from the last checkpoint by itself"

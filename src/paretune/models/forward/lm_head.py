@@ -25,6 +25,9 @@ MAX_SAVED_PROBS = 2**25
 # Names of the soft cap of the logits in the configurations of Gemma, RecurrentGemma and xLSTM.
 _SOFTCAP_FIELDS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
+# Attribute of a sharded model whose head must be read as the embedding; see `models.sharding`.
+TIED_HEAD = "_paretune_tied_head"
+
 # Attribute of the transformers model, so that every copy of the model has the same distributions.
 _VOCAB_LIMIT = "_paretune_vocab_limit"
 
@@ -83,6 +86,8 @@ def lm_head_of(model: nn.Module) -> LmHead:
     # bfloat16 logits have three significant digits: too few for the ratios of log-probabilities in losses.
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
     weight, bias = layer.weight, getattr(layer, "bias", None)
+    if getattr(base, TIED_HEAD, False):
+        weight = base.get_input_embeddings().weight  # the head's own attribute is the part before sharding
     limit: int | None = getattr(base, _VOCAB_LIMIT, None)
     if limit is not None:
         weight, bias = weight[:limit], None if bias is None else bias[:limit]

@@ -21,6 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from paretune.core import ranks
 from paretune.core.batch import Batch
 from paretune.core.errors import NonFiniteError, ParetuneError, ResourceError, ScoringError, WiringError
 from paretune.core.rng import torch_generator
@@ -215,13 +216,26 @@ class WorkerPool:
                 process.join()
 
     def __call__(self, offsets: Float[Tensor, "P N"], step: int, reward_state: State) -> list[CandidateScore]:
-        """The scores of these candidates, in order.
+        """The scores of these candidates, in order; each rank evaluates its share of them.
 
         Raises:
             ResourceError: A worker process has ended.
+            RankError: Another rank failed.
             ParetuneError: The error of a worker.
         """
-        local, *remote = partition(len(offsets), len(self.connections) + 1)
+        share = partition(len(offsets), ranks.world_size())[ranks.rank()]
+        with ranks.fail_together("candidates"):
+            scores = self._evaluate(offsets, share, step, reward_state)
+        gathered = ranks.gather_json([[i, *score_to_json(score)] for i, score in scores.items()])
+        scores = {i: score_from_json(values) for part in gathered for i, *values in part}
+        return [scores[i] for i in range(len(offsets))]
+
+    def _evaluate(
+        self, offsets: Float[Tensor, "P N"], share: Sequence[int], step: int, reward_state: State
+    ) -> dict[int, CandidateScore]:
+        """The scores of the candidates of this rank, by index."""
+        parts = partition(len(share), len(self.connections) + 1)
+        local, *remote = [[share[i] for i in part] for part in parts]
         # Send first: the workers compute while this process evaluates its own part.
         for connection, indices in zip(self.connections, remote, strict=True):
             _send_request(connection, offsets[indices], indices, step, reward_state)
@@ -229,7 +243,7 @@ class WorkerPool:
         scores = dict(zip(local, local_scores, strict=True))
         for connection, indices in zip(self.connections, remote, strict=True):
             scores |= zip(indices, _receive_scores(connection), strict=True)
-        return [scores[i] for i in range(len(offsets))]
+        return scores
 
 
 def partition(num_items: int, num_parts: int) -> list[list[int]]:
@@ -256,10 +270,18 @@ def _receive_scores(connection: Connection) -> list[CandidateScore]:
         raise _worker_lost() from error
     if "error" in reply:
         raise FORWARDED_ERRORS.get(reply["error"], ResourceError)(reply["message"])
-    return [
-        CandidateScore(fitness, tuple(means), tokens, rows)
-        for fitness, means, tokens, rows in reply["scores"]
-    ]
+    return [score_from_json(values) for values in reply["scores"]]
+
+
+def score_to_json(score: CandidateScore) -> list[Any]:
+    """The fields of a score, for another process."""
+    return [score.fitness, list(score.objective_means), score.num_response_tokens, score.num_responses]
+
+
+def score_from_json(values: Sequence[Any]) -> CandidateScore:
+    """The inverse of `score_to_json`."""
+    fitness, means, tokens, rows = values
+    return CandidateScore(fitness, tuple(means), tokens, rows)
 
 
 def _worker_lost() -> ResourceError:
@@ -294,10 +316,7 @@ def worker_main(
                 reward_state = deserialize_tree(header["reward_state"], tensors, initial_state)
                 indices = header["candidate_indices"]
                 scores = evaluator(tensors["offsets"], indices, header["step"], reward_state)
-                rows = [
-                    [each.fitness, list(each.objective_means), each.num_response_tokens, each.num_responses]
-                    for each in scores
-                ]
+                rows = [score_to_json(each) for each in scores]
                 connection.send_bytes(json.dumps({"scores": rows}).encode())
         except ParetuneError as error:
             reply = {"error": type(error).__name__, "message": str(error)}

@@ -1,0 +1,113 @@
+"""The section `rollout`: its rules, and the importance correction that it adds to the algorithm."""
+
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from paretune.algorithms.ratio_variants import with_importance_correction
+from paretune.config.issues import ConfigIssue
+from paretune.config.rollout_schema import LocalRolloutSection, ServerVllmSection
+from paretune.config.schema import Config
+from paretune.config.validate import non_default_keys
+from paretune.config.yaml import short_repr
+from paretune.core.errors import WiringError
+from paretune.credit.base import flatten_steps
+from paretune.credit.importance_sampling import TruncatedImportanceSampling
+from paretune.loss.policy import PolicyLoss
+from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase
+from paretune.rl.evolution.spec import EvolutionSpec
+
+Spec = AlgorithmSpec | EvolutionSpec
+
+CORRECTION_KEY = ("rollout", "importance_correction")
+
+
+def apply_importance_correction(config: Config, spec: Spec) -> Spec:
+    """The algorithm with the importance correction of the section `rollout`, its phases included.
+
+    Raises:
+        WiringError: It has no policy loss that could be weighted, or corrects itself.
+    """
+    section = config.rollout
+    if isinstance(section, LocalRolloutSection) or section.importance_correction == "none":
+        return spec
+    if isinstance(spec, EvolutionSpec) or not _can_correct(spec):
+        raise WiringError("has no effect: the algorithm has no policy loss on sampled responses")
+    if any(isinstance(step, TruncatedImportanceSampling) for step in flatten_steps(spec.credit)):
+        raise WiringError("has no effect: the algorithm has TruncatedImportanceSampling already")
+    step = TruncatedImportanceSampling(
+        level=section.importance_correction, max_ratio=section.max_importance_ratio
+    )
+    return _corrected(spec, step)
+
+
+def _can_correct(spec: AlgorithmSpec) -> bool:
+    return spec.rollout.requirements().sampler and any(isinstance(x.loss, PolicyLoss) for x in spec.losses)
+
+
+def _corrected(spec: AlgorithmSpec, step: TruncatedImportanceSampling) -> AlgorithmSpec:
+    phases = tuple(
+        replace(phase, spec=_corrected(phase.spec, step))
+        if isinstance(phase, PretrainPhase) and _can_correct(phase.spec)
+        else phase
+        for phase in spec.phases
+    )
+    return with_importance_correction(spec.replace(phases=phases), step)
+
+
+def rollout_issues(config: Config, spec: Spec) -> Iterator[ConfigIssue]:
+    """Settings of the section `rollout` without effect, or that cannot work."""
+    section = config.rollout
+    if isinstance(section, LocalRolloutSection):
+        return
+    if spec.gradient_free:
+        problem = f"vllm cannot be used: {config.algorithm.name} samples from many candidates at a time"
+        yield ConfigIssue(("rollout", "engine"), problem, fix="remove the section rollout")
+        return
+    if not any(each.rollout.requirements().sampler for each in spec.all_specs()):
+        problem = f"vllm has no effect: {config.algorithm.name} does not sample from the trained policy"
+        yield ConfigIssue(("rollout", "engine"), problem, fix="remove the section rollout")
+    if "max_importance_ratio" in non_default_keys(section) and section.importance_correction == "none":
+        problem, fix = "has no effect without importance_correction", "set both, or remove it"
+        yield ConfigIssue(("rollout", "max_importance_ratio"), problem, fix=fix)
+    if isinstance(section, ServerVllmSection):
+        yield from _server_issues(config, section)
+
+
+def _server_issues(config: Config, section: ServerVllmSection) -> Iterator[ConfigIssue]:
+    for index, url in enumerate(section.base_urls):
+        path = ("rollout", "base_urls", index)
+        if problem := url_problem(url):
+            fix = "write it like http://127.0.0.1:8000"
+            yield ConfigIssue(path, f"{short_repr(url)} {problem}", fix=fix, standalone=True)
+        elif url in section.base_urls[:index]:
+            yield ConfigIssue(path, f"{short_repr(url)} is listed twice", fix="remove it", standalone=True)
+        elif section.shared_folder is None and not _is_this_host(urlsplit(url).hostname or ""):
+            problem = f"is missing: {short_repr(url)} is on another host, which does not see /dev/shm here"
+            fix = "name a folder that both hosts see under this name"
+            yield ConfigIssue(("rollout", "shared_folder"), problem, fix=fix)
+    if config.policy.sft is not None and config.policy.lora is not None:
+        problem = "server has the base model from before policy.sft, and the adapter belongs to that after"
+        fix = (
+            "write mode: in_process, or train the model first and name it in policy.path, without policy.sft"
+        )
+        yield ConfigIssue(("rollout", "mode"), problem, fix=fix)
+
+
+def url_problem(url: str) -> str:
+    """What is wrong about the address of a server; "" if nothing is."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        return f"is no address: {error}"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return "is no address"
+    if parts.query or parts.fragment or parts.username:
+        return "has more than a host, a port and a path"
+    return ""
+
+
+def _is_this_host(host: str) -> bool:
+    return host in ("localhost", "::1", socket.gethostname()) or host.startswith("127.")

@@ -1,0 +1,117 @@
+"""A sampler whose ranks each respond to a part of the prompts; afterwards all ranks have the whole batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paretune.core import ranks
+from paretune.core.batch import Batch
+from paretune.credit.base import Metrics
+from paretune.data.records import Prompt, Sample
+from paretune.rollout.sampler import OnPolicy, Sampler
+from paretune.rollout.synced import closing_sampler, sleep_sampler, sync_sampler
+
+TOKEN_FIELDS = ("input_ids", "attention_mask", "response_mask", "rollout_logprobs")
+"""Fields of a sampler's batch with one entry per token, which are padded to a common width."""
+SAMPLE_FIELDS = ("response", "truncated", "original_response", "response_ids")
+"""What is sent of a sample: all ranks have its prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistributedSampler:
+    """Divides the prompts over the ranks; the responses are those of one process.
+
+    A response depends on its prompt and `prompt_index` alone, so that it does not matter which rank samples
+    it. Without further ranks the sampler is called as it is.
+    """
+
+    sampler: Sampler
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        rollout: OnPolicy,
+        *,
+        seed: int,
+        step: int,
+        prompt_index: Sequence[int] | None = None,
+    ) -> tuple[Batch, tuple[Sample, ...]]:
+        """See `Sampler`.
+
+        Raises:
+            RankError: The sampler of another rank failed.
+        """
+        if not ranks.is_distributed():
+            return self.sampler(prompts, rollout, seed=seed, step=step, prompt_index=prompt_index)
+        index = range(len(prompts)) if prompt_index is None else prompt_index
+        # In turn: nobody knows yet how long the responses are.
+        own = list(range(ranks.rank(), len(prompts), ranks.world_size()))
+        batch: Batch | None = None
+        samples: tuple[Sample, ...] = ()
+        with ranks.fail_together("rollout"):
+            if own:
+                batch, samples = self.sampler(
+                    [prompts[i] for i in own],
+                    rollout,
+                    seed=seed,
+                    step=step,
+                    prompt_index=[index[i] for i in own],
+                )
+                batch = batch.replace(group=torch.tensor(own)[batch.group])
+        numbers = [] if batch is None else batch.group.tolist()
+        return _gather_batch(batch), _gather_samples(samples, numbers, prompts)
+
+    def sync(self, step: int) -> Metrics:
+        """See `SyncedSampler`."""
+        with ranks.fail_together("hand-over of the weights"):
+            return sync_sampler(self.sampler, step)
+
+    def sleep(self) -> None:
+        """See `SyncedSampler`."""
+        sleep_sampler(self.sampler)
+
+    def close(self) -> None:
+        """See `SyncedSampler`."""
+        with closing_sampler(self.sampler):
+            pass
+
+
+def _gather_batch(own: Batch | None) -> Batch:
+    """The rows of all ranks, by prompt."""
+    names = None if own is None else [f.name for f in fields(own) if isinstance(getattr(own, f.name), Tensor)]
+    objectives = None if own is None else list(own.objectives)
+    heads = [head for head in ranks.gather_json([names, objectives]) if head[0] is not None]
+    columns: dict[str, Any] = {}
+    for name in heads[0][0]:
+        parts = [part for part in ranks.gather(None if own is None else getattr(own, name)) if len(part)]
+        if name in TOKEN_FIELDS:
+            width = max(part.shape[1] for part in parts)
+            parts = [F.pad(part, (0, width - part.shape[1])) for part in parts]
+        columns[name] = torch.cat(parts)
+    batch = Batch(objectives=tuple(heads[0][1]), **columns)
+    return batch.select(batch.group.argsort(stable=True))
+
+
+def _gather_samples(
+    own: Sequence[Sample], numbers: Sequence[int], prompts: Sequence[Prompt]
+) -> tuple[Sample, ...]:
+    """The samples of all ranks, by prompt.
+
+    Args:
+        own: The samples of this rank.
+        numbers: The index in `prompts` of each.
+        prompts: All prompts.
+    """
+    rows = [
+        [number, {name: getattr(sample, name) for name in SAMPLE_FIELDS}]
+        for number, sample in zip(numbers, own, strict=True)
+    ]
+    gathered = [row for part in ranks.gather_json(rows) for row in part]
+    return tuple(
+        Sample(prompt=prompts[number], **{**values, "response_ids": tuple(values["response_ids"])})
+        for number, values in sorted(gathered, key=lambda row: row[0])
+    )

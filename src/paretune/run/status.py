@@ -1,0 +1,58 @@
+"""The state of a run as its folder tells it: `paretune status RUN`."""
+
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from paretune.core.errors import ConfigError
+from paretune.run.heartbeat import Heartbeat, first_fault, read_heartbeats
+from paretune.run.io import read_json
+
+EXIT_SIGKILL = 137
+"""Exit code of a run whose process is gone without having written one: 128 + SIGKILL."""
+
+
+def describe_status(run_dir: Path) -> tuple[list[str], int]:
+    """The lines of the status of a run, and its exit code; 0 while it runs.
+
+    Launchers such as torchrun end with 1 whatever the exit code of a process was; this is the true one.
+
+    Raises:
+        ConfigError: The folder holds no run.
+    """
+    state = read_json(run_dir / "run.json")
+    if state is None:
+        raise ConfigError(f"{run_dir}: is not a run folder: it has no run.json; fix: name a run folder")
+    beats = read_heartbeats(run_dir)
+    status, code = str(state.get("status")), state.get("exit_code")
+    if status == "running" and not _is_alive(state):
+        status, code = "killed", EXIT_SIGKILL
+    lines = [f"status     {status}" + (f", exit code {code}" if code is not None else "")]
+    lines.append(f"stage      {state.get('stage', 'data')}, {state.get('step', 0)} steps saved")
+    lines += list(_rank_lines(beats, running=status == "running"))
+    if code == 75 or status in ("killed", "stopped"):
+        lines.append(f"next       {state.get('command', 'the same command')}  # resumes")
+    return lines, int(code or 0)
+
+
+def _rank_lines(beats: list[Heartbeat], *, running: bool) -> Iterator[str]:
+    fault = None if running else first_fault(beats)
+    for beat in beats:
+        ended = beat.error or ("" if running else "ended" if beat.is_alive() else "process gone")
+        seconds = f", for {time.time() - beat.time:.0f} s" if running else ""
+        mark = "  # failed first" if fault is not None and beat.rank == fault.rank else ""
+        yield f"rank {beat.rank:<6}{beat.position}{seconds}{': ' + ended if ended else ''}{mark}"
+
+
+def _is_alive(state: dict[str, Any]) -> bool:
+    """Whether the process that writes run.json runs; one on another host counts as running."""
+    if state.get("host") != platform.node():
+        return True
+    try:
+        return psutil.Process(int(state["pid"])).status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, KeyError, ValueError):
+        return False
