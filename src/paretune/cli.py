@@ -216,7 +216,7 @@ def status(
         bool, typer.Option("--exit-code", help="End with the exit code of the run, for scripts.")
     ] = False,
 ) -> None:
-    """Show where a run is, how it ended, and which rank failed first."""
+    """Show where a run is, or how it ended."""
     from paretune.run.status import describe_status
 
     lines, code = describe_status(run_dir)

@@ -187,7 +187,7 @@ def test_plan_of_a_paper_recipe(paper_plan, tmp_path) -> None:
     text = plan_text(paper_plan)
     assert text.startswith("paper-7b on 8 x h200\npolicy: Qwen/Qwen2.5-7B-Instruct (published shape), 7.62B")
     assert "LoRA of rank 16, trains 40.4M" in text
-    assert "Chosen: replicated" in text
+    assert "training.fsdp: no_shard" in text
     assert max(map(len, text.splitlines())) <= 80
     html = write_plan_page(tmp_path / "plan.html", paper_plan).read_text(encoding="utf-8")
     assert "default-src 'none'" in html

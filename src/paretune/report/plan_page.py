@@ -15,15 +15,10 @@ from paretune.run.io import write_atomic
 
 TEMPLATE = "plan.html.j2"
 LINE_WIDTH = 80
-WAY_LABELS = {
-    "no_shard": "replicated",
-    "shard_grad_op": "divided, whole in a step",
-    "full_shard": "ZeRO-3",
-}
-WAY_EXPLANATIONS = {
+WAY_EXPLANATIONS = {  # by training.fsdp
     "no_shard": "every GPU holds all weights; gradients are added up after the last pass",
-    "shard_grad_op": "weights, masters and moments are divided; weights are gathered once for a step",
-    "full_shard": "weights, gradients, masters and moments are divided; each layer is gathered in every pass",
+    "shard_grad_op": "masters and moments are divided; weights are gathered once for a step (ZeRO-2)",
+    "full_shard": "all is divided; an update gathers layer by layer, a rollout all layers (ZeRO-3)",
 }
 BOUND_LABELS = {
     "compute": "operations",
@@ -48,7 +43,6 @@ def template_context(plan: Plan) -> dict[str, Any]:
     return {
         "plan": plan,
         "components": _component_names(plan),
-        "way_labels": WAY_LABELS,
         "way_explanations": WAY_EXPLANATIONS,
         "bound_labels": BOUND_LABELS,
         "caveat": CAVEAT,
@@ -106,7 +100,7 @@ def _component_names(plan: Plan) -> list[str]:
 
 def _memory_rows(plan: Plan) -> list[str]:
     ways = plan["ways"]
-    rows = [("", *(WAY_LABELS[way["name"]] for way in ways))]
+    rows = [("", *(way["name"] for way in ways))]
     for name in _component_names(plan):
         rows.append((name, *(_gigabytes(way["components"].get(name)) for way in ways)))
     rows.append(("peak", *(_gigabytes(way["peak"]) for way in ways)))
@@ -121,7 +115,7 @@ def _chosen_sentence(plan: Plan) -> str:
             "No way to hold the weights fits; fix: more GPUs, policy.lora, "
             "training.gradient_checkpointing: recompute, or a lower training.max_tokens_per_pass"
         )
-    return f"Chosen: {WAY_LABELS[plan['chosen']]}, the first that fits ({WAY_EXPLANATIONS[plan['chosen']]})."
+    return f"training.fsdp: {plan['chosen']}, the first that fits ({WAY_EXPLANATIONS[plan['chosen']]})."
 
 
 def _phase_rows(step: Mapping[str, Any]) -> list[str]:
@@ -148,7 +142,7 @@ def _curve_rows(curve: Mapping[str, Any]) -> list[str]:
                 format_compact(point["seconds"]),
                 format_compact(point["responses_per_second"]),
                 format_percent(point["efficiency"]),
-                "does not fit" if point["way"] is None else WAY_LABELS[point["way"]],
+                "does not fit" if point["way"] is None else point["way"],
             )
         )
     return align_columns(rows, right_aligned=range(5))
