@@ -248,7 +248,12 @@ def add_(tensors: Sequence[Tensor]) -> None:
     for bucket in _buckets(tensors):
         flat = torch.cat([x.reshape(-1) for x in bucket])
         flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
-        _wait(dist.all_reduce(flat, async_op=True))
+        work = dist.all_reduce(flat, async_op=True)
+        if flat.is_cuda:
+            # NCCL ends the group where a wait with a timeout runs out; without one it orders the streams.
+            work.wait()
+        else:
+            _wait(work)
         for x, part in zip(bucket, flat.split([x.numel() for x in bucket]), strict=True):
             x.copy_(part.view_as(x))
 
