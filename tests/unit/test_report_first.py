@@ -117,7 +117,8 @@ def test_the_parts_of_the_time_add_up_to_its_total(seconds, total):
 def test_a_long_evaluation_names_the_key_that_shortens_it():
     def lines(evaluation):
         parts = {"training": 600.0, "evaluation": evaluation}
-        return list(describe_estimate(Estimate(seconds=parts, bytes_needed=1e9, device="CPU")))
+        memory = MemoryEstimate(resident={}, phases={})
+        return list(describe_estimate(Estimate(seconds=parts, memory=memory, device="CPU")))
 
     assert lines(1200.0)[1:] == [
         "more than half of it is the evaluation; a lower evaluate.max_prompts shortens it"
