@@ -18,7 +18,7 @@ from pathlib import Path
 RECIPE = """
 name: speed
 data:
-  world: {num_prompts: 200, num_test_prompts: 12, num_ratings: 50, num_demonstrations: 50}
+  world: {num_prompts: 200, num_test_prompts: 12}
 policy: {path: MODEL}
 scorers:
   brief: {type: rule, rule: length, max: 20}
