@@ -51,6 +51,18 @@ def test_a_name_of_another_library_gets_the_name_here(override: str, fix: str) -
     assert fix in line
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.engien=vllm", 'rollout.engien: unknown key; did you mean "rollout.engine"?'),
+        ("rollout.mode=server", "rollout.engine: is missing; fix: write engine into rollout"),
+        ("scorers.x={tpye: rule}", 'scorers.x.tpye: unknown key; did you mean "scorers.x.type"?'),
+    ],
+)
+def test_a_misspelled_kind_of_a_section_is_named(override: str, message: str) -> None:
+    assert message in error(override)
+
+
 def test_a_name_that_the_algorithm_has_is_no_mistake() -> None:
     config = load_config(
         find_recipe("demo"), ["algorithm={name: trl_grpo, beta: 0.1}", "objectives.actionability=null"]

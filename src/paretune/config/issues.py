@@ -222,6 +222,8 @@ def _tag_issue(path: KeyPath, error: ErrorDetails, values: Any) -> ConfigIssue:
         # verl's section for the sampler has the name of ours.
         if fix := other_name_fix(path, value, recipe if isinstance(recipe, dict) else {}):
             return ConfigIssue(path, "unknown keys", fix=fix)
+        if isinstance(value, dict) and (misspelled := closest_match(key, map(str, value), 0.7)):
+            return ConfigIssue((*path, misspelled), "unknown key", suggestion=dotted_key((*path, key)))
         return ConfigIssue((*path, key), "is missing", fix=f"write {key} into {dotted_key(path)}")
     choices = str(context["expected_tags"]).replace("'", "").split(", ")
     tag = value.get(key) if isinstance(value, dict) else context["tag"]
