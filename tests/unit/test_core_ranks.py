@@ -58,6 +58,24 @@ def test_launcher_without_an_address_is_an_error(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"WORLD_SIZE": "abc"}, 'WORLD_SIZE="abc"'),
+        ({"WORLD_SIZE": "2", "RANK": "x"}, 'RANK="x"'),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "port"}, 'MASTER_PORT="port"'),
+        ({"WORLD_SIZE": "2", "RANK": "5"}, "RANK=5 and WORLD_SIZE=2"),
+    ],
+)
+def test_odd_variables_of_a_launcher_are_refused(monkeypatch, variables, name):
+    for key in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ConfigError, match=name), ranks.joined():
+        pass
+
+
 def test_timeout_is_restored(three_ranks):
     ranks.set_timeout(5.0)
     with ranks.timeout(9.0):

@@ -76,7 +76,7 @@ def test_rank_error_names_the_cause_and_takes_its_exit_code(tmp_path):
     error = RankError("another rank ended")
     explain_rank_error(tmp_path, error)
     assert str(error).startswith("rank 1 failed (step 3, rollout): NonFiniteError: the loss is nan")
-    assert (error.exit_code, error.first_failed_rank) == (4, 0)
+    assert (error.exit_code, error.first_failed_rank) == (4, 1)  # rank 1 has told it itself
 
 
 def test_killed_first_rank_is_told_by_the_second(tmp_path, dead_pid):
@@ -121,6 +121,13 @@ def test_run_whose_process_is_gone_was_killed(tmp_path, dead_pid):
     assert lines[2].endswith("process gone  # failed first")
     assert lines[-1] == "next       paretune run x  # resumes"
     assert code == 137
+
+
+def test_no_rank_failed_where_a_signal_stopped_the_run_or_it_is_done(tmp_path, dead_pid):
+    save(tmp_path, beat(0, pid=dead_pid), beat(1, error="RunInterrupted: stopped by a signal", pid=dead_pid))
+    run_state(tmp_path, status="done", pid=dead_pid, exit_code=0)
+    assert not any("failed first" in line or "gone" in line for line in describe_status(tmp_path)[0])
+    assert first_fault([beat(1, error="RunInterrupted: stopped by a signal")]) is None
 
 
 def test_other_folder_is_refused(tmp_path):

@@ -51,9 +51,15 @@ def is_distributed() -> bool:
 
 def requested_rank() -> int:
     """The number of this process that the launcher gives in the environment; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0")) if requested_world_size() > 1 else 0
+    return _number("RANK", 0) if requested_world_size() > 1 else 0
 
 
 def requested_world_size() -> int:
     """The number of processes that the launcher gives in the environment; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
+
+
+def _number(name: str, default: int) -> int:
+    """A variable of the launcher; the default where it is no number, which `core.ranks.joined` refuses."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from paretune.core.batch import Batch
-from paretune.core.errors import ConfigError, RankError
+from paretune.core.errors import ConfigError, ParetuneError, RankError
 from paretune.core.launch import (
     DEFAULT_TIMEOUT,
     PROCESS,
@@ -81,6 +81,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
         ConfigError: The environment has WORLD_SIZE and lacks another variable of the launcher.
         RankError: The other processes did not come within half an hour.
     """
+    _check_launcher()
     if requested_world_size() == 1:
         yield
         return
@@ -111,6 +112,23 @@ def joined(device: str = "cpu") -> Iterator[None]:
         dist.destroy_process_group()
     finally:
         vars(PROCESS).update(asdict(ProcessInfo()))
+
+
+def _check_launcher() -> None:
+    """Refuse variables of the launcher that are no numbers, or a rank beyond their number.
+
+    Raises:
+        ConfigError: Naming the variable.
+    """
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        text = os.environ.get(name)
+        if "WORLD_SIZE" in os.environ and text is not None and not text.isdecimal():
+            raise ConfigError(f'the environment has {name}="{text}"; fix: unset it, or set a whole number')
+    if requested_world_size() > 1 and int(os.environ.get("RANK", "0")) >= requested_world_size():
+        raise ConfigError(
+            f"the environment has RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']}; "
+            "fix: ranks count from 0"
+        )
 
 
 def set_timeout(seconds: float = DEFAULT_TIMEOUT) -> None:
@@ -147,15 +165,26 @@ def fail_together(what: str) -> Iterator[None]:
         raise  # the others know, or cannot be reached
     except BaseException as error:
         if is_distributed() and not hasattr(error, FIRST_FAILED_RANK):
-            setattr(error, FIRST_FAILED_RANK, _first_failed_rank(True))
+            code = error.exit_code if isinstance(error, ParetuneError) else 1
+            setattr(error, FIRST_FAILED_RANK, _exchange_failure(code)[0])
         raise
-    if is_distributed() and (failed := _first_failed_rank(False)) is not None:
-        raise RankError(f"rank {failed} failed in the {what}")
+    failed, code = _exchange_failure(None)
+    if failed is not None:
+        let_down = RankError(f"rank {failed} failed in the {what}")
+        let_down.exit_code = code  # type: ignore[misc]
+        raise let_down
 
 
-def _first_failed_rank(has_failed: bool) -> int | None:
-    flags = _all_gather(torch.tensor([int(has_failed)]))
-    return next((number for number, flag in enumerate(flags) if flag), None)
+def _exchange_failure(exit_code: int | None) -> tuple[int | None, int]:
+    """The first rank that failed and its exit code; None and 0 if none did.
+
+    Args:
+        exit_code: Of this rank's error; None: it has none.
+    """
+    if not is_distributed():
+        return None, 0
+    codes = _all_gather(torch.tensor([-1 if exit_code is None else exit_code]))
+    return next(((number, int(code)) for number, code in enumerate(codes) if code >= 0), (None, 0))
 
 
 def any_of(flag: bool) -> bool:

@@ -217,12 +217,13 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _size_of_fields(fields: Mapping[str, Any], name: str) -> ModelSize:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     values = {key: value for key, value in fields.items() if key != "transformers_version"}
     try:
         size = config_model_size(AutoConfig.for_model(**values))
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ArithmeticError, ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{name}: no causal model of these values ({reason}); fix: correct it") from error
     if size is None:

@@ -11,7 +11,7 @@ from paretune.report.charts import LineChart, line_chart
 from paretune.report.formatting import MISSING, format_compact, format_percent, one_line
 from paretune.report.run_page import jinja_environment
 from paretune.report.tables import align_columns
-from paretune.run.io import write_atomic
+from paretune.run.io import write_atomic, write_error
 
 TEMPLATE = "plan.html.j2"
 LINE_WIDTH = 80
@@ -32,8 +32,15 @@ Plan = Mapping[str, Any]
 
 
 def write_plan_page(path: Path, plan: Plan) -> Path:
-    """Write the page of a plan and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the page of a plan and return its path.
+
+    Raises:
+        ResourceError: It cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
     write_atomic(path, jinja_environment().get_template(TEMPLATE).render(template_context(plan)))
     return path
 

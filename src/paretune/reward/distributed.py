@@ -57,7 +57,8 @@ class DistributedScorer(ScorerWrapper):
         parts = self._divide(samples)
         own = ranks.local_part(parts)
         scores = None
-        with ranks.fail_together("scoring"):
+        # A judge or a function may take far longer than any step before, and the others wait for it.
+        with ranks.timeout(), ranks.fail_together("scoring"):
             if own or not ranks.is_distributed():
                 scores = validated_scores(self.scorer, [samples[i] for i in own])
         scores = ranks.gather_rows(parts, scores)

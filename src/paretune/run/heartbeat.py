@@ -19,6 +19,8 @@ import psutil
 from paretune.core.errors import ParetuneError, RankError
 from paretune.core.launch import PROCESS, rank
 
+NO_FAULTS = ("RankError", "RunInterrupted", "KeyboardInterrupt")
+"""Errors of a rank that was let down by another, or stopped by a signal."""
 ERROR_WAIT = 3.0
 """Seconds that a rank waits for the error of another one, which is written at about the same time."""
 
@@ -97,7 +99,8 @@ def explain_rank_error(run_dir: Path, error: RankError) -> None:
     lowest rank that is left tells it.
     """
     if PROCESS.stopped_rank is not None:
-        _complete(error, describe_stopped(run_dir, PROCESS.stopped_rank), PROCESS.stopped_rank)
+        stopped = PROCESS.stopped_rank
+        _complete(error, describe_stopped(run_dir, stopped), 0 if stopped else 1)
         return
     end = time.monotonic() + ERROR_WAIT
     while time.monotonic() < end and first_fault(read_heartbeats(run_dir)) is None:
@@ -116,14 +119,16 @@ def explain_rank_error(run_dir: Path, error: RankError) -> None:
     else:
         where = f"rank {fault.rank} ended without an error ({fault.position})"
         text, culprit = f"{where}; it may have been killed", fault
-    _complete(error, f"{text}; checkpoints are intact; fix: repeat the command to resume", culprit.rank)
+    # A rank with an error of its own tells it by itself; else the lowest of the others does.
+    teller = culprit.rank if culprit.error else (0 if culprit.rank else 1)
+    _complete(error, f"{text}; checkpoints are intact; fix: repeat the command to resume", teller)
     if culprit.exit_code is not None:
         error.exit_code = culprit.exit_code  # type: ignore[misc]
 
 
-def _complete(error: RankError, text: str, culprit: int) -> None:
+def _complete(error: RankError, text: str, teller: int) -> None:
     error.args = (text,)
-    error.first_failed_rank = 0 if culprit else 1
+    error.first_failed_rank = teller
 
 
 def describe_stopped(run_dir: Path, number: int) -> str:
@@ -138,7 +143,7 @@ def describe_stopped(run_dir: Path, number: int) -> str:
 
 def first_fault(heartbeats: Sequence[Heartbeat]) -> Heartbeat | None:
     """The rank whose own error came first, or else one whose process is gone; None: nothing is known."""
-    failed = [beat for beat in heartbeats if beat.error and not beat.error.startswith(RankError.__name__)]
+    failed = [beat for beat in heartbeats if beat.error and not beat.error.startswith(NO_FAULTS)]
     if failed:
         return min(failed, key=lambda beat: beat.time)
     return next((beat for beat in heartbeats if not beat.error and not beat.is_alive()), None)

@@ -18,9 +18,9 @@ from paretune.run.heartbeat import describe_stopped
 
 INTERVAL = 2.0
 """Seconds between two signs of life."""
-STOPPED_AFTER = 20.0
-"""Seconds without one after which a rank counts as stopped."""
-EXIT_AFTER = 60.0
+STOPPED_AFTER = 60.0
+"""Seconds without one after which a rank counts as stopped; code that holds Python's lock shows none."""
+EXIT_AFTER = 180.0
 """Seconds after which the process ends by itself: it waits inside a library, where no error can be raised."""
 
 

@@ -33,17 +33,18 @@ def describe_status(run_dir: Path) -> tuple[list[str], int]:
         status, code = "killed", EXIT_SIGKILL
     lines = [f"status     {status}" + (f", exit code {code}" if code is not None else "")]
     lines.append(f"stage      {state.get('stage', 'data')}, {state.get('step', 0)} steps saved")
-    lines += list(_rank_lines(beats, running=status == "running"))
+    lines += list(_rank_lines(beats, status))
     if code == 75 or status in ("killed", "stopped"):
         lines.append(f"next       {state.get('command', 'the same command')}  # resumes")
-    return lines, int(code or 0)
+    return lines, code if isinstance(code, int) else 0
 
 
-def _rank_lines(beats: list[Heartbeat], *, running: bool) -> Iterator[str]:
-    fault = None if running else first_fault(beats)
+def _rank_lines(beats: list[Heartbeat], status: str) -> Iterator[str]:
+    fault = None if status in ("running", "done") else first_fault(beats)
     for beat in beats:
-        ended = beat.error or ("" if running else "ended" if beat.is_alive() else "process gone")
-        seconds = f", for {time.time() - beat.time:.0f} s" if running else ""
+        gone = "" if status == "running" or beat.is_alive() else "process gone"
+        ended = "" if status == "done" else beat.error or gone
+        seconds = f", for {time.time() - beat.time:.0f} s" if status == "running" else ""
         mark = "  # failed first" if fault is not None and beat.rank == fault.rank else ""
         yield f"rank {beat.rank:<6}{beat.position}{seconds}{': ' + ended if ended else ''}{mark}"
 

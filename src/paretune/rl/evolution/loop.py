@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from paretune.core import ranks
 from paretune.core.errors import ConfigError, WiringError
 from paretune.core.rng import torch_generator
 from paretune.credit.base import Metrics
@@ -192,6 +193,7 @@ def _search_metrics(learner: EvolutionLearner) -> Metrics:
 def _start(spec: EvolutionSpec, context: TrainingContext, run: Run, seed: int) -> EvolutionLearner:
     lora_svd = LoraSvd.from_model(context.models.policy, spec.singular_value_fraction)
     sigma, candidates = calibrate_sigma(CandidateEvaluator(spec, context, lora_svd, seed), run)
+    sigma = ranks.from_first(sigma)  # scorers that draw at random may give each rank another one
     return EvolutionLearner(lora_svd, spec.strategy.init_state(lora_svd.num_params, sigma), candidates)
 
 
