@@ -28,7 +28,7 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, max=1024, help="Number of GPUs, one process each.")] = 1,
     device: Annotated[
         Literal["h200", "h100", "a100-80", "a100-40", "l40s", "4090", "mi300x", "cpu"],
-        typer.Option(help="The kind of GPU; cpu: this machine."),
+        typer.Option(case_sensitive=False, help="The kind of GPU; cpu: this machine."),
     ] = "h200",
     config: Annotated[
         Path | None, typer.Option("--config", help="config.json of the policy, if its folder is not here.")

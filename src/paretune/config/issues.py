@@ -334,4 +334,6 @@ def _suggest_key(section: KeyPath, key: str, schema: type[BaseModel], values: Ma
         return dotted_key((*section, sibling))
     # Shortest path last, so that it is the one kept of several keys with the same name.
     by_name = {path[-1]: path for path in sorted(all_keys(schema), key=len, reverse=True)}
-    return dotted_key(by_name[name]) if (name := closest_match(key, map(str, by_name), 0.8)) else ""
+    name = closest_match(key, map(str, by_name), 0.8)
+    # A key of another kind of this section is no other key: it has no effect with this kind.
+    return dotted_key(by_name[name]) if name and by_name[name] != (*section, key) else ""
