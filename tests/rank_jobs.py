@@ -93,7 +93,7 @@ def run_job(job: Job, folder: Path) -> None:
     for model in (context.models.policy, context.models.critic, *context.models.frozen.values()):
         if model is not None:
             model.to(dtype)
-            shard_model(getattr(model, "network", model), job.sharding)
+            shard_model(model, job.sharding)
     context = replace(context, prompts_for_step=lambda step: toy_prompts(step, job.prompts))
     if dtype == torch.float64:
         context = replace(context, sampler=RoundedSampler(context.sampler))

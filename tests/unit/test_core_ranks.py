@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from paretune.core import ranks
-from paretune.core.errors import ConfigError
+from paretune.core.errors import ConfigError, WiringError
 from paretune.core.launch import PROCESS, ProcessInfo
 from toy import graded
 
@@ -56,6 +56,23 @@ def test_launcher_without_an_address_is_an_error(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="no RANK, MASTER_ADDR, MASTER_PORT"), ranks.joined():
         pass
+
+
+def test_an_error_made_from_one_that_the_others_know_is_told_once(three_ranks, monkeypatch):
+    exchanged = []
+    monkeypatch.setattr(ranks, "_exchange_failure", lambda code: exchanged.append(code) or (1, code))
+
+    def fail():
+        try:
+            with ranks.fail_together("gradients"):
+                raise ValueError("a part of the user's own")
+        except ValueError as error:
+            raise WiringError("Part raised ValueError") from error
+
+    with pytest.raises(WiringError) as caught, ranks.fail_together("run"):
+        fail()
+    assert exchanged == [1]
+    assert caught.value.first_failed_rank == 1
 
 
 @pytest.mark.parametrize(

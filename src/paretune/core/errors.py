@@ -67,6 +67,13 @@ class RunInterrupted(ParetuneError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: run again to continue
 
 
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of the command line for this error."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return error.exit_code if isinstance(error, ParetuneError) else 1
+
+
 def format_issue(
     file: object,
     line: int | None,

@@ -15,7 +15,6 @@ class ProcessInfo:
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
     timeout: float = DEFAULT_TIMEOUT
     stopped_rank: int | None = None
     """A rank that shows no sign of life; set by `run.liveness`."""
@@ -32,11 +31,6 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes of the run."""
     return PROCESS.world_size
-
-
-def local_rank() -> int:
-    """Number of this process on its host, from 0: the accelerator that it uses."""
-    return PROCESS.local_rank
 
 
 def is_first() -> bool:

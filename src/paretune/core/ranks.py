@@ -22,14 +22,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from paretune.core.batch import Batch
-from paretune.core.errors import ConfigError, ParetuneError, RankError
+from paretune.core.errors import ConfigError, RankError, exit_code_of
 from paretune.core.launch import (
     DEFAULT_TIMEOUT,
     PROCESS,
     ProcessInfo,
     is_distributed,
     is_first,
-    local_rank,
     rank,
     requested_world_size,
     world_size,
@@ -39,7 +38,6 @@ __all__ = [
     "add_",
     "any_flags",
     "any_of",
-    "barrier",
     "fail_together",
     "from_first",
     "gather",
@@ -50,7 +48,6 @@ __all__ = [
     "joined",
     "largest",
     "local_part",
-    "local_rank",
     "on_first",
     "partition",
     "partition_rows",
@@ -79,7 +76,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
 
     Raises:
         ConfigError: The environment has WORLD_SIZE and lacks another variable of the launcher.
-        RankError: The other processes did not come within half an hour.
+        RankError: The other processes could not be reached.
     """
     _check_launcher()
     if requested_world_size() == 1:
@@ -99,7 +96,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
         dist.init_process_group(backend, timeout=timedelta(seconds=DEFAULT_TIMEOUT))
     except (RuntimeError, ValueError) as error:
         raise RankError(f"the processes of the run could not connect: {error}") from error
-    vars(PROCESS).update(asdict(ProcessInfo(dist.get_rank(), dist.get_world_size(), local)))
+    vars(PROCESS).update(asdict(ProcessInfo(dist.get_rank(), dist.get_world_size())))
     try:
         yield
     except RankError:  # to leave the group would wait for the one that does not answer
@@ -164,15 +161,29 @@ def fail_together(what: str) -> Iterator[None]:
     except RankError:
         raise  # the others know, or cannot be reached
     except BaseException as error:
-        if is_distributed() and not hasattr(error, FIRST_FAILED_RANK):
-            code = error.exit_code if isinstance(error, ParetuneError) else 1
-            setattr(error, FIRST_FAILED_RANK, _exchange_failure(code)[0])
+        if is_distributed():
+            known = _known_failure(error)
+            setattr(
+                error,
+                FIRST_FAILED_RANK,
+                _exchange_failure(exit_code_of(error))[0] if known is None else known,
+            )
         raise
     failed, code = _exchange_failure(None)
     if failed is not None:
         let_down = RankError(f"rank {failed} failed in the {what}")
         let_down.exit_code = code  # type: ignore[misc]
         raise let_down
+
+
+def _known_failure(error: BaseException) -> int | None:
+    """The first rank that failed, if the others know of this error, or of the one that it was made from."""
+    current: BaseException | None = error
+    while current is not None:
+        if hasattr(current, FIRST_FAILED_RANK):
+            return int(getattr(current, FIRST_FAILED_RANK))
+        current = current.__cause__ or current.__context__
+    return None
 
 
 def _exchange_failure(exit_code: int | None) -> tuple[int | None, int]:
@@ -207,11 +218,6 @@ def largest(number: int) -> int:
     value = torch.tensor([number])
     _wait(dist.all_reduce(value, dist.ReduceOp.MAX, async_op=True))
     return int(value)
-
-
-def barrier() -> None:
-    """Wait until all ranks are here."""
-    any_of(False)
 
 
 def from_first(value: Any) -> Any:
@@ -338,12 +344,14 @@ def _all_gather(local: Tensor) -> list[Tensor]:
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
+    size = 0
     for x in tensors:
         same_kind = not bucket or (x.dtype, x.device) == (bucket[0].dtype, bucket[0].device)
-        if bucket and (not same_kind or sum(y.numel() for y in bucket) + x.numel() > BUCKET_SIZE):
+        if bucket and (not same_kind or size + x.numel() > BUCKET_SIZE):
             yield bucket
-            bucket = []
+            bucket, size = [], 0
         bucket.append(x)
+        size += x.numel()
     if bucket:
         yield bucket
 

@@ -66,7 +66,7 @@ def _train_policy(ctx: RunContext, spec: AlgorithmSpec) -> PolicyModel:
     context = build_training_context(ctx, spec, policy, frozen_models)
     mode = _sharding_mode(ctx)
     for model in context.all_models:
-        shard_model(getattr(model, "network", model), mode)
+        shard_model(model, mode)
     with closing_sampler(context.sampler):
         train(
             spec,

@@ -9,7 +9,6 @@ from paretune.config import Config
 from paretune.config.data_schema import RewardSection
 from paretune.core import ranks
 from paretune.core.errors import ConfigError
-from paretune.core.ranks import on_first
 from paretune.experiment.align import align
 from paretune.experiment.console import Console, make_console
 from paretune.experiment.context import RunContext
@@ -91,7 +90,7 @@ def _run_stages(
     if reuse_from is not None and is_fresh_run(Path(config.run.output_dir)):
         require_same_inputs(reuse_from, resolved)  # before the records are read, which may take minutes
     # The first rank alone: it makes the folder before the others have looked.
-    on_first(lambda: check_output_folder(resolved, until in PRE_ALIGN_STAGES), "data")
+    ranks.on_first(lambda: check_output_folder(resolved, until in PRE_ALIGN_STAGES), "data")
     console.start_stage("data", 1, len(stages) + 1)
     check_memory_options(resolved)
     for line in hub_model_notes(config):
@@ -115,10 +114,10 @@ def _run_stages(
         if command:
             run.update_state(command=command)
         if reuse_from is not None:
-            on_first(partial(reuse_stages, run, reuse_from, resolved), "reuse of stages")
+            ranks.on_first(partial(reuse_stages, run, reuse_from, resolved), "reuse of stages")
         ctx = RunContext(resolved=checked.run, run=run, console=console, dataset=dataset, stop=stop)
         # An LLM judge must not be asked once per rank.
-        on_first(lambda: probe_scorers(ctx), "first responses of the scorers")
+        ranks.on_first(lambda: probe_scorers(ctx), "first responses of the scorers")
         complete = "data"
         for index, (name, stage) in enumerate(stages, 2):
             stop.share()

@@ -41,7 +41,7 @@ def shard_model(model: nn.Module, mode: ShardingMode) -> None:
     """
     if mode == "no_shard" or not ranks.is_distributed():
         return
-    base = unwrap_model(model)
+    base = _transformers_model(model)
     body = base.base_model
     if isinstance(body, FSDPModule):  # the model without its adapter is the same model
         return
@@ -62,6 +62,11 @@ def shard_model(model: nn.Module, mode: ShardingMode) -> None:
         # The weights of a loss are those of all ranks' rows, so gradients are summed, not averaged.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no PREMUL_SUM
+
+
+def _transformers_model(model: nn.Module) -> Any:
+    """The model of transformers inside of a policy or a critic."""
+    return unwrap_model(getattr(model, "network", model))
 
 
 def _layers(base: Any) -> list[nn.Module]:
@@ -157,7 +162,7 @@ def copy_full(stored: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) ->
 def _sharded_modules(models: Iterable[nn.Module]) -> Iterable[FSDPModule]:
     seen: set[int] = set()
     for model in models:
-        for module in unwrap_model(getattr(model, "network", model)).modules():
+        for module in _transformers_model(model).modules():
             if isinstance(module, FSDPModule) and id(module) not in seen:
                 seen.add(id(module))
                 yield module

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,14 +116,8 @@ def train(
     )
     loop = LoopConfig(max_steps, save_steps, save_total_limit, budget, on_step)
     with StopRequest() as stop:
-
-        def take_step() -> StepResult:
-            def step() -> StepResult:
-                return train_step(spec, context, state, max_steps, seed, budget)
-
-            return call_with_user_parts(spec, step, state.step)
-
-        run_steps(state, take_step, run, loop, stop)
+        step = partial(train_step, spec, context, state, max_steps, seed, budget)
+        run_steps(state, lambda: call_with_user_parts(spec, step, state.step), run, loop, stop)
 
 
 def init_train_state(

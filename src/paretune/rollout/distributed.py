@@ -13,7 +13,7 @@ from paretune.core.batch import Batch
 from paretune.credit.base import Metrics
 from paretune.data.records import Prompt, Sample
 from paretune.rollout.sampler import OnPolicy, Sampler
-from paretune.rollout.synced import closing_sampler, sleep_sampler, sync_sampler
+from paretune.rollout.synced import close_sampler, sleep_sampler, sync_sampler
 
 TOKEN_FIELDS = ("input_ids", "attention_mask", "response_mask", "rollout_logprobs")
 """Fields of a sampler's batch with one entry per token, which are padded to a common width."""
@@ -76,8 +76,7 @@ class DistributedSampler:
 
     def close(self) -> None:
         """See `SyncedSampler`."""
-        with closing_sampler(self.sampler):
-            pass
+        close_sampler(self.sampler)
 
 
 def _gather_batch(own: Batch | None) -> Batch:

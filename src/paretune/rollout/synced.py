@@ -52,15 +52,20 @@ def sleep_sampler(sampler: Sampler) -> None:
         method()
 
 
+def close_sampler(sampler: Sampler) -> None:
+    """Call `close`, if the sampler has it."""
+    method = _method(sampler, "close")
+    if method is not None:
+        method()
+
+
 @contextmanager
 def closing_sampler(sampler: Sampler) -> Iterator[None]:
     """Call `close` after the block, whatever happened in it, if the sampler has it."""
     try:
         yield
     finally:
-        method = _method(sampler, "close")
-        if method is not None:
-            method()
+        close_sampler(sampler)
 
 
 def _method(sampler: Sampler, name: str) -> Any:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from paretune.core.errors import DataError, RankError, WiringError
+from paretune.core.errors import DataError, RankError, WiringError, exit_code_of
 from paretune.core.launch import is_distributed, is_first
 from paretune.run.compat import (
     MANIFEST_FILE,
@@ -36,12 +36,7 @@ from paretune.run.compat import (
     replace_evaluation,
     reset_if_no_results,
 )
-from paretune.run.heartbeat import (
-    exit_code_of,
-    explain_rank_error,
-    remove_heartbeats,
-    write_heartbeat,
-)
+from paretune.run.heartbeat import explain_rank_error, remove_heartbeats, write_heartbeat
 from paretune.run.io import append_jsonl, read_json, read_jsonl, to_json, write_atomic, write_error
 from paretune.run.lock import RunLock
 from paretune.run.metrics import METRICS, TIMINGS, Metric, find_metric, find_timing
@@ -364,7 +359,5 @@ def _check_known_metrics(keys: Iterable[str], registry: Mapping[str, Metric], re
 def _exit_status(error: BaseException | None) -> tuple[str, int]:
     if error is None:
         return "done", 0
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped", exit_code_of(error)
     code = exit_code_of(error)
-    return ("stopped" if code == 75 else "failed"), code
+    return ("stopped" if code in (75, 130) else "failed"), code

@@ -14,15 +14,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from paretune.core.errors import ParetuneError, RankError
+from paretune.core.errors import RankError, exit_code_of
 from paretune.core.launch import PROCESS, rank
 
 NO_FAULTS = ("RankError", "RunInterrupted", "KeyboardInterrupt")
 """Errors of a rank that was let down by another, or stopped by a signal."""
 ERROR_WAIT = 3.0
 """Seconds that a rank waits for the error of another one, which is written at about the same time."""
+
+
+def is_running(host: str, pid: int) -> bool:
+    """Whether a process runs; one on another host counts as running."""
+    if host != platform.node():
+        return True
+    import psutil  # not at the top: every command imports run folders, and few ask for processes
+
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, ValueError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -47,13 +57,8 @@ class Heartbeat:
         return f"step {self.step}, {self.phase}" if self.step is not None else f"stage {self.phase}"
 
     def is_alive(self) -> bool:
-        """The process runs, or is on another host."""
-        if self.host != platform.node():
-            return True
-        try:
-            return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        """See `is_running`."""
+        return is_running(self.host, self.pid)
 
 
 def write_heartbeat(run_dir: Path, step: int | None, phase: str, error: BaseException | None = None) -> None:
@@ -83,13 +88,6 @@ def remove_heartbeats(run_dir: Path) -> None:
     """Delete the files of an earlier attempt."""
     for path in (run_dir / "ranks").glob("rank-*"):
         path.unlink(missing_ok=True)
-
-
-def exit_code_of(error: BaseException) -> int:
-    """The exit code of the command line for this error."""
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return error.exit_code if isinstance(error, ParetuneError) else 1
 
 
 def explain_rank_error(run_dir: Path, error: RankError) -> None:

@@ -1,15 +1,12 @@
 """The state of a run as its folder tells it: `paretune status RUN`."""
 
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from paretune.core.errors import ConfigError
-from paretune.run.heartbeat import Heartbeat, first_fault, read_heartbeats
+from paretune.run.heartbeat import Heartbeat, first_fault, is_running, read_heartbeats
 from paretune.run.io import read_json
 
 EXIT_SIGKILL = 137
@@ -29,7 +26,7 @@ def describe_status(run_dir: Path) -> tuple[list[str], int]:
         raise ConfigError(f"{run_dir}: is not a run folder: it has no run.json; fix: name a run folder")
     beats = read_heartbeats(run_dir)
     status, code = str(state.get("status")), state.get("exit_code")
-    if status == "running" and not _is_alive(state):
+    if status == "running" and not is_running(str(state.get("host")), _pid(state)):
         status, code = "killed", EXIT_SIGKILL
     lines = [f"status     {status}" + (f", exit code {code}" if code is not None else "")]
     lines.append(f"stage      {state.get('stage', 'data')}, {state.get('step', 0)} steps saved")
@@ -49,11 +46,7 @@ def _rank_lines(beats: list[Heartbeat], status: str) -> Iterator[str]:
         yield f"rank {beat.rank:<6}{beat.position}{seconds}{': ' + ended if ended else ''}{mark}"
 
 
-def _is_alive(state: dict[str, Any]) -> bool:
-    """Whether the process that writes run.json runs; one on another host counts as running."""
-    if state.get("host") != platform.node():
-        return True
-    try:
-        return psutil.Process(int(state["pid"])).status() != psutil.STATUS_ZOMBIE
-    except (psutil.NoSuchProcess, KeyError, ValueError):
-        return False
+def _pid(state: dict[str, Any]) -> int:
+    """The process that writes run.json; -1, which no process has, where the file does not say."""
+    pid = state.get("pid")
+    return pid if isinstance(pid, int) else -1
