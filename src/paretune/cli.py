@@ -20,7 +20,7 @@ import typer
 
 from paretune import __version__
 from paretune.core.errors import ConfigError, ParetuneError, RankError
-from paretune.core.launch import requested_rank
+from paretune.core.launch import FIRST_FAILED_RANK, is_first_to_tell, requested_rank
 from paretune.model_commands import add_commands
 from paretune.report.terminal import echo as _echo
 
@@ -382,7 +382,8 @@ def _exit_code(argv: Sequence[str] | None) -> int:
 
 def _is_told_by_another_rank(error: BaseException) -> bool:
     """Of several ranks, the first one with an error of its own tells it; all have that of a recipe."""
-    return getattr(error, "first_failed_rank", 0) != requested_rank()
+    first = getattr(error, FIRST_FAILED_RANK, None)
+    return not is_first_to_tell(str(error)) if first is None else first != requested_rank()
 
 
 def _rank_prefix() -> str:

@@ -25,6 +25,7 @@ from paretune.core.batch import Batch
 from paretune.core.errors import ConfigError, RankError, exit_code_of
 from paretune.core.launch import (
     DEFAULT_TIMEOUT,
+    FIRST_FAILED_RANK,
     PROCESS,
     ProcessInfo,
     is_distributed,
@@ -61,8 +62,6 @@ BUCKET_SIZE = 2**24
 """Numbers per message when gradients are summed: large enough to be efficient, small against the model."""
 POLL_SECONDS = 2.0
 """Seconds between two looks whether the other ranks are alive, while this one waits."""
-FIRST_FAILED_RANK = "first_failed_rank"
-"""Attribute of an error that other ranks know of: the first of those that failed at the same place."""
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool, torch.uint8, torch.bfloat16)
 _MAX_DIMS = 4
 
@@ -95,7 +94,9 @@ def joined(device: str = "cpu") -> Iterator[None]:
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=DEFAULT_TIMEOUT))
     except (RuntimeError, ValueError) as error:
-        raise RankError(f"the processes of the run could not connect: {error}") from error
+        unconnected = RankError(f"the processes of the run could not connect: {error}")
+        unconnected.first_failed_rank = int(os.environ["RANK"])  # no other rank can tell it
+        raise unconnected from error
     vars(PROCESS).update(asdict(ProcessInfo(dist.get_rank(), dist.get_world_size())))
     try:
         yield
