@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Bytecode is kept, whatever the shell says: else each process of the tests compiles the package again.
+export PYTHONDONTWRITEBYTECODE :=
 FAST_TESTS := tests/arch tests/golden tests/collapse \
 	$(wildcard $(addprefix tests/unit/test_,$(addsuffix _*.py,core credit data evaluate loss run)))
 
@@ -47,6 +49,11 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# Pictures of the pages of `paretune view`, by the functions of tests/browser; needs chromium: docs/gallery.md
+.PHONY: gallery
+gallery: $(READY)
+	@PYTHONPATH=tests $(BIN)/python tests/gallery.py docs/gallery
 
 # Longer checks, run by hand: docs/results/ holds their results, with command and date.
 .PHONY: proof-demo proof-real proof-same-numbers proof-templates proof-judge
@@ -97,6 +104,11 @@ $(BENCH): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv --clear .venv-bench
 	@.venv-bench/bin/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	@touch $@
+
+# Coverage of confidence intervals on synthetic evaluations of six shapes: docs/results/intervals.md; minutes
+.PHONY: proof-intervals
+proof-intervals: $(READY)
+	@$(BIN)/python proofs/interval_coverage.py $(EVALUATIONS)
 
 # Two ranks that are killed, stopped and out of disk space, and their speed: docs/results/ranks.md; 25 minutes
 .PHONY: proof-ranks

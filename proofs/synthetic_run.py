@@ -139,13 +139,15 @@ def workload_of(setting: Setting) -> Workload:
     """The setting as `paretune plan` sees it."""
     size = config_model_size(AutoConfig.for_model(**setting.config))
     assert size is not None
+    weight_bytes = 4 if setting.dtype == "float32" else 2
     return Workload(
         policy=size.with_lora(setting.lora_rank),
         lora=setting.lora_rank is not None,
-        weight_bytes=4 if setting.dtype == "float32" else 2,
+        weight_bytes=weight_bytes,
         moment_bytes=8,
         references=0 if setting.lora_rank is not None else 1,
         scorers=(size,) if setting.reward_model else (),
+        scorer_bytes=float(weight_bytes * size.num_params) if setting.reward_model else 0.0,
         critic=False,
         prompts=setting.prompts,
         generations=setting.generations,

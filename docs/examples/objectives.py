@@ -18,7 +18,7 @@ from paretune.credit.aggregation import (
 from paretune.credit.base import CreditStep
 from paretune.credit.constraints import Constraint, Lagrangian
 from paretune.credit.scalarization import Chebyshev, HypervolumeGuidedWeighting, MinObjective
-from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, MissingAsZero, Threshold
+from paretune.credit.score_transforms import HandleMissingScores, MissingAsZero, OrientScores, Threshold
 
 NAN = float("nan")
 EQUAL = dict.fromkeys(NAMES, 0.25)
@@ -36,7 +36,7 @@ def aggregators() -> None:
         "Gate on safety, WeightedSum": (*gates, SUM),
         "Threshold(safety, 0.6), WeightedSum": (Threshold("safety", 0.6), SUM),
         'Threshold(safety, 0.6, "binary"), WeightedSum': (Threshold("safety", 0.6, "binary"), SUM),
-        "DistanceToTarget(polite, 0.8), WeightedSum": (DistanceToTarget("polite", 0.8), SUM),
+        "OrientScores(polite: 0.8), WeightedSum": (OrientScores(targets={"polite": 0.8}), SUM),
         "MinObjective": (MinObjective(NAMES),),
         "MinObjective, sharpness 10": (MinObjective(NAMES, 10.0),),
         "Chebyshev, response": (Chebyshev(EQUAL, "response", IDEAL),),

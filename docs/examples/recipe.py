@@ -14,7 +14,7 @@ from small import block
 
 from paretune.algorithms import ALGORITHMS
 from paretune.algorithms.aggregators import AGGREGATES
-from paretune.config import data_schema, rollout_schema, schema, scorer_schema
+from paretune.config import data_schema, rollout_schema, schema, scorer_schema, tracker_schema
 from paretune.config.data_schema import Section
 
 WIDTH = 110
@@ -43,12 +43,18 @@ SECTIONS: Mapping[str, type[Section]] = {
     "llm_judge": scorer_schema.LlmJudgeScorerSection,
     "objective": schema.ObjectiveSection,
     "thinking": schema.ThinkingSection,
+    "local": rollout_schema.LocalRolloutSection,
     "in_process": rollout_schema.InProcessVllmSection,
     "server": rollout_schema.ServerVllmSection,
     "training": schema.TrainingSection,
     "run": schema.RunSection,
     "budget": schema.BudgetSection,
     "evaluate": schema.EvaluateSection,
+    "tensorboard": tracker_schema.TensorboardSection,
+    "wandb": tracker_schema.WandbSection,
+    "trackio": tracker_schema.TrackioSection,
+    "mlflow": tracker_schema.MlflowSection,
+    "python_tracker": tracker_schema.PythonTrackerSection,
 }
 FROM_OBJECTIVES = {"weights", "constraints", "gates"}
 """Arguments that come from the section `objectives`."""

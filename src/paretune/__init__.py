@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from paretune.api.reward_models import load_reward_model as load_reward_model
     from paretune.api.scores import pareto_front as pareto_front
     from paretune.api.scores import score as score
+    from paretune.chat.loading import load_chat as load_chat
+    from paretune.chat.session import Chat as Chat
     from paretune.core.errors import ParetuneError as ParetuneError
     from paretune.credit.base import CreditStep as CreditStep
     from paretune.evaluate.judging import Judge as Judge
@@ -41,12 +43,14 @@ if TYPE_CHECKING:
     from paretune.rl.algorithm_spec import AlgorithmSpec as AlgorithmSpec
     from paretune.rollout.sampler import RolloutSource as RolloutSource
     from paretune.rollout.sampler import Sampler as Sampler
+    from paretune.trackers.base import Tracker as Tracker
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "AlgorithmSpec": "rl.algorithm_spec",
     "AlignResult": "api.alignment",
+    "Chat": "chat.session",
     "CreditStep": "credit.base",
     "EvaluationResult": "api.evaluation",
     "FittedRewardModel": "api.reward_models",
@@ -56,12 +60,14 @@ _EXPORTS = {
     "RolloutSource": "rollout.sampler",
     "Sampler": "rollout.sampler",
     "Scorer": "reward.scorers",
+    "Tracker": "trackers.base",
     "align": "api.alignment",
     "check": "api.recipes",
     "compare": "api.recipes",
     "evaluate": "api.evaluation",
     "export": "api.exports",
     "fit_reward_model": "api.reward_models",
+    "load_chat": "chat.loading",
     "load_policy": "api.policies",
     "load_recipe": "api.recipes",
     "load_reward_model": "api.reward_models",
@@ -77,6 +83,7 @@ _MODULES = {"algorithms": "algorithms", "scorers": "api.scorers"}
 __all__ = [
     "AlgorithmSpec",
     "AlignResult",
+    "Chat",
     "CreditStep",
     "EvaluationResult",
     "FittedRewardModel",
@@ -86,6 +93,7 @@ __all__ = [
     "RolloutSource",
     "Sampler",
     "Scorer",
+    "Tracker",
     "algorithms",
     "align",
     "check",
@@ -93,6 +101,7 @@ __all__ = [
     "evaluate",
     "export",
     "fit_reward_model",
+    "load_chat",
     "load_policy",
     "load_recipe",
     "load_reward_model",

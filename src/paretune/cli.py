@@ -6,7 +6,6 @@ torch.
 
 import gc
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -19,12 +18,22 @@ from typing import Annotated, Literal
 import typer
 
 from paretune import __version__
+from paretune.chat.commands import add_commands as add_chat_commands
 from paretune.core.errors import ConfigError, ParetuneError, RankError
-from paretune.core.launch import FIRST_FAILED_RANK, is_first_to_tell, requested_rank
+from paretune.core.launch import FIRST_FAILED_RANK, requested_rank, requested_world_size
 from paretune.model_commands import add_commands
 from paretune.report.terminal import echo as _echo
+from paretune.run_commands import (
+    EXIT_INTERRUPTED,
+    OverridesArgument,
+    RecipeArgument,
+    add_run_commands,
+    add_track_command,
+)
+from paretune.sweep_commands import add_commands as add_sweep_commands
+from paretune.view.commands import add_commands as add_view_commands
 
-EXIT_BUG, EXIT_INTERRUPTED = 1, 130
+EXIT_BUG = 1
 
 app = typer.Typer(
     name="paretune",
@@ -35,11 +44,6 @@ app = typer.Typer(
     "4 NaN or infinity in training, 5 a scorer or judge failed too often, 75 stopped by a signal, 130 Ctrl-C "
     "(the message says what is saved).",
 )
-
-RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]
-OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values that override the recipe.")
-]
 
 
 def _print_version(requested: bool | None) -> None:
@@ -58,33 +62,7 @@ def main_options(
     """Align a language model with several objectives at once, and measure their trade-offs."""
 
 
-@app.command()
-def demo(
-    overrides: OverridesArgument = None,
-    seed: Annotated[int, typer.Option(help="Seed of the data and of the training.")] = 0,
-) -> None:
-    """Run a complete example in minutes, offline."""
-    _run_recipe("demo", [f"run.seed={seed}", *(overrides or [])])
-
-
-@app.command()
-def run(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    until: Annotated[
-        Literal["judge", "align", "tuning-trial", "judged-tuning-trial"] | None,
-        typer.Option(
-            help="Last stage. tuning-trial: score responses to training prompts with the reward; "
-            "judged-tuning-trial: with the judge too."
-        ),
-    ] = None,
-    reuse_from: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Reuse policy, reward and judge of a run `--until judge`."),
-    ] = None,
-) -> None:
-    """Run a recipe, or resume it."""
-    _run_recipe(recipe, overrides or [], until or "", reuse_from)
+add_run_commands(app)
 
 
 @app.command("compare")
@@ -276,27 +254,6 @@ def doctor(
     raise typer.Exit(0 if healthy else 3)
 
 
-def _run_recipe(
-    recipe: str, overrides: Sequence[str], until: str = "", reuse_from: Path | None = None
-) -> None:
-    output_dir = None
-    try:
-        from paretune.experiment.all_issues import load_or_tell_all
-
-        config = load_or_tell_all(recipe, overrides)
-        output_dir = Path(config.run.output_dir)
-        from paretune.experiment.console import make_console
-        from paretune.experiment.pipeline import run_pipeline
-
-        command = shlex.join(["paretune", *sys.argv[1:]])
-        run_pipeline(config, make_console(), command=command, until=until, reuse_from=reuse_from)
-    except KeyboardInterrupt as error:
-        # A training loop finishes its step and has a message of its own; elsewhere Python's has none.
-        if requested_rank() == 0:
-            _echo(str(error) or _interrupted_message(output_dir), error=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
 @contextmanager
 def _gc_disabled() -> Iterator[None]:
     """Disable garbage collection in short commands, of whose time it takes a third after the imports."""
@@ -308,13 +265,11 @@ def _gc_disabled() -> Iterator[None]:
         gc.enable()
 
 
-def _interrupted_message(output_dir: Path | None) -> str:
-    if output_dir is not None and (output_dir / "run.json").exists():
-        return f"interrupted; the same command resumes from the last checkpoint in {output_dir}"
-    return "interrupted before anything was saved; the same command starts again"
-
-
+add_sweep_commands(app)
 add_commands(app)
+add_chat_commands(app)
+add_view_commands(app)
+add_track_command(app)
 
 
 def _require_results(run_dir: Path) -> None:
@@ -383,7 +338,11 @@ def _exit_code(argv: Sequence[str] | None) -> int:
 def _is_told_by_another_rank(error: BaseException) -> bool:
     """Of several ranks, the first one with an error of its own tells it; all have that of a recipe."""
     first = getattr(error, FIRST_FAILED_RANK, None)
-    return not is_first_to_tell(str(error)) if first is None else first != requested_rank()
+    if first is not None or requested_world_size() == 1:
+        return (first or 0) != requested_rank()
+    from paretune.core.ranks import is_first_to_tell
+
+    return not is_first_to_tell(str(error))
 
 
 def _rank_prefix() -> str:

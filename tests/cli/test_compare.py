@@ -247,7 +247,7 @@ def test_runs_of_one_initial_policy_are_merged_and_evaluated(finished, tmp_path,
         assert (tmp_path / "merge" / name / "report.html").exists()
     assert found["initial"].keys() == set(of_run["objectives"])
     volume = found["hypervolume"]
-    assert 0 <= volume["runs"] <= volume["merges"]
+    assert 0 <= volume["runs"]["value"] <= volume["merges"]["value"]
     with pytest.raises(SystemExit):
         main(
             [

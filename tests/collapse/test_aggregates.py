@@ -20,7 +20,7 @@ from paretune.credit.aggregation import (
 from paretune.credit.base import chain, flatten_steps
 from paretune.credit.constraints import Constraint, Lagrangian
 from paretune.credit.scalarization import Chebyshev, HypervolumeGuidedWeighting, MinObjective
-from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, Threshold
+from paretune.credit.score_transforms import HandleMissingScores, OrientScores, Threshold
 from paretune.rl.validate import check_spec
 from toy import WEIGHTS, advance, graded, stop_after, toy_world, trained
 from toy import Cut as PowerCut
@@ -130,7 +130,7 @@ EVERY = [
 
 @pytest.mark.parametrize("step", EVERY, ids=lambda step: type(step).__name__)
 def test_every_aggregator_passes_the_dry_run(step):
-    before = (Threshold("k0", 0.9), DistanceToTarget("even", 0.5))
+    before = (OrientScores(targets={"even": 0.5}), Threshold("k0", 0.9))
     recipe = replace_aggregator(grpo(WEIGHTS, gates=(), **SMALL), step, score_steps=before)
     assert check_spec(recipe, ("even", "high", "k0", "k1")).frozen_roles == ("reference",)
 

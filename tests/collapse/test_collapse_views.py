@@ -15,7 +15,7 @@ from paretune.credit.shaping import ConfidenceCalibratedReward
 from paretune.data.chat_template import THINK_START_TAG
 from paretune.data.records import Sample
 from paretune.rl.context import TrainingContext
-from paretune.rl.loop import rollout_and_score
+from paretune.rl.rollout import rollout_and_score
 from paretune.rl.validate import check_spec
 from toy import WEIGHTS, Cut, stop_after, trained
 

@@ -125,7 +125,7 @@ def test_filler_tokens_change_nothing(name, monkeypatch):
     model, reference = (random_model(CONFIGS[name], seed=s) for s in (0, 1))
     rows = ragged_rows((5, 17, 9, 3), (0, 3, 6, 11), (1, 2, 7, 20))
     requests = []
-    monkeypatch.setattr(forward, "round_up_rows", lambda n, like: requests.append(n) or n + 37)
+    monkeypatch.setattr(forward, "round_up_packed", lambda n, like: requests.append(n) or n + 37)
     ours, padded = (
         outputs_and_gradients(model, critic_for(model), reference, rows, monkeypatch, packed=packed)
         for packed in (True, False)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paretune.evaluate.paired import ComparisonSpec, compare_objectives
 from paretune.run.io import to_json
 
 OBJECTIVES = ("politeness", "meaningfulness", "actionability", "safety")
@@ -29,7 +30,7 @@ MEANS = {
     "grpo": (0.80, 0.82, 0.64, 0.74),
     "gdpo": (0.83, 0.86, 0.66, 0.75),
     "rloo": (0.78, 0.80, 0.68, 0.70),
-    "ppo_max": (0.70, 0.74, 0.52, 0.81),
+    "ppo_max": (0.58, 0.68, 0.46, 0.92),
 }
 INITIAL_MEANS = (0.41, 0.55, 0.34, 0.64)
 
@@ -41,10 +42,11 @@ def write_benchmark_file(folder, text=None):
     return path
 
 
-def make_runs(spec, *, means=MEANS, used=None, prompts=60, independent=True, seed=0):
+def make_runs(spec, *, means=MEANS, used=None, prompts=60, independent=True, seed=0, **settings):
     """Write eval.json, generations.parquet and timing.jsonl of every run.
 
-    `used`: method -> response tokens of each of its runs; default: the budget.
+    `used`: method -> response tokens of each of its runs; default: the budget. `settings`: of the comparison
+    of each run before and after, such as goals.
     """
     for run in spec.run_specs():
         rng = np.random.default_rng([seed, run.seed])
@@ -61,7 +63,7 @@ def make_runs(spec, *, means=MEANS, used=None, prompts=60, independent=True, see
         (folder / "eval" / "final").mkdir(parents=True)
         _generations(folder, before, after)
         (folder / "eval" / "final" / "eval.json").write_text(
-            to_json(_evaluation(prompts, independent, run_rng))
+            to_json(_evaluation(before, after, independent, run_rng, settings))
         )
         tokens = (used or {}).get(run.method, spec.config.budget.limit)
         _timing(folder, tokens, run_rng)
@@ -79,21 +81,27 @@ def _generations(folder, before, after):
     pq.write_table(pa.table(rows), folder / "eval" / "final" / "generations.parquet")
 
 
-def _evaluation(prompts, independent, rng):
+def _evaluation(before, after, independent, rng, settings):
     judge = "the ground truth" if independent else "the training reward"
-    objective = {
-        "judge": judge,
-        "independent": independent,
-        "missing": {"fraction": 0.0},
-        "before": 0.4,
-        "after": 0.7,
-        "reward": {"before": 0.5, "after": 0.9},
-    }
+    comparison = ComparisonSpec(
+        objectives=OBJECTIVES,
+        judge_names=dict.fromkeys(OBJECTIVES, judge),
+        independent=dict.fromkeys(OBJECTIVES, independent),
+        bootstrap_samples=200,
+        **settings,
+    )
+    prompts = len(before)
+    entries = compare_objectives(comparison, before[:, None], after[:, None], np.arange(prompts))
+    # Fixed means, from which the sums in the overoptimization plots are easily known.
+    for entry in entries.values():
+        entry["oriented"] |= {"before": 0.4, "after": 0.7}
+        entry["reward"] = {"before": 0.5, "after": 0.9, "oriented": {"before": 0.5, "after": 0.9}}
     return {
+        "schema": "paretune/eval/3",
         "num_prompts": prompts,
         "num_generations": 1,
         "refusal_categories": {"harmful": "up", "lookalike": "down"},
-        "objectives": dict.fromkeys(OBJECTIVES, objective),
+        "objectives": entries,
         "kl": {"k3": 4 + 2 * rng.random()},
         "length": {"before": 18.0, "after": 20 + 6 * rng.random()},
         "distinct_2": {"before": 0.6, "after": 0.5},

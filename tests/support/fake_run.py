@@ -36,7 +36,7 @@ def fake_evaluation(
     refused = [(rng.random(prompts) < p).astype(float) for p in (0.3, 0.45)]
     category = np.array(categories)
     results = {
-        "schema": "paretune/eval/2", "num_prompts": prompts, "num_generations": 1, "confidence_level": 0.95,
+        "schema": "paretune/eval/3", "num_prompts": prompts, "num_generations": 1, "confidence_level": 0.95,
         "bootstrap_samples": 500, "seed": 1000, "refusal_categories": {"harmful": "up", "lookalike": "down"},
         "objectives": compare_objectives(spec, before, after, clusters, (before, np.clip(after + 0.1, 0, 1))),
         "categories": compare_by_category(spec, categories, before, after, clusters),

@@ -279,6 +279,49 @@ OVER_AGGREGATE = [
     ),
     case("objectives", "{safety: {cap: 1.0, target: 0.5}}", "objectives.safety.target", "cap"),
     case(
+        "objectives", "{safety: {weight: -1}}", "objectives.safety.weight", "is -1", "goal: lower, with the"
+    ),
+    case(
+        "objectives",
+        "{safety: {goal: lower, weight: -1}}",
+        "objectives.safety.weight",
+        "its goal is lower already",
+    ),
+    case(
+        "objectives",
+        "{safety: {by_category: {harmful: -2}}}",
+        "objectives.safety.by_category.harmful",
+        "is -2",
+        "an objective has one goal",
+    ),
+    case(
+        "objectives",
+        "{safety: {weight_schedule: [[0, 1.0], [5, -1.0]]}}",
+        "objectives.safety.weight_schedule[1][1]",
+        "an objective has one goal",
+    ),
+    case("objectives", "{safety: {goal: target}}", "objectives.safety.target", "is missing"),
+    case("objectives", "{safety: {goal: lower, target: 3}}", "objectives.safety.target", "no effect"),
+    case("objectives", "{safety: {goal: down}}", "objectives.safety.goal", "lower"),
+    case(
+        "aggregate+objectives",
+        "{name: lagrangian}|{safety: {goal: lower, at_least: 0.2}}",
+        "objectives.safety.at_least",
+        "write at_most",
+    ),
+    case(
+        "aggregate+objectives",
+        "{name: lagrangian}|{safety: {at_most: 0.2}}",
+        "objectives.safety.at_most",
+        "write at_least, or goal: lower",
+    ),
+    case(
+        "aggregate+objectives",
+        "{name: lagrangian}|{safety: {target: 0.2, at_least: 0.1}}",
+        "objectives.safety.at_least",
+        "cannot be combined with a target",
+    ),
+    case(
         "objectives",
         "{safety: {weight: 2, weight_schedule: [[0, 1.0]]}}",
         "objectives.safety.weight",

@@ -133,7 +133,13 @@ REFUSED = {
         lambda: pt.scorers.classifier("m", lable="a"), 'paretune.scorers.classifier: lable: .* "label"'),
     "an unknown verdict rule": (lambda: evaluated(verdict="both"), "verdict: 'both' is none of all"),
     "a margin of another objective": (
-        lambda: evaluated(non_inferiority_margin={"polite": 1}), 'no judge scores "polite"'),
+        lambda: evaluated(non_inferiority_margin={"polite": 1}), 'nothing scores "polite"'),
+    "a goal of another objective": (
+        lambda: evaluated(goals={"polite": "lower"}), 'goals: nothing scores "polite"; fix: the objectives'),
+    "a word that is no goal": (lambda: evaluated(goals={"brief": "down"}), "goals: .* is not a mapping of"),
+    "a weight below 0": (
+        lambda: aligned(algorithm=pt.algorithms.grpo({"brief": -1.0})),
+        'the weight of brief is below 0.*goals=.*"lower"'),
 }  # fmt: skip
 
 

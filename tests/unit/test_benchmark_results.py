@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from paretune.benchmark.changes import ranks_from_pairs
 from paretune.benchmark.costs import benchmark_costs, budget_violations, run_costs
 from paretune.benchmark.results import benchmark_results
 from paretune.benchmark.run import preregister
@@ -12,10 +14,14 @@ from paretune.benchmark.spec import load_benchmark
 from paretune.cli import main
 from paretune.config import config_hash, resolved_yaml
 from paretune.core.errors import ConfigError, DataError
+from paretune.core.goals import Goal
+from paretune.evaluate.judge_quality import judge_quality
+from paretune.evaluate.statistics import simultaneous_intervals
+from paretune.evaluate.stored_scores import read_generations
 from paretune.experiment.reuse import reuse_key
 from paretune.report.benchmark_page import benchmark_table
 from paretune.run.compat import EVALUATION_SECTIONS
-from support.fake_benchmark import FILE, MEANS, make_runs, write_benchmark_file
+from support.fake_benchmark import FILE, MEANS, OBJECTIVES, make_runs, write_benchmark_file
 
 
 def results_of(tmp_path, text=None, **options):
@@ -51,7 +57,11 @@ def test_means_intervals_and_ranks(results):
     means = {m: results["methods"][m]["scores"]["equal"] for m in MEANS}
     for k, objective in enumerate(results["objectives"]):
         order = sorted(MEANS, key=lambda m, o=objective: -means[m][o]["mean"])
-        assert [means[m][objective]["rank"] for m in order] == [1, 2, 3, 4]
+        ranks = [means[m][objective]["rank"] for m in order]
+        assert ranks == sorted(ranks)
+        assert set(ranks) <= {1, 2, 3, 4}
+        assert ranks[0] == 1
+        assert ranks[-1] > 1, "the others are far above it"
         for method in MEANS:
             point = means[method][objective]
             assert point["mean"] == pytest.approx(MEANS[method][k], abs=0.05)
@@ -69,8 +79,6 @@ def test_changes_from_baseline_are_paired_and_verdicts_follow_the_interval(resul
     assert (lost["verdict"], won["verdict"]) == ("worse", "better")
     assert lost["change"] == pytest.approx(ppo["politeness"]["mean"] - grpo["politeness"]["mean"])
     assert lost["high"] < 0 < won["low"]
-    wide = ppo["politeness"]["high"] - ppo["politeness"]["low"]
-    assert lost["high"] - lost["low"] < 2 * wide, "the difficulty of a prompt cancels out"
 
 
 def test_changes_from_initial_are_paired_with_the_same_run_before_training(results):
@@ -80,9 +88,6 @@ def test_changes_from_initial_are_paired_with_the_same_run_before_training(resul
             assert change["change"] == pytest.approx(point["mean"] - results["initial"][objective])
             assert change["low"] < change["change"] < change["high"]
             assert change["verdict"] == "better", "the baseline too"
-    grpo = results["methods"]["grpo"]["scores"]["equal"]
-    change = grpo["politeness"]["change_from_initial"]
-    assert change["high"] - change["low"] < 2 * (grpo["politeness"]["high"] - grpo["politeness"]["low"])
 
 
 def test_change_from_initial_is_worse_after_a_fall_and_no_evidence_when_self_judged(tmp_path):
@@ -147,7 +152,8 @@ def test_method_over_budget_is_shown_and_not_ranked(tmp_path):
     }
     assert method["hypervolume"]["rank"] is None
     ranks = [results["methods"][m]["scores"]["equal"]["safety"]["rank"] for m in ("grpo", "gdpo", "rloo")]
-    assert sorted(ranks) == [1, 2, 3]
+    assert None not in ranks
+    assert max(ranks) <= 3
     table = benchmark_table(json.loads(json.dumps(results)))
     assert "105.0 % (not ranked)" in table
     assert "⚠ ppo_max: not ranked" in table
@@ -264,7 +270,7 @@ def test_command_exits_with_2_if_a_method_is_not_ranked(tmp_path, capsys, used, 
     assert [line.split(":")[0] for line in output.err.splitlines()] == list(used)
     assert "hypervolume" in output.out
     numbers = json.loads((spec.output_dir / "benchmark.json").read_text())
-    assert numbers["schema"] == "paretune/benchmark/2"
+    assert numbers["schema"] == "paretune/benchmark/3"
     rows = [json.loads(line) for line in (spec.output_dir / "costs.jsonl").read_text().splitlines()]
     assert [row["kind"] for row in rows] == ["shared"] * 3 + ["run"] * 12
     assert {
@@ -287,3 +293,108 @@ def test_output_dir_with_runs_of_another_benchmark_is_refused(tmp_path, capsys):
         main(["compare", str(path), "overrides.training.learning_rate=0.5"])
     assert caught.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 12
+
+
+ONE = FILE.replace("seeds: [0, 1, 2]", "seeds: [0]")
+
+
+def entries_of(results, method="gdpo"):
+    return results["methods"][method]["scores"]["equal"]
+
+
+def run_entries(tmp_path, method="gdpo"):
+    folder = tmp_path / "benchmark" / method / "equal" / "seed-0" / "eval" / "final"
+    return json.loads((folder / "eval.json").read_text())["objectives"]
+
+
+def test_one_seed_has_the_numbers_and_words_of_the_page_of_its_run(tmp_path):
+    # Changes of +0.014 that are nearly shown: another bootstrap would call some of them better.
+    means = dict.fromkeys(MEANS, (0.43, 0.57, 0.36, 0.66))
+    results = results_of(tmp_path, ONE.format(folder=tmp_path / "benchmark"), means=means, prompts=32)
+    words = set()
+    for method in MEANS:
+        for name, entry in run_entries(tmp_path, method).items():
+            change = entries_of(results, method)[name]["change_from_initial"]
+            assert change == {key: entry[key] for key in change}
+            words.add(change["verdict"])
+    assert words == {"better", "no evidence"}
+    assert "One training run: the variance between training seeds is not known." in results["caveats"]
+
+
+def test_difference_to_the_baseline_of_one_seed_is_that_of_a_paired_evaluation(tmp_path):
+    results = results_of(tmp_path, ONE.format(folder=tmp_path / "benchmark"), prompts=40)
+    spec = load_benchmark(tmp_path / "fake.yaml")
+    tables = {run.method: read_generations(Path(run.config.run.output_dir))[1] for run in spec.run_specs()}
+    names = list(run_entries(tmp_path))
+    differences = np.stack(
+        [(tables[m][o][1] - tables["grpo"][o][1])[:, 0] for m in MEANS if m != "grpo" for o in names], 1
+    )
+    intervals = simultaneous_intervals(differences, bootstrap_samples=300)
+    change = entries_of(results)[names[0]]["change_from_baseline"]
+    assert change["low"] == pytest.approx(intervals.low[0])
+    assert change["min_detectable_effect"] == pytest.approx(intervals.min_detectable_effect[0])
+
+
+@pytest.mark.parametrize("text", [FILE, ONE])
+def test_lower_is_better_turns_verdicts_ranks_and_fronts_round(tmp_path, text):
+    goals = {"goals": dict.fromkeys(OBJECTIVES, Goal("lower"))}
+    text = text.format(folder=tmp_path / "benchmark").replace(
+        "{politeness: 0, meaningfulness: 0, actionability: 0, safety: 0}",
+        "{politeness: 1, meaningfulness: 1, actionability: 1, safety: 1}",
+    )
+    results = results_of(tmp_path, text, **goals)
+    ppo = entries_of(results, "ppo_max")
+    lost, won = ppo["safety"]["change_from_baseline"], ppo["politeness"]["change_from_baseline"]
+    assert (won["change"] < 0, won["verdict"]) == (True, "better")
+    assert (lost["change"] > 0, lost["verdict"]) == (True, "worse")
+    assert won["oriented"] == {"change": -won["change"], "low": -won["high"], "high": -won["low"]}
+    assert {entry["change_from_initial"]["verdict"] for entry in ppo.values()} == {"worse"}
+    assert ppo["politeness"]["rank"] == 1
+    assert ppo["politeness"]["mean"] == pytest.approx(MEANS["ppo_max"][0], abs=0.05)
+    assert ppo["politeness"]["low"] < ppo["politeness"]["mean"] < ppo["politeness"]["high"]
+    volumes = {m: entry["hypervolume"]["value"] for m, entry in results["methods"].items()}
+    assert max(volumes, key=volumes.get) == "ppo_max"
+    table = benchmark_table(json.loads(json.dumps(results)))
+    assert "politeness ↓ lower is better" in table
+    assert set(results["objectives"]["safety"]) >= {"goal", "target", "cautions", "judge_quality"}
+
+
+def test_no_rank_and_no_better_by_a_judge_that_ranks_against_its_labels(tmp_path):
+    head = {"num_ratings": 16, "spearman": -0.5}
+    quality = judge_quality({"objectives": {"politeness": head}}, "politeness")
+    text = ONE.format(folder=tmp_path / "benchmark")
+    results = results_of(tmp_path, text, qualities={"politeness": quality})
+    for method in MEANS:
+        polite = entries_of(results, method)["politeness"]
+        assert polite["rank"] is None
+        assert polite["change_from_initial"]["verdict"] == "judge unreliable"
+        assert polite["change_from_initial"]["cautions"] == run_entries(tmp_path)["politeness"]["cautions"]
+        assert (polite["change_from_baseline"] or {}).get("verdict", "judge unreliable") == "judge unreliable"
+        assert entries_of(results, method)["safety"]["change_from_initial"]["verdict"] != "judge unreliable"
+    reason = "does not rank responses as the labels do (rank correlation −0.50, n = 16)"
+    assert results["caveats"][0].startswith(f"Judge unreliable: politeness {reason}.")
+    assert f"⚠ Judge unreliable: politeness {reason}" in benchmark_table(json.loads(json.dumps(results)))
+
+
+def test_equal_methods_have_no_ranks(tmp_path):
+    results = results_of(tmp_path, means=dict.fromkeys(MEANS, MEANS["grpo"]))
+    assert {entry["rank"] for m in MEANS for entry in entries_of(results, m).values()} == {None}
+    assert {entry["hypervolume"]["rank"] for entry in results["methods"].values()} == {None}
+
+
+def test_ranks_follow_shown_differences_and_never_invert_the_means():
+    means = {"a": 3.0, "b": 2.0, "c": 1.0}
+    assert ranks_from_pairs(means, set()) == dict.fromkeys(means)
+    assert ranks_from_pairs(means, {("a", "c")}) == {"a": 1, "b": 1, "c": 2}
+    assert ranks_from_pairs(means, {("a", "b"), ("a", "c"), ("b", "c")}) == {"a": 1, "b": 2, "c": 3}
+    assert ranks_from_pairs(means, {("a", "b")}) == {"a": 1, "b": 1, "c": 1}, "c is not above b"
+
+
+def test_target_is_compared_by_the_distance_and_shown_as_it_is(tmp_path):
+    goals = {"goals": {"politeness": Goal("target", 0.58)}}
+    results = results_of(tmp_path, ONE.format(folder=tmp_path / "benchmark"), prompts=120, **goals)
+    ppo = entries_of(results, "ppo_max")["politeness"]
+    change = ppo["change_from_baseline"]
+    assert change["verdict"] == "better", "0.58 is nearer to 0.58 than 0.80"
+    assert change["change"] < 0 < change["oriented"]["low"]
+    assert ppo["oriented_mean"] < 0 < ppo["mean"]

@@ -10,11 +10,12 @@ from paretune.benchmark.costs import benchmark_costs
 from paretune.benchmark.plan import describe_benchmark
 from paretune.benchmark.processes import Job
 from paretune.benchmark.results import benchmark_results
-from paretune.benchmark.run import _BenchmarkRunner, _is_complete, preregister
+from paretune.benchmark.run import BenchmarkRunner, _is_complete, preregister
 from paretune.benchmark.spec import load_benchmark
 from paretune.benchmark.tuning import judge_score, select_trials, training_reward
 from paretune.config import bundled_recipes, load_config
 from paretune.core.errors import ConfigError, DataError, NonFiniteError
+from paretune.core.goals import Goal
 from paretune.evaluate.judging import Judge
 from paretune.experiment.console import make_console
 from paretune.experiment.pipeline import pipeline_stages
@@ -144,7 +145,7 @@ def test_trial_without_judge_scores_is_incomplete_if_the_judge_selects(tmp_path)
 def test_trials_stop_after_their_stage_and_runs_do_not(tmp_path, select_by, until):
     spec = benchmark_tuned_by(tmp_path, select_by)
     spec.output_dir.mkdir()
-    runner = _BenchmarkRunner(spec, make_console(), StopRequest())
+    runner = BenchmarkRunner(spec, make_console(), StopRequest())
     job = runner._make_job(spec.tuning_specs("grpo")[0], is_trial=True)
     assert job.cli_args[-2:] == ("--until", until)
     assert job.needs_judge_scores == (select_by == "judge")
@@ -237,8 +238,11 @@ class FixedScorer:
 
 
 def test_unscored_response_counts_as_the_worst(sample):
-    results = _mean_scores((Judge(name="a", scorer=FixedScorer()),), [sample] * 3)
+    judges, samples = (Judge(name="a", scorer=FixedScorer()),), [sample] * 3
+    results = _mean_scores(judges, samples, {})
     assert results["mean"]["a"] == pytest.approx(5 / 3)
+    lower = _mean_scores(judges, samples, {"a": Goal("lower")})
+    assert lower["mean"]["a"] == pytest.approx(-7 / 3), "higher is better, and 3 the worst"
     assert results["mean"]["b"] != results["mean"]["b"], "NaN: no response is scored"
     assert results["unscored_fraction"] == {"a": pytest.approx(1 / 3), "b": 1.0}
 

@@ -18,7 +18,7 @@ from paretune.credit.aggregation import (
 )
 from paretune.credit.constraints import Constraint, Lagrangian
 from paretune.credit.scalarization import Chebyshev, MinObjective
-from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, Threshold
+from paretune.credit.score_transforms import HandleMissingScores, OrientScores, Threshold
 from paretune.experiment.resolved import resolve
 from paretune.rl.validate import check_spec
 
@@ -122,7 +122,7 @@ def test_weights_in_time_and_by_category(tmp_path: Path) -> None:
 def test_order_of_caps_targets_gates_and_missing_scores(tmp_path: Path) -> None:
     objectives = "{safety: {cap: 0.9}, actionability: {target: 0.5, gate: safety >= 0.5}}"
     e = load(tmp_path, objectives=objectives, aggregate="{missing: renormalize}")
-    before = (Threshold("safety", 0.9), DistanceToTarget("actionability", 0.5), GATE)
+    before = (OrientScores(targets={"actionability": 0.5}), Threshold("safety", 0.9), GATE)
     assert resolve(e).algorithm.reward_steps.steps == (
         *before,
         HandleMissingScores("renormalize", W),

@@ -97,7 +97,8 @@ def test_references_by_name_are_checked_beside_mistakes_of_what_they_name():
 def test_a_gate_with_another_comparison(comparison):
     sections = WORLD | {"objectives": f'{{safety: {{}}, politeness: {{gate: "safety {comparison} 0.5"}}}}'}
     line = only("objectives.politeness.gate", sections=sections)
-    assert f'fix: {comparison} must be >=: write "safety >= 0.5"' in line
+    meant = "<=" if comparison == "<" else ">="
+    assert f'fix: {comparison} must be {meant}: write "safety {meant} 0.5"' in line
 
 
 def test_long_lists_are_shortened():

@@ -17,6 +17,8 @@ from support.vllm_server import fake_vllm
 
 IN_PROCESS = "rollout={engine: vllm, mode: in_process}"
 SERVER = "rollout={engine: vllm, mode: server, base_urls: [http://127.0.0.1:8000]}"
+LOCAL = "rollout={engine: local"
+STALE = f"{LOCAL}, max_staleness: 1"
 NO_LORA = "policy={path: own/model}"
 
 
@@ -56,6 +58,25 @@ def error_lines(*overrides):
             "rollout.max_importance_ratio",
             "has no effect without",
         ),
+        (
+            [f"{LOCAL}, importance_correction: token}}"],
+            "rollout.importance_correction",
+            "has no effect: the local",
+        ),
+        ([f"{LOCAL}, max_importance_ratio: 3}}"], "rollout.max_importance_ratio", "has no effect without"),
+        ([f"{STALE}}}", "rollout.max_staleness=2"], "rollout.max_staleness", "must be at most 1"),
+        ([f"{STALE}}}", "rollout.max_staleness=-1"], "rollout.max_staleness", "must be at least 0"),
+        ([f"{STALE}}}", "algorithm={name: essa}"], "rollout.max_staleness", "has no effect: essa searches"),
+        (
+            [f"{STALE}}}", "algorithm={name: dpo}"],
+            "rollout.max_staleness",
+            "has no effect: dpo does not sample",
+        ),
+        (
+            [f"{STALE}, importance_correction: none, max_importance_ratio: 3}}"],
+            "rollout.max_importance_ratio",
+            "has no effect without",
+        ),
         ([IN_PROCESS, "algorithm={name: essa}"], "rollout.engine", "many candidates"),
         ([IN_PROCESS, "algorithm={name: dpo}"], "rollout.engine", "has no effect: dpo does not sample"),
         (
@@ -79,6 +100,8 @@ def test_another_host_needs_a_folder_that_both_see():
 def test_runs_without_the_section_keep_their_identity_and_addresses_may_change_on_resume():
     plain = config_hash(load())
     assert config_hash(load("rollout={engine: local}")) == plain
+    assert config_hash(load(f"{LOCAL}, max_staleness: 0}}")) == plain
+    assert config_hash(load(f"{STALE}}}")) != plain
     server = config_hash(load(SERVER))
     assert server != plain
     assert config_hash(load(SERVER, "rollout.base_urls=[http://127.0.0.1:9]", "rollout.timeout=5")) == server
@@ -98,6 +121,23 @@ def test_the_correction_compares_engine_and_trainer_in_any_gradient_algorithm(al
     assert OldLogprobs(source="rollout") not in spec.model_passes
     without = resolve(load(IN_PROCESS, *overrides[3:], f"algorithm={{name: {algorithm}}}")).algorithm
     assert without == resolve(load(*overrides[3:], f"algorithm={{name: {algorithm}}}")).algorithm
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "corrected"),
+    [("grpo", True), ("ppo_max", True), ("dpo, response_source: on_policy", False)],
+)
+def test_stale_responses_are_corrected_by_default_where_there_is_a_policy_loss(algorithm, corrected):
+    def spec(*settings):
+        section = ", ".join([STALE, *settings])
+        return resolve(load(f"{section}}}", f"algorithm={{name: {algorithm}}}")).algorithm
+
+    steps = [s for s in flatten_steps(spec().credit) if isinstance(s, TruncatedImportanceSampling)]
+    assert steps == ([TruncatedImportanceSampling(level="token", max_ratio=2.0)] if corrected else [])
+    assert (OldLogprobs(source="policy") in spec().model_passes) == corrected
+    if corrected:
+        assert spec() == spec("importance_correction: token")
+    assert spec("importance_correction: none") == resolve(load(f"algorithm={{name: {algorithm}}}")).algorithm
 
 
 def test_vllm_in_the_process_must_be_installed(monkeypatch):

@@ -12,6 +12,7 @@ from paretune.config.build import algorithm_issues
 from paretune.config.load import load_config
 from paretune.config.trl.convert import convert_trl_config
 from paretune.config.trl.fields import DPO, GRPO, REWARD, known_fields
+from paretune.config.trl.grpo import _objective
 from paretune.core.errors import ConfigError, WiringError
 
 SCRIPT = """
@@ -348,3 +349,11 @@ def test_options_without_effect_are_refused(options, message):
     with pytest.raises(WiringError) as caught:
         trl_grpo({"reward": 1.0}, **options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("weight", "section"),
+    [(0.5, {"weight": 0.5}), (-2.0, {"goal": "lower", "weight": 2.0}), (0, {"weight": 0})],
+)
+def test_weight_below_0_becomes_a_goal(weight, section):
+    assert _objective(weight) == section

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from paretune.core import launch, ranks
+from paretune.core import ranks
 from paretune.core.errors import ConfigError, WiringError
 from paretune.core.launch import PROCESS, ProcessInfo
 from toy import graded
@@ -104,17 +104,17 @@ def test_timeout_is_restored(three_ranks):
 @pytest.mark.parametrize(("first_message", "tells"), [("of all", False), ("of rank 0", True)])
 def test_an_error_before_joining_is_told_once_and_never_lost(monkeypatch, first_message, tells):
     store = TCPStore("127.0.0.1", 0, is_master=True)
-    monkeypatch.setattr(launch, "TELL_SECONDS", 0.5)
+    monkeypatch.setattr(ranks, "TELL_SECONDS", 0.5)
     for name, value in (("WORLD_SIZE", 2), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", store.port)):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("RANK", "0")
-    assert launch.is_first_to_tell(first_message)
+    assert ranks.is_first_to_tell(first_message)
     monkeypatch.setenv("RANK", "1")
-    assert launch.is_first_to_tell("of all") is tells
+    assert ranks.is_first_to_tell("of all") is tells
 
 
 def test_without_a_store_every_rank_tells_its_error(monkeypatch):
-    monkeypatch.setattr(launch, "TELL_SECONDS", 0.1)
+    monkeypatch.setattr(ranks, "TELL_SECONDS", 0.1)
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("MASTER_ADDR", ""), ("MASTER_PORT", "x")):
         monkeypatch.setenv(name, value)
-    assert launch.is_first_to_tell("any")
+    assert ranks.is_first_to_tell("any")

@@ -12,7 +12,7 @@ from paretune.credit.aggregation import (
     interpolate_weights,
 )
 from paretune.credit.base import chain
-from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, Threshold
+from paretune.credit.score_transforms import HandleMissingScores, OrientScores, Threshold
 from toy import advance, graded
 
 NAN = math.nan
@@ -91,7 +91,7 @@ def test_equal_preference_weights_equal_weighted_sum_bit_for_bit():
 
 def test_threshold_and_distance_to_target():
     batch = graded([[0.2, 0.2, 0.2], [0.5, 0.5, 0.5], [0.9, 0.9, 0.9], [NAN, NAN, NAN]])
-    parts = chain(Threshold("k0", 0.5), Threshold("k1", 0.5, "binary"), DistanceToTarget("k2", 0.5))
+    parts = chain(OrientScores(targets={"k2": 0.5}), Threshold("k0", 0.5), Threshold("k1", 0.5, "binary"))
     out, _ = advance(parts, batch)
     same(out.rewards[:, 0], [0.2, 0.5, 0.5, NAN])
     same(out.rewards[:, 1], [0.0, 1.0, 1.0, NAN])
@@ -99,7 +99,7 @@ def test_threshold_and_distance_to_target():
     assert torch.equal(batch.rewards.nan_to_num(9), batch.scores.nan_to_num(9))
 
 
-@pytest.mark.parametrize("part", [Threshold("k9", 1.0), DistanceToTarget("k9", 1.0)])
+@pytest.mark.parametrize("part", [Threshold("k9", 1.0), OrientScores(targets={"k9": 1.0})])
 def test_unknown_objectives_raise(part):
     with pytest.raises(WiringError, match='names the objective "k9", which is none of k0, k1'):
         advance(part, graded([[1.0, 2.0]]))

@@ -106,6 +106,11 @@ def test_preference_weights_of_a_prompt(file):
             file({"prompt": "q", "wish": "safe"}, {"prompt": "r", "wish": {"safe": 0}}),
             columns=ColumnNames(preference_weights="wish"),
         )
+    with pytest.raises(DataError, match=r"wish.toxic: a weight below 0; fix: .*objectives.toxic.goal: lower"):
+        read_prompts(
+            file({"prompt": "q", "wish": {"safe": 1, "toxic": -1}}),
+            columns=ColumnNames(preference_weights="wish"),
+        )
 
 
 def test_ids_and_categories(file):

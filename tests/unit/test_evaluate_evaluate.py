@@ -147,7 +147,9 @@ def test_missing_judgments_are_counted_and_prevent_better():
         "politeness"
     ]
     assert polite["num_scored"] == 54
+    bounds = {key: polite["missing"].pop(key) for key in ("low", "high")}
     assert polite["missing"] == {"before": 0, "after": 6, "fraction": 0.05, "unequal": False}
+    assert bounds["low"] < polite["low"] < polite["high"] <= bounds["high"]
     assert polite["verdict"] == "inconclusive"
     worse = evaluate(after, before, [judge()], objectives=("politeness",)).results
     assert worse["objectives"]["politeness"]["verdict"] == "worse"
@@ -173,7 +175,8 @@ def test_rising_reward_with_constant_judge_is_overoptimization():
 
 def reward_rise(change, std, /, **judge):
     """An objective whose training reward rose significantly by `change`, with this std at the start."""
-    reward = {"change": change, "low": change / 2, "high": 2 * change, "std": std}
+    reward = {"change": change, "low": change / 2, "high": 2 * change}
+    reward = reward | {"std": std, "oriented": reward}
     summary = {
         "num_scored": 60,
         "independent": True,
@@ -182,7 +185,8 @@ def reward_rise(change, std, /, **judge):
         "missing": {},
     }
     defaults = {"change": 0.0, "low": -0.1, "high": 0.1, "min_detectable_effect": 0.2, "std": 1.0}
-    return {"o": summary | defaults | judge}
+    entry = summary | defaults | judge
+    return {"o": entry | {"oriented": {key: entry[key] for key in ("change", "low", "high")}}}
 
 
 @pytest.mark.parametrize(

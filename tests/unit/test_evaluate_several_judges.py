@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from paretune.evaluate.several_judges import combine_verdicts, judge_agreement, shared_objectives
+from paretune.evaluate.several_judges import judge_agreement, shared_objectives
+from paretune.evaluate.verdicts import combine_verdicts
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Intervals, tests and verdicts against scipy and published numbers."""
+"""Intervals and tests against scipy and published numbers."""
 
 import math
 import subprocess
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from paretune.evaluate import statistics
 from paretune.evaluate.statistics import (
     _student_t_quantile,
     fisher_exact,
     rate_change_interval,
     simultaneous_intervals,
-    verdict,
     wilson,
 )
 
@@ -73,10 +73,10 @@ def test_single_objective_equals_the_t_interval():
     values = np.random.default_rng(0).normal(0.1, 1.0, (400, 1))
     intervals = simultaneous_intervals(values)
     exact = stats.ttest_1samp(values[:, 0], 0).confidence_interval(0.95)
-    assert (intervals.low[0], intervals.high[0]) == pytest.approx((exact.low, exact.high), abs=4e-3)
+    assert (intervals.low[0], intervals.high[0]) == pytest.approx((exact.low, exact.high), abs=8e-3)
     assert intervals.mean[0] == pytest.approx(values.mean())
     # 80 % power at d: (1.96 + 0.84) / sqrt(n)
-    assert intervals.min_detectable_effect[0] == pytest.approx(2.80 * values.std(ddof=1) / 20, rel=0.03)
+    assert intervals.min_detectable_effect[0] == pytest.approx(2.80 * values.std(ddof=1) / 20, rel=0.06)
 
 
 def test_independent_objectives_widen_the_intervals_and_correlated_ones_do_not():
@@ -94,14 +94,78 @@ def test_simultaneous_coverage_is_the_confidence_level(prompts, missing):
     rng = np.random.default_rng(prompts)
     mix = np.linalg.cholesky(0.5 * np.eye(4) + 0.5)
     truth = np.array([0.3, 0.0, -0.1, 0.05])
-    hits, repeats = 0, 500
+    hits, repeats = 0, 200
     for repeat in range(repeats):
         values = truth + rng.normal(size=(prompts, 4)) @ mix.T
         values[rng.random(values.shape) < missing] = math.nan
-        intervals = simultaneous_intervals(values, bootstrap_samples=600, seed=repeat)
+        intervals = simultaneous_intervals(values, bootstrap_samples=300, seed=repeat)
         hits += bool(((intervals.low <= truth) & (truth <= intervals.high)).all())
-    # Three standard errors of a 95 % rate over 500 repeats, and a little for the draws.
-    assert 0.91 <= hits / repeats <= 0.985
+    # Two standard errors of a 95 % rate over 200 repeats; an interval may be wide where skewness is unsure.
+    assert hits / repeats >= 0.92
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_skewed_differences_of_mean_zero_are_called_neither_better_nor_worse(sign, monkeypatch):
+    """Log-normal differences: symmetric intervals call 13 % of these evaluations better or worse."""
+    draws = [statistics._resample_counts(np.random.default_rng(i), 40, 400) for i in range(10)]
+    monkeypatch.setattr(statistics, "_resample_counts", lambda rng, *_: draws[rng.integers(10)])
+    rng = np.random.default_rng(7)
+    mix = np.linalg.cholesky(0.6 * np.eye(4) + 0.4)
+    false = np.zeros(2)
+    for repeat in range(200):
+        values = sign * (np.exp(0.8 * rng.normal(size=(40, 4)) @ mix.T) - np.exp(0.32))
+        intervals = simultaneous_intervals(values, bootstrap_samples=400, seed=repeat)
+        false += [(intervals.low > 0).any(), (intervals.high < 0).any()]
+    # 2.5 % and two standard errors over 200 repeats.
+    assert (false / 200 <= 0.047).all()
+
+
+def test_the_long_side_of_a_skewed_sample_is_the_longer_one_and_seen_by_the_detectable_effect():
+    values = stats.lognorm.ppf((np.arange(60) + 0.5) / 60, 0.8)[:, None]
+    right, left = simultaneous_intervals(values), simultaneous_intervals(-values)
+    assert right.high[0] - right.mean[0] > 1.5 * (right.mean[0] - right.low[0])
+    exact = stats.ttest_1samp(values[:, 0], 0).confidence_interval(0.95)
+    assert right.low[0] == pytest.approx(exact.low, rel=0.03), "the short side is never cut"
+    assert left.low[0] == pytest.approx(-right.high[0], rel=0.1)
+    assert right.min_detectable_effect[0] > right.high[0] - right.mean[0]
+
+
+def test_few_changed_prompts_among_many_count_as_few():
+    """As in McNemar's test: seven gains and no loss, for eight objectives, are no evidence."""
+    gains = np.zeros((300, 8))
+    gains[np.arange(7)[:, None] + 10 * np.arange(8), np.arange(8)] = 1.0
+    assert (simultaneous_intervals(gains).low < 0).all()
+    more = np.zeros((300, 1))
+    more[:12] = 1.0
+    assert simultaneous_intervals(more).low[0] > 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[0.5, -1.0], [0.1, 2.0]],
+        [[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]],
+        [[1.0, 1.0], [1.0, -1.0], [math.nan, 1.0]],
+        [*[[0.0, 0.0]] * 29, [1.0, -1.0]],
+        [*[[0.0, 0.0]] * 27, [1.0, -1.0], [1.0, 1.0], [1.0, math.nan]],
+    ],
+)
+def test_few_different_differences_have_finite_intervals_around_zero(values):
+    """Two clusters, all but one equal, and bootstrap samples without any error of their own."""
+    intervals = simultaneous_intervals(np.array(values))
+    varies = np.nanstd(values, axis=0) > 0
+    assert np.isfinite([intervals.low, intervals.high, intervals.min_detectable_effect]).all()
+    assert (intervals.low[varies] < 0).all()
+    assert (intervals.high[varies] > 0).all()
+    assert (intervals.low[~varies] == intervals.high[~varies]).all()
+
+
+def test_two_clusters_have_at_least_the_t_interval_of_one_degree_of_freedom():
+    pair = np.array([[0.2], [0.6]])
+    exact = stats.ttest_1samp(pair[:, 0], 0).confidence_interval(0.95)
+    intervals = simultaneous_intervals(pair)
+    assert intervals.low[0] <= exact.low + 1e-9
+    assert intervals.high[0] >= exact.high - 1e-9
 
 
 def test_duplicate_prompts_count_once():
@@ -138,28 +202,6 @@ def test_constant_differences_give_a_point_and_the_seed_determines_the_interval(
     values = np.random.default_rng(4).normal(size=(40, 2))
     repeats = [simultaneous_intervals(values, seed=5) for _ in range(2)]
     assert repeats[0].low.tolist() == repeats[1].low.tolist()
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "arguments", "word"),
-    [
-        (0.01, 0.2, {}, "better"),
-        (0.01, 0.2, {"independent": False}, "no evidence"),
-        (0.01, 0.2, {"independent": False, "margin": 0.05}, "not worse"),
-        (0.01, 0.2, {"missing_fraction": 0.021}, "inconclusive"),
-        (0.01, 0.2, {"missing_fraction": 0.02}, "better"),
-        (0.01, 0.2, {"unequal_missing": True}, "inconclusive"),
-        (-0.2, -0.01, {}, "worse"),
-        (-0.2, -0.01, {"independent": False, "missing_fraction": 0.5}, "worse"),
-        (-0.01, 0.2, {}, "no evidence"),
-        (-0.01, 0.2, {"margin": 0.05}, "not worse"),
-        (-0.05, 0.2, {"margin": 0.05}, "no evidence"),
-        (0.0, 0.0, {}, "no evidence"),
-        (math.nan, math.nan, {}, "not measured"),
-    ],
-)
-def test_verdict_follows_the_rule(low, high, arguments, word):
-    assert verdict(low, high, **({"independent": True, "missing_fraction": 0.0} | arguments)) == word
 
 
 def test_statistics_need_no_torch():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from paretune.evaluate.statistics import (
     bootstrap_means,
@@ -17,30 +18,56 @@ def test_mean_weights_seeds_equally_and_ignores_unscored_prompts():
     assert mean_over_seeds([first, second]) == pytest.approx([(2 + 6) / 2, (2 + 6.5) / 2])
 
 
-def test_bootstrap_variance_equals_the_theory():
-    """Var = (S / (S - 1)) (S - 1) / S s^2 / S between seeds + p^2 / (S P) within; p^2 / P where crossed."""
+def test_spread_of_the_replicates_equals_the_theory():
+    """Between seeds s / sqrt(S) times Student's t; within p^2 / (S P), or p^2 / P where crossed."""
     rng = np.random.default_rng(0)
-    seeds, prompts, std = 5, 400, 0.3
+    seeds, prompts, std = 5, 100, 0.3
     seed_means = np.array([-0.4, -0.2, 0.0, 0.2, 0.4])
     noise = rng.normal(0, 1, (prompts, 1))
     noise = (noise - noise.mean()) / noise.std()
-    between = seed_means.var(ddof=1) / seeds
+    # Student's t with 4 degrees of freedom has twice the variance of a normal number.
+    between = 2 * seed_means.var(ddof=1) / seeds
     for crossed, within in ((False, std**2 / (seeds * prompts)), (True, std**2 / prompts)):
         tables = [seed_means[s] + std * noise for s in range(seeds)]
-        replicates = bootstrap_means(tables, shared_prompts=crossed, bootstrap_samples=20_000, seed=1)
+        replicates = bootstrap_means(tables, shared_prompts=crossed, bootstrap_samples=8000, seed=1)
         assert replicates.mean() == pytest.approx(0, abs=0.01)
-        assert replicates.var() == pytest.approx(between + within, rel=0.05)
+        assert replicates.var() == pytest.approx(between + within, rel=0.1)
     single = [std * noise]
-    assert bootstrap_means(single, shared_prompts=False, bootstrap_samples=20_000).var() == pytest.approx(
-        std**2 / prompts, rel=0.05
+    assert bootstrap_means(single, shared_prompts=False, bootstrap_samples=8000).var() == pytest.approx(
+        std**2 / prompts, rel=0.06
     )
     same = [std * noise] * 3
-    assert bootstrap_means(same, shared_prompts=True, bootstrap_samples=20_000).var() == pytest.approx(
-        std**2 / prompts, rel=0.05
+    assert bootstrap_means(same, shared_prompts=True, bootstrap_samples=8000).var() == pytest.approx(
+        std**2 / prompts, rel=0.06
     )
-    assert bootstrap_means(same, shared_prompts=False, bootstrap_samples=20_000).var() == pytest.approx(
-        std**2 / (3 * prompts), rel=0.05
+    assert bootstrap_means(same, shared_prompts=False, bootstrap_samples=8000).var() == pytest.approx(
+        std**2 / (3 * prompts), rel=0.06
     )
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_means_of_a_few_seeds_have_the_t_interval_of_any_difference(seeds):
+    """Equal prompts within each seed: only the seeds vary, and the exact interval is known."""
+    rng = np.random.default_rng(seeds)
+    tables = [np.tile(rng.normal(size=3), (10, 1)) for _ in range(seeds)]
+    replicates = bootstrap_means(tables, shared_prompts=True, bootstrap_samples=20_000)
+    for weights in ([1, 0, 0], [1, -1, 0], [0.5, 0.5, -1]):
+        low, high = percentile_intervals(replicates @ np.array(weights)[:, None], 0.9)
+        exact = stats.ttest_1samp([table[0] @ weights for table in tables], 0).confidence_interval(0.9)
+        assert (low[0], high[0]) == pytest.approx((exact.low, exact.high), rel=0.05, abs=0.03)
+
+
+def test_joint_intervals_of_three_seeds_hold():
+    """Seeds that differ more than prompts; resampling the seeds would cover 76 %."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for repeat in range(120):
+        prompts = rng.normal(size=(20, 4))
+        tables = [prompts + rng.normal(size=4) for _ in range(3)]
+        replicates = bootstrap_means(tables, shared_prompts=True, bootstrap_samples=300, seed=repeat)
+        low, high = max_t_intervals(mean_over_seeds(tables), replicates, 0.95)
+        hits += bool(((low <= 0) & (high >= 0)).all())
+    assert hits / 120 >= 0.88
 
 
 def test_replicates_are_paired_and_deterministic():

@@ -55,10 +55,16 @@ def test_durations():
 
 def test_time_left_comes_from_recent_steps(clock):
     left = TimeLeft()
+    clock.now = 9.0
+    left.add(0, 10)
     assert left.seconds() is None
-    clock.now = 4.0
+    clock.now = 13.0
     left.add(1, 10)
-    assert left.seconds() == pytest.approx(36), "the first step counts from the start of the stage"
+    assert left.seconds() == pytest.approx(36), "without what was loaded before the first step"
+    clock.now = 4.0
+    left = TimeLeft()
+    left.add(1, 10)
+    assert left.seconds() is None, "its beginning is unknown"
     clock.now = 6.0
     left.add(2, 10)
     assert left.seconds() == pytest.approx(16)
@@ -91,7 +97,10 @@ def test_a_terminal_shows_one_line_of_its_width(clock, width, encoding):
     live = LiveConsole(rich)
     live.start_stage("align", 5, 7)
     live.progress_bar.stop()
-    assert live.current_line() == "[5/7] align 0:00"
+    assert live.current_line() == "[5/7] align 0:00  loading"
+    live.progress(0, 0, "testing on unseen rows")
+    assert live.current_line() == "[5/7] align 0:00  testing on unseen rows"
+    live.progress(0, 60, "")
     clock.now = 4.0
     live.progress(1, 60, "KL/token 0.012", VALUES)
     line = live.current_line()
@@ -111,16 +120,16 @@ def test_plain_lines_have_steps_time_left_and_all_values(clock, monkeypatch):
     stream = io.StringIO()
     plain = PlainConsole(stream)
     plain.start_stage("align", 5, 7)
-    plain.progress(1, 60, "KL/token 0.012", VALUES)
+    plain.progress(0, 60, "")
     assert stream.getvalue() == "", "not before the interval has passed"
-    clock.now = 20.0
+    clock.now = 40.0
     plain.progress(2, 60, "KL/token 0.012", VALUES)
     assert f"2/60 19:20 left  KL/token 0.012  {'  '.join(VALUES)}\n" in stream.getvalue()
     monkeypatch.setenv("COLUMNS", "80")
     narrow = io.StringIO()
     plain = PlainConsole(narrow)
     plain.start_stage("align", 5, 7)
-    clock.now = 40.0
+    clock.now = 80.0
     plain.progress(2, 60, "KL/token 0.012", VALUES)
     assert len(narrow.getvalue().rstrip()) <= 80
     assert " +" in narrow.getvalue()

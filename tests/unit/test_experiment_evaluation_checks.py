@@ -70,7 +70,7 @@ def dataset(here: None) -> Dataset:
         ((JUDGE,), ["manners: no judge scores it, so it will not be measured; fix: add it to "
                     "judge.objectives and judge.ratings"]),
         ((JUDGE, "objectives.manners.weight=0"), []),
-        ((JUDGE, "objectives.manners.weight=-1"), ["manners: no judge scores it"]),
+        ((JUDGE, "objectives.manners.goal=lower"), ["manners: no judge scores it"]),
         ((JUDGE, SCORER, "objectives.manners.scorer=manners"), []),
         ((TYPED_JUDGE,), ["manners: no judge scores it, so it will not be measured; fix: add a judge of it "
                           "to `judges`"]),

@@ -98,8 +98,10 @@ def test_a_gate_falls_back_to_the_worst_label(recipe: Path) -> None:
     assert checked(recipe, "objectives.safety.gate=helpful >= 50").gates == (
         ("safety", "helpful", 50.0, -2.0),
     )
-    lowered = ("objectives.safety.gate=helpful >= 50", "objectives.safety.weight=-1")
+    lowered = ("objectives.safety.gate=helpful >= 50", "objectives.safety.goal=lower")
     assert checked(recipe, *lowered).gates[0][3] == 2.0
+    near = ("objectives.safety.gate=helpful <= 50", "objectives.safety.target=1.5")
+    assert checked(recipe, *near).gates == (("safety", "helpful", 50.0, -2.0, "<="),), "the farthest label"
     stated = ("objectives.safety.gate=helpful >= 50", "objectives.safety.gate_fallback=-3")
     assert checked(recipe, *stated).gates[0][3] == -3.0
 

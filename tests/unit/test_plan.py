@@ -1,5 +1,6 @@
 """The forecast of memory, time and scaling: against hand-counted values, and its text and page."""
 
+import dataclasses
 import re
 from dataclasses import replace
 
@@ -62,6 +63,7 @@ def workload(size=None, *, lora=None, **changes):
         "prompt_tokens": 256,
         "response_tokens": 512,
         "max_tokens_per_pass": 8192,
+        "scorer_bytes": 0.0,
         "gradient_checkpointing": "none",
         "model_passes": 1,
         "iterations": 1,
@@ -81,6 +83,19 @@ def test_memory_of_what_is_trained() -> None:
     assert parts["moments"] == 8 * adapter.policy.num_trainable == 8 * 16 * 140_000
     assert parts["weights"] == 2 * n + 4 * 16 * 140_000
     assert "reference" not in parts
+
+
+def test_weights_of_reward_models_are_always_there() -> None:
+    """Beside an adapter they are as large as the policy; a workload without their size is an error."""
+    adapter = workload(lora=16)
+    n = adapter.policy.num_params
+    scored = replace(adapter, scorers=(adapter.policy,), scorer_bytes=2.0 * n)
+    more, less = (estimate_memory(work, CPU).peak for work in (scored, adapter))
+    assert more - less == 2 * n
+    fields = {f.name: getattr(adapter, f.name) for f in dataclasses.fields(adapter)}
+    del fields["scorer_bytes"]
+    with pytest.raises(TypeError, match="scorer_bytes"):
+        Workload(**fields)
 
 
 @pytest.mark.parametrize("ranks", [2, 8])

@@ -28,7 +28,11 @@ JOBS = (
     Job("grpo", dtype="float32", steps=10),
     Job("ppo_max", dtype="float32", steps=10),
 )
-CUT = Job("ppo_max", sharding="shard_grad_op", steps=3, cut_after=2)
+# In one folder: a step of two replicated ranks, one of two with divided weights, the last one by one process.
+CUTS = (
+    Job("ppo_max", sharding="no_shard", cut_after=2, name="cut"),
+    Job("ppo_max", sharding="full_shard", cut_after=3, name="cut"),
+)
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 EXACT = ("input_ids", "response_mask", "scores")
 
@@ -37,7 +41,7 @@ EXACT = ("input_ids", "response_mask", "scores")
 def folders(tmp_path_factory):
     """The results of one process and of two, from one launch."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    jobs = json.dumps([asdict(job) for job in (*JOBS, CUT)])
+    jobs = json.dumps([asdict(job) for job in (*JOBS, *CUTS)])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
@@ -84,12 +88,21 @@ def test_two_ranks_train_as_one(folders, job):
 
 
 @pytest.mark.slow
-def test_checkpoint_of_two_ranks_is_resumed_by_one(folders):
+def test_checkpoints_are_resumed_with_weights_held_in_another_way(folders):
     one, two = folders
-    resumed = two / CUT.folder
+    resumed = two / CUTS[0].folder
+    saved = {
+        path.name: {file.name for file in path.glob("*.safetensors")}
+        for path in (resumed / "checkpoints").glob("step-*")
+    }
+    parts = {
+        f"{name}-0000{rank}-of-00002.safetensors" for name in ("weights", "optimizer") for rank in (1, 2)
+    }
+    assert {"weights.safetensors", "optimizer.safetensors"} <= saved["step-000001"]
+    assert parts <= saved["step-000002"]
     default, language = torch.get_default_dtype(), battery.language
     try:
-        run_job(Job(CUT.algorithm, steps=CUT.steps, name=CUT.folder), resumed)
+        run_job(Job("ppo_max", name="cut"), resumed)
     finally:
         torch.set_default_dtype(default)
         battery.language = language

@@ -171,7 +171,7 @@ def test_missing_or_other_results_are_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"no benchmark\.json"):
         write_benchmark_report(tmp_path)
     (tmp_path / "benchmark.json").write_text('{"schema": "paretune/benchmark/9"}')
-    with pytest.raises(DataError, match="schema: paretune/benchmark/9, expected paretune/benchmark/2"):
+    with pytest.raises(DataError, match="schema: paretune/benchmark/9, expected paretune/benchmark/3"):
         write_benchmark_report(tmp_path)
 
 

@@ -24,7 +24,6 @@ CONSTANT, LINEAR = {"constant": False, "ridge": True}, {"constant": True, "ridge
     ("title", "beats", "sentence"),
     [
         ("Reward model", CONSTANT, "Reward model: safe does no better than a constant (n = 60). The policy"),
-        ("Judge", CONSTANT, "Judge: safe does no better than a constant (n = 60). Verdicts on these"),
         ("Reward model", LINEAR, "Reward model: a linear model on frozen features predicts the labels of"),
         ("Judge", LINEAR, "Judge: a linear model on frozen features predicts the labels of safe as well or"),
     ],
@@ -45,7 +44,7 @@ def test_heads_that_beat_their_baselines_are_no_warning():
     assert head_warnings({"Judge": {"objectives": {"safe": head}}}) == []
 
 
-def test_weak_heads_of_reward_and_judge_stand_at_the_top_of_the_page(tmp_path):
+def test_weak_heads_of_reward_and_judge_stand_below_the_verdicts(tmp_path):
     folder = make_run(tmp_path / "r", prompts=12, steps=2)
     report = read_json(folder / "reward" / "report.json")
     for head in report["objectives"].values():
@@ -56,7 +55,7 @@ def test_weak_heads_of_reward_and_judge_stand_at_the_top_of_the_page(tmp_path):
     warnings = head_warnings(read_model_reports(folder))
     assert [warning.split(":")[0] for warning in warnings] == ["Reward model", "Judge"]
     html = write_report(folder).read_text()
-    assert all(0 < html.index(warning) < html.index('class="verdicts"') for warning in warnings)
+    assert all(0 < html.index(warning) < html.index("Before and after") for warning in warnings)
 
 
 def test_warnings_of_the_training_close_the_terminal_and_the_page(tmp_path):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from paretune.evaluate.judge_quality import head_evidence, unreliable_heads, weak_heads
 from paretune.evaluate.warnings import evaluation_warnings
-from paretune.report.reward_model import head_evidence, unreliable_heads, weak_heads
 from paretune.report.tables import summary_table
 from support.fake_run import fake_evaluation
 

@@ -7,9 +7,12 @@ import sys
 import pytest
 
 from paretune.core.errors import ConfigError, DataError
-from paretune.report.charts import interval_strips, line_chart, nice_ticks, running_mean, tick_label
+from paretune.evaluate.judge_quality import unreliable_heads
+from paretune.report.charts import line_chart, nice_ticks, running_mean, tick_label
 from paretune.report.formatting import (
+    VERDICT_SYMBOLS,
     decimals_for,
+    explain_verdict,
     format_compact,
     format_interval,
     format_number,
@@ -18,7 +21,6 @@ from paretune.report.formatting import (
     format_verdict,
     keep_units,
 )
-from paretune.report.reward_model import unreliable_heads
 from paretune.report.run_page import write_report
 from paretune.report.samples import select_samples
 from paretune.report.tables import summary_table
@@ -38,12 +40,15 @@ def test_page_shows_the_numbers_of_the_run(run):
     evaluation = read_json(run / "eval" / "final" / "eval.json")
     for name, objective in evaluation["objectives"].items():
         assert name in html
-        assert format_verdict(objective) in html
+        assert f"{VERDICT_SYMBOLS[objective['verdict']]} {objective['verdict']}" in html
+        assert explain_verdict(objective) in html
         digits = decimals_for(objective)
         change = format_signed(objective["change"], digits)
         assert f"{change} {format_interval(objective['low'], objective['high'], digits)}" in html
     assert "Judge: <b>the ground truth</b>" in html
-    assert html.index("<b>Warnings</b>") < html.index("Before and after") < html.index("Side metrics")
+    assert html.index('class="verdict-lines') < html.index("<b>Warnings</b>") < html.index("Before and after")
+    assert html.index("Before and after") < html.index("Trade-offs") < html.index("Over-optimization")
+    assert html.index("Over-optimization") < html.index("Side metrics</h2>")
     assert html.index("Side metrics") < html.index("Reward model") < html.index("Training</h2>")
     assert html.index("Samples</h2>") < html.index("How to reproduce it")
     assert html.count('scope="row"') > 20
@@ -54,7 +59,7 @@ def test_self_judged_run_warns_loudly(tmp_path):
     make_run(tmp_path / "r", independent=False, judge="the training reward", prompts=60, steps=2)
     html = write_report(tmp_path / "r").read_text()
     assert html.count("<b>Judge not independent</b>") == 1
-    assert html.index("Judge not independent") < html.index('class="verdicts"')
+    assert html.index("Judge not independent") < html.index('class="verdict-lines')
     assert "▲ better" not in html
     table = summary_table(read_json(tmp_path / "r" / "eval" / "final" / "eval.json"))
     assert "no evidence (judge not independent)" in table
@@ -89,7 +94,7 @@ def test_unreliable_heads_are_at_the_top(tmp_path):
         "safety has no held-out labels (n = 0)",
     ]
     html = write_report(folder).read_text()
-    assert html.index(unreliable_heads(report)[0]) < html.index('class="verdicts"')
+    assert html.index(unreliable_heads(report)[0]) < html.index("Before and after")
     assert "Reward model: politeness" in html
     summary = report_summary(report)
     assert summary.startswith("4 heads on unseen prompts: politeness ρ 0.93")
@@ -176,12 +181,16 @@ def test_missing_run_or_damaged_file_is_an_error(tmp_path):
     with pytest.raises(DataError, match="not a parquet file"):
         write_report(folder)
     (folder / "eval" / "final" / "eval.json").write_text('{"schema": "paretune/eval/9"}')
-    with pytest.raises(DataError, match="schema: paretune/eval/9, expected paretune/eval/2"):
+    with pytest.raises(DataError, match="schema: paretune/eval/9, expected paretune/eval/3"):
         write_report(folder)
 
 
 def test_samples_are_selected_by_rule(run):
-    samples = select_samples(run / "eval" / "final", read_json(run / "eval" / "final" / "eval.json"))
+    evaluation = read_json(run / "eval" / "final" / "eval.json")
+    selection = select_samples(run / "eval" / "final", evaluation)
+    samples = selection.selected
+    assert len(samples) + len(selection.others) == selection.num_samples == 90
+    assert not any(sample.selection_rule or sample.expanded for sample in selection.others)
     rules = [sample.selection_rule for sample in samples]
     assert rules[0] == "largest gain in politeness"
     assert "largest loss in safety" in rules
@@ -222,7 +231,7 @@ def test_number_formatting():
     assert format_number(-1.234e39) == "−1.23e+39"
     assert format_signed(1e12, 4) == "+1.00e+12"
     assert format_number(123456789.0, 0) == "123456789"
-    tiny = {"verdict": "no evidence", "low": -1e-7, "high": 1e-7, "min_detectable_effect": 2e-7}
+    tiny = {"verdict": "no evidence", "oriented": {"low": -1e-7, "high": 1e-7}, "min_detectable_effect": 2e-7}
     assert format_verdict(tiny) == "no evidence (detectable change ≥ 2.00e−07)"
     assert decimals_for({"low": -0.001, "high": 0.06}) == 3
     assert decimals_for({"low": 3.0, "high": 60.0}) == 1
@@ -256,7 +265,7 @@ def test_page_has_one_list_of_warnings_and_both_estimates_of_the_kl(tmp_path):
     folder = make_run(tmp_path / "r", prompts=12, steps=2)
     html = write_report(folder).read_text()
     assert html.count("<b>Warnings</b>") == 1
-    assert html.index("<b>Warnings</b>") < html.index('class="verdicts"')
+    assert html.index("<b>Warnings</b>") < html.index("Before and after")
     kl = read_json(folder / "eval" / "final" / "eval.json")["kl"]
     for name, label in (("k3", "KL to the initial policy"), ("k1", "the same, k1 estimate")):
         row = re.search(rf"<tr><th scope=.row.>{label}.*?</tr>", html)[0]
@@ -269,7 +278,8 @@ def test_page_has_one_list_of_warnings_and_both_estimates_of_the_kl(tmp_path):
 
 def test_a_truncated_response_says_so_in_grey(tmp_path):
     folder = make_run(tmp_path / "r", prompts=12, steps=2)
-    samples = select_samples(folder / "eval" / "final", read_json(folder / "eval" / "final" / "eval.json"))
+    selection = select_samples(folder / "eval" / "final", read_json(folder / "eval" / "final" / "eval.json"))
+    samples = (*selection.selected, *selection.others)
     count = sum(sample.before_truncated + sample.after_truncated for sample in samples)
     html = write_report(folder).read_text()
     assert html.count('<span class="soft">[truncated at the length limit]</span>') == count
@@ -297,15 +307,6 @@ def test_ticks_are_round_and_cover_the_range():
     assert [tick_label(t, 0.25) for t in (0.0, 0.25, -1.0)] == ["0", "0.25", "−1.00"]
     assert tick_label(1.05e-5, 5e-7) == "1.05e−5"
     assert tick_label(250000.0, 50000.0) == "2.5e5"
-
-
-def test_strips_share_a_scale_unless_it_hides_small_ones():
-    drawn, shared = interval_strips([(0.1, 0.0, 0.2), (None, None, None), (-0.1, -0.15, -0.05)])
-    assert shared
-    assert drawn[1] is None
-    assert drawn[0].zero_x == drawn[2].zero_x == drawn[0].low_x
-    assert drawn[2].high_x < drawn[2].zero_x
-    assert not interval_strips([(0.1, 0.0, 0.2), (50, 40, 60)])[1]
 
 
 def test_report_loads_neither_torch_nor_transformers(run):

@@ -10,7 +10,8 @@ from paretune.models.load import PolicyModel
 from paretune.models.lora import AdapterDisabledModel, LoraSpec, add_lora
 from paretune.models.model_passes import Models, OldLogprobs, RefLogprobs
 from paretune.rl.hooks import MetricsHook, StepHooks
-from paretune.rl.loop import accumulate_gradients, rollout_and_score
+from paretune.rl.loop import accumulate_gradients
+from paretune.rl.rollout import rollout_and_score
 from paretune.rl.state import trainable_parameters
 from paretune.rollout.sampler import LocalSampler, StoredResponses
 from paretune.run.folder import Run

@@ -11,11 +11,13 @@ from typing import Any, Literal, TypeVar
 from paretune.algorithms.grpo import grpo
 from paretune.algorithms.signature import inherit_arguments
 from paretune.core.errors import WiringError
+from paretune.core.goals import HIGHER, Goal
 from paretune.core.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from paretune.credit.aggregation import Lexicographic, PreferenceWeightedSum, WeightedSum
 from paretune.credit.base import CreditStep, chain, flatten_steps
 from paretune.credit.constraints import Constraint, Lagrangian
 from paretune.credit.scalarization import Chebyshev, MinObjective
+from paretune.credit.score_transforms import OrientScores
 from paretune.rl.algorithm_spec import AlgorithmSpec, map_phases
 from paretune.rl.evolution.spec import EvolutionSpec
 
@@ -80,6 +82,22 @@ def replace_aggregator(
     )
 
 
+def orient_scores(spec: SpecT, goals: Mapping[str, Goal]) -> SpecT:
+    """The spec, and its phases, with a first step that makes higher rewards better for every objective.
+
+    Args:
+        spec: Any spec.
+        goals: Objective -> its goal. Without one that differs from "higher", the spec is unchanged.
+    """
+    used = {name: goal for name, goal in goals.items() if goal != HIGHER}
+    if not used:
+        return spec
+    return spec.replace(
+        reward_steps=chain(OrientScores.of(used), *flatten_steps(spec.reward_steps)),
+        phases=map_phases(spec.phases, partial(orient_scores, goals=goals)),
+    )
+
+
 def weighted_sum(weights: Weights, constraints: Constraints) -> CreditStep:
     """The sum of weight times score.
 
@@ -131,7 +149,7 @@ def chebyshev(
         weights: Weight of the distance in each objective.
         constraints: Must be empty.
         criterion: "response" or "policy_mean"; see `Chebyshev`.
-        ideal_point: The ideal point; None: the best scores so far.
+        ideal_point: The ideal point, in the units of the scores; None: the best scores so far.
         rho: Multiple of the weighted sum that is added.
         freeze_ideal_after: Training step from which the ideal point is fixed.
 

@@ -24,8 +24,9 @@ from paretune.models.model_passes import OldLogprobs, RefLogprobs
 from paretune.rl.algorithm_spec import AlgorithmSpec, LossAggregation
 from paretune.rollout.sampler import OnPolicy
 
-Gates = Sequence[tuple[str, str, float, float]]
-"""(objective, condition objective, threshold, fallback): below the threshold the score is `fallback`."""
+Gates = Sequence[tuple[str, str, float, float] | tuple[str, str, float, float, Literal[">=", "<="]]]
+"""(objective, condition objective, threshold, fallback): below the threshold the score is `fallback`;
+above it, with a fifth value "<="."""
 
 
 def grpo(

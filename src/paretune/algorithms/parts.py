@@ -36,10 +36,10 @@ from paretune.credit.normalization import (
 from paretune.credit.returns import Gae, RedistributeTokenRewards, ReturnToGo
 from paretune.credit.scalarization import Chebyshev, HypervolumeGuidedWeighting, MinObjective
 from paretune.credit.score_transforms import (
-    DistanceToTarget,
     HandleMissingScores,
     InvalidFormatPenalty,
     MissingAsZero,
+    OrientScores,
     Threshold,
 )
 from paretune.credit.selection import BestOfN, DropZeroVarianceGroups, MaskTruncated, ResampleByRank
@@ -85,7 +85,6 @@ CREDIT_STEPS: tuple[type[CreditStep], ...] = (
     Chebyshev,
     ClipReward,
     ConfidenceCalibratedReward,
-    DistanceToTarget,
     DropZeroVarianceGroups,
     EosTrick,
     Gae,
@@ -101,6 +100,7 @@ CREDIT_STEPS: tuple[type[CreditStep], ...] = (
     MaskTruncated,
     MinObjective,
     MissingAsZero,
+    OrientScores,
     OverlongPenalty,
     PerCategoryWeightedSum,
     PreferenceWeightedSum,

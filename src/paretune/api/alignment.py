@@ -2,18 +2,25 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from paretune.algorithms.aggregators import orient_scores
 from paretune.algorithms.grpo import grpo
-from paretune.api.arguments import argument_error, check_arguments, check_weights
+from paretune.api.arguments import (
+    argument_error,
+    check_arguments,
+    check_objective_names,
+    check_weights,
+)
 from paretune.api.inputs import Prompts, read_prompts
 from paretune.api.loading import LoadingContext, ScorersLike, load_scorers
 from paretune.api.policies import MakeSampler, PolicyLike, frozen_copy, load_policy
 from paretune.core.batch import Batch
 from paretune.core.errors import WiringError
+from paretune.core.goals import Goal
 from paretune.core.types import PeftModel
 from paretune.credit.base import Metrics
 from paretune.data.loader import PromptStream
@@ -60,6 +67,7 @@ def align(
     prompts: Prompts,
     output_dir: str | Path,
     algorithm: AlgorithmSpec | None = None,
+    goals: Mapping[str, str | float] | None = None,
     max_steps: int = 60,
     prompts_per_step: int = 16,
     learning_rate: float | None = None,
@@ -83,6 +91,7 @@ def align(
         output_dir: The run folder.
         algorithm: How to train, such as `paretune.algorithms.grpo({"brief": 1.0, "polite": 2.0})`; None: GRPO
             with equal weights for all objectives.
+        goals: Objective -> "higher" (the default), "lower", or the number that is its best score.
         max_steps: Training steps.
         prompts_per_step: Prompts per step.
         learning_rate: None: the default for the size of the model.
@@ -105,7 +114,10 @@ def align(
         raise argument_error(
             "align", "algorithm", algorithm, expected, 'paretune.algorithms.grpo({"polite": 1.0})'
         )
-    inputs = _Inputs(policy, scorers, read_prompts(prompts), Path(output_dir), algorithm, sampler)
+    directions = {name: Goal.of(goal) for name, goal in (goals or {}).items()}
+    if algorithm is not None:
+        check_weights(algorithm.name, algorithm)
+    inputs = _Inputs(policy, scorers, read_prompts(prompts), Path(output_dir), algorithm, directions, sampler)
     settings = _Settings(max_steps, prompts_per_step, learning_rate, lora, max_tokens_per_pass, seed, device)
     return _align(inputs, settings, save_steps, on_step)
 
@@ -116,6 +128,7 @@ class _Inputs(NamedTuple):
     prompts: tuple[Prompt, ...]
     output_dir: Path
     algorithm: AlgorithmSpec | None
+    goals: Mapping[str, Goal]
     sampler: MakeSampler
 
 
@@ -143,7 +156,9 @@ def _align(
     )
     rewards = load_scorers(inputs.scorers, loading)
     objectives = tuple(name for scorer in rewards for name in scorer.names)
-    spec = inputs.algorithm or grpo(dict.fromkeys(objectives, 1.0))
+    check_objective_names("align", "goals", inputs.goals, objectives)
+    algorithm = inputs.algorithm or grpo(dict.fromkeys(objectives, 1.0))
+    spec = orient_scores(algorithm, inputs.goals)
     critic = _critic(spec, objectives, source, settings)
     encode_prompts(model, inputs.prompts, max_new_tokens=spec.rollout.max_new_tokens or 0)  # all have room
     probe_sampler(model)
@@ -272,7 +287,6 @@ def _critic(
     """
     if isinstance(spec, EvolutionSpec):
         raise WiringError(f"algorithm {spec.name} cannot be used without a recipe; fix: paretune.run(recipe)")
-    check_weights(spec.name, spec)
     requirements = check_spec(spec, objectives)
     if spec.phases or requirements.stored_responses or requirements.demonstrations:
         needs = "phases" if spec.phases else "stored data"

@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from numbers import Real
@@ -154,8 +154,23 @@ def _instead(function: str, name: str, known: Mapping[str, Any]) -> str:
     return f"{hint}; fix: one of {', '.join(known)}" if known else f"{hint}; fix: leave it out"
 
 
+def check_objective_names(
+    function: str, parameter: str, names: Iterable[str], objectives: Iterable[str]
+) -> None:
+    """Check that an argument names objectives that something scores.
+
+    Raises:
+        ConfigError: One of them is unknown.
+    """
+    known = list(dict.fromkeys(objectives))
+    for name in names:
+        if name not in known:
+            fix = f"the objectives are {', '.join(known)}"
+            raise ConfigError(f'paretune.{function}: {parameter}: nothing scores "{name}"; fix: {fix}')
+
+
 def check_weights(name: str, spec: Any) -> None:
-    """Check that the weights of all parts are numbers by objective: those of recipes are checked by type.
+    """Check that the weights of all parts are numbers of at least 0 by objective, as those of recipes are.
 
     Args:
         name: The algorithm.
@@ -172,6 +187,14 @@ def check_weights(name: str, spec: Any) -> None:
             if not all(isinstance(number, Real) and math.isfinite(number) for number in numbers):
                 problem = f"the weights {reprlib.repr(weights)} are no numbers by objective"
                 fix = f'paretune.algorithms.{name}({{"polite": 1.0}})'
+                raise ConfigError(f"paretune.align: algorithm: {problem}; fix: {fix}")
+            if isinstance(weights, Mapping) and (
+                negative := next((n for n, w in weights.items() if w < 0), None)
+            ):
+                problem = (
+                    f"the weight of {negative} is below 0, which leaves open which of its scores are good"
+                )
+                fix = f'a weight above 0, and goals={{"{negative}": "lower"}}'
                 raise ConfigError(f"paretune.align: algorithm: {problem}; fix: {fix}")
             parts += [getattr(part, each.name) for each in fields(part)]
         elif isinstance(part, tuple):
@@ -224,6 +247,17 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list | tuple | Mapping) and all(isinstance(name, str) and name for name in value)
 
 
+def _is_goals(value: Any) -> bool:
+    from paretune.core.goals import Goal
+
+    return isinstance(value, Mapping) and all(
+        isinstance(goal, Goal)
+        or goal in ("higher", "lower")
+        or (isinstance(goal, Real) and not isinstance(goal, bool) and math.isfinite(goal))
+        for goal in value.values()
+    )
+
+
 _COUNT = _whole(1, "8")
 _PATH = Rule("a path", '"runs/first"', _is_path)
 _MODEL_PATH = Rule("a folder or a hub name", '"models/name"', _is_path)
@@ -270,6 +304,11 @@ RULES: Mapping[str, Rule] = {
     ),
     "objectives": Rule("a list of names", '["polite", "brief"]', _is_names),
     "weights": _MAPPING._replace(expected="a mapping of objectives to weights", example='{"polite": 1.0}'),
+    "goals": Rule(
+        'a mapping of objectives to "higher", "lower" or a number, the target',
+        '{"toxicity": "lower", "length": 120.0}',
+        _is_goals,
+    ),
     "labels": _MAPPING._replace(expected="a mapping of objectives to columns", example='{"polite": "label"}'),
     "outputs": _MAPPING._replace(expected="a mapping of objectives to labels", example='{"polite": 0}'),
     "arguments": _MAPPING._replace(expected="a mapping of keyword arguments", example='{"limit": 40}'),

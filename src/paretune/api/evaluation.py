@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paretune.api.arguments import check_arguments
+from paretune.api.arguments import check_arguments, check_objective_names
 from paretune.api.inputs import Prompts, read_prompts
 from paretune.api.loading import LoadingContext, ScorerLike, ScorersLike, load_judges
 from paretune.api.policies import Generation, MakeSampler, PolicyLike, as_policy, generate_responses
 from paretune.config.scorers import VERDICT_RULES
 from paretune.core.errors import ConfigError
+from paretune.core.goals import Goal
 from paretune.data.records import Prompt
 from paretune.evaluate.evaluate import Evaluation
 from paretune.evaluate.evaluate import evaluate as evaluate_arms
@@ -58,6 +59,7 @@ def evaluate(
     judges: ScorersLike | Judge | Sequence[ScorerLike | Judge],
     prompts: Prompts,
     rewards: ScorersLike | Judge | Sequence[ScorerLike | Judge] = (),
+    goals: Mapping[str, str | float] | None = None,
     num_generations: int = 1,
     max_new_tokens: int = 256,
     temperature: float = 1.0,
@@ -77,6 +79,7 @@ def evaluate(
         prompts: Prompts that the training did not see.
         rewards: The scorers of the training; a judge that shares code, weights or data with them never yields
             "better".
+        goals: Objective -> "higher" (the default), "lower", or the number that is its best score.
         num_generations: Responses per prompt.
         max_new_tokens: Longest response in tokens.
         temperature: Sampling temperature.
@@ -93,24 +96,27 @@ def evaluate(
         WiringError: There is no judge, or two of one name score the same objective.
         ScoringError: A judge failed on too many responses.
     """
-    records = read_prompts(prompts)
-    policies = (as_policy(before, device), as_policy(after, device))
+    records, policies = read_prompts(prompts), (as_policy(before, device), as_policy(after, device))
     context = LoadingContext(prompts=records, tokenizer=policies[1].tokenizer, device=device)
     panel = load_judges(judges, context)
-    _check_names(panel, non_inferiority_margin or {}, verdict)
-    is_given = not isinstance(rewards, Sequence) or len(rewards) > 0
-    training = load_judges(rewards, context, parameter="rewards") if is_given else ()
+    _check_names(panel, {"goals": goals, "non_inferiority_margin": non_inferiority_margin}, verdict)
     return compare_policies(
         policies,
         records,
         panel,
-        training,
+        _training_rewards(rewards, context),
         Generation(num_generations, max_new_tokens, temperature, seed, sampler),
+        goals=goals,
         margins=non_inferiority_margin,
         verdict_rule=verdict,
         bootstrap_samples=bootstrap_samples,
         subtitle=comparison_subtitle(before, after),
     )
+
+
+def _training_rewards(rewards: Any, context: LoadingContext) -> tuple[Judge, ...]:
+    is_given = not isinstance(rewards, Sequence) or len(rewards) > 0
+    return load_judges(rewards, context, parameter="rewards") if is_given else ()
 
 
 def comparison_subtitle(before: PolicyLike, after: PolicyLike) -> tuple[str, ...]:
@@ -119,18 +125,22 @@ def comparison_subtitle(before: PolicyLike, after: PolicyLike) -> tuple[str, ...
     return tuple(f"{role} {policy}" for role, policy in policies.items() if isinstance(policy, str | Path))
 
 
-def _check_names(judges: Sequence[Judge], margins: Mapping[str, float], verdict: str) -> None:
+def _check_names(
+    judges: Sequence[Judge], named: Mapping[str, Mapping[str, Any] | None], verdict: str
+) -> None:
     """Check the objectives and judges that the settings name.
+
+    Args:
+        judges: The judges.
+        named: Parameter -> what it says by objective.
+        verdict: A rule, or the name of a judge.
 
     Raises:
         ConfigError: One of them is unknown.
     """
-    objectives = dict.fromkeys(name for judge in judges for name in judge.scorer.names)
-    for name in margins:
-        if name not in objectives:
-            problem = f'no judge scores "{name}"'
-            fix = f"the objectives are {', '.join(objectives)}"
-            raise ConfigError(f"paretune.evaluate: non_inferiority_margin: {problem}; fix: {fix}")
+    objectives = [name for judge in judges for name in judge.scorer.names]
+    for parameter, by_objective in named.items():
+        check_objective_names("evaluate", parameter, by_objective or {}, objectives)
     rules = [*VERDICT_RULES, *dict.fromkeys(judge.short_name for judge in judges)]
     if verdict not in rules:
         problem = f"{verdict!r} is none of {', '.join(rules)}"
@@ -161,12 +171,14 @@ def compare_policies(
     # The divergence compares probabilities of the same tokens.
     same_tokens = policies[0].tokenizer.get_vocab() == policies[1].tokenizer.get_vocab()
     kl = estimate_kl(after, policies[0].model, temperature=generation.temperature) if same_tokens else None
+    goals = settings.pop("goals", None) or {}
     evaluation = evaluate_arms(
         before,
         after,
         judges,
         objectives=tuple(dict.fromkeys(name for judge in judges for name in judge.scorer.names)),
         reward_judges=reward_judges,
+        goals={name: Goal.of(goal) for name, goal in goals.items()},
         kl=kl,
         seed=generation.seed,
         **settings,

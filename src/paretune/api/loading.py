@@ -12,6 +12,7 @@ from paretune.config.scorer_schema import LlmJudgeScorerSection, PythonScorerSec
 from paretune.core.errors import ConfigError, WiringError, format_issue
 from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.records import Prompt
+from paretune.evaluate.judge_quality import JudgeQuality, head_qualities
 from paretune.evaluate.judging import Judge
 from paretune.experiment.scorers import (
     ScorerBuilder,
@@ -19,6 +20,7 @@ from paretune.experiment.scorers import (
     identity_of,
     make_python_scorer,
     scorer_problems,
+    scorer_qualities,
 )
 from paretune.reward.failures import GuardedScorer, OnFailures, unwrapped
 from paretune.reward.function_signatures import check_arguments, check_columns, load_function
@@ -98,9 +100,18 @@ def load_judges(
                 weights_hash=weights_hash,
                 data_hashes=data_hashes,
                 key=scorer.name,
+                qualities=_qualities(judge, scorer.names),
             )
         )
     return tuple(loaded)
+
+
+def _qualities(judge: Any, names: Sequence[str]) -> dict[str, JudgeQuality]:
+    """The measured quality of a reward model that was fitted here or in a run; empty for other scorers."""
+    if isinstance(judge, ScorerSetup) and judge.function is None:
+        return scorer_qualities(judge.section, names)
+    report = getattr(judge, "report", None)
+    return head_qualities(report, {name: name for name in names}) if isinstance(report, Mapping) else {}
 
 
 def _named(scorers: Any, parameter: str) -> list[tuple[str | None, Any]]:

@@ -16,6 +16,7 @@ from paretune.report.formatting import (
     format_verdict,
     sanitize,
 )
+from paretune.report.tables import name_with_goal
 from paretune.run.compat import MANIFEST_FILE, RECIPE_FILE, RESOLVED_CONFIG_FILE
 from paretune.run.io import read_json
 
@@ -105,7 +106,7 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
         interval = format_interval(result["low"], result["high"], decimals)
         rows.append(
             (
-                name,
+                name_with_goal(name, result),
                 format_number(result["before"], decimals),
                 format_number(result["after"], decimals),
                 f"{format_signed(result['change'], decimals)} {interval}".rstrip(),

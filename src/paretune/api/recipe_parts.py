@@ -165,6 +165,7 @@ def evaluation_settings(config: Config) -> tuple[Generation, dict[str, Any]]:
     length = settings.max_new_tokens or int(config.algorithm.arguments.get("max_new_tokens", 256))
     generation = Generation(settings.num_generations, length, settings.temperature, settings.seed)
     return generation, {
+        "goals": config.goals,
         "margins": settings.non_inferiority_margin,
         "refusal_categories": settings.refusal_categories,
         "verdict_rule": settings.verdict,

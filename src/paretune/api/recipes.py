@@ -61,7 +61,7 @@ def run(
         recipe: A YAML file, the name of a shipped recipe, or a loaded recipe.
         overrides: Values that override a recipe that is not loaded yet.
         until: The last stage; None: all.
-        reuse_from: Reuse policy, reward and judge of a run until `judge`.
+        reuse_from: Reuse policy, reward and judge of an earlier run, whose recipe agrees in them.
 
     Raises:
         ParetuneError: One line per mistake.

@@ -15,6 +15,7 @@ from paretune.api.scores import score_table
 from paretune.core.errors import ConfigError, DataError, WiringError
 from paretune.data.loader import split_by_prompt
 from paretune.data.records import PreferencePair, Rating, Sample
+from paretune.evaluate.judge_quality import fitted_report
 from paretune.experiment.learning_rates import default_learning_rate
 from paretune.experiment.settings import resolve_max_tokens_per_pass
 from paretune.models.classifiers import LabelError, read_classifier
@@ -63,7 +64,7 @@ class FittedRewardModel:
     scorer: Scorer
     """Scores samples by the model."""
     report: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """Metrics on held-out rows, as in reward/report.json of a run; empty if it was loaded."""
+    """Metrics on held-out rows, as in reward/report.json of a run; empty if they are not known."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -155,7 +156,7 @@ def load_reward_model(
         chat_template_kwargs=chat_template_kwargs,
         max_failure_rate=max_failure_rate,
     )
-    return FittedRewardModel(model=scorer.model, scorer=scorer)
+    return FittedRewardModel(model=scorer.model, scorer=scorer, report=fitted_report(location))
 
 
 @check_arguments

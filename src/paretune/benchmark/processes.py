@@ -36,6 +36,8 @@ class Job:
     """File that receives stdout and stderr."""
     allow_guard_exit: bool = False
     """An exit by a training guard is a result (of a tuning trial), not a failure of the benchmark."""
+    may_fail: bool = False
+    """A failure is a result of this job alone: the others go on, and its exit code is returned."""
     needs_judge_scores: bool = False
     """The trial is complete only with the judge's scores."""
 
@@ -70,7 +72,8 @@ class JobRunner:
                         del self.running[label]
                         codes[label] = self._check_exit_code(job, process.returncode)
                         self.num_finished += 1
-                        self.on_progress(self.num_finished, f"{label}: done")
+                        word = "failed" if codes[label] and job.may_fail else "done"
+                        self.on_progress(self.num_finished, f"{label}: {word}")
                 if self.stop.requested:
                     self._terminate_all()
                     self.stop.raise_if_stopped("the last complete step of every run in progress")
@@ -107,6 +110,8 @@ class JobRunner:
             return code
         if self.stop.requested and code in (EXIT_STOPPED, EXIT_INTERRUPTED):
             return code
+        if job.may_fail and code not in (EXIT_STOPPED, EXIT_INTERRUPTED):
+            return code
         if code == EXIT_INTERRUPTED:
             raise KeyboardInterrupt(f"{job.label} was interrupted; run the same command again to resume")
         # Popen reports death by a signal as its negative number.
@@ -115,7 +120,7 @@ class JobRunner:
                 f"{job.label}: killed by signal {-code}; "
                 f"fix: lower num_processes if memory ran out; see the log {job.log_file}"
             )
-        message = _last_line(job.log_file)
+        message = last_line(job.log_file)
         raise ERROR_OF_EXIT_CODE.get(code, ParetuneError)(
             f"{job.label} failed: {message}; see the log {job.log_file}"
         )
@@ -132,6 +137,7 @@ class JobRunner:
         self.running.clear()
 
 
-def _last_line(log_file: Path) -> str:
+def last_line(log_file: Path) -> str:
+    """The last line of a log with any text."""
     lines = log_file.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line for line in reversed(lines) if line.strip()), "no output")

@@ -1,10 +1,10 @@
 """The content of benchmark.json: means, paired changes, hypervolumes, ranks and caveats.
 
-The intervals of the changes are simultaneous over all methods and objectives of a weighting.
+Comparisons of scores, ranks and dominance are of oriented scores, of which higher ones are better.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -12,89 +12,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretune import __version__
+from paretune.benchmark.changes import (
+    RANK_NOTE,
+    Cell,
+    Comparison,
+    Evaluations,
+    judge_information,
+    ranks_from_pairs,
+)
 from paretune.benchmark.costs import BUDGET_TOLERANCE, COST_COLUMNS, CostRow, budget_violations
 from paretune.benchmark.scores import BenchmarkScores, kl_before_after, load_scores, overoptimization
 from paretune.benchmark.spec import BenchmarkSpec, RunSpec
 from paretune.core.errors import DataError
+from paretune.core.goals import Goal
 from paretune.core.pareto import hypervolume, nondominated
-from paretune.evaluate.statistics import max_t_intervals, percentile_intervals, verdict
-from paretune.evaluate.warnings import few_prompts_warning
+from paretune.evaluate.evaluate import SCHEMA as EVALUATION_SCHEMA
+from paretune.evaluate.statistics import max_t_intervals, percentile_intervals
+from paretune.evaluate.verdicts import ONE_SEED
+from paretune.evaluate.warnings import few_prompts_warning, unreliable_judge_warnings
 from paretune.run.io import read_json
 
-Change = dict[str, Any]
-MethodObjective = tuple[str, str]
-"""(method, objective)"""
 FloatArray = NDArray[np.float64]
 
-
-def changes_vs_baseline(
-    spec: BenchmarkSpec,
-    scores: BenchmarkScores,
-    judge_info: Mapping[str, Any],
-    unranked: Mapping[str, str],
-    weighting: str,
-) -> dict[MethodObjective, Change]:
-    """Paired differences of all other methods to the baseline.
-
-    Args:
-        spec: The benchmark.
-        scores: Judge scores of all runs.
-        judge_info: Objective -> its judge, as in benchmark.json.
-        unranked: Method -> the reason why it is not ranked. It gets no verdict, since a larger budget may
-            explain any difference; an unranked baseline leaves every method without one.
-        weighting: The weighting to compare under.
-    """
-    baseline = spec.config.baseline_method
-    keys = [(m, o) for m in spec.config.methods if m != baseline for o in scores.objectives]
-    columns = [scores.index[m, weighting, o] for m, o in keys]
-    baseline_columns = [scores.index[baseline, weighting, o] for _, o in keys]
-    without_verdict = {m for m in spec.config.methods if {m, baseline} & unranked.keys()}
-    change = scores.mean[columns] - scores.mean[baseline_columns]
-    samples = scores.bootstrap_samples[:, columns] - scores.bootstrap_samples[:, baseline_columns]
-    return _with_verdicts(spec, judge_info, keys, change, samples, without_verdict)
-
-
-def changes_vs_initial(
-    spec: BenchmarkSpec, scores: BenchmarkScores, judge_info: Mapping[str, Any], weighting: str
-) -> dict[MethodObjective, Change]:
-    """Paired changes of all methods, the baseline included, from the initial policies of their own runs.
-
-    Arguments as in `changes_vs_baseline`. Unranked methods have verdicts here: no budgets are compared.
-    """
-    keys = [(m, o) for m in spec.config.methods for o in scores.objectives]
-    columns = [scores.index[m, weighting, o] for m, o in keys]
-    change = scores.mean[columns] - scores.initial_mean[columns]
-    samples = scores.bootstrap_samples[:, columns] - scores.initial_bootstrap_samples[:, columns]
-    return _with_verdicts(spec, judge_info, keys, change, samples)
-
-
-def _with_verdicts(
-    spec: BenchmarkSpec,
-    judge_info: Mapping[str, Any],
-    keys: Sequence[MethodObjective],
-    change: FloatArray,
-    bootstrap_samples: FloatArray,
-    unranked_methods: AbstractSet[str] = frozenset(),
-) -> dict[MethodObjective, Change]:
-    """Change, simultaneous interval and verdict of each key."""
-    if not keys:
-        return {}
-    low, high = max_t_intervals(change, bootstrap_samples, spec.config.confidence_level)
-    changes: dict[MethodObjective, Change] = {}
-    for i, (method, objective) in enumerate(keys):
-        bounds = float(low[i]), float(high[i])
-        info = judge_info[objective]
-        word = verdict(*bounds, independent=info["independent"], missing_fraction=info["missing_fraction"])
-        changes[method, objective] = {
-            "change": float(change[i]),
-            "low": bounds[0],
-            "high": bounds[1],
-            "verdict": "not ranked" if method in unranked_methods else word,
-        }
-    return changes
-
-
-SCHEMA = "paretune/benchmark/2"
+SCHEMA = "paretune/benchmark/3"
 TEXT_METRICS = ("length", "distinct_2", "unique_fraction", "similarity", "truncation_rate")
 CONFIDENCE_METRICS = ("ece", "auroc")
 SIDE_METRICS = ("kl", *TEXT_METRICS, *CONFIDENCE_METRICS)
@@ -116,7 +56,7 @@ def benchmark_results(
     """
     config = spec.config
     evaluations = {(r.method, r.weighting, r.seed): _load_evaluation(r) for r in run_specs}
-    scores = load_scores(spec, run_specs)
+    comparison = _comparison(spec, run_specs, evaluations)
     run_rows = [row for row in costs if row["kind"] == "run"]
     used = {
         m: [row[config.budget.resource] for row in run_rows if row["method"] == m] for m in config.methods
@@ -133,9 +73,10 @@ def benchmark_results(
         "baseline": config.baseline_method,
         "seeds": list(config.seeds),
         "weightings": {name: dict(weights) for name, weights in config.weightings.items()},
-        "objectives": _judge_info(scores.objectives, evaluations.values()),
-        "num_prompts": list(scores.num_prompts),
-        "same_prompts": scores.same_prompts,
+        "objectives": dict(comparison.judge_info),
+        "rank_note": RANK_NOTE,
+        "num_prompts": list(comparison.scores.num_prompts),
+        "same_prompts": comparison.scores.same_prompts,
         "confidence_level": config.confidence_level,
         "bootstrap_samples": config.bootstrap_samples,
         "scatter_pairs": [list(pair) for pair in config.scatter_pairs],
@@ -152,16 +93,27 @@ def benchmark_results(
             for method in config.methods
         },
         "shared_stages": [row for row in costs if row["kind"] == "shared"],
-        "initial": _initial_means(spec, scores),
+        "initial": _initial_means(spec, comparison.scores),
         "unranked": list(unranked.values()),
     }
-    score_table = _score_table(spec, scores, results["objectives"], unranked)
+    score_table = _score_table(comparison, unranked)
     pressure = overoptimization(spec, run_specs, evaluations)
     for method in config.methods:
         results["methods"][method] |= {"scores": score_table[method], "overoptimization": pressure[method]}
-    _add_hypervolumes(spec, scores, results, unranked)
+    _add_hypervolumes(spec, comparison.scores, results, unranked)
     results["caveats"] = _caveats(spec, results)
     return results
+
+
+def _comparison(spec: BenchmarkSpec, run_specs: Sequence[RunSpec], evaluations: Evaluations) -> Comparison:
+    objectives = next(iter(evaluations.values()))["objectives"]
+    scores = load_scores(spec, run_specs, {name: Goal.of(entry) for name, entry in objectives.items()})
+    return Comparison(
+        spec=spec,
+        scores=scores,
+        evaluations=evaluations,
+        judge_info=judge_information(scores.objectives, evaluations.values()),
+    )
 
 
 def _load_evaluation(run_spec: RunSpec) -> JsonDict:
@@ -169,49 +121,37 @@ def _load_evaluation(run_spec: RunSpec) -> JsonDict:
     evaluation = read_json(folder / "eval.json")
     if evaluation is None:
         raise DataError(f"{folder}: no eval.json; fix: run the same command again")
+    if (schema := evaluation.get("schema")) != EVALUATION_SCHEMA:
+        fix = f"rename {folder.parent}, and run the same command again"
+        raise DataError(f"{folder / 'eval.json'}: schema: {schema}, expected {EVALUATION_SCHEMA}; fix: {fix}")
     return evaluation
 
 
-def _judge_info(objectives: Sequence[str], evaluations: Any) -> JsonDict:
-    """Objective -> its judge, whether it is independent, and the largest fraction of missing scores."""
-    info = {}
-    for name in objectives:
-        rows = [evaluation["objectives"][name] for evaluation in evaluations]
-        info[name] = {
-            "judge": rows[0]["judge"],
-            "independent": all(row["independent"] for row in rows),
-            "missing_fraction": max(row["missing"]["fraction"] for row in rows),
-        }
-    return info
-
-
-def _score_table(
-    spec: BenchmarkSpec, scores: BenchmarkScores, judge_info: JsonDict, unranked: Mapping[str, str]
-) -> JsonDict:
+def _score_table(comparison: Comparison, unranked: Mapping[str, str]) -> JsonDict:
     """Method -> weighting -> objective -> mean, interval, seed means, changes and rank."""
-    config = spec.config
-    low, high = percentile_intervals(scores.bootstrap_samples, config.confidence_level)
+    config, scores = comparison.spec.config, comparison.scores
+    low, high = percentile_intervals(scores.raw.bootstrap_samples, config.confidence_level)
     table: JsonDict = {method: {} for method in config.methods}
+    ranked = [method for method in config.methods if method not in unranked]
     for weighting in config.weightings:
-        vs_baseline = changes_vs_baseline(spec, scores, judge_info, unranked, weighting)
-        vs_initial = changes_vs_initial(spec, scores, judge_info, weighting)
+        vs_baseline = comparison.vs_baseline(weighting, unranked.keys())
+        vs_initial, ranks = comparison.vs_initial(weighting), comparison.ranks(weighting, ranked)
         for method in config.methods:
+            cells = {objective: Cell(method, objective) for objective in scores.objectives}
             table[method][weighting] = {
                 objective: {
-                    "mean": scores.mean[column],
+                    "mean": scores.raw.mean[column],
                     "low": low[column],
                     "high": high[column],
-                    "seed_means": scores.seed_means[:, column].tolist(),
-                    "change_from_baseline": vs_baseline.get((method, objective)),
-                    "change_from_initial": vs_initial[method, objective],
-                    "rank": None,
+                    "oriented_mean": scores.oriented.mean[column],
+                    "seed_means": scores.raw.seed_means[:, column].tolist(),
+                    "change_from_baseline": vs_baseline.get(cell),
+                    "change_from_initial": vs_initial[cell],
+                    "rank": ranks.get(cell),
                 }
-                for objective in scores.objectives
+                for objective, cell in cells.items()
                 for column in [scores.index[method, weighting, objective]]
             }
-        ranked = [method for method in config.methods if method not in unranked]
-        for objective in scores.objectives:
-            _add_ranks([table[method][weighting][objective] for method in ranked], "mean")
     return table
 
 
@@ -221,15 +161,19 @@ def _add_hypervolumes(
     """Add each method's hypervolume, its interval, its difference to the baseline, and its rank."""
     config = spec.config
     names = list(config.reference_point)
-    reference_point = np.array([config.reference_point[name] for name in names], np.float64)
+    reference = ((name, config.reference_point[name]) for name in names)
+    reference_point = np.array(
+        [scores.goals[name].orient(value) if name in scores.goals else value for name, value in reference],
+        np.float64,
+    )
     values, samples = {}, {}
     for method in config.methods:
         results["methods"][method]["hypervolume"] = None
         columns = [[scores.index[method, w, o] for o in names] for w in config.weightings]
-        if names and np.isfinite(scores.mean[columns]).all():
-            values[method] = hypervolume(scores.mean[columns], reference_point)
+        if names and np.isfinite(scores.oriented.mean[columns]).all():
+            values[method] = hypervolume(scores.oriented.mean[columns], reference_point)
             samples[method] = np.array(
-                [hypervolume(row[columns], reference_point) for row in scores.bootstrap_samples]
+                [hypervolume(row[columns], reference_point) for row in scores.oriented.bootstrap_samples]
             )
     baseline = config.baseline_method
     for method, value in values.items():
@@ -246,8 +190,26 @@ def _add_hypervolumes(
             change = {"change": value - values[baseline], **_interval_bounds(low, high)}
             entry["change_from_baseline"] = change
         results["methods"][method]["hypervolume"] = entry
-    _add_ranks([results["methods"][m]["hypervolume"] for m in values if m not in unranked], "value")
+    ranked = [method for method in values if method not in unranked]
+    for method, rank in _volume_ranks(config.confidence_level, values, samples, ranked).items():
+        results["methods"][method]["hypervolume"]["rank"] = rank
     _add_pareto_front(spec, scores, results)
+
+
+def _volume_ranks(
+    level: float, values: Mapping[str, float], samples: Mapping[str, FloatArray], methods: Sequence[str]
+) -> dict[str, int | None]:
+    """Ranks by the differences whose interval, simultaneous over all pairs, excludes 0."""
+    pairs = list(itertools.combinations(methods, 2))
+    better = set()
+    if pairs:
+        differences = np.stack([samples[a] - samples[b] for a, b in pairs], 1)
+        estimates = np.array([values[a] - values[b] for a, b in pairs])
+        low, high = max_t_intervals(estimates, differences, level)
+        for (a, b), lower, upper in zip(pairs, low, high, strict=True):
+            if lower > 0 or upper < 0:
+                better.add((a, b) if lower > 0 else (b, a))
+    return ranks_from_pairs({method: values[method] for method in methods}, better)
 
 
 def _interval_bounds(low: FloatArray, high: FloatArray) -> JsonDict:
@@ -257,19 +219,14 @@ def _interval_bounds(low: FloatArray, high: FloatArray) -> JsonDict:
 def _add_pareto_front(spec: BenchmarkSpec, scores: BenchmarkScores, results: JsonDict) -> None:
     """Mark the (method, weighting) points that no other point dominates, over all objectives."""
     keys = [(m, w) for m in spec.config.methods for w in spec.config.weightings]
-    table = np.stack([scores.mean[[scores.index[m, w, o] for o in scores.objectives]] for m, w in keys])
+    table = np.stack(
+        [scores.oriented.mean[[scores.index[m, w, o] for o in scores.objectives]] for m, w in keys]
+    )
     # An objective without scores for some point cannot decide on dominance.
     known = np.isfinite(table).all(0)
     on_front = nondominated(table[:, known]) if known.any() else np.zeros(len(keys), bool)
     for (method, weighting), flag in zip(keys, on_front, strict=True):
         results["methods"][method].setdefault("pareto_front", {})[weighting] = bool(flag)
-
-
-def _add_ranks(entries: Sequence[JsonDict], key: str) -> None:
-    """Rank 1 for the largest value; equal values share a rank, missing ones have none."""
-    known = [entry for entry in entries if np.isfinite(entry[key])]
-    for entry in known:
-        entry["rank"] = 1 + sum(bool(other[key] > entry[key]) for other in known)
 
 
 def _mean_costs(rows: Sequence[CostRow]) -> JsonDict:
@@ -331,7 +288,7 @@ def _run_side_metrics(evaluation: JsonDict, refusal_categories: Mapping[str, str
 def _initial_means(spec: BenchmarkSpec, scores: BenchmarkScores) -> JsonDict:
     """Objective -> mean of the initial policy over the seeds, from the runs of the first method."""
     method, weighting = next(iter(spec.config.methods)), next(iter(spec.config.weightings))
-    return {o: float(scores.initial_mean[scores.index[method, weighting, o]]) for o in scores.objectives}
+    return {o: float(scores.raw.initial_mean[scores.index[method, weighting, o]]) for o in scores.objectives}
 
 
 def _tuning_summary(spec: BenchmarkSpec, tuning_results: Mapping[str, Any]) -> JsonDict | None:
@@ -343,7 +300,7 @@ def _tuning_summary(spec: BenchmarkSpec, tuning_results: Mapping[str, Any]) -> J
 
 def _caveats(spec: BenchmarkSpec, results: JsonDict) -> list[str]:
     """Limitations that a reader must know before reading a rank."""
-    lines = list[str]()
+    lines = unreliable_judge_warnings(results["objectives"])
     self_judged = [name for name, o in results["objectives"].items() if not o["independent"]]
     if self_judged:
         lines.append(
@@ -353,7 +310,7 @@ def _caveats(spec: BenchmarkSpec, results: JsonDict) -> list[str]:
     lines += few_prompts_warning(min(results["num_prompts"]))
     num_seeds = len(spec.config.seeds)
     if num_seeds == 1:
-        lines.append("One seed: the intervals do not include the variance between training seeds.")
+        lines.append(ONE_SEED)
     elif num_seeds < 5:
         lines.append(
             f"{num_seeds} seeds: the variance between training runs is known only roughly; use 5 or more."

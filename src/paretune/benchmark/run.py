@@ -3,7 +3,7 @@
 The same call again resumes: complete runs are kept, interrupted ones continue from their checkpoints.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from paretune.experiment.console import Console, make_console
 from paretune.experiment.reuse import reuse_key
 from paretune.experiment.tuning_trial import JUDGED_TRIAL, TRIAL
 from paretune.report.benchmark_page import benchmark_table, write_benchmark_report
-from paretune.run.compat import EVALUATION_SECTIONS, check_resumable
+from paretune.run.compat import EVALUATION_SECTIONS, check_resumable, free_folder
 from paretune.run.io import read_json, to_json, write_atomic
 from paretune.run.lock import RunLock
 from paretune.training.guards import StopRequest
@@ -42,13 +42,17 @@ def run_benchmark(spec: BenchmarkSpec, console: Console | None = None) -> dict[s
     try:
         preregister(spec)
         with console, StopRequest() as stop:
-            return _BenchmarkRunner(spec, console, stop).run()
+            return BenchmarkRunner(spec, console, stop).run()
     finally:
         lock.release()
 
 
-def preregister(spec: BenchmarkSpec) -> None:
+def preregister(spec: BenchmarkSpec, folder_key: str = "output_dir") -> None:
     """Write the preregistration before the first run, or compare the benchmark with the existing one.
+
+    Args:
+        spec: The benchmark.
+        folder_key: The key that names its folder.
 
     Raises:
         ConfigError: A preregistered value has changed.
@@ -77,21 +81,30 @@ def preregister(spec: BenchmarkSpec) -> None:
         raise ConfigError(
             "\n".join(
                 f"{path}: {key}: differs from the value preregistered before the first run; "
-                "fix: restore it, or change `name` in the benchmark's file"
+                f"fix: restore it, or write {folder_key}={free_folder(spec.output_dir)}"
                 for key in changed
             )
         )
 
 
 @dataclass
-class _BenchmarkRunner:
+class BenchmarkRunner:
+    """Runs the stages of a benchmark, each run in a process of its own."""
+
     spec: BenchmarkSpec
     console: Console
     stop: StopRequest
+    reuse_from: Path | None = None
+    """An earlier run whose policy, reward model and judge become the shared stages of the first seed."""
+    folder_key: str = "output_dir"
+    """The key that names the folder."""
+    isolate_failures: bool = False
+    """A run that fails does not stop the others."""
     shared_dirs: dict[Path, int] = field(default_factory=dict)
     """Folder of shared stages -> their seed."""
 
     def run(self) -> dict[str, Any]:
+        """Run all stages, and return the content of benchmark.json."""
         spec = self.spec
         trials = [trial for method in spec.config.methods for trial in spec.tuning_specs(method)]
         untuned_runs = spec.run_specs()
@@ -99,7 +112,7 @@ class _BenchmarkRunner:
         self._refuse_foreign_dirs(trials)
         self._refuse_foreign_dirs(untuned_runs if not trials else [])
         num_stages = 3 + bool(trials)
-        self._run_jobs("shared", 1, num_stages, self._shared_jobs([*trials, *untuned_runs]))
+        self.fit_shared([*trials, *untuned_runs], num_stages)
         tuning_results: dict[str, Any] = {}
         if trials:
             jobs = [self._make_job(trial, is_trial=True) for trial in trials]
@@ -107,9 +120,26 @@ class _BenchmarkRunner:
             tuning_results = select_trials(spec, exit_codes)
             write_atomic(spec.output_dir / "tuning.json", to_json(tuning_results))
         runs = spec.run_specs(selected_settings(tuning_results))
-        self._refuse_foreign_dirs(runs)
-        self._run_jobs("runs", num_stages - 1, num_stages, [self._make_job(run) for run in runs])
+        self.run_all(runs, "runs", num_stages - 1, num_stages)
         return self._write_report(runs, tuning_results, num_stages)
+
+    def fit_shared(self, run_specs: Sequence[RunSpec], num_stages: int) -> None:
+        """Fit policy, reward model and judge of these runs, once per seed and configuration."""
+        self._run_jobs("shared", 1, num_stages, self._shared_jobs(run_specs))
+
+    def run_all(self, run_specs: Sequence[RunSpec], name: str, index: int, num_stages: int) -> dict[str, int]:
+        """Run what is not complete of these runs; run folder -> exit code of every run that has one.
+
+        Raises:
+            ConfigError: A folder belongs to another benchmark; nothing was started.
+            ParetuneError: A run failed, unless failures are isolated.
+        """
+        self._refuse_foreign_dirs(run_specs)
+        return self._run_jobs(name, index, num_stages, [self._make_job(run) for run in run_specs])
+
+    def log_file(self, run_spec: RunSpec) -> Path:
+        """The output of a run."""
+        return self.spec.output_dir / "logs" / f"{self._job_name(run_spec)}.log"
 
     def _write_report(
         self, run_specs: list[RunSpec], tuning_results: dict[str, Any], num_stages: int
@@ -156,7 +186,7 @@ class _BenchmarkRunner:
                 recipe = self._write_recipe(shared_dir.name, resolved_yaml(config))
                 jobs[shared_dir] = Job(
                     label=f"shared stages of seed {spec.seed}",
-                    cli_args=("run", str(recipe), "--until", "judge"),
+                    cli_args=("run", str(recipe), "--until", "judge", *self._reused(spec)),
                     run_dir=shared_dir,
                     log_file=self.spec.output_dir / "logs" / f"{shared_dir.name}.log",
                 )
@@ -164,7 +194,7 @@ class _BenchmarkRunner:
 
     def _make_job(self, run_spec: RunSpec, *, is_trial: bool = False) -> Job:
         run_dir = Path(run_spec.config.run.output_dir)
-        name = "-".join(run_dir.relative_to(self.spec.output_dir).parts)
+        name = self._job_name(run_spec)
         recipe = self._write_recipe(name, resolved_yaml(run_spec.config))
         needs_judge_scores = is_trial and tuned_by_judge(self.spec)
         until = ("--until", JUDGED_TRIAL if needs_judge_scores else TRIAL) if is_trial else ()
@@ -172,10 +202,20 @@ class _BenchmarkRunner:
             label=f"{run_spec.method} {run_dir.name}" if is_trial else run_spec.label,
             cli_args=("run", str(recipe), "--reuse-from", str(self._shared_dir(run_spec)), *until),
             run_dir=run_dir,
-            log_file=self.spec.output_dir / "logs" / f"{name}.log",
+            log_file=self.log_file(run_spec),
             allow_guard_exit=is_trial,
+            may_fail=self.isolate_failures,
             needs_judge_scores=needs_judge_scores,
         )
+
+    def _job_name(self, run_spec: RunSpec) -> str:
+        return "-".join(Path(run_spec.config.run.output_dir).relative_to(self.spec.output_dir).parts)
+
+    def _reused(self, run_spec: RunSpec) -> tuple[str, ...]:
+        """Options that reuse an earlier run, which has one seed; the stages of other seeds are fitted."""
+        if self.reuse_from is None or run_spec.seed != self.spec.config.seeds[0]:
+            return ()
+        return ("--reuse-from", str(self.reuse_from))
 
     def _shared_dir(self, run_spec: RunSpec) -> Path:
         # 12 hex digits of the key keep the name short; the full key is checked when stages are reused.
@@ -185,7 +225,7 @@ class _BenchmarkRunner:
         """Write the complete recipe of one run, which reproduces the run on its own."""
         path = self.spec.output_dir / "recipes" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, f"# Made by paretune compare: every key and its origin.\n{text}")
+        write_atomic(path, f"# Made by paretune: every key and its origin.\n{text}")
         return path
 
     def _refuse_foreign_dirs(self, run_specs: Iterable[RunSpec]) -> None:
@@ -197,9 +237,10 @@ class _BenchmarkRunner:
                 run_hash = config_hash(config, without=EVALUATION_SECTIONS)
                 check_resumable(Path(config.run.output_dir), run_hash, resolved_yaml(config))
             except ConfigError as error:
-                problems.append(str(error))
+                problems.append(str(error).partition("; fix: ")[0])
         if problems:
-            raise ConfigError("\n".join(problems))
+            fix = f"write {self.folder_key}={free_folder(self.spec.output_dir)}, or remove this folder"
+            raise ConfigError("\n".join(f"{problem}; fix: {fix}" for problem in problems))
 
 
 def _is_complete(job: Job) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from paretune.config.data_schema import Name, NonEmptyStr, PathStr, ScalarOrList, Section
-from paretune.config.schema import RUN_NAME_PATTERN, BudgetSection
+from paretune.config.schema import RUN_NAME_PATTERN, BudgetResource
 from paretune.core.types import PositiveInt
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -14,6 +14,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 def _default_weightings() -> dict[str, dict[str, float]]:
     return {"recipe": {}}
+
+
+class BenchmarkBudget(Section):
+    """Budget of every run, preceding phases included."""
+
+    resource: BudgetResource | Literal["steps"]
+    """What is limited. steps: those of the alignment, with learning rates as in the recipe alone; for one
+    method only, since a step of another method may cost more."""
+    limit: PositiveInt
 
 
 class TuningSection(Section):
@@ -41,7 +50,7 @@ class BenchmarkConfig(Section):
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0, 1, 2)
     weightings: dict[Name, dict[Name, float]] = Field(default_factory=_default_weightings, min_length=1)
     """Name -> weights of objectives that replace the recipe's."""
-    budget: BudgetSection
+    budget: BenchmarkBudget
     tuning: TuningSection | None = None
     reference_point: dict[Name, float] = Field(default_factory=dict)
     """Reference point of the hypervolume, in the units of the judge."""

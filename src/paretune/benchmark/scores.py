@@ -6,25 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from paretune.benchmark.spec import BenchmarkSpec, RunSpec
 from paretune.core.errors import DataError
+from paretune.core.goals import HIGHER, Goal
 from paretune.evaluate.paired import mean_per_prompt
 from paretune.evaluate.statistics import bootstrap_means, mean_over_seeds
+from paretune.evaluate.stored_scores import clusters_of, read_generations
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkScores:
-    """Judge scores of all runs and the bootstrap of their means.
+class ScoreTable:
+    """Means of all runs and their bootstrap, by column. Shapes: S seeds, C columns, D bootstrap samples."""
 
-    A column is a (method, weighting, objective). Shapes: S seeds, C columns, D bootstrap samples.
-    """
-
-    objectives: tuple[str, ...]
-    index: Mapping[tuple[str, str, str], int]
-    """(method, weighting, objective) -> column."""
     seed_means: NDArray[np.float64]
     """[S, C]"""
     mean: NDArray[np.float64]
@@ -35,79 +30,172 @@ class BenchmarkScores:
     """[C]: mean of the initial policies of the same runs, on the same prompts."""
     initial_bootstrap_samples: NDArray[np.float64]
     """[D, C], resampled together with `bootstrap_samples`, so that differences are paired."""
+    prompt_means: tuple[NDArray[np.float64], ...]
+    """[P, C] of each seed, after training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkScores:
+    """Judge scores of all runs; a column is a (method, weighting, objective)."""
+
+    objectives: tuple[str, ...]
+    goals: Mapping[str, Goal]
+    """Objective -> its goal."""
+    index: Mapping[tuple[str, str, str], int]
+    """(method, weighting, objective) -> column."""
+    oriented: ScoreTable
+    """Scores of which higher ones are better: what is compared and ranked."""
+    raw: ScoreTable
+    """Scores as they are: what is shown."""
+    missing_shifts: NDArray[np.float64]
+    """[2, C]: how far the oriented mean would move if every missing score were the worst, or the best, that
+    its objective got."""
+    clusters: tuple[NDArray[np.int64], ...]
+    """[P] of each seed: prompts with equal numbers are duplicates of each other."""
     num_prompts: tuple[int, ...]
     """Prompts per seed."""
     same_prompts: bool
     """Whether all seeds are evaluated on the same prompts."""
 
 
-def load_scores(spec: BenchmarkSpec, run_specs: Sequence[RunSpec]) -> BenchmarkScores:
+def load_scores(
+    spec: BenchmarkSpec, run_specs: Sequence[RunSpec], goals: Mapping[str, Goal]
+) -> BenchmarkScores:
     """Read the judge scores of every run and bootstrap their means.
 
     Raises:
         DataError: Two runs of a seed were evaluated on different prompts or objectives.
     """
-    config, seeds = spec.config, spec.config.seeds
-    scores_by_seed, prompts_by_seed = [], []
-    objectives: tuple[str, ...] = ()
-    for seed in seeds:
-        runs = [(run, *read_arm(run), read_arm(run, "before")[1]) for run in run_specs if run.seed == seed]
-        first_run, first_prompts, first_columns, _ = runs[0]
-        objectives = tuple(first_columns)
-        for run, prompts, columns, _ in runs:
-            if prompts != first_prompts or tuple(columns) != objectives:
-                raise DataError(
-                    f"{run.config.run.output_dir}: evaluated on other prompts or objectives than "
-                    f"{first_run.config.run.output_dir}; fix: change `name` in the benchmark's file"
-                )
-        after = [columns[o] for _, _, columns, _ in runs for o in objectives]
-        before = [columns[o] for _, _, _, columns in runs for o in objectives]
-        # One matrix for both arms: the bootstrap then resamples the pairs.
-        scores_by_seed.append(np.stack([*after, *before], 1))
-        prompts_by_seed.append(first_prompts)
-    order = [(r.method, r.weighting, o) for r in run_specs if r.seed == seeds[0] for o in objectives]
-    same_prompts = len(seeds) > 1 and all(prompts == prompts_by_seed[0] for prompts in prompts_by_seed)
-    means = mean_over_seeds(scores_by_seed)
-    samples = bootstrap_means(
-        scores_by_seed,
-        shared_prompts=same_prompts,
-        bootstrap_samples=config.bootstrap_samples,
-        seed=0,
-    )
-    num_columns = len(order)
+    by_seed = [_load_seed([run for run in run_specs if run.seed == seed]) for seed in spec.config.seeds]
+    objectives, prompts = tuple(by_seed[0][0].columns), [runs[0].prompts for runs in by_seed]
+    order = [(arm.run.method, arm.run.weighting, o) for arm in by_seed[0] for o in objectives]
+    same_prompts = len(by_seed) > 1 and all(keys == prompts[0] for keys in prompts)
+    column_goals = [goals.get(o, HIGHER) for _, _, o in order]
+    oriented = [_means_of_both_arms(runs, column_goals) for runs in by_seed]
+    # Means of a score are no function of those of its distance to a target: both are resampled.
+    targets = [k for k, goal in enumerate(column_goals) if goal.kind == "target"]
+    with_targets = oriented
+    if targets:
+        as_scored = [_means_of_both_arms(runs, [HIGHER] * len(order)) for runs in by_seed]
+        columns = [*targets, *(k + len(order) for k in targets)]
+        with_targets = [
+            np.concatenate([table, raw[:, columns]], 1)
+            for table, raw in zip(oriented, as_scored, strict=True)
+        ]
+    table = _score_table(spec, with_targets, len(order), same_prompts)
     return BenchmarkScores(
         objectives=objectives,
+        goals={o: goals.get(o, HIGHER) for o in objectives},
         index={key: column for column, key in enumerate(order)},
-        seed_means=np.stack([mean_over_seeds([scores[:, :num_columns]]) for scores in scores_by_seed]),
-        mean=means[:num_columns],
-        bootstrap_samples=samples[:, :num_columns],
-        initial_mean=means[num_columns:],
-        initial_bootstrap_samples=samples[:, num_columns:],
-        num_prompts=tuple(len(scores) for scores in scores_by_seed),
+        oriented=_columns(table, range(len(order))),
+        raw=_raw_table(table, column_goals, targets),
+        missing_shifts=np.stack([_missing_shifts(runs, column_goals) for runs in by_seed]).mean(0),
+        clusters=tuple(clusters_of(keys) for keys in prompts),
+        num_prompts=tuple(len(scores) for scores in oriented),
         same_prompts=same_prompts,
     )
 
 
-def read_arm(run_spec: RunSpec, arm: str = "after") -> tuple[list[str], dict[str, NDArray[np.float64]]]:
-    """The judge scores of one arm of an evaluation.
+def _score_table(
+    spec: BenchmarkSpec, scores: Sequence[NDArray[np.float64]], num_columns: int, same_prompts: bool
+) -> ScoreTable:
+    """The table of [P, 2 C + 2 T] scores: after, before, and the same of T columns more."""
+    means = mean_over_seeds(scores)
+    # One matrix for both arms: the bootstrap then resamples the pairs.
+    samples = bootstrap_means(
+        scores, shared_prompts=same_prompts, bootstrap_samples=spec.config.bootstrap_samples, seed=0
+    )
+    num_targets = scores[0].shape[1] // 2 - num_columns
+    start = 2 * num_columns
+    after = [*range(num_columns), *range(start, start + num_targets)]
+    before = [*range(num_columns, start), *range(start + num_targets, start + 2 * num_targets)]
+    return ScoreTable(
+        seed_means=np.stack([mean_over_seeds([table[:, after]]) for table in scores]),
+        mean=means[after],
+        bootstrap_samples=samples[:, after],
+        initial_mean=means[before],
+        initial_bootstrap_samples=samples[:, before],
+        prompt_means=tuple(table[:, after] for table in scores),
+    )
 
-    Args:
-        run_spec: The run.
-        arm: "before" or "after".
 
-    Returns:
-        Keys of the prompts, and objective -> [P] mean over the scored responses per prompt.
-    """
-    table = pq.read_table(Path(run_spec.config.run.output_dir) / "eval" / "final" / "generations.parquet")
-    names = [name for name in table.column_names if name.startswith(f"{arm}/")]
-    num_generations = int(max(table["sample_index"].to_pylist())) + 1
-    columns = {}
-    for name in names:
-        scores = np.array(table[name].to_pylist(), dtype=np.float64).reshape(-1, num_generations, 1)
-        columns[name.removeprefix(f"{arm}/")] = mean_per_prompt(scores)[:, 0]
-    # Prompts from files may have no ids: the text tells them apart.
-    pairs = zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True)
-    return [f"{prompt_id} {text}" for prompt_id, text in pairs][::num_generations], columns
+def _raw_table(table: ScoreTable, goals: Sequence[Goal], targets: Sequence[int]) -> ScoreTable:
+    """The scores as they are: minus the oriented ones where lower is better, further columns for targets."""
+    extra = {column: len(goals) + i for i, column in enumerate(targets)}
+    signs = np.array([-1.0 if goal.kind == "lower" else 1.0 for goal in goals])
+    return _columns(table, [extra.get(column, column) for column in range(len(goals))], signs)
+
+
+def _columns(
+    table: ScoreTable, columns: Sequence[int] | range, signs: NDArray[np.float64] | float = 1.0
+) -> ScoreTable:
+    index = list(columns)
+    return ScoreTable(
+        seed_means=table.seed_means[:, index] * signs,
+        mean=table.mean[index] * signs,
+        bootstrap_samples=table.bootstrap_samples[:, index] * signs,
+        initial_mean=table.initial_mean[index] * signs,
+        initial_bootstrap_samples=table.initial_bootstrap_samples[:, index] * signs,
+        prompt_means=tuple(scores[:, index] * signs for scores in table.prompt_means),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunScores:
+    """The judge scores of one run."""
+
+    run: RunSpec
+    prompts: list[str]
+    """Id and text of each prompt."""
+    columns: Mapping[str, NDArray[np.float64]]
+    """Objective -> [2, P, n] scores before and after."""
+
+
+def _load_seed(run_specs: Sequence[RunSpec]) -> list[RunScores]:
+    """The scores of the runs of one seed, all on the same prompts."""
+    runs = [read_scores(run) for run in run_specs]
+    for run in runs:
+        if run.prompts != runs[0].prompts or tuple(run.columns) != tuple(runs[0].columns):
+            raise DataError(
+                f"{run.run.config.run.output_dir}: evaluated on other prompts or objectives than "
+                f"{runs[0].run.config.run.output_dir}; fix: change `name` in the benchmark's file"
+            )
+    return runs
+
+
+def read_scores(run_spec: RunSpec) -> RunScores:
+    """The judge scores of both arms of an evaluation."""
+    folder = Path(run_spec.config.run.output_dir)
+    prompts, columns = read_generations(folder)
+    return RunScores(run=run_spec, prompts=prompts, columns=columns)
+
+
+def _means_of_both_arms(runs: Sequence[RunScores], goals: Sequence[Goal]) -> NDArray[np.float64]:
+    """[P, 2 C] means per prompt: all columns after training, then before."""
+    columns = [scores for run in runs for scores in run.columns.values()]
+    arms = [
+        mean_per_prompt(goal.orient(scores[arm])[..., None])[:, 0]
+        for arm in (1, 0)
+        for scores, goal in zip(columns, goals, strict=True)
+    ]
+    return np.stack(arms, 1)
+
+
+def _missing_shifts(runs: Sequence[RunScores], goals: Sequence[Goal]) -> NDArray[np.float64]:
+    """[2, C]; see `BenchmarkScores.missing_shifts`. 0 where nothing is missing."""
+    objectives = [o for run in runs for o in run.columns]
+    columns = [scores for run in runs for scores in run.columns.values()]
+    shifts = np.zeros((2, len(columns)))
+    for k, (objective, scores, goal) in enumerate(zip(objectives, columns, goals, strict=True)):
+        after = goal.orient(scores[1])
+        if not np.isnan(after).any():
+            continue
+        everything = np.concatenate([goal.orient(run.columns[objective]).ravel() for run in runs])
+        known = everything[~np.isnan(everything)]
+        mean = np.nanmean(mean_per_prompt(after[..., None])) if len(known) else np.nan
+        for row, end in enumerate((np.min, np.max)):
+            shifts[row, k] = np.where(np.isnan(after), end(known), after).mean() - mean if len(known) else 0
+    return shifts
 
 
 JsonDict = dict[str, Any]
@@ -174,11 +262,12 @@ def kl_before_after(evaluation: JsonDict) -> JsonDict:
 
 
 def _weighted_sums(weights: Mapping[str, float], means: Mapping[str, JsonDict]) -> JsonDict:
-    """Weighted sums before and after; null if a mean is missing."""
+    """Weighted sums of oriented scores before and after; null if a mean is missing."""
     sums: JsonDict = {}
     for arm in ("before", "after"):
         complete = bool(means) and all(mean[arm] is not None for mean in means.values())
-        sums[arm] = sum(weights[name] * mean[arm] for name, mean in means.items()) if complete else None
+        oriented = {name: mean["oriented"][arm] for name, mean in means.items()} if complete else {}
+        sums[arm] = sum(weights[name] * mean for name, mean in oriented.items()) if complete else None
     return sums
 
 

@@ -130,8 +130,11 @@ class BenchmarkSpec:
             location = self._tree.location(("tuning", "search_space", key))
             _set_value(tree, tuple(key.split(".")), value, location)
         budget = self.config.budget
-        for key, value in budget.model_dump().items():
-            _set_value(tree, ("run", "budget", key), value, self._tree.location(("budget", key)))
+        if budget.resource == "steps":
+            _remove_section(tree, ("run", "budget"))
+        else:
+            for key, value in budget.model_dump().items():
+                _set_value(tree, ("run", "budget", key), value, self._tree.location(("budget", key)))
         # Every step uses at least one unit of any resource: the budget ends the run, never this bound.
         _set_value(tree, ("run", "max_steps"), budget.limit, self._tree.location(("budget", "limit")))
         _set_value(tree, ("run", "seed"), seed, self._tree.location(("seeds",)))
@@ -170,7 +173,7 @@ def load_benchmark(path: Path, overrides: Sequence[str] = ()) -> BenchmarkSpec:
     spec = BenchmarkSpec(
         config=config, source_text=text, trial_settings=_sample_trials(config), _tree=tree, _base_tree=base
     )
-    if lines := _run_issues(spec):
+    if lines := run_issues(spec):
         raise ConfigError(join_issues(sorted(lines, key=issue_sort_key)))
     return spec
 
@@ -236,7 +239,7 @@ def _sample_trials(benchmark: BenchmarkConfig) -> tuple[Settings, ...]:
     return tuple(combinations[index] for index in picked)
 
 
-def _run_issues(spec: BenchmarkSpec) -> list[str]:
+def run_issues(spec: BenchmarkSpec) -> list[str]:
     """Mistakes in the recipes of the runs; the method is named where the location does not show it."""
     config = spec.config
     # A dict as an ordered set: the same line from several trials counts once.
@@ -272,7 +275,7 @@ def _unspendable_budget(spec: BenchmarkSpec, method: str, config: Config) -> Ite
     from paretune.experiment.resolved import resolve
 
     resource = spec.config.budget.resource
-    if resource != "trained_tokens" and not resolve(config).algorithm.rollout.generates:
+    if resource not in ("trained_tokens", "steps") and not resolve(config).algorithm.rollout.generates:
         problem = f"never uses {resource}: it trains on stored responses"
         fix = "set budget.resource: trained_tokens, or algorithm.response_source: start"
         yield ConfigIssue(("methods", method), problem, fix=fix)
@@ -282,10 +285,17 @@ def _drop_algorithm(base: ConfigTree, tree: ConfigTree, method: str) -> ConfigTr
     """The base recipe; without its algorithm if the method sets one."""
     result = ConfigTree(deepcopy(base.values), dict(base.locations), list(base.issues), base.unreadable)
     if "algorithm" in tree.values["methods"][method]:
-        result.values.pop("algorithm", None)
-        for path in [path for path in result.locations if path[:1] == ("algorithm",)]:
-            del result.locations[path]
+        _remove_section(result, ("algorithm",))
     return result
+
+
+def _remove_section(tree: ConfigTree, path: KeyPath) -> None:
+    section = tree.values
+    for part in path[:-1]:
+        section = section.get(str(part)) or {}
+    section.pop(str(path[-1]), None)
+    for stale in [stale for stale in tree.locations if stale[: len(path)] == path]:
+        del tree.locations[stale]
 
 
 def _subtree(tree: ConfigTree, path: KeyPath) -> ConfigTree:

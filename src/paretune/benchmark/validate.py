@@ -47,6 +47,10 @@ def fairness_issues(benchmark: BenchmarkConfig, objectives: Iterable[str]) -> It
         yield from _fixed_key_issues(("methods", name), changes)
     if benchmark.tuning is not None:
         yield from _tuning_issues(benchmark, benchmark.tuning.num_trials)
+    if benchmark.budget.resource == "steps" and len(benchmark.methods) > 1:
+        problem = "steps is no common budget: a step of one method may cost more than one of another"
+        fix = "write rollout_tokens, trained_tokens or reward_calls"
+        yield ConfigIssue(("budget", "resource"), problem, fix=fix)
 
 
 def _name_issues(benchmark: BenchmarkConfig, objective_names: list[str]) -> Iterator[ConfigIssue]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from paretune.algorithms.aggregators import replace_aggregator
+from paretune.algorithms.aggregators import orient_scores, replace_aggregator
 from paretune.algorithms.grpo import Gates
 from paretune.algorithms.lookup import find_aggregate, find_algorithm
 from paretune.algorithms.parts import USER_PART, PartError
@@ -26,7 +26,7 @@ from paretune.core.errors import WiringError
 from paretune.credit.aggregation import PerCategoryWeightedSum, ScheduledWeightedSum, interpolate_weights
 from paretune.credit.base import CreditStep
 from paretune.credit.constraints import Constraint
-from paretune.credit.score_transforms import DistanceToTarget, HandleMissingScores, Threshold
+from paretune.credit.score_transforms import HandleMissingScores, Threshold
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.data_flow import PartWiringError
 from paretune.rl.evolution.spec import EvolutionSpec
@@ -88,28 +88,23 @@ def algorithm_constraints(config: Config) -> tuple[Constraint, ...]:
 
 
 def apply_objectives(config: Config, spec: Spec) -> Spec:
-    """The algorithm with the score transforms and the aggregator of the recipe.
+    """The algorithm with the goals, the score transforms and the aggregator of the recipe.
 
     Raises:
         WiringError: The parts contradict each other, or the algorithm has no weighted sum to replace.
     """
     missing = config.aggregate.missing
     transforms, aggregator = _score_transforms(config), _aggregator(config)
-    if not transforms and aggregator is None and missing is None:
-        return spec
-    missing_step = missing and HandleMissingScores(missing, config.weights)
-    return replace_aggregator(spec, aggregator, score_steps=transforms, missing_step=missing_step)
+    if transforms or aggregator is not None or missing is not None:
+        missing_step = missing and HandleMissingScores(missing, config.weights)
+        spec = replace_aggregator(spec, aggregator, score_steps=transforms, missing_step=missing_step)
+    return orient_scores(spec, config.goals)
 
 
 def _score_transforms(config: Config) -> list[CreditStep]:
-    """Caps and targets."""
-    steps: list[CreditStep] = []
-    for name, objective in config.objectives.items():
-        if objective.cap is not None:
-            steps.append(Threshold(name, objective.cap))
-        if objective.target is not None:
-            steps.append(DistanceToTarget(name, objective.target))
-    return steps
+    """The caps."""
+    caps = ((name, objective.cap) for name, objective in config.objectives.items())
+    return [Threshold(name, cap) for name, cap in caps if cap is not None]
 
 
 def _aggregator(config: Config) -> CreditStep | None:
@@ -155,11 +150,11 @@ def _uses_levels(aggregate: str) -> bool:
 
 
 def constraints_of(config: Config) -> tuple[Constraint, ...]:
-    """The constraints that objectives set with `at_least`."""
+    """The constraints that objectives set with `at_least` or `at_most`."""
     return tuple(
-        Constraint(name, o.at_least, o.constraint, o.constraint_param)
+        Constraint(name, o.bound, o.constraint, o.constraint_param)
         for name, o in config.objectives.items()
-        if o.at_least is not None
+        if o.bound is not None
     )
 
 
@@ -226,7 +221,7 @@ def _aggregation_path(config: Config) -> KeyPath:
     keys = [
         (name, key)
         for name, objective in config.objectives.items()
-        for key in ("cap", "target", "weight_schedule", "by_category")
+        for key in ("cap", "weight_schedule", "by_category")
         if getattr(objective, key)
     ]
     if aggregate.name != "weighted_sum" or aggregate.missing is not None or not keys:
@@ -305,7 +300,7 @@ def aggregate_issues(config: Config) -> Iterator[ConfigIssue]:
     for name in config.objectives:
         yield from until_unknown(_weight_issues(config, name))
         yield from until_unknown(_level_issues(config, name))
-    if aggregate == "lagrangian" and all(o.at_least is None for o in config.objectives.values()):
+    if aggregate == "lagrangian" and all(o.bound is None for o in config.objectives.values()):
         problem = "lagrangian enforces constraints, and no objective has one"
         yield ConfigIssue(
             ("aggregate", "name"), problem, fix="give an objective at_least, or remove aggregate"
@@ -316,10 +311,11 @@ def aggregate_issues(config: Config) -> Iterator[ConfigIssue]:
 
 
 def _level_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
-    """`at_least`, `cap` and `target` of an objective."""
+    """`at_least`, `at_most` and `cap` of an objective."""
     objective, aggregate = config.objectives[name], config.aggregate.name
     path: KeyPath = ("objectives", name)
-    if objective.at_least is None:
+    bound = _bound_key(config, name)
+    if objective.bound is None:
         for key in non_default_keys(objective):
             if key in {"constraint", "constraint_param"}:
                 yield ConfigIssue(
@@ -327,7 +323,7 @@ def _level_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
                 )
     elif not _uses_levels(aggregate) and not _may_take_constraints(config.algorithm.name):
         fix = "write aggregate: {name: lagrangian}, or remove it"
-        yield ConfigIssue((*path, "at_least"), f"has no effect with aggregate.name {aggregate}", fix=fix)
+        yield ConfigIssue((*path, bound), f"has no effect with aggregate.name {aggregate}", fix=fix)
     else:
         yield from _constraint_issues(config, name)
     if objective.cap is not None and objective.target is not None:
@@ -388,11 +384,15 @@ def _known_categories(config: Config) -> list[str]:
 
 def _constraint_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
     objective = config.objectives[name]
-    assert objective.at_least is not None
+    assert objective.bound is not None
     try:
-        Constraint(name, objective.at_least, objective.constraint, objective.constraint_param)
+        Constraint(name, objective.bound, objective.constraint, objective.constraint_param)
     except WiringError as error:
-        yield ConfigIssue(("objectives", name, "at_least"), str(error))
+        yield ConfigIssue(("objectives", name, _bound_key(config, name)), str(error))
     if config.aggregate.name == "lexicographic" and objective.constraint != "mean":
         problem = "has no effect with aggregate.name lexicographic, where at_least is a score per response"
         yield ConfigIssue(("objectives", name, "constraint"), problem, fix="remove it, or write lagrangian")
+
+
+def _bound_key(config: Config, name: str) -> str:
+    return "at_least" if config.objectives[name].at_most is None else "at_most"

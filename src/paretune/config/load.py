@@ -11,7 +11,8 @@ from typing import Any
 from paretune.config.data_schema import expand_home
 from paretune.config.issues import slugify
 from paretune.config.partial import check_values
-from paretune.config.schema import Config
+from paretune.config.rollout_schema import LocalRolloutSection
+from paretune.config.schema import STEP_EVALUATION_KEYS, Config
 from paretune.config.yaml import (
     MAX_DEPTH,
     ConfigTree,
@@ -102,11 +103,18 @@ def config_hash(config: Config, *, without: Collection[str] = ()) -> str:
         without: Sections to leave out.
     """
     values = config.model_dump(by_alias=True, mode="json", exclude=set(without))
+    values.pop("trackers", None)  # they read the files of a run, and change none
     for section, key in RESUME_MUTABLE_KEYS:
         if values[section] is not None:  # a section that a recipe may leave out
             values[section].pop(key, None)  # each engine of the section rollout has other keys
-    if config.rollout.engine == "local":  # the identity of runs without the section
+    for objective in values.get("objectives", {}).values():  # the identity of runs without these keys
+        for key in ("goal", "at_most"):
+            if objective[key] is None:
+                del objective[key]
+    if config.rollout == LocalRolloutSection():  # the identity of runs without the section
         del values["rollout"]
+    for key in STEP_EVALUATION_KEYS if config.evaluate.eval_steps is None else ():
+        values.get("evaluate", {}).pop(key, None)  # the identity of runs without these keys
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

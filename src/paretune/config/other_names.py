@@ -20,6 +20,8 @@ _TRL: Mapping[str, str] = {
     "beta": "algorithm.kl_coef algorithm.beta",
     "epsilon": "algorithm.clip_range algorithm.epsilon",
     "num_generations_eval": "evaluate.num_generations",
+    "load_best_model_at_end": "evaluate.select_checkpoint",
+    "metric_for_best_model": "evaluate.select_checkpoint",
     "reward_weights": "objectives.NAME.weight",
     "reward_funcs": "scorers",
     "reward_model_name_or_path": "scorers.NAME.path",

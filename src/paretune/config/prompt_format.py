@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from paretune.algorithms.wrappers import with_confidence, with_thinking
 from paretune.config.issues import ConfigIssue, closest_match, list_names
-from paretune.config.schema import Config, parse_threshold
+from paretune.config.objective_schema import parse_correctness_threshold
+from paretune.config.schema import Config
 from paretune.config.validate import WORLD, non_default_keys
 from paretune.config.yaml import short_repr
 from paretune.data.prompt_formats import PromptFormat
@@ -103,7 +104,7 @@ def _calibrated_head_issues(
 
 
 def _correctness_issues(config: Config, spec: Spec) -> Iterator[ConfigIssue]:
-    path, threshold = ("evaluate", "correct_if"), parse_threshold(config.evaluate.correct_if)
+    path, threshold = ("evaluate", "correct_if"), parse_correctness_threshold(config.evaluate.correct_if)
     if config.evaluate.correct_if is None:
         return
     if threshold is None or not math.isfinite(threshold[1]):

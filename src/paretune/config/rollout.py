@@ -2,12 +2,16 @@
 
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
 from urllib.parse import urlsplit
 
 from paretune.algorithms.ratio_variants import with_importance_correction
 from paretune.config.issues import ConfigIssue
-from paretune.config.rollout_schema import LocalRolloutSection, ServerVllmSection
+from paretune.config.rollout_schema import (
+    EngineSection,
+    ImportanceCorrection,
+    LocalRolloutSection,
+    ServerVllmSection,
+)
 from paretune.config.schema import Config
 from paretune.config.validate import non_default_keys
 from paretune.config.yaml import short_repr
@@ -15,7 +19,7 @@ from paretune.core.errors import WiringError
 from paretune.credit.base import flatten_steps
 from paretune.credit.importance_sampling import TruncatedImportanceSampling
 from paretune.loss.policy import PolicyLoss
-from paretune.rl.algorithm_spec import AlgorithmSpec, PretrainPhase
+from paretune.rl.algorithm_spec import AlgorithmSpec, map_phases
 from paretune.rl.evolution.spec import EvolutionSpec
 
 Spec = AlgorithmSpec | EvolutionSpec
@@ -29,50 +33,82 @@ def apply_importance_correction(config: Config, spec: Spec) -> Spec:
     Raises:
         WiringError: It has no policy loss that could be weighted, or corrects itself.
     """
-    section = config.rollout
-    if isinstance(section, LocalRolloutSection) or section.importance_correction == "none":
+    level = importance_level(config.rollout)
+    if level == "none":
         return spec
-    if isinstance(spec, EvolutionSpec) or not _can_correct(spec):
-        raise WiringError("has no effect: the algorithm has no policy loss on sampled responses")
-    if any(isinstance(step, TruncatedImportanceSampling) for step in flatten_steps(spec.credit)):
-        raise WiringError("has no effect: the algorithm has TruncatedImportanceSampling already")
-    step = TruncatedImportanceSampling(
-        level=section.importance_correction, max_ratio=section.max_importance_ratio
-    )
-    return _corrected(spec, step)
+    if isinstance(spec, EvolutionSpec):
+        if config.rollout.importance_correction is None:
+            return spec
+        raise WiringError(f"has no effect: {_NO_POLICY_LOSS}")
+    if config.rollout.importance_correction is not None:
+        if not _has_policy_loss(spec):
+            raise WiringError(f"has no effect: {_NO_POLICY_LOSS}")
+        if _corrects_itself(spec):
+            raise WiringError("has no effect: the algorithm has TruncatedImportanceSampling already")
+    max_ratio = config.rollout.max_importance_ratio
+    return _corrected(spec, TruncatedImportanceSampling(level=level, max_ratio=max_ratio))
 
 
-def _can_correct(spec: AlgorithmSpec) -> bool:
+def importance_level(section: EngineSection) -> ImportanceCorrection:
+    """The importance correction of a section, with its default: stale responses are corrected."""
+    if section.importance_correction is not None:
+        return section.importance_correction
+    return "token" if section.max_staleness else "none"
+
+
+_NO_POLICY_LOSS = "the algorithm has no policy loss on sampled responses"
+
+
+def _has_policy_loss(spec: AlgorithmSpec) -> bool:
     return spec.rollout.requirements().sampler and any(isinstance(x.loss, PolicyLoss) for x in spec.losses)
 
 
+def _corrects_itself(spec: AlgorithmSpec) -> bool:
+    return any(isinstance(step, TruncatedImportanceSampling) for step in flatten_steps(spec.credit))
+
+
 def _corrected(spec: AlgorithmSpec, step: TruncatedImportanceSampling) -> AlgorithmSpec:
-    phases = tuple(
-        replace(phase, spec=_corrected(phase.spec, step))
-        if isinstance(phase, PretrainPhase) and _can_correct(phase.spec)
-        else phase
-        for phase in spec.phases
-    )
-    return with_importance_correction(spec.replace(phases=phases), step)
+    """The spec and its phases, with the correction where there is a policy loss without one."""
+    phases = map_phases(spec.phases, lambda phase: _corrected(phase, step))
+    spec = spec.replace(phases=phases)
+    if not _has_policy_loss(spec) or _corrects_itself(spec):
+        return spec
+    return with_importance_correction(spec, step)
 
 
 def rollout_issues(config: Config, spec: Spec) -> Iterator[ConfigIssue]:
     """Settings of the section `rollout` without effect, or that cannot work."""
     section = config.rollout
+    samples = any(each.rollout.requirements().sampler for each in spec.all_specs())
+    if section.max_staleness and (spec.gradient_free or not samples):
+        reason = "searches without steps of an optimizer" if spec.gradient_free else _NO_SAMPLING
+        problem = f"has no effect: {config.algorithm.name} {reason}"
+        yield ConfigIssue(("rollout", "max_staleness"), problem, fix="remove it")
+    yield from _correction_issues(section)
     if isinstance(section, LocalRolloutSection):
         return
     if spec.gradient_free:
         problem = f"vllm cannot be used: {config.algorithm.name} samples from many candidates at a time"
         yield ConfigIssue(("rollout", "engine"), problem, fix="remove the section rollout")
         return
-    if not any(each.rollout.requirements().sampler for each in spec.all_specs()):
-        problem = f"vllm has no effect: {config.algorithm.name} does not sample from the trained policy"
+    if not samples:
+        problem = f"vllm has no effect: {config.algorithm.name} {_NO_SAMPLING}"
         yield ConfigIssue(("rollout", "engine"), problem, fix="remove the section rollout")
-    if "max_importance_ratio" in non_default_keys(section) and section.importance_correction == "none":
-        problem, fix = "has no effect without importance_correction", "set both, or remove it"
-        yield ConfigIssue(("rollout", "max_importance_ratio"), problem, fix=fix)
     if isinstance(section, ServerVllmSection):
         yield from _server_issues(config, section)
+
+
+_NO_SAMPLING = "does not sample from the trained policy"
+
+
+def _correction_issues(section: EngineSection) -> Iterator[ConfigIssue]:
+    level = importance_level(section)
+    if isinstance(section, LocalRolloutSection) and level != "none" and not section.max_staleness:
+        problem = "has no effect: the local engine samples from the weights that are trained"
+        yield ConfigIssue(CORRECTION_KEY, problem, fix="remove it, or write max_staleness: 1")
+    if "max_importance_ratio" in non_default_keys(section) and level == "none":
+        problem, fix = "has no effect without importance_correction", "set both, or remove it"
+        yield ConfigIssue(("rollout", "max_importance_ratio"), problem, fix=fix)
 
 
 def _server_issues(config: Config, section: ServerVllmSection) -> Iterator[ConfigIssue]:

@@ -7,22 +7,34 @@ from pydantic import Field
 from paretune.config.data_schema import Dtype, NonEmptyStr, PathStr, Section
 from paretune.core.types import PositiveFloat, PositiveInt
 
+ImportanceCorrection = Literal["none", "token", "sequence"]
 
-class LocalRolloutSection(Section):
+
+class EngineSection(Section):
+    """Settings of every engine."""
+
+    engine: Literal["local", "vllm"]
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
+    """1: sample the responses of the next step while this one trains, from the weights that this one started
+    from. It saves time with mode: server alone."""
+    importance_correction: ImportanceCorrection | None = None
+    """Multiply the policy loss by p_trainer / p_sampler of each token, or of the whole response, truncated:
+    an engine rounds differently, above all in bfloat16, and stale weights are others. null: token with
+    max_staleness: 1, none otherwise."""
+    max_importance_ratio: Annotated[float, Field(ge=1)] = 2.0
+    """Larger ratios are truncated to it."""
+
+
+class LocalRolloutSection(EngineSection):
     """Sampling on the training weights, in this process."""
 
     engine: Literal["local"] = "local"
 
 
-class VllmRolloutSection(Section):
+class VllmRolloutSection(EngineSection):
     """Sampling by vLLM, whose copy of the weights is renewed before each rollout."""
 
     engine: Literal["vllm"]
-    importance_correction: Literal["none", "token", "sequence"] = "none"
-    """Multiply the policy loss by p_trainer / p_sampler of each token, or of the whole response, truncated:
-    engine and trainer round differently, above all in bfloat16."""
-    max_importance_ratio: Annotated[float, Field(ge=1)] = 2.0
-    """Larger ratios are truncated to it."""
     shared_folder: PathStr | None = None
     """Folder in which the weights are handed over; null: in memory, /dev/shm. Servers on other hosts must see
     it under the same name."""

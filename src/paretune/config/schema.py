@@ -1,6 +1,5 @@
 """Schema of a recipe: one frozen, strict section per concern. A key that is not declared here is an error."""
 
-import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -30,35 +29,29 @@ from paretune.config.data_schema import (
     Section,
     SftSection,
 )
+from paretune.config.objective_schema import (
+    GateFields,
+    ObjectiveSection,
+    parse_correctness_threshold,
+)
 from paretune.config.rollout_schema import LocalRolloutSection, RolloutSection
 from paretune.config.scorer_schema import ScorerSection
+from paretune.config.tracker_schema import TrackerEntry
 from paretune.config.unknown import KnownItems
-from paretune.core.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+from paretune.core.goals import Goal
+from paretune.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from paretune.data.prompt_formats import PromptFormat
 from paretune.worlds import get_world
 
 RUN_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """Valid run names; the run folder has the same name, so they are valid file names everywhere."""
 
-_THRESHOLD_PATTERN = re.compile(
-    r"^\s*([A-Za-z0-9][A-Za-z0-9_-]*)\s*>=\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*$"
-)
-
-
-def parse_threshold(expression: str | None) -> tuple[str, float] | None:
-    """(objective, minimum score) of an expression such as "safety >= 0.5"; None if it is not one."""
-    match = _THRESHOLD_PATTERN.match(expression or "")
-    try:
-        return (match[1], float(match[2])) if match else None
-    except ValueError:  # several decimal points
-        return None
-
-
-SchedulePoint = Annotated[tuple[NonNegativeInt, float], Field(strict=False)]
-"""(training step, weight)."""
-
 RefusalDirection = Literal["up", "down"]
 """Better direction of a refusal rate."""
+CheckpointRule = Literal["last", "lower_bound", "dominance"]
+"""How the policy of a run is chosen among those that were evaluated during its training."""
+STEP_EVALUATION_KEYS = ("eval_steps", "eval_prompts", "select_checkpoint", "early_stopping_patience")
+"""Keys of the section evaluate that decide the training too: where it ends, and which policy it ends with."""
 
 
 def _default_refusal_categories() -> "dict[str, RefusalDirection]":
@@ -135,46 +128,6 @@ class PolicySection(Section):
     dtype: Dtype = "float32"
     lora: LoraSection | None = None
     sft: SftSection | None = None
-
-
-class ObjectiveSection(Section):
-    """Contribution of one objective to the training reward."""
-
-    weight: float = 1.0
-    weight_schedule: Annotated[tuple[SchedulePoint, ...], Field(strict=False)] = ()
-    """[[step, weight], ...]: a piecewise linear weight, instead of `weight`."""
-    by_category: dict[NonEmptyStr, float] = Field(default_factory=dict)
-    """Weight on the prompts of a category; `weight` is for all others."""
-    normalize: Literal["none", "std"] = "none"
-    """std: divide the weight by the standard deviation of the objective's labels, so that objectives on
-    different scales count alike."""
-    gate: str | None = None
-    """A gate such as "safety >= 0.5"; if it fails, `gate_fallback` replaces the objective's score."""
-    gate_fallback: float | None = None
-    """Score where the gate fails, in the units of the objective's label; null: the worst label of its
-    training data (the lowest; the highest for a weight below 0)."""
-    cap: float | None = None
-    """Scores above it count as this score."""
-    target: float | None = None
-    """The best score: the reward falls with the distance to it."""
-    at_least: float | None = None
-    """Level of a constraint; in a lexicographic order, the level from which the next objective decides."""
-    constraint: Literal["mean", "rate", "quantile"] = "mean"
-    """The statistic that must reach `at_least`: the mean score, the rate of responses that score
-    `constraint_param`, or the `constraint_param`-quantile."""
-    constraint_param: float | None = None
-    scorer: Name | None = None
-    """The scorer in `scorers` that scores it; null: the one with this objective, or the reward model. One
-    that scores a single objective may have another name."""
-    scored_text: Literal["response", "thinking"] = "response"
-    """With a thinking policy: "thinking" scores the thinking, which the other objectives do not see."""
-    scores_from: Name | None = None
-    """With scored_text: thinking, the reward head that scores it."""
-
-    @property
-    def parsed_gate(self) -> tuple[str, float] | None:
-        """(gating objective, threshold); None without a gate."""
-        return parse_threshold(self.gate)
 
 
 class AlgorithmSection(Section):
@@ -289,6 +242,17 @@ class EvaluateSection(Section):
     """Where several judges score an objective: the verdict that `all` share, that of the `majority`, or that
     of the judge of this name (`judge` is the section judge)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1000
+    eval_steps: PositiveInt | None = None
+    """Evaluate the policy every so many training steps too, and after the last one, on held-out training
+    prompts; null: before and after the training alone. See docs/checkpoints.md."""
+    eval_prompts: PositiveInt = 64
+    """Training prompts that are held out for these evaluations, chosen by `run.seed`."""
+    select_checkpoint: CheckpointRule = "last"
+    """The evaluated step whose policy the run ends with: the last; by lower_bound, that of the largest lower
+    bound of the weighted gain; by dominance, the most even gain of those that no other step dominates."""
+    early_stopping_patience: PositiveInt | None = None
+    """End the training after so many evaluations in a row at which the judge has fallen below its best while
+    the training reward rose; null: never."""
 
 
 def _judge_tag(value: Any) -> str:
@@ -326,6 +290,9 @@ class Config(Section):
     training: TrainingSection = TrainingSection()
     run: RunSection = RunSection()
     evaluate: EvaluateSection = EvaluateSection()
+    trackers: Annotated[tuple[TrackerEntry, ...], Field(strict=False)] = ()
+    """Where the metrics are shown too: a list of tensorboard, wandb, trackio and mlflow, or of sections with
+    a `type`; docs/trackers.md. They are sent by processes of their own."""
     _origins: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
     _columns: dict[tuple[str | int, ...], int] = PrivateAttr(default_factory=dict)
     _source_text: str = PrivateAttr(default="")
@@ -342,6 +309,12 @@ class Config(Section):
             "runs", values["name"] if seed in (0, None) else f"{values['name']}-seed-{seed}"
         )
         return {**values, "run": {**run, "output_dir": str(output_dir)}}
+
+    @property
+    def num_step_evaluations(self) -> int:
+        """Largest number of evaluations during the training, that of its last step included."""
+        interval = self.evaluate.eval_steps
+        return 0 if interval is None else -(-self.run.max_steps // interval)
 
     @property
     def reward_heads(self) -> dict[str, RewardHeadSection]:
@@ -383,13 +356,25 @@ class Config(Section):
         """Definition of a correct response: (objective, minimum score); None if there is none."""
         is_judged = self.judge == "ground_truth" or "meaningfulness" in self.objectives
         has_default = self.data.world is not None and self.data.world.confidence and is_judged
-        return parse_threshold(self.evaluate.correct_if or ("meaningfulness >= 0.7" if has_default else None))
+        return parse_correctness_threshold(
+            self.evaluate.correct_if or ("meaningfulness >= 0.7" if has_default else None)
+        )
 
     @property
-    def gates(self) -> tuple[tuple[str, str, float, float], ...]:
-        """(objective, gating objective, threshold, fallback score) of each objective with a gate.
+    def goals(self) -> dict[str, Goal]:
+        """Objective -> its goal."""
+        return {name: objective.direction for name, objective in self.objectives.items()}
 
-        0 stands for a fallback that is the worst label, until the data are read (`apply_labels`).
+    @property
+    def gates(self) -> tuple[GateFields, ...]:
+        """(objective, gating objective, threshold, fallback score, comparison) of each objective with a gate.
+
+        0 stands for a fallback that is the worst label, until the data are read (`apply_labels`). The usual
+        comparison, >=, is left out.
         """
-        parsed = ((name, o.parsed_gate, o.gate_fallback or 0.0) for name, o in self.objectives.items())
-        return tuple((name, *gate, fallback) for name, gate, fallback in parsed if gate is not None)
+        gates: list[GateFields] = []
+        for name, objective in self.objectives.items():
+            if (gate := objective.parsed_gate) is not None:
+                values = name, gate.objective, gate.threshold, objective.gate_fallback or 0.0
+                gates.append(values if gate.comparison == ">=" else (*values, gate.comparison))
+        return tuple(gates)

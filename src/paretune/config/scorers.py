@@ -6,7 +6,8 @@ from pathlib import Path
 
 from paretune.config.data_schema import RewardSection
 from paretune.config.issues import ConfigIssue, closest_match, list_names
-from paretune.config.schema import Config, ObjectiveSection
+from paretune.config.objective_schema import ObjectiveSection
+from paretune.config.schema import Config
 from paretune.config.scorer_schema import (
     LlmJudgeScorerSection,
     PythonScorerSection,

@@ -4,9 +4,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from paretune.config.checkpoint_issues import checkpoint_issues
 from paretune.config.data_schema import DataSource, RewardSection, Section
 from paretune.config.issues import ConfigIssue, closest_match, list_names, misspelled_category
-from paretune.config.schema import Config, parse_threshold
+from paretune.config.objective_issues import goal_issues
+from paretune.config.objective_schema import parse_threshold
+from paretune.config.schema import Config
 from paretune.config.scorers import (
     all_objectives_known,
     judged_objectives,
@@ -330,7 +333,7 @@ def _gate_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
         problem, fix = f"{short_repr(objective.gate)} is not a gate", _gate_fix(objective.gate)
         yield ConfigIssue((*path, "gate"), problem, fix=fix, standalone=True)
     elif objective.parsed_gate is not None:
-        gating_objective, threshold = objective.parsed_gate
+        gating_objective, _, threshold = objective.parsed_gate
         yield from _unknown_name_issues((*path, "gate"), gating_objective, config.objectives, "objectives")
         if not math.isfinite(threshold):
             yield ConfigIssue((*path, "gate"), "the threshold must be a finite number", standalone=True)
@@ -340,13 +343,13 @@ def _gate_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
 
 
 def _gate_fix(gate: str) -> str:
-    """The same gate with >=, where it has another comparison; else an example."""
+    """The same gate with >= or <=, where it has another comparison; else an example."""
     name, comparison, threshold = re.match(r"([^<>=]*)([<>=]*)(.*)", gate, re.DOTALL).groups()  # type: ignore[union-attr]
-    meant = f"{name.strip()} >= {threshold.strip()}"
-    if not comparison or comparison == ">=" or parse_threshold(meant) is None:
+    meant = "<=" if "<" in comparison else ">="
+    written = f"{name.strip()} {meant} {threshold.strip()}"
+    if not comparison or comparison == meant or parse_threshold(written) is None:
         return 'write it like "safety >= 0.5"'
-    below = "; a gate holds above its threshold" if "<" in comparison else ""
-    return f'{comparison} must be >=: write "{meant}"{below}'
+    return f'{comparison} must be {meant}: write "{written}"'
 
 
 def _gate_fallback_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
@@ -378,9 +381,11 @@ RULES: tuple[Callable[[Config], Iterator[ConfigIssue]], ...] = (
     _judge_issues,
     _objective_issues,
     _weight_issues,
+    goal_issues,
     _margin_issues,
     scorer_reference_issues,
     scorer_issues,
     _stored_label_issues,
     category_issues,
+    checkpoint_issues,
 )

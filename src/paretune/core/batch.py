@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from paretune.core.errors import WiringError
+from paretune.core.goals import HIGHER, Goal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +48,14 @@ class Batch:
     """Raw scores, never changed; NaN = not scored."""
     rewards: Float[Tensor, "B J"]
     """The scores as the reward steps transform them: J = K until an aggregator makes it 1."""
+    goals: tuple[Goal, ...] = ()
+    """Goals of the K objectives, written by `OrientScores`; empty: higher scores of all are better."""
     format_valid: Bool[Tensor, " B"] | None = None
     """False if the response lacks the format that the scorer view needs; such rows are not scored."""
     rollout_logprobs: Float[Tensor, "B T"] | None = None
     """Log-probabilities of the response tokens as the sampler computed them."""
+    weight_version: Int[Tensor, " B"] | None = None
+    """Training steps that the weights had made when they sampled the row; None: it was not sampled here."""
     old_logprobs: Float[Tensor, "B T"] | None = None
     """Log-probabilities under the policy before the first update on this batch."""
     ref_logprobs: Float[Tensor, "B T"] | None = None
@@ -112,6 +117,19 @@ class Batch:
         if objective not in self.objectives:
             raise WiringError(f'no objective "{objective}"; the objectives are {", ".join(self.objectives)}')
         return self.scores[:, self.objectives.index(objective)]
+
+    def goal(self, objective: str) -> Goal:
+        """The goal of one objective, which turns numbers in its units into rewards."""
+        return self.goals[self.objectives.index(objective)] if self.goals else HIGHER
+
+    def oriented_column(self, objective: str) -> Float[Tensor, " B"]:
+        """Scores of one objective, oriented so that higher ones are better; before any score transform.
+
+        Raises:
+            WiringError: The batch has no such objective.
+        """
+        scores = self.score_column(objective)
+        return self.goal(objective).orient(scores)
 
     def minibatches(self, minibatch_size: int, *, by_group: bool, rng: torch.Generator) -> Iterator["Batch"]:
         """Shuffled minibatches of at most `minibatch_size` rows.

@@ -8,6 +8,7 @@ Control messages and the numbers of rows travel as CPU tensors through gloo, gra
 their device. No message is a pickled object.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -31,6 +32,7 @@ from paretune.core.launch import (
     is_distributed,
     is_first,
     rank,
+    requested_rank,
     requested_world_size,
     world_size,
 )
@@ -46,6 +48,7 @@ __all__ = [
     "gather_rows",
     "is_distributed",
     "is_first",
+    "is_first_to_tell",
     "joined",
     "largest",
     "local_part",
@@ -62,6 +65,8 @@ BUCKET_SIZE = 2**24
 """Numbers per message when gradients are summed: large enough to be efficient, small against the model."""
 POLL_SECONDS = 2.0
 """Seconds between two looks whether the other ranks are alive, while this one waits."""
+TELL_SECONDS = 2.0
+"""Seconds by which the first rank is ahead in telling an error that several ranks may have."""
 _DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool, torch.uint8, torch.bfloat16)
 _MAX_DIMS = 4
 
@@ -110,6 +115,27 @@ def joined(device: str = "cpu") -> Iterator[None]:
         dist.destroy_process_group()
     finally:
         vars(PROCESS).update(asdict(ProcessInfo()))
+
+
+def is_first_to_tell(message: str) -> bool:
+    """Whether this process prints an error that happened before the ranks had joined.
+
+    A mistake in a recipe is found by all ranks and printed by the first of them; an error of one rank alone,
+    such as a missing file on its host, by that rank. They count the same message in the store of torchrun;
+    where there is none (srun), every rank prints.
+    """
+    if requested_rank() == 0 and requested_world_size() == 1:
+        return True
+    if requested_rank() > 0:
+        time.sleep(TELL_SECONDS)
+    try:
+        host, port = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", ""))
+        wait = timedelta(seconds=TELL_SECONDS)
+        store = dist.TCPStore(host, port, is_master=False, timeout=wait)  # type: ignore[attr-defined]
+        is_first_message = store.add(f"paretune/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
+    except (RuntimeError, ValueError):
+        return True
+    return is_first_message or requested_rank() == 0
 
 
 def _check_launcher() -> None:

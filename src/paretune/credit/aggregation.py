@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -104,7 +105,8 @@ class WeightedSum(CreditStep):
 class Gate(CreditStep):
     """An objective counts only if another one reaches a threshold; otherwise it is set to `fallback`.
 
-    If the condition is unscored, the gated objective is unscored too.
+    The condition is on the score as it was given, whatever the goal of its objective. If the condition is
+    unscored, the gated objective is unscored too.
 
     Reads: scores, rewards. Writes: rewards (the column of `objective`).
 
@@ -116,7 +118,9 @@ class Gate(CreditStep):
     condition_objective: str
     threshold: float
     fallback: float = 0.0
-    """Reward if the condition fails, in the units of the objective: give its worst score."""
+    """Score if the condition fails, in the units of the objective: give its worst score."""
+    comparison: Literal[">=", "<="] = ">="
+    """What the condition must be to the threshold."""
 
     def apply(self, batch: Batch) -> Batch:
         """Replace the objective where the condition fails."""
@@ -128,7 +132,9 @@ class Gate(CreditStep):
         # Conditions read `scores`, which no step changes, so the order of several gates does not matter.
         condition = batch.score_column(self.condition_objective)
         k = batch.objectives.index(self.objective)
-        gated = torch.where(condition >= self.threshold, batch.rewards[:, k], self.fallback)
+        holds = condition <= self.threshold if self.comparison == "<=" else condition >= self.threshold
+        fallback = batch.goal(self.objective).orient(self.fallback)
+        gated = torch.where(holds, batch.rewards[:, k], fallback)
         rewards = batch.rewards.clone()
         rewards[:, k] = torch.where(condition.isnan(), torch.nan, gated)
         return batch.replace(rewards=rewards)
@@ -344,7 +350,8 @@ class Lexicographic(CreditStep):
     """
 
     order: tuple[tuple[str, float | None], ...]
-    """(objective, threshold from which it is good enough, or None), the most important first."""
+    """(objective, threshold from which it is good enough, or None), the most important first; thresholds are
+    in the units of the score."""
     resolution: float = 0.0
     """Scores are rounded down to multiples of this; 0: not rounded."""
 
@@ -364,7 +371,7 @@ class Lexicographic(CreditStep):
         columns = []
         for name, threshold in self.order:
             x = batch.rewards[:, objective_index(batch, name, "Lexicographic")]
-            x = x if threshold is None else x.clamp(max=threshold)
+            x = x if threshold is None else x.clamp(max=batch.goal(name).orient(threshold))
             columns.append((x / self.resolution).floor() if self.resolution else x)
         x = torch.stack(columns, -1)
         return (

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paretune.core.batch import Batch
 from paretune.core.errors import WiringError
+from paretune.core.goals import Goal
 from paretune.credit.aggregation import aggregation_metrics, objective_index, weight_vector, weighted_sum
 from paretune.credit.base import CreditStep, Metrics, State
 
@@ -22,6 +23,9 @@ class Constraint:
         mean:     E[s] >= lower_bound
         rate:     P(s >= statistic_arg) >= lower_bound
         quantile: the statistic_arg-quantile of s >= lower_bound
+
+    Where lower scores are better, scores are bounded from above: a mean of at most `lower_bound`, a rate of
+    scores of at most `statistic_arg`, a quantile counted from the highest score.
 
     Source: the constraint of Dai et al. 2023 (Safe RLHF, arXiv:2310.12773) is a mean; chance constraints,
     Charnes and Cooper 1959, are the other two.
@@ -56,6 +60,13 @@ class Constraint:
     def name(self) -> str:
         """Its name in metrics."""
         return self.objective if self.statistic == "mean" else f"{self.objective}/{self.statistic}"
+
+    def oriented(self, goal: Goal) -> "Constraint":
+        """The same constraint on oriented scores, of which higher ones are better."""
+        if self.statistic == "rate":
+            assert self.statistic_arg is not None
+            return replace(self, statistic_arg=goal.orient(self.statistic_arg))
+        return replace(self, lower_bound=goal.orient(self.lower_bound))
 
     def statistic_value(self, scores: Float[Tensor, " N"]) -> Float[Tensor, ""]:
         """The constrained statistic over the scores that are not NaN; NaN if all are."""
@@ -195,9 +206,9 @@ class Lagrangian(CreditStep):
 
     def _update_multipliers(self, batch: Batch, state: State) -> tuple[State, Metrics]:
         recent, violations = state["recent_scores"].clone(), []
-        for c, constraint in enumerate(self.constraints):
+        for c, constraint in enumerate(self._oriented_constraints(batch)):
             # `scores`, not `rewards`: the bound is in the units of the objective as scored.
-            scores = batch.score_column(constraint.objective).double()
+            scores = batch.oriented_column(constraint.objective).double()
             recent[c] = torch.cat([recent[c], scores[~scores.isnan()]])[-self.window_size :]
             violations.append(constraint.lower_bound - constraint.statistic_value(recent[c]))
         violation, log_multipliers = torch.stack(violations), state["log_multipliers"]
@@ -216,6 +227,9 @@ class Lagrangian(CreditStep):
         next_state = {"log_multipliers": log_multipliers, "recent_scores": recent, "step": state["step"] + 1}
         return next_state, metrics
 
+    def _oriented_constraints(self, batch: Batch) -> list[Constraint]:
+        return [c.oriented(batch.goal(c.objective)) if batch.goals else c for c in self.constraints]
+
     def _effective_weights(self, batch: Batch, multipliers: Float[Tensor, " C"]) -> Float[Tensor, " K"]:
         """(weights + multipliers of constraints on means) / (1 + sum of all multipliers)."""
         weights = weight_vector(self.weights, batch, "Lagrangian").clone()
@@ -227,11 +241,12 @@ class Lagrangian(CreditStep):
 
     def _aggregate_rewards(self, batch: Batch, multipliers: Float[Tensor, " C"]) -> tuple[Batch, Metrics]:
         weights, pass_terms = self._effective_weights(batch, multipliers), torch.zeros_like(batch.rewards)
-        for constraint, multiplier in zip(self.constraints, multipliers, strict=True):
+        for constraint, multiplier in zip(self._oriented_constraints(batch), multipliers, strict=True):
             k = objective_index(batch, constraint.objective, "Lagrangian")
             if constraint.statistic != "mean":
                 coefficient = multiplier / (1 + multipliers.sum())
-                pass_terms[:, k] += coefficient * constraint.passes(batch.scores[:, k])
+                passes = constraint.passes(batch.oriented_column(constraint.objective))
+                pass_terms[:, k] += coefficient * passes
         total = weighted_sum(batch.rewards, weights) + pass_terms.sum(-1, keepdim=True)
         return batch.replace(rewards=total), aggregation_metrics(batch, weights, total, pass_terms)
 

@@ -97,7 +97,7 @@ class Chebyshev(CreditStep):
     weights: Mapping[str, float]
     distance_of: Literal["response", "policy_mean"] = "response"
     ideal_point: Mapping[str, float] | None = None
-    """For all objectives with a weight; None: the best scores so far."""
+    """For all objectives with a weight, in the units of their scores; None: the best scores so far."""
     rho: float = 0.0
     freeze_ideal_after: int | None = None
     """Training step from which the ideal point is fixed; a moving one makes rewards non-stationary."""
@@ -146,7 +146,9 @@ class Chebyshev(CreditStep):
             batch, weights, is_active
         )
         for name in (name for name, weight in self.weights.items() if weight):
-            metrics[f"state/ideal/{name}"] = float(ideal[batch.objectives.index(name)])
+            score = float(ideal[batch.objectives.index(name)])
+            # As it was scored; of a target there is only the distance.
+            metrics[f"state/ideal/{name}"] = -score if batch.goal(name).kind == "lower" else score
         return batch.replace(rewards=total), state, metrics
 
     def _update_state(self, batch: Batch, state: State) -> State:
@@ -159,7 +161,8 @@ class Chebyshev(CreditStep):
             updated = self.ema_decay * old + (1 - self.ema_decay) * mean
             mean = torch.where(mean.isnan(), old, torch.where(old.isnan(), mean, updated))
         if self.ideal_point is not None:
-            ideal = x.new_tensor([self.ideal_point.get(name, 0.0) for name in batch.objectives])
+            given = ((name, self.ideal_point.get(name, 0.0)) for name in batch.objectives)
+            ideal = x.new_tensor([batch.goal(name).orient(score) for name, score in given])
         elif state["ideal_point"] is None:
             ideal = best
         elif self.freeze_ideal_after is not None and state["step"] >= self.freeze_ideal_after:
@@ -217,7 +220,7 @@ class HypervolumeGuidedWeighting(CreditStep):
         self, batch: Batch, state: State, rng: torch.Generator
     ) -> tuple[Batch, State, Metrics]:
         """Scale the rewards by the growth of the hypervolume."""
-        point = torch.stack([batch.score_column(name).double().nanmean() for name in self.objectives])
+        point = torch.stack([batch.oriented_column(name).double().nanmean() for name in self.objectives])
         if point.isnan().any():
             return batch, state, {}
         if state["reference_point"] is None:

@@ -1,7 +1,7 @@
-"""Transforms of scores before objectives meet: missing scores, thresholds, targets, invalid formats."""
+"""Transforms of scores before objectives meet: goals, missing scores, thresholds, invalid formats."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from paretune.core.batch import Batch
+from paretune.core.errors import WiringError
+from paretune.core.goals import HIGHER, Goal
 from paretune.core.reductions import group_count, group_mean
 from paretune.credit.aggregation import objective_index, weight_vector
 from paretune.credit.base import CreditStep, Metrics, State
@@ -76,7 +78,8 @@ class Threshold(CreditStep):
 
         cap: min(s, threshold)      binary: 1 where s >= threshold, else 0
 
-    NaN stays NaN.
+    Where lower scores are better, the maximum takes the place of the minimum, and <= that of >=. NaN stays
+    NaN.
 
     Reads: rewards. Writes: rewards (the column of `objective`).
 
@@ -92,31 +95,60 @@ class Threshold(CreditStep):
         """Transform the column."""
         k = objective_index(batch, self.objective, "Threshold")
         score, rewards = batch.rewards[:, k], batch.rewards.clone()
-        passed = (score >= self.threshold).to(score.dtype)
-        transformed = score.clamp(max=self.threshold) if self.mode == "cap" else passed
+        threshold = batch.goal(self.objective).orient(self.threshold)
+        passed = (score >= threshold).to(score.dtype)
+        transformed = score.clamp(max=threshold) if self.mode == "cap" else passed
         rewards[:, k] = torch.where(score.isnan(), torch.nan, transformed)
         return batch.replace(rewards=rewards)
 
 
 @dataclass(frozen=True)
-class DistanceToTarget(CreditStep):
-    """Negative distance from a target: -|s - target|. NaN stays NaN.
+class OrientScores(CreditStep):
+    """Make higher rewards better for every objective: -s where lower scores are, -|s - target| for a target.
 
-    Reads: rewards. Writes: rewards (the column of `objective`).
+    It comes first. All later steps see oriented rewards; numbers in their fields stay in the units of the
+    scores. NaN stays NaN.
 
-    Source: goal programming, Charnes and Cooper 1961; for objectives, such as length, of which there can be
-    too much.
+    Reads: rewards. Writes: rewards, goals.
+
+    Source: goal programming, Charnes and Cooper 1961, for the distance to a target, of objectives, such as
+    length, of which there can be too much.
     """
 
-    objective: str
-    target: float
+    lower: tuple[str, ...] = ()
+    """Objectives of which lower scores are better."""
+    targets: Mapping[str, float] = field(default_factory=dict)
+    """Objective -> its best score."""
+
+    @classmethod
+    def of(cls, goals: Mapping[str, Goal]) -> "OrientScores":
+        """The step of these goals."""
+        targets = {name: goal.target for name, goal in goals.items() if goal.target is not None}
+        return cls(tuple(name for name, goal in goals.items() if goal.kind == "lower"), targets)
+
+    def __post_init__(self) -> None:
+        both = [name for name in self.lower if name in self.targets]
+        if both:
+            raise WiringError(f"OrientScores has both a target and goal lower for {', '.join(both)}")
 
     def apply(self, batch: Batch) -> Batch:
-        """Transform the column."""
-        k = objective_index(batch, self.objective, "DistanceToTarget")
-        rewards = batch.rewards.clone()
-        rewards[:, k] = -(rewards[:, k] - self.target).abs()
-        return batch.replace(rewards=rewards)
+        """Orient the columns.
+
+        Raises:
+            WiringError: There is no such objective, an aggregator came before, or the scores are oriented.
+        """
+        if batch.goals:
+            raise WiringError("OrientScores comes twice; fix: leave out one of the two")
+        goals = dict.fromkeys(batch.objectives, HIGHER)
+        for name, goal in self._goals().items():
+            objective_index(batch, name, "OrientScores")
+            goals[name] = goal
+        columns = [goal.orient(batch.rewards[:, k]) for k, goal in enumerate(goals.values())]
+        return batch.replace(rewards=torch.stack(columns, -1), goals=tuple(goals.values()))
+
+    def _goals(self) -> dict[str, Goal]:
+        targets = {name: Goal("target", target) for name, target in self.targets.items()}
+        return dict.fromkeys(self.lower, Goal("lower")) | targets
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def extract_preference_weights(values: RowValues, columns: ColumnNames) -> tuple
     """(objective, weight) pairs of a prompt; empty if the row has none.
 
     Raises:
-        FieldError: The cell is not an object of numbers, or no weight is a number other than 0.
+        FieldError: The cell is not an object of numbers, a weight is below 0, or none is a number above 0.
     """
     name = resolve_column(columns, "preference_weights", values)
     weights = values[name] if name else {}
@@ -139,6 +139,9 @@ def extract_preference_weights(values: RowValues, columns: ColumnNames) -> tuple
     )
     if weights and not any(weight and not math.isnan(weight) for _, weight in pairs):
         raise FieldError(name, "no weight is a number other than 0", fix="give an objective a weight")
+    if negative := next((key for key, weight in pairs if weight < 0), None):
+        fix = f"write weights of at least 0, and objectives.{negative}.goal: lower in the recipe"
+        raise FieldError(f"{name}.{negative}", "a weight below 0", fix=fix)
     return tuple((key, weight) for key, weight in pairs if not math.isnan(weight))
 
 

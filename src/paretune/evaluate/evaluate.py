@@ -1,5 +1,6 @@
 """Comparison of two policies on the same prompts and seeds, scored by judges independent of the reward."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from paretune.core.errors import WiringError
+from paretune.core.goals import Goal
 from paretune.core.rng import numpy_generator
 from paretune.data.prompt_formats import ScorerView, visible_text
 from paretune.data.records import Prompt, Sample
@@ -31,7 +33,7 @@ from paretune.evaluate.paired import (
     compare_objectives,
     compare_rates,
 )
-from paretune.evaluate.several_judges import ALL
+from paretune.evaluate.refusals import classified_refusals
 from paretune.evaluate.statistics import simultaneous_intervals
 from paretune.evaluate.text_metrics import (
     distinct_n,
@@ -40,11 +42,12 @@ from paretune.evaluate.text_metrics import (
     rate_per_prompt,
     unique_fraction,
 )
+from paretune.evaluate.verdicts import ALL
 from paretune.evaluate.warnings import RefusalDirection, evaluation_warnings, limitations
 from paretune.reward.scorers import is_refusal
 from paretune.run.folder import to_json, write_atomic
 
-SCHEMA = "paretune/eval/2"
+SCHEMA = "paretune/eval/3"
 """Format identifier of eval.json."""
 
 NUM_SIMILARITY_PAIRS = 2000
@@ -76,6 +79,7 @@ def evaluate(
     *,
     objectives: Sequence[str],
     reward_judges: Sequence[Judge] = (),
+    goals: Mapping[str, Goal] | None = None,
     margins: Mapping[str, float] | None = None,
     refusal_detector: Callable[[str], bool] = is_refusal,
     refusal_categories: Mapping[str, RefusalDirection] | None = None,
@@ -96,6 +100,7 @@ def evaluate(
         judges: Score the objectives; the first judge of an objective gives its numbers.
         objectives: Names, in the order of the table.
         reward_judges: The training reward; a judge that shares weights or data with it never yields "better".
+        goals: Objective -> its goal; "higher" if it is left out.
         margins: Objective -> non-inferiority margin: the largest loss that still counts as "not worse".
         refusal_detector: Whether a response refuses, by its text.
         refusal_categories: Prompt category -> better direction of its refusal rate.
@@ -111,11 +116,9 @@ def evaluate(
     Raises:
         WiringError: Different prompts, two judges of one name, or none for `correctness_threshold`.
     """
-    if before.prompts != after.prompts or before.num_generations != after.num_generations:
-        problem = "before and after answer different prompts"
-        raise WiringError(f"{problem}; fix: generate both with the same settings")
+    _require_same_prompts(before, after)
     sampling = (confidence_level, bootstrap_samples, seed)
-    spec = comparison_spec(tuple(objectives), judges, reward_judges, margins or {}, sampling)
+    spec = comparison_spec(tuple(objectives), judges, reward_judges, margins or {}, sampling, goals or {})
     arms, names = (before, after), spec.objectives
     scores = score_arms(arms, names, judges, scorer_view)
     training_scores = score_arms(arms, names, reward_judges, scorer_view) if reward_judges else None
@@ -124,11 +127,18 @@ def evaluate(
     results |= compare_judges(spec, arms, judges, reward_judges, scorer_view)
     combine_judge_verdicts(results, verdict_rule)
     results["refusal_categories"] = dict(refusal_categories or {})
+    results |= _classified_refusals(spec, arms, scorer_view, refusal_detector)
     results |= _format_results(spec, arms, scores, scorer_view, correctness_threshold)
     results |= {"kl": dict(kl) if kl is not None else None, "learning_rate": learning_rate}
     results["warnings"] = evaluation_warnings(results)
     results["limitations"] = limitations(results, refusals_by_phrase=refusal_detector is is_refusal)
     return Evaluation(results=results, columns=_table_columns(arms, names, scores, training_scores))
+
+
+def _require_same_prompts(before: Generations, after: Generations) -> None:
+    if before.prompts != after.prompts or before.num_generations != after.num_generations:
+        problem = "before and after answer different prompts"
+        raise WiringError(f"{problem}; fix: generate both with the same settings")
 
 
 def _format_results(
@@ -163,6 +173,24 @@ def _refusal_in_view(
         return visible is not None and refusal_detector(visible.response)
 
     return is_refused
+
+
+def _classified_refusals(
+    spec: ComparisonSpec, arms: Arms, scorer_view: ScorerView, refusal_detector: Callable[[str], bool]
+) -> dict[str, Any]:
+    """Refusals by the fitted classifier, beside the rule; empty where another detector knows the language."""
+    if refusal_detector is not is_refusal:
+        return {}
+    before, after = (
+        [None if (seen := visible_text(s, scorer_view)) is None else seen.response for s in arm.samples]
+        for arm in arms
+    )
+    categories = [prompt.category for prompt in arms[0].prompts]
+    return {
+        "refusal_classifier": classified_refusals(
+            (before, after), arms[0].num_generations, categories, spec.confidence_level
+        )
+    }
 
 
 def _evaluation_results(
@@ -264,6 +292,9 @@ def _table_columns(
         "sample_index": [i for _ in prompts for i in range(n)],
         "prompt": [_prompt_text(prompt) for prompt in repeated],
     }
+    if any([message.role for message in prompt.messages] != ["user"] for prompt in prompts):
+        # Needed to rate the responses: the text of a conversation does not tell its turns apart.
+        columns["messages"] = [_messages_json(prompt) for prompt in repeated]
     for i, name in enumerate(("before", "after")):
         columns[name] = [_escape_surrogates(sample.response) for sample in arms[i].samples]
         columns[f"{name}_truncated"] = [sample.truncated for sample in arms[i].samples]
@@ -280,6 +311,13 @@ def _prompt_text(prompt: Prompt) -> str:
     if len(prompt.messages) == 1:
         return _escape_surrogates(prompt.messages[0].content)
     return _escape_surrogates("\n".join(f"{message.role}: {message.content}" for message in prompt.messages))
+
+
+def _messages_json(prompt: Prompt) -> str | None:
+    """The turns as JSON; None if one has more than a role and a text."""
+    if any(message.extra for message in prompt.messages):
+        return None
+    return json.dumps([{"role": message.role, "content": message.content} for message in prompt.messages])
 
 
 def _escape_surrogates(text: str) -> str:

@@ -1,16 +1,19 @@
 """Judges: scorers with an identity, their scores of both arms, and several judges of one objective."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from paretune.core.errors import WiringError
+from paretune.core.goals import Goal
 from paretune.data.prompt_formats import ScorerView, visible_text
 from paretune.evaluate.generate import Generations, prompt_clusters
+from paretune.evaluate.judge_quality import JudgeQuality
 from paretune.evaluate.paired import ComparisonSpec, Scores, compare_objectives
-from paretune.evaluate.several_judges import combine_verdicts, judge_agreement, shared_objectives
+from paretune.evaluate.several_judges import judge_agreement, shared_objectives
+from paretune.evaluate.verdicts import combine_verdicts
 from paretune.reward.failures import unwrapped
 from paretune.reward.functions import PythonScorer
 from paretune.reward.llm_judge import LlmJudgeScorer
@@ -36,6 +39,8 @@ class Judge:
     """Hashes of its training data; empty: it was not fitted; None: unknown."""
     key: str = ""
     """Its short name where several judges score an objective; "": the display name."""
+    qualities: Mapping[str, JudgeQuality] = field(default_factory=dict)
+    """Objective -> how well it ranks held-out responses, as far as that was measured."""
 
     @property
     def short_name(self) -> str:
@@ -71,6 +76,7 @@ def comparison_spec(
     reward_judges: Sequence[Judge],
     margins: Mapping[str, float],
     bootstrap_settings: tuple[float, int, int],
+    goals: Mapping[str, Goal],
 ) -> ComparisonSpec:
     """The settings of a comparison; the judge of an objective is the first that scores it.
 
@@ -84,7 +90,11 @@ def comparison_spec(
     }
     return ComparisonSpec(
         objectives=objectives,
+        goals=goals,
         judge_names={name: judge.name for name, judge in by_objective.items()},
+        qualities={
+            name: judge.qualities[name] for name, judge in by_objective.items() if name in judge.qualities
+        },
         independent={name: not text for name, text in shared.items()},
         shared={name: text for name, text in shared.items() if text},
         margins=margins,
@@ -160,7 +170,7 @@ def compare_judges(
         objectives = tuple(objective for objective in shared if objective in names[name])
         if not objectives:
             continue
-        own_spec = comparison_spec(objectives, own, reward_judges, spec.margins, sampling)
+        own_spec = comparison_spec(objectives, own, reward_judges, spec.margins, sampling, spec.goals)
         scores = score_arms(arms, objectives, own, scorer_view)
         tables[name] = compare_objectives(own_spec, *scores, clusters)
         for k, objective in enumerate(objectives):
@@ -184,6 +194,12 @@ def combine_judge_verdicts(results: dict[str, Any], rule: str) -> None:
     for objective in results.get("agreement", ()):
         tables = results["judges"].items()
         verdicts = {name: table[objective]["verdict"] for name, table in tables if objective in table}
-        joint = {"verdict": combine_verdicts(verdicts, rule), "verdicts": verdicts}
+        cautions = [
+            f"{name}: {caution}"
+            for name, table in tables
+            if objective in table
+            for caution in table[objective]["cautions"]
+        ]
+        joint = {"verdict": combine_verdicts(verdicts, rule), "verdicts": verdicts, "cautions": cautions}
         results["objectives"][objective] |= joint
         results["verdict_rule"] = rule

@@ -2,21 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paretune.core.goals import HIGHER, Goal
+from paretune.evaluate.judge_quality import JudgeQuality
 from paretune.evaluate.statistics import (
-    UNEQUAL_MISSING_P_VALUE,
     Intervals,
     fisher_exact,
     rate_change_interval,
     simultaneous_intervals,
-    verdict,
     wilson,
 )
+from paretune.evaluate.verdicts import UNEQUAL_MISSING_P_VALUE, ChangeEvidence, judge_change
 
 Scores = NDArray[np.float64]
 
@@ -26,17 +27,30 @@ class ComparisonSpec:
     """Settings of a comparison of two arms."""
 
     objectives: tuple[str, ...]
+    goals: Mapping[str, Goal] = field(default_factory=dict)
+    """Objective -> its goal; "higher" if it is left out."""
     judge_names: Mapping[str, str] = field(default_factory=dict)
     """Objective -> display name of its judge; an objective without a judge is not measured."""
+    qualities: Mapping[str, JudgeQuality] = field(default_factory=dict)
+    """Objective -> measured quality of its judge, where there is one."""
     independent: Mapping[str, bool] = field(default_factory=dict)
+    """Objective -> whether its judge shares neither weights nor data with the training reward."""
     shared: Mapping[str, str] = field(default_factory=dict)
     """Objective whose judge is not independent -> what it shares with a training reward, if that is known."""
-    """Objective -> whether its judge shares neither weights nor data with the training reward."""
     margins: Mapping[str, float] = field(default_factory=dict)
     """Objective -> non-inferiority margin: the largest loss that still counts as "not worse"."""
     confidence_level: float = 0.95
     bootstrap_samples: int = 10_000
     seed: int = 0
+
+    def goal(self, objective: str) -> Goal:
+        """The goal of an objective."""
+        return self.goals.get(objective, HIGHER)
+
+    def orient(self, scores: Scores) -> Scores:
+        """[..., K] scores of which higher ones are better."""
+        columns = [self.goal(name).orient(scores[..., k]) for k, name in enumerate(self.objectives)]
+        return np.stack(columns, -1) if columns else scores
 
 
 def compare_objectives(
@@ -49,33 +63,74 @@ def compare_objectives(
     """Change, simultaneous interval and verdict per objective.
 
     Args:
-        spec: Objectives, judges, margins and bootstrap settings.
+        spec: Objectives, judges, goals, margins and bootstrap settings.
         before: [P, n, K] judged scores; NaN = not scored.
         after: [P, n, K] of the same prompts and seeds.
         clusters: [P] prompts with equal numbers are duplicates of each other.
         training_rewards: The training rewards of the same two arms.
     """
-    prompt_means = (mean_per_prompt(before), mean_per_prompt(after))
-    intervals = _bootstrap_intervals(spec, *prompt_means, clusters)
-    reward_comparison = None
-    if training_rewards is not None:
-        reward_means = (mean_per_prompt(training_rewards[0]), mean_per_prompt(training_rewards[1]))
-        reward_comparison = (*reward_means, _bootstrap_intervals(spec, *reward_means, clusters))
+    arms = _PairedArms.of(spec, (before, after), clusters)
+    rewards = None if training_rewards is None else _PairedArms.of(spec, training_rewards, clusters)
     summaries = {}
     for k, name in enumerate(spec.objectives):
-        num_missing = (int(np.isnan(before[:, :, k]).sum()), int(np.isnan(after[:, :, k]).sum()))
-        summary = _objective_summary(
-            spec, name, k, prompt_means, intervals, num_missing, before.shape[0] * before.shape[1]
-        )
-        summary["std"] = _std_over_prompts(prompt_means[0][:, k])
-        summary["reward"] = (
-            None
-            if reward_comparison is None
-            else _change_summary(*reward_comparison, k)
-            | {"std": _std_over_prompts(reward_comparison[0][:, k])}
-        )
+        summary = _objective_summary(spec, name, arms, k)
+        summary["reward"] = None if rewards is None else rewards.change(k) | {"std": rewards.std(k)}
         summaries[name] = summary
     return summaries
+
+
+@dataclass(frozen=True)
+class _PairedArms:
+    """Scores of two arms, oriented so that higher ones are better, and the intervals of their changes."""
+
+    goals: tuple[Goal, ...]
+    samples: tuple[Scores, Scores]
+    """[P, n, K] oriented scores before and after."""
+    means: tuple[Scores, Scores]
+    """[P, K] their means per prompt."""
+    intervals: Intervals
+    """Of the changes of `means`."""
+    raw: "_PairedArms | None"
+    """The scores as they are, where an objective has a target; else they follow from the oriented ones."""
+
+    @classmethod
+    def of(
+        cls, spec: ComparisonSpec, scores: tuple[Scores, Scores], clusters: NDArray[np.int64]
+    ) -> "_PairedArms":
+        goals = tuple(map(spec.goal, spec.objectives))
+        samples = spec.orient(scores[0]), spec.orient(scores[1])
+        means = mean_per_prompt(samples[0]), mean_per_prompt(samples[1])
+        raw = None
+        if any(goal.kind == "target" for goal in goals):
+            raw = cls.of(replace(spec, goals={}), scores, clusters)
+        return cls(goals, samples, means, _bootstrap_intervals(spec, *means, clusters), raw)
+
+    def change(self, k: int) -> dict[str, Any]:
+        """The change of one objective as it was scored, and under `oriented` that of the oriented score."""
+        summary = _change_summary(*self.means, self.intervals, k)
+        oriented = {key: value for key, value in summary.items() if key != "num_scored"}
+        kind = self.goals[k].kind
+        if kind == "target" and self.raw is not None:
+            summary = _change_summary(*self.raw.means, self.raw.intervals, k)
+        elif kind == "lower":
+            summary |= mirrored(oriented)
+        return summary | {"oriented": oriented}
+
+    def std(self, k: int) -> float:
+        """Standard deviation of the oriented score before; NaN without a scored prompt."""
+        known = self.means[0][:, k][~np.isnan(self.means[0][:, k])]
+        return float(known.std()) if len(known) else math.nan
+
+    def differences(self, k: int) -> NDArray[np.float64]:
+        """Changes of the oriented score of the prompts that were scored in both arms."""
+        difference = self.means[1][:, k] - self.means[0][:, k]
+        return difference[~np.isnan(difference)]
+
+
+def mirrored(change: Mapping[str, float]) -> dict[str, float]:
+    """The change of minus the score: the numbers negated, and the bounds swapped."""
+    negated = {key: 0.0 - value for key, value in change.items()}  # 0 and not -0
+    return negated | {"low": negated["high"], "high": negated["low"]}
 
 
 def compare_by_category(
@@ -157,53 +212,67 @@ def _change_summary(before: Scores, after: Scores, intervals: Intervals, column:
     }
 
 
-def _std_over_prompts(scores: NDArray[np.float64]) -> float:
-    """Standard deviation over the scored prompts; NaN without any."""
-    known = scores[~np.isnan(scores)]
-    return float(known.std()) if len(known) else math.nan
-
-
-def _objective_summary(
-    spec: ComparisonSpec,
-    name: str,
-    column: int,
-    prompt_means: tuple[Scores, Scores],
-    intervals: Intervals,
-    num_missing: tuple[int, int],
-    num_samples: int,
-) -> dict[str, Any]:
-    summary = _change_summary(*prompt_means, intervals, column)
-    difference = prompt_means[1][:, column] - prompt_means[0][:, column]
-    scored = difference[~np.isnan(difference)]
-    independent = spec.independent.get(name, False)
-    missing_fraction = sum(num_missing) / (2 * num_samples) if num_samples else 1.0
-    # A policy whose responses cannot be judged must not gain by that: test whether one arm misses more.
-    p_value = fisher_exact(
-        num_missing[0], num_samples - num_missing[0], num_missing[1], num_samples - num_missing[1]
+def _objective_summary(spec: ComparisonSpec, name: str, arms: _PairedArms, k: int) -> dict[str, Any]:
+    summary, missing = arms.change(k), _missing_judgments(arms, k)
+    oriented, quality, scored = summary["oriented"], spec.qualities.get(name), arms.differences(k)
+    independent, margin = spec.independent.get(name, False), spec.margins.get(name)
+    evidence = ChangeEvidence(
+        objective=name,
+        low=oriented["low"],
+        high=oriented["high"],
+        independent=independent or name not in spec.judge_names,
+        shared=spec.shared.get(name, ""),
+        quality=quality,
+        missing_fraction=missing["fraction"],
+        unequal_missing=missing["unequal"],
+        worst_low=missing["low"],
+        margin=margin,
     )
-    unequal = p_value < UNEQUAL_MISSING_P_VALUE
-    margin = spec.margins.get(name)
-    return summary | {
-        "verdict": verdict(
-            summary["low"],
-            summary["high"],
-            independent=independent,
-            missing_fraction=missing_fraction,
-            unequal_missing=unequal,
-            margin=margin,
-        ),
-        "judge": spec.judge_names.get(name, "none"),
-        "independent": independent,
-        **({"shared": spec.shared[name]} if name in spec.shared else {}),
-        "min_detectable_effect": float(intervals.min_detectable_effect[column]),
-        "margin": margin,
-        "missing": {
-            "before": num_missing[0],
-            "after": num_missing[1],
-            "fraction": missing_fraction,
-            "unequal": unequal,
-        },
-        "win_rate": float((scored > 0).mean()) if len(scored) else math.nan,
-        "tie_rate": float((scored == 0).mean()) if len(scored) else math.nan,
-        "loss_rate": float((scored < 0).mean()) if len(scored) else math.nan,
+    return (
+        spec.goal(name).entry()
+        | summary
+        | judge_change(evidence).entry()
+        | {
+            "judge": spec.judge_names.get(name, "none"),
+            "judge_quality": None if quality is None else quality.entry(),
+            "independent": independent,
+            **({"shared": spec.shared[name]} if name in spec.shared else {}),
+            "min_detectable_effect": float(arms.intervals.min_detectable_effect[k]),
+            "margin": margin,
+            "missing": missing,
+            "win_rate": float((scored > 0).mean()) if len(scored) else math.nan,
+            "tie_rate": float((scored == 0).mean()) if len(scored) else math.nan,
+            "loss_rate": float((scored < 0).mean()) if len(scored) else math.nan,
+            "std": arms.std(k),
+        }
+    )
+
+
+def _missing_judgments(arms: _PairedArms, k: int) -> dict[str, Any]:
+    """How many judgments are missing in each arm, and how far they could move the interval.
+
+    The bounds are those of the oriented change if every missing score were the worst, or the best, that this
+    judge gave to any response: a policy must not gain by responses that cannot be judged.
+    """
+    before, after = (samples[:, :, k] for samples in arms.samples)
+    num_samples = before.size
+    numbers = [int(np.isnan(scores).sum()) for scores in (before, after)]
+    # A policy whose responses cannot be judged must not gain by that: test whether one arm misses more.
+    p_value = fisher_exact(numbers[0], num_samples - numbers[0], numbers[1], num_samples - numbers[1])
+    low, high = float(arms.intervals.low[k]), float(arms.intervals.high[k])
+    known = np.concatenate([before[~np.isnan(before)], after[~np.isnan(after)]])
+    if sum(numbers) and len(known):
+        mean, worst, best = float(arms.intervals.mean[k]), known.min(), known.max()
+        changes = [
+            float((np.where(np.isnan(after), new, after) - np.where(np.isnan(before), old, before)).mean())
+            for old, new in ((best, worst), (worst, best))
+        ]
+        low, high = low + min(changes[0] - mean, 0.0), high + max(changes[1] - mean, 0.0)
+    return {
+        "before": numbers[0],
+        "after": numbers[1],
+        "fraction": sum(numbers) / (2 * num_samples) if num_samples else 1.0,
+        "unequal": p_value < UNEQUAL_MISSING_P_VALUE,
+        "low": low,
+        "high": high,
     }

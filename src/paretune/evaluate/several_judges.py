@@ -1,4 +1,4 @@
-"""Several judges of the same objective: their agreement, and one verdict by a declared rule."""
+"""Several judges of the same objective: their agreement."""
 
 import itertools
 from collections import Counter
@@ -10,29 +10,8 @@ from numpy.typing import NDArray
 
 from paretune.data.raters import krippendorff_alpha
 
-ALL, MAJORITY = "all", "majority"
-NO_EVIDENCE = "no evidence"
 MIN_RANKED = 3
 """Responses below which a rank correlation says nothing."""
-
-
-def combine_verdicts(verdicts: Mapping[str, str], rule: str) -> str:
-    """One verdict out of those of several judges.
-
-    Args:
-        verdicts: Judge -> its verdict; "not measured" ones have no say.
-        rule: "all": the verdict that all share. "majority": the one of more than half of them. Else the name
-            of the judge that decides; where it does not judge, all must agree. Without such a verdict: "no
-            evidence".
-    """
-    if rule in verdicts:
-        return verdicts[rule]
-    measured = [verdict for verdict in verdicts.values() if verdict != "not measured"]
-    if not measured:
-        return "not measured"
-    verdict, count = Counter(measured).most_common(1)[0]
-    needed = len(measured) // 2 + 1 if rule == MAJORITY else len(measured)
-    return verdict if count >= needed else NO_EVIDENCE
 
 
 def judge_agreement(scores: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:

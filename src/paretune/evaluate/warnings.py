@@ -4,6 +4,15 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from paretune.core.goals import Goal
+from paretune.evaluate.refusals import refusal_limitation
+from paretune.evaluate.verdicts import (
+    INCONCLUSIVE,
+    JUDGE_UNRELIABLE,
+    ONE_SEED,
+    WORSE,
+    shared_words,
+)
 from paretune.run.folder import (
     CONSTANT_SCORE_EVENT,
     EARLIER_EVALUATION_EVENT,
@@ -49,6 +58,7 @@ def evaluation_warnings(results: Mapping[str, Any]) -> list[str]:
     objectives: Mapping[str, Mapping[str, Any]] = results["objectives"]
     return [
         *policy_warnings(results),
+        *unreliable_judge_warnings(objectives),
         *_dependent_judge_warnings(objectives),
         *few_prompts_warning(results["num_prompts"], _num_scored(objectives, results["num_prompts"])),
         *_regression_warnings(objectives),
@@ -153,7 +163,7 @@ def limitations(results: Mapping[str, Any], *, refusals_by_phrase: bool) -> list
         refusals_by_phrase: Refusals were detected by their phrases.
     """
     sentences = [
-        "One training run: the variance between training seeds is not known.",
+        ONE_SEED,
         "No person read the responses.",
         "Abilities outside the objectives (knowledge, code, mathematics) were not tested.",
         "Scores are not corrected for the length of responses.",
@@ -166,8 +176,29 @@ def limitations(results: Mapping[str, Any], *, refusals_by_phrase: bool) -> list
                 f"No test prompts of the category “{category}”: their refusals were not measured."
             )
     if refusals_by_phrase and results["refusal_rate"]:
-        sentences.append("Refusals are detected by their phrases, which misses some and mistakes others.")
+        sentences.append(refusal_limitation(results.get("refusal_classifier")))
     return sentences
+
+
+def unreliable_judge_warnings(objectives: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One sentence about the judged objectives whose judge does not rank as its labels do.
+
+    Args:
+        objectives: Entries of eval.json or of benchmark.json.
+    """
+    phrases = [
+        f"{name} {quality['reason']}"
+        for name, o in objectives.items()
+        if (quality := o.get("judge_quality"))
+        and quality["status"] == "unreliable"
+        and o.get("num_scored", 1)
+    ]
+    if not phrases:
+        return []
+    return [
+        f"Judge unreliable: {'; '.join(phrases)}. No verdict on these objectives rests on its scores; fix: "
+        "more labels for the judge, or more epochs."
+    ]
 
 
 def _dependent_judge_warnings(objectives: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -176,9 +207,8 @@ def _dependent_judge_warnings(objectives: Mapping[str, Mapping[str, Any]]) -> li
     for name in dependent:
         names_by_reason.setdefault(objectives[name].get("shared", ""), []).append(name)
     return [
-        f"Judge not independent for {', '.join(names)}: it {reason or 'shares weights or data'} "
-        f"{'as' if ' same' in reason else 'with'} the training reward, so a gain may be overoptimization; "
-        f"fix: {_judge_fix(reason)}."
+        f"Judge not independent for {', '.join(names)}: it {shared_words(reason)} the training reward, so a "
+        f"gain may be overoptimization; fix: {_judge_fix(reason)}."
         for reason, names in names_by_reason.items()
     ]
 
@@ -197,16 +227,15 @@ def _judge_fix(shared: str) -> str:
 def _regression_warnings(objectives: Mapping[str, Mapping[str, Any]]) -> list[str]:
     sentences = []
     for name, o in objectives.items():
-        if o["verdict"] == "worse":
-            loss, low, high = (_format_number(-o[key]) for key in ("change", "high", "low"))
-            sentences.append(f"{name} got worse by {loss} [{low}, {high}].")
+        if o["verdict"] == WORSE:
+            loss, low, high = (_format_number(-o["oriented"][key]) for key in ("change", "high", "low"))
+            goal = Goal.of(o)
+            how = {"lower": ": it rose", "target": f": its distance to {goal.target} grew"}.get(goal.kind, "")
+            sentences.append(f"{name} got worse{how} by {loss} [{low}, {high}].")
         missing = o["missing"]
-        if o["num_scored"] and o["verdict"] == "inconclusive":
-            reason = "not equally often before and after" if missing["unequal"] else "more than 2 % of them"
-            sentences.append(
-                f"{name}: {100 * missing['fraction']:.1f} % of the judgments are missing ({reason}), "
-                "so no gain is claimed."
-            )
+        if o["num_scored"] and o["verdict"] == INCONCLUSIVE:
+            share = f"{100 * missing['fraction']:.1f} % of the judgments are missing"
+            sentences += [text for text in o["cautions"] if share in text]
     return sentences
 
 
@@ -214,22 +243,25 @@ def _overoptimization_warnings(objectives: Mapping[str, Mapping[str, Any]]) -> l
     sentences = []
     for name, o in objectives.items():
         reward = o["reward"]
-        if not (reward and o["num_scored"] and o["independent"]):
+        is_judged = o["num_scored"] and o["independent"] and o["verdict"] != JUDGE_UNRELIABLE
+        if not (reward and is_judged):
             continue
         # A bound is null in eval.json where it was not measured.
-        judge_rose, reward_rose = (o["low"] or 0) > 0, (reward["low"] or 0) > 0
+        judge, reward = o["oriented"], reward["oriented"] | {"std": reward["std"]}
+        judge_rose, reward_rose = (judge["low"] or 0) > 0, (reward["low"] or 0) > 0
         if judge_rose or not reward_rose:
             continue
         if _in_standard_deviations(reward["change"], reward["std"]) > _min_telling_rise(o):
             interval = f"[{_format_signed(o['low'])}, {_format_signed(o['high'])}]"
             constant = o["low"] == o["high"] == 0
-            judge = (
+            change = (
                 "no score of the judge changed"
                 if constant
                 else f"the score of the judge changed by {_format_signed(o['change'])} {interval}"
             )
+            rose = "rose" if Goal.of(o).kind == "higher" else "improved"
             sentences.append(
-                f"The training reward of {name} rose by {_format_number(reward['change'])} while {judge}: "
+                f"The training reward of {name} {rose} by {_format_number(reward['change'])} while {change}: "
                 "overoptimization is likely."
             )
     return sentences
@@ -241,7 +273,7 @@ def _min_telling_rise(objective: Mapping[str, Any]) -> float:
     Reward and judge may have different units, so each is measured in its own standard deviations. A rise
     below what the judge can detect proves nothing, unless the judge shows a fall.
     """
-    if (objective["high"] or 0) < 0:
+    if (objective["oriented"]["high"] or 0) < 0:
         return MIN_REWARD_RISE
     return max(MIN_REWARD_RISE, _in_standard_deviations(objective["min_detectable_effect"], objective["std"]))
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from paretune.config import Config
+from paretune.config.rollout import importance_level
 from paretune.config.rollout_schema import InProcessVllmSection, LocalRolloutSection
 from paretune.core import ranks
 from paretune.core.batch import Batch
@@ -21,8 +22,9 @@ from paretune.experiment.phases import run_phases
 from paretune.experiment.planning import choose_fsdp
 from paretune.experiment.reuse import total_usage
 from paretune.experiment.settings import budget_of, lora_spec
+from paretune.experiment.step_evaluation import describe_selection, remove_candidates, step_evaluations
 from paretune.models.load import PolicyModel, load_policy, resolve_device, save_model
-from paretune.models.sharding import ShardingMode, copy_full, full_tensors, shard_model
+from paretune.models.sharding import ShardingMode, copy_to_first, shard_model
 from paretune.report.formatting import format_signed
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.evolution.spec import EvolutionSpec
@@ -30,7 +32,7 @@ from paretune.rl.loop import TrainStepCallback, train
 from paretune.rl.state import Budget
 from paretune.rl.throughput import matmul_throughput
 from paretune.rollout.synced import closing_sampler
-from paretune.run.folder import MISMATCH_EVENT, NEGATIVE_SHARE_EVENT, read_jsonl
+from paretune.run.folder import MISMATCH_EVENT, NEGATIVE_SHARE_EVENT, read_json, read_jsonl
 
 MAX_PROB_DIFF = 0.02
 """Largest difference in a token's probability between sampler and trainer that is not reported."""
@@ -52,12 +54,14 @@ def align(ctx: RunContext) -> str:
         ctx.run.update_environment(matmul=matmul_throughput(resolve_device(ctx.device), config.policy.dtype))
         policy = _evolve_policy(ctx, spec) if spec.gradient_free else _train_policy(ctx, spec)
         save_model(policy.model, policy.tokenizer, ctx.path("final"))
+    remove_candidates(ctx)
     lines = [line for line in read_jsonl(ctx.path("metrics.jsonl")) if line["stage"] == "align"]
-    return alignment_summary(config.algorithm.name, lines, tuple(config.objectives))
+    summary = alignment_summary(config.algorithm.name, lines, tuple(config.objectives))
+    return summary + describe_selection(ctx)
 
 
 def _train_policy(ctx: RunContext, spec: AlgorithmSpec) -> PolicyModel:
-    """The policy after its last optimizer step."""
+    """The policy after its last optimizer step, or that of the evaluated step that is kept."""
     config = ctx.config
     frozen_models = run_phases(ctx, spec)
     policy = load_policy(
@@ -67,6 +71,10 @@ def _train_policy(ctx: RunContext, spec: AlgorithmSpec) -> PolicyModel:
     mode = _sharding_mode(ctx)
     for model in context.all_models:
         shard_model(model, mode)
+    initial = context.models.frozen["reference"]
+    evaluator = step_evaluations(ctx, policy, initial, is_sharded=mode != "no_shard")
+    num_done = int((read_json(ctx.path("run.json")) or {}).get("step", 0))
+    ctx.console.progress(num_done, config.run.max_steps, "")  # the time left is estimated from here
     with closing_sampler(context.sampler):
         train(
             spec,
@@ -78,8 +86,16 @@ def _train_policy(ctx: RunContext, spec: AlgorithmSpec) -> PolicyModel:
             save_total_limit=config.run.save_total_limit,
             budget=_remaining_budget(ctx),
             on_step=_step_callback(ctx),
+            evaluator=evaluator,
         )
+    if evaluator is not None:
+        evaluator.finish(_steps_done(ctx))
     return policy if mode == "no_shard" else _gathered_policy(ctx, policy)
+
+
+def _steps_done(ctx: RunContext) -> int:
+    steps: int = ranks.on_first(lambda: int((read_json(ctx.path("run.json")) or {})["step"]), "run.json")
+    return steps
 
 
 def _sharding_mode(ctx: RunContext) -> ShardingMode:
@@ -98,14 +114,15 @@ def _sharding_mode(ctx: RunContext) -> ShardingMode:
 
 
 def _gathered_policy(ctx: RunContext, sharded: PolicyModel) -> PolicyModel:
-    """A copy of a policy whose weights are divided over the ranks, with all of them on each."""
-    policy = load_policy(
-        replace(ctx.initial_policy, lora=lora_spec(ctx.config.policy.lora), device="cpu"),
-        seed=ctx.config.run.seed,
-    )
+    """A policy whose weights are divided over the ranks, whole on the first one, which alone saves it."""
+    policy = sharded
+    with ranks.fail_together("loading of the policy"):
+        if ranks.is_first():
+            lora = lora_spec(ctx.config.policy.lora)
+            initial = replace(ctx.initial_policy, lora=lora, device="cpu")
+            policy = load_policy(initial, seed=ctx.config.run.seed)
     trained = {name: p.detach() for name, p in sharded.model.named_parameters() if p.requires_grad}
-    parameters = dict(policy.model.named_parameters())
-    copy_full(full_tensors(trained), {name: parameters[name] for name in trained})
+    copy_to_first(trained, dict(policy.model.named_parameters()))
     return policy
 
 
@@ -213,7 +230,8 @@ def _warn_negative_share(ctx: RunContext, step: int, recent: Sequence[Mapping[st
 def _warn_rollout_mismatch(ctx: RunContext, step: int, prob_diff: float) -> None:
     """Report, once per run, that the sampler's probabilities are not those of the trained policy."""
     limit, fix = _mismatch_limit(ctx.config)
-    if prob_diff <= limit:
+    is_stale = ctx.config.rollout.max_staleness and step > 0  # then the two have other weights
+    if prob_diff <= limit or is_stale:
         return
     if any(event["type"] == MISMATCH_EVENT for event in read_jsonl(ctx.path("events.jsonl"))):
         return
@@ -232,7 +250,7 @@ def _mismatch_limit(config: Config) -> tuple[float, str]:
     fix = "; fix: write rollout.importance_correction: token"
     return (
         MAX_PROB_DIFF_VLLM_HALF if half else MAX_PROB_DIFF,
-        fix if section.importance_correction == "none" else "",
+        fix if importance_level(section) == "none" else "",
     )
 
 

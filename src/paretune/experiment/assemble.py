@@ -13,6 +13,7 @@ from paretune.experiment.context import RunContext
 from paretune.experiment.dataset import prompt_stream
 from paretune.experiment.reward import load_trained_reward_model, reward_scorer
 from paretune.experiment.rollout_engine import make_vllm_sampler
+from paretune.experiment.rollout_samples import rollout_logger
 from paretune.experiment.scorers import scorer_builder
 from paretune.experiment.settings import lora_spec, optimizer_config, resolve_max_tokens_per_pass
 from paretune.models.critic import Critic, critic_from_classifier, critic_from_policy
@@ -68,6 +69,8 @@ def build_training_context(
         frozen_policy_sampler=make_sampler(ctx, initial) if requirements.initial_policy_sampler else None,
         stored_rollouts=_stored_response_reader(ctx, policy) if requirements.stored_responses else None,
         auxiliary_data=_auxiliary_lm_data(ctx, policy) if requirements.demonstrations else None,
+        on_rollout=rollout_logger(ctx) if ctx.run.stage == "align" else None,
+        max_staleness=config.rollout.max_staleness if requirements.sampler else 0,
     )
 
 
@@ -119,7 +122,9 @@ def make_critic(
         return critic_from_policy(network, num_heads, lora=adapter, seed=seed)
     reward_model = load_trained_reward_model(ctx, "reward") if reward_model is None else reward_model
     columns = [reward_model.objectives.index(o.scores_from or name) for name, o in config.objectives.items()]
-    per_objective = torch.diag(torch.tensor(reward_model.slopes))[columns]
+    # A head that starts at the score of an objective, or minus it; none starts at the distance to a target.
+    signs = [{"higher": 1.0, "lower": -1.0, "target": 0.0}[goal.kind] for goal in config.goals.values()]
+    per_objective = torch.tensor(signs)[:, None] * torch.diag(torch.tensor(reward_model.slopes))[columns]
     weighted_sum = torch.tensor(list(config.initial_weights.values())) @ per_objective
     head_weights = weighted_sum[None] if num_heads == 1 else per_objective
     return critic_from_classifier(reward_model.network, head_weights, lora=adapter, seed=seed)

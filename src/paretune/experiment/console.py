@@ -26,6 +26,8 @@ RATE_WINDOW = 50
 BAR_WIDTHS = ((100, 24), (70, 8), (0, 6))
 """Width of the bar by the smallest width of the terminal."""
 SPINNER_WIDTH = 2
+STARTING = "loading"
+"""Shown before the first progress of a stage."""
 
 
 @runtime_checkable
@@ -40,7 +42,7 @@ class Console(Protocol):
 
         Args:
             done: Steps that are done.
-            total: All steps.
+            total: All steps; 0: unknown, the note tells what is done.
             note: Further information, which is always shown.
             values: More of it, of which the first that fit are shown.
         """
@@ -65,29 +67,25 @@ class TimeLeft:
     """Estimates the seconds to the end of a stage from its latest progress."""
 
     def __init__(self) -> None:
-        self._start = time.monotonic()
         self._reports: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW)
         self._total = 0
 
     def add(self, done: int, total: int) -> None:
-        """Record progress; another total or a smaller number starts a new part of the stage."""
+        """Record progress; another total or a smaller number starts a new part of the stage.
+
+        The first report is the start of a step, or its end where its start was not reported.
+        """
         if self._reports and (total != self._total or done < self._reports[-1][1]):
             self._reports.clear()
-            self._start = time.monotonic()
         self._total = total
         self._reports.append((time.monotonic(), done))
 
     def seconds(self) -> float | None:
-        """Seconds left; None if unknown, as at the first step after a resume, or if no step is left."""
-        if not self._reports or self._reports[-1][1] >= self._total:
+        """Seconds left; None if unknown, as after a single report, or if no step is left."""
+        if len(self._reports) < 2 or self._reports[-1][1] >= self._total:
             return None
         last_time, last_done = self._reports[-1]
         first_time, first_done = self._reports[0]
-        if len(self._reports) == 1:
-            # The first step of a stage counts from its start; a resumed stage made its first steps before.
-            if last_done != 1:
-                return None
-            first_time, first_done = self._start, 0
         if last_done == first_done:
             return None
         per_step = (last_time - first_time) / (last_done - first_done)
@@ -132,7 +130,8 @@ def progress_line(
         bar_width = next(size for least, size in BAR_WIDTHS if width >= least)
         filled = bar_width * min(done, total) // total if total else 0
         parts.append(bar[0] * filled + bar[1] * (bar_width - filled))
-    parts.append(f"{done}/{total}")
+    if total:  # else: work without steps, of which the note tells
+        parts.append(f"{done}/{total}")
     if done < total and (bar is not None or seconds_left is not None):
         parts.append(f"{'-:--' if seconds_left is None else format_duration(seconds_left)} left")
     line = " ".join(parts)
@@ -226,7 +225,7 @@ class LiveConsole:
         width = self.rich_console.width - SPINNER_WIDTH
         if not self.total:
             elapsed = format_duration(time.monotonic() - self.start_time)
-            return f"{self.label} {elapsed}  {self.note}".rstrip()[: max(width, 0)]
+            return f"{self.label} {elapsed}  {self.note or STARTING}"[: max(width, 0)]
         return progress_line(
             self.label,
             self.done,

@@ -68,7 +68,7 @@ def describe_constant(name: str, lines: Sequence[Mapping[str, Any]], num_respons
 
 def _counted_objectives(config: Config) -> list[str]:
     """The objectives that are not logged only."""
-    gating = {gated_by for _, gated_by, _, _ in config.gates}
+    gating = {gate[1] for gate in config.gates}
     return [
         name
         for name, each in config.objectives.items()

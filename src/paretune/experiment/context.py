@@ -42,30 +42,17 @@ class RunContext:
     @property
     def initial_policy(self) -> ModelSpec:
         """The policy that the alignment starts from and is compared with, without an adapter."""
-        policy = self.config.policy
-        if policy.sft is not None:
-            return ModelSpec(path=str(self.path("sft")), dtype=policy.dtype, device=self.device)
-        return self.base_policy
+        return initial_policy(self.config, self.run.path, self.device)
 
     @property
     def trained_policy(self) -> ModelSpec:
         """The aligned policy, bit for bit: an adapter is applied to its base, not merged and rounded."""
-        adapter = self.path("final", "adapter")
-        if adapter.exists():
-            return replace(self.initial_policy, adapter_path=str(adapter))
-        return replace(self.initial_policy, path=str(self.path("final")), revision=None)
+        return trained_policy(self.config, self.run.path, self.device)
 
     @property
     def base_policy(self) -> ModelSpec:
         """The policy that the recipe names, before any training."""
-        policy = self.config.policy
-        return ModelSpec(
-            path=policy.path,
-            dtype=policy.dtype,
-            revision=policy.revision,
-            device=self.device,
-            chat_template_kwargs=policy.chat_template_kwargs,
-        )
+        return base_policy(self.config, self.device)
 
     @property
     def device(self) -> str:
@@ -89,3 +76,31 @@ class RunContext:
             save_steps=settings.save_steps,
             save_total_limit=settings.save_total_limit,
         )
+
+
+def base_policy(config: Config, device: str) -> ModelSpec:
+    """See `RunContext.base_policy`."""
+    policy = config.policy
+    return ModelSpec(
+        path=policy.path,
+        dtype=policy.dtype,
+        revision=policy.revision,
+        device=device,
+        chat_template_kwargs=policy.chat_template_kwargs,
+    )
+
+
+def initial_policy(config: Config, run_dir: Path, device: str) -> ModelSpec:
+    """See `RunContext.initial_policy`."""
+    policy = config.policy
+    if policy.sft is None:
+        return base_policy(config, device)
+    return ModelSpec(path=str(run_dir / "sft"), dtype=policy.dtype, device=device)
+
+
+def trained_policy(config: Config, run_dir: Path, device: str) -> ModelSpec:
+    """See `RunContext.trained_policy`."""
+    initial, adapter = initial_policy(config, run_dir, device), run_dir / "final" / "adapter"
+    if adapter.exists():
+        return replace(initial, adapter_path=str(adapter))
+    return replace(initial, path=str(run_dir / "final"), revision=None)

@@ -57,6 +57,7 @@ from paretune.experiment.preflight import (
 from paretune.experiment.resolved import ResolvedRun, as_config_error
 from paretune.experiment.scorers import reads_columns, typed_scorer_issues
 from paretune.experiment.settings import column_names, label_mappings
+from paretune.experiment.validation_prompts import hold_out_validation_prompts
 from paretune.models.load import load_model_config
 from paretune.worlds import get_world
 
@@ -176,7 +177,8 @@ class DataReader:
             read_summaries=self.read_summaries,
             file_hashes=self.file_hashes,
         )
-        self.row_issues += dataset_issues(self.run, dataset)
+        dataset, issues = hold_out_validation_prompts(self.run, dataset)
+        self.row_issues += [*issues, *dataset_issues(self.run, dataset)]
         self._raise_issues()
         return dataset
 

@@ -179,6 +179,8 @@ class Dataset:
     train_prompts: Mapping[str, tuple[Prompt, ...]]
     """Pool name -> prompts to align on."""
     test_prompts: tuple[Prompt, ...]
+    validation_prompts: tuple[Prompt, ...] = ()
+    """Prompts of the evaluations during the training, which decide what its result is; no test prompts."""
     sft_demonstrations: Sequence[Demonstration] = ()
     """Training data of the SFT stage."""
     auxiliary_demonstrations: tuple[Demonstration, ...] = ()
@@ -209,6 +211,7 @@ class Dataset:
             "schema": "paretune/data/2",
             "train_prompts": {name: len(pool) for name, pool in self.train_prompts.items()},
             "test_prompts": len(self.test_prompts),
+            **({"validation_prompts": len(self.validation_prompts)} if self.validation_prompts else {}),
             "demonstrations": len(self.sft_demonstrations) + len(self.auxiliary_demonstrations),
             **({"stored_responses": len(self.stored_responses)} if self.stored_responses else {}),
             **reward_counts,

@@ -14,6 +14,7 @@ from paretune.experiment.readability import PromptReading, prompt_readings, unre
 from paretune.experiment.resolved import ResolvedRun, resolve
 from paretune.experiment.rollout_engine import check_rollout_engine
 from paretune.experiment.run_description import describe_prompts, describe_run
+from paretune.experiment.tracking import check_trackers
 
 __all__ = ["CheckedRun", "check", "check_and_load_data", "check_run", "describe_prompts"]
 
@@ -59,6 +60,7 @@ def check_run(run: ResolvedRun, on_progress: ProgressCallback = lambda done, tot
     """
     dataset = check_and_load_data(run, on_progress)
     check_rollout_engine(run)
+    check_trackers(run)
     readings = tuple(prompt_readings(run, dataset))
     if issues := list(unreadable_issues(run, readings)):
         raise ConfigError("\n".join(issues))

@@ -79,6 +79,7 @@ def estimate_run(run: ResolvedRun, dataset: Dataset) -> Estimate | None:
             ("fine-tuning", _sft_seconds(config, dataset, policy, rates)),
             *((name, _fit_seconds(config, dataset, name, rates)) for name in ("reward", "judge")),
             ("training", _alignment_seconds(run, dataset, policy, scorers, rates)),
+            ("evaluations during it", _step_evaluation_seconds(run, dataset, policy, scorers, rates)),
             ("evaluation", _evaluation_seconds(run, dataset, policy, scorers, rates)),
         )
         if seconds
@@ -178,15 +179,38 @@ def _step_seconds(
 def _evaluation_seconds(
     run: ResolvedRun, dataset: Dataset, policy: ModelSize, scorers: Sequence[ScoringModel], rates: _Rates
 ) -> float:
-    config = run.config
-    num_prompts = len(dataset.test_prompts)
+    lengths, num_prompts = sampled_lengths(run, dataset, test=True), len(dataset.test_prompts)
+    sampling, scoring, reading = _arm_seconds(run, num_prompts, lengths, policy, scorers, rates)
+    # Both policies answer and are scored; the divergence between them takes one more pass of each.
+    return 2 * (sampling + scoring + reading)
+
+
+def _step_evaluation_seconds(
+    run: ResolvedRun, dataset: Dataset, policy: ModelSize, scorers: Sequence[ScoringModel], rates: _Rates
+) -> float:
+    """The initial policy answers once, and is scored with the trained one in every evaluation."""
+    num_evaluations, num_prompts = run.config.num_step_evaluations, len(dataset.validation_prompts)
+    if not num_evaluations:
+        return 0.0
     lengths = sampled_lengths(run, dataset, test=True)
-    rows = num_prompts * config.evaluate.num_generations
+    sampling, scoring, reading = _arm_seconds(run, num_prompts, lengths, policy, scorers, rates)
+    return (num_evaluations + 1) * sampling + num_evaluations * (2 * scoring + reading)
+
+
+def _arm_seconds(
+    run: ResolvedRun,
+    num_prompts: int,
+    lengths: Lengths,
+    policy: ModelSize,
+    scorers: Sequence[ScoringModel],
+    rates: _Rates,
+) -> tuple[float, float, float]:
+    """Sampling of the responses of one policy, their scores, and one pass that reads them."""
+    rows = num_prompts * run.config.evaluate.num_generations
     shape = mean_shape(num_prompts, lengths.prompt, rows, lengths.response, rows * lengths.response)
     forward = policy.flops.forward(shape)
     scoring = sum(each.seconds(num_prompts, rows, lengths, rates.update) for each in scorers)
-    # Both policies answer and are scored; the divergence between them takes one more pass of each.
-    return 2 * forward / rates.decode + 2 * (scoring + forward / rates.update)
+    return forward / rates.decode, scoring, forward / rates.update
 
 
 def rows_per_step(config: Config, spec: AlgorithmSpec | EvolutionSpec) -> int:
@@ -254,6 +278,8 @@ def _memory(
     """
     config = run.config
     training = [each for each in scorers if each.in_training and run.algorithm.rollout.generates]
+    if config.num_step_evaluations:  # judges, and the reward model once more, are there in the training too
+        training += scorers
     workload = step_workload(
         config,
         run.algorithm,

@@ -1,9 +1,11 @@
 """Evaluation stage: both policies respond to test prompts, and a judge other than the reward scores them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from paretune.config.data_schema import RewardSection
 from paretune.config.scorer_schema import ScorerSection
@@ -12,13 +14,20 @@ from paretune.config.yaml import KeyPath
 from paretune.core import ranks
 from paretune.data.prompt_formats import PromptFormat
 from paretune.data.records import Prompt
-from paretune.evaluate.evaluate import evaluate
+from paretune.evaluate.evaluate import Evaluation, evaluate
 from paretune.evaluate.generate import Generations, estimate_kl, generate
+from paretune.evaluate.judge_quality import fitted_report, head_qualities
 from paretune.evaluate.judging import Judge
+from paretune.evaluate.selection import selection_warnings
 from paretune.experiment.assemble import make_sampler
 from paretune.experiment.context import RunContext
 from paretune.experiment.reward import load_trained_reward_model, reward_scorer
-from paretune.experiment.scorers import describe_scorer, identity_of, scorer_builder
+from paretune.experiment.scorers import (
+    describe_scorer,
+    identity_of,
+    scorer_builder,
+    scorer_qualities,
+)
 from paretune.experiment.stored_chunks import StoredChunks
 from paretune.models.load import PolicyModel, load_policy, parameter_hash
 from paretune.reward.checkpoint import provenance_hashes
@@ -35,6 +44,8 @@ from paretune.worlds import get_world
 TRAINING_REWARD = "the training reward"
 """Display name of the reward model as a judge."""
 ARMS = ("before", "after")
+SELECTION_PATH = ("eval", "selection.json")
+"""Which evaluated step the run ended with, and why; below the run folder, if there were such evaluations."""
 
 
 def evaluate_policies(ctx: RunContext) -> str:
@@ -42,6 +53,7 @@ def evaluate_policies(ctx: RunContext) -> str:
     output_dir, chunks = ctx.path("eval", "final"), ctx.path("checkpoints", "evaluate")
     if not ctx.has("eval", "final", "eval.json"):
         config, settings, spec = ctx.config, ctx.config.evaluate, ctx.resolved.algorithm
+        selection = read_json(ctx.path(*SELECTION_PATH))
         initial = load_policy(ctx.initial_policy, seed=config.run.seed)
         trained = load_policy(ctx.trained_policy, seed=config.run.seed)
         before, after = (
@@ -59,31 +71,60 @@ def evaluate_policies(ctx: RunContext) -> str:
         )
         num_steps = 2 * len(before.prompts)
         ctx.console.progress(num_steps, num_steps, "scoring")
-        reward_judges = _on_all_ranks(training_reward_judges(ctx))
-        judges = _on_all_ranks(run_judges(ctx, reward_judges))
-        is_stated = spec.prompt_format == "confidence"
-        evaluation = evaluate(
-            before,
-            after,
-            judges,
-            objectives=_evaluated_objectives(ctx, judges),
-            reward_judges=reward_judges,
-            margins=settings.non_inferiority_margin,
-            refusal_detector=is_refusal if config.data.world is None else get_world().is_refusal,
-            refusal_categories=settings.refusal_categories,
-            scorer_view=spec.scorer_view,
-            verdict_rule=settings.verdict,
-            correctness_threshold=config.correctness_threshold if is_stated else None,
-            kl=estimate_kl(after, initial.model, temperature=settings.temperature),
-            learning_rate=None if spec.gradient_free else config.training.learning_rate,
-            bootstrap_samples=settings.bootstrap_samples,
-            seed=settings.seed,
-        )
+        evaluation = compare_arms(ctx, before, after, initial.model, evaluation_judges(ctx))
+        if selection is not None:
+            evaluation.results["selection"] = selection
+            evaluation.results["warnings"] = [*selection_warnings(selection), *evaluation.results["warnings"]]
         evaluation.save(output_dir)
         ctx.run.update_state(**{JUDGED_KEY: True})
     remove_folder(chunks)
     results = ranks.on_first(lambda: read_json(output_dir / "eval.json") or {}, "evaluation")
     return f"before and after, {results['num_prompts']} test prompts"
+
+
+@dataclass(frozen=True)
+class EvaluationJudges:
+    """Who scores an evaluation; on several ranks each divides the responses over them."""
+
+    judges: tuple[Judge, ...]
+    reward_judges: tuple[Judge, ...]
+    """The training reward."""
+
+
+def evaluation_judges(ctx: RunContext) -> EvaluationJudges:
+    """Load the judges of a run, and its training reward."""
+    reward_judges = _on_all_ranks(training_reward_judges(ctx))
+    return EvaluationJudges(_on_all_ranks(run_judges(ctx, reward_judges)), reward_judges)
+
+
+def compare_arms(
+    ctx: RunContext,
+    before: Generations,
+    after: Generations,
+    initial_model: nn.Module,
+    scored_by: EvaluationJudges,
+) -> Evaluation:
+    """Score the responses of two policies, and compare them with the settings of the recipe."""
+    config, settings, spec = ctx.config, ctx.config.evaluate, ctx.resolved.algorithm
+    is_stated = spec.prompt_format == "confidence"
+    return evaluate(
+        before,
+        after,
+        scored_by.judges,
+        objectives=_evaluated_objectives(ctx, scored_by.judges),
+        reward_judges=scored_by.reward_judges,
+        goals=config.goals,
+        margins=settings.non_inferiority_margin,
+        refusal_detector=is_refusal if config.data.world is None else get_world().is_refusal,
+        refusal_categories=settings.refusal_categories,
+        scorer_view=spec.scorer_view,
+        verdict_rule=settings.verdict,
+        correctness_threshold=config.correctness_threshold if is_stated else None,
+        kl=estimate_kl(after, initial_model, temperature=settings.temperature),
+        learning_rate=None if spec.gradient_free else config.training.learning_rate,
+        bootstrap_samples=settings.bootstrap_samples,
+        seed=settings.seed,
+    )
 
 
 def _on_all_ranks(judges: tuple[Judge, ...]) -> tuple[Judge, ...]:
@@ -194,7 +235,8 @@ def training_reward_judges(ctx: RunContext) -> tuple[Judge, ...]:
 def _typed_judge(ctx: RunContext, path: KeyPath, name: str, section: ScorerSection) -> tuple[Judge, ...]:
     """A judge of the section `judges`, and a copy that scores the thinking if it is an objective."""
     judge = _judge_of(scorer_builder(ctx).build(path, name, section), describe_scorer(name, section))
-    return _with_thinking_judge(ctx, replace(judge, key=name))
+    qualities = scorer_qualities(section, judge.scorer.names)
+    return _with_thinking_judge(ctx, replace(judge, key=name, qualities=qualities))
 
 
 def _judge_of(scorer: Any, display_name: str) -> Judge:
@@ -212,7 +254,10 @@ def reward_model_judges(ctx: RunContext, name: str, display_name: str) -> tuple[
         weights_hash=parameter_hash(model),
         data_hashes=provenance_hashes(model.provenance),
     )
-    return _with_thinking_judge(ctx, judge)
+    heads = {objective: objective for objective in model.objectives} | ctx.config.thinking_objectives
+    section = getattr(ctx.config, name)
+    report = fitted_report(section.path or ctx.path(name, "model"))
+    return _with_thinking_judge(ctx, replace(judge, qualities=head_qualities(report, heads)))
 
 
 def _with_thinking_judge(ctx: RunContext, judge: Judge) -> tuple[Judge, ...]:

@@ -14,6 +14,7 @@ from paretune.config.scorers import (
 from paretune.config.validate import reward_sections
 from paretune.evaluate.warnings import MIN_PROMPTS
 from paretune.experiment.dataset import Dataset, RewardData
+from paretune.experiment.scoring_models import model_size
 
 MIN_TEST_ROWS = 20
 """With fewer held-out rows, chance decides whether a head seems to predict its labels."""
@@ -24,6 +25,7 @@ def evaluation_notes(config: Config, dataset: Dataset) -> Iterator[str]:
     yield from _unjudged_notes(config)
     yield from _judges_of_nothing(config)
     yield from _few_prompts_notes(config, dataset)
+    yield from _step_evaluation_notes(config, dataset)
     yield from _few_rows_notes(config, dataset)
 
 
@@ -92,6 +94,48 @@ def _few_prompts_notes(config: Config, dataset: Dataset) -> Iterator[str]:
         f"only {_count(num_prompts, 'test prompt')}: with fewer than {MIN_PROMPTS}, the intervals of the "
         f"verdicts are often too narrow; fix: {fix}"
     )
+
+
+def _step_evaluation_notes(config: Config, dataset: Dataset) -> Iterator[str]:
+    """Too few prompts to choose a step by, and a choice by the reward that was trained on."""
+    num_prompts = len(dataset.validation_prompts)
+    if not config.num_step_evaluations:
+        return
+    if num_prompts < MIN_PROMPTS:
+        yield (
+            f"only {_count(num_prompts, 'prompt')} for the evaluations during the training: with fewer than "
+            f"{MIN_PROMPTS}, chance chooses among the steps; fix: raise evaluate.eval_prompts"
+        )
+    if config.judge is None and not config.judges and config.evaluate.select_checkpoint != "last":
+        yield (
+            "evaluate.select_checkpoint chooses by the training reward itself, which does not see when it is "
+            "exploited; fix: name a judge"
+        )
+
+
+def describe_step_evaluations(config: Config, dataset: Dataset) -> Iterator[str]:
+    """Number of the evaluations during the training, what they decide, and the weights that they keep."""
+    section, number = config.evaluate, config.num_step_evaluations
+    prompts = f"{len(dataset.validation_prompts)} prompts that are held out of it"
+    yield f"{number} more during the training, every {section.eval_steps} steps and at its end, on {prompts}"
+    if section.select_checkpoint != "last":
+        # By the largest lower bound, the best so far and a new one are kept.
+        kept = min(number, 2) if section.select_checkpoint == "lower_bound" else number
+        yield f"chosen by {section.select_checkpoint}; on disk until then: {kept} x {_weights_size(config)}"
+    if section.early_stopping_patience is not None:
+        times = _count(section.early_stopping_patience, "evaluation")
+        yield f"ends early once the judge falls in {times} in a row while the training reward rises"
+
+
+def _weights_size(config: Config) -> str:
+    """What one step that may still be chosen keeps on disk."""
+    lora, policy = config.policy.lora, model_size(config, None)
+    name = "the policy's weights" if lora is None else "the adapter's weights"
+    if policy is None:
+        return name
+    weight_bytes = 2 if lora is None and config.policy.dtype == "bfloat16" else 4
+    num_weights = policy.with_lora(None if lora is None else lora.r).num_trainable
+    return f"{name} ({num_weights * weight_bytes / 1e9:.2g} GB)"
 
 
 def _few_rows_notes(config: Config, dataset: Dataset) -> Iterator[str]:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from paretune.config.schema import Config, ObjectiveSection
+from paretune.config.objective_schema import ObjectiveSection
+from paretune.config.schema import Config
 from paretune.config.scorers import reward_model_objectives
 from paretune.core.errors import ConfigError
 from paretune.data.records import Rating, ResponseGroup
@@ -70,7 +71,7 @@ def _needs_fallback(objective: ObjectiveSection) -> bool:
 def _filled_in(objective: ObjectiveSection, labels: LabelStatistics) -> ObjectiveSection:
     update: dict[str, Any] = {}
     if _needs_fallback(objective):
-        update["gate_fallback"] = labels.worst(objective.weight)
+        update["gate_fallback"] = labels.worst(objective.direction)
     if objective.normalize == "std":
         update["weight"] = objective.weight / labels.std
         update["weight_schedule"] = tuple((step, w / labels.std) for step, w in objective.weight_schedule)
@@ -109,8 +110,9 @@ def fallback_warnings(config: Config, labels: Mapping[str, LabelStatistics]) -> 
         known, fallback = _known(labels, name), objective.gate_fallback
         if objective.parsed_gate is None or known is None or fallback is None:
             continue
-        worst = known.worst(objective.weight)
-        is_better = fallback < worst if objective.weight < 0 else fallback > worst
+        orient = objective.direction.orient
+        worst = known.worst(objective.direction)
+        is_better = orient(fallback) > orient(worst)
         if is_better and not math.isclose(fallback, worst, rel_tol=1e-9):
             where = "inside" if known.low < fallback < known.high else "beyond the best of"
             yield (

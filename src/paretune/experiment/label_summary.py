@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paretune.core.goals import Goal
 from paretune.data.raters import LabelSummary
 from paretune.data.records import LazySequence, PreferencePair, Rating
 from paretune.report.formatting import format_number, format_signed
@@ -54,9 +55,9 @@ class LabelStatistics:
     is_sample: bool = False
     """Only the first records were read."""
 
-    def worst(self, weight: float) -> float:
-        """The label that an objective of this weight should avoid most."""
-        return self.high if weight < 0 else self.low
+    def worst(self, goal: Goal) -> float:
+        """The label that an objective of this goal should avoid most."""
+        return min(self.low, self.high, key=goal.orient)
 
 
 def label_statistics(

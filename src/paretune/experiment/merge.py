@@ -1,16 +1,23 @@
 """Rewarded soups: averages of runs that were aligned with different weights, each evaluated like a run."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paretune.config import Config, config_hash, load_config
 from paretune.core.errors import ConfigError
+from paretune.core.goals import Goal
 from paretune.core.pareto import hypervolume, nondominated
+from paretune.evaluate.paired import mean_per_prompt
+from paretune.evaluate.statistics import bootstrap_means, mean_over_seeds, percentile_intervals
+from paretune.evaluate.stored_scores import read_generations
+from paretune.evaluate.verdicts import ONE_SEED
+from paretune.evaluate.warnings import few_prompts_warning, unreliable_judge_warnings
 from paretune.experiment.console import Console, make_console
 from paretune.experiment.context import RunContext
 from paretune.experiment.data import load_data
@@ -21,13 +28,33 @@ from paretune.experiment.reuse import link_stages, reuse_key
 from paretune.experiment.settings import set_num_threads
 from paretune.models.load import ModelSpec, load_policy, save_model
 from paretune.models.merge import merge_models
+from paretune.report.merge_page import SCHEMA, write_merge_report
 from paretune.report.run_page import write_report
 from paretune.run.folder import Run
 from paretune.run.io import read_json, to_json, write_atomic
 from paretune.training.guards import StopRequest
 
 RESULTS_FILE = "merge.json"
-VARIABLE_SECTIONS = ("name", "objectives", "algorithm", "aggregate", "training", "run")
+BOOTSTRAP_SAMPLES = 1000
+"""Bootstrap samples of a hypervolume, each of which computes two."""
+ENTRY_KEYS = (
+    "goal",
+    "target",
+    "before",
+    "after",
+    "change",
+    "low",
+    "high",
+    "oriented",
+    "verdict",
+    "cautions",
+    "min_detectable_effect",
+    "judge",
+    "judge_quality",
+    "independent",
+)
+"""Keys of eval.json that merge.json repeats."""
+VARIABLE_SECTIONS = ("name", "objectives", "algorithm", "aggregate", "training", "run", "trackers")
 """Sections that may differ between the runs; the others determine the initial policy and the evaluation."""
 
 
@@ -58,7 +85,7 @@ def merge_grid(num_runs: int, grid_steps: int) -> Iterator[MergeWeights]:
 def merge_runs(
     run_dirs: Sequence[Path], output_dir: Path, grid_steps: int, console: Console | None = None
 ) -> Path:
-    """Merge the policies of finished runs with all weights of a grid, evaluate each, and write merge.json.
+    """Merge finished runs with all weights of a grid, evaluate each merge, and write merge.json and its page.
 
     Each merge is a run folder of its own, with the model in `final/`, its evaluation and its report. Its
     objectives have the averaged weights, and its section `run` is the first run's, threads included. The same
@@ -105,8 +132,9 @@ def merge_runs(
             merge_dir = Path(config.run.output_dir)
             console.finish_stage(f"{merge_dir.name}: {_format_means(merge_dir)}")
             stop.raise_if_stopped(f"merge {index} of {len(grid)}")
-    results = merge_results(runs, grid, output_dir)
+    results = merge_results([run.run_dir for run in runs], grid, output_dir)
     write_atomic(output_dir / RESULTS_FILE, to_json(results))
+    write_merge_report(output_dir)
     return output_dir / RESULTS_FILE
 
 
@@ -126,6 +154,11 @@ def load_finished_runs(run_dirs: Sequence[Path]) -> list[MergedRun]:
         runs.append(MergedRun(run_dir=run_dir, resolved=resolve(config)))
     first = runs[0]
     for other in runs[1:]:
+        if other.config.goals != first.config.goals:
+            raise ConfigError(
+                f"{other.run_dir}: the goals of its objectives are not those of {first.run_dir}; "
+                "fix: merge runs that agree on which scores are good"
+            )
         if reuse_key(other.resolved) != reuse_key(first.resolved) or _evaluation_settings(
             other
         ) != _evaluation_settings(first):
@@ -136,38 +169,79 @@ def load_finished_runs(run_dirs: Sequence[Path]) -> list[MergedRun]:
     return runs
 
 
-def merge_results(
-    runs: Sequence[MergedRun], grid: Sequence[MergeWeights], output_dir: Path
-) -> dict[str, Any]:
-    """Content of merge.json: mean scores, the Pareto front, and hypervolumes above the initial policy."""
-    initial = _objective_means(output_dir / merge_dir_name(grid[0]), "before")
-    names = list(initial)
-    points = np.array(
-        [list(_objective_means(output_dir / merge_dir_name(each), "after").values()) for each in grid]
-    )
-    run_indices = [i for i, weights in enumerate(grid) if max(weights) == 1.0]
+def merge_results(run_dirs: Sequence[Path], grid: Sequence[MergeWeights], output_dir: Path) -> dict[str, Any]:
+    """Content of merge.json: the evaluation of every merge, the Pareto front, and hypervolumes.
+
+    Each merge has the entries of its own eval.json: numbers, verdicts and cautions. Front and hypervolume are
+    of oriented scores, of which higher ones are better, above the initial policy.
+    """
+    dirs = [output_dir / merge_dir_name(weights) for weights in grid]
+    evaluations = [read_json(each / "eval" / "final" / "eval.json") or {} for each in dirs]
+    first = evaluations[0]
+    names = list(first["objectives"])
+    points = np.array([_oriented_means(each, "after") for each in evaluations])
     all_scored = bool(np.isfinite(points).all())
     on_front = nondominated(points).tolist() if all_scored else [None] * len(points)
-    reference = np.array(list(initial.values()))
+    single_runs = [i for i, weights in enumerate(grid) if max(weights) == 1.0]
     return {
-        "schema": "paretune/merge/1",
-        "runs": [str(run.run_dir) for run in runs],
-        "objectives": names,
-        "initial": initial,
+        "schema": SCHEMA,
+        "runs": [str(run_dir) for run_dir in run_dirs],
+        "objectives": {
+            name: {key: entry[key] for key in ("goal", "target", "judge", "independent", "judge_quality")}
+            for name, entry in first["objectives"].items()
+        },
+        "num_prompts": first["num_prompts"],
+        "confidence_level": first["confidence_level"],
+        "initial": {name: _number(entry["before"]) for name, entry in first["objectives"].items()},
         "merges": [
             {
                 "weights": list(weights),
-                "dir": merge_dir_name(weights),
-                "mean": dict(zip(names, row, strict=True)),
+                "dir": each.name,
+                "mean": {name: _number(evaluation["objectives"][name]["after"]) for name in names},
+                "scores": {
+                    name: {key: entry[key] for key in ENTRY_KEYS}
+                    for name, entry in evaluation["objectives"].items()
+                },
                 "on_pareto_front": on,
             }
-            for weights, row, on in zip(grid, points.tolist(), on_front, strict=True)
+            for weights, each, evaluation, on in zip(grid, dirs, evaluations, on_front, strict=True)
         ],
-        "hypervolume": {
-            "reference_point": "initial",
-            "runs": hypervolume(points[run_indices], reference) if all_scored else None,
-            "merges": hypervolume(points, reference) if all_scored else None,
-        },
+        "hypervolume": _hypervolumes(dirs, first, single_runs) if all_scored else None,
+        "warnings": [
+            *unreliable_judge_warnings(first["objectives"]),
+            *few_prompts_warning(first["num_prompts"]),
+            *(line for line in first["warnings"] if line.startswith("Judge not independent")),
+            ONE_SEED,
+            f"{len(grid)} merges on the same prompts: the best of them looks better than it is; evaluate the "
+            "one that you choose on other prompts.",
+        ],
+    }
+
+
+def _hypervolumes(dirs: Sequence[Path], evaluation: Mapping[str, Any], runs: Sequence[int]) -> dict[str, Any]:
+    """Hypervolumes of the runs alone and of all merges, and their difference, with intervals over prompts."""
+    objectives: Mapping[str, Any] = evaluation["objectives"]
+    goals, tables = {name: Goal.of(entry) for name, entry in objectives.items()}, []
+    for each in dirs:
+        _, columns = read_generations(each)
+        oriented = np.stack([goals[name].orient(columns[name]) for name in objectives], -1)
+        tables.append([mean_per_prompt(arm) for arm in oriented])
+    # [P, (1 + merges) K]: the initial policy, then every merge, on the same prompts.
+    scores = np.concatenate([tables[0][0], *(after for _, after in tables)], 1)
+    samples = bootstrap_means([scores], shared_prompts=False, bootstrap_samples=BOOTSTRAP_SAMPLES)
+    values = np.concatenate([mean_over_seeds([scores])[None], samples])
+
+    def volumes(indices: Sequence[int]) -> NDArray[np.float64]:
+        points = values.reshape(len(values), len(dirs) + 1, -1)
+        return np.array([hypervolume(row[1:][list(indices)], row[0]) for row in points])
+
+    of_runs, of_merges = volumes(runs), volumes(range(len(dirs)))
+    parts = {"runs": of_runs, "merges": of_merges, "difference": of_merges - of_runs}
+    level = evaluation["confidence_level"]
+    return {"reference_point": "initial"} | {
+        name: {"value": float(part[0]), "low": float(low[0]), "high": float(high[0])}
+        for name, part in parts.items()
+        for low, high in [percentile_intervals(part[1:, None], level)]
     }
 
 
@@ -213,11 +287,14 @@ def _final_policy(ctx: RunContext, run: MergedRun) -> ModelSpec:
     return replace(ctx.initial_policy, path=str(run.run_dir / "final"), revision=None)
 
 
-def _objective_means(run_dir: Path, arm: str) -> dict[str, float]:
-    results = read_json(run_dir / "eval" / "final" / "eval.json") or {}
-    means = ((name, objective[arm]) for name, objective in results["objectives"].items())
-    return {name: float("nan") if mean is None else mean for name, mean in means}
+def _oriented_means(evaluation: Mapping[str, Any], arm: str) -> list[float]:
+    return [_number(entry["oriented"][arm]) for entry in evaluation["objectives"].values()]
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def _format_means(run_dir: Path) -> str:
-    return " ".join(f"{name} {value:.2f}" for name, value in _objective_means(run_dir, "after").items())
+    objectives = (read_json(run_dir / "eval" / "final" / "eval.json") or {})["objectives"]
+    return " ".join(f"{name} {_number(entry['after']):.2f}" for name, entry in objectives.items())

@@ -1,10 +1,13 @@
 """What the run folder of a recipe holds before the run starts: nothing, this run, or another one."""
 
+import hashlib
+import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paretune.config import Config, config_hash, resolved_yaml
+from paretune.config.schema import STEP_EVALUATION_KEYS
 from paretune.core.errors import ConfigError
 from paretune.experiment.resolved import ResolvedRun, resolve
 from paretune.experiment.reuse import reuse_key
@@ -20,7 +23,11 @@ from paretune.run.folder import read_json
 
 def training_hash(config: Config) -> str:
     """The identity of a run: hash of everything that decides the numbers of its training."""
-    return config_hash(config, without=EVALUATION_SECTIONS)
+    digest = config_hash(config, without=EVALUATION_SECTIONS)
+    if config.evaluate.eval_steps is None:
+        return digest
+    chosen_by = [getattr(config.evaluate, key) for key in STEP_EVALUATION_KEYS]
+    return hashlib.sha256(json.dumps([digest, *chosen_by]).encode()).hexdigest()
 
 
 def check_output_folder(run: ResolvedRun, ends_before_alignment: bool = False) -> None:

@@ -15,6 +15,7 @@ from paretune.experiment.context import RunContext
 from paretune.experiment.dataset import Dataset
 from paretune.experiment.dry_run import check_run, describe_prompts
 from paretune.experiment.evaluate import evaluate_policies
+from paretune.experiment.json_console import JsonConsole
 from paretune.experiment.output_folder import check_output_folder, training_hash
 from paretune.experiment.preflight import check_memory_options, hub_model_notes, model_descriptions
 from paretune.experiment.probe import probe_scorers
@@ -43,6 +44,7 @@ from paretune.report.tables import summary_table
 from paretune.run.compat import EVALUATION_ENTRIES_KEY
 from paretune.run.folder import Run, read_json
 from paretune.run.liveness import watch_ranks
+from paretune.trackers.process import TrackerProcesses
 from paretune.training.guards import StopRequest
 
 Stage = Callable[[RunContext], str]
@@ -67,14 +69,20 @@ def run_pipeline(
         command: The command line, repeated in the report.
         until: The last stage; "": all of them. A run that ends before the alignment is meant to be reused, so
             its folder is identified by the inputs of these stages alone, whatever the algorithm.
-        reuse_from: Folder of such a run, whose stages are reused instead of being run again.
+        reuse_from: Folder of a run whose stages before the alignment are reused instead of being run again.
 
     Raises:
         ParetuneError: With the problem and its fix.
     """
     console = console or make_console()
+    trackers = TrackerProcesses()
     with joined_ranks(config.run.device), console, StopRequest() as stop, ranks.fail_together("run"):
-        return _run_stages(resolve(config), console, stop, command, until, reuse_from)
+        try:
+            with trackers:
+                return _run_stages(resolve(config), console, stop, command, until, reuse_from, trackers)
+        finally:
+            for note in trackers.notes:
+                console.log(note)
 
 
 def _run_stages(
@@ -84,6 +92,7 @@ def _run_stages(
     command: str,
     until: str,
     reuse_from: Path | None,
+    trackers: TrackerProcesses,
 ) -> Path:
     config = resolved.config
     stages = pipeline_stages(resolved, until)
@@ -113,6 +122,8 @@ def _run_stages(
             console.log(resume_message)
         if command:
             run.update_state(command=command)
+        run.on_metrics = console.step if isinstance(console, JsonConsole) else None
+        trackers.start(run.path, config.trackers)
         if reuse_from is not None:
             ranks.on_first(partial(reuse_stages, run, reuse_from, resolved), "reuse of stages")
         ctx = RunContext(resolved=checked.run, run=run, console=console, dataset=dataset, stop=stop)

@@ -12,6 +12,7 @@ import torch
 from paretune.config import Config
 from paretune.config.build import build_spec
 from paretune.config.data_schema import RewardSection
+from paretune.config.rollout_schema import ServerVllmSection
 from paretune.config.validate import WORLD
 from paretune.core.errors import ConfigError, DataError
 from paretune.core.requirements import Requirements
@@ -95,6 +96,7 @@ def step_workload(
         fsdp=None if fsdp == "auto" else fsdp,
         engine="local" if config.rollout.engine == "local" else config.rollout.mode,
         engine_fraction=getattr(config.rollout, "gpu_memory_utilization", 0.0),
+        overlaps=bool(config.rollout.max_staleness) and isinstance(config.rollout, ServerVllmSection),
     )
 
 
@@ -333,6 +335,7 @@ def _way_values(way: Placement) -> dict[str, Any]:
 def _time_values(time: StepTime) -> dict[str, Any]:
     return {
         "total": time.total,
+        "overlaps": time.overlaps,
         "phases": {
             name: {"seconds": phase.seconds, "bound": phase.bound} for name, phase in time.phases.items()
         },

@@ -8,6 +8,7 @@ from typing import Any
 
 from paretune.config import Config, resolved_yaml, source_text
 from paretune.config.arguments import algorithm_files
+from paretune.config.schema import STEP_EVALUATION_KEYS
 from paretune.config.scorer_schema import ClassifierScorerSection, RewardModelScorerSection
 from paretune.config.scorers import scorer_sections
 from paretune.config.sources import data_sources
@@ -67,6 +68,8 @@ def evaluation_hashes(config: Config, manifest: Mapping[str, Any]) -> dict[str, 
         for key in ("records", "models", "scorer_files", "file_sha256")
     }
     test_prompts = judge_inputs["records"].pop("test_prompts", None)
+    for key in STEP_EVALUATION_KEYS:  # they are part of the identity of the training
+        del values["evaluate"][key]
     return {
         "judge": _hash_json([values["judge"], values["judges"], judge_inputs]),
         "evaluate": _hash_json([values["evaluate"], test_prompts]),
@@ -164,6 +167,7 @@ def _record_hashes(dataset: Dataset) -> dict[str, str]:
         "sft_demonstrations": dataset.sft_demonstrations,
         "auxiliary_demonstrations": dataset.auxiliary_demonstrations,
         "stored_responses": dataset.stored_responses,
+        **({"validation_prompts": dataset.validation_prompts} if dataset.validation_prompts else {}),
     }
     for name, reward_data in (("reward", dataset.reward), ("judge", dataset.judge)):
         if reward_data is not None:

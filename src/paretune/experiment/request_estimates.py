@@ -26,7 +26,7 @@ class RequestEstimate:
     """Its section, such as "scorers.politeness"."""
     in_training: int
     in_evaluation: int
-    """Of both policies."""
+    """Of both policies; with `evaluate.eval_steps`, of the evaluations during the training too."""
     cost_per_request: float
     """In the currency of the prices; 0 without prices."""
     max_requests: int | None
@@ -72,7 +72,10 @@ class RequestEstimate:
 def request_estimates(run: ResolvedRun, dataset: Dataset) -> list[RequestEstimate]:
     """Requests of every LLM judge of the recipe."""
     config = run.config
-    in_evaluation = 2 * len(dataset.test_prompts) * config.evaluate.num_generations
+    num_prompts = 2 * len(dataset.test_prompts)
+    if config.num_step_evaluations:  # the initial policy's equal responses are asked once
+        num_prompts += (config.num_step_evaluations + 1) * len(dataset.validation_prompts)
+    in_evaluation = num_prompts * config.evaluate.num_generations
     estimates = []
     for path, _, section in scorer_sections(config):
         if isinstance(section, LlmJudgeScorerSection):

@@ -1,8 +1,8 @@
 """Reuse of the stages before the alignment by several runs, and the resource usage of a run.
 
-The folder to reuse is a run of its own that ended before the alignment. Its models are hard-linked into the
-new run and its log lines are copied, so that the new run writes, byte for byte, what it would have written
-alone. Resource usage is read from timing.jsonl.
+A run can be reused if its stages before the alignment are complete and its recipe agrees in what they read.
+Its models are hard-linked into the new run and the log lines of these stages are copied, so that the new run
+writes, byte for byte, what it would have written alone. Resource usage is read from timing.jsonl.
 """
 
 import hashlib
@@ -13,10 +13,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from paretune.config import load_config, resolved_yaml
 from paretune.core.errors import ConfigError
-from paretune.experiment.resolved import ResolvedRun
+from paretune.experiment.resolved import ResolvedRun, resolve
 from paretune.rl.state import BUDGET_RESOURCES
-from paretune.run.compat import MANIFEST_FILE
+from paretune.run.compat import (
+    MANIFEST_FILE,
+    RESOLVED_CONFIG_FILE,
+    ConfigChange,
+    config_changes,
+    describe_changes,
+)
 from paretune.run.folder import Run
 from paretune.run.io import fsync_tree, read_json, write_atomic
 
@@ -33,8 +40,16 @@ DOWNSTREAM_SECTIONS = (
     "training",
     "run",
     "evaluate",
+    "trackers",
 )
 """Sections of a recipe that only later stages read."""
+SEED_AND_LIMIT_KEYS = (
+    ("run", "seed"),
+    ("algorithm", "max_new_tokens"),
+    ("evaluate", "max_new_tokens"),
+    ("evaluate", "max_prompts"),
+)
+"""Keys of those sections that earlier stages depend on too; see `reuse_key`."""
 ALIGN_DATA_KEYS = ("stored_responses", "demonstrations")
 """Keys of the section `data` that only the alignment reads."""
 
@@ -73,7 +88,7 @@ def reuse_stages(run: Run, source: Path, resolved: ResolvedRun) -> None:
     link_stages(source, run.path)
     for name in ("timing.jsonl", "metrics.jsonl"):
         if (source / name).exists():
-            write_atomic(run.path / name, (source / name).read_bytes())
+            write_atomic(run.path / name, _pre_align_lines(source / name))
     run.log_event("stages_reused", f"reused the policy, the reward and the judge of {source}")
 
 
@@ -86,18 +101,52 @@ def require_same_inputs(source: Path, resolved: ResolvedRun) -> None:
     """Reject stages that cannot be reused, before any file of the recipe is read.
 
     Raises:
-        ConfigError: `source` has no complete stages, or those of another recipe.
+        ConfigError: `source` has no complete stages, or those of another recipe; the message names the keys
+            that differ.
     """
     state = read_json(source / "run.json")
-    problem = ""
+    problem, fix = "", "remove --reuse-from"
     if state is None:
         problem = "it holds no run"
-    elif state.get("status") != "done":
-        problem = "its stages are not complete"
-    elif state.get("config_hash") != reuse_key(resolved):
-        problem = "its recipe differs in data, policy, reward, judge or seed"
+    elif state.get("status") != "done" and state.get("stage") in (None, "data", *PRE_ALIGN_STAGES):
+        problem, fix = "its stages are not complete", "resume that run first, or remove --reuse-from"
+    # The hash of a run that ended before its alignment is this key; others are known by their recipe.
+    elif state.get("config_hash") != reuse_key(resolved) and _stored_key(source) != reuse_key(resolved):
+        differences = describe_changes(_upstream_changes(source, resolved))
+        problem = f"its recipe differs ({differences or 'in data, policy, reward, judge or seed'})"
+        if (source / "reward" / "model").is_dir():
+            named = f"reward={{path: {source}/reward/model}}"
+            fix = f"make these keys agree, or name its reward model alone: {named}"
     if problem:
-        raise ConfigError(f"{source}: cannot be reused: {problem}; fix: remove --reuse-from")
+        raise ConfigError(f"{source}: cannot be reused: {problem}; fix: {fix}")
+
+
+def _stored_key(source: Path) -> str | None:
+    """`reuse_key` of the recipe of a run; None if its folder has none that this version reads."""
+    try:
+        config = load_config(source / RESOLVED_CONFIG_FILE, check_files=False)
+        return reuse_key(resolve(config))
+    except ConfigError:
+        return None
+
+
+def _upstream_changes(source: Path, resolved: ResolvedRun) -> list[ConfigChange]:
+    """Keys of the recipes that differ and that the stages before the alignment depend on."""
+    changes = config_changes(source, resolved_yaml(resolved.config))
+    upstream = [
+        change
+        for change in changes
+        if change[0][0] not in DOWNSTREAM_SECTIONS
+        and not (change[0][0] == "data" and change[0][1:2] and change[0][1] in ALIGN_DATA_KEYS)
+    ]
+    keys = SEED_AND_LIMIT_KEYS if resolved.config.data.world is None else SEED_AND_LIMIT_KEYS[:1]
+    return upstream + [change for change in changes if change[0] in keys]
+
+
+def _pre_align_lines(file: Path) -> bytes:
+    """The lines of a log that the stages before the alignment wrote, as they are."""
+    lines = file.read_bytes().splitlines(keepends=True)
+    return b"".join(line for line in lines if json.loads(line).get("stage") in PRE_ALIGN_STAGES)
 
 
 def link_stages(source: Path, target: Path) -> None:

@@ -7,12 +7,12 @@ from paretune.config.data_schema import RewardSection
 from paretune.core import ranks
 from paretune.core.errors import ConfigError
 from paretune.data.chat_template import chat_template_of
+from paretune.evaluate.judge_quality import unreliable_heads, weak_heads
 from paretune.experiment.context import RunContext
 from paretune.experiment.data import RewardData
 from paretune.experiment.heads import head_kinds
 from paretune.experiment.settings import lora_spec, supervised_config
 from paretune.models.lora import unwrap_model
-from paretune.report.reward_model import unreliable_heads, weak_heads
 from paretune.reward.baselines import baseline_metrics
 from paretune.reward.checkpoint import (
     RewardModelSpec,
@@ -45,6 +45,7 @@ def train_reward_model(ctx: RunContext, name: str) -> str:
     if not ctx.has(name, "report.json"):
         _fit_and_save(ctx, name, section, data)
         ctx.stop.raise_if_stopped(f"the fit of the {name}")
+        ctx.console.progress(0, 0, "testing on unseen rows")
         # Loaded from disk, so that the report is about exactly the model that scores.
         model = load_trained_reward_model(ctx, name)
         untrained = _untrained_reward_model(ctx, section, data)

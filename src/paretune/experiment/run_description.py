@@ -16,12 +16,13 @@ from paretune.config.data_schema import RewardSection
 from paretune.config.requirements import budget_warnings
 from paretune.config.scorers import objective_columns, scorer_objectives, scorer_sections
 from paretune.config.validate import WORLD, reward_sections
+from paretune.core.goals import HIGHER
 from paretune.data.raters import LabelSummary
 from paretune.data.records import Prompt
 from paretune.experiment.chat_templates import policy_stop_tokens
 from paretune.experiment.dataset import Dataset, RewardData, prompt_stream
 from paretune.experiment.estimates import Estimate, describe_estimate, format_gigabytes
-from paretune.experiment.evaluation_checks import evaluation_notes
+from paretune.experiment.evaluation_checks import describe_step_evaluations, evaluation_notes
 from paretune.experiment.label_settings import (
     fallback_warnings,
     training_label_statistics,
@@ -230,7 +231,9 @@ def _describe_objectives(config: Config, labels: Mapping[str, LabelStatistics]) 
     for name, weight in config.final_weights.items():
         share = f"   {100 * shares[name]:3.0f} %" if name in shares else ""
         std = ", normalized by std" * (config.objectives[name].normalize == "std")
-        yield f"{name:<{width}}  weight {weight:g}{std}{share}"
+        goal = config.goals[name]
+        words = "" if goal == HIGHER else f", {goal.words}"
+        yield f"{name:<{width}}  weight {weight:g}{std}{words}{share}"
 
 
 def _spreads(config: Config, labels: Mapping[str, LabelStatistics]) -> dict[str, float]:
@@ -245,10 +248,11 @@ def _spreads(config: Config, labels: Mapping[str, LabelStatistics]) -> dict[str,
 
 
 def _describe_gates(recipe: Config, config: Config) -> Iterator[str]:
-    for name, gated_by, threshold, fallback in config.gates:
+    for name, gated_by, threshold, fallback, *comparison in config.gates:
         stated = recipe.objectives[name].gate_fallback is not None
         source = "as stated" if stated else "its worst label"
-        yield f"{name} counts where {gated_by} >= {threshold:g}; elsewhere it is {fallback:g}, {source}"
+        sign = comparison[0] if comparison else ">="
+        yield f"{name} counts where {gated_by} {sign} {threshold:g}; elsewhere it is {fallback:g}, {source}"
 
 
 def _describe_method(config: Config) -> Iterator[str]:
@@ -291,6 +295,8 @@ def _describe_evaluation(config: Config, dataset: Dataset) -> Iterator[str]:
     max_new_tokens = config.evaluate.max_new_tokens or int(config.algorithm.arguments["max_new_tokens"])
     responses = len(dataset.test_prompts) * config.evaluate.num_generations
     yield f"2 x {responses:,} responses of up to {max_new_tokens} tokens, before and after"
+    if config.num_step_evaluations:
+        yield from describe_step_evaluations(config, dataset)
 
 
 def _describe_memory(estimate: Estimate | None) -> Iterator[str]:

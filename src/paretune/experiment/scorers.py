@@ -27,6 +27,7 @@ from paretune.core.types import PreTrainedTokenizerBase
 from paretune.data.chat import render_prompt
 from paretune.data.chat_template import chat_template_of
 from paretune.data.records import Prompt
+from paretune.evaluate.judge_quality import JudgeQuality, fitted_report, head_qualities
 from paretune.experiment.data_limits import policy_tokenizer
 from paretune.experiment.resolved import ResolvedRun
 from paretune.reward.failures import FailureCounts, GuardedScorer, OnFailures, describe_reasons
@@ -322,6 +323,13 @@ def reads_columns(config: Config) -> bool:
     """Whether a scorer or judge reads further columns of the prompts."""
     readers = (PythonScorerSection, LlmJudgeScorerSection)
     return any(isinstance(section, readers) for _, _, section in scorer_sections(config))
+
+
+def scorer_qualities(section: ScorerSection, names: Sequence[str]) -> dict[str, JudgeQuality]:
+    """Objective -> measured quality of its head, of a reward model that another run fitted."""
+    if not isinstance(section, RewardModelScorerSection):
+        return {}
+    return head_qualities(fitted_report(section.path), section.outputs or {name: name for name in names})
 
 
 def describe_scorer(name: str, section: ScorerSection) -> str:

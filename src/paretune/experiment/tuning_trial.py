@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from paretune.core.errors import DataError
+from paretune.core.goals import HIGHER, Goal
 from paretune.core.rng import derive_seed
 from paretune.data.prompt_formats import visible_text
 from paretune.data.records import Sample
@@ -51,12 +52,12 @@ def evaluate_trial(ctx: RunContext, *, with_judge: bool = False) -> str:
         results = {
             "schema": "paretune/tuning-trial/1",
             "num_prompts": len(samples),
-            **_mean_scores(reward_judges, samples),
+            **_mean_scores(reward_judges, samples, ctx.config.goals),
         }
         if with_judge:
             judges = run_judges(ctx, reward_judges)
             _require_judged_objectives(ctx.config.weights, judges)
-            results["judge"] = {"name": judges[0].name, **_mean_scores(judges, samples)}
+            results["judge"] = {"name": judges[0].name, **_mean_scores(judges, samples, ctx.config.goals)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, to_json(results))
     return f"training reward{' and judge' if with_judge else ''} of {NUM_PROMPTS} responses"
@@ -78,11 +79,14 @@ def _generate_samples(ctx: RunContext) -> list[Sample | None]:
     return [visible_text(sample, spec.scorer_view) for sample in generations.samples]
 
 
-def _mean_scores(judges: Sequence[Judge], samples: Sequence[Sample | None]) -> dict[str, Any]:
-    """Mean score and fraction of unscored responses, by objective."""
+def _mean_scores(
+    judges: Sequence[Judge], samples: Sequence[Sample | None], goals: Mapping[str, Goal]
+) -> dict[str, Any]:
+    """Mean oriented score (higher is better) and fraction of unscored responses, by objective."""
     means, unscored = {}, {}
     for judge in judges:
-        for name, scores in zip(judge.scorer.names, score_visible(judge.scorer, samples).T, strict=True):
+        for name, column in zip(judge.scorer.names, score_visible(judge.scorer, samples).T, strict=True):
+            scores = goals.get(name, HIGHER).orient(column)
             is_missing = scores.isnan()
             worst = scores[~is_missing].min() if not is_missing.all() else torch.nan
             means[name] = float(scores.where(~is_missing, worst).mean())

@@ -143,8 +143,8 @@ def full_tensors(tree: Any) -> Any:
 
 
 def like(stored: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor, divided over the ranks as another one is."""
-    if not isinstance(tensor, DTensor):
+    """A whole tensor, divided over the ranks as another one is; a divided one is returned as it is."""
+    if not isinstance(tensor, DTensor) or isinstance(stored, DTensor):
         return stored
     # None: all ranks have the whole tensor, so that nothing needs to be sent.
     return distribute_tensor(
@@ -154,9 +154,25 @@ def like(stored: Tensor, tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_full(stored: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into parameters, which may be divided over the ranks."""
+    """Copy tensors, whole or divided like the parameters, into parameters."""
     for name, parameter in parameters.items():
         parameter.copy_(like(stored[name], parameter))
+
+
+@torch.no_grad()
+def copy_to_first(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Copy tensors that are divided over the ranks into whole parameters of the first rank.
+
+    All ranks take part. One tensor at a time is whole, so that no rank holds another copy of all of them.
+
+    Args:
+        tensors: Divided ones, and whole ones.
+        parameters: By the same names; not read on other ranks.
+    """
+    for name, tensor in tensors.items():
+        whole = full_tensors(tensor)
+        if ranks.is_first():
+            parameters[name].copy_(whole)
 
 
 def _sharded_modules(models: Iterable[nn.Module]) -> Iterable[FSDPModule]:

@@ -28,8 +28,6 @@ CUDA_CONTEXT_BYTES = 0.7e9
 """CUDA context and the work spaces of its matrix libraries. Assumed."""
 ALLOCATOR_FRACTION = 0.05
 """Memory of a GPU that torch's allocator holds and cannot use. Assumed."""
-CHECKPOINT_COPIES = 2
-"""Copies of the trained weights and moments while a checkpoint is written."""
 KV_GROWTH = 1.5
 """Tables of the sampler double: the last one and the one before it exist together."""
 
@@ -142,7 +140,6 @@ class _TrainedStates:
     gradients: float
     step_copies: float
     """Gradients in float32 during the optimizer's step, where the weights have half precision."""
-    checkpoint: float
 
 
 def _trained_states(part: Workload, num_ranks: int, sharding: ShardingMode) -> _TrainedStates:
@@ -164,7 +161,6 @@ def _trained_states(part: Workload, num_ranks: int, sharding: ShardingMode) -> _
         resident=resident,
         gradients=accumulated * trained / weights_divided,
         step_copies=4.0 * trained if trained_width < 4 and sharding == "no_shard" else 0.0,
-        checkpoint=float(CHECKPOINT_COPIES * (4 + part.moment_bytes) * trained),
     )
 
 
@@ -191,8 +187,6 @@ def _phases(part: Workload, device: Device, states: _TrainedStates) -> dict[str,
             "hidden states": _no_grad_bytes(part, no_grad_tokens),
             "logits": _logit_bytes(part, no_grad_rows, with_gradient=False),
         }
-    if device.is_cpu:  # on a GPU the copies are in main memory
-        phases["checkpoint"] = {"checkpoint": networks * states.checkpoint}
     return phases
 
 

@@ -33,11 +33,15 @@ class StepTime:
     """Seconds of a step."""
 
     phases: Mapping[str, PhaseSeconds]
+    overlaps: bool = False
+    """The rollout runs beside all other phases."""
 
     @property
     def total(self) -> float:
-        """Of all phases, one after the other."""
-        return sum(phase.seconds for phase in self.phases.values())
+        """Of all phases, one after the other, or of the rollout if it takes longer than those beside it."""
+        seconds = {name: phase.seconds for name, phase in self.phases.items()}
+        beside = seconds.pop("rollout", 0.0) if self.overlaps else 0.0
+        return max(beside, sum(seconds.values()))
 
     @property
     def slowest(self) -> str:
@@ -71,7 +75,7 @@ def estimate_step(
     phases["update"] = _update(part, device, shape, num_passes)
     if num_ranks > 1:
         phases["sync"] = _sync(workload, part, device, num_ranks, sharding, num_passes)
-    return StepTime(phases=phases)
+    return StepTime(phases=phases, overlaps=part.overlaps)
 
 
 def _bounded(seconds: dict[str, float]) -> PhaseSeconds:

@@ -28,7 +28,7 @@ class Workload:
     """Frozen models beside the policy that have weights of their own."""
     scorers: tuple[ModelSize, ...]
     """Reward models and classifiers that run in this process."""
-    scorer_bytes: float = 0.0
+    scorer_bytes: float
     """Their weights, which every rank has whole."""
     critic: bool
     prompts: int
@@ -48,6 +48,8 @@ class Workload:
     """Who samples: this package, vLLM in the same process, or vLLM elsewhere."""
     engine_fraction: float = 0.0
     """Share of the device's memory that vLLM in the same process takes."""
+    overlaps: bool = False
+    """The servers sample the next step's responses while this step trains."""
 
     def per_rank(self, num_ranks: int) -> "Workload":
         """The part of the rank with the most prompts; groups stay whole."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.core.errors import ConfigError, DataError
+from paretune.evaluate.verdicts import BETTER, JUDGE_UNRELIABLE, WORSE
 from paretune.report.formatting import (
     MISSING,
     VERDICT_SYMBOLS,
@@ -13,6 +14,7 @@ from paretune.report.formatting import (
     finite_or_none,
     format_number,
     format_percent,
+    goal_arrow,
     one_line,
 )
 from paretune.report.run_page import jinja_environment
@@ -24,11 +26,11 @@ from paretune.report.scatter import (
     marker_path,
     scatter_plot,
 )
-from paretune.report.tables import align_columns
+from paretune.report.tables import align_columns, name_with_goal
 from paretune.run.io import read_json, write_atomic
 
 TEMPLATE = "benchmark.html.j2"
-SCHEMA = "paretune/benchmark/2"
+SCHEMA = "paretune/benchmark/3"
 MAX_FIGURES = 6
 """Scatter plots drawn if the benchmark file names no pairs: all pairs of four objectives."""
 MAX_NAME_CHARS = 20
@@ -121,7 +123,7 @@ def benchmark_table(results: Results) -> str:
     several = len(results["weightings"]) > 1
     for weighting in results["weightings"]:
         header = f"method, {one_line(weighting, MAX_NAME_CHARS)}" if several else "method"
-        objectives = (one_line(o, MAX_NAME_CHARS) for o in results["objectives"])
+        objectives = (name_with_goal(name, entry) for name, entry in results["objectives"].items())
         rows = [(header, *objectives, "hypervolume", "budget used")]
         for name, method in results["methods"].items():
             scores = method["scores"][weighting]
@@ -138,7 +140,7 @@ def benchmark_table(results: Results) -> str:
     budget = results["budget"]
     lines.append(
         f"means over {len(results['seeds'])} seeds with {100 * results['confidence_level']:.0f} % intervals; "
-        f"▲ ▼ against {one_line(results['baseline'], MAX_NAME_CHARS)}; "
+        f"▲ better and ▼ worse than {one_line(results['baseline'], MAX_NAME_CHARS)}; "
         f"budget {budget['limit']:,} {budget['resource']} per run"
     )
     judges = _objectives_by_judge(results)
@@ -150,7 +152,7 @@ def benchmark_table(results: Results) -> str:
 def _score_cell(score: Results, decimals: int) -> str:
     """Mean and interval, with a symbol where the score differs from the baseline."""
     verdict = (score["change_from_baseline"] or {}).get("verdict")
-    symbol = f" {VERDICT_SYMBOLS[verdict]}" if verdict in ("better", "worse") else ""
+    symbol = f" {VERDICT_SYMBOLS[verdict]}" if verdict in (BETTER, WORSE, JUDGE_UNRELIABLE) else ""
     low, high = format_number(score["low"], decimals), format_number(score["high"], decimals)
     return f"{format_number(score['mean'], decimals)} [{low}, {high}]{symbol}"
 
@@ -195,12 +197,19 @@ def _pareto_figures(results: Results) -> list[tuple[str, str, ScatterPlot]]:
     declared: Sequence[Sequence[str]] = results["scatter_pairs"]
     pairs = declared or list(itertools.combinations(results["objectives"], 2))[:MAX_FIGURES]
     plots = [(x, y, scatter_plot(_scatter_points(results, x, y))) for x, y in pairs]
-    return [(x, y, plot) for x, y, plot in plots if plot is not None]
+    labels = {name: axis_label(name, entry) for name, entry in results["objectives"].items()}
+    return [(labels[x], labels[y], plot) for x, y, plot in plots if plot is not None]
+
+
+def axis_label(name: str, objective: Results) -> str:
+    """The name of an objective with its direction."""
+    return f"{name} {goal_arrow(objective)}"
 
 
 def _scatter_points(results: Results, x_objective: str, y_objective: str) -> list[ScatterPoint]:
     several = len(results["weightings"]) > 1
     points: list[tuple[str, int, tuple[MeanInterval, MeanInterval]]] = []
+    oriented: list[tuple[float, float]] = []
     for index, (name, method) in enumerate(results["methods"].items(), 1):
         for weighting, scores in method["scores"].items():
             pair = (scores[x_objective], scores[y_objective])
@@ -208,9 +217,10 @@ def _scatter_points(results: Results, x_objective: str, y_objective: str) -> lis
                 x, y = ((score["mean"], score["low"], score["high"]) for score in pair)
                 label = f"{name} {weighting}" if several else name
                 points.append((one_line(label, MAX_NAME_CHARS), index, (x, y)))
+                oriented.append((pair[0]["oriented_mean"], pair[1]["oriented_mean"]))
     scatter_points = [
-        ScatterPoint(label, index, ends[0], ends[1], not _is_dominated(ends, points))
-        for label, index, ends in points
+        ScatterPoint(label, index, ends[0], ends[1], not is_dominated(means, oriented))
+        for (label, index, ends), means in zip(points, oriented, strict=True)
     ]
     initial = [results["initial"].get(o) for o in (x_objective, y_objective)]
     if all(_within_range(value, [point[2][i] for point in points]) for i, value in enumerate(initial)):
@@ -275,14 +285,6 @@ def _within_range(value: Any, intervals: Sequence[MeanInterval]) -> bool:
     return low - 0.5 * (high - low) <= value <= high + 0.5 * (high - low)
 
 
-def _is_dominated(
-    point: tuple[MeanInterval, MeanInterval],
-    others: Sequence[tuple[str, int, tuple[MeanInterval, MeanInterval]]],
-) -> bool:
-    """Whether another point is at least as good in both objectives and better in one."""
-    means = (point[0][0], point[1][0])
-    for _, _, other in others:
-        other_means = (other[0][0], other[1][0])
-        if other_means != means and other_means[0] >= means[0] and other_means[1] >= means[1]:
-            return True
-    return False
+def is_dominated(means: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
+    """Whether another point is at least as good in both oriented means and better in one."""
+    return any(other != means and other[0] >= means[0] and other[1] >= means[1] for other in others)

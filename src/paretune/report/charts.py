@@ -1,4 +1,4 @@
-"""Line charts of metrics and interval strips of changes, as coordinates for inline SVG.
+"""Line charts of metrics, as coordinates for inline SVG.
 
 Only numbers pass through here; every word of a figure is a text node of the page's template. The charts are
 drawn without a plotting library, so that they follow the reader's light or dark color scheme.
@@ -7,6 +7,7 @@ drawn without a plotting library, so that they follow the reader's light or dark
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from paretune.report.formatting import finite_or_none, format_compact, format_number
@@ -14,7 +15,8 @@ from paretune.run.metrics import find_metric
 
 CHART_WIDTH, CHART_HEIGHT = 300, 130
 CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 46, 8, 8, 20
-STRIP_WIDTH, STRIP_HEIGHT = 180, 22
+MAX_POINTS = 600
+"""Points of a line: a chart is 300 units wide, on most screens at two pixels each."""
 
 Points = Sequence[tuple[float, float | None]]
 
@@ -40,24 +42,15 @@ class LineChart:
     """Steps in the running mean."""
 
 
-@dataclass(frozen=True, slots=True)
-class IntervalStrip:
-    """A mean change with its interval on an axis that is centered on 0."""
-
-    width: int
-    height: int
-    zero_x: float
-    low_x: float
-    high_x: float
-    mean_x: float
-
-
-def line_chart(points: Points, y_range: tuple[float, float] | None = None) -> LineChart | None:
+def line_chart(
+    points: Points, y_range: tuple[float, float] | None = None, min_span: float = 0.0
+) -> LineChart | None:
     """The chart of (step, value) points, or None if every value is missing.
 
     Args:
         points: In step order; a value of None leaves a gap in the line.
         y_range: Values that the axis must include; without it, the axis ends at a tick.
+        min_span: Shortest value axis, so that noise does not look like a trend.
     """
     values = [value for _, value in points if value is not None]
     if not values:
@@ -66,6 +59,8 @@ def line_chart(points: Points, y_range: tuple[float, float] | None = None) -> Li
     window = max(1, len(points) // 12)
     smoothed = running_mean(points, window)
     low, high = min([*values, *(y_range or ())]), max([*values, *(y_range or ())])
+    if min(values) < max(values):
+        low, high = widen_range(low, high, min_span)
     # A constant series has no range of its own: pad it by a tenth, or show 0 to 1 if it is zero.
     if high - low < 1e-12 * max(1.0, abs(high)):
         pad = abs(high) / 10
@@ -89,8 +84,8 @@ def line_chart(points: Points, y_range: tuple[float, float] | None = None) -> Li
     return LineChart(
         width=CHART_WIDTH,
         height=CHART_HEIGHT,
-        raw_path=_svg_path([(x(step), None if v is None else y(v)) for step, v in points]),
-        smoothed_path=_svg_path([(x(step), None if v is None else y(v)) for step, v in smoothed]),
+        raw_path=_svg_path([(x(step), None if v is None else y(v)) for step, v in envelope(points)]),
+        smoothed_path=_svg_path([(x(step), None if v is None else y(v)) for step, v in thinned(smoothed)]),
         zero_y=y(0.0) if low < 0 < high else None,
         x_ticks=tuple((x(tick), f"{tick:.0f}") for tick in steps),
         y_ticks=tuple((y(tick), tick_label(tick, ticks[1] - ticks[0])) for tick in ticks),
@@ -107,38 +102,54 @@ def metric_series(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[fl
     return [(float(line["step"]), finite_or_none(line.get(key))) for line in lines]
 
 
-def interval_strips(intervals: Sequence[tuple[Any, Any, Any]]) -> tuple[list[IntervalStrip | None], bool]:
-    """Strips for (change, low, high), and whether they share one scale.
-
-    They share it unless their extents differ by more than a factor of ten, which would hide the small ones.
-    """
-    extents = [
-        None
-        if finite_or_none(change) is None or finite_or_none(low) is None or finite_or_none(high) is None
-        else max(abs(low), abs(high), 1e-12)
-        for change, low, high in intervals
-    ]
-    finite = [extent for extent in extents if extent is not None]
-    shared = not finite or max(finite) <= 10 * min(finite)
-    strips: list[IntervalStrip | None] = []
-    for (change, low, high), extent in zip(intervals, extents, strict=True):
-        if extent is None:
-            strips.append(None)
-            continue
-        # 8 % of margin keeps the end marks inside the drawing.
-        half_range = 1.08 * (max(finite) if shared else extent)
-        xs = [round(STRIP_WIDTH / 2 * (1 + value / half_range), 1) for value in (low, high, change)]
-        strips.append(IntervalStrip(STRIP_WIDTH, STRIP_HEIGHT, STRIP_WIDTH / 2, *xs))
-    return strips, shared
-
-
 def running_mean(points: Points, window: int) -> list[tuple[float, float | None]]:
     """Mean of the known values in the last `window` steps; None where the step's own value is missing."""
     means: list[tuple[float, float | None]] = []
+    # Sums from the start would let one huge value ruin all later means by rounding: sum each block anew.
+    total, count = 0.0, 0
     for i, (step, value) in enumerate(points):
-        recent = [v for _, v in points[max(0, i - window + 1) : i + 1] if v is not None]
-        means.append((step, None if value is None else sum(recent) / len(recent)))
+        if i % window == 0:
+            recent = [v for _, v in points[max(0, i - window + 1) : i + 1] if v is not None]
+            total, count = math.fsum(recent), len(recent)
+        else:
+            left = points[i - window][1] if i >= window else None
+            total += (value or 0.0) - (left or 0.0)
+            count += (value is not None) - (left is not None)
+        means.append((step, None if value is None else total / count))
     return means
+
+
+def thinned(points: Points, max_points: int = MAX_POINTS) -> Points:
+    """Every n-th point and the last one, so that a long run has no more than about `max_points`."""
+    stride = math.ceil(len(points) / max_points)
+    return points if stride <= 1 else [*points[:-1:stride], points[-1]]
+
+
+def envelope(points: Points, max_points: int = MAX_POINTS) -> Points:
+    """The lowest and the highest point of each block of a long run: no peak is lost between the pixels."""
+    size = math.ceil(2 * len(points) / max_points)
+    if size <= 2:
+        return points
+    shown: list[tuple[float, float | None]] = []
+    for start in range(0, len(points), size):
+        known = [(step, v) for step, v in points[start : start + size] if v is not None]
+        if not known:
+            shown.append((points[start][0], None))
+            continue
+        ends = {min(known, key=lambda point: point[1]), max(known, key=lambda point: point[1])}
+        shown += sorted(ends)
+    return shown
+
+
+def widen_range(low: float, high: float, min_span: float) -> tuple[float, float]:
+    """The range, widened about its middle to `min_span`; a range without extent gets one in any case."""
+    missing = min_span - (high - low)
+    if missing > 0:
+        low, high = low - missing / 2, high + missing / 2
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        pad = abs(high) / 10 or 0.5
+        low, high = low - pad, high + pad
+    return low, high
 
 
 def nice_ticks(low: float, high: float, max_intervals: int) -> list[float]:
@@ -228,6 +239,22 @@ def scored_objectives(lines: MetricLines) -> list[str]:
     return [key[len(prefix) : -len(suffix)] for key in keys]
 
 
+FIT_STAGES = {"sft": "supervised", "reward": "reward model", "judge": "judge"}
+FIT_METRICS = {"fit/loss": "training loss", "fit/test_loss": "held-out loss"}
+
+
+def fit_curves(lines: MetricLines) -> list[dict[str, Any]]:
+    """Charts of the losses of the fits before the alignment, of those that the run wrote."""
+    charts = []
+    for stage, name in FIT_STAGES.items():
+        own = [line for line in lines if line.get("stage") == stage]
+        for key, title in FIT_METRICS.items():
+            # A held-out loss is written at some steps only.
+            written = [line for line in own if key in line]
+            charts.append(_titled_chart(f"{name}: {title}", key, written, None))
+    return [item for item in charts if item["chart"] is not None]
+
+
 def training_curves(lines: MetricLines) -> list[dict[str, Any]]:
     """Charts of the training metrics that the run wrote."""
     charts = [_titled_chart(title, key, lines, None) for key, title in TRAINING_METRICS]
@@ -265,6 +292,27 @@ def _titled_chart(
     title: str, key: str, lines: MetricLines, y_range: tuple[float, float] | None
 ) -> dict[str, Any]:
     points = metric_series(lines, key)
-    chart: LineChart | None = line_chart(points, y_range) if points else None
     metric = find_metric(key)
+    span = _min_span(key, metric.unit if metric else "", lines, points)
+    chart: LineChart | None = line_chart(points, y_range, span) if points else None
     return {"title": title, "chart": chart, "unit": metric.unit if metric else "", "key": key}
+
+
+MIN_RELATIVE_SPAN = 0.05
+"""Shortest axis of a metric relative to its size: what varies by less is shown as flat."""
+MIN_FRACTION_SPAN = 0.02
+"""Shortest axis of a fraction."""
+
+
+def _min_span(key: str, unit: str, lines: MetricLines, points: Points) -> float:
+    """Shortest value axis of a metric, on the scale on which it is measured.
+
+    That of a mean score is half a standard deviation of the scores it is the mean of.
+    """
+    if key.startswith("score/") and key.endswith("/mean"):
+        deviations = [v for _, v in metric_series(lines, key.removesuffix("mean") + "std") if v is not None]
+        if deviations:
+            return median(deviations) / 2
+    if unit == "fraction":
+        return MIN_FRACTION_SPAN
+    return MIN_RELATIVE_SPAN * median([abs(v) for _, v in points if v is not None] or [0.0])

@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from paretune.core.goals import Goal
+
 # Zero-width characters that Persian, Indic scripts and emoji sequences need.
 _ALLOWED_ZERO_WIDTH = {"\u200c", "\u200d"}
 
@@ -27,6 +29,7 @@ VERDICT_SYMBOLS = {
     "not worse": "◆",
     "no evidence": "●",
     "inconclusive": "◇",
+    "judge unreliable": "⊘",
     "not measured": "○",
 }
 """A shape per verdict, so that no verdict depends on color alone."""
@@ -161,12 +164,21 @@ def format_verdict(objective: Mapping[str, Any]) -> str:
 
 
 def explain_verdict(objective: Mapping[str, Any]) -> str:
-    """Reason of "no evidence" (the judge is the reward, low power, no score changed) or "not measured"."""
-    if objective["verdict"] == "not measured" and objective.get("judge") == NO_JUDGE:
+    """Reason of "no evidence" (the judge is the reward, low power, no score changed) or another verdict.
+
+    Args:
+        objective: Entry of an objective in eval.json, or a change in benchmark.json.
+    """
+    verdict, quality = objective["verdict"], objective.get("judge_quality")
+    if verdict == "not measured" and objective.get("judge") == NO_JUDGE:
         return "no judge"
-    if objective["verdict"] != "no evidence":
+    if verdict == "judge unreliable" and quality:
+        rank = finite_or_none(quality["spearman"])
+        # The whole reason is among the cautions.
+        return "" if rank is None else f"rank correlation with its labels {format_number(rank)}"
+    if verdict != "no evidence":
         return ""
-    low = finite_or_none(objective["low"])
+    low = finite_or_none(objective["oriented"]["low"])
     if low is not None and low > 0:
         return "judge not independent"
     detectable = finite_or_none(objective.get("min_detectable_effect"))
@@ -174,8 +186,18 @@ def explain_verdict(objective: Mapping[str, Any]) -> str:
         return ""
     if detectable == 0:
         return "no score changed"
-    text = format_number(detectable, decimals_for(objective))
+    text = format_number(detectable, decimals_for(objective["oriented"]))
     return f"detectable change ≥ {text if float(text) else format_compact(detectable)}"
+
+
+def goal_arrow(objective: Mapping[str, Any]) -> str:
+    """The direction of an objective as a sign: "↑", "↓", or "→ 120" for a target."""
+    return Goal.of(objective).arrow
+
+
+def goal_words(objective: Mapping[str, Any]) -> str:
+    """The direction of an objective in words, such as "lower is better"."""
+    return Goal.of(objective).words
 
 
 def format_before_after(pair: Mapping[str, Any], decimals: int = 2) -> str:

@@ -26,6 +26,7 @@ BOUND_LABELS = {
     "launches": "kernel launches",
     "network": "network",
 }
+OVERLAP_NOTE = "sampling beside the other phases"
 CAVEAT = "A forecast from peak rates and assumed fractions of them, not a measurement."
 
 Plan = Mapping[str, Any]
@@ -52,6 +53,7 @@ def template_context(plan: Plan) -> dict[str, Any]:
         "components": _component_names(plan),
         "way_explanations": WAY_EXPLANATIONS,
         "bound_labels": BOUND_LABELS,
+        "overlap_note": OVERLAP_NOTE,
         "caveat": CAVEAT,
         "curves": [
             {
@@ -91,7 +93,9 @@ def plan_text(plan: Plan) -> str:
         "",
     ]
     if plan["step"] is not None:
-        lines += [f"about {_seconds(plan['step']['total'])} per step", *_phase_rows(plan["step"]), ""]
+        title = f"about {_seconds(plan['step']['total'])} per step"
+        beside = f", {OVERLAP_NOTE}" if plan["step"]["overlaps"] else ""
+        lines += [title + beside, *_phase_rows(plan["step"]), ""]
     for curve in plan["scaling"]:
         lines += [_curve_title(curve), *_curve_rows(curve), *_wrapped(_verdict(curve)), ""]
     return "\n".join([*lines, *_wrapped(CAVEAT), *_wrapped(f"rates: {device['source']}")])

@@ -1,39 +1,56 @@
-"""report.html: a single HTML file about one run that opens from disk, loads nothing and runs no script.
+"""report.html: a single HTML file about one run that opens from disk and loads nothing.
 
 Every value reaches the page through Jinja's autoescape as a text node or a number, never as an address, a
-style, a tag or an attribute name. Control and bidirectional characters are written out.
+style, a tag or an attribute name. Control and bidirectional characters are written out. The only script is
+the filter of the samples, which the page's policy names by its hash.
 """
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from paretune import __version__
 from paretune.core.errors import ConfigError, DataError
+from paretune.evaluate.verdicts import JUDGE_UNRELIABLE
 from paretune.evaluate.warnings import POLICY_PREFIX, event_warnings
 from paretune.report import formatting
 from paretune.report.charts import (
-    interval_strips,
+    fit_curves,
     objective_curves,
     scored_objectives,
     time_by_stage,
     training_curves,
 )
+from paretune.report.cost import cost_phrases
 from paretune.report.formatting import escape_invisible
+from paretune.report.histograms import reliability_plots, score_histograms
+from paretune.report.influence import influence_chart
+from paretune.report.intervals import interval_figures
+from paretune.report.overoptimization import distance_plots, read_checkpoints
+from paretune.report.responses import Responses
 from paretune.report.reward_model import head_warnings, reward_model_table
-from paretune.report.samples import select_samples
+from paretune.report.samples import displayed_samples
+from paretune.report.scatter import MARKER_SHAPES, marker_path
 from paretune.report.tables import judge_comparisons
 from paretune.report.throughput import describe_matmul_benchmark, throughput
+from paretune.report.tradeoff import pair_plots, parallel_plot
 from paretune.run.folder import read_json, read_jsonl, write_atomic
 
 TEMPLATE = "report.html.j2"
-EVALUATION_SCHEMA = "paretune/eval/2"
+FILTER_SCRIPT = "filter.js.j2"
+EVALUATION_SCHEMA = "paretune/eval/3"
 """Schema of the eval.json files that the page can show."""
 SELF_JUDGED_PREFIX = "Judge not independent"
 """Prefix of the warning that the page shows in a box of its own."""
+UNRELIABLE_PREFIX = "The judge of "
+"""Prefix of the caution that the reason of the verdict "judge unreliable" repeats."""
 MAX_EVENTS = 30
 """The page shows the last events only; events.jsonl has all of them."""
 
@@ -96,6 +113,8 @@ def jinja_environment() -> Environment:
         "decimals_for",
         "format_verdict",
         "explain_verdict",
+        "goal_arrow",
+        "goal_words",
     ):
         env.globals[name] = getattr(formatting, name)
     env.globals["verdict_symbols"] = formatting.VERDICT_SYMBOLS
@@ -107,38 +126,96 @@ def jinja_environment() -> Environment:
 def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_dir: Path) -> dict[str, Any]:
     """All values that the template shows, read from the files of the run."""
     evaluation = with_event_warnings(_load_evaluation(evaluation_dir / "eval.json"), run_dir)
-    lines = [line for line in read_jsonl(run_dir / "metrics.jsonl") if line.get("stage") == "align"]
     recipe = _load_recipe(run_dir / "config" / "resolved.yaml")
-    objectives = list(evaluation["objectives"]) if evaluation else scored_objectives(lines)
-    timing, environment = read_jsonl(run_dir / "timing.jsonl"), read_json(run_dir / "env.json") or {}
     model_reports = read_model_reports(run_dir)
-    tables = (reward_model_table(title, report) for title, report in model_reports.items())
+    metrics = read_jsonl(run_dir / "metrics.jsonl")
+    lines = [line for line in metrics if line.get("stage") == "align"]
+    timing, environment = read_jsonl(run_dir / "timing.jsonl"), read_json(run_dir / "env.json") or {}
     # Checkpoint events come every few steps and would push everything else off the list.
     events = [line for line in read_jsonl(run_dir / "events.jsonl") if line.get("type") != "checkpoint"]
+    script, script_hash = _filter_script()
+    folder_name = run_dir.resolve().name
+    title = str(run_info.get("name") or folder_name)
     return {
         "is_run": True,
         "run_info": run_info,
         "version": __version__,
-        "title": run_dir.resolve().name,
+        "title": title,
+        "folder_name": "" if folder_name == title else folder_name,
         "subtitle": _subtitle(recipe, run_info, lines),
         "finished": run_info.get("status") == "done" or run_info.get("stage") == "report",
-        "evaluation": _evaluation_context(evaluation) if evaluation else None,
-        "models": [table for table in tables if table is not None],
-        "pretrained_models": _pretrained_reward_models(recipe),
-        "no_models": _no_models(recipe),
+        "cost": cost_phrases(timing),
         "warnings": _warnings(evaluation, head_warnings(model_reports)),
-        "num_steps": len(lines),
-        "objective_curves": objective_curves(lines, objectives),
-        "training_curves": training_curves(lines),
+        **_evaluation_parts(run_dir, evaluation_dir, evaluation, lines),
+        **_model_parts(recipe, model_reports, metrics),
+        **_training_parts(evaluation, lines),
         "time_by_stage": time_by_stage(timing),
         "throughput": throughput(timing, environment),
         "matmul_description": describe_matmul_benchmark(environment),
-        "samples": select_samples(evaluation_dir, evaluation) if evaluation else [],
         "events": events[-MAX_EVENTS:],
         "recipe_text": _read_text(run_dir / "config" / "recipe.yaml"),
         "resolved_text": _read_text(run_dir / "config" / "resolved.yaml"),
         "environment": environment,
+        "marker_paths": {shape: marker_path(shape, 8.0, 8.0, 5.5) for shape in MARKER_SHAPES},
+        "filter_script": script,
+        "filter_hash": script_hash,
     }
+
+
+def _evaluation_parts(
+    run_dir: Path, evaluation_dir: Path, evaluation: dict[str, Any] | None, lines: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Everything that the evaluation of a policy is shown by."""
+    if evaluation is None:
+        return {"evaluation": None, "samples": {"selected": ()}}
+    responses = Responses.read(evaluation_dir / "generations.parquet")
+    checkpoints = read_checkpoints(run_dir, EVALUATION_SCHEMA, evaluation)
+    return {
+        "evaluation": _evaluation_context(evaluation),
+        "samples": displayed_samples(responses, evaluation),
+        "histograms": score_histograms(evaluation, responses),
+        "pair_plots": pair_plots(evaluation, responses),
+        "parallel": parallel_plot(evaluation),
+        "distance_plots": distance_plots(checkpoints, lines),
+        "num_checkpoints": len(checkpoints),
+    }
+
+
+def _model_parts(
+    recipe: Mapping[str, Any], reports: Mapping[str, dict[str, Any]], metrics: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The reward model and the judge."""
+    tables = [
+        table | {"reliability": reliability_plots(report)}
+        for title, report in reports.items()
+        if (table := reward_model_table(title, report)) is not None
+    ]
+    return {
+        "models": tables,
+        "pretrained_models": _pretrained_reward_models(recipe),
+        "no_models": _no_models(recipe),
+        "fit_curves": fit_curves(metrics),
+    }
+
+
+def _training_parts(evaluation: Mapping[str, Any] | None, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    objectives = list(evaluation["objectives"]) if evaluation else scored_objectives(lines)
+    return {
+        "num_steps": len(lines),
+        "influence": influence_chart(lines, objectives),
+        "objective_curves": objective_curves(lines, objectives),
+        "training_curves": training_curves(lines),
+    }
+
+
+@cache
+def _filter_script() -> tuple[Markup, str]:
+    """The script of the filter, and the name by which the page's policy allows it."""
+    environment = jinja_environment()
+    assert environment.loader is not None
+    source, _, _ = environment.loader.get_source(environment, FILTER_SCRIPT)
+    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    return Markup(source), f"sha256-{digest}"
 
 
 def read_model_reports(run_dir: Path) -> dict[str, dict[str, Any]]:
@@ -168,31 +245,41 @@ def _load_evaluation(path: Path) -> dict[str, Any] | None:
 
 
 def _evaluation_context(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of eval.json, with an interval strip per objective and flags for optional columns."""
+    """The content of eval.json, with the drawing of its intervals and flags for optional columns."""
     objectives = evaluation["objectives"]
     objectives_by_judge: dict[str, list[str]] = {}
     for name, objective in objectives.items():
         objectives_by_judge.setdefault(objective["judge"], []).append(name)
-    strips, shared = interval_strips([(o["change"], o["low"], o["high"]) for o in objectives.values()])
+    figures, not_drawn = interval_figures(objectives)
     return {
         **evaluation,
-        "interval_strips": dict(zip(objectives, strips, strict=True)),
-        "shared_scale": shared,
+        "interval_figures": figures,
+        "not_drawn": not_drawn,
+        "cautions": {name: _other_cautions(o) for name, o in objectives.items()},
         "self_judged": [name for name, o in objectives.items() if o["num_scored"] and not o["independent"]],
         "objectives_by_judge": objectives_by_judge,
         "judge_comparisons": judge_comparisons(evaluation),
         "has_missing": any(o["missing"]["fraction"] and o["num_scored"] for o in objectives.values()),
         "has_training_reward": any(o["reward"] for o in objectives.values()),
         "has_margin": any(o["margin"] is not None for o in objectives.values()),
+        "has_target": any(o.get("goal") == "target" for o in objectives.values()),
     }
 
 
-def _warnings(evaluation: Mapping[str, Any] | None, of_heads: Sequence[str]) -> list[str]:
-    """All warnings, those about the whole policy first; a judge that is not independent has its own box."""
+def _other_cautions(objective: Mapping[str, Any]) -> list[str]:
+    """The cautions that neither the reason of the verdict nor a box of the page says already."""
+    said = (SELF_JUDGED_PREFIX, UNRELIABLE_PREFIX if objective["verdict"] == JUDGE_UNRELIABLE else "\n")
+    return [caution for caution in objective.get("cautions") or () if not caution.startswith(said)]
+
+
+def _warnings(evaluation: Mapping[str, Any] | None, of_heads: Sequence[str]) -> dict[str, list[str]]:
+    """Warnings about the whole policy, and all others; a judge that is not independent has its own box."""
     lines = evaluation["warnings"] if evaluation else []
-    first = [line for line in lines if line.startswith(POLICY_PREFIX)]
     others = [line for line in lines if not line.startswith((SELF_JUDGED_PREFIX, POLICY_PREFIX))]
-    return [*first, *of_heads, *others]
+    return {
+        "policy": [line for line in lines if line.startswith(POLICY_PREFIX)],
+        "others": [*of_heads, *others],
+    }
 
 
 def _format_percent(value: Any, decimals: int = 0) -> str:
@@ -209,7 +296,6 @@ def _subtitle(
         return section.get(key) if isinstance(section, Mapping) else None
 
     facts = [
-        f"recipe {run_info['name']}" if run_info.get("name") else "",
         f"policy {entry('policy', 'path')}" if entry("policy", "path") else "",
         f"algorithm {entry('algorithm', 'name')}" if entry("algorithm", "name") else "",
         _format_progress(entry("run", "max_steps"), entry("run", "budget"), lines),

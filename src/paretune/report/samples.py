@@ -7,14 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from markupsafe import escape
 
-from paretune.core.errors import DataError
-from paretune.report.formatting import decimals_for, finite_or_none, format_number, format_signed, one_line
+from paretune.core.goals import Goal
+from paretune.report.formatting import (
+    decimals_for,
+    escape_invisible,
+    finite_or_none,
+    format_number,
+    format_signed,
+    one_line,
+)
+from paretune.report.responses import Responses, Vector
+from paretune.report.word_diff import Parts, word_differences
 
 NUM_RANDOM = 6
 MAX_TEXT_CHARS = 4000
+MAX_OTHERS = 300
+"""Samples on the page besides the selected ones; more of them make it slow to open."""
+MAX_SAMPLE_BYTES = 3_000_000
+"""All samples of a page together, so that it stays below 5 MB."""
 
 Row = Mapping[str, Any]
 
@@ -24,43 +36,81 @@ class DisplayedSample:
     """A prompt with the response of either policy, as text."""
 
     selection_rule: str
+    """"" for a sample that no rule selected."""
     category: str
+    category_index: int
     expanded: bool
     """The first two samples start expanded, never one with a prompt that should be refused."""
     title: str
     prompt: str
-    before: str
-    after: str
+    before: Parts
+    after: Parts
     before_truncated: bool
     """It was cut at the length limit."""
     after_truncated: bool
     scores: tuple[tuple[str, str, str, str], ...]
     """(objective, before, after, change)."""
+    changes: str
+    """Oriented change of each objective, separated by commas; empty where a score is missing."""
 
 
-def select_samples(evaluation_dir: Path, evaluation: Row) -> list[DisplayedSample]:
-    """The largest gain and loss of each objective, the longest response, and six random samples.
+@dataclass(frozen=True, slots=True)
+class SampleSelection:
+    """The samples of a page."""
 
-    Args:
-        evaluation_dir: Folder of the evaluation; without a generations.parquet there are no samples.
-        evaluation: Content of its eval.json; its seed draws the random samples.
+    selected: tuple[DisplayedSample, ...]
+    others: tuple[DisplayedSample, ...]
+    """In the order of the evaluation, as many as the page can hold."""
+    num_samples: int
+    categories: tuple[str, ...]
+    """`category_index` counts in these."""
+
+    @property
+    def num_left_out(self) -> int:
+        """Samples that are only in generations.parquet."""
+        return self.num_samples - len(self.selected) - len(self.others)
+
+
+def select_samples(evaluation_dir: Path, evaluation: Row) -> SampleSelection:
+    """The samples of an evaluation folder; without a generations.parquet there are none.
 
     Raises:
         DataError: generations.parquet is damaged.
     """
-    rows = read_parquet_rows(evaluation_dir / "generations.parquet")
-    objectives = evaluation["objectives"]
+    return displayed_samples(Responses.read(evaluation_dir / "generations.parquet"), evaluation)
+
+
+def displayed_samples(responses: Responses, evaluation: Row) -> SampleSelection:
+    """The largest gain and loss of each objective, the widest gap between reward and judge, and others.
+
+    Args:
+        responses: The responses of both policies with their scores.
+        evaluation: Content of eval.json; its seed draws the random samples.
+    """
+    objectives, num_samples = evaluation["objectives"], len(responses)
+    changes = {name: responses.changes(name, Goal.of(o)) for name, o in objectives.items()}
     selected: dict[int, str] = {}
-    for rule, index in _extreme_rows(rows, tuple(objectives)):
-        selected.setdefault(index, rule)
-    remaining = [index for index in range(len(rows)) if index not in selected]
+    if num_samples:
+        for rule, index in _extreme_rows(responses, changes, objectives):
+            selected.setdefault(index, rule)
+    remaining = [index for index in range(num_samples) if index not in selected]
     order = np.random.Generator(np.random.Philox(int(evaluation.get("seed", 0)))).permutation(len(remaining))
     selected |= {remaining[i]: "random" for i in order[:NUM_RANDOM].tolist()}
     harmful = _harmful_categories(evaluation)
-    expanded = [index for index in selected if rows[index]["category"] not in harmful][:2]
-    return [
-        _displayed_sample(rule, rows[i], objectives, i in expanded, harmful) for i, rule in selected.items()
-    ]
+    categories = tuple(dict.fromkeys(responses.columns.get("category", ())))
+    show = _Display(responses, objectives, changes, harmful, categories)
+    expanded = [index for index in selected if responses.columns["category"][index] not in harmful][:2]
+    shown = tuple(show(i, rule, expanded=i in expanded) for i, rule in selected.items())
+    num_bytes, others = sum(map(_num_bytes, shown)), []
+    for index in remaining:
+        if index in selected:
+            continue
+        sample = show(index, "", expanded=False)
+        num_bytes += _num_bytes(sample)
+        if len(others) == MAX_OTHERS or num_bytes > MAX_SAMPLE_BYTES:
+            break
+        others.append(sample)
+    return SampleSelection(shown, tuple(others), num_samples, categories)
 
 
 def _harmful_categories(evaluation: Row) -> set[str]:
@@ -68,78 +118,77 @@ def _harmful_categories(evaluation: Row) -> set[str]:
     return {category for category, direction in evaluation["refusal_categories"].items() if direction == "up"}
 
 
-def read_parquet_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a parquet file; empty if there is no file.
-
-    Raises:
-        DataError: The file is damaged.
-    """
-    if not path.exists():
-        return []
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a parquet file: {error}; fix: evaluate the run again") from error
-    return rows
-
-
-def _extreme_rows(rows: Sequence[Row], objectives: Sequence[str]) -> Iterator[tuple[str, int]]:
-    for objective in objectives:
-        changes = _score_changes(rows, objective)
+def _extreme_rows(
+    responses: Responses, changes: Mapping[str, Vector], objectives: Mapping[str, Row]
+) -> Iterator[tuple[str, int]]:
+    for objective, change in changes.items():
         for rule, sign in (("largest gain", 1.0), ("largest loss", -1.0)):
-            best = _argmax([sign * value for value in changes])
-            if best is not None and sign * changes[best] > 0:
+            best = _argmax(sign * change)
+            if best is not None and sign * change[best] > 0:
                 yield f"{rule} in {objective}", best
-    longest = _argmax([float(row["after_tokens"]) for row in rows])
+    for objective, change in changes.items():
+        std = finite_or_none(objectives[objective].get("std"))
+        rewards = [_reward_scores(responses, arm, objective) for arm in ("before", "after")]
+        reward_std = (objectives[objective].get("reward") or {}).get("std")
+        if std and finite_or_none(reward_std) and rewards[0] is not None and rewards[1] is not None:
+            goal = Goal.of(objectives[objective])
+            gap = (goal.orient(rewards[1]) - goal.orient(rewards[0])) / reward_std - change / std
+            best = _argmax(gap)
+            if best is not None and gap[best] > 0:
+                yield f"reward above judge in {objective}", best
+    longest = _argmax(np.array(responses.columns["after_tokens"], np.float64))
     if longest is not None:
         yield "longest response after training", longest
 
 
-def _score_changes(rows: Sequence[Row], objective: str) -> list[float]:
-    pairs = (
-        (finite_or_none(row.get(f"before/{objective}")), finite_or_none(row.get(f"after/{objective}")))
-        for row in rows
-    )
-    return [math.nan if before is None or after is None else after - before for before, after in pairs]
+def _reward_scores(responses: Responses, arm: str, objective: str) -> Vector | None:
+    column = responses.columns.get(f"reward/{arm}/{objective}")
+    return None if column is None else np.array([math.nan if v is None else v for v in column], np.float64)
 
 
-def _argmax(values: Sequence[float]) -> int | None:
-    known = [i for i, value in enumerate(values) if not math.isnan(value)]
-    return max(known, key=lambda i: values[i], default=None)
+def _argmax(values: Vector) -> int | None:
+    return None if np.isnan(values).all() else int(np.nanargmax(values))
 
 
-def _displayed_sample(
-    selection_rule: str,
-    row: Row,
-    objectives: Mapping[str, Row],
-    expanded: bool,
-    harmful_categories: Collection[str],
-) -> DisplayedSample:
-    scores = []
-    for name, objective in objectives.items():
-        before, after = finite_or_none(row.get(f"before/{name}")), finite_or_none(row.get(f"after/{name}"))
-        decimals = decimals_for(objective)
-        change = None if before is None or after is None else after - before
-        scores.append(
-            (
-                name,
-                format_number(before, decimals),
-                format_number(after, decimals),
-                format_signed(change, decimals),
-            )
+@dataclass(frozen=True)
+class _Display:
+    """Makes the text of a sample from its row."""
+
+    responses: Responses
+    objectives: Mapping[str, Row]
+    changes: Mapping[str, Vector]
+    harmful_categories: Collection[str]
+    categories: Sequence[str]
+
+    def __call__(self, index: int, selection_rule: str, *, expanded: bool) -> DisplayedSample:
+        row = self.responses.row(index)
+        before, after = (_truncate(row[arm]) for arm in ("before", "after"))
+        # Of the other samples, there are too many to compare their words.
+        parts = word_differences(before, after) if selection_rule else ((("", before),), (("", after),))
+        is_harmful = row["category"] in self.harmful_categories
+        numbers = (finite_or_none(float(change[index])) for change in self.changes.values())
+        return DisplayedSample(
+            selection_rule=selection_rule,
+            category=row["category"],
+            category_index=self.categories.index(row["category"]),
+            expanded=expanded,
+            title="prompt collapsed" if is_harmful else one_line(row["prompt"], 90),
+            prompt=_truncate(row["prompt"]),
+            before=parts[0],
+            after=parts[1],
+            before_truncated=bool(row.get("before_truncated")),
+            after_truncated=bool(row.get("after_truncated")),
+            scores=tuple(_score_cells(name, o, row) for name, o in self.objectives.items()),
+            changes=",".join("" if number is None else f"{number:.6g}" for number in numbers),
         )
-    return DisplayedSample(
-        selection_rule=selection_rule,
-        category=row["category"],
-        expanded=expanded,
-        title="prompt collapsed" if row["category"] in harmful_categories else one_line(row["prompt"], 90),
-        prompt=_truncate(row["prompt"]),
-        before=_truncate(row["before"]),
-        after=_truncate(row["after"]),
-        before_truncated=bool(row.get("before_truncated")),
-        after_truncated=bool(row.get("after_truncated")),
-        scores=tuple(scores),
-    )
+
+
+def _score_cells(name: str, objective: Row, row: Row) -> tuple[str, str, str, str]:
+    before, after = finite_or_none(row.get(f"before/{name}")), finite_or_none(row.get(f"after/{name}"))
+    decimals = decimals_for(objective)
+    change = None if before is None or after is None else after - before
+    numbers = (format_number(before, decimals), format_number(after, decimals))
+    return (name, *numbers, format_signed(change, decimals))
 
 
 def _truncate(text: str) -> str:
@@ -147,3 +196,8 @@ def _truncate(text: str) -> str:
     return (
         text if excess <= 0 else f"{text[:MAX_TEXT_CHARS]}… [{excess} more characters in generations.parquet]"
     )
+
+
+def _num_bytes(sample: DisplayedSample) -> int:
+    texts = [sample.prompt, *(text for _, text in (*sample.before, *sample.after))]
+    return sum(len(escape(escape_invisible(text)).encode()) for text in texts)

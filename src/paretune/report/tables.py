@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paretune.core.goals import HIGHER, Goal
+from paretune.evaluate.verdicts import BETTER, ONE_SEED, WORSE
 from paretune.evaluate.warnings import POLICY_PREFIX
 from paretune.report.formatting import (
     VERDICT_SYMBOLS,
@@ -16,6 +18,8 @@ from paretune.report.formatting import (
     format_percent_before_after,
     format_signed,
     format_verdict,
+    goal_arrow,
+    goal_words,
     one_line,
 )
 
@@ -45,7 +49,7 @@ def summary_table(evaluation: Mapping[str, Any], head_warnings: Sequence[str] = 
         interval = format_interval(objective["low"], objective["high"], decimals)
         rows.append(
             (
-                one_line(name, MAX_NAME_CHARS),
+                name_with_goal(name, objective),
                 format_number(objective["before"], decimals),
                 format_number(objective["after"], decimals),
                 f"{format_signed(objective['change'], decimals)} {interval}".rstrip(),
@@ -63,8 +67,19 @@ def summary_table(evaluation: Mapping[str, Any], head_warnings: Sequence[str] = 
     lines += _format_judges(evaluation["objectives"])
     lines += judge_comparisons(evaluation)
     lines += _wrap(side_metrics(evaluation))
+    if any(o["verdict"] in (BETTER, WORSE) for o in objectives):
+        lines.append(ONE_SEED)
     lines += [f"⚠ {one_line(line)}" for line in (*head_warnings, *warnings) if line not in first]
     return "\n".join(lines)
+
+
+def name_with_goal(name: str, objective: Mapping[str, Any]) -> str:
+    """The name of an objective, with its direction where higher scores are not better."""
+    shown = one_line(name, MAX_NAME_CHARS)
+    if Goal.of(objective) == HIGHER:
+        return shown
+    words = f" {goal_words(objective)}" * (objective["goal"] == "lower")
+    return f"{shown} {goal_arrow(objective)}{words}"
 
 
 def _unscored(objective: Mapping[str, Any]) -> float:
@@ -88,7 +103,11 @@ def side_metrics(evaluation: Mapping[str, Any]) -> list[str]:
         phrases.append(f"truncated {format_percent_before_after(evaluation['truncation_rate'])}")
     for category, rate in evaluation["refusal_rate"].items():
         if category in evaluation["refusal_categories"] and rate["num_prompts"]:
-            phrases.append(f"refusals on {one_line(category)} prompts {format_percent_before_after(rate)}")
+            shown = f"refusals on {one_line(category)} prompts {format_percent_before_after(rate)}"
+            by_classifier = evaluation.get("refusal_classifier", {}).get("rates", {}).get(category)
+            if by_classifier is not None and by_classifier["num_prompts"]:
+                shown += f" (by classifier {format_percent_before_after(by_classifier)})"
+            phrases.append(shown)
     return phrases + confidence_and_thinking(evaluation)
 
 
@@ -104,26 +123,38 @@ def reward_filtering_table(r2_by_objective: Mapping[str, Mapping[str, float]]) -
 
 
 def merge_table(results: Mapping[str, Any]) -> str:
-    """Lines of plain text: the means of every merge, its place on the Pareto front, and the hypervolumes.
+    """Lines of plain text: every merge with its verdicts, the Pareto front, the hypervolumes, warnings.
 
     Args:
         results: Content of merge.json.
     """
-    names = results["objectives"]
-    rows: list[tuple[str, ...]] = [("weights", *(one_line(n, MAX_NAME_CHARS) for n in names), "front")]
-    rows.append(("initial policy", *(format_number(results["initial"][name], 2) for name in names), ""))
+    objectives = results["objectives"]
+    rows = [("weights", *(name_with_goal(name, entry) for name, entry in objectives.items()), "front")]
+    rows.append(("initial policy", *(format_number(results["initial"][name], 2) for name in objectives), ""))
     for merge in results["merges"]:
-        means = (format_number(merge["mean"][name], 2) for name in names)
+        cells = (_merge_cell(merge["scores"][name]) for name in objectives)
         weights = " : ".join(f"{weight:.3g}" for weight in merge["weights"])
-        rows.append((weights, *means, "*" * bool(merge["on_pareto_front"])))
-    lines = align_columns(rows, right_aligned=tuple(range(1, len(names) + 1)))
-    volume = results["hypervolume"]
-    if volume["merges"] is not None:
-        lines.append(
-            f"hypervolume above the initial policy: runs alone {volume['runs']:.3g}, "
-            f"with merges {volume['merges']:.3g}"
+        rows.append((weights, *cells, "*" * bool(merge["on_pareto_front"])))
+    lines = align_columns(rows, right_aligned=())
+    level = f"{100 * results['confidence_level']:.0f} %"
+    lines.append(f"score and its change from the initial policy with {level} intervals; ▲ better, ▼ worse")
+    if volume := results["hypervolume"]:
+        runs, merges, more = (
+            f"{volume[key]['value']:.3g} [{volume[key]['low']:.3g}, {volume[key]['high']:.3g}]"
+            for key in ("runs", "merges", "difference")
         )
-    return "\n".join(lines)
+        volumes = f"runs alone {runs}, with merges {merges}, difference {more}"
+        lines.append(f"hypervolume above the initial policy: {volumes}")
+    return "\n".join([*lines, *(f"⚠ {one_line(line)}" for line in results["warnings"])])
+
+
+def _merge_cell(entry: Mapping[str, Any]) -> str:
+    decimals = decimals_for(entry)
+    change = (
+        f"{format_signed(entry['change'], decimals)} {format_interval(entry['low'], entry['high'], decimals)}"
+    )
+    symbol = VERDICT_SYMBOLS.get(entry["verdict"], " ")
+    return f"{symbol} {format_number(entry['after'], decimals)} {change}".rstrip()
 
 
 def confidence_and_thinking(evaluation: Mapping[str, Any]) -> list[str]:

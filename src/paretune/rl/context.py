@@ -8,7 +8,7 @@ from torch import nn
 from paretune.core.batch import Batch
 from paretune.core.errors import WiringError
 from paretune.core.requirements import ANY_NUMBER, Requirements
-from paretune.data.records import Prompt
+from paretune.data.records import Prompt, Sample
 from paretune.models.critic import Critic
 from paretune.models.forward.checkpointing import GradientCheckpointing, checkpointable_layers
 from paretune.models.lora import unwrap_model
@@ -23,6 +23,9 @@ from paretune.rollout.sampler import Rollout, Sampler
 from paretune.training.microbatch import rows_per_no_grad_pass
 from paretune.training.optimizer import OptimizerConfig
 from paretune.training.supervised import AuxiliaryData
+
+MAX_STALENESS = 1
+"""Responses are sampled one step ahead at most: a checkpoint then holds one rollout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,11 @@ class TrainingContext:
     """Stored responses of a step, with scores."""
     auxiliary_data: AuxiliaryData | None = None
     """Demonstrations for the auxiliary language-modeling loss."""
+    on_rollout: Callable[[int, Batch, Sequence[Sample]], None] | None = None
+    """Called with the step and its scored responses, before the reward steps select among them."""
+    max_staleness: int = 0
+    """Training steps by which the weights that sample may be older than those that are trained, 0 or 1; see
+    `rl/async_rollout.py`."""
 
     def no_grad_rows(self, batch: Batch) -> int:
         """Rows of a batch per forward pass without gradients, which needs far less memory."""
@@ -103,6 +111,13 @@ def check_context(spec: AlgorithmSpec | EvolutionSpec, context: TrainingContext)
         raise WiringError(
             f'algorithm "{spec.name}" needs {"; ".join(map(str, missing))}; '
             "fix: give them in the TrainingContext, or choose another algorithm"
+        )
+    if context.max_staleness not in (0, MAX_STALENESS):
+        raise WiringError(f"max_staleness is {context.max_staleness}; it must be 0 or {MAX_STALENESS}")
+    if context.max_staleness and (spec.gradient_free or not requirements.sampler):
+        raise WiringError(
+            f'max_staleness has no effect: algorithm "{spec.name}" does not sample from the trained policy; '
+            "fix: leave it out"
         )
     check_frozen_models(requirements.frozen_roles, context.models.frozen)
     if context.gradient_checkpointing == "recompute":

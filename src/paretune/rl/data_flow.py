@@ -28,6 +28,7 @@ WRITERS: Mapping[str, str] = {
     "rollout_logprobs": "write {type: OldLogprobs, source: policy} into model_passes",
     "token_rewards": "put TerminalReward before it in credit",
     "values": "put CriticValues into model_passes",
+    "weight_version": "sample the responses instead of reading stored ones",
 }
 """How a field that is missing is usually written, for the message about it."""
 

@@ -93,6 +93,7 @@ def fake_batch(objectives: tuple[str, ...], num_generations: int) -> Batch:
         rewards=scores,
         format_valid=torch.ones(rows, dtype=torch.bool),
         rollout_logprobs=torch.where(response_mask, -1.0, 0.0),
+        weight_version=torch.zeros(rows, dtype=torch.long),
         category=torch.zeros(rows, dtype=torch.long),
         categories=("",),
         preference_weights=torch.ones_like(scores),

@@ -27,6 +27,7 @@ from paretune.rl.metrics import (
     finite_metrics,
     reward_metrics,
     rollout_metrics,
+    staleness_metrics,
 )
 from paretune.rl.state import GradientLearner, LearningRates, TrainState
 from paretune.training.guards import FiniteCheck
@@ -214,6 +215,18 @@ class FiniteCheckHook(StepHook):
         self.check.check_grad_norm(grad_norm, minibatch)
 
 
+class RolloutCallbackHook(StepHook):
+    """Passes the scored responses of a step on to the callback of the context, if it has one."""
+
+    def __init__(self, context: TrainingContext, step: int) -> None:
+        self.context, self.step = context, step
+
+    def on_rollout(self, batch: Batch, samples: Sequence[Sample]) -> None:
+        """The responses, row by row as in the batch."""
+        if self.context.on_rollout is not None:
+            self.context.on_rollout(self.step, batch, samples)
+
+
 class RolloutFlopsHook(StepHook):
     """Counts the floating-point operations of sampling, scoring and model passes."""
 
@@ -277,6 +290,8 @@ class MetricsHook(StepHook):
         if self.spec.rollout.generates:
             num_prompts = len(self.context.prompts_for_step(self.step))
             self._metrics |= failed_prompt_metrics(batch, num_prompts)
+        if self.context.max_staleness:
+            self._metrics |= staleness_metrics(batch, self.step)
         if self.spec.scorer_view == "after_thinking":
             self._metrics |= thinking_metrics(samples)
 

@@ -1,10 +1,10 @@
 """The gradient loop. Read this file first."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -18,21 +18,22 @@ from paretune.models import sharding
 from paretune.models.forward.checkpointing import use_gradient_checkpointing
 from paretune.models.forward.logprobs import compute_outputs
 from paretune.reward.failures import set_progress
-from paretune.reward.scorers import StatedConfidenceScorer, score_batch
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.context import TrainingContext, check_context
-from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.rl.hooks import (
     FiniteCheckHook,
     MetricsHook,
+    RolloutCallbackHook,
     RolloutFlopsHook,
     StepHooks,
     UpdateFlopsHook,
     UsageHook,
 )
 from paretune.rl.metrics import peak_memory_bytes
+from paretune.rl.rollout import score_rollout, step_rollout
 from paretune.rl.state import (
     Budget,
+    BudgetResource,
     GradientLearner,
     LearnerT,
     TrainState,
@@ -40,8 +41,6 @@ from paretune.rl.state import (
     start_or_resume,
 )
 from paretune.rl.user_parts import apply_model_pass, apply_steps, call_with_user_parts
-from paretune.rollout.sampler import Rollout
-from paretune.rollout.synced import sleep_sampler, sync_sampler
 from paretune.run.folder import Run
 from paretune.training.guards import StopRequest
 from paretune.training.microbatch import microbatch_indices
@@ -56,14 +55,38 @@ TrainStepCallback = Callable[[int, Metrics, Batch, Sequence[Sample]], None]
 """Called with the step and its result after the metrics have been written."""
 
 
+@runtime_checkable
+class StepEvaluator(Protocol):
+    """Evaluates the policy during a training, and may end it; a resumed run must get the same answers."""
+
+    def is_due(self, step: int, is_last: bool) -> bool:
+        """Whether the policy is to be evaluated after so many steps."""
+        ...
+
+    def evaluate(self, step: int) -> tuple[Metrics, Mapping[BudgetResource, int]]:
+        """Metrics of the policy after so many steps, and what the evaluation used."""
+        ...
+
+    def ends_training(self, step: int) -> bool:
+        """Whether the evaluations up to this step end the training."""
+        ...
+
+
 class LoopConfig(NamedTuple):
-    """Length, checkpoints and callback of a training loop; see `train`."""
+    """Length, checkpoints and callbacks of a training loop; see `train`."""
 
     max_steps: int
     save_steps: int
     save_total_limit: int
     budget: Budget | None
     on_step: TrainStepCallback | None
+    evaluator: StepEvaluator | None = None
+
+    def is_over(self, state: TrainState[Any]) -> bool:
+        """Whether the training ends after the steps so far."""
+        if state.step >= self.max_steps or state.budget_exhausted(self.budget):
+            return True
+        return self.evaluator is not None and self.evaluator.ends_training(state.step)
 
 
 def train(
@@ -78,6 +101,7 @@ def train(
     save_total_limit: int = 2,
     budget: Budget | None = None,
     on_step: TrainStepCallback | None = None,
+    evaluator: StepEvaluator | None = None,
 ) -> None:
     """Train the policy of `context` in place; resumes from the run's last checkpoint.
 
@@ -96,6 +120,7 @@ def train(
         budget: Stops the training, even before `max_steps`, after the step that ends nearest to its limit;
             the learning rate then follows the used fraction of the budget instead of the steps.
         on_step: Called after each step's metrics have been written.
+        evaluator: Evaluates the policy after some of the steps, as a part of them.
 
     Raises:
         WiringError: The parts of the spec do not fit together, the context lacks a requirement, or a part of
@@ -112,9 +137,14 @@ def train(
         context,
         run,
         checkpoint_dir or run.path / "checkpoints",
-        {"algorithm": repr(spec), "seed": seed, "max_steps": max_steps},
+        {
+            "algorithm": repr(spec),
+            "seed": seed,
+            "max_steps": max_steps,
+            "max_staleness": context.max_staleness,
+        },
     )
-    loop = LoopConfig(max_steps, save_steps, save_total_limit, budget, on_step)
+    loop = LoopConfig(max_steps, save_steps, save_total_limit, budget, on_step, evaluator)
     with StopRequest() as stop:
         step = partial(train_step, spec, context, state, max_steps, seed, budget)
         run_steps(state, lambda: call_with_user_parts(spec, step, state.step), run, loop, stop)
@@ -165,9 +195,10 @@ def run_steps(
     max_steps, budget = loop.max_steps, loop.budget
     state.timer.on_phase = lambda phase: run.write_heartbeat(state.step, phase)
     longest = 0.0
-    while state.step < max_steps and not state.budget_exhausted(budget):
+    while not loop.is_over(state):
         step, start = state.step, time.perf_counter()
         metrics, batch, samples = take_step()
+        metrics |= _evaluate_step(state, loop)
         if budget is not None:
             metrics["budget/used"] = state.usage[budget.resource] / budget.limit
         run.log_metrics(step, metrics)
@@ -180,12 +211,23 @@ def run_steps(
         if loop.on_step is not None:
             loop.on_step(step, metrics, batch, samples)
         # After `on_step`: a callback that fails must not leave a checkpoint that skips it on resume.
-        is_last = state.step == max_steps or state.budget_exhausted(budget)
-        if state.step % loop.save_steps == 0 or is_last or stop.requested:
+        if state.step % loop.save_steps == 0 or loop.is_over(state) or stop.requested:
             with state.timer.phase("checkpoint"), ranks.timeout():
                 state.save(run, loop.save_total_limit)
         stop.raise_if_stopped(f"step {state.step} of {max_steps}")
     ranks.set_timeout()
+
+
+def _evaluate_step(state: TrainState[LearnerT], loop: LoopConfig) -> Metrics:
+    """Metrics of the evaluation after the current step, which counts its usage; empty if none is due."""
+    evaluator = loop.evaluator
+    if evaluator is None or not evaluator.is_due(state.step, is_last=loop.is_over(state)):
+        return {}
+    with state.timer.phase("evaluate"), ranks.timeout():
+        metrics, usage = evaluator.evaluate(state.step)
+    for resource, amount in usage.items():
+        state.consume(resource, amount)
+    return metrics
 
 
 def train_step(
@@ -206,35 +248,36 @@ def train_step(
 
     sharding.gather_weights(context.all_models)
     set_progress(context.scorers, step, max_steps)
-    batch, samples = rollout_and_score(spec, context, seed, step, hooks)
+    with step_rollout(spec, context, state, max_steps, seed, hooks) as rollout:
+        batch, samples = score_rollout(spec, context, rollout, hooks)
 
-    # "worth" and "credit" select the random streams: another word would change every result.
-    rng = torch_generator(seed, step, "worth")
-    batch, state.reward_state, metrics = apply_steps(spec.reward_steps, batch, state.reward_state, rng)
-    hooks.on_rewards(batch, metrics)
+        # "worth" and "credit" select the random streams: another word would change every result.
+        rng = torch_generator(seed, step, "worth")
+        batch, state.reward_state, metrics = apply_steps(spec.reward_steps, batch, state.reward_state, rng)
+        hooks.on_rewards(batch, metrics)
 
-    with hooks.phase("model_passes"):  # after the reward steps: only selected rows cost a forward pass
-        for model_pass in spec.model_passes:
-            rows_per_pass = context.no_grad_rows(batch)
-            batch = apply_model_pass(model_pass, batch, context.models, spec.temperature, rows_per_pass)
-    hooks.on_model_passes(batch, spec.model_passes)
+        with hooks.phase("model_passes"):  # after the reward steps: only selected rows cost a forward pass
+            for model_pass in spec.model_passes:
+                rows_per_pass = context.no_grad_rows(batch)
+                batch = apply_model_pass(model_pass, batch, context.models, spec.temperature, rows_per_pass)
+        hooks.on_model_passes(batch, spec.model_passes)
 
-    rng = torch_generator(seed, step, "credit")
-    batch, learner.credit_state, metrics = apply_steps(spec.credit, batch, learner.credit_state, rng)
-    hooks.on_credit(batch, metrics)
+        rng = torch_generator(seed, step, "credit")
+        batch, learner.credit_state, metrics = apply_steps(spec.credit, batch, learner.credit_state, rng)
+        hooks.on_credit(batch, metrics)
 
-    rates = learning_rates(state, context.optim_config, max_steps, budget, spec.num_iterations)
-    sharding.free_weights(context.all_models)
-    with hooks.phase("update"):
-        for iteration, index, minibatch in minibatches(spec, batch, seed, step):
-            learner.optimizer.zero_grad()
-            accumulate_gradients(spec, context, minibatch, step, hooks)
-            add_auxiliary_loss(spec, context, seed, step, iteration, index, hooks)
-            learner.optimizer.sum_gradients()
-            grad_norm = learner.optimizer.grad_norm()
-            hooks.on_gradients(grad_norm, minibatch)
-            learner.optimizer.step(rates.policy, grad_norm, rates.critic_base)
-            hooks.on_update(grad_norm)
+        rates = learning_rates(state, context.optim_config, max_steps, budget, spec.num_iterations)
+        sharding.free_weights(context.all_models)
+        with hooks.phase("update"):
+            for iteration, index, minibatch in minibatches(spec, batch, seed, step):
+                learner.optimizer.zero_grad()
+                accumulate_gradients(spec, context, minibatch, step, hooks)
+                add_auxiliary_loss(spec, context, seed, step, iteration, index, hooks)
+                learner.optimizer.sum_gradients()
+                grad_norm = learner.optimizer.grad_norm()
+                hooks.on_gradients(grad_norm, minibatch)
+                learner.optimizer.step(rates.policy, grad_norm, rates.critic_base)
+                hooks.on_update(grad_norm)
     state.step += 1
     hooks.on_step_end(rates)
     return metrics_hook.metrics(), batch, samples
@@ -250,45 +293,12 @@ def _train_hooks(
     hooks = (
         UsageHook(spec, context, state),
         FiniteCheckHook(state.step, state.last_checkpoint_step),
+        RolloutCallbackHook(context, state.step),
         RolloutFlopsHook(spec, context, state.timer),
         UpdateFlopsHook(spec, context, state.step, state.timer),
         metrics_hook,
     )
     return StepHooks(hooks, state.timer)
-
-
-def rollout_and_score(
-    spec: AlgorithmSpec | EvolutionSpec,
-    context: TrainingContext,
-    seed: int,
-    step: int,
-    hooks: StepHooks | None = None,
-) -> Rollout:
-    """Sample responses to the prompts of the step and score them, or read both. NaN = not scored.
-
-    Args:
-        spec: Its rollout source and scorer view.
-        context: Samplers, stored responses, prompts and scorers.
-        seed: Seed of the run.
-        step: Training step.
-        hooks: Called when the scores are there.
-    """
-    hooks = hooks or StepHooks()
-    sampler = spec.rollout.sampler(context)
-    with hooks.phase("rollout"):
-        if sampler is not None:
-            hooks.on_sync(sync_sampler(sampler, step))
-        batch, samples = spec.rollout.rollout(context, seed=seed, step=step)
-        if sampler is not None:
-            sleep_sampler(sampler)
-    if spec.rollout.generates:  # stored responses come with their scores
-        objectives, scorers = spec.scored_objectives(context.objectives), context.scorers
-        if objectives != context.objectives:
-            scorers = (*scorers, StatedConfidenceScorer())
-        with hooks.phase("score"):
-            batch = score_batch(batch.replace(objectives=objectives), samples, scorers, spec.scorer_view)
-    hooks.on_rollout(batch, samples)
-    return batch, samples
 
 
 def minibatches(spec: AlgorithmSpec, batch: Batch, seed: int, step: int) -> Iterator[tuple[int, int, Batch]]:

@@ -45,6 +45,8 @@ class PhaseTimer:
         self.seconds = dict.fromkeys(STEP_PHASES, 0.0)
         self._tokens: dict[str, int] = defaultdict(int)
         self._flops: dict[str, float] = defaultdict(float)
+        self._work_seconds: dict[str, float] = {}
+        self._sampling: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -57,30 +59,40 @@ class PhaseTimer:
         finally:
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
-            self.seconds[name] += time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def record_work(self, phase: str, *, flops: float, tokens: int = 0) -> None:
         """Count work of a phase; NaN: unknown, and then that of the whole phase is unknown too."""
         self._tokens[phase] += tokens
         self._flops[phase] += flops
 
+    def record_work_seconds(self, phase: str, seconds: float) -> None:
+        """Seconds in which the work of a phase was done, if not in this phase of this step; 0: unknown."""
+        self._work_seconds[phase] = seconds
+
+    def record_sampling(self, seconds: float) -> None:
+        """Seconds in which the responses of the next step were sampled."""
+        self._sampling = {"sampling": seconds}
+
     def read_and_reset(self, total_seconds: float) -> dict[str, float]:
         """The phases of a step that took `total_seconds`, with "other" for the rest of it; starts anew.
 
         Tokens per second and FLOPs are included for the phases that have some.
         """
-        seconds, tokens, flops = self.seconds, self._tokens, self._flops
+        seconds, tokens, flops, sampling = self.seconds, self._tokens, self._flops, self._sampling
+        work_seconds = seconds | self._work_seconds
         self._reset()
         rates = {
-            f"tokens_per_second/{phase}": n / seconds[phase]
+            f"tokens_per_second/{phase}": n / work_seconds[phase]
             for phase, n in tokens.items()
-            if n and seconds[phase]
+            if n and work_seconds[phase]
         }
         known_flops = {f"flops/{phase}": n for phase, n in flops.items() if n and math.isfinite(n)}
         # The checkpoint is written between two steps and is no part of `total_seconds`.
         in_step = sum(seconds.values()) - seconds["checkpoint"]
         # Not below 0 by the rounding of the sum.
-        return {**seconds, "other": max(total_seconds - in_step, 0.0), **rates, **known_flops}
+        other = max(total_seconds - in_step, 0.0)
+        return {**seconds, "other": other, **sampling, **rates, **known_flops}
 
 
 def rollout_metrics(batch: Batch) -> Metrics:
@@ -93,6 +105,11 @@ def rollout_metrics(batch: Batch) -> Metrics:
     metrics["responses/length"] = float(batch.response_mask.sum(-1).double().mean())
     metrics["responses/truncated"] = float(batch.truncated.double().mean())
     return metrics
+
+
+def staleness_metrics(batch: Batch, step: int) -> Metrics:
+    """Training steps by which the weights that sampled the rollout are older than those of the step."""
+    return {"rollout/staleness": float((step - batch.require("weight_version")).double().mean())}
 
 
 def failed_prompt_metrics(batch: Batch, num_prompts: int) -> Metrics:

@@ -3,21 +3,24 @@
 `TrainState` is common to the gradient loop and to evolution; its `learner` holds what is specific to one.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from paretune.core.batch import Batch
 from paretune.core.errors import ConfigError
 from paretune.credit.base import CreditStep, State
+from paretune.data.records import Prompt, Sample
 from paretune.models.model_passes import Models
-from paretune.models.sharding import copy_full, full_tensors
+from paretune.models.sharding import copy_full
 from paretune.rl.algorithm_spec import AlgorithmSpec
 from paretune.rl.metrics import PhaseTimer
+from paretune.rollout.sampler import Rollout
 from paretune.run.folder import Run
 from paretune.training.checkpoint import Checkpoint, load_latest_checkpoint, save_checkpoint
 from paretune.training.optimizer import Optimizer, OptimizerConfig
@@ -25,6 +28,10 @@ from paretune.training.optimizer import Optimizer, OptimizerConfig
 BudgetResource = Literal["rollout_tokens", "trained_tokens", "reward_calls"]
 BUDGET_RESOURCES: tuple[BudgetResource, ...] = ("rollout_tokens", "trained_tokens", "reward_calls")
 """Resources besides time: sampled response tokens, tokens with a gradient, scored responses."""
+TEXT_FIELDS = ("response", "truncated", "original_response")
+"""What a checkpoint holds of a sample besides its token ids; its prompt is that of the step."""
+ROLLOUT_FIELDS = ("tensors", "names", "responses", "response_ids", "num_ids")
+"""What a checkpoint holds of a rollout; seconds differ between two identical runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +116,10 @@ class TrainState(Generic[LearnerT]):
         Raises:
             ResourceError: The disk is full; earlier checkpoints are untouched.
         """
-        trees = full_tensors(self.learner.trees())  # all ranks take part
         save_checkpoint(
             self.checkpoint_dir,
             self.step,
-            {**trees, "reward_state": self.reward_state, "usage": self.usage},
+            {**self.learner.trees(), "reward_state": self.reward_state, "usage": self.usage},
             {**self.identity, **self.learner.metadata()},
             log_offsets=run.log_offsets(),
             save_total_limit=save_total_limit,
@@ -173,11 +179,65 @@ def require_same_run(checkpoint: Checkpoint, identity: Mapping[str, Any], run: R
         ConfigError: It has another algorithm, seed or number of steps.
     """
     for key, value in identity.items():
-        if checkpoint.metadata[key] != value:
+        stored = checkpoint.metadata.get(key, 0)  # checkpoints without max_staleness are on-policy
+        if stored != value:
             raise ConfigError(
                 f"{run.path}: cannot resume: {key}: the checkpoint was made with "
-                f"{checkpoint.metadata[key]}, this run has {value}; fix: set a new run.output_dir"
+                f"{stored}, this run has {value}; fix: set a new run.output_dir"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextRollout:
+    """The responses of the next step, sampled before its time: what a checkpoint holds of them."""
+
+    tensors: Mapping[str, Tensor]
+    """Fields of the batch by name."""
+    names: Mapping[str, list[str]]
+    """Fields of the batch that are tuples of names."""
+    responses: Mapping[str, list[Any]]
+    """Texts of the samples by name of the field, as scorers get them."""
+    response_ids: Tensor
+    """Token ids of all samples, one after the other."""
+    num_ids: Tensor
+    """Token ids of each sample."""
+    seconds: float = 0.0
+    """Seconds that the sampling took; 0: unknown, as after a resume."""
+
+    @classmethod
+    def of(cls, batch: Batch, samples: Sequence[Sample], seconds: float = 0.0) -> "NextRollout":
+        """The responses of a batch that is not scored yet."""
+        values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+        ids = [torch.tensor(sample.response_ids, dtype=torch.long) for sample in samples]
+        return cls(
+            tensors={name: x for name, x in values.items() if isinstance(x, Tensor)},
+            names={name: list(x) for name, x in values.items() if isinstance(x, tuple)},
+            responses={name: [getattr(sample, name) for sample in samples] for name in TEXT_FIELDS},
+            response_ids=torch.cat(ids),
+            num_ids=torch.tensor([len(x) for x in ids]),
+            seconds=seconds,
+        )
+
+    def rollout(self, prompts: Sequence[Prompt]) -> Rollout:
+        """The batch and its samples.
+
+        Args:
+            prompts: Those of the step; `group` counts them.
+        """
+        names = {name: tuple(values) for name, values in self.names.items()}
+        batch = Batch(**cast(Any, {**self.tensors, **names}))
+        ids = self.response_ids.split(self.num_ids.tolist())
+        columns = [
+            dict(zip(self.responses, row, strict=True)) for row in zip(*self.responses.values(), strict=True)
+        ]
+        return batch, tuple(
+            Sample(prompt=prompts[group], response_ids=tuple(x.tolist()), **texts)
+            for group, x, texts in zip(batch.group.tolist(), ids, columns, strict=True)
+        )
+
+    def tree(self) -> dict[str, Any]:
+        """The tree of a checkpoint."""
+        return {name: getattr(self, name) for name in ROLLOUT_FIELDS}
 
 
 @dataclass
@@ -191,6 +251,8 @@ class GradientLearner:
     """Steps at the beginning that train only the critic."""
     usage_at_policy_start: dict[str, int] = field(default_factory=no_usage)
     """Usage of those steps, once the policy is trained too."""
+    next_rollout: NextRollout | None = None
+    """With `TrainingContext.max_staleness`, the responses of the next step."""
 
     @classmethod
     def initial(cls, spec: AlgorithmSpec, models: Models, optim_config: OptimizerConfig) -> "GradientLearner":
@@ -207,25 +269,29 @@ class GradientLearner:
         Raises:
             ConfigError: The checkpoint has other weights than are trained here.
         """
-        stored = checkpoint.load_tree("weights")
+        stored = checkpoint.load_tree("weights", self.weights)
         if _shapes_and_dtypes(stored) != _shapes_and_dtypes(self.weights):
             raise ConfigError(
                 f"{path}: cannot resume: the checkpoint holds other weights than this policy trains; "
                 "fix: set a new run.output_dir"
             )
         copy_full(stored, self.weights)
-        self.optimizer.load_state_dict(checkpoint.load_tree("optimizer"))
+        self.optimizer.load_state_dict(checkpoint.load_tree("optimizer", self.optimizer.state_layout()))
         self.credit_state = checkpoint.load_tree("credit_state", self.credit_state)
         self.usage_at_policy_start = checkpoint.load_tree("usage_at_policy_start")
+        if "next_rollout" in checkpoint.trees:
+            self.next_rollout = NextRollout(**checkpoint.load_tree("next_rollout"))
         return self
 
     def trees(self) -> dict[str, Any]:
         """See `Learner`."""
+        ahead = {} if self.next_rollout is None else {"next_rollout": self.next_rollout.tree()}
         return {
             "weights": self.weights,
             "optimizer": self.optimizer.state_dict(),
             "credit_state": self.credit_state,
             "usage_at_policy_start": self.usage_at_policy_start,
+            **ahead,
         }
 
     def metadata(self) -> dict[str, Any]:

@@ -206,6 +206,8 @@ def dry_run(spec: AlgorithmSpec, objectives: tuple[str, ...]) -> Requirements:
     batch = fake_batch(objectives, spec.rollout.num_generations or STORED_RESPONSES_PER_PROMPT)
     if isinstance(spec.rollout, FrozenPolicy | StoredResponses):
         batch = batch.replace(rollout_logprobs=None)
+    if isinstance(spec.rollout, StoredResponses):
+        batch = batch.replace(weight_version=None)
     run = DryRun(spec, batch)
     run.run()
     check_data_flow(run.parts)

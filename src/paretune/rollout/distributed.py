@@ -12,7 +12,8 @@ from paretune.core import ranks
 from paretune.core.batch import Batch
 from paretune.credit.base import Metrics
 from paretune.data.records import Prompt, Sample
-from paretune.rollout.sampler import OnPolicy, Sampler
+from paretune.rollout.pending import PendingRollout, start_sampler
+from paretune.rollout.sampler import OnPolicy, Rollout, Sampler
 from paretune.rollout.synced import close_sampler, sleep_sampler, sync_sampler
 
 TOKEN_FIELDS = ("input_ids", "attention_mask", "response_mask", "rollout_logprobs")
@@ -47,23 +48,50 @@ class DistributedSampler:
         """
         if not ranks.is_distributed():
             return self.sampler(prompts, rollout, seed=seed, step=step, prompt_index=prompt_index)
-        index = range(len(prompts)) if prompt_index is None else prompt_index
-        # In turn: nobody knows yet how long the responses are.
-        own = list(range(ranks.rank(), len(prompts), ranks.world_size()))
-        batch: Batch | None = None
-        samples: tuple[Sample, ...] = ()
+        own = _own_prompts(prompts)
+        part: Rollout | None = None
         with ranks.fail_together("rollout"):
             if own:
-                batch, samples = self.sampler(
+                part = self.sampler(
                     [prompts[i] for i in own],
                     rollout,
                     seed=seed,
                     step=step,
-                    prompt_index=[index[i] for i in own],
+                    prompt_index=_numbers(own, prompt_index),
                 )
-                batch = batch.replace(group=torch.tensor(own)[batch.group])
-        numbers = [] if batch is None else batch.group.tolist()
-        return _gather_batch(batch), _gather_samples(samples, numbers, prompts)
+        return _gather_rollout(part, own, prompts)
+
+    def start(
+        self,
+        prompts: Sequence[Prompt],
+        rollout: OnPolicy,
+        *,
+        seed: int,
+        step: int,
+        prompt_index: Sequence[int] | None = None,
+    ) -> PendingRollout:
+        """See `start_sampler`. The ranks exchange nothing until `result`.
+
+        Raises:
+            RankError: The sampler of another rank failed.
+        """
+        if not ranks.is_distributed():
+            return start_sampler(
+                self.sampler, prompts, rollout, seed=seed, step=step, prompt_index=prompt_index
+            )
+        own = _own_prompts(prompts)
+        part: PendingRollout | None = None
+        with ranks.fail_together("rollout"):
+            if own:
+                part = start_sampler(
+                    self.sampler,
+                    [prompts[i] for i in own],
+                    rollout,
+                    seed=seed,
+                    step=step,
+                    prompt_index=_numbers(own, prompt_index),
+                )
+        return _DistributedRollout(part, own, prompts)
 
     def sync(self, step: int) -> Metrics:
         """See `SyncedSampler`."""
@@ -77,6 +105,60 @@ class DistributedSampler:
     def close(self) -> None:
         """See `SyncedSampler`."""
         close_sampler(self.sampler)
+
+
+@dataclass(frozen=True, slots=True)
+class _DistributedRollout:
+    """The part of a rollout that this rank started."""
+
+    part: PendingRollout | None
+    """None: there are fewer prompts than ranks."""
+    own: Sequence[int]
+    prompts: Sequence[Prompt]
+
+    @property
+    def seconds(self) -> float:
+        """See `PendingRollout`."""
+        return 0.0 if self.part is None else self.part.seconds
+
+    def result(self) -> Rollout:
+        """See `PendingRollout`."""
+        with ranks.fail_together("rollout"):
+            part = None if self.part is None else self.part.result()
+        return _gather_rollout(part, self.own, self.prompts)
+
+    def cancel(self) -> None:
+        """See `PendingRollout`."""
+        if self.part is not None:
+            self.part.cancel()
+
+
+def _own_prompts(prompts: Sequence[Prompt]) -> list[int]:
+    """The prompts of this rank, in turn: nobody knows yet how long the responses are."""
+    return list(range(ranks.rank(), len(prompts), ranks.world_size()))
+
+
+def _numbers(own: Sequence[int], prompt_index: Sequence[int] | None) -> Sequence[int]:
+    return own if prompt_index is None else [prompt_index[i] for i in own]
+
+
+def _gather_rollout(
+    part: Rollout | None, own: Sequence[int], prompts: Sequence[Prompt]
+) -> tuple[Batch, tuple[Sample, ...]]:
+    """The rollout of all ranks.
+
+    Args:
+        part: That of this rank, with `group` as numbers of its own prompts; None: it has none.
+        own: The numbers of its prompts among all.
+        prompts: All prompts.
+    """
+    batch: Batch | None = None
+    samples: Sequence[Sample] = ()
+    if part is not None:
+        batch, samples = part
+        batch = batch.replace(group=torch.tensor(own)[batch.group])
+    numbers = [] if batch is None else batch.group.tolist()
+    return _gather_batch(batch), _gather_samples(samples, numbers, prompts)
 
 
 def _gather_batch(own: Batch | None) -> Batch:

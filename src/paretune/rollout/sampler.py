@@ -138,7 +138,8 @@ class OnPolicy:
 
     def rollout(self, context: RolloutContext, *, seed: int, step: int) -> Rollout:
         """Sample responses to the prompts of the step."""
-        return self.sampler(context)(context.prompts_for_step(step), self, seed=seed, step=step)
+        batch, samples = self.sampler(context)(context.prompts_for_step(step), self, seed=seed, step=step)
+        return with_weight_version(batch, step), samples
 
     def replace(self, **changes: Any) -> "OnPolicy":
         """The same source with some fields replaced."""
@@ -171,7 +172,12 @@ class FrozenPolicy(OnPolicy):
         """Sample responses to the prompts of the step, without log-probabilities of the sampler."""
         batch, samples = OnPolicy.rollout(self, context, seed=seed, step=step)
         # They belong to the initial policy: as old log-probabilities of the trained one they are wrong.
-        return batch.replace(rollout_logprobs=None), samples
+        return with_weight_version(batch.replace(rollout_logprobs=None), 0), samples
+
+
+def with_weight_version(batch: Batch, version: int) -> Batch:
+    """The batch, sampled by the weights after so many training steps."""
+    return batch.replace(weight_version=torch.full((len(batch),), version))
 
 
 @dataclass(frozen=True, slots=True)

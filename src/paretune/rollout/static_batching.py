@@ -51,8 +51,10 @@ def decode_static_batches(
     max_rows: int,
     max_new_tokens: int,
     pad_id: int,
-) -> None:
+) -> Iterator[Int[Tensor, " N"]]:
     """Decode rows in batches; a prompt whose rows are in two batches is prefilled twice.
+
+    Yields the new tokens of the active rows after each step.
 
     Args:
         model: A plain transformers model.
@@ -86,7 +88,7 @@ def decode_static_batches(
                 pad_id,
                 support,
             )
-        _decode_batch(batch, torch.tensor(rows, device=device_of(model)), buffer, max_new_tokens)
+        yield from _decode_batch(batch, torch.tensor(rows, device=device_of(model)), buffer, max_new_tokens)
 
 
 def _batches(
@@ -107,14 +109,16 @@ def _batches(
 
 def _decode_batch(
     batch: _RowBatch, rows: Int[Tensor, " N"], buffer: ResponseBuffer, max_new_tokens: int
-) -> None:
+) -> Iterator[Int[Tensor, " N"]]:
     hidden, is_active = batch.last_hidden, torch.ones_like(rows, dtype=torch.bool)
     for t in range(max_new_tokens):
         # Finished rows that are still in the batch read token 0; their output is ignored.
         new_tokens = torch.zeros_like(rows)
-        new_tokens[is_active], is_finished = buffer.sample_next(
+        sampled, is_finished = buffer.sample_next(
             hidden[is_active], rows[is_active], torch.full_like(rows[is_active], t)
         )
+        yield sampled
+        new_tokens[is_active] = sampled
         is_active[is_active.clone()] = ~is_finished
         num_active = int(is_active.sum())
         if num_active == 0:

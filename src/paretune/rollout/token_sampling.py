@@ -70,8 +70,11 @@ class ResponseBuffer:
         n = len(hidden)
         if n < deterministic_row_count(n):
             hidden = F.pad(hidden, (0, 0, 0, deterministic_row_count(n) - n))
-        logprobs = next_token_logprobs(self._lm_head, hidden, self._temperature)[:n]
-        new_tokens = sample_tokens(logprobs, self._uniform[rows, lengths])
+        logprobs = next_token_logprobs(self._lm_head, hidden, self._temperature or 1.0)[:n]
+        is_greedy = self._temperature == 0
+        new_tokens = (
+            logprobs.argmax(-1) if is_greedy else sample_tokens(logprobs, self._uniform[rows, lengths])
+        )
         self._token_ids[rows, lengths] = new_tokens
         self._logprobs[rows, lengths] = logprobs.gather(-1, new_tokens[:, None]).squeeze(-1).float()
         has_eos = torch.isin(new_tokens, self._eos_ids)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from paretune.data.records import Prompt, Sample
 from paretune.models.forward.lm_head import lm_head_of
 from paretune.models.forward.logprobs import compute_logprobs
 from paretune.models.load import PolicyModel
+from paretune.rollout.pending import Cancellation, FinishedRollout, PendingRollout, ThreadRollout
 from paretune.rollout.sampler import OnPolicy, build_batch, encode_rollout_prompts
 from paretune.rollout.vllm_engine import (
     Engine,
@@ -57,6 +58,14 @@ PROBE_LENGTHS = (24, 300)
 PROBE_TEMPERATURES = (1.0, 0.7)
 """The second one shows log-probabilities that leave out the temperature."""
 RESUME_FIX = "start the servers again and repeat the command: the run continues from its last checkpoint"
+
+
+class _RolloutRequest(NamedTuple):
+    """The requests of a rollout, and what its responses are read with."""
+
+    prompts: Sequence[Prompt]
+    rollout: OnPolicy
+    requests: Sequence[GenerationRequest]
 
 
 @dataclass(kw_only=True)
@@ -97,6 +106,37 @@ class VllmSampler:
             DataError: A prompt is empty, leaves no room for a response, or cannot take the prompt format.
             ResourceError: No engine is left, or no prompt got a response.
         """
+        request = self._request(prompts, rollout, seed, step, prompt_index)
+        return self._build(request, self._generate(request, None))
+
+    def start(
+        self,
+        prompts: Sequence[Prompt],
+        rollout: OnPolicy,
+        *,
+        seed: int,
+        step: int,
+        prompt_index: Sequence[int] | None = None,
+    ) -> PendingRollout:
+        """As a call, in a thread where servers compute. No `sync` until its result is there."""
+        request = self._request(prompts, rollout, seed, step, prompt_index)
+        if not self.engine.is_shared:  # the engine computes in this process
+            return FinishedRollout(lambda: self._build(request, self._generate(request, None)))
+        cancellation = Cancellation()
+        return ThreadRollout(
+            lambda: self._generate(request, cancellation),
+            lambda results: self._build(request, results),
+            cancellation.cancel,
+        )
+
+    def _request(
+        self,
+        prompts: Sequence[Prompt],
+        rollout: OnPolicy,
+        seed: int,
+        step: int,
+        prompt_index: Sequence[int] | None,
+    ) -> _RolloutRequest:
         if not self._has_synced and not (ranks.is_distributed() and self._version):
             self.sync(step)
         self._has_synced = False  # the weights may change before the next call
@@ -116,19 +156,35 @@ class VllmSampler:
             )
             for i, ids in enumerate(prompt_ids)
         ]
+        return _RolloutRequest(prompts, rollout, requests)
+
+    def _generate(
+        self, request: _RolloutRequest, cancellation: Cancellation | None
+    ) -> list[list[Response] | EngineError]:
         try:
-            results = self.engine.generate(requests)
+            return self.engine.generate(request.requests, cancellation)
         except EngineError as error:
             raise ResourceError(f"rollout: {error}; fix: {RESUME_FIX}") from error
-        complete = self._complete_groups(requests, results)
+
+    def _build(
+        self, request: _RolloutRequest, results: Sequence[list[Response] | EngineError]
+    ) -> tuple[Batch, tuple[Sample, ...]]:
+        complete = self._complete_groups(request.requests, results)
         group = [i for i, responses in complete.items() for _ in responses]
         responses = [
             (r.token_ids, np.asarray(r.logprobs, np.float32), r.token_ids[-1] not in self.policy.eos_ids)
             for responses in complete.values()
             for r in responses
         ]
+        prompt_ids = [list(each.prompt_ids) for each in request.requests]
         return build_batch(
-            self.policy, self.objectives, prompts, prompt_ids, group, responses, rollout.prompt_format
+            self.policy,
+            self.objectives,
+            request.prompts,
+            prompt_ids,
+            group,
+            responses,
+            request.rollout.prompt_format,
         )
 
     def _complete_groups(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from paretune.core import ranks
 from paretune.core.errors import MissingDependencyError, ResourceError, first_line
+from paretune.rollout.pending import Cancellation
 
 EXTENSION = "paretune.rollout.vllm_extension.WeightLoader"
 """Class that workers get their further methods from."""
@@ -114,8 +115,14 @@ class Engine(Protocol):
         """The model and its limits; of several servers, the smallest limits."""
         ...
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Response] | EngineError]:
+    def generate(
+        self, requests: Sequence[GenerationRequest], cancellation: Cancellation | None = None
+    ) -> list[list[Response] | EngineError]:
         """The responses to each prompt, or the reason why there are none.
+
+        Args:
+            requests: One per prompt.
+            cancellation: Ends shared engines' requests from another thread.
 
         Raises:
             EngineError: No engine is left.
@@ -224,7 +231,9 @@ class InProcessEngine:
         """See `Engine`."""
         return EngineFacts(**self._call("paretune_facts")[0])
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Response] | EngineError]:
+    def generate(
+        self, requests: Sequence[GenerationRequest], cancellation: Cancellation | None = None
+    ) -> list[list[Response] | EngineError]:
         """See `Engine`."""
         return [*self._generate(requests)]
 

@@ -6,12 +6,14 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from paretune.core.errors import first_line
+from paretune.rollout.pending import Cancellation
 from paretune.rollout.vllm_engine import (
     EngineError,
     EngineFacts,
@@ -49,7 +51,14 @@ class VllmServer:
         self._adapter = ""
 
     def send(
-        self, method: str, path: str, body: Any = None, *, timeout: float | None = None, missing: str = ""
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        missing: str = "",
+        cancellation: Cancellation | None = None,
     ) -> Any:
         """The answer to a request, read as JSON where it is JSON.
 
@@ -59,6 +68,7 @@ class VllmServer:
             body: Sent as JSON.
             timeout: Seconds; default: that of the server.
             missing: How to get the route, if the server does not have it.
+            cancellation: Ends the request early.
 
         Raises:
             EngineError: There is none, or it is no success.
@@ -68,9 +78,11 @@ class VllmServer:
         link = connect(parts.hostname or "", parts.port, timeout=timeout or self.timeout)
         data = None if body is None else json.dumps(body)
         try:
-            link.request(method, parts.path + path, data, {"Content-Type": "application/json"})
-            answer = link.getresponse()
-            text = answer.read()
+            link.connect()
+            with nullcontext() if cancellation is None else cancellation.guards(link.sock):
+                link.request(method, parts.path + path, data, {"Content-Type": "application/json"})
+                answer = link.getresponse()
+                text = answer.read()
         except TimeoutError as error:
             raise EngineError(f"{self.url}: no answer within {timeout or self.timeout:g} s") from error
         except (OSError, http.client.HTTPException) as error:
@@ -169,7 +181,9 @@ class VllmServer:
             return any(model["id"] == version for model in self.models())
         return self.facts().version == version
 
-    def generate(self, request: GenerationRequest) -> list[Response]:
+    def generate(
+        self, request: GenerationRequest, cancellation: Cancellation | None = None
+    ) -> list[Response]:
         """The responses to one prompt."""
         body = {
             "model": self.model,
@@ -177,7 +191,7 @@ class VllmServer:
             "return_token_ids": True,
             **request.sampling_params(),
         }
-        answer = self.send("POST", "/v1/completions", body)
+        answer = self.send("POST", "/v1/completions", body, cancellation=cancellation)
         try:
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             responses = [
@@ -223,30 +237,35 @@ class VllmServers:
             max_lora_rank=min(f.max_lora_rank for f in facts),
         )
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Response] | EngineError]:
+    def generate(
+        self, requests: Sequence[GenerationRequest], cancellation: Cancellation | None = None
+    ) -> list[list[Response] | EngineError]:
         """See `Engine`."""
 
         def respond(index: int) -> list[Response] | EngineError:
-            return self._generate(index, requests[index])
+            return self._generate(index, requests[index], cancellation)
 
         results = _in_threads(respond, range(len(requests)))
         self._require_live()
         return results
 
-    def _generate(self, index: int, request: GenerationRequest) -> list[Response] | EngineError:
+    def _generate(
+        self, index: int, request: GenerationRequest, cancellation: Cancellation | None
+    ) -> list[Response] | EngineError:
         error = EngineError("no server was left")
         for attempt in range(1 + MAX_RETRIES):
             live = self.live
-            if not live:
+            if not live or (cancellation is not None and cancellation.requested):
                 return error
             server = live[(index + attempt) % len(live)]
             if attempt:
                 time.sleep(RETRY_PAUSE)
             try:
-                return server.generate(request)
+                return server.generate(request, cancellation)
             except EngineError as failure:
                 error = failure
-                if not server.is_alive():
+                cancelled = cancellation is not None and cancellation.requested
+                if not cancelled and not server.is_alive():
                     self._lose(server, failure)
         return error
 

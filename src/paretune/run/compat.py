@@ -36,7 +36,9 @@ SETUP_FILES = frozenset(
     }
 )
 """Files of a run folder that are no results."""
-LOG_FILES = frozenset({"metrics.jsonl", "timing.jsonl"})
+TRACKERS_FOLDER = "trackers"
+"""Folder of trackers, whose files are no results of the run either."""
+LOG_FILES = frozenset({"metrics.jsonl", "timing.jsonl", "rollouts.jsonl"})
 """Files that are no results as long as they are empty."""
 RESUME_MUTABLE_KEYS = (
     ("run", "output_dir"),
@@ -101,7 +103,7 @@ def check_resumable(path: Path, config_hash: str, resolved_config: str = "") -> 
         changes = [c for c in all_changes if c[0][0] not in EVALUATION_SECTIONS] or all_changes
         hashes = f"configuration {str(state.get('config_hash'))[:12]} there, {config_hash[:12]} here"
         raise ConfigError(
-            f"{path}: run.output_dir: holds another run ({_describe_changes(changes) or hashes}); "
+            f"{path}: run.output_dir: holds another run ({describe_changes(changes) or hashes}); "
             f"fix: write run.output_dir={free_folder(path)}, or remove this one"
         )
 
@@ -120,7 +122,11 @@ def has_no_results(path: Path) -> bool:
     state = read_json(path / "run.json")
     if state is None or state.get("status") == "done":
         return False
-    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if not file.is_dir()}
+    files = {
+        file.relative_to(path).as_posix(): file
+        for file in path.rglob("*")
+        if not file.is_dir() and not file.is_relative_to(path / TRACKERS_FOLDER)
+    }
     return files.keys() <= SETUP_FILES | LOG_FILES and not any(
         file.stat().st_size for name, file in files.items() if name in LOG_FILES
     )
@@ -152,7 +158,7 @@ def replace_evaluation(path: Path, evaluation: Mapping[str, str], resolved_confi
     replaced = [name for name in evaluation if name in previous and previous[name] != evaluation[name]]
     if replaced and has_judgments(path):
         changes = _evaluation_changes(path, resolved_config)
-        what = _describe_changes(changes) or f"the files of {' and '.join(replaced)} changed"
+        what = describe_changes(changes) or f"the files of {' and '.join(replaced)} changed"
         raise _judged_otherwise(path, replaced[0], what)
     if "judge" in replaced:
         for folder in (path / "judge", path / "checkpoints" / "judge"):
@@ -168,7 +174,7 @@ def check_evaluation(path: Path, resolved_config: str) -> None:
     """
     changes = _evaluation_changes(path, resolved_config)
     if changes and has_judgments(path):
-        raise _judged_otherwise(path, changes[0][0][0], _describe_changes(changes))
+        raise _judged_otherwise(path, changes[0][0][0], describe_changes(changes))
 
 
 def _evaluation_changes(path: Path, resolved_config: str) -> list[ConfigChange]:
@@ -176,12 +182,18 @@ def _evaluation_changes(path: Path, resolved_config: str) -> list[ConfigChange]:
 
 
 def _judged_otherwise(path: Path, section: str, what: str) -> ConfigError:
+    new_folder = f"write run.output_dir={free_folder(path)}"
+    if any((path / "eval").glob("step-*")):  # they decided where the training ended, or what it kept
+        return ConfigError(
+            f"{path}: {section}: this run was evaluated during its training with other settings ({what}); "
+            f"fix: restore the settings, or {new_folder}"
+        )
     results = path / "eval"
     kept = next(name for n in count(1) if not (name := path / f"eval-{n}").exists())
     return ConfigError(
         f"{path}: {section}: this run was evaluated with other settings ({what}); fix: rename {results} to "
-        f"{kept}, which keeps its results, to evaluate the policy again; or restore the settings; or write "
-        f"run.output_dir={free_folder(path)}"
+        f"{kept}, which keeps its results, to evaluate the policy again; or restore the settings; or "
+        f"{new_folder}"
     )
 
 
@@ -205,6 +217,7 @@ def reset_if_no_results(path: Path, config_hash: str, data_manifest: Mapping[str
     for name in sorted(SETUP_FILES | LOG_FILES, key="run.json".__eq__):
         if name not in LOCK_FILES:
             (path / name).unlink(missing_ok=True)
+    shutil.rmtree(path / TRACKERS_FOLDER, ignore_errors=True)
     return True
 
 
@@ -227,7 +240,7 @@ def _iter_changes(old: Mapping[Any, Any], new: Mapping[Any, Any], parent: KeyPat
             yield path, _format_value(old, key), _format_value(new, key)
 
 
-def _describe_changes(changes: Sequence[ConfigChange]) -> str:
+def describe_changes(changes: Sequence[ConfigChange]) -> str:
     """At most three keys that differ, with their values where both are short, and the number of others."""
     parts = []
     # Last, keys that only one of two versions of paretune has, and that say nothing.

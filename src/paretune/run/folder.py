@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 RUN_SCHEMA = "paretune/run/2"
-JSONL_FILES = ("metrics.jsonl", "timing.jsonl", "events.jsonl")
+JSONL_FILES = ("metrics.jsonl", "timing.jsonl", "rollouts.jsonl", "events.jsonl")
 EARLIER_EVALUATION_EVENT = "earlier_evaluation"
 """Event of another evaluation of a policy that was evaluated before; its text is a warning of the report."""
 NEGATIVE_SHARE_EVENT = "negative_variance_share"
@@ -64,7 +64,7 @@ CONSTANT_SCORE_EVENT = "constant_score"
 """Event of an objective that scored all responses of the first steps alike, or none of them."""
 MISMATCH_EVENT = "rollout_mismatch"
 """Event of sampler and trainer giving different probabilities to the same tokens."""
-RESUME_TRUNCATED_FILES = ("metrics.jsonl", "timing.jsonl")
+RESUME_TRUNCATED_FILES = ("metrics.jsonl", "timing.jsonl", "rollouts.jsonl")
 """Files that a resume truncates to the checkpoint; events are kept, since they record the crash."""
 
 Number = int | float
@@ -89,6 +89,8 @@ class Run:
         """Current step of a training loop; None outside of one."""
         self.previous_state: Mapping[str, Any] | None = None
         """Content of run.json before this attempt; None for a new run."""
+        self.on_metrics: Callable[[int, Mapping[str, Number]], None] | None = None
+        """Called with each line of metrics.jsonl, after it was written."""
         self._lock: RunLock | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -219,6 +221,8 @@ class Run:
         """
         _check_known_metrics((key for key in metrics if find_metric(key) is None), METRICS, "METRICS")
         append_jsonl(self.path / "metrics.jsonl", {"stage": self.stage, "step": step, **metrics})
+        if self.on_metrics is not None:
+            self.on_metrics(step, metrics)
 
     def log_timing(self, step: int, **timings: Number) -> None:
         """Append one line to timing.jsonl, for numbers that may differ between two identical runs.
@@ -228,6 +232,10 @@ class Run:
         """
         _check_known_metrics((key for key in timings if find_timing(key) is None), TIMINGS, "TIMINGS")
         append_jsonl(self.path / "timing.jsonl", {"stage": self.stage, "step": step, **timings})
+
+    def log_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append one line to rollouts.jsonl: some responses of a training step, with their scores."""
+        append_jsonl(self.path / "rollouts.jsonl", {"stage": self.stage, "step": step, "samples": list(rows)})
 
     def update_environment(self, **facts: Any) -> None:
         """Change some entries of env.json, such as the measured matmul throughput."""

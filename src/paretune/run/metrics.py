@@ -89,6 +89,11 @@ METRICS: dict[str, Metric] = {
     "rollout/failed_prompts": Metric(
         "prompts", "prompts of the step without responses, because their requests failed", "down"
     ),
+    "rollout/staleness": Metric(
+        "steps",
+        "mean over the responses of the training steps by which the weights that sampled them are older",
+        "down",
+    ),
     "sync/probe_gap": Metric(
         "nats", "largest log-probability difference between engine and trainer, on probe tokens", "down"
     ),
@@ -132,6 +137,17 @@ METRICS: dict[str, Metric] = {
     "loss/total": Metric("loss", "sum of the loss terms with their coefficients"),
     "loss/{term}": Metric("loss", "one loss term without its coefficient"),
     "state/{part}": Metric("1", "state of a stateful step, such as a multiplier or a running scale"),
+    "eval/{objective}/mean": Metric("score", "mean score of the judge on held-out prompts, after the step"),
+    "eval/{objective}/change": Metric("score", "its change from the initial policy, on the same prompts"),
+    "eval/{objective}/low": Metric("score", "lower bound of that change, for all objectives at once"),
+    "eval/{objective}/high": Metric("score", "upper bound of that change, for all objectives at once"),
+    "eval/{objective}/reward": Metric("score", "mean training reward of the same responses", "up"),
+    "eval/kl": Metric("nats/response", "KL(policy || initial policy) of these responses, estimated by k3"),
+    "eval/gain": Metric(
+        "standard deviations", "weighted mean of the changes, each in standard deviations of the judge", "up"
+    ),
+    "eval/gain/low": Metric("standard deviations", "lower bound of that gain", "up"),
+    "eval/gain/reward": Metric("standard deviations", "the same gain of the training reward", "up"),
     "fit/loss": Metric("loss", "training loss of a supervised fit", "down"),
     "fit/{objective}/loss": Metric("loss", "training loss of one reward head", "down"),
     "fit/test_loss": Metric("loss", "loss of a supervised fit on held-out records", "down"),
@@ -142,10 +158,14 @@ METRICS: dict[str, Metric] = {
 TIMINGS: dict[str, Metric] = {
     "seconds": Metric("s", "whole step", "down"),
     "rollout": Metric("s", "generating responses, or reading stored ones", "down"),
+    "sampling": Metric(
+        "s", "with max_staleness: sampling the next step's responses, waited for in the phase rollout", "down"
+    ),
     "score": Metric("s", "scoring responses", "down"),
     "model_passes": Metric("s", "forward passes of the old policy, the reference and the critic", "down"),
     "update": Metric("s", "forward and backward passes of training, and the optimizer", "down"),
     "checkpoint": Metric("s", "writing the checkpoint before the step", "down"),
+    "evaluate": Metric("s", "evaluating the policy after the step", "down"),
     "other": Metric("s", "rest of the step", "down"),
     "tokens": Metric("tokens", "prompt and response tokens of the step, shared prefixes counted per row"),
     "rollout_tokens": Metric("tokens", "response tokens generated"),

@@ -266,8 +266,16 @@ class Optimizer:
             "optim": self.config.optim,
         }
 
+    def state_layout(self) -> dict[str, Any]:
+        """How the tensors of `state_dict` are divided over the ranks, also before the first step."""
+        moments = [{"exp_avg": master, "exp_avg_sq": master} for master in self.master_params]
+        return {"adamw": {"state": dict(enumerate(moments))}, "master_params": self._separate_masters()}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the result of `state_dict`; the weights themselves are loaded by the caller.
+
+        Args:
+            state: Its tensors are whole, or divided like the weights.
 
         Raises:
             ConfigError: Its moments have another precision.
@@ -282,6 +290,9 @@ class Optimizer:
             if isinstance(master, DTensor) and number in adamw["state"]:
                 moments = adamw["state"][number].items()
                 adamw["state"][number] = {key: like(x, master) if x.ndim else x for key, x in moments}
+        # The kernel is that of this run: the checkpoint's may not work where weights are divided otherwise.
+        for stored, group in zip(adamw["param_groups"], self.adamw.param_groups, strict=True):
+            stored.update({key: group[key] for key in ("fused", "foreach") if key in group})
         self.adamw.load_state_dict(adamw)
         with torch.no_grad():
             for master, stored in zip(self._separate_masters(), state["master_params"], strict=True):

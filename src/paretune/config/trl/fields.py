@@ -168,7 +168,7 @@ _COMMON_REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
         (False,),
         "training.max_tokens_per_pass limits the memory, and changes no number",
     ),
-    "load_best_model_at_end": ((False,), "the last step is evaluated; choose a checkpoint by hand"),
+    "load_best_model_at_end": ((False,), "write evaluate.eval_steps and evaluate.select_checkpoint"),
     "save_strategy": (("steps",), "checkpoints are written every run.save_steps steps"),
     "train_sampling_strategy": (("random",), "prompts come in random order"),
     "fsdp": ((None, "", []), "a run uses one device; take LoRA or a smaller model"),

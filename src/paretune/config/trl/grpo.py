@@ -218,9 +218,14 @@ def _convert_weights(c: Conversion, names: list[str], are_known: bool) -> None:
             "reward_weights", f"is {weights!r}, and must have a number for each of {len(names)} rewards"
         )
     for index, name in enumerate(names):
-        c.set(f"objectives.{name}", {"weight": 1.0 if weights is None else weights[index]})
+        c.set(f"objectives.{name}", _objective(1.0 if weights is None else weights[index]))
     if weights is not None:
         c.mapped.append(f"reward_weights -> objectives.NAME.weight: {weights}")
+
+
+def _objective(weight: float) -> dict[str, Any]:
+    """The section of an objective: a weight below 0 is the weight of a score of which lower is better."""
+    return {"goal": "lower", "weight": -weight} if weight < 0 else {"weight": weight}
 
 
 def _leave_functions(c: Conversion, references: list[str]) -> None:

@@ -20,7 +20,7 @@ from paretune.core.errors import WiringError
 from paretune.models.forward.attention import supports_custom_attention, use_custom_attention
 from paretune.models.forward.checkpointing import apply_gradient_checkpointing
 from paretune.models.forward.lm_head import LOGITS_CHUNK_SIZE, full_kl, lm_head_of, token_logprobs
-from paretune.models.forward.packing import PackedLayout, pack_rows, round_up_rows
+from paretune.models.forward.packing import PackedLayout, pack_rows, round_up_packed
 from paretune.models.lora import unwrap_model, unwrap_model_for_forward
 
 
@@ -102,7 +102,7 @@ def flat_hidden_states(
         return FlatHiddenStates(hidden.flatten(0, 1), index)
     weight = embedding_weight(model)
     packed = pack_rows(
-        input_ids, attention_mask, weight.device, round_up_length=partial(round_up_rows, like=weight)
+        input_ids, attention_mask, weight.device, round_up_length=partial(round_up_packed, like=weight)
     )
     with (
         _packed_attention(model, packed.layout) as base,

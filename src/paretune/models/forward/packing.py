@@ -2,7 +2,7 @@
 
 The linear layers of a model process the one long row. Attention works on rectangles, blocks of segments of
 similar length that are padded to the longest: prefixes attend causally to themselves, and the suffix of each
-row attends to its prefix and causally to itself.
+row attends to its prefix and causally to itself. On CUDA it is one call of `flex_attention` (`forward.flex`).
 """
 
 import math
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paretune.models.forward.attention import AttentionParams, dot_product_attention
+from paretune.models.forward.flex import BLOCK_SIZE as FLEX_BLOCK_SIZE
+from paretune.models.forward.flex import MIN_HEAD_DIM, FlexAttention, is_flex_device
 from paretune.models.forward.prefix_sharing import PrefixGroup, compact_rows, group_by_prefix
 
 HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
@@ -45,6 +47,11 @@ def round_up_rows(n: int, like: Tensor) -> int:
     if not is_half_on_cpu(like):
         return n
     return round_up(n, 8 if n <= SMALL_ROW_COUNT else 64)
+
+
+def round_up_packed(n: int, like: Tensor) -> int:
+    """Length of the long row of n tokens: whole blocks of `flex_attention`, or as `round_up_rows`."""
+    return round_up(n, FLEX_BLOCK_SIZE) if is_flex_device(like.device.type) else round_up_rows(n, like)
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -134,11 +141,15 @@ class PackedLayout:
     """Index in the long row of each cell of the rectangles; any index for padding."""
     inverse_index: Int[Tensor, " N"]
     """Cell of each token of the long row."""
+    flex: FlexAttention
+    """The same attention as one call, where the device has a kernel for it."""
     mask_cache: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
     """Masks by block and window, shared by the layers."""
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> Tensor:
         """Attention of the long row [1, N, heads, D]."""
+        if is_flex_device(query.device.type) and query.shape[-1] >= MIN_HEAD_DIM:
+            return self.flex(query, key, value, params)
         # In half precision on a CPU the backward pass of attention is slower than in float32, and less exact.
         dtype = torch.float32 if is_half_on_cpu(query) else query.dtype
         q, k, v = (
@@ -225,9 +236,25 @@ def pack_rows(
         block if isinstance(block, _PrefixBlock) else replace(block, prefix_row=block.prefix_row.to(device))
         for block in blocks
     )
-    return PackedRows(
-        ids[None], positions[None], index.to(device), PackedLayout(device_blocks, gather, inverse)
-    )
+    layout = PackedLayout(device_blocks, gather, inverse, FlexAttention(_segments(blocks)))
+    return PackedRows(ids[None], positions[None], index.to(device), layout)
+
+
+def _segments(blocks: Sequence[_PrefixBlock | _SuffixBlock]) -> NDArray[np.int64]:
+    """Length, and start and length of its prefix, of each segment in order of the long row."""
+    segments: list[NDArray[np.int64]] = []
+    starts: dict[int, NDArray[np.int64]] = {}  # of the prefixes of a block, in the long row
+    position = 0
+    for block in blocks:
+        prefix = np.zeros((2, len(block.lengths)), np.int64)
+        if isinstance(block, _SuffixBlock):
+            row = block.prefix_row.numpy()
+            prefix = np.stack([starts[block.prefix.offset][row], block.prefix.lengths[row]])
+        else:
+            starts[block.offset] = position + block.lengths.cumsum() - block.lengths
+        segments.append(np.stack([block.lengths, *prefix], 1))
+        position += int(block.lengths.sum())
+    return np.concatenate(segments)
 
 
 def _place_blocks(

@@ -32,8 +32,8 @@ from paretune.models.model_passes import RefLogprobs
 from paretune.rl.context import TrainingContext
 from paretune.rl.evolution.spec import EvolutionSpec
 from paretune.rl.hooks import FiniteCheckHook, RolloutFlopsHook, StepHooks
-from paretune.rl.loop import rollout_and_score
 from paretune.rl.metrics import PhaseTimer
+from paretune.rl.rollout import rollout_and_score
 from paretune.rl.user_parts import apply_steps, call_with_user_parts
 from paretune.training.checkpoint import deserialize_tree, serialize_tree
 

@@ -1,0 +1,205 @@
+"""The content of sweep.json: the points of a sweep with intervals and verdicts, and their front."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paretune import __version__
+from paretune.benchmark.costs import CostRow, benchmark_costs
+from paretune.benchmark.results import benchmark_results
+from paretune.benchmark.scores import BenchmarkScores, load_scores
+from paretune.benchmark.spec import BenchmarkSpec, RunSpec
+from paretune.benchmark.sweep_design import Shares
+from paretune.benchmark.sweep_fronts import REFERENCE, front_evidence, knee_entry
+from paretune.core.errors import DataError
+from paretune.core.goals import Goal
+from paretune.report.sweep_page import SCHEMA
+from paretune.run.io import read_json
+
+JsonDict = dict[str, Any]
+
+_SCORE_KEYS = ("mean", "low", "high", "oriented_mean", "seed_means", "change_from_initial")
+_NO_TUNING = "No tuning"
+"""First words of a caveat on methods that a sweep, which has one, does not need."""
+
+
+def sweep_results(
+    spec: BenchmarkSpec,
+    over: Sequence[str],
+    shares: Mapping[str, Shares],
+    *,
+    design: str,
+    failed: Sequence[JsonDict] = (),
+    shared_dirs: Mapping[Path, int] | None = None,
+) -> JsonDict:
+    """The content of sweep.json.
+
+    Means, intervals, verdicts and cautions are those of a comparison with one method; see
+    `benchmark_results`.
+
+    Args:
+        spec: The comparison: one method, and the weightings whose runs are all complete.
+        over: The swept objectives.
+        shares: Weighting -> shares of the swept objectives.
+        design: grid or adaptive.
+        failed: Runs that failed: point, seed and reason. Their weightings are not in `spec`.
+        shared_dirs: Folder of shared stages -> their seed.
+
+    Raises:
+        DataError: A run has no evaluation, the judge does not score a swept objective, or two runs of a seed
+            were evaluated on different prompts.
+    """
+    config, runs = spec.config, spec.run_specs()
+    costs = benchmark_costs(spec, runs, shared_dirs or {})
+    results = benchmark_results(spec, runs, costs, {})
+    (method,) = config.methods
+    entry, names = results["methods"][method], list(config.weightings)
+    goals = {name: Goal.of(info) for name, info in results["objectives"].items()}
+    scores = load_scores(spec, runs, goals)
+    units = score_units(runs, over)
+    _require_scores(scores, method, names, over)
+    means, samples = _distances(scores, method, names, over, units)
+    front = front_evidence(means, samples, config.confidence_level)
+    points = [
+        {
+            "name": name,
+            "shares": dict(zip(over, shares[name], strict=True)),
+            "weights": dict(config.weightings[name]),
+            "dirs": [_run_dir(spec, run) for run in runs if run.weighting == name],
+            "scores": {
+                o: {key: score[key] for key in _SCORE_KEYS} for o, score in entry["scores"][name].items()
+            },
+            "kl": entry["side_metrics"][name]["kl"]["after"],
+            "seconds": _seconds(costs, name),
+            "on_pareto_front": bool(front.on_front[i]),
+            "front_probability": float(front.front_probability[i]),
+            "knee_probability": float(front.knee_probability[i]),
+            "dominated_by": [names[j] for j in range(len(names)) if _is_better(means[j], means[i])],
+        }
+        for i, name in enumerate(names)
+    ]
+    copied = ("recipe", "objectives", "num_prompts", "confidence_level", "bootstrap_samples", "initial")
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "name": config.name,
+        "method": method,
+        "over": list(over),
+        "design": design,
+        "seeds": list(config.seeds),
+        "budget": results["budget"] | {"used": entry["budget_used"]},
+        **{key: results[key] for key in copied},
+        "units": units,
+        "points": points,
+        "failed": list(failed),
+        "dominance": {
+            name: dict(zip(names, front.dominance[i].tolist(), strict=True)) for i, name in enumerate(names)
+        },
+        "hypervolume": {
+            "value": front.volume,
+            "low": front.volume_low,
+            "high": front.volume_high,
+            "reference": REFERENCE,
+            "initial": (-REFERENCE) ** len(over),
+        },
+        "knee": knee_entry(front, names),
+        "shared_stages": results["shared_stages"],
+        "caveats": [
+            *results["unranked"],
+            *(line for line in results["caveats"] if not line.startswith(_NO_TUNING)),
+            selection_caution(len(names)),
+        ],
+    }
+
+
+def selection_caution(num_points: int) -> str:
+    """The sentence on choosing among points by their scores on the same prompts."""
+    return (
+        f"{num_points} points on the same prompts: the best of them looks better than it is; evaluate the "
+        "one that you choose on other prompts."
+    )
+
+
+def score_units(runs: Sequence[RunSpec], over: Sequence[str]) -> dict[str, float]:
+    """Swept objective -> standard deviation of the initial policy's scores; 1 where they do not vary.
+
+    The mean over the runs of the first weighting, so that no trained policy has a part in it.
+    """
+    first = [run for run in runs if run.weighting == runs[0].weighting]
+    entries = [evaluation_of(run)["objectives"] for run in first]
+    units = {}
+    for name in over:
+        known = [float(each[name]["std"]) for each in entries if name in each and each[name]["std"]]
+        units[name] = sum(known) / len(known) if known else 1.0
+    return units
+
+
+def evaluation_of(run: RunSpec) -> JsonDict:
+    """The eval.json of a finished run.
+
+    Raises:
+        DataError: It has none.
+    """
+    folder = Path(run.config.run.output_dir) / "eval" / "final"
+    evaluation = read_json(folder / "eval.json")
+    if evaluation is None:
+        raise DataError(f"{folder}: no eval.json; fix: run the same command again")
+    return evaluation
+
+
+def oriented_outcomes(
+    runs: Sequence[RunSpec], weightings: Sequence[str], over: Sequence[str]
+) -> NDArray[np.float64]:
+    """[N, K] oriented means of weightings in units of `score_units`; NaN where a run is not complete."""
+    units, table = score_units(runs, over), np.full((len(weightings), len(over)), np.nan)
+    for row, weighting in zip(table, weightings, strict=True):
+        entries = [evaluation_of(run)["objectives"] for run in runs if run.weighting == weighting]
+        if entries:
+            row[:] = [
+                np.mean([each[name]["oriented"]["after"] for each in entries]) / units[name] for name in over
+            ]
+    return table
+
+
+def _require_scores(scores: BenchmarkScores, method: str, names: Sequence[str], over: Sequence[str]) -> None:
+    for objective in over:
+        columns = [scores.index[method, name, objective] for name in names if objective in scores.objectives]
+        if not columns or not np.isfinite(scores.oriented.mean[columns]).all():
+            raise DataError(
+                f"{objective}: no judge scores it, so its front is not known; "
+                "fix: add a judge for it to the recipe, or leave it out of --over"
+            )
+
+
+def _distances(
+    scores: BenchmarkScores,
+    method: str,
+    names: Sequence[str],
+    over: Sequence[str],
+    units: Mapping[str, float],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[N, K] distances from the initial policy in units of each objective; [D, N, K] bootstrap samples."""
+    columns = np.array([[scores.index[method, name, o] for o in over] for name in names])
+    scale, table = np.array([units[o] for o in over]), scores.oriented
+    means = (table.mean[columns] - table.initial_mean[columns]) / scale
+    samples = (table.bootstrap_samples[:, columns] - table.initial_bootstrap_samples[:, columns]) / scale
+    return means, samples
+
+
+def _is_better(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
+    return bool((first >= second).all() and (first > second).any())
+
+
+def _run_dir(spec: BenchmarkSpec, run: RunSpec) -> str:
+    """Path of a run inside the folder of the sweep, which may be moved."""
+    return Path(run.config.run.output_dir).relative_to(spec.output_dir).as_posix()
+
+
+def _seconds(costs: Sequence[CostRow], weighting: str) -> float:
+    """Seconds in training steps of the runs of a weighting."""
+    return sum(
+        float(row["seconds"]) for row in costs if row["kind"] == "run" and row["weighting"] == weighting
+    )

@@ -1,0 +1,1 @@
+"""Conversations with one or two models: answers side by side, streamed, with the scores of each."""
