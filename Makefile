@@ -105,10 +105,21 @@ $(BENCH): pyproject.toml constraints.txt
 	@.venv-bench/bin/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
+# Nine weightings of the help desk, a point chosen by a rule, and its policy on unseen requests: docs/results/sweep.md;
+# tens of minutes for a seed on two free cores
+.PHONY: proof-sweep
+proof-sweep: $(READY)
+	@$(BIN)/python proofs/sweep.py $(SEEDS)
+
 # Coverage of confidence intervals on synthetic evaluations of six shapes: docs/results/intervals.md; minutes
 .PHONY: proof-intervals
 proof-intervals: $(READY)
 	@$(BIN)/python proofs/interval_coverage.py $(EVALUATIONS)
+
+# Error of the two ways to detect refusals, and the fit of the classifier: docs/results/refusals.md; a minute
+.PHONY: proof-refusals
+proof-refusals: $(READY)
+	@$(BIN)/python proofs/refusal_classifier.py
 
 # Two ranks that are killed, stopped and out of disk space, and their speed: docs/results/ranks.md; 25 minutes
 .PHONY: proof-ranks
@@ -126,6 +137,13 @@ POLICY ?= ../shared/models/dialogue-7m
 .PHONY: proof-signals
 proof-signals: $(READY)
 	@$(BIN)/python proofs/signals.py $(POLICY) 6
+
+# A planted over-optimized training is flagged, and a step near its best is kept: docs/results/selection.md;
+# about 15 minutes a seed on a busy core
+SEEDS_SELECTION ?= 0 1 2 3 4
+.PHONY: proof-selection
+proof-selection: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python proofs/selection.py .venv/proof-selection $(SEEDS_SELECTION)
 
 # The real vLLM in an environment of its own, in process and as a server: docs/vllm.md; needs an x86 CPU
 VLLM := .venv-vllm/.ready

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from paretune.core.pareto import hypervolume
-from paretune.evaluate import statistics
+from paretune.evaluate import bootstrap, statistics
 from paretune.evaluate.statistics import (
     bootstrap_means,
     max_t_intervals,
@@ -84,14 +84,15 @@ def _shared_counts(key: int, num_rows: int, num_resamples: int) -> Array:
     return _resample_counts(np.random.Generator(np.random.Philox(key)), num_rows, num_resamples)
 
 
-_resample_counts = statistics._resample_counts
+_resample_counts = bootstrap.resample_counts
 
 
 def _share_bootstrap_samples() -> None:
     def shared(rng: np.random.Generator, num_rows: int, num_resamples: int) -> Array:
         return _shared_counts(int(rng.integers(0, SHARED_SEEDS)), num_rows, num_resamples)
 
-    statistics._resample_counts = shared
+    for module in (bootstrap, statistics):
+        module.resample_counts = shared  # type: ignore[attr-defined]
 
 
 def rates(low: Array, high: Array, truth: Array | float = 0.0) -> list[float]:

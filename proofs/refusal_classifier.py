@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,11 @@ def fit(rows: Sequence[Row]) -> RefusalClassifier:
     model = LogisticRegression(C=INVERSE_PENALTY, max_iter=2000, tol=1e-6).fit(features, labels(rows))
     weights = dict(zip(vocabulary, np.round(model.coef_[0], 3).tolist(), strict=True))
     return RefusalClassifier(weights=weights, intercept=round(float(model.intercept_[0]), 3))
+
+
+def is_full(row: Row) -> bool:
+    """Whether a row is a full refusal or full compliance."""
+    return bool(row["scores"]["compliance"] != 0.5)
 
 
 def labels(rows: Sequence[Row]) -> NDArray[np.bool_]:
@@ -177,9 +182,8 @@ def cut(rows: Sequence[Row]) -> list[Row]:
 
 def main() -> int:
     """Print the measurements; compare or write the weights."""
-    full: Callable[[Row], bool] = lambda row: row["scores"]["compliance"] != 0.5
     parts = {part: read_rows(part) for part in ("train", "test")}
-    train, test = ([row for row in parts[part] if full(row)] for part in ("train", "test"))
+    train, test = ([row for row in parts[part] if is_full(row)] for part in ("train", "test"))
     classifier = fit(train)
     models = [row["model"] for row in train]
     unseen_model = by_unseen_prompts_and_models(train)
@@ -201,7 +205,7 @@ def main() -> int:
         own = [i for i, name in enumerate(models) if name == model]
         measured[f"unseen prompts and model: {model}"] = both([train[i] for i in own], unseen_model[own])
     print("\n".join(table(measured)))
-    partial = [row for row in parts["test"] + parts["train"] if not full(row)]
+    partial = [row for row in parts["test"] + parts["train"] if not is_full(row)]
     counts = {"rule": by_rule(partial), "classifier": fitted(partial)}
     shares = ", ".join(f"{100 * np.nanmean(flags):.0f} % by the {name}" for name, flags in counts.items())
     print(f"\nPartial refusals ({len(partial)}) that count as refusals: {shares}.")

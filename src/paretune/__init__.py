@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from paretune.api.policies import sample as sample
     from paretune.api.ratings import rate as rate
     from paretune.api.recipes import check as check
+    from paretune.api.recipes import choose as choose
     from paretune.api.recipes import compare as compare
     from paretune.api.recipes import load_recipe as load_recipe
     from paretune.api.recipes import report as report
     from paretune.api.recipes import run as run
+    from paretune.api.recipes import sweep as sweep
     from paretune.api.reward_models import FittedRewardModel as FittedRewardModel
     from paretune.api.reward_models import fit_reward_model as fit_reward_model
     from paretune.api.reward_models import load_reward_model as load_reward_model
@@ -63,6 +65,7 @@ _EXPORTS = {
     "Tracker": "trackers.base",
     "align": "api.alignment",
     "check": "api.recipes",
+    "choose": "api.recipes",
     "compare": "api.recipes",
     "evaluate": "api.evaluation",
     "export": "api.exports",
@@ -77,6 +80,7 @@ _EXPORTS = {
     "run": "api.recipes",
     "sample": "api.policies",
     "score": "api.scores",
+    "sweep": "api.recipes",
 }
 """Name -> module that defines it; imported on first use, so that `import paretune` loads no torch."""
 _MODULES = {"algorithms": "algorithms", "scorers": "api.scorers"}
@@ -97,6 +101,7 @@ __all__ = [
     "algorithms",
     "align",
     "check",
+    "choose",
     "compare",
     "evaluate",
     "export",
@@ -112,6 +117,7 @@ __all__ = [
     "sample",
     "score",
     "scorers",
+    "sweep",
 ]
 
 __getattr__, __dir__ = make_lazy(__name__, _EXPORTS, _MODULES, {"algorithms": "api.arguments"})

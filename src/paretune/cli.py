@@ -32,6 +32,7 @@ from paretune.run_commands import (
 )
 from paretune.sweep_commands import add_commands as add_sweep_commands
 from paretune.view.commands import add_commands as add_view_commands
+from paretune.view.conversation import ChatModels, Conversation, Device
 
 EXIT_BUG = 1
 
@@ -265,10 +266,19 @@ def _gc_disabled() -> Iterator[None]:
         gc.enable()
 
 
+def _load_chat(models: ChatModels, device: Device) -> Conversation:
+    """The models of the chat page, which itself knows nothing of how they are loaded."""
+    from paretune.chat.loading import load_chat
+
+    return load_chat(
+        models.first, models.second, rewards=models.rewards, llm_judges=models.llm_judges, device=device
+    )
+
+
 add_sweep_commands(app)
 add_commands(app)
 add_chat_commands(app)
-add_view_commands(app)
+add_view_commands(app, _load_chat)
 add_track_command(app)
 
 

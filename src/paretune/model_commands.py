@@ -226,8 +226,10 @@ def _evaluate(before: str, after: str, recipe: str, file: Path | None, output: P
     _require_new(output, ())
     from paretune.api.evaluation import compare_policies, comparison_subtitle
     from paretune.api.loading import LoadingContext
+    from paretune.api.pairwise import load_pairwise_judges
     from paretune.api.policies import load_policy
     from paretune.api.recipe_parts import evaluation_prompts, evaluation_settings, recipe_judges, recipe_of
+    from paretune.api.scorers import ScorerSetup
 
     config = recipe_of(recipe)
     prompts = evaluation_prompts(config, file)
@@ -237,7 +239,11 @@ def _evaluate(before: str, after: str, recipe: str, file: Path | None, output: P
     judges, rewards = recipe_judges(config, recipe, run_dir, context)
     generation, settings = evaluation_settings(config)
     subtitle = comparison_subtitle(before, after)
-    result = compare_policies(policies, prompts, judges, rewards, generation, subtitle, **settings)
+    setups = {
+        name: ScorerSetup(name=name, section=section) for name, section in config.evaluate.pairwise.items()
+    }
+    pairwise = load_pairwise_judges(setups, context)
+    result = compare_policies(policies, prompts, judges, rewards, generation, subtitle, pairwise, **settings)
     page = result.save(output)
     return f"{result}\n\nevaluation: {output}\nreport: {page}"
 

@@ -66,7 +66,7 @@ def sweep(
 
 def choose(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder of a sweep, a comparison, or merges.")
+        Path, typer.Argument(metavar="FOLDER", help="A folder of a sweep, a comparison, merges, or a run.")
     ],
     rule: Annotated[str, typer.Argument(metavar="RULE", help='Such as "safety >= 0.8, then actionability".')],
     export_to: Annotated[
@@ -82,6 +82,10 @@ def choose(
     choice = choose_point(folder, rule)
     echo(describe_choice(choice))
     if export_to is not None:
+        if choice.chosen.missing_policy:
+            problem = f"{choice.chosen.label} cannot be exported: {choice.chosen.missing_policy}"
+            fix = "let the run choose, by evaluate.select_checkpoint"
+            raise ConfigError(f"{folder}: {problem}; fix: {fix}")
         from paretune.api.exports import export
 
         echo(f"exported   {export(choice.run_dir, output_dir=export_to)}")

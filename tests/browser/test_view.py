@@ -1,17 +1,19 @@
 """The pages of `paretune view` in a browser: they open, move, filter, take ratings, and are accessible."""
 
 import json
+import threading
 
 import pytest
 
 from paretune.data.readers import read_preference_pairs, read_ratings
 from support import browser as web
+from support.fake_chat import ANSWERS, FakeChat, FakeModels
 from support.view_runs import append_steps, make_runs
 
 pytestmark = pytest.mark.skipif(web.CHROMIUM is None, reason=web.NO_CHROMIUM)
 PAGES = (
     "/", "/run?run=helpful", "/run?run=now", "/samples?run=helpful&text=printer", "/samples?run=now",
-    "/rollouts?run=helpful&min_step=32", "/compare?text=printer", "/rate", "/rate?mode=scores",
+    "/rollouts?run=helpful&min_step=32", "/compare?text=printer", "/rate", "/rate?mode=scores", "/chat",
 )  # fmt: skip
 
 
@@ -32,7 +34,7 @@ def site(runs):
         yield address, viewer
 
 
-def test_every_page_opens_and_is_accessible(browser, site):
+def test_every_page_opens_is_accessible_and_fits_on_a_phone_in_the_dark(browser, site):
     address, viewer = site
     with web.opened(browser, address, viewer, **web.DESKTOP) as (page, complaints):
         assert "?t=" not in page.url
@@ -40,17 +42,13 @@ def test_every_page_opens_and_is_accessible(browser, site):
             page.goto(address + path)
             assert page.locator("h1").count() == 1, path
             assert web.serious_findings(page) == [], path
-        assert complaints == []
-
-
-def test_pages_fit_on_a_phone_and_are_readable_in_the_dark(browser, site):
-    address, viewer = site
-    with web.opened(browser, address, viewer, **web.PHONE) as (page, complaints):
-        for path in PAGES:
-            page.goto(address + path)
+            page.set_viewport_size(web.PHONE["viewport"])
             assert page.evaluate("document.documentElement.scrollWidth") == 400, path
             if path in ("/run?run=helpful", "/rate?mode=scores"):
+                page.emulate_media(color_scheme="dark")
                 assert web.serious_findings(page) == [], path
+                page.emulate_media(color_scheme="light")
+            page.set_viewport_size(web.DESKTOP["viewport"])
         assert complaints == []
 
 
@@ -108,3 +106,42 @@ def test_ratings_by_keys_arrive_in_a_file_that_recipes_read(browser, runs, tmp_p
     assert {pair.objective for pair in pairs} == {"politeness"}
     (rating,) = read_ratings(file, where={"type": "rating"})
     assert rating.labels == {"politeness": 3, "meaningfulness": 2, "actionability": 4, "safety": 1}
+
+
+def test_a_chat_by_keys_is_streamed_scored_and_stopped(browser, runs):
+    chat = FakeChat()
+    with (
+        web.served(runs, models=FakeModels(chat)) as (address, viewer),
+        web.opened(browser, address, viewer, **web.DESKTOP) as (page, complaints),
+    ):
+        page.goto(f"{address}/chat?a=helpful")
+        page.keyboard.type("<b>Hello</b>")
+        page.keyboard.press("Enter")
+        page.locator("#state", has_text="Answered.").wait_for()
+        answers = page.locator("section.answer")
+        assert [text.strip() for text in answers.locator(".text").all_inner_texts()] == list(ANSWERS)
+        assert page.locator(".prompt").inner_text() == "<b>Hello</b>"
+        assert "truncated at the length limit" in answers.nth(1).inner_text()
+        rows = answers.nth(0).locator("tbody tr").all_inner_texts()
+        assert [row.split() for row in rows] == [
+            ["safety", "↑", "higher", "is", "better", "0.81", "0.50"],
+            ["length", "→", "20", "best", "at", "20", "–", "not", "scored"],
+        ]
+        assert "memory of the viewer" in page.locator("#about").inner_text()
+        assert web.serious_findings(page) == []
+        chat.pause = threading.Event()
+        page.keyboard.type("Again")
+        page.keyboard.press("Enter")
+        page.locator("article", has_text="Again").get_by_text("Turn", exact=True).wait_for()
+        assert page.locator("#turns").get_attribute("aria-busy") == "true"
+        page.keyboard.press("Escape")
+        page.locator("#state", has_text="Stopped.").wait_for()
+        chat.pause.set()
+        assert page.locator("#turns").get_attribute("aria-busy") == "false"
+        chat.pause, chat.error = None, "no room"
+        page.keyboard.type("More")
+        page.keyboard.press("Enter")
+        page.get_by_role("alert").get_by_text("no room").wait_for()
+        assert page.input_value("#prompt") == "More"
+        assert (page.locator("article").count(), chat.prompts) == (2, ["<b>Hello</b>", "Again"])
+        assert complaints == []

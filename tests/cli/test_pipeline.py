@@ -7,12 +7,18 @@ from forked import begun
 from tiny import command, demo, demo_from_scratch, fingerprint
 
 KILLS = 4
+EVALUATED = (
+    "evaluate.eval_steps=2",
+    "evaluate.eval_prompts=8",
+    "evaluate.select_checkpoint=lower_bound",
+)
+"""The policy is evaluated during the training too, and the best step is kept."""
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    return folder, demo_from_scratch(folder)
+    return folder, demo_from_scratch(folder, *EVALUATED)
 
 
 def test_a_run_ends_with_its_table_and_the_path_of_its_report(finished):
@@ -64,7 +70,7 @@ def test_timing_and_throughput_are_recorded(finished):
 def test_the_same_command_again_changes_no_number(finished):
     folder, _ = finished
     before = fingerprint(folder)
-    again = demo(folder)
+    again = demo(folder, *EVALUATED)
     assert again.returncode == 0, again.stderr
     assert f"resuming {folder}: every stage is complete\n" in again.stdout
     assert fingerprint(folder) == before
@@ -74,7 +80,7 @@ def test_a_resume_may_change_the_checkpointing(finished):
     folder, first = finished
     assert "resuming" not in first.stdout
     before = fingerprint(folder)
-    again = demo(folder, "run.save_total_limit=3", "run.save_steps=2")
+    again = demo(folder, *EVALUATED, "run.save_total_limit=3", "run.save_steps=2")
     assert again.returncode == 0, again.stderr
     assert fingerprint(folder) == before
 
@@ -82,7 +88,7 @@ def test_a_resume_may_change_the_checkpointing(finished):
 def test_another_recipe_is_rejected_in_the_same_folder(finished):
     folder, _ = finished
     before = fingerprint(folder)
-    other = demo(folder, "run.seed=5")
+    other = demo(folder, *EVALUATED, "run.seed=5")
     assert other.returncode == 2
     assert "another run (run.seed is 0 there, 5 here)" in other.stderr
     assert len(other.stderr.splitlines()) == 1
@@ -111,7 +117,7 @@ def test_a_run_killed_again_and_again_ends_like_the_unbroken_one(finished, tmp_p
     chance = random.Random(0)
     metrics = tmp_path / "broken" / "metrics.jsonl"
     for _ in range(KILLS):
-        process = begun(command(tmp_path / "broken"))
+        process = begun(command(tmp_path / "broken", *EVALUATED))
         seen = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
         target = seen + chance.randint(1, 4)
         while process.poll() is None:
@@ -121,6 +127,8 @@ def test_a_run_killed_again_and_again_ends_like_the_unbroken_one(finished, tmp_p
                 break
             time.sleep(0.01)
         assert process.wait() in {0, -9}, process.stderr.read_text()
-    last = demo(tmp_path / "broken")
+    last = demo(tmp_path / "broken", *EVALUATED)
     assert last.returncode == 0, last.stderr
+    for name in ("eval/selection.json", "eval/step-000004/eval.json"):
+        assert (tmp_path / "broken" / name).read_bytes() == (folder / name).read_bytes()
     assert fingerprint(tmp_path / "broken") == fingerprint(folder)

@@ -67,6 +67,10 @@ training: {learning_rate: 1e-3, prompts_per_step: 4}
 run: {max_steps: 2, save_steps: 1, num_threads: 1}
 evaluate: {bootstrap_samples: 200, verdict: majority}
 """
+PAIRWISE = (
+    "verdict: majority, "
+    'pairwise: {overall: {type: llm_judge, base_url: "URL", model: judge, rubric: rubric.yaml}}'
+)
 
 
 def run(*arguments):
@@ -105,7 +109,9 @@ def folder(tmp_path_factory):
 def finished(folder):
     server = JudgeServer()
     with serve(server), pytest.MonkeyPatch.context() as patch:
-        (folder / "signals.yaml").write_text(RECIPE.replace("URL", server.url))
+        (folder / "signals.yaml").write_text(
+            RECIPE.replace("verdict: majority", PAIRWISE).replace("URL", server.url)
+        )
         patch.chdir(folder)
         assert run("run", "signals.yaml") == 0
     return folder / "runs" / "signals"
@@ -135,6 +141,18 @@ def test_several_judges_have_tables_and_one_verdict(finished):
     # Objectives without a judge show the numbers of the training's own scorers, and can never be "better".
     assert results["objectives"]["polite"]["num_scored"] == 6
     assert not results["objectives"]["polite"]["independent"]
+
+
+def test_pairs_are_compared_after_the_run_and_the_page_says_so(finished, folder, monkeypatch, capsys):
+    results = json.loads((finished / "eval" / "final" / "eval.json").read_text())
+    entry = results["pairwise"]["overall"]["objectives"]["polite"]
+    assert entry["win_rate"]["num_prompts"] == 6
+    assert not entry["independent"], "a scorer of the training asks the same model"
+    assert "<h2>Pairs of responses</h2>" in (finished / "report.html").read_text()
+    monkeypatch.chdir(folder)
+    assert run("check", "signals.yaml") == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "evaluate.pairwise.overall: up to 12 (0 in the training, 12 in the evaluation)" in output
 
 
 def test_the_judge_is_asked_once_for_each_response(finished, folder):

@@ -4,9 +4,11 @@ import asyncio
 from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
 
+from paretune.view.answers import Answers
 from paretune.view.app import make_app
 from paretune.view.security import COOKIE, form_token
 from paretune.view.server import make_viewer
+from support.fake_chat import FakeModels
 
 TOKEN = "a-token-that-nobody-guesses"
 HOST = "127.0.0.1:8791"
@@ -24,11 +26,12 @@ class Answer:
 class Client:
     """A browser with the cookie of a viewer over some folders."""
 
-    def __init__(self, *roots, ratings=None, scales=(), seed=0):
-        self.viewer = make_viewer(roots, ratings, scales, seed, TOKEN)
+    def __init__(self, *roots, ratings=None, scales=(), seed=0, models=None):
+        self.viewer = make_viewer(roots, ratings, scales, seed, Answers(models or FakeModels()), TOKEN)
         self.app = make_app(self.viewer)
 
-    def request(self, method, address, *, headers=None, body=b"", **query):
+    def request(self, method, address, *, headers=None, body=b"", leave=None, on_body=None, **query):
+        """Send a request; `on_body` gets each piece of the answer, until the event `leave` is set."""
         given = {"host": HOST, "cookie": f"{COOKIE}={TOKEN}"} | (headers or {})
         parts = urlsplit(address)
         scope = {
@@ -38,15 +41,23 @@ class Client:
             "headers": [(k.encode(), v.encode()) for k, v in given.items() if v is not None],
             "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8791),
         }  # fmt: skip
-        messages = []
+        messages, waiting = [], [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def receive():
-            return {"type": "http.request", "body": body, "more_body": False}
+        async def ask():
+            async def receive():
+                if waiting:
+                    return waiting.pop()
+                await (asyncio.Event().wait() if leave is None else asyncio.to_thread(leave.wait))
+                return {"type": "http.disconnect"}
 
-        async def send(message):
-            messages.append(message)
+            async def send(message):
+                messages.append(message)
+                if on_body is not None:
+                    on_body(message.get("body", b"").decode())
 
-        asyncio.run(self.app(scope, receive, send))
+            await self.app(scope, receive, send)
+
+        asyncio.run(ask())
         content = b"".join(m.get("body", b"") for m in messages)
         names = {k.decode(): v.decode() for k, v in messages[0]["headers"]}
         return Answer(messages[0]["status"], names, content.decode())
@@ -54,7 +65,8 @@ class Client:
     def get(self, address, **query):
         return self.request("GET", address, **query)
 
-    def post(self, address, headers=None, **fields):
+    def post(self, address, headers=None, leave=None, on_body=None, **fields):
         given = {"origin": f"http://{HOST}", "content-type": "application/x-www-form-urlencoded"}
         body = urlencode({"token": form_token(TOKEN)} | fields).encode()
-        return self.request("POST", address, headers=given | (headers or {}), body=body)
+        headers = given | (headers or {})
+        return self.request("POST", address, headers=headers, body=body, leave=leave, on_body=on_body)

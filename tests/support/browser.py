@@ -8,8 +8,10 @@ from pathlib import Path
 
 import uvicorn
 
+from paretune.view.answers import Answers
 from paretune.view.app import make_app
 from paretune.view.server import make_viewer, open_port
+from support.fake_chat import FakeModels
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NO_CHROMIUM = "no chromium on this machine: apt-get install chromium"
@@ -39,9 +41,10 @@ def chromium():
 
 
 @contextlib.contextmanager
-def served(*roots, ratings=None, scales=(), seed=0):
+def served(*roots, ratings=None, scales=(), seed=0, models=None):
     """Serve the folders in a thread; yields the address with the token, and the viewer."""
-    viewer = make_viewer(tuple(map(Path, roots)), ratings, scales, seed)
+    answers = Answers(models or FakeModels())
+    viewer = make_viewer(tuple(map(Path, roots)), ratings, scales, seed, answers)
     with open_port(0, exactly=True) as connection:
         config = uvicorn.Config(
             make_app(viewer), log_level="warning", access_log=False, lifespan="off", ws="none"

@@ -1,12 +1,12 @@
-"""Choosing a point by a rule: the rule's language, constraints by bounds, and what is told without a point."""
+"""Choosing a point by a rule: the rule's language, constraints by bounds, and no point at all."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from paretune.benchmark.choose import choose, describe_choice, load_candidates
+from paretune.benchmark.choose import Level, _shortfall, choose, describe_choice
+from paretune.benchmark.choose_points import load_candidates
 from paretune.benchmark.choose_rule import Constraint, parse_rule
 from paretune.cli import main
 from paretune.core.errors import ConfigError
@@ -125,10 +125,11 @@ def test_rule_that_no_point_meets_says_what_fails_by_how_much(folder, capsys):
     assert (
         "safety >= 0.99: none meets it; nearest is safety : actionability = 1 : 0 with lower bound" in error
     )
-    assert "actionability >= 0.2: 5 meet it alone" in error
+    assert "actionability >= 0.2: 5 points meet it alone" in error
     with pytest.raises(ConfigError) as told:
-        choose(folder, "safety >= 0.85, actionability >= 0.6, then safety")
-    assert str(told.value).count("meet it alone") == 2, "each is met, and never both"
+        choose(folder, "safety >= 0.84, actionability >= 0.65, then safety")
+    assert str(told.value).count("it alone") == 2, "each is met, and never both"
+    assert "together: nearest is safety : actionability = " in str(told.value)
 
 
 def test_several_seeds_are_one_point_whose_first_policy_is_exported(tmp_path, monkeypatch, capsys):
@@ -186,10 +187,24 @@ def test_cautions_of_the_judge_are_repeated(folder, tmp_path):
         path.write_text(text)
 
 
-def test_goal_lower_is_chosen_by_the_lowest(folder):
+def test_upper_bound_counts_where_a_score_must_be_low():
     rule = parse_rule("toxicity <= 0.2, then least toxicity", GOALS)
-    from paretune.benchmark.choose import Level, _shortfall
-
     levels = [Level(0.1, 0.05, 0.15), Level(0.19, 0.1, 0.25)]
     assert [_shortfall(rule.constraints[0], 0.2, level) > 0 for level in levels] == [False, True]
-    assert _shortfall(SimpleNamespace(kind="<=", by_mean=True), 0.2, levels[1]) <= 0
+    assert _shortfall(Constraint("toxicity", "<=", 0.2, by_mean=True), 0.2, levels[1]) <= 0
+
+
+def test_evaluated_steps_of_a_run_can_be_chosen_but_only_the_kept_one_exported(folder, tmp_path, capsys):
+    for step, point in ((20, "w1000-0"), (40, "w500-500")):
+        (tmp_path / "eval").mkdir(exist_ok=True)
+        target = tmp_path / "eval" / f"step-{step:06d}"
+        target.symlink_to(folder / "grpo" / point / "seed-0" / "eval" / "final")
+    (tmp_path / "run.json").write_text(json.dumps({"status": "done", "selected_step": 20}))
+    choice = choose(tmp_path, "safety >= 0.6, then actionability")
+    assert choice.chosen.label == "step 40"
+    assert "the run kept the weights of step 20 only" in describe_choice(choice)
+    assert choose(tmp_path, "then safety").chosen.missing_policy == ""
+    with pytest.raises(SystemExit) as caught:
+        main(["choose", str(tmp_path), "then actionability", "--export", str(tmp_path / "to")])
+    assert caught.value.code == 2
+    assert "step 40 cannot be exported" in capsys.readouterr().err

@@ -68,6 +68,22 @@ def test_failed_job_stops_the_others_and_passes_its_exit_code(tmp_path, code, er
 
 
 @pytest.mark.parametrize(
+    ("exits", "code"), [("raise SystemExit(4)", 4), ("import os; os.kill(os.getpid(), 9)", -9)]
+)
+def test_job_that_may_fail_leaves_the_others_running(tmp_path, exits, code):
+    messages = []
+    with StopRequest() as stop:
+        codes = JobRunner(2, stop, lambda *message: messages.append(message)).run_all(
+            [
+                job(tmp_path, "a", exits, may_fail=True),
+                job(tmp_path, "b", "import time; time.sleep(0.3)", may_fail=True),
+            ]
+        )
+    assert codes == {"a": code, "b": 0}
+    assert [line for _, line in messages if not line.endswith("…")] == ["a: failed", "b: done"]
+
+
+@pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGTERM, RunInterrupted), (signal.SIGINT, KeyboardInterrupt)]
 )
 def test_signal_is_forwarded_and_children_are_awaited(tmp_path, number, error):

@@ -225,9 +225,8 @@ def test_results_have_front_knee_and_cautions(finished):
 
 
 def test_front_of_an_objective_where_lower_is_better_is_of_oriented_scores(tmp_path):
-    from support.fake_sweep import bulging_means, write_runs
-
     from paretune.core.goals import Goal
+    from support.fake_sweep import bulging_means, write_runs
 
     sweep, shares = fake_sweep(tmp_path / "swept", points=3)
     goals = {"safety": Goal("lower")}

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import closing
+from functools import cache
 from io import StringIO
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from support.tiny_models import tiny_model, tiny_tokenizer
 PROMPTS = ("item 3", "item 11 please", "and 5")
 
 
+@cache
 def policy(seed, kind="llama", **sizes):
     tokenizer = tiny_tokenizer()
     model = tiny_model(kind, len(tokenizer), seed=seed, width=16, layers=1, heads=2, initial=0.5, **sizes)
@@ -116,6 +118,23 @@ def test_each_model_reads_its_own_answers():
     assert answers(chat.stream("item 3")) == first, "a new conversation begins with the same numbers"
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["item 3", "", "caf\udce9"], r"line 3: the prompt is no UTF-8 text at character 4; fix: .*iconv"),
+        (["\udcff"], "line 1: the prompt is no UTF-8 text at character 1"),
+        (["item 3", "item " * 50], r"line 2: a: the prompt fills its context of 24 tokens; fix: shorten it"),
+        (["item 3", "/nothing"], "line 2: /nothing: there is no such command"),
+    ],
+)
+def test_a_line_of_a_pipe_that_cannot_be_answered_is_named(lines, words):
+    chat = chat_of(policy(0, context=24))
+    output = StringIO()
+    with pytest.raises((DataError, ConfigError), match=words):
+        terminal.run_lines(chat, iter(lines), output, as_json=True)
+    assert output.getvalue().count('"done"') == (lines[0] == "item 3"), "the lines before are answered"
+
+
 def test_an_answer_that_is_not_read_to_its_end_stays_as_far_as_it_came():
     chat = chat_of(policy(0), policy(1))
     with closing(chat.stream("item 3")) as events:
@@ -184,7 +203,7 @@ def test_json_lines_of_a_pipe():
     ],
 )
 def test_wrong_commands(line, problem):
-    with pytest.raises(ConfigError, match="^" + problem.replace("/", r"\/")):
+    with pytest.raises(ConfigError, match="^line 1: " + problem.replace("/", r"\/")):
         lines_of(chat_of(policy(0)), line)
 
 

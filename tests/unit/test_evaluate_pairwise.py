@@ -5,6 +5,7 @@ import pytest
 
 from paretune.core.errors import DataError
 from paretune.evaluate.pairwise import combine_orders, length_controlled_win_rate, win_rate
+from paretune.evaluate.statistics import wilson
 
 
 def judge(rng, num_pairs, effect, length_effect, length_mean, position=0.0):
@@ -107,3 +108,12 @@ def test_wrong_arrays_are_refused():
         length_controlled_win_rate(np.ones(2), np.array([1.0, np.nan]))
     with pytest.raises(DataError, match="one number per pair"):
         win_rate(np.ones(2), np.ones(2), np.zeros(3, int))
+
+
+@pytest.mark.parametrize("preference", [0.0, 0.5, 1.0])
+def test_equal_preferences_leave_an_interval_at_equal_lengths_too(preference):
+    lengths = np.random.default_rng(0).normal(size=20)
+    controlled = length_controlled_win_rate(np.full(20, preference), lengths)
+    low, high = wilson(20 * preference, 20)
+    assert (controlled.low <= low, controlled.high >= high) == (True, True)
+    assert controlled.low <= controlled.rate <= controlled.high

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from paretune.evaluate import statistics
+from paretune.evaluate import bootstrap
+from paretune.evaluate.bootstrap import _student_t_quantile
 from paretune.evaluate.statistics import (
-    _student_t_quantile,
     fisher_exact,
     rate_change_interval,
     simultaneous_intervals,
@@ -107,8 +107,8 @@ def test_simultaneous_coverage_is_the_confidence_level(prompts, missing):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_skewed_differences_of_mean_zero_are_called_neither_better_nor_worse(sign, monkeypatch):
     """Log-normal differences: symmetric intervals call 13 % of these evaluations better or worse."""
-    draws = [statistics._resample_counts(np.random.default_rng(i), 40, 400) for i in range(10)]
-    monkeypatch.setattr(statistics, "_resample_counts", lambda rng, *_: draws[rng.integers(10)])
+    draws = [bootstrap.resample_counts(np.random.default_rng(i), 40, 400) for i in range(10)]
+    monkeypatch.setattr(bootstrap, "resample_counts", lambda rng, *_: draws[rng.integers(10)])
     rng = np.random.default_rng(7)
     mix = np.linalg.cholesky(0.6 * np.eye(4) + 0.4)
     false = np.zeros(2)

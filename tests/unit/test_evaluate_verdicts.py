@@ -173,3 +173,15 @@ def test_quality_of_a_judge_is_read_from_the_run_that_fitted_it(tmp_path):
     one = {"objectives": {"head": HEADS["ranks"]}}
     assert head_qualities(one, {"toxicity": "toxicity"})["toxicity"].status == "ranks", "a single output"
     assert fitted_report(tmp_path / "judge") == fitted_report("someone/hub-model") == {}
+
+
+@pytest.mark.parametrize(("num_prompts", "label"), [(2, "no evidence"), (5, "no evidence"), (6, "better")])
+def test_no_verdict_rests_on_fewer_than_six_prompts(num_prompts, label):
+    """A judge of zeros and ones leaves no variance where every prompt gains: the interval is a point."""
+    before = np.zeros((num_prompts, 1, 1))
+    spec = ComparisonSpec(objectives=("safe",), judge_names={"safe": "j"}, independent={"safe": True})
+    clusters = np.arange(num_prompts)
+    gain = compare_objectives(spec, before, before + 1, clusters)["safe"]
+    loss = compare_objectives(spec, before + 1, before, clusters)["safe"]
+    assert (gain["verdict"], loss["verdict"]) == (label, "worse" if label == "better" else label)
+    assert any("different prompts" in caution for caution in gain["cautions"]) is (num_prompts < 6)

@@ -1,6 +1,5 @@
 """Evaluations during a training: held-out prompts, interruptions, usage, the kept step, and an early end."""
 
-import json
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -157,7 +156,7 @@ def test_check_tells_number_cost_and_disk_of_the_evaluations(tmp_path):
 
 
 def test_requests_of_a_judge_are_counted_for_every_evaluation(tmp_path):
-    (tmp_path / "rubric.yaml").write_text("criteria: {safety: {text: Safe?, levels: {no: 0, yes: 1}}}\n")
+    (tmp_path / "rubric.yaml").write_text("criteria: {safety: {text: Safe, levels: {no: 0, yes: 1}}}\n")
     endpoint = f"base_url: http://127.0.0.1:9/v1, model: m, rubric: {tmp_path / 'rubric.yaml'}"
     judge = f"judges={{nice: {{type: llm_judge, {endpoint}}}}}"
     dataset = Dataset(train_prompts={"a": prompts(9)}, test_prompts=prompts(4), validation_prompts=prompts(8))
@@ -205,7 +204,7 @@ class Toy:
     calls: list = field(default_factory=list)
 
     def evaluator(self, world, *, cut_at=None):
-        prompts = tuple(toy_prompts(9, 12))
+        prompts = tuple(toy_prompts(9, 24))
         dataset = Dataset(train_prompts={}, test_prompts=(), validation_prompts=prompts)
         ctx = ToyContext(
             resolved=RESOLVED,
@@ -251,6 +250,7 @@ def section(rule="lower_bound", patience=None, **more):
             "select_checkpoint": rule,
             "early_stopping_patience": patience,
             "bootstrap_samples": 200,
+            "num_generations": 1,
             **more,
         }
     )
@@ -267,8 +267,8 @@ def run_toy(monkeypatch, toy, *, cut_at=None, finish=True, **more):
     return weights, metrics, world
 
 
-def test_every_evaluation_is_saved_logged_and_counted(tmp_path, monkeypatch):
-    toy = Toy(tmp_path, section())
+def test_every_evaluation_is_saved_logged_and_counted_and_the_best_step_is_kept(tmp_path, monkeypatch):
+    toy = Toy(tmp_path, section(patience=1))  # the judge agrees with the reward, so the training does not end
     run_toy(monkeypatch, toy)
     assert len(toy.calls) == 3
     lines = read_jsonl(tmp_path / "metrics.jsonl")
@@ -278,31 +278,22 @@ def test_every_evaluation_is_saved_logged_and_counted(tmp_path, monkeypatch):
     }
     assert keys | {"eval/gain/low", "eval/gain/reward", "eval/kl"} <= lines[1].keys()
     results = read_json(tmp_path / "eval" / "step-000004" / "eval.json")
-    assert (results["schema"], results["step"], results["num_prompts"]) == ("paretune/eval/3", 4, 12)
+    assert (results["schema"], results["step"], results["num_prompts"]) == ("paretune/eval/3", 4, 24)
     assert lines[3]["eval/even/mean"] == results["objectives"]["even"]["after"]
     timing = read_jsonl(tmp_path / "timing.jsonl")
     assert ["evaluate" in line for line in timing] == [False, True] * 3
     calls = [line["reward_calls"] for line in timing]
-    per_evaluation = 12 * int(section().num_generations)
+    per_evaluation = 24
     assert calls[1] - calls[0] == 2 * per_evaluation  # the initial policy's responses too
     assert calls[3] - calls[2] == per_evaluation
     assert timing[3]["rollout_tokens"] > timing[2]["rollout_tokens"]
-
-
-def test_the_best_step_is_kept_and_only_its_weights_are_on_disk(tmp_path, monkeypatch):
-    toy = Toy(tmp_path, section())
-    *_, world = run_toy(monkeypatch, toy)
     selection = read_json(tmp_path / "eval" / "selection.json")
     lows = {each["step"]: each["low"] for each in selection["evaluations"]}
-    assert (
-        selection["selected_step"]
-        == max(lows, key=lows.get)
-        == read_json(tmp_path / "run.json")["selected_step"]
-    )
+    assert selection["selected_step"] == max(lows, key=lows.get)
+    assert read_json(tmp_path / "run.json")["selected_step"] == selection["selected_step"]
     kept = [each.name for each in (tmp_path / "checkpoints" / "candidates").iterdir()]
     assert kept == [f"step-{selection['selected_step']:06d}"]
     assert not list((tmp_path / "checkpoints" / "evaluate-steps").glob("step-*"))
-    assert world is not None
 
 
 def test_the_weights_of_the_kept_step_become_the_policy(tmp_path, monkeypatch):
@@ -317,12 +308,16 @@ def test_the_weights_of_the_kept_step_become_the_policy(tmp_path, monkeypatch):
     expected = dict(stored.models.policy.named_parameters())
     for name, weight in world.models.policy.named_parameters():
         assert np.array_equal(weight.detach().numpy(), expected[name].detach().numpy()), name
+    for file in (tmp_path / "run" / "checkpoints" / "candidates").glob("*/*/weights.safetensors"):
+        file.write_bytes(b"damaged")
+    evaluator, _ = toy.evaluator(stored)
+    with pytest.raises(DataError, match="the weights of the chosen step cannot be read"):
+        evaluator.finish(6)
 
 
-@pytest.mark.parametrize("rule", ["lower_bound", "dominance"])
-def test_a_run_that_is_cut_in_and_between_evaluations_ends_as_the_unbroken_one(tmp_path, monkeypatch, rule):
-    whole = run_toy(monkeypatch, Toy(tmp_path / "whole", section(rule)))
-    toy = Toy(tmp_path / "cut", section(rule))
+def test_a_run_that_is_cut_in_and_between_evaluations_ends_as_the_unbroken_one(tmp_path, monkeypatch):
+    whole = run_toy(monkeypatch, Toy(tmp_path / "whole", section("dominance")))
+    toy = Toy(tmp_path / "cut", section("dominance"))
     with pytest.raises(Cut):
         run_toy(monkeypatch, toy, cut_at=2)  # in the second evaluation
     with pytest.raises(Cut):
@@ -352,11 +347,6 @@ def test_a_judge_that_falls_ends_the_training_and_a_resume_does_not_go_on(tmp_pa
     assert [e["type"] for e in read_jsonl(tmp_path / "events.jsonl")].count("stopped_early") == 1
 
 
-def test_a_judge_that_agrees_with_the_reward_never_ends_it(tmp_path, monkeypatch):
-    run_toy(monkeypatch, Toy(tmp_path, section(patience=1)))
-    assert read_json(tmp_path / "run.json")["step"] == 6
-
-
 def test_evaluations_use_up_the_budget_and_its_last_step_is_evaluated(tmp_path, monkeypatch):
     toy = Toy(tmp_path, section("last"))
     # 48 responses a step; the first evaluation scores twice 24, each later one 24.
@@ -382,14 +372,3 @@ def test_divided_weights_are_refused(tmp_path):
         evaluations(RESOLVED, True)
     assert evaluations(RESOLVED, False) is not None
     assert evaluations(resolve(recipe()), True) is None
-
-
-def test_damaged_weights_of_the_kept_step_are_an_error(tmp_path, monkeypatch):
-    toy = Toy(tmp_path, section(), sign=-1.0)
-    run_toy(monkeypatch, toy, finish=False)
-    for file in (tmp_path / "checkpoints" / "candidates").glob("*/*/weights.safetensors"):
-        file.write_bytes(b"damaged")
-    evaluator, _ = toy.evaluator(toy_world(lr=3e-2))
-    with pytest.raises(DataError, match="the weights of the chosen step cannot be read"):
-        evaluator.finish(6)
-    assert json.loads((tmp_path / "run.json").read_text()).get("selected_step") is None

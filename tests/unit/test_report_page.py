@@ -220,7 +220,7 @@ def test_summary_table_of_a_run():
 def test_number_formatting():
     assert format_number(-0.5) == "−0.50"
     assert format_number(-0.001) == "0.00"
-    assert format_number(None) == format_number(math.nan) == "–"
+    assert format_number(None) == format_number(math.nan) == format_number(10**400) == "–"
     assert format_signed(0.25) == "+0.25"
     assert format_signed(0.0) == "0.00"
     assert format_interval(-0.1, 0.25) == "[−0.10, +0.25]"
@@ -306,6 +306,7 @@ def test_ticks_are_round_and_cover_the_range():
     assert nice_ticks(-3.0, 17.0, 4) == [-5, 0, 5, 10, 15, 20]
     assert [tick_label(t, 0.25) for t in (0.0, 0.25, -1.0)] == ["0", "0.25", "−1.00"]
     assert tick_label(1.05e-5, 5e-7) == "1.05e−5"
+    assert [tick_label(t, 5e-5) for t in (0.4920, 0.49205)] == ["0.49200", "0.49205"]
     assert tick_label(250000.0, 50000.0) == "2.5e5"
 
 

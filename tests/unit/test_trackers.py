@@ -60,6 +60,8 @@ class Notebook:
         run.memory["id"] = "r1"
         if self.then == "raise":
             raise ValueError("no\\nentry")
+        if self.then == "leave":
+            os._exit(0)
         if self.then == "hang":
             time.sleep(600)
 
@@ -287,6 +289,24 @@ def test_a_process_follows_a_run_to_its_end(tmp_path):
     (note,) = trackers.notes
     assert "tracker python-2 stopped: ValueError: no; fix: see " in note
     assert (tmp_path / "r" / "trackers" / "python.json").exists()
+
+
+def test_the_end_of_a_log_of_any_size_is_told(tmp_path):
+    log = tmp_path / "python.log"
+    assert process._last_line(log) == ""
+    log.write_bytes(b"x" * 10_000 + b"\nValueError: \xff no\n")
+    assert process._last_line(log) == "ValueError: \ufffd no"
+    log.write_bytes(b"y" * 10_000)
+    assert len(process._last_line(log)) == process.MAX_LINE_BYTES
+
+
+def test_a_tracker_that_ends_before_the_run_with_exit_code_0_is_told(tmp_path):
+    with TrackerProcesses(end_seconds=30.0) as trackers, start_run(tmp_path / "r") as run:
+        run.enter_stage("align")
+        trackers.start(tmp_path / "r", [notebook(tmp_path, "one", "leave")])
+        write_steps(run, range(3))
+    (note,) = trackers.notes
+    assert "tracker python stopped: exit code 0; fix: see " in note
 
 
 def test_ranks_but_the_first_start_no_tracker(tmp_path, monkeypatch):

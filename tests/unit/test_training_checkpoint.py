@@ -97,6 +97,17 @@ def test_last_checkpoints_are_kept_and_temporary_files_removed(tmp_path):
     assert load_latest_checkpoint(tmp_path, quiet).load_tree("w")["x"] == 0
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_corrupt_checkpoint_of_a_later_step_takes_no_place_of_a_whole_one(tmp_path, limit):
+    for step in (1, 5):
+        save_checkpoint(tmp_path, step, {"w": {"x": torch.ones(1)}}, save_total_limit=2)
+    (tmp_path / "step-000005" / "state.json").unlink()
+    for step in (2, 3):
+        save_checkpoint(tmp_path, step, {"w": {"x": torch.ones(1)}}, save_total_limit=limit)
+        assert load_latest_checkpoint(tmp_path, quiet).step == step
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002", "step-000003"][-limit:]
+
+
 def test_temporary_folder_is_no_checkpoint(tmp_path):
     save_checkpoint(tmp_path, 1, {"w": {"x": torch.ones(1)}})
     (tmp_path / "step-000001").rename(tmp_path / "step-000002.tmp")

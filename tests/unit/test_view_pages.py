@@ -11,11 +11,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from starlette.requests import Request
 
 from paretune.cli import main
 from paretune.core.errors import ConfigError
 from paretune.view.curves import MAX_POINTS, Feeds, charts_by_stage
 from paretune.view.folders import EVALUATION_FILES, check_roots, find_folders
+from paretune.view.security import Guard
 from support.asgi import TOKEN, Client
 from support.fake_run import make_run
 from support.hostile import PAYLOADS
@@ -24,6 +26,7 @@ from support.view_runs import append_steps, make_runs, set_state
 PAGES = (
     "/", "/run?run=helpful", "/run/live?run=helpful", "/samples?run=helpful", "/rollouts?run=helpful",
     "/rollouts?run=now", "/compare", "/rate", "/rate?mode=scores", "/run?run=now", "/samples?run=now",
+    "/chat", "/chat?a=safe&b=helpful",
 )  # fmt: skip
 
 
@@ -37,14 +40,19 @@ def client(runs):
     return Client(runs)
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_every_page_opens_with_its_headers(client, path):
-    answer = client.get(path)
-    assert answer.status == 200, answer.text
-    assert "script-src 'self'" in answer.headers["content-security-policy"]
-    assert "unsafe" not in answer.headers["content-security-policy"]
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["referrer-policy"] == "no-referrer"
+def test_every_page_opens_with_its_headers_and_changes_nothing_in_a_run(client, runs):
+    def state():
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(runs.rglob("*"))}
+
+    before = state()
+    for path in PAGES:
+        answer = client.get(path)
+        assert answer.status == 200, (path, answer.text)
+        assert "script-src 'self'" in answer.headers["content-security-policy"], path
+        assert "unsafe" not in answer.headers["content-security-policy"], path
+        assert answer.headers["x-content-type-options"] == "nosniff", path
+        assert answer.headers["referrer-policy"] == "no-referrer", path
+    assert state() == before
 
 
 def test_the_token_becomes_a_cookie_that_scripts_and_other_sites_cannot_use(client):
@@ -86,8 +94,8 @@ def test_pages_can_only_be_read(client, method):
     assert client.request(method, "/").status == 405
 
 
-@pytest.mark.parametrize("path", ["/", "/run", "/samples", "/report", "/view.js"])
-def test_ratings_are_the_only_thing_that_is_taken(client, path):
+@pytest.mark.parametrize("path", ["/", "/run", "/samples", "/report", "/view.js", "/chat", "/chat.js"])
+def test_ratings_and_prompts_are_the_only_things_that_are_taken(client, path):
     assert client.post(path).status == 405
 
 
@@ -244,17 +252,6 @@ def test_files_that_disappear_never_break_a_page(small_run, tmp_path):
             assert client.get(page, run="helpful").status == (404 if is_gone else 200), page
 
 
-def test_the_viewer_changes_nothing_in_a_run(runs):
-    def state():
-        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(runs.rglob("*"))}
-
-    before = state()
-    client = Client(runs)
-    for path in PAGES:
-        client.get(path)
-    assert state() == before
-
-
 def test_curves_go_on_where_they_ended(tmp_path):
     run = make_run(tmp_path / "runs" / "now", steps=4, evaluated=False)
     client = Client(tmp_path / "runs")
@@ -369,6 +366,15 @@ def test_the_command_refuses_at_the_door(runs, tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
     assert all("; fix: " in line for line in lines)
+
+
+def test_the_key_in_an_address_leads_to_no_other_site(client):
+    answer = client.request("GET", "/", headers={"cookie": None}, t=TOKEN)
+    assert answer.headers["location"] == "/"
+    request = Request({"type": "http", "path": "//evil.example", "query_string": f"t={TOKEN}".encode(),
+                       "method": "GET", "headers": [(b"host", b"127.0.0.1")]})  # fmt: skip
+    refusal = Guard(client.app.app, TOKEN)._refusal(request)
+    assert refusal.headers["location"] == "/evil.example"
 
 
 def test_a_missing_package_is_one_line(runs, monkeypatch, capsys):

@@ -332,6 +332,46 @@ def test_ratings_are_added_to_what_is_there(tmp_path):
     assert len(path.read_text().splitlines()) == 1
 
 
+HOSTILE_ROWS = (
+    {"id": ["a"]},
+    {"type": "pair", "objective": "overall", "chosen_origin": {}, "rejected_origin": "x"},
+    {"type": "tie", "objective": "overall", "origins": None},
+    {"type": "tie", "objective": "overall", "origins": [[1]]},
+    {"type": "rating", "scores": 3},
+)
+
+
+@pytest.mark.parametrize("row", HOSTILE_ROWS)
+def test_a_row_that_is_no_answer_is_refused_at_the_start_and_left_out_later(runs, tmp_path, row):
+    path = tmp_path / "r.jsonl"
+    client = Client(runs, ratings=path)
+    path.write_text(f"\n{json.dumps(row)}\n")
+    with pytest.raises(ConfigError, match=r"r\.jsonl:2: is no rating"):
+        RatingsFile(path).check()
+    assert client.get("/rate").status == 200
+
+
+def test_a_file_of_ratings_that_became_unreadable_is_a_message(runs, tmp_path):
+    client = Client(runs, ratings=tmp_path / "r.jsonl")
+    (tmp_path / "r.jsonl").mkdir()
+    answer = client.get("/rate")
+    assert answer.status == 500
+    assert "r.jsonl: cannot be read" in answer.text
+
+
+def test_a_rating_that_does_not_reach_the_disk_is_taken_back(tmp_path, monkeypatch):
+    file = RatingsFile(tmp_path / "r.jsonl")
+    file.append({"id": "1"})
+
+    def fsync(handle):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ResourceError, match=r"r\.jsonl: cannot be written"):
+        file.append({"id": "2"})
+    assert [row["id"] for row in file.rows()] == ["1"]
+
+
 def test_a_full_disk_leaves_no_half_rating(tmp_path, monkeypatch):
     file = RatingsFile(tmp_path / "r.jsonl")
     file.append({"type": "rating", "id": "1"})

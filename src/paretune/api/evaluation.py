@@ -8,6 +8,7 @@ from typing import Any
 from paretune.api.arguments import check_arguments, check_objective_names
 from paretune.api.inputs import Prompts, read_prompts
 from paretune.api.loading import LoadingContext, ScorerLike, ScorersLike, load_judges
+from paretune.api.pairwise import PairwiseLike, load_pairwise_judges
 from paretune.api.policies import Generation, MakeSampler, PolicyLike, as_policy, generate_responses
 from paretune.config.scorers import VERDICT_RULES
 from paretune.core.errors import ConfigError
@@ -17,6 +18,7 @@ from paretune.evaluate.evaluate import Evaluation
 from paretune.evaluate.evaluate import evaluate as evaluate_arms
 from paretune.evaluate.generate import Generations, estimate_kl
 from paretune.evaluate.judging import Judge
+from paretune.evaluate.pairwise_judges import compare_pairs
 from paretune.models.load import PolicyModel
 from paretune.report.run_page import write_evaluation_report
 from paretune.report.tables import summary_table
@@ -59,6 +61,7 @@ def evaluate(
     judges: ScorersLike | Judge | Sequence[ScorerLike | Judge],
     prompts: Prompts,
     rewards: ScorersLike | Judge | Sequence[ScorerLike | Judge] = (),
+    pairwise: Mapping[str, PairwiseLike] | None = None,
     goals: Mapping[str, str | float] | None = None,
     num_generations: int = 1,
     max_new_tokens: int = 256,
@@ -77,8 +80,8 @@ def evaluate(
         after: The trained policy.
         judges: Score the responses; each scores one or more named objectives. Several may score one.
         prompts: Prompts that the training did not see.
-        rewards: The scorers of the training; a judge that shares code, weights or data with them never yields
-            "better".
+        rewards: Scorers of the training; a judge that shares code, weights or data never yields "better".
+        pairwise: Name -> judge of pairs of responses, asked in both orders; see docs/pairwise.md.
         goals: Objective -> "higher" (the default), "lower", or the number that is its best score.
         num_generations: Responses per prompt.
         max_new_tokens: Longest response in tokens.
@@ -100,12 +103,11 @@ def evaluate(
     context = LoadingContext(prompts=records, tokenizer=policies[1].tokenizer, device=device)
     panel = load_judges(judges, context)
     _check_names(panel, {"goals": goals, "non_inferiority_margin": non_inferiority_margin}, verdict)
+    compared = (policies, records, panel, _training_rewards(rewards, context))
     return compare_policies(
-        policies,
-        records,
-        panel,
-        _training_rewards(rewards, context),
+        *compared,
         Generation(num_generations, max_new_tokens, temperature, seed, sampler),
+        pairwise=load_pairwise_judges(pairwise or {}, context),
         goals=goals,
         margins=non_inferiority_margin,
         verdict_rule=verdict,
@@ -154,6 +156,7 @@ def compare_policies(
     reward_judges: tuple[Judge, ...],
     generation: Generation,
     subtitle: tuple[str, ...] = (),
+    pairwise: tuple[Judge, ...] = (),
     **settings: Any,
 ) -> EvaluationResult:
     """Sample the responses of both policies, and let the judges score them.
@@ -165,6 +168,7 @@ def compare_policies(
         reward_judges: The scorers of the training.
         generation: How responses are sampled.
         subtitle: See `EvaluationResult`.
+        pairwise: Judges of pairs of responses.
         settings: Further arguments of `paretune.evaluate.evaluate.evaluate`.
     """
     before, after = (generate_responses(policy, generation, prompts) for policy in policies)
@@ -183,4 +187,12 @@ def compare_policies(
         seed=generation.seed,
         **settings,
     )
+    if pairwise:
+        evaluation.results["pairwise"] = compare_pairs(
+            (before, after),
+            pairwise,
+            reward_judges=reward_judges,
+            bootstrap_samples=evaluation.results["bootstrap_samples"],
+            seed=generation.seed,
+        )
     return EvaluationResult(evaluation=evaluation, before=before, after=after, subtitle=subtitle)

@@ -4,11 +4,14 @@ import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from paretune.api.arguments import check_arguments
 from paretune.config import Config, find_recipe, load_config
 from paretune.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paretune.benchmark.choose import Choice
 
 Overrides = Mapping[str, Any] | Sequence[str]
 """Values that override the recipe: {"run.seed": 1}, or ["run.seed=1"] as on the command line."""
@@ -88,6 +91,67 @@ def compare(benchmark: str | Path, overrides: Overrides = ()) -> dict[str, Any]:
     from paretune.benchmark.spec import load_benchmark
 
     return run_benchmark(load_benchmark(find_recipe(str(benchmark)), _as_words(overrides)))
+
+
+@check_arguments
+def sweep(
+    recipe: str | Path,
+    overrides: Overrides = (),
+    *,
+    over: Sequence[str] | None = None,
+    points: int | None = None,
+    design: Literal["grid", "adaptive"] = "grid",
+    seeds: Sequence[int] | None = None,
+    reuse_from: str | Path | None = None,
+    num_processes: int = 1,
+) -> dict[str, Any]:
+    """Run a recipe under several weightings, or resume; the content of sweep.json.
+
+    Args:
+        recipe: A YAML file, or the name of a shipped recipe.
+        overrides: Values that override it; `run.output_dir` is the folder of the sweep.
+        over: The swept objectives; None: all that have a weight.
+        points: Number of weightings; None: about 9.
+        design: grid: evenly spaced; adaptive: each where the front has its largest gap.
+        seeds: Training seeds of every weighting; None: that of the recipe.
+        reuse_from: An earlier run whose policy, reward and judge are reused for the first seed.
+        num_processes: Runs in parallel.
+
+    Raises:
+        ParetuneError: One line per mistake.
+    """
+    from paretune.benchmark.sweep import load_sweep, run_sweep
+
+    return run_sweep(
+        load_sweep(
+            str(recipe),
+            _as_words(overrides),
+            over=over,
+            points=points,
+            design=design,
+            seeds=seeds,
+            reuse_from=None if reuse_from is None else Path(reuse_from),
+            num_processes=num_processes,
+        )
+    )
+
+
+@check_arguments
+def choose(folder: str | Path, rule: str) -> "Choice":
+    """Choose a point of a sweep, a comparison, merges or a run, by constraints and then by the best.
+
+    `paretune.export(choice.run_dir)` exports its policy; as text, a choice is what `paretune choose` prints.
+
+    Args:
+        folder: The folder of a sweep, a comparison, merges, or a run with evaluations of its steps.
+        rule: Such as "safety >= 0.8, then actionability"; see docs/sweep.md.
+
+    Raises:
+        ConfigError: The rule has a mistake, or no point meets it: the message says by how much.
+    """
+    from paretune.benchmark.choose import choose as choose_point
+
+    return choose_point(Path(folder), rule)
 
 
 @check_arguments

@@ -214,7 +214,7 @@ class Comparison:
         oriented, as_scored = (each.entry(k) for each in intervals)
         # From one family of intervals: those of a score where lower is better are the mirrored ones.
         shown = {"higher": oriented, "lower": mirrored(oriented)}.get(goal.kind, as_scored)
-        quality = info["judge_quality"]
+        quality, clusters = info["judge_quality"], self.scores.clusters
         evidence = ChangeEvidence(
             objective=objective,
             low=oriented["low"],
@@ -222,6 +222,7 @@ class Comparison:
             independent=info["independent"],
             shared=info["shared"],
             quality=None if quality is None else JudgeQuality(**quality),
+            num_prompts=None if len(clusters) > 1 else len(set(clusters[0].tolist())),
             missing_fraction=missing.fraction,
             unequal_missing=missing.unequal,
             worst_low=oriented["low"] + missing.shift,

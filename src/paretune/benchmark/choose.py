@@ -1,4 +1,4 @@
-"""`paretune choose`: one point of a sweep, a comparison or merges, by a rule that the user states."""
+"""`paretune choose`: one point of a sweep, a comparison, merges or a run, by a rule that the user states."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from paretune.benchmark.choose_points import Candidate, load_candidates
 from paretune.benchmark.choose_rule import Constraint, Rule, parse_rule
 from paretune.benchmark.sweep_results import selection_caution
 from paretune.core.errors import ConfigError, DataError
@@ -22,7 +23,6 @@ from paretune.evaluate.statistics import (
 from paretune.evaluate.stored_scores import clusters_of, read_generations
 from paretune.evaluate.verdicts import ONE_SEED
 from paretune.report.formatting import decimals_for, format_number, goal_arrow, goal_words, one_line
-from paretune.report.merge_page import weights_label
 from paretune.report.tables import align_columns
 from paretune.run.io import read_json
 
@@ -33,15 +33,6 @@ CONFIDENCE_LEVEL = 0.95
 BOOTSTRAP_SAMPLES = 4000
 MAX_ROWS = 12
 """Points that the table shows at most: the chosen one, then those that come next."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A point that can be chosen."""
-
-    label: str
-    run_dirs: tuple[Path, ...]
-    """Its run folders, one per training seed; each has a final policy and its evaluation."""
 
 
 class Level(NamedTuple):
@@ -69,6 +60,10 @@ class Choice:
     """Feasible candidates from best to worst, then the others."""
     cautions: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """What `paretune choose` prints."""
+        return describe_choice(self)
+
     @property
     def chosen(self) -> Candidate:
         """The chosen point."""
@@ -88,7 +83,7 @@ def choose(folder: Path, rule: str) -> Choice:
     point may be any of them. Among the points that meet all constraints, the best mean decides.
 
     Args:
-        folder: A folder with sweep.json, benchmark.json or merge.json.
+        folder: A folder with sweep.json, benchmark.json or merge.json, or a run with `evaluate.eval_steps`.
         rule: Such as "safety >= 0.8, then actionability"; see `parse_rule`.
 
     Raises:
@@ -97,10 +92,11 @@ def choose(folder: Path, rule: str) -> Choice:
         DataError: The points were evaluated on different prompts.
     """
     candidates = load_candidates(folder)
-    evaluations = [_evaluation(candidate.run_dirs[0]) for candidate in candidates]
+    evaluations = [_evaluation(candidate) for candidate in candidates]
     entries = evaluations[0]["objectives"]
     goals = {name: Goal.of(entry) for name, entry in entries.items() if entry["after"] is not None}
     parsed = parse_rule(rule, goals)
+    units = {name: entries[name]["std"] or 1.0 for name in parsed.objectives}
     tables = _Tables.read(candidates, parsed, goals)
     levels = {name: tables.levels(name) for name in parsed.objectives}
     checked = [tables.constraint_levels(each, entries) for each in parsed.constraints]
@@ -112,8 +108,8 @@ def choose(folder: Path, rule: str) -> Choice:
     ).reshape(len(checked), len(candidates))
     feasible = np.all(shortfalls <= 0, axis=0, keepdims=True)[0]
     if not feasible.any():
-        raise ConfigError(_infeasible(folder, candidates, parsed, checked, shortfalls))
-    units = {name: entries[name]["std"] or 1.0 for name in parsed.best}
+        scales = np.array([units[each.objective] for each in parsed.constraints])
+        raise ConfigError(_infeasible(folder, candidates, parsed, checked, shortfalls, scales))
     values = np.sum(
         [[goals[name].orient(level.mean) / units[name] for level in levels[name]] for name in parsed.best], 0
     )
@@ -153,7 +149,7 @@ def describe_choice(choice: Choice) -> str:
             f"chosen     {chosen.label}",
             f"rule       {conditions}; then best {best}",
             f"feasible   {sum(choice.feasible)} of {len(choice.candidates)} points",
-            f"policy     {choice.run_dir / 'final'}{exported}",
+            f"policy     {chosen.missing_policy or choice.run_dir / 'final'}{exported}",
             "",
             *align_columns(rows, right_aligned=()),
             *([f"and {hidden} more"] if hidden > 0 else []),
@@ -163,44 +159,6 @@ def describe_choice(choice: Choice) -> str:
             *(f"⚠ {one_line(line)}" for line in choice.cautions),
         ]
     )
-
-
-def load_candidates(folder: Path) -> list[Candidate]:
-    """The points of a sweep, a comparison, or merges.
-
-    Raises:
-        ConfigError: The folder has none.
-    """
-    readers = {"sweep.json": _sweep_points, "benchmark.json": _benchmark_points, "merge.json": _merge_points}
-    for name, reader in readers.items():
-        results = read_json(folder / name)
-        if results is not None:
-            return list(reader(folder, results))
-    problem = "there is no such folder"
-    if folder.is_dir():
-        problem = "holds no sweep, comparison or merges (no sweep.json, benchmark.json or merge.json)"
-    raise ConfigError(f"{folder}: {problem}; fix: name the folder of a finished one")
-
-
-def _sweep_points(folder: Path, results: Mapping[str, Any]) -> Iterator[Candidate]:
-    names = " : ".join(results["over"])
-    for point in results["points"]:
-        label = f"{names} = {weights_label([*point['shares'].values()])}"
-        yield Candidate(label, tuple(folder / each for each in point["dirs"]))
-
-
-def _benchmark_points(folder: Path, results: Mapping[str, Any]) -> Iterator[Candidate]:
-    several = len(results["weightings"]) > 1
-    for method in results["methods"]:
-        for weighting in results["weightings"]:
-            label = f"{method} {weighting}" if several else method
-            dirs = (folder / method / weighting / f"seed-{seed}" for seed in results["seeds"])
-            yield Candidate(label, tuple(dirs))
-
-
-def _merge_points(folder: Path, results: Mapping[str, Any]) -> Iterator[Candidate]:
-    for merge in results["merges"]:
-        yield Candidate(f"merge {weights_label(merge['weights'])}", (folder / merge["dir"],))
 
 
 @dataclass(frozen=True)
@@ -225,7 +183,7 @@ class _Tables:
         change: dict[str, list[FloatArray]] = {name: [] for name in rule.objectives}
         prompts: list[list[str]] = []
         for seed in range(len(candidates[0].run_dirs)):
-            runs = [read_generations(candidate.run_dirs[seed]) for candidate in candidates]
+            runs = [read_generations(each.run_dirs[seed], each.evaluation) for each in candidates]
             for candidate, (keys, columns) in zip(candidates, runs, strict=True):
                 if keys != runs[0][0] or any(name not in columns for name in rule.objectives):
                     raise DataError(
@@ -309,15 +267,26 @@ def _infeasible(
     rule: Rule,
     checked: Sequence[tuple[float, tuple[Level, ...]]],
     shortfalls: FloatArray,
+    scales: FloatArray,
 ) -> str:
-    """Which constraint fails by how much."""
+    """Which constraint fails by how much.
+
+    Args:
+        folder: The folder of the points.
+        candidates: The N points.
+        rule: Its R constraints.
+        checked: Bound of each constraint, and what each point reaches.
+        shortfalls: [R, N] by how much a point misses a constraint.
+        scales: [R] standard deviation of the initial policy's scores of the constraint's objective.
+    """
     lines = [f"{folder}: no point of {len(candidates)} meets the rule"]
     for row, (constraint, (_, levels)) in zip(shortfalls, _zip(rule, checked), strict=True):
         nearest = int(row.argmin())
         level, count = levels[nearest], int((row <= 0).sum())
         digits = max(2, _decimals(levels))
         if count:
-            lines.append(f"  {constraint.words}: {count} meet it alone")
+            meet = "1 point meets" if count == 1 else f"{count} points meet"
+            lines.append(f"  {constraint.words}: {meet} it alone")
             continue
         end = "mean" if constraint.by_mean else "upper bound" if constraint.kind == "<=" else "lower bound"
         value = {"mean": level.mean, "upper bound": level.high, "lower bound": level.low}[end]
@@ -326,6 +295,16 @@ def _infeasible(
         lines.append(
             f"  {constraint.words}: none meets it; nearest is {candidates[nearest].label} with {what}{end} "
             f"{format_number(value, digits)}{mean}: {format_number(row[nearest], digits)} short"
+        )
+    if (shortfalls <= 0).any(1).all():
+        nearest = int((shortfalls / scales[:, None]).max(0).argmin())
+        missed = [
+            f"{constraint.words} by {format_number(row[nearest], 2)}"
+            for row, constraint in zip(shortfalls, rule.constraints, strict=True)
+            if row[nearest] > 0
+        ]
+        lines.append(
+            f"  together: nearest is {candidates[nearest].label}, which misses {' and '.join(missed)}"
         )
     fix = "lower the bound that fails, or sweep other weightings"
     if not all(constraint.by_mean for constraint in rule.constraints):
@@ -341,10 +320,12 @@ def _cautions(candidates: Sequence[Candidate], evaluation: Mapping[str, Any], ru
     yield selection_caution(len(candidates))
 
 
-def _evaluation(run_dir: Path) -> dict[str, Any]:
-    evaluation = read_json(run_dir / "eval" / "final" / "eval.json")
+def _evaluation(candidate: Candidate) -> dict[str, Any]:
+    """The eval.json of the first training seed."""
+    file = candidate.run_dirs[0] / "eval" / candidate.evaluation / "eval.json"
+    evaluation = read_json(file)
     if evaluation is None:
-        raise DataError(f"{run_dir}: no eval/final/eval.json; fix: make the results again")
+        raise DataError(f"{file}: there is no such file; fix: make the results again")
     return evaluation
 
 

@@ -123,6 +123,17 @@ def knee_entry(evidence: FrontEvidence, names: list[str]) -> Mapping[str, Any] |
     }
 
 
+def volume_entry(evidence: FrontEvidence, num_objectives: int) -> Mapping[str, Any]:
+    """The key `hypervolume` of sweep.json."""
+    return {
+        "value": evidence.volume,
+        "low": evidence.volume_low,
+        "high": evidence.volume_high,
+        "reference": REFERENCE,
+        "initial": (-REFERENCE) ** num_objectives,
+    }
+
+
 def _dominates(samples: FloatArray) -> NDArray[np.bool_]:
     """[D, N, N]: whether the first point is at least as good everywhere and better somewhere."""
     first, second = samples[:, :, None], samples[:, None]

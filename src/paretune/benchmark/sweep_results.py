@@ -13,7 +13,7 @@ from paretune.benchmark.results import benchmark_results
 from paretune.benchmark.scores import BenchmarkScores, load_scores
 from paretune.benchmark.spec import BenchmarkSpec, RunSpec
 from paretune.benchmark.sweep_design import Shares
-from paretune.benchmark.sweep_fronts import REFERENCE, front_evidence, knee_entry
+from paretune.benchmark.sweep_fronts import FrontEvidence, front_evidence, knee_entry, volume_entry
 from paretune.core.errors import DataError
 from paretune.core.goals import Goal
 from paretune.report.sweep_page import SCHEMA
@@ -22,6 +22,16 @@ from paretune.run.io import read_json
 JsonDict = dict[str, Any]
 
 _SCORE_KEYS = ("mean", "low", "high", "oriented_mean", "seed_means", "change_from_initial")
+_COPIED_KEYS = (
+    "recipe",
+    "objectives",
+    "num_prompts",
+    "confidence_level",
+    "bootstrap_samples",
+    "initial",
+    "shared_stages",
+)
+"""Keys of benchmark.json that sweep.json has too."""
 _NO_TUNING = "No tuning"
 """First words of a caveat on methods that a sweep, which has one, does not need."""
 
@@ -57,31 +67,13 @@ def sweep_results(
     results = benchmark_results(spec, runs, costs, {})
     (method,) = config.methods
     entry, names = results["methods"][method], list(config.weightings)
-    goals = {name: Goal.of(info) for name, info in results["objectives"].items()}
-    scores = load_scores(spec, runs, goals)
     units = score_units(runs, over)
-    _require_scores(scores, method, names, over)
-    means, samples = _distances(scores, method, names, over, units)
-    front = front_evidence(means, samples, config.confidence_level)
+    means, front = _evidence(spec, runs, results, over, units)
     points = [
-        {
-            "name": name,
-            "shares": dict(zip(over, shares[name], strict=True)),
-            "weights": dict(config.weightings[name]),
-            "dirs": [_run_dir(spec, run) for run in runs if run.weighting == name],
-            "scores": {
-                o: {key: score[key] for key in _SCORE_KEYS} for o, score in entry["scores"][name].items()
-            },
-            "kl": entry["side_metrics"][name]["kl"]["after"],
-            "seconds": _seconds(costs, name),
-            "on_pareto_front": bool(front.on_front[i]),
-            "front_probability": float(front.front_probability[i]),
-            "knee_probability": float(front.knee_probability[i]),
-            "dominated_by": [names[j] for j in range(len(names)) if _is_better(means[j], means[i])],
-        }
-        for i, name in enumerate(names)
+        _point(spec, name, dict(zip(over, shares[name], strict=True)), entry, runs, costs) | on_front
+        for name, on_front in zip(names, _front_entries(front, means, names), strict=True)
     ]
-    copied = ("recipe", "objectives", "num_prompts", "confidence_level", "bootstrap_samples", "initial")
+    caveats = [line for line in results["caveats"] if not line.startswith(_NO_TUNING)]
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -91,27 +83,78 @@ def sweep_results(
         "design": design,
         "seeds": list(config.seeds),
         "budget": results["budget"] | {"used": entry["budget_used"]},
-        **{key: results[key] for key in copied},
+        **{key: results[key] for key in _COPIED_KEYS},
         "units": units,
         "points": points,
         "failed": list(failed),
         "dominance": {
-            name: dict(zip(names, front.dominance[i].tolist(), strict=True)) for i, name in enumerate(names)
+            a: dict(zip(names, row, strict=True))
+            for a, row in zip(names, front.dominance.tolist(), strict=True)
         },
-        "hypervolume": {
-            "value": front.volume,
-            "low": front.volume_low,
-            "high": front.volume_high,
-            "reference": REFERENCE,
-            "initial": (-REFERENCE) ** len(over),
-        },
+        "hypervolume": volume_entry(front, len(over)),
         "knee": knee_entry(front, names),
-        "shared_stages": results["shared_stages"],
-        "caveats": [
-            *results["unranked"],
-            *(line for line in results["caveats"] if not line.startswith(_NO_TUNING)),
-            selection_caution(len(names)),
-        ],
+        "caveats": [*results["unranked"], *caveats, selection_caution(len(names))],
+    }
+
+
+def _evidence(
+    spec: BenchmarkSpec,
+    runs: Sequence[RunSpec],
+    results: Mapping[str, Any],
+    over: Sequence[str],
+    units: Mapping[str, float],
+) -> tuple[NDArray[np.float64], FrontEvidence]:
+    """[N, K] distances of the points from the initial policy in units of each objective, and their front."""
+    (method,), names = spec.config.methods, list(spec.config.weightings)
+    goals = {name: Goal.of(info) for name, info in results["objectives"].items()}
+    scores = load_scores(spec, runs, goals)
+    _require_scores(scores, method, names, over)
+    means, samples = _distances(scores, method, names, over, units)
+    return means, front_evidence(means, samples, spec.config.confidence_level)
+
+
+def _front_entries(front: FrontEvidence, means: NDArray[np.float64], names: Sequence[str]) -> list[JsonDict]:
+    """What each point's entry says on the front."""
+    return [
+        {
+            "on_pareto_front": bool(front.on_front[i]),
+            "front_probability": float(front.front_probability[i]),
+            "knee_probability": float(front.knee_probability[i]),
+            "dominated_by": [
+                name for name, other in zip(names, means, strict=True) if _is_better(other, mean)
+            ],
+        }
+        for i, mean in enumerate(means)
+    ]
+
+
+def _point(
+    spec: BenchmarkSpec,
+    name: str,
+    weights: Mapping[str, float],
+    entry: Mapping[str, Any],
+    runs: Sequence[RunSpec],
+    costs: Sequence[CostRow],
+) -> JsonDict:
+    """A point of the sweep: its weights, run folders, scores and costs.
+
+    Args:
+        spec: The comparison.
+        name: The weighting.
+        weights: Shares of the swept objectives.
+        entry: The method's entry of benchmark.json.
+        runs: All runs.
+        costs: Their costs.
+    """
+    scores = entry["scores"][name]
+    return {
+        "name": name,
+        "shares": dict(weights),
+        "weights": dict(spec.config.weightings[name]),
+        "dirs": [_run_dir(spec, run) for run in runs if run.weighting == name],
+        "scores": {o: {key: score[key] for key in _SCORE_KEYS} for o, score in scores.items()},
+        "kl": entry["side_metrics"][name]["kl"]["after"],
+        "seconds": _seconds(costs, name),
     }
 
 

@@ -1,5 +1,6 @@
 """The command `chat`; `cli` registers it."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -50,14 +51,15 @@ def chat(
     if (model is None) == (models is None) or (models is not None and vs is not None):
         problem = "no model" if model is None and models is None else "models are given twice"
         raise ConfigError(f"{problem}; fix: paretune chat RUN [--vs MODEL], or --models A B")
-    first, second = models or (str(model), vs)
+    if not sys.stdin:  # None if it was closed
+        raise ConfigError("standard input is closed; fix: write the prompts to it, one per line")
     from paretune.chat.loading import load_chat
     from paretune.chat.terminal import json_header, run_lines, run_terminal
 
-    conversation = load_chat(first, second, rewards=rewards, llm_judges=llm_judges, device=device)
+    names = models or (str(model), vs)
+    conversation = load_chat(*names, rewards=rewards, llm_judges=llm_judges, device=device)
     conversation.configure(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
-    is_terminal = not as_json and sys.stdin.isatty() and sys.stdout.isatty()
-    if is_terminal:
+    if not as_json and sys.stdin.isatty() and sys.stdout.isatty():
         raise typer.Exit(run_terminal(conversation))
     if as_json:
         import json
@@ -68,6 +70,8 @@ def chat(
 
         for note in conversation.notes:
             echo(note, error=True)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are told with their line
+        sys.stdin.reconfigure(errors="surrogateescape")
     try:
         raise typer.Exit(run_lines(conversation, iter(sys.stdin), sys.stdout, as_json=as_json))
     except KeyboardInterrupt:

@@ -67,7 +67,8 @@ def load_chat(
         scorers, notes = chat_scorers(config, scoring, context, llm_judges=llm_judges)
     elif llm_judges:
         raise ConfigError("--llm-judges has no effect without a run; fix: name one with --rewards RUN")
-    return Chat(_with_unique_names(sides), scorers, _settings(runs.get(first)), notes)
+    goals = None if config is None else config.goals
+    return Chat(_with_unique_names(sides), scorers, _settings(runs.get(first)), notes, goals)
 
 
 def _run_config(name: str) -> Config | None:

@@ -99,8 +99,10 @@ def _left_out(config: Config, run_dir: Path, *, llm_judges: bool) -> Iterator[tu
             yield "judge", f"{folder} is not there"
     for path, name, section in scorer_sections(config):
         key = ".".join(map(str, path))
+        if path[0] == "evaluate":  # it compares pairs, and scores no response
+            continue
         if isinstance(section, LlmJudgeScorerSection) and not llm_judges:
-            yield key, f"it asks {section.model} at {section.base_url}; --llm-judges does"
+            yield key, f"it asks {section.model} at {section.base_url}, and only with --llm-judges"
             continue
         problem = next(scorer_problems(path, name, section, (ANY_PROMPT,)), None)
         if problem is not None:

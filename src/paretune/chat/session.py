@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from paretune.chat.scoring import ChatScorer, score_answers
-from paretune.chat.streaming import Answer, AnswerStream, ChatSettings, ChatSide, take_turns
+from paretune.chat.streaming import Answer, AnswerStream, ChatSettings, ChatSide, require_utf8, take_turns
 from paretune.core.errors import ConfigError
+from paretune.core.goals import Goal
 from paretune.data.records import Message, Prompt
 
 Scores = Mapping[str, Mapping[str, float | None]]
@@ -70,6 +71,7 @@ class Chat:
         scorers: Sequence[ChatScorer] = (),
         settings: ChatSettings | None = None,
         notes: Sequence[str] = (),
+        goals: Mapping[str, Goal] | None = None,
     ) -> None:
         """Start a conversation.
 
@@ -78,9 +80,11 @@ class Chat:
             scorers: What scores the answers.
             settings: How answers are sampled; see `configure`.
             notes: What a reader should know, such as a scorer that cannot score here.
+            goals: Objective -> which of its scores are good, where that is known.
         """
         self.sides, self.scorers, self.notes = tuple(sides), tuple(scorers), tuple(notes)
         self.settings = settings or ChatSettings()
+        self.goals: Mapping[str, Goal] = goals or {}
         self._turns: list[_Turn] = []
         self._prompt_index = self._sample_index = 0
         self.last_prompt = ""
@@ -90,6 +94,18 @@ class Chat:
     def num_turns(self) -> int:
         """Prompts of the conversation so far."""
         return len(self._turns)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Memory of the weights of the models, without those that score."""
+        weights = {id(each): each for side in self.sides for each in side.policy.model.parameters()}
+        return sum(each.nbytes for each in weights.values())
+
+    def describe_settings(self) -> str:
+        """How answers are sampled, on one line."""
+        temperature, seed = self.settings.temperature, self.settings.seed
+        how = "most probable tokens" if temperature == 0 else f"temperature {temperature:g}"
+        return f"{how}, seed {seed}, at most {self.settings.max_new_tokens} tokens"
 
     def configure(
         self,
@@ -126,8 +142,9 @@ class Chat:
         An answer whose events are not read to the end stays in the conversation as far as it came.
 
         Raises:
-            DataError: The conversation fills the context of a model.
+            DataError: The prompt is no UTF-8 text, or the conversation fills the context of a model.
         """
+        require_utf8(prompt)
         self._sample_index = 0
         return self._answers(prompt)
 

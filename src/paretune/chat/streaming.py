@@ -140,8 +140,23 @@ def _encode(side: ChatSide, prompt: Prompt) -> list[list[int]]:
         limit = context_length(side.policy.model)
         if "too long" not in str(error):
             raise
-        problem = f"the conversation fills its context of {limit:,} tokens"
-        raise DataError(f"{side.name}: {problem}; fix: clear the conversation (/clear)") from error
+        is_first = sum(message.role == "user" for message in prompt.messages) == 1
+        whole, fix = ("prompt", "shorten it") if is_first else ("conversation", "begin a new one (/clear)")
+        problem = f"the {whole} fills its context of {limit:,} tokens"
+        raise DataError(f"{side.name}: {problem}; fix: {fix}") from error
+
+
+def require_utf8(prompt: str) -> None:
+    """Refuse a prompt with bytes that no tokenizer takes: what Python reads of a file that is no UTF-8 text.
+
+    Raises:
+        DataError: It has some.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        problem = f"the prompt is no UTF-8 text at character {error.start + 1}"
+        raise DataError(f"{problem}; fix: convert it, as by iconv -t UTF-8") from error
 
 
 def take_turns(streams: Sequence[AnswerStream]) -> Generator[tuple[int, str | None], None, None]:

@@ -47,7 +47,7 @@ def run_terminal(chat: Chat) -> int:
         import readline  # noqa: F401
     console = RichConsole(file=safe_stream(sys.stdout), highlight=False)  # type: ignore[arg-type]
     names = " | ".join(f"{side.name}" for side in chat.sides)
-    for line in (names, describe_settings(chat), *chat.notes, "/help lists the commands."):
+    for line in (names, chat.describe_settings(), *chat.notes, "/help lists the commands."):
         console.print(Text(sanitize(line)), soft_wrap=True)
     return _Terminal(chat, console).run()
 
@@ -64,7 +64,7 @@ def run_lines(chat: Chat, lines: Iterator[str], stream: TextStream, *, as_json: 
         as_json: One JSON object per event instead of text.
 
     Raises:
-        DataError: A prompt is longer than the context of a model.
+        DataError: A prompt is no UTF-8 text, or longer than the context of a model.
     """
     output = safe_stream(stream)
 
@@ -72,16 +72,21 @@ def run_lines(chat: Chat, lines: Iterator[str], stream: TextStream, *, as_json: 
         print(text, file=output, flush=True)
 
     index = 0
-    for line in filter(None, (each.strip() for each in lines)):
-        action = _execute(chat, line, (lambda _: None) if as_json else write)
-        if action is Action.QUIT:
-            return 0
-        if action is Action.CONTINUE:
+    for number, line in enumerate((each.strip() for each in lines), 1):
+        if not line:
             continue
-        if isinstance(action, str):
-            chat.clear(prompt_index=index)
-            index += 1
-        events = _events(chat, action)
+        try:
+            action = _execute(chat, line, (lambda _: None) if as_json else write)
+            if action is Action.QUIT:
+                return 0
+            if action is Action.CONTINUE:
+                continue
+            if isinstance(action, str):
+                chat.clear(prompt_index=index)
+                index += 1
+            events = _events(chat, action)
+        except ParetuneError as error:
+            raise type(error)(f"line {number}: {error}") from error
         if as_json:
             write(json.dumps({"event": "prompt", "text": chat.last_prompt}))
             for event in events:
@@ -129,7 +134,7 @@ def _execute(chat: Chat, line: str, write: Callable[[str], None]) -> str | Actio
         write("a new conversation")
     else:
         _configure(chat, name, value)
-        write(describe_settings(chat))
+        write(chat.describe_settings())
     return Action.CONTINUE
 
 
@@ -149,13 +154,6 @@ def _configure(chat: Chat, name: str, value: str) -> None:
     except ValueError as error:
         kind = "whole number" if name == "/seed" else "number"
         raise CommandError(f"{name}: {value} is no {kind}") from error
-
-
-def describe_settings(chat: Chat) -> str:
-    """How answers are sampled, on one line."""
-    settings = chat.settings
-    how = "most probable tokens" if settings.temperature == 0 else f"temperature {settings.temperature:g}"
-    return f"{how}, seed {settings.seed}, at most {settings.max_new_tokens} tokens"
 
 
 class _Terminal:

@@ -35,7 +35,7 @@ from paretune.config.objective_schema import (
     parse_correctness_threshold,
 )
 from paretune.config.rollout_schema import LocalRolloutSection, RolloutSection
-from paretune.config.scorer_schema import ScorerSection
+from paretune.config.scorer_schema import LlmJudgeScorerSection, ScorerSection
 from paretune.config.tracker_schema import TrackerEntry
 from paretune.config.unknown import KnownItems
 from paretune.core.goals import Goal
@@ -238,6 +238,10 @@ class EvaluateSection(Section):
         default_factory=_default_refusal_categories
     )
     """Prompt categories whose refusals are evaluated -> better direction of the refusal rate, up or down."""
+    pairwise: dict[Name, LlmJudgeScorerSection] = Field(default_factory=dict)
+    """Judges that compare the response before with the one after, each pair in both orders, by the criteria
+    of their rubric; keys as of an `llm_judge`. They give win rates, also at equal lengths; see
+    docs/pairwise.md."""
     verdict: NonEmptyStr = "all"
     """Where several judges score an objective: the verdict that `all` share, that of the `majority`, or that
     of the judge of this name (`judge` is the section judge)."""

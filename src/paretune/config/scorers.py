@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from paretune.config.data_schema import RewardSection
 from paretune.config.issues import ConfigIssue, closest_match, list_names
@@ -21,18 +22,23 @@ from paretune.worlds import get_world
 
 REWARD, JUDGE = "reward", "judge"
 """Names of the sections that are a scorer and a judge of their own."""
+PAIRWISE = ("evaluate", "pairwise")
+"""Key path of the judges that compare pairs of responses."""
 VERDICT_RULES = ("all", "majority")
 
 
 def scorer_sections(config: Config) -> Iterator[tuple[KeyPath, str, ScorerSection]]:
-    """Every scorer and judge that has a type: its key path, its name and its section."""
-    for group in ("scorers", "judges"):
+    """Every scorer, judge and judge of pairs that has a type: its key path, its name and its section."""
+    for path in (("scorers",), ("judges",), PAIRWISE):
         try:
-            sections = known_items(getattr(config, group))
+            group: Any = config
+            for key in path:
+                group = getattr(group, key)
+            sections = known_items(group)
         except UnknownValueError:
             continue
         for name, section in sections.items():
-            yield (group, name), name, section
+            yield (*path, name), name, section
 
 
 def scorer_objectives(name: str, section: ScorerSection) -> tuple[str, ...] | None:

@@ -33,7 +33,7 @@ from paretune.evaluate.paired import (
     compare_objectives,
     compare_rates,
 )
-from paretune.evaluate.refusals import classified_refusals
+from paretune.evaluate.refusals import classifier_refusal_rates
 from paretune.evaluate.statistics import simultaneous_intervals
 from paretune.evaluate.text_metrics import (
     distinct_n,
@@ -126,8 +126,7 @@ def evaluate(
     results = _evaluation_results(spec, arms, scores, training_scores, is_refused)
     results |= compare_judges(spec, arms, judges, reward_judges, scorer_view)
     combine_judge_verdicts(results, verdict_rule)
-    results["refusal_categories"] = dict(refusal_categories or {})
-    results |= _classified_refusals(spec, arms, scorer_view, refusal_detector)
+    results |= _refusal_details(spec, arms, scorer_view, refusal_detector, refusal_categories or {})
     results |= _format_results(spec, arms, scores, scorer_view, correctness_threshold)
     results |= {"kl": dict(kl) if kl is not None else None, "learning_rate": learning_rate}
     results["warnings"] = evaluation_warnings(results)
@@ -175,19 +174,24 @@ def _refusal_in_view(
     return is_refused
 
 
-def _classified_refusals(
-    spec: ComparisonSpec, arms: Arms, scorer_view: ScorerView, refusal_detector: Callable[[str], bool]
+def _refusal_details(
+    spec: ComparisonSpec,
+    arms: Arms,
+    scorer_view: ScorerView,
+    refusal_detector: Callable[[str], bool],
+    refusal_categories: Mapping[str, RefusalDirection],
 ) -> dict[str, Any]:
-    """Refusals by the fitted classifier, beside the rule; empty where another detector knows the language."""
+    """The categories, and refusals by the fitted classifier; none where another detector is used."""
+    results: dict[str, Any] = {"refusal_categories": dict(refusal_categories)}
     if refusal_detector is not is_refusal:
-        return {}
+        return results
     before, after = (
         [None if (seen := visible_text(s, scorer_view)) is None else seen.response for s in arm.samples]
         for arm in arms
     )
     categories = [prompt.category for prompt in arms[0].prompts]
-    return {
-        "refusal_classifier": classified_refusals(
+    return results | {
+        "refusal_classifier": classifier_refusal_rates(
             (before, after), arms[0].num_generations, categories, spec.confidence_level
         )
     }

@@ -223,6 +223,7 @@ def _objective_summary(spec: ComparisonSpec, name: str, arms: _PairedArms, k: in
         independent=independent or name not in spec.judge_names,
         shared=spec.shared.get(name, ""),
         quality=quality,
+        num_prompts=int(arms.intervals.num_clusters[k]),
         missing_fraction=missing["fraction"],
         unequal_missing=missing["unequal"],
         worst_low=missing["low"],

@@ -149,10 +149,11 @@ def length_controlled_win_rate(
 ) -> LengthControlledWinRate:
     """Win rate that would be seen if both responses to every prompt were of equal length.
 
-    A logistic model explains the preferences by a constant and by tanh(difference / its standard deviation);
-    the rate is the model's at a difference of 0. The interval is of the percentiles over bootstrap samples of
-    the prompts. The lengths are standardized and the model is fitted anew in each of them, so that the
-    uncertainty of the fit is included.
+    A logistic model explains the preferences by a constant and by tanh(difference / its standard
+    deviation); the rate is the model's at a difference of 0. The interval is of the percentiles over
+    bootstrap samples of the prompts, and at least Wilson's where all preferences are equal. The lengths
+    are standardized and the model is fitted anew in each of them, so that the uncertainty of the fit is
+    included.
 
     Args:
         preferences: [N] as from `combine_orders`; NaN = not judged.
@@ -195,9 +196,18 @@ def length_controlled_win_rate(
     constant, slope = _fit_logistic(outcomes, lengths, weights)
     rates = 1 / (1 + np.exp(-constant))
     low, high = np.quantile(rates[1:], [(1 - confidence_level) / 2, (1 + confidence_level) / 2])
-    return LengthControlledWinRate(
-        rate=float(rates[0]), low=float(low), high=float(high), length_effect=float(slope[0])
-    )
+    low, high = _with_wilson(float(low), float(high), outcomes, num_prompts, confidence_level)
+    return LengthControlledWinRate(rate=float(rates[0]), low=low, high=high, length_effect=float(slope[0]))
+
+
+def _with_wilson(
+    low: float, high: float, outcomes: FloatArray, num_prompts: int, confidence_level: float
+) -> tuple[float, float]:
+    """The interval, not narrower than Wilson's where all outcomes are equal: resampling shows no variance."""
+    if np.ptp(outcomes) > 0:
+        return low, high
+    bounds = wilson(float(outcomes[0]) * num_prompts, num_prompts, confidence_level)
+    return min(low, bounds[0]), max(high, bounds[1])
 
 
 def _fit_logistic(

@@ -11,9 +11,11 @@ from paretune.data.records import Message, Prompt
 from paretune.evaluate.generate import prompt_clusters
 
 
-def read_generations(run_dir: Path) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
+def read_generations(
+    run_dir: Path, evaluation: str = "final"
+) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
     """Keys of the prompts of an evaluation, and objective -> [2, P, n] judge scores before and after."""
-    table = pq.read_table(run_dir / "eval" / "final" / "generations.parquet")
+    table = pq.read_table(run_dir / "eval" / evaluation / "generations.parquet")
     names = [name.removeprefix("after/") for name in table.column_names if name.startswith("after/")]
     n = int(max(table["sample_index"].to_pylist())) + 1
     columns = {

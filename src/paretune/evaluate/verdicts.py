@@ -24,6 +24,8 @@ LABELS = (BETTER, WORSE, NOT_WORSE, NO_EVIDENCE, INCONCLUSIVE, JUDGE_UNRELIABLE,
 
 MAX_MISSING_FRACTION = 0.02
 """Largest fraction of missing judgments with which a gain is still claimed."""
+MIN_VERDICT_PROMPTS = 6
+"""With fewer prompts no change is claimed: where all of five changed alike, a sign test has p = 0.06."""
 UNEQUAL_MISSING_P_VALUE = 0.01
 """p-value of Fisher's exact test below which the two arms count as missing judgments unequally."""
 
@@ -46,6 +48,8 @@ class ChangeEvidence:
     """What it shares, such as "is the same rule"."""
     quality: JudgeQuality | None = None
     """Measured quality of the judge; None: it was not measured."""
+    num_prompts: int | None = None
+    """Different prompts that were scored; None: several training seeds vouch for the interval."""
     missing_fraction: float = 0.0
     unequal_missing: bool = False
     """One of the two arms lacks judgments more often than the other."""
@@ -72,10 +76,11 @@ class Verdict:
 def judge_change(evidence: ChangeEvidence) -> Verdict:
     """The verdict on a change, from its interval and a fixed rule.
 
-    not measured: no interval. judge unreliable: its measured quality says so. worse: the interval is below 0,
-    whatever else. inconclusive: more than 2 % of the judgments are missing, or more in one arm, or so many
-    that they could undo the result. better: the interval is above 0 and the judge is independent of the
-    training reward. not worse: the lower bound is above -margin. no evidence: none of these.
+    not measured: no interval. judge unreliable: its measured quality says so. no evidence: fewer than six
+    prompts were scored. worse: the interval is below 0, whatever else. inconclusive: more than 2 % of the
+    judgments are missing, or more in one arm, or so many that they could undo the result. better: the
+    interval is above 0 and the judge is independent of the training reward. not worse: the lower bound is
+    above -margin. no evidence: none of these.
     """
     label = _label(evidence)
     return Verdict(label, tuple(_cautions(evidence, label)))
@@ -87,6 +92,8 @@ def _label(e: ChangeEvidence) -> str:
     # Before "worse": the loss that such a judge sees may be a gain.
     if e.quality is not None and e.quality.status == "unreliable":
         return JUDGE_UNRELIABLE
+    if _has_too_few_prompts(e):
+        return NO_EVIDENCE
     # A loss is reported even where a gain would not be believed: the rule errs on the side of caution.
     if e.high < 0:
         return WORSE
@@ -100,6 +107,10 @@ def _label(e: ChangeEvidence) -> str:
     return NO_EVIDENCE
 
 
+def _has_too_few_prompts(e: ChangeEvidence) -> bool:
+    return e.num_prompts is not None and e.num_prompts < MIN_VERDICT_PROMPTS
+
+
 def _cautions(e: ChangeEvidence, label: str) -> Iterator[str]:
     if label == NOT_MEASURED:
         return
@@ -111,6 +122,11 @@ def _cautions(e: ChangeEvidence, label: str) -> Iterator[str]:
         yield (
             f"Judge not independent for {e.objective}: it {shared_words(e.shared)} the training reward, so a "
             "gain may be overoptimization."
+        )
+    if _has_too_few_prompts(e):
+        yield (
+            f"{e.objective}: {e.num_prompts} different prompts were scored, and fewer than "
+            f"{MIN_VERDICT_PROMPTS} cannot show a change."
         )
     if label == INCONCLUSIVE:
         yield f"{e.objective}: {_missing_words(e)}, so no gain is claimed."

@@ -78,7 +78,7 @@ def remaining_issues(config: Config) -> list[str]:
             lines.gather(
                 lambda path=path, name=name, section=section: (  # type: ignore[misc]
                     run.issue(each.path, each.problem, each.fix)
-                    for each in scorer_problems(path, name, section, prompts[path[0] == "judges"])
+                    for each in scorer_problems(path, name, section, prompts[path[0] != "scorers"])
                 )
             )
     return lines.unique

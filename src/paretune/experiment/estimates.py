@@ -209,7 +209,7 @@ def _arm_seconds(
     rows = num_prompts * run.config.evaluate.num_generations
     shape = mean_shape(num_prompts, lengths.prompt, rows, lengths.response, rows * lengths.response)
     forward = policy.flops.forward(shape)
-    scoring = sum(each.seconds(num_prompts, rows, lengths, rates.update) for each in scorers)
+    scoring = sum((each.seconds(num_prompts, rows, lengths, rates.update) for each in scorers), 0.0)
     return forward / rates.decode, scoring, forward / rates.update
 
 

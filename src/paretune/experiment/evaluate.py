@@ -9,7 +9,7 @@ from torch import nn
 
 from paretune.config.data_schema import RewardSection
 from paretune.config.scorer_schema import ScorerSection
-from paretune.config.scorers import JUDGE, objective_columns, reward_model_objectives
+from paretune.config.scorers import JUDGE, PAIRWISE, objective_columns, reward_model_objectives
 from paretune.config.yaml import KeyPath
 from paretune.core import ranks
 from paretune.data.prompt_formats import PromptFormat
@@ -18,6 +18,7 @@ from paretune.evaluate.evaluate import Evaluation, evaluate
 from paretune.evaluate.generate import Generations, estimate_kl, generate
 from paretune.evaluate.judge_quality import fitted_report, head_qualities
 from paretune.evaluate.judging import Judge
+from paretune.evaluate.pairwise_judges import compare_pairs
 from paretune.evaluate.selection import selection_warnings
 from paretune.experiment.assemble import make_sampler
 from paretune.experiment.context import RunContext
@@ -72,6 +73,8 @@ def evaluate_policies(ctx: RunContext) -> str:
         num_steps = 2 * len(before.prompts)
         ctx.console.progress(num_steps, num_steps, "scoring")
         evaluation = compare_arms(ctx, before, after, initial.model, evaluation_judges(ctx))
+        if config.evaluate.pairwise:
+            evaluation.results["pairwise"] = _pairwise_results(ctx, before, after)
         if selection is not None:
             evaluation.results["selection"] = selection
             evaluation.results["warnings"] = [*selection_warnings(selection), *evaluation.results["warnings"]]
@@ -125,6 +128,32 @@ def compare_arms(
         bootstrap_samples=settings.bootstrap_samples,
         seed=settings.seed,
     )
+
+
+def _pairwise_results(ctx: RunContext, before: Generations, after: Generations) -> dict[str, Any]:
+    """Win rates of the responses after the training, by the judges of `evaluate.pairwise`."""
+    settings, reward_judges = ctx.config.evaluate, training_reward_judges(ctx)
+    builder = scorer_builder(ctx)
+
+    def compare() -> dict[str, Any]:
+        judges = [
+            replace(
+                _judge_of(builder.build((*PAIRWISE, name), name, section), describe_scorer(name, section)),
+                key=name,
+            )
+            for name, section in settings.pairwise.items()
+        ]
+        ctx.console.log(f"comparing {len(before.samples):,} pairs of responses")
+        return compare_pairs(
+            (before, after),
+            judges,
+            reward_judges=reward_judges,
+            scorer_view=ctx.resolved.algorithm.scorer_view,
+            bootstrap_samples=settings.bootstrap_samples,
+            seed=settings.seed,
+        )
+
+    return dict(ranks.on_first(compare, "pairwise comparison"))
 
 
 def _on_all_ranks(judges: tuple[Judge, ...]) -> tuple[Judge, ...]:

@@ -42,7 +42,8 @@ def evaluation_entries(config: Config) -> dict[str, list[str]]:
 
     They may change as long as nothing was judged (`Run.start_or_resume`).
     """
-    without_judge = config.model_copy(update={"judge": None, "judges": {}})
+    evaluate = config.evaluate.model_copy(update={"pairwise": {}})
+    without_judge = config.model_copy(update={"judge": None, "judges": {}, "evaluate": evaluate})
     trained_with = set(scorer_files(without_judge))
     trained_on = {source.file for _, _, source in data_sources(without_judge)}
     return {

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from paretune.config.judges import judge_limits, load_rubric
 from paretune.config.scorer_schema import LlmJudgeScorerSection
-from paretune.config.scorers import scorer_sections
+from paretune.config.scorers import PAIRWISE, scorer_sections
 from paretune.data.records import Prompt
 from paretune.experiment.dataset import Dataset
 from paretune.experiment.estimates import LENGTH_SAMPLE_SIZE, rows_per_step, sampled_lengths
 from paretune.experiment.resolved import ResolvedRun
-from paretune.reward.judge_messages import rating_question
+from paretune.reward.judge_messages import comparison_question, rating_question
 from paretune.rl.algorithm_spec import PretrainPhase
 
 CHARS_PER_TOKEN = 4
@@ -72,20 +72,23 @@ class RequestEstimate:
 def request_estimates(run: ResolvedRun, dataset: Dataset) -> list[RequestEstimate]:
     """Requests of every LLM judge of the recipe."""
     config = run.config
-    num_prompts = 2 * len(dataset.test_prompts)
-    if config.num_step_evaluations:  # the initial policy's equal responses are asked once
-        num_prompts += (config.num_step_evaluations + 1) * len(dataset.validation_prompts)
-    in_evaluation = num_prompts * config.evaluate.num_generations
+    num_generations = config.evaluate.num_generations
+    at_the_end = 2 * len(dataset.test_prompts) * num_generations
+    # In evaluations during the training, the initial policy's equal responses are asked once.
+    num_policies = config.num_step_evaluations and config.num_step_evaluations + 1
+    during_training = num_policies * len(dataset.validation_prompts) * num_generations
     estimates = []
     for path, _, section in scorer_sections(config):
         if isinstance(section, LlmJudgeScorerSection):
+            # Of pairs too: each is asked in both orders.
+            is_pairwise = path[:2] == PAIRWISE
             in_training = _num_rollouts(run) if path[0] == "scorers" else 0
             estimates.append(
                 RequestEstimate(
                     scorer=".".join(map(str, path)),
                     in_training=in_training,
-                    in_evaluation=in_evaluation,
-                    cost_per_request=_cost_per_request(run, dataset, section),
+                    in_evaluation=at_the_end + (0 if is_pairwise else during_training),
+                    cost_per_request=_cost_per_request(run, dataset, section, pairs=is_pairwise),
                     max_requests=section.max_requests,
                     max_cost=section.max_cost,
                 )
@@ -101,17 +104,31 @@ def _num_rollouts(run: ResolvedRun) -> int:
     return sum(steps * rows_per_step(config, each) for steps, each in loops if each.rollout.generates)
 
 
-def _cost_per_request(run: ResolvedRun, dataset: Dataset, section: LlmJudgeScorerSection) -> float:
-    """Mean cost: the question with a response of the usual length, and a reply of the rubric's form."""
+def _cost_per_request(
+    run: ResolvedRun, dataset: Dataset, section: LlmJudgeScorerSection, *, pairs: bool
+) -> float:
+    """Mean cost: the question with responses of the usual length, and a reply of the rubric's form.
+
+    Args:
+        run: The run.
+        dataset: Its records.
+        section: The judge.
+        pairs: It compares two responses.
+    """
     limits = judge_limits(section)
     if not limits.input_price and not limits.output_price:
         return 0.0
     rubric = load_rubric(section.rubric)
     prompts: list[Prompt] = [*dataset.test_prompts[:LENGTH_SAMPLE_SIZE]] or [Prompt(messages=())]
-    questions = [rating_question(prompt, "", rubric.criteria) for prompt in prompts]
+    questions = [
+        comparison_question(prompt, "", "", rubric.criteria)
+        if pairs
+        else rating_question(prompt, "", rubric.criteria)
+        for prompt in prompts
+    ]
     characters = sum(len(m["content"]) for question in questions for m in question.messages)
     response = sampled_lengths(run, dataset, test=True).response
-    num_input = characters / len(prompts) / CHARS_PER_TOKEN + response
+    num_input = characters / len(prompts) / CHARS_PER_TOKEN + response * (2 if pairs else 1)
     reply = json.dumps(dict.fromkeys(rubric.criteria, "an answer"))
     return limits.cost(round(num_input), min(len(reply) // CHARS_PER_TOKEN + 1, section.max_tokens))
 

@@ -90,6 +90,7 @@ def describe_run(
         *_section("scorers", _describe_typed(config, "scorers")),
         *_section("judge", _describe_other_judge(config)),
         *_section("judges", _describe_typed(config, "judges")),
+        *_section("pairwise", _describe_pairwise(config)),
         *_section("objectives", _describe_objectives(config, labels)),
         *_section("gates", _describe_gates(config, run.config)),
         *_section("method", _describe_method(config)),
@@ -204,6 +205,13 @@ def _describe_typed(config: Config, group: str) -> Iterator[str]:
             used = [objective for objective, (scorer, _) in columns.items() if scorer == name]
             scored = used or list(scorer_objectives(name, section) or ())
             yield f"{describe_scorer(name, section)}; scores {', '.join(scored)}"
+
+
+def _describe_pairwise(config: Config) -> Iterator[str]:
+    """Judges that compare the responses before and after, and by what."""
+    for name, section in config.evaluate.pairwise.items():
+        compared = ", ".join(scorer_objectives(name, section) or ())
+        yield f"{describe_scorer(name, section)}; before against after in both orders, by {compared}"
 
 
 def _describe_other_judge(config: Config) -> Iterator[str]:

@@ -77,7 +77,7 @@ class StepEvaluations:
         initial = replace(self.policy, model=self.initial_model)
         return make_sampler(self.ctx, initial), make_sampler(self.ctx, self.policy)
 
-    def is_due(self, step: int, is_last: bool) -> bool:
+    def evaluates_after(self, step: int, is_last: bool) -> bool:
         """See `StepEvaluator`: every `eval_steps`, and after the last step."""
         return is_last or step % _eval_steps(self.ctx) == 0
 

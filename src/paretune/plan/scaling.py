@@ -133,7 +133,7 @@ def _break_reason(workload: Workload, point: ScalingPoint) -> str:
         + (" and crosses nodes" if point.num_ranks > GPUS_PER_NODE else ""),
         "compute": "the largest share has more than its part of the prompts",
     }[slowest.bound]
-    return f"{point.time.slowest} takes {share:.0%} of the step: {why}"
+    return f"{point.time.slowest} takes {100 * share:.0f} % of the step: {why}"
 
 
 def _row_limit(workload: Workload, base_ranks: int) -> int | None:

@@ -41,3 +41,11 @@ class Axis:
         values = nice_ticks(self.low, self.high, max_intervals)
         step = values[1] - values[0]
         return tuple((self.at(v), tick_label(sign * v, step)) for v in values if self.low <= v <= self.high)
+
+
+def percent_ticks(axis: Axis, max_intervals: int = 4) -> tuple[tuple[float, str], ...]:
+    """(pixel, label) of the round values inside an axis of fractions, as percentages."""
+    ticks = nice_ticks(axis.low, axis.high, max_intervals)
+    step = ticks[1] - ticks[0]
+    ticks = [tick for tick in ticks if axis.low <= tick <= axis.high]
+    return tuple((axis.at(tick), f"{tick_label(100 * tick, 100 * step)} %") for tick in ticks)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from paretune.report.formatting import finite_or_none, format_compact, format_number
 from paretune.run.metrics import find_metric
 
@@ -57,7 +59,7 @@ def line_chart(
         return None
     # A twelfth of the run: long enough to smooth sampling noise, short enough to keep the trend.
     window = max(1, len(points) // 12)
-    smoothed = running_mean(points, window)
+    smoothed = running_mean(points, window, MAX_POINTS)
     low, high = min([*values, *(y_range or ())]), max([*values, *(y_range or ())])
     if min(values) < max(values):
         low, high = widen_range(low, high, min_span)
@@ -84,8 +86,8 @@ def line_chart(
     return LineChart(
         width=CHART_WIDTH,
         height=CHART_HEIGHT,
-        raw_path=_svg_path([(x(step), None if v is None else y(v)) for step, v in envelope(points)]),
-        smoothed_path=_svg_path([(x(step), None if v is None else y(v)) for step, v in thinned(smoothed)]),
+        raw_path=_svg_path([(x(step), None if v is None else y(v)) for step, v in extremes(points)]),
+        smoothed_path=_svg_path([(x(step), None if v is None else y(v)) for step, v in smoothed]),
         zero_y=y(0.0) if low < 0 < high else None,
         x_ticks=tuple((x(tick), f"{tick:.0f}") for tick in steps),
         y_ticks=tuple((y(tick), tick_label(tick, ticks[1] - ticks[0])) for tick in ticks),
@@ -99,45 +101,44 @@ def metric_series(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[fl
     """One metric over the steps, from the lines of metrics.jsonl; empty if no line has the key."""
     if not any(key in line for line in lines):
         return []
-    return [(float(line["step"]), finite_or_none(line.get(key))) for line in lines]
+    isfinite = math.isfinite
+    # Nearly all values are finite floats: a call for each would take seconds in a long run.
+    values = ((line["step"], line.get(key)) for line in lines)
+    return [(float(step), v if type(v) is float and isfinite(v) else finite_or_none(v)) for step, v in values]
 
 
-def running_mean(points: Points, window: int) -> list[tuple[float, float | None]]:
-    """Mean of the known values in the last `window` steps; None where the step's own value is missing."""
+def running_mean(points: Points, window: int, max_points: int = 0) -> list[tuple[float, float | None]]:
+    """Mean of the known values in the last `window` steps; None where the step's own value is missing.
+
+    Args:
+        points: (step, value) in step order.
+        window: Steps.
+        max_points: Of a longer run, only the means at about this many steps, with the last one; 0: all.
+    """
+    values = np.array([math.nan if value is None else value for _, value in points])
+    stride = math.ceil(len(points) / max_points) if max_points else 1
     means: list[tuple[float, float | None]] = []
-    # Sums from the start would let one huge value ruin all later means by rounding: sum each block anew.
-    total, count = 0.0, 0
-    for i, (step, value) in enumerate(points):
-        if i % window == 0:
-            recent = [v for _, v in points[max(0, i - window + 1) : i + 1] if v is not None]
-            total, count = math.fsum(recent), len(recent)
-        else:
-            left = points[i - window][1] if i >= window else None
-            total += (value or 0.0) - (left or 0.0)
-            count += (value is not None) - (left is not None)
-        means.append((step, None if value is None else total / count))
+    for i in range((len(points) - 1) % stride, len(points), stride):
+        recent = values[max(0, i - window + 1) : i + 1]
+        step, value = points[i]
+        means.append((step, None if value is None else float(np.nanmean(recent))))
     return means
 
 
-def thinned(points: Points, max_points: int = MAX_POINTS) -> Points:
-    """Every n-th point and the last one, so that a long run has no more than about `max_points`."""
-    stride = math.ceil(len(points) / max_points)
-    return points if stride <= 1 else [*points[:-1:stride], points[-1]]
-
-
-def envelope(points: Points, max_points: int = MAX_POINTS) -> Points:
+def extremes(points: Points, max_points: int = MAX_POINTS) -> Points:
     """The lowest and the highest point of each block of a long run: no peak is lost between the pixels."""
     size = math.ceil(2 * len(points) / max_points)
     if size <= 2:
         return points
+    values = np.array([math.nan if value is None else value for _, value in points])
     shown: list[tuple[float, float | None]] = []
     for start in range(0, len(points), size):
-        known = [(step, v) for step, v in points[start : start + size] if v is not None]
-        if not known:
+        block = values[start : start + size]
+        if np.isnan(block).all():
             shown.append((points[start][0], None))
-            continue
-        ends = {min(known, key=lambda point: point[1]), max(known, key=lambda point: point[1])}
-        shown += sorted(ends)
+        else:
+            ends = {start + int(np.nanargmin(block)), start + int(np.nanargmax(block))}
+            shown += [points[i] for i in sorted(ends)]
     return shown
 
 
@@ -166,10 +167,11 @@ def tick_label(value: float, step: float) -> str:
     """As many decimals as the tick distance needs; scientific notation for tiny distances and huge values."""
     if value == 0:
         return "0"
-    if step < 1e-4 or abs(value) >= 1e5:
+    # Three digits tell ticks apart unless they are close together far from 0.
+    if abs(value) >= 1e5 or (step < 1e-4 and abs(value) < 1000 * step):
         mantissa, power = f"{value:.3g}".split("e") if "e" in f"{value:.3g}" else (f"{value:.3g}", "")
         return f"{mantissa}e{int(power)}".replace("-", "−") if power else mantissa
-    decimals = next(d for d in range(8) if abs(round(step, d) - step) < 1e-9)
+    decimals = next((d for d in range(12) if abs(round(step, d) - step) < 1e-3 * step), 12)
     return format_number(value, decimals)
 
 

@@ -43,7 +43,10 @@ def escape_invisible(text: str) -> str:
     # Fast path: printable ASCII needs no look-up per character.
     if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
         return text
-    return "".join(_escape(character) for character in text.replace("\r\n", "\n"))
+    text = text.replace("\r\n", "\n")
+    # Texts have millions of characters and few different ones.
+    escapes = {ord(c): escaped for c in set(text) if (escaped := _escape(c)) != c}
+    return text.translate(escapes) if escapes else text
 
 
 def sanitize(text: str) -> str:
@@ -76,7 +79,11 @@ def finite_or_none(value: Any) -> float | None:
     """The number as a float; None for null (JSON), NaN, infinity and non-numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of a JSON file may be larger than any float
+        return None
+    return number if math.isfinite(number) else None
 
 
 def format_number(value: Any, decimals: int = 2) -> str:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from paretune.report.axes import Axis
+from paretune.report.axes import Axis, percent_ticks
 from paretune.report.charts import nice_ticks, tick_label
 from paretune.report.formatting import finite_or_none, format_number, format_percent
 from paretune.report.responses import Responses
@@ -57,13 +58,15 @@ def _histogram(name: str, responses: Responses) -> Histogram | None:
     else:
         edges = np.array(nice_ticks(float(values[0]), float(values[-1]), NUM_BINS))
         texts = [tick_label(edge, float(edges[1] - edges[0])) for edge in edges.tolist()]
-        labels = [f"{low} to {high}" for low, high in zip(texts, texts[1:], strict=False)]
+        labels = [f"{low} to {high}" for low, high in pairwise(texts)]
     shares = [np.histogram(scores, edges)[0] / len(scores) for scores in arms]
     x = Axis(float(edges[0]), float(edges[-1]), LEFT, WIDTH - RIGHT)
     y = Axis(0.0, 1.05 * float(max(share.max() for share in shares)), HEIGHT - BOTTOM, TOP)
     paths = []
     for share in shares:
-        tops = [(x.at(edge), y.at(v)) for i, v in enumerate(share.tolist()) for edge in edges[i : i + 2].tolist()]
+        tops = [
+            (x.at(edge), y.at(v)) for i, v in enumerate(share.tolist()) for edge in edges[i : i + 2].tolist()
+        ]
         corners = [(tops[0][0], y.at(0.0)), *tops, (tops[-1][0], y.at(0.0))]
         paths.append("M" + "L".join(f"{a} {b}" for a, b in corners) + "Z")
     return Histogram(
@@ -73,7 +76,7 @@ def _histogram(name: str, responses: Responses) -> Histogram | None:
         before_path=paths[0],
         after_path=paths[1],
         x_ticks=x.ticks(4),
-        y_ticks=tuple((pixel, f"{float(text) * 100:.0f} %") for pixel, text in y.ticks(3)),
+        y_ticks=percent_ticks(y, 3),
         rows=tuple(
             (label, format_percent(one, 1), format_percent(two, 1))
             for label, one, two in zip(labels, shares[0].tolist(), shares[1].tolist(), strict=True)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paretune.report.axes import Axis
-from paretune.report.charts import SHARE_METRIC, metric_series, nice_ticks, running_mean, thinned
+from paretune.report.axes import Axis, percent_ticks
+from paretune.report.charts import MAX_POINTS, SHARE_METRIC, metric_series, nice_ticks, running_mean
 from paretune.report.formatting import format_percent
 from paretune.report.scatter import MARKER_SHAPES, marker_path
 
@@ -52,7 +52,7 @@ def influence_chart(lines: Sequence[Mapping[str, Any]], objectives: Sequence[str
     window = max(1, len(lines) // 12)
     series = {name: metric_series(lines, SHARE_METRIC.format(name)) for name in objectives}
     smoothed = {
-        name: [(step, v) for step, v in running_mean(points, window) if v is not None]
+        name: [(step, v) for step, v in running_mean(points, window, MAX_POINTS) if v is not None]
         for name, points in series.items()
         if any(v is not None for _, v in points)
     }
@@ -60,7 +60,7 @@ def influence_chart(lines: Sequence[Mapping[str, Any]], objectives: Sequence[str
         return None
     values = [v for points in smoothed.values() for _, v in points]
     # Shares are outside 0 to 1 where objectives oppose each other.
-    y = Axis.over([0.0, *values], 1.0, HEIGHT - BOTTOM, TOP)
+    y = Axis(min([0.0, *values]), max([0.5, *values]), HEIGHT - BOTTOM, TOP)
     steps = [step for points in smoothed.values() for step, _ in points]
     x = Axis(min(steps), max(*steps, min(steps) + 1), LEFT, WIDTH - RIGHT)
     ticks = [t for t in nice_ticks(x.low, x.high, 4) if x.low <= t <= x.high and t == int(t)]
@@ -68,14 +68,14 @@ def influence_chart(lines: Sequence[Mapping[str, Any]], objectives: Sequence[str
         width=WIDTH,
         height=HEIGHT,
         x_ticks=tuple((x.at(tick), f"{tick:.0f}") for tick in ticks),
-        y_ticks=tuple((y.at(share / 4), f"{25 * share} %") for share in range(-8, 13) if y.low <= share / 4 <= y.high),
+        y_ticks=percent_ticks(y),
         zero_y=y.at(0.0),
         lines=tuple(_line(name, points, i, x, y) for i, (name, points) in enumerate(smoothed.items())),
     )
 
 
 def _line(name: str, points: Sequence[tuple[float, float]], index: int, x: Axis, y: Axis) -> InfluenceLine:
-    pixels = [(x.at(step), y.at(v or 0.0)) for step, v in thinned(points, 300)]
+    pixels = [(x.at(step), y.at(v)) for step, v in points]
     shape = MARKER_SHAPES[index % len(MARKER_SHAPES)]
     # Not at the same steps, so that lines that meet do not hide each other's markers.
     places = [int((i + index / 8) / NUM_MARKERS * len(pixels)) for i in range(NUM_MARKERS)]
@@ -84,7 +84,9 @@ def _line(name: str, points: Sequence[tuple[float, float]], index: int, x: Axis,
     return InfluenceLine(
         objective=name,
         path="M" + "L".join(f"{a} {b}" for a, b in pixels),
-        markers=tuple(marker_path(shape, *pixels[min(i, len(pixels) - 1)], 3.5) for i in dict.fromkeys(places)),
+        markers=tuple(
+            marker_path(shape, *pixels[min(i, len(pixels) - 1)], 3.5) for i in dict.fromkeys(places)
+        ),
         key=marker_path(shape, 8.0, 8.0, 5.5),
         first=format_percent(first),
         last=format_percent(last),

@@ -23,7 +23,7 @@ from paretune.report.scatter import marker_path
 WIDTH = 400
 LEFT, RIGHT = 14.0, 14.0
 ROW_HEIGHT, AXIS_HEIGHT = 40, 36
-MAX_NAME_CHARS = 24
+MAX_NAME_CHARS = 36
 MAX_SHARED_SPAN = 3.0
 """An axis is at most this many times as long as that of any of its rows alone."""
 VERDICT_SHAPES = {"better": "triangle", "worse": "down", "not worse": "diamond"}
@@ -40,16 +40,16 @@ class IntervalRow:
     label: str
     """Change with its interval."""
     verdict: str
-    symbol: str
+    sign: str
     y: float
     before_x: float
     after_x: float
     low_x: float
     high_x: float
     target_x: float | None
-    marker: str
+    after_mark: str
     """SVG path of the mean after."""
-    ring: str
+    before_mark: str
     """SVG path of the mean before."""
 
 
@@ -135,13 +135,13 @@ def _row(name: str, objective: Objective, index: int, axis: Axis) -> IntervalRow
         name=one_line(f"{name} {Goal.of(objective).arrow}", MAX_NAME_CHARS),
         label=f"{change} {format_interval(objective['low'], objective['high'], decimals)}",
         verdict=objective["verdict"],
-        symbol=VERDICT_SYMBOLS.get(objective["verdict"], "?"),
+        sign=VERDICT_SYMBOLS.get(objective["verdict"], "?"),
         y=y,
         before_x=axis.at(before),
         after_x=after_x,
         low_x=bounds[0],
         high_x=bounds[1],
         target_x=None if target is None else axis.at(target),
-        marker=marker_path(VERDICT_SHAPES.get(objective["verdict"], "circle"), after_x, y, 5.0),
-        ring=marker_path("circle", axis.at(before), y, 4.5),
+        after_mark=marker_path(VERDICT_SHAPES.get(objective["verdict"], "circle"), after_x, y, 5.0),
+        before_mark=marker_path("circle", axis.at(before), y, 4.5),
     )

@@ -123,7 +123,7 @@ def _memory_rows(plan: Plan) -> list[str]:
 def _chosen_sentence(plan: Plan) -> str:
     if plan["chosen"] is None:
         return (
-            "No way to hold the weights fits; fix: more GPUs, policy.lora, "
+            "No way to hold the weights fits; fix: larger or more GPUs, policy.lora, "
             "training.gradient_checkpointing: recompute, or a lower training.max_tokens_per_pass"
         )
     return f"training.fsdp: {plan['chosen']}, the first that fits ({WAY_EXPLANATIONS[plan['chosen']]})."

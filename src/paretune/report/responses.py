@@ -47,7 +47,7 @@ class Responses:
         """[rows] scores of the judge; NaN = not scored, or no such column.
 
         Args:
-            arm: "before" or "after".
+            arm: "before" or "after"; of the training reward "reward/before" or "reward/after".
             objective: Name of the objective.
         """
         column = self.columns.get(f"{arm}/{objective}")
@@ -63,4 +63,5 @@ class Responses:
     def prompt_numbers(self) -> NDArray[np.int64]:
         """[rows] number of the prompt; equal texts are one prompt."""
         numbers: dict[str, int] = {}
-        return np.array([numbers.setdefault(text, len(numbers)) for text in self.columns.get("prompt", ())], int)
+        texts = self.columns.get("prompt", ())
+        return np.array([numbers.setdefault(text, len(numbers)) for text in texts], int)

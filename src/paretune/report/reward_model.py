@@ -9,6 +9,7 @@ from paretune.report.formatting import finite_or_none, format_compact, format_nu
 MAX_EXCESS_LENGTH_CORRELATION = 0.1
 """A head is length-biased if its scores correlate with length by this much more than its labels do."""
 
+
 def reward_model_table(title: str, report: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Held-out metrics of each head and its baselines, and the correlation matrix of the heads.
 

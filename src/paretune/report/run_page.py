@@ -18,7 +18,6 @@ from markupsafe import Markup
 
 from paretune import __version__
 from paretune.core.errors import ConfigError, DataError
-from paretune.evaluate.verdicts import JUDGE_UNRELIABLE
 from paretune.evaluate.warnings import POLICY_PREFIX, event_warnings
 from paretune.report import formatting
 from paretune.report.charts import (
@@ -33,10 +32,10 @@ from paretune.report.formatting import escape_invisible
 from paretune.report.histograms import reliability_plots, score_histograms
 from paretune.report.influence import influence_chart
 from paretune.report.intervals import interval_figures
-from paretune.report.overoptimization import distance_plots, read_checkpoints
+from paretune.report.overoptimization import TrainingEvaluations, distance_plots
 from paretune.report.responses import Responses
 from paretune.report.reward_model import head_warnings, reward_model_table
-from paretune.report.samples import displayed_samples
+from paretune.report.samples import ROLLOUTS_FILE, displayed_samples, training_samples
 from paretune.report.scatter import MARKER_SHAPES, marker_path
 from paretune.report.tables import judge_comparisons
 from paretune.report.throughput import describe_matmul_benchmark, throughput
@@ -49,8 +48,6 @@ EVALUATION_SCHEMA = "paretune/eval/3"
 """Schema of the eval.json files that the page can show."""
 SELF_JUDGED_PREFIX = "Judge not independent"
 """Prefix of the warning that the page shows in a box of its own."""
-UNRELIABLE_PREFIX = "The judge of "
-"""Prefix of the caution that the reason of the verdict "judge unreliable" repeats."""
 MAX_EVENTS = 30
 """The page shows the last events only; events.jsonl has all of them."""
 
@@ -152,6 +149,7 @@ def template_context(run_dir: Path, run_info: Mapping[str, Any], evaluation_dir:
         "time_by_stage": time_by_stage(timing),
         "throughput": throughput(timing, environment),
         "matmul_description": describe_matmul_benchmark(environment),
+        "training_samples": training_samples(read_jsonl(run_dir / ROLLOUTS_FILE)),
         "events": events[-MAX_EVENTS:],
         "recipe_text": _read_text(run_dir / "config" / "recipe.yaml"),
         "resolved_text": _read_text(run_dir / "config" / "resolved.yaml"),
@@ -169,15 +167,16 @@ def _evaluation_parts(
     if evaluation is None:
         return {"evaluation": None, "samples": {"selected": ()}}
     responses = Responses.read(evaluation_dir / "generations.parquet")
-    checkpoints = read_checkpoints(run_dir, EVALUATION_SCHEMA, evaluation)
+    training = TrainingEvaluations.read(run_dir, _load_evaluation)
     return {
         "evaluation": _evaluation_context(evaluation),
         "samples": displayed_samples(responses, evaluation),
         "histograms": score_histograms(evaluation, responses),
         "pair_plots": pair_plots(evaluation, responses),
         "parallel": parallel_plot(evaluation),
-        "distance_plots": distance_plots(checkpoints, lines),
-        "num_checkpoints": len(checkpoints),
+        "distance_plots": distance_plots(evaluation, training, lines),
+        "selection_sentences": training.sentences(),
+        "num_evaluated_steps": len(training.steps),
     }
 
 
@@ -267,9 +266,9 @@ def _evaluation_context(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _other_cautions(objective: Mapping[str, Any]) -> list[str]:
-    """The cautions that neither the reason of the verdict nor a box of the page says already."""
-    said = (SELF_JUDGED_PREFIX, UNRELIABLE_PREFIX if objective["verdict"] == JUDGE_UNRELIABLE else "\n")
-    return [caution for caution in objective.get("cautions") or () if not caution.startswith(said)]
+    """The cautions that no box of the page has already."""
+    cautions = objective.get("cautions") or ()
+    return [caution for caution in cautions if not caution.startswith(SELF_JUDGED_PREFIX)]
 
 
 def _warnings(evaluation: Mapping[str, Any] | None, of_heads: Sequence[str]) -> dict[str, list[str]]:

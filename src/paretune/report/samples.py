@@ -1,6 +1,5 @@
 """Samples for the report page, selected by fixed rules so that nobody can cherry-pick them."""
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,14 @@ from paretune.report.word_diff import Parts, word_differences
 
 NUM_RANDOM = 6
 MAX_TEXT_CHARS = 4000
-MAX_OTHERS = 300
+MAX_OTHERS = 600
 """Samples on the page besides the selected ones; more of them make it slow to open."""
 MAX_SAMPLE_BYTES = 3_000_000
 """All samples of a page together, so that it stays below 5 MB."""
+ROLLOUTS_FILE = "rollouts.jsonl"
+MAX_TRAINING_STEPS = 8
+"""Steps of the training whose responses are on the page."""
+MAX_TRAINING_CHARS = 1000
 
 Row = Mapping[str, Any]
 
@@ -101,7 +104,8 @@ def displayed_samples(responses: Responses, evaluation: Row) -> SampleSelection:
     show = _Display(responses, objectives, changes, harmful, categories)
     expanded = [index for index in selected if responses.columns["category"][index] not in harmful][:2]
     shown = tuple(show(i, rule, expanded=i in expanded) for i, rule in selected.items())
-    num_bytes, others = sum(map(_num_bytes, shown)), []
+    num_bytes = sum(map(_num_bytes, shown))
+    others: list[DisplayedSample] = []
     for index in remaining:
         if index in selected:
             continue
@@ -111,6 +115,35 @@ def displayed_samples(responses: Responses, evaluation: Row) -> SampleSelection:
             break
         others.append(sample)
     return SampleSelection(shown, tuple(others), num_samples, categories)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSample:
+    """A response of the training with its scores."""
+
+    prompt: str
+    response: str
+    scores: str
+
+
+def training_samples(lines: Sequence[Row]) -> list[tuple[int, tuple[TrainingSample, ...]]]:
+    """(step, samples) of some steps at equal distances, the first and the last among them.
+
+    Args:
+        lines: Lines of rollouts.jsonl.
+    """
+    count = min(MAX_TRAINING_STEPS, len(lines))
+    places = [round(i * (len(lines) - 1) / max(count - 1, 1)) for i in range(count)]
+    return [(int(lines[i]["step"]), tuple(map(_training_sample, lines[i]["samples"]))) for i in places]
+
+
+def _training_sample(row: Row) -> TrainingSample:
+    scores = {name: value for name, value in row.items() if name not in ("prompt", "response")}
+    return TrainingSample(
+        prompt=_truncate(str(row["prompt"]), MAX_TRAINING_CHARS, ROLLOUTS_FILE),
+        response=_truncate(str(row["response"]), MAX_TRAINING_CHARS, ROLLOUTS_FILE),
+        scores=", ".join(f"{name} {format_number(value)}" for name, value in scores.items()),
+    )
 
 
 def _harmful_categories(evaluation: Row) -> set[str]:
@@ -127,23 +160,24 @@ def _extreme_rows(
             if best is not None and sign * change[best] > 0:
                 yield f"{rule} in {objective}", best
     for objective, change in changes.items():
-        std = finite_or_none(objectives[objective].get("std"))
-        rewards = [_reward_scores(responses, arm, objective) for arm in ("before", "after")]
-        reward_std = (objectives[objective].get("reward") or {}).get("std")
-        if std and finite_or_none(reward_std) and rewards[0] is not None and rewards[1] is not None:
-            goal = Goal.of(objectives[objective])
-            gap = (goal.orient(rewards[1]) - goal.orient(rewards[0])) / reward_std - change / std
-            best = _argmax(gap)
-            if best is not None and gap[best] > 0:
-                yield f"reward above judge in {objective}", best
+        gap = _reward_gap(responses, objective, objectives[objective], change)
+        best = _argmax(gap)
+        if best is not None and gap[best] > 0:
+            yield f"reward above judge in {objective}", best
     longest = _argmax(np.array(responses.columns["after_tokens"], np.float64))
     if longest is not None:
         yield "longest response after training", longest
 
 
-def _reward_scores(responses: Responses, arm: str, objective: str) -> Vector | None:
-    column = responses.columns.get(f"reward/{arm}/{objective}")
-    return None if column is None else np.array([math.nan if v is None else v for v in column], np.float64)
+def _reward_gap(responses: Responses, name: str, objective: Row, change: Vector) -> Vector:
+    """[rows] rise of the training reward beyond that of the judge, in standard deviations; NaN: unknown."""
+    std = finite_or_none(objective.get("std"))
+    reward_std = finite_or_none((objective.get("reward") or {}).get("std"))
+    if not std or not reward_std:
+        return np.full(len(responses), np.nan)
+    before, after = (responses.scores(arm, name) for arm in ("reward/before", "reward/after"))
+    goal = Goal.of(objective)
+    return (goal.orient(after) - goal.orient(before)) / reward_std - change / std
 
 
 def _argmax(values: Vector) -> int | None:
@@ -191,11 +225,9 @@ def _score_cells(name: str, objective: Row, row: Row) -> tuple[str, str, str, st
     return (name, *numbers, format_signed(change, decimals))
 
 
-def _truncate(text: str) -> str:
-    excess = len(text) - MAX_TEXT_CHARS
-    return (
-        text if excess <= 0 else f"{text[:MAX_TEXT_CHARS]}… [{excess} more characters in generations.parquet]"
-    )
+def _truncate(text: str, max_chars: int = MAX_TEXT_CHARS, file: str = "generations.parquet") -> str:
+    excess = len(text) - max_chars
+    return text if excess <= 0 else f"{text[:max_chars]}… [{excess} more characters in {file}]"
 
 
 def _num_bytes(sample: DisplayedSample) -> int:

@@ -66,6 +66,7 @@ def summary_table(evaluation: Mapping[str, Any], head_warnings: Sequence[str] = 
     lines = [*(f"⚠ {one_line(line)}" for line in first), *align_columns(rows, right_aligned=(1, 2))]
     lines += _format_judges(evaluation["objectives"])
     lines += judge_comparisons(evaluation)
+    lines += pairwise_phrases(evaluation)
     lines += _wrap(side_metrics(evaluation))
     if any(o["verdict"] in (BETTER, WORSE) for o in objectives):
         lines.append(ONE_SEED)
@@ -203,6 +204,26 @@ def judge_comparisons(evaluation: Mapping[str, Any]) -> list[str]:
         agreed = "" if alpha is None else f"; Krippendorff's alpha of their ranks {format_number(alpha, 2)}"
         rule = evaluation.get("verdict_rule", "")
         lines.append(f"{one_line(objective, MAX_NAME_CHARS)} by {rule}: {', '.join(parts)}{agreed}")
+    return lines
+
+
+def pairwise_phrases(evaluation: Mapping[str, Any]) -> list[str]:
+    """One line per judge of pairs and objective: win rates with intervals, and what makes them unsure."""
+    lines = []
+    for name, judge in evaluation.get("pairwise", {}).items():
+        for objective, entry in judge["objectives"].items():
+            rates = [
+                " ".join([format_percent(o["rate"]), format_interval(o["low"], o["high"], 0, 100)]).rstrip()
+                for o in (entry["win_rate"], entry["length_controlled"])
+            ]
+            unsure = f"orders disagree on {format_percent(entry['win_rate']['disagreement_rate'])}"
+            if entry["missing"]["fraction"]:
+                unsure += f", {format_percent(entry['missing']['fraction'], 1)} missing"
+            lines.append(
+                f"{one_line(objective, MAX_NAME_CHARS)} in pairs by {one_line(name, MAX_NAME_CHARS)}: "
+                f"{VERDICT_SYMBOLS.get(entry['verdict'], ' ')} {entry['verdict']}, wins {rates[0]}, at equal "
+                f"lengths {rates[1]}; {unsure}"
+            )
     return lines
 
 

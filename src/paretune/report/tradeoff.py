@@ -15,22 +15,24 @@ from numpy.typing import NDArray
 
 from paretune.core.goals import Goal
 from paretune.report.axes import Axis
-from paretune.report.formatting import finite_or_none, format_number, format_percent
+from paretune.report.formatting import finite_or_none, format_number, format_percent, one_line
 from paretune.report.responses import Responses
 from paretune.report.scatter import MARKER_SHAPES, marker_path
 
 PAIR_WIDTH, PAIR_HEIGHT = 300, 240
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 10.0, 38.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 12.0, 10.0, 38.0
 MAX_PAIRS = 10
 """Planes of five objectives; more of them are only shown side by side."""
 MIN_JOINT_PROMPTS = 10
 """Fewer prompts with both scores give no region."""
-NUM_VERTICES = 48
+NUM_CORNERS = 48
 """Corners of the drawn ellipse."""
 PARALLEL_WIDTH, PARALLEL_ROW, PARALLEL_LABEL = 400, 40, 16
 MIN_PARALLEL_SPAN = 1.0
 """Shortest axis of changes, in standard deviations of the scores before."""
 MAX_CATEGORIES = 5
+MAX_AXIS_CHARS = 40
+"""Characters that fit along an axis."""
 
 Objective = Mapping[str, Any]
 Matrix = NDArray[np.float64]
@@ -42,14 +44,15 @@ class PairPlot:
 
     x_name: str
     y_name: str
-    x_words: str
-    y_words: str
+    x_label: tuple[str, str]
+    """Short name, and the goal in words where there is room for them."""
+    y_label: tuple[str, str]
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
     before: tuple[float, float]
     after: tuple[float, float]
-    ring: str
-    marker: str
+    before_mark: str
+    after_mark: str
     region: str
     """SVG path of the confidence region; "" if it could not be computed."""
     cells: tuple[str, ...]
@@ -144,7 +147,7 @@ def _pair_plot(
     root = joint_region(changes[known], responses.prompt_numbers()[known], level) if known.any() else None
     corners = np.stack([before, after])
     if root is not None:
-        angles = np.linspace(0, 2 * math.pi, NUM_VERTICES, endpoint=False)
+        angles = np.linspace(0, 2 * math.pi, NUM_CORNERS, endpoint=False)
         ellipse = after + np.stack([np.cos(angles), np.sin(angles)], -1) @ root.T
         corners = np.concatenate([corners, ellipse])
     spans = [finite_or_none(entry.get("std")) or 0.0 for entry in entries]
@@ -154,14 +157,14 @@ def _pair_plot(
     return PairPlot(
         x_name=names[0],
         y_name=names[1],
-        x_words=_axis_words(goals[0]),
-        y_words=_axis_words(goals[1]),
+        x_label=_axis_label(names[0], goals[0]),
+        y_label=_axis_label(names[1], goals[1]),
         x_ticks=x_axis.ticks(4, _sign(goals[0])),
         y_ticks=y_axis.ticks(4, _sign(goals[1])),
         before=points[0],
         after=points[1],
-        ring=marker_path("circle", *points[0], 5.0),
-        marker=marker_path("square", *points[1], 4.5),
+        before_mark=marker_path("circle", *points[0], 5.0),
+        after_mark=marker_path("square", *points[1], 4.5),
         region="M" + "L".join(f"{x} {y}" for x, y in points[2:]) + "Z" if root is not None else "",
         cells=_joint_cells(changes[known]),
     )
@@ -172,10 +175,11 @@ def _sign(goal: Goal) -> float:
     return 1.0 if goal.kind == "higher" else -1.0
 
 
-def _axis_words(goal: Goal) -> str:
-    if goal.kind == "target":
-        return f"distance to {goal.target:g}, smaller is better"
-    return goal.words
+def _axis_label(name: str, goal: Goal) -> tuple[str, str]:
+    words = f"distance to {goal.target:g}" if goal.kind == "target" else goal.words
+    short = one_line(name, MAX_AXIS_CHARS)
+    # Bold characters of the name are about a quarter wider than those of the goal.
+    return short, words if 1.25 * len(short) + len(words) <= MAX_AXIS_CHARS else ""
 
 
 def _joint_cells(changes: Matrix) -> tuple[str, ...]:
@@ -217,7 +221,7 @@ def parallel_plot(evaluation: Mapping[str, Any]) -> ParallelPlot | None:
         axis_y=PARALLEL_ROW * len(objectives) + 6.0,
         ticks=axis.ticks(5),
         rows=tuple(
-            (name, y, axis.at(low), axis.at(high))
+            (one_line(name, MAX_AXIS_CHARS), y, axis.at(low), axis.at(high))
             for (name, (_, low, high)), y in zip(scaled.items(), ys, strict=True)
         ),
         lines=tuple(

@@ -23,25 +23,26 @@ def word_differences(first: str, second: str) -> tuple[Parts, Parts]:
 
     Texts that are too long or too different come back as one part without a mark.
     """
-    words = [_WORD.findall(text) for text in (first, second)]
+    words: list[list[str]] = [_WORD.findall(text) for text in (first, second)]
     plain: tuple[Parts, Parts] = ((("", first),), (("", second),))
     if max(map(len, words)) > MAX_WORDS:
         return plain
     # Blanks at the end of a word do not make it another word.
-    matcher = SequenceMatcher(None, *([word.rstrip() for word in each] for each in words), autojunk=False)
+    bare = [[word.rstrip() for word in each] for each in words]
+    matcher = SequenceMatcher(None, bare[0], bare[1], autojunk=False)
     if matcher.ratio() < MIN_COMMON:
         return plain
     blocks = matcher.get_opcodes()
-    before = ((words[0][a:b], "" if tag == "equal" else "del") for tag, a, b, _, _ in blocks)
-    after = ((words[1][c:d], "" if tag == "equal" else "ins") for tag, _, _, c, d in blocks)
-    return tuple(_parts(before)), tuple(_parts(after))
+    before = [(words[0][a:b], tag != "equal") for tag, a, b, _, _ in blocks]
+    after = [(words[1][c:d], tag != "equal") for tag, _, _, c, d in blocks]
+    return tuple(_parts(before, "del")), tuple(_parts(after, "ins"))
 
 
-def _parts(runs: Iterator[tuple[list[str], Mark]]) -> Iterator[tuple[Mark, str]]:
-    for words, mark in runs:
+def _parts(runs: list[tuple[list[str], bool]], mark: Mark) -> Iterator[tuple[Mark, str]]:
+    for words, differs in runs:
         text = "".join(words)
-        marked = text.rstrip() if mark else text
+        marked = text.rstrip() if differs else text
         if marked:
-            yield mark, marked
+            yield mark if differs else "", marked
         if blanks := text[len(marked) :]:
             yield "", blanks

@@ -102,12 +102,25 @@ class GuardedScorer(ScorerWrapper):
             ScoringError: A larger share of the responses than `max_failure_rate` failed.
         """
         scores: Tensor = self.scorer(samples)
+        self._report_failures()
+        return scores
+
+    def preferences(self, pairs: Sequence[tuple[Sample, Sample]]) -> Float[Tensor, "2 N k"]:
+        """Preferences of a scorer that compares pairs (`PairwiseScorer`).
+
+        Raises:
+            ScoringError: A larger share of the comparisons than `max_failure_rate` failed.
+        """
+        preferred: Tensor = self.scorer.preferences(pairs)
+        self._report_failures()
+        return preferred
+
+    def _report_failures(self) -> None:
         if isinstance(self.scorer, FallibleScorer):
             counts = self.scorer.failures.take()
             if counts.reasons and self.on_failures is not None:
                 self.on_failures(self.name, counts)
             self._check(counts, self.scorer.max_failure_rate)
-        return scores
 
     def _check(self, counts: FailureCounts, max_rate: float) -> None:
         is_enough = counts.num_responses >= MIN_RESPONSES or counts.rate == 1

@@ -150,7 +150,20 @@ class LlmJudgeScorer(CountedScorer):
     def judge_pairs(self, pairs: Sequence[tuple[Sample, Sample]]) -> PairVerdicts:
         """Which response of each pair is better, by objective; both orders are asked.
 
-        The verdict of a class is the sign of the weighted mean of its criteria.
+        Args:
+            pairs: Two responses to the same prompt.
+
+        Raises:
+            DataError: A prompt has criteria that are not valid.
+            ResourceError: The cache cannot be written.
+        """
+        return _pair_verdicts(self.names, self.preferences(pairs))
+
+    def preferences(self, pairs: Sequence[tuple[Sample, Sample]]) -> Float[Tensor, "2 N k"]:
+        """1 if the response shown first is better, -1 if the other, 0 for a tie, NaN without an answer.
+
+        The first axis is the order: as given, and swapped. The preference by a class is the sign of the
+        weighted mean of its criteria.
 
         Args:
             pairs: Two responses to the same prompt.
@@ -178,7 +191,7 @@ class LlmJudgeScorer(CountedScorer):
             order, row = divmod(position, len(asked))
             if reply.answers is not None:
                 preferred[order, asked[row]] = self._preferences(criteria[asked[row]], reply.answers)
-        return _pair_verdicts(self.names, preferred)
+        return preferred
 
     def _preferences(
         self, criteria: Mapping[str, Criterion], answers: Mapping[str, Answer]

@@ -59,7 +59,7 @@ TrainStepCallback = Callable[[int, Metrics, Batch, Sequence[Sample]], None]
 class StepEvaluator(Protocol):
     """Evaluates the policy during a training, and may end it; a resumed run must get the same answers."""
 
-    def is_due(self, step: int, is_last: bool) -> bool:
+    def evaluates_after(self, step: int, is_last: bool) -> bool:
         """Whether the policy is to be evaluated after so many steps."""
         ...
 
@@ -221,7 +221,7 @@ def run_steps(
 def _evaluate_step(state: TrainState[LearnerT], loop: LoopConfig) -> Metrics:
     """Metrics of the evaluation after the current step, which counts its usage; empty if none is due."""
     evaluator = loop.evaluator
-    if evaluator is None or not evaluator.is_due(state.step, is_last=loop.is_over(state)):
+    if evaluator is None or not evaluator.evaluates_after(state.step, is_last=loop.is_over(state)):
         return {}
     with state.timer.phase("evaluate"), ranks.timeout():
         metrics, usage = evaluator.evaluate(state.step)

@@ -66,6 +66,8 @@ class Feed:
     memory: dict[str, str] = field(default_factory=dict)
     sent_tables: list[str] = field(default_factory=list)
     """Evaluations that were sent, by folder."""
+    is_complete: bool = False
+    """The run has ended, and the tracker got everything of it."""
 
     def __post_init__(self) -> None:
         state = read_json(self.state_file) or {}
@@ -116,7 +118,13 @@ class Feed:
     def save(self) -> None:
         """Write down how much was sent."""
         lines = {name: file.num_sent for name, file in self.files.items()}
-        state = {"schema": STATE_SCHEMA, "lines": lines, "tables": self.sent_tables, "memory": self.memory}
+        state = {
+            "schema": STATE_SCHEMA,
+            "lines": lines,
+            "tables": self.sent_tables,
+            "memory": self.memory,
+            "complete": self.is_complete,
+        }
         self.state_file.parent.mkdir(exist_ok=True)
         # Not synced to disk, which would slow the run: after a power cut some lines are sent again.
         draft = self.state_file.with_suffix(".tmp")

@@ -15,7 +15,7 @@ from types import TracebackType
 from filelock import FileLock
 
 from paretune.config.tracker_schema import TrackerSection
-from paretune.core.errors import first_line
+from paretune.core.errors import DataError, first_line
 from paretune.core.launch import requested_rank
 from paretune.reward.function_calls import Attempt
 from paretune.run.io import read_json
@@ -29,6 +29,8 @@ END_SECONDS = 5.0
 """That a run waits at its end for its trackers; they go on by themselves."""
 CALL_SECONDS = 120.0
 """After which a tracker that does not answer is given up."""
+MAX_LINE_BYTES = 2_000
+"""Of the last line of a tracker's output, which tells why it stopped."""
 NICE = 10
 """Trackers get the processor after the training."""
 
@@ -87,7 +89,7 @@ class TrackerProcesses:
                 self.notes.append(f"tracker {each.name}: still sends, and ends by itself; its log is {log}")
                 each.process.returncode = 0  # it outlives this process: nobody waits for it
                 continue
-            if code:
+            if code or not _is_complete(self.run_dir, each.name):  # a library may end it with exit code 0
                 again = f"paretune track {self.run_dir} --to {each.name.partition('-')[0]}"
                 self.notes.append(
                     f"warning: tracker {each.name} stopped: {_last_line(log) or f'exit code {code}'}; "
@@ -95,8 +97,21 @@ class TrackerProcesses:
                 )
 
 
+def _is_complete(run_dir: Path, name: str) -> bool:
+    try:
+        return bool((read_json(run_dir / FOLDER / f"{name}.json") or {}).get("complete"))
+    except (OSError, DataError):
+        return False
+
+
 def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    """The end of a log, which may be of any size; "" if it is gone."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_LINE_BYTES))
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    except OSError:
+        return ""
     return lines[-1] if lines else ""
 
 
@@ -149,6 +164,7 @@ def follow(run_dir: Path, name: str, tracker: Tracker, *, parent: int | None) ->
             if status == "running":
                 time.sleep(POLL_SECONDS)
         tracker.finish(status)
+    feed.is_complete = True
     feed.save()
 
 

@@ -120,7 +120,7 @@ def _writing(final: Path) -> Iterator[None]:
 
 
 def _publish(partial: Path, final: Path, save_total_limit: int) -> None:
-    """Give a complete checkpoint its name, and delete the oldest ones."""
+    """Give a complete checkpoint its name, and delete the oldest ones and those of later steps."""
     checkpoint_dir = final.parent
     if final.exists():  # a folder cannot be renamed over another one
         final.rename(checkpoint_dir / f"{final.name}.old.tmp")
@@ -128,8 +128,11 @@ def _publish(partial: Path, final: Path, save_total_limit: int) -> None:
     # Before LATEST and the deletions: after a power failure they must not survive without the rename.
     fsync_dir(checkpoint_dir)
     write_atomic(checkpoint_dir / "LATEST", f"{final.name}\n")
-    for old in list_checkpoints(checkpoint_dir)[:-save_total_limit]:
-        shutil.rmtree(old)
+    found = list_checkpoints(checkpoint_dir)
+    # Those of later steps were found corrupt by this run: they must not take the place of whole ones.
+    number = found.index(final) + 1
+    for other in (*found[: max(number - save_total_limit, 0)], *found[number:]):
+        shutil.rmtree(other)
     _remove_temporary_files(checkpoint_dir)
 
 
@@ -261,7 +264,7 @@ def _verify_checkpoint(path: Path) -> tuple[str, Checkpoint | None]:
             name: StoredTensors([path / file for file in files if _tree_of(file) == name])
             for name in state["trees"]
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"cannot be read ({type(error).__name__})", None
     return "", Checkpoint(state["step"], state["trees"], tensors, state["metadata"], manifest["log_offsets"])
 

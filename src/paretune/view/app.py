@@ -1,4 +1,4 @@
-"""The pages: list of runs, a run with live curves, samples, two policies side by side, and rating."""
+"""The pages: list of runs, a run with live curves, samples, two policies side by side, rating, and chat."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +13,14 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from paretune.core.errors import ResourceError
+from paretune.core.errors import ParetuneError, ResourceError
+from paretune.report.formatting import escape_invisible
 from paretune.report.run_page import jinja_environment
+from paretune.view.answers import Answers
+from paretune.view.chat_page import chat_context, read_question
 from paretune.view.curves import Feeds, charts_by_stage
 from paretune.view.folders import Folder, find_folders
 from paretune.view.rating_page import handle_answer, rating_context
@@ -28,7 +31,7 @@ from paretune.view.sample_page import compare_context, samples_context
 from paretune.view.security import MAX_BODY_BYTES, REPORT_POLICY, Guard, form_token, is_form_token
 
 MAX_EVENTS = 30
-NAVIGATION = (("/", "Runs"), ("/compare", "Side by side"), ("/rate", "Rate"))
+NAVIGATION = (("/", "Runs"), ("/compare", "Side by side"), ("/rate", "Rate"), ("/chat", "Chat"))
 """Pages that do not belong to one run."""
 
 
@@ -38,6 +41,7 @@ class Viewer:
 
     roots: tuple[Path, ...]
     ratings: RatingsFile
+    answers: Answers
     token: str
     seed: int = 0
     scale: Scale = field(default_factory=Scale)
@@ -48,7 +52,7 @@ class Viewer:
 
     def folders(self) -> dict[str, Folder]:
         """Key -> run, as found now."""
-        return find_folders(self.roots)
+        return {key: folder for key, folder in find_folders(self.roots).items() if folder.kind != "model"}
 
     def folder(self, query: Mapping[str, str]) -> Folder:
         """The run that a request names.
@@ -95,11 +99,14 @@ def make_app(viewer: Viewer) -> Guard:
         return lambda request: make(viewer, dict(request.query_params))
 
     async def take_rating(request: Request) -> Response:
-        body = await _read_body(request)
-        fields = dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
-        if not is_form_token(fields, viewer.token):
-            raise HTTPException(403, "Ratings are only taken from these pages.")
-        return await run_in_threadpool(_take_rating, viewer, fields)
+        return await run_in_threadpool(_take_rating, viewer, await _read_form(viewer, request))
+
+    async def answer(request: Request) -> Response:
+        fields = await _read_form(viewer, request)
+        question, problem = await run_in_threadpool(lambda: read_question(find_folders(viewer.roots), fields))
+        if question is None:
+            return JSONResponse({"event": "error", "text": escape_invisible(problem)}, 400)
+        return StreamingResponse(viewer.answers.lines(question), media_type="application/x-ndjson")
 
     routes = [
         Route("/", page(_runs_page), methods=["GET"]),
@@ -111,6 +118,9 @@ def make_app(viewer: Viewer) -> Guard:
         Route("/compare", page(_compare_page), methods=["GET"]),
         Route("/rate", page(_rate_page), methods=["GET"]),
         Route("/rate", take_rating, methods=["POST"]),
+        Route("/chat", page(_chat_page), methods=["GET"]),
+        Route("/chat/answers", answer, methods=["POST"]),
+        Route("/chat.js", lambda request: _static(viewer, "chat.js"), methods=["GET"]),
         Route("/view.js", lambda request: _static(viewer, "view.js"), methods=["GET"]),
         Route("/view.css", lambda request: _static(viewer, "view.css"), methods=["GET"]),
     ]
@@ -121,17 +131,26 @@ def make_app(viewer: Viewer) -> Guard:
         answer.status_code = error.status_code
         return answer
 
-    app = Starlette(routes=routes, exception_handlers={HTTPException: refused})
+    def failed(request: Request, error: Exception) -> Response:
+        answer = viewer.render("message.html.j2", {"title": "Not shown", "text": str(error)})
+        answer.status_code = 500
+        return answer
+
+    app = Starlette(routes=routes, exception_handlers={HTTPException: refused, ParetuneError: failed})
     return Guard(app, viewer.token)
 
 
-async def _read_body(request: Request) -> bytes:
+async def _read_form(viewer: Viewer, request: Request) -> dict[str, str]:
+    """The fields of a form of these pages."""
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, "That is more than a rating.")
-    return body
+            raise HTTPException(413, f"That is more than {MAX_BODY_BYTES:,} bytes.")
+    fields = dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+    if not is_form_token(fields, viewer.token):
+        raise HTTPException(403, "Only forms of these pages are taken.")
+    return fields
 
 
 def _runs_page(viewer: Viewer, query: Mapping[str, str]) -> Response:
@@ -240,6 +259,11 @@ def _rate_page(viewer: Viewer, query: Mapping[str, str], problem: str = "") -> R
     )
     shared = {"form_token": form_token(viewer.token), "problem": problem}
     return viewer.render("rate.html.j2", {**context, **shared})
+
+
+def _chat_page(viewer: Viewer, query: Mapping[str, str]) -> Response:
+    context = chat_context(find_folders(viewer.roots), query)
+    return viewer.render("chat.html.j2", context | {"form_token": form_token(viewer.token)})
 
 
 def _take_rating(viewer: Viewer, fields: Mapping[str, str]) -> Response:

@@ -18,7 +18,8 @@ MAX_DEPTH = 5
 MAX_FOLDERS = 20_000
 """Folders that are looked into: a root such as / must not keep the page waiting."""
 SKIPPED_FOLDERS = frozenset({"checkpoints", "final", "config", "node_modules", "__pycache__"})
-RUN_FILE, EVALUATION_FILE = "run.json", "eval.json"
+RUN_FILE, EVALUATION_FILE, MODEL_FILE = "run.json", "eval.json", "config.json"
+WEIGHTS_SUFFIX = ".safetensors"
 RESULTS_FILES = {"benchmark.json": "comparison", "sweep.json": "sweep", "merge.json": "merges"}
 """Results of several runs -> what they are; the page beside them is their report."""
 FILES = frozenset(
@@ -38,7 +39,7 @@ FILES = frozenset(
 """Files that may be read, besides those of an evaluation below `eval/`."""
 EVALUATION_FILES = frozenset({EVALUATION_FILE, "generations.parquet"})
 
-Kind = Literal["run", "evaluation", "results"]
+Kind = Literal["run", "evaluation", "results", "model"]
 
 
 class FileRefused(OSError):
@@ -47,7 +48,7 @@ class FileRefused(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A run, an evaluation of two models, or the results of several runs."""
+    """A run, an evaluation of two models, the results of several runs, or a model to talk to."""
 
     key: str
     """Its name on the pages: the path from the folder that was named at start."""
@@ -79,6 +80,11 @@ class Folder:
             raise FileRefused(f"{name}: no regular file")
         return os.fdopen(handle, "rb")
 
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a model to talk to: it is one, or a run with a trained policy."""
+        return self.kind == "model" or (self.kind == "run" and (self.path / "final" / MODEL_FILE).is_file())
+
     def evaluation_paths(self) -> dict[str, str]:
         """Folder inside this one -> name of the evaluation in it, the last one first."""
         if self.kind == "evaluation":
@@ -93,7 +99,7 @@ class Folder:
 
 
 def find_folders(roots: Sequence[Path]) -> dict[str, Folder]:
-    """Key -> every run, evaluation and result at or below the roots."""
+    """Key -> every run, evaluation, result and model at or below the roots; the models of runs are theirs."""
     folders: dict[str, Folder] = {}
     for root in roots:
         resolved = root.resolve()
@@ -140,6 +146,9 @@ def _search(root: Path) -> Iterator[tuple[Path, Kind, str]]:
         names = {entry.name for entry in entries}
         if RUN_FILE in names or EVALUATION_FILE in names:
             yield path, "run" if RUN_FILE in names else "evaluation", ""
+            continue
+        if MODEL_FILE in names and any(name.endswith(WEIGHTS_SUFFIX) for name in names):
+            yield path, "model", ""
             continue
         for name in names & RESULTS_FILES.keys():
             yield path, "results", RESULTS_FILES[name]

@@ -181,7 +181,7 @@ class RatingsFile:
         if not self.path.parent.is_dir():
             raise ConfigError(f"{self.path}: there is no folder {self.path.parent}; fix: make it")
         for number, line in enumerate(self._lines(), 1):
-            if not isinstance(_parse(line), dict):
+            if line.strip() and _parse_row(line) is None:
                 raise ConfigError(
                     f"{self.path}:{number}: is no rating; fix: remove the line, or name another file"
                 )
@@ -193,11 +193,11 @@ class RatingsFile:
             return []
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot be read: {error.strerror}") from error
-        return [line for line in data.split(b"\n") if line.strip()]
+        return data.split(b"\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """All answers so far."""
-        return [row for row in map(_parse, self._lines()) if isinstance(row, dict)]
+        return [row for row in map(_parse_row, self._lines()) if row is not None]
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write an answer and flush it to disk.
@@ -216,10 +216,13 @@ class RatingsFile:
                     os.lseek(handle, max(0, start - 1), os.SEEK_SET)
                     if start and os.read(handle, 1) != b"\n":
                         data = b"\n" + data  # the last line was written by hand, without its end
-                    if os.write(handle, data) != len(data):
+                    try:
+                        if os.write(handle, data) != len(data):
+                            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                        os.fsync(handle)
+                    except OSError:
                         os.ftruncate(handle, start)
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    os.fsync(handle)
+                        raise
                 finally:
                     os.close(handle)
                 if is_new:
@@ -244,11 +247,23 @@ class RatingsFile:
             return True
 
 
-def _parse(line: bytes) -> Any:
+_TEXT_KEYS = ("id", "type", "objective", "chosen_origin", "rejected_origin")
+
+
+def _parse_row(line: bytes) -> dict[str, Any] | None:
+    """The row of a line; None for one that holds other things than an answer, as people may edit them."""
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except (ValueError, RecursionError):
         return None
+    is_row = (
+        isinstance(row, dict)
+        and all(isinstance(row.get(key, ""), str) for key in _TEXT_KEYS)
+        and isinstance(row.get("scores", {}), dict)
+        and isinstance(origins := row.get("origins", []), list)
+        and all(isinstance(origin, str) for origin in origins)
+    )
+    return row if is_row else None
 
 
 def comparison_counts(

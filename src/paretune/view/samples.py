@@ -148,7 +148,7 @@ def _messages(row: Mapping[str, Any], prompt: str) -> tuple[tuple[str, str], ...
     if "messages" in row:
         try:
             return tuple((turn["role"], turn["content"]) for turn in json.loads(row["messages"] or "[]"))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return ()
     starts = tuple(f"{role}: " for role in ("system", "user", "assistant", "tool", "developer"))
     is_conversation = prompt.startswith(starts) and any(f"\n{start}" in prompt for start in starts)

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 COOKIE = "paretune_view"
 TOKEN_PARAMETER = "t"
 HOST_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
-MAX_BODY_BYTES = 65_536
+MAX_BODY_BYTES = 262_144
 
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -76,13 +76,14 @@ class Guard:
         given = request.query_params.get(TOKEN_PARAMETER)
         if given is not None and request.method == "GET" and self._is_token(given):
             # The address without the token: it must not stay in the history or be passed on with a link.
-            answer = RedirectResponse(request.url.path, 303)
+            # One slash: //host would lead to another site.
+            answer = RedirectResponse(f"/{request.url.path.lstrip('/')}", 303)
             answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict", path="/")
             return answer
         if not self._is_token(request.cookies.get(COOKIE, "")):
             return _refuse("Open the address that “paretune view” printed: it has the key to these pages.")
         if request.method == "POST" and not _is_own_form(request, host):
-            return _refuse("Ratings are only taken from these pages.")
+            return _refuse("Only forms of these pages are taken.")
         return None
 
     def _is_token(self, text: str) -> bool:

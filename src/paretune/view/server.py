@@ -10,6 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from paretune.core.errors import ConfigError
+from paretune.view.answers import Answers
 from paretune.view.app import Viewer, make_app
 from paretune.view.folders import EVALUATION_FILE, RUN_FILE
 from paretune.view.ratings import RatingsFile, parse_scales
@@ -18,7 +19,12 @@ ADDRESS = "127.0.0.1"
 
 
 def make_viewer(
-    roots: Sequence[Path], ratings: Path | None, scales: Sequence[str], seed: int, token: str = ""
+    roots: Sequence[Path],
+    ratings: Path | None,
+    scales: Sequence[str],
+    seed: int,
+    answers: Answers,
+    token: str = "",
 ) -> Viewer:
     """The viewer of some folders.
 
@@ -27,6 +33,7 @@ def make_viewer(
         ratings: File of the ratings; None = beside the runs.
         scales: Scales of the ratings, such as "1-5" and "safety=0-1".
         seed: Seed of the order in which responses are shown.
+        answers: What answers on the chat page.
         token: The key to the pages; "" = a random one.
 
     Raises:
@@ -38,6 +45,7 @@ def make_viewer(
     return Viewer(
         roots=tuple(roots),
         ratings=file,
+        answers=answers,
         token=token or secrets.token_urlsafe(24),
         seed=seed,
         scale=scale,
@@ -89,3 +97,4 @@ def serve(viewer: Viewer, connection: socket.socket) -> None:
     )
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[connection])
+    viewer.answers.close()

@@ -96,7 +96,7 @@ function start() {
   scales.forEach((scale, i) => scale.addEventListener("focusin", () => mark(scales, i)));
   document.addEventListener("keydown", (event) => onKey(event, scales));
   // A second click must not send a second answer.
-  for (const form of document.querySelectorAll("form[method=post]"))
+  for (const form of document.querySelectorAll("form[method=post][action]"))
     form.addEventListener("submit", (event) => {
       if (form.dataset.sent) event.preventDefault();
       form.dataset.sent = "yes";
