@@ -34,7 +34,8 @@ def plan(
         Path | None, typer.Option("--config", help="config.json of the policy, if its folder is not here.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="HTML page to write; default: runs/NAME-plan.html.")
+        Path | None,
+        typer.Option("--output", help="HTML page to write; default: runs/NAME-GPUSxDEVICE-plan.html."),
     ] = None,
 ) -> None:
     """Forecast memory, time and scaling on other GPUs."""
@@ -153,7 +154,8 @@ def _plan(
     # Data files need not be here: a plan reads none of them.
     config = load_config(find_recipe(recipe), overrides, check_files=False)
     values = make_plan(config, num_gpus=gpus, device_name=device, config_file=config_file)
-    page = write_plan_page(output or Path("runs") / f"{config.name}-plan.html", values)
+    output = output or Path("runs") / f"{config.name}-{gpus}x{device}-plan.html"
+    page = write_plan_page(output, values)
     return f"{plan_text(values)}\npage: {page}"
 
 

@@ -67,7 +67,8 @@ def test_killed_benchmark_resumes_and_ranks(finished):
     found = read_json(folder / "benchmark.json")
     assert found["unranked"] == []
     assert {entry["costs"]["reward_calls"] for entry in found["methods"].values()} == {24}
-    assert sorted(entry["hypervolume"]["rank"] for entry in found["methods"].values()) in ([1, 2], [1, 1])
+    ranks = [entry["hypervolume"]["rank"] for entry in found["methods"].values()]
+    assert ranks in ([1, 2], [2, 1], [None, None]), "ranks are given only where a difference is shown"
     costs = read_jsonl(folder / "costs.jsonl")
     assert [row["kind"] for row in costs] == ["shared"] * 2 + ["run"] * 4
     assert all(row["peak_memory"] > 1e8 and row["judge_calls"] == 24 for row in costs if row["kind"] == "run")

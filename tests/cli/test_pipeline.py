@@ -59,7 +59,11 @@ def test_timing_and_throughput_are_recorded(finished):
     lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     for line in (line for line in lines if line["stage"] == "align"):
         assert min(line[f"flops/{phase}"] for phase in ("rollout", "score", "model_passes", "update")) > 0
-        assert line["tokens_per_second/rollout"] * line["rollout"] == pytest.approx(line["rollout_tokens"])
+        sampled = line["tokens_per_second/rollout"] * line["rollout"]
+        if "evaluate" in line:  # its tokens count in the budget, not in the speed of the rollout
+            assert 0 < sampled < line["rollout_tokens"]
+        else:
+            assert sampled == pytest.approx(line["rollout_tokens"])
         assert line["tokens_per_second/update"] * line["update"] == pytest.approx(line["trained_tokens"])
     matmul = json.loads((folder / "env.json").read_text())["matmul"]
     assert matmul["flops_per_second"] > 0

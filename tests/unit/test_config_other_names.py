@@ -56,7 +56,10 @@ def test_a_name_of_another_library_gets_the_name_here(override: str, fix: str) -
     [
         ("rollout.engien=vllm", 'rollout.engien: unknown key; did you mean "rollout.engine"?'),
         ("rollout={engine: local, timeout: 3}", "rollout.timeout: unknown key; fix: this section has engine"),
-        ("rollout.mode=server", "rollout.engine: is missing; fix: write engine into rollout"),
+        (
+            "rollout.mode=server",
+            "rollout.engine: is missing; fix: write engine into rollout, one of local, vllm",
+        ),
         ("scorers.x={tpye: rule}", 'scorers.x.tpye: unknown key; did you mean "scorers.x.type"?'),
     ],
 )

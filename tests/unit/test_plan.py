@@ -241,5 +241,5 @@ def test_the_command(tmp_path, monkeypatch) -> None:
     result = CliRunner().invoke(app, ["plan", "demo", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "demo on 1 x cpu" in result.output
-    assert result.output.endswith("page: runs/demo-plan.html\n")
-    assert (tmp_path / "runs" / "demo-plan.html").is_file()
+    assert result.output.endswith("page: runs/demo-1xcpu-plan.html\n")
+    assert (tmp_path / "runs" / "demo-1xcpu-plan.html").is_file()

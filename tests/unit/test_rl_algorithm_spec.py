@@ -11,7 +11,7 @@ def test_describe_has_one_line_per_part_in_order():
         "algorithm        dapo",
         "rollout          OnPolicy(num_generations=4, max_new_tokens=256, temperature=1.0, prompt_format='')",
         "reward_steps     Gate(objective='helpful', condition_objective='safety', threshold=0.5, "
-        "fallback=0.0)",
+        "fallback=0.0, comparison='>=')",
         "                 WeightedSum(weights={'helpful': 1.0, 'safety': 0.5})",
         "                 DropZeroVarianceGroups(min_relative_std=0.05)",
         "                 OverlongPenalty(max_new_tokens=256, buffer_length=51, penalty_factor=1.0)",

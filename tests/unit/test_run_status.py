@@ -133,3 +133,14 @@ def test_no_rank_failed_where_a_signal_stopped_the_run_or_it_is_done(tmp_path, d
 def test_other_folder_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not a run folder"):
         describe_status(tmp_path)
+
+
+def test_status_names_the_saved_steps_of_the_stage_and_a_signal_once(tmp_path, dead_pid):
+    run_state(tmp_path, status="stopped", pid=dead_pid, exit_code=75, stage="sft", step=0)
+    for name in ("step-000400", "step-000438", "step-000440.tmp"):
+        (tmp_path / "checkpoints" / "sft" / name).mkdir(parents=True)
+    save(tmp_path, *(beat(n, error="RunInterrupted: stopped by a signal", pid=dead_pid) for n in (0, 1)))
+    lines, _ = describe_status(tmp_path)
+    assert lines[1] == "stage      sft, 438 steps saved"
+    assert lines[2].endswith(": stopped by a signal")
+    assert lines[3].endswith(": the same")

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from paretune.config.other_names import other_name_fix
 from paretune.config.schema import RUN_NAME_PATTERN, Config
-from paretune.config.schema_keys import all_keys, section_keys, value_at
+from paretune.config.schema_keys import all_keys, key_choices, section_keys, value_at
 from paretune.config.yaml import ConfigTree, KeyPath, dotted_key, short_repr
 from paretune.core.errors import format_issue
 
@@ -142,7 +142,7 @@ def _issue(
     if error_type == "extra_forbidden":
         return _unknown_key_issue(path, error, values, schema)
     if error_type in {"union_tag_invalid", "union_tag_not_found"}:
-        return _tag_issue(path, error, values)
+        return _tag_issue(path, error, values, schema)
     if error_type == "missing" and isinstance(last := errors[-1]["loc"][-1], int):
         problem = f"{value} has too few values"
         return ConfigIssue(path, problem, fix=f"write {last + 1} of them, in brackets")
@@ -208,7 +208,7 @@ def _choices(error: ErrorDetails) -> list[str]:
     return expected.replace("'", "").replace(" or ", ", ").split(", ")
 
 
-def _tag_issue(path: KeyPath, error: ErrorDetails, values: Any) -> ConfigIssue:
+def _tag_issue(path: KeyPath, error: ErrorDetails, values: Any, schema: type[BaseModel]) -> ConfigIssue:
     """A section whose kind is said by one of its keys, which is missing or names none."""
     context, recipe = error.get("ctx", {}), values
     key, value = str(context["discriminator"]).strip("'"), error.get("input")
@@ -224,7 +224,10 @@ def _tag_issue(path: KeyPath, error: ErrorDetails, values: Any) -> ConfigIssue:
             return ConfigIssue(path, "unknown keys", fix=fix)
         if isinstance(value, dict) and (misspelled := closest_match(key, map(str, value), 0.7)):
             return ConfigIssue((*path, misspelled), "unknown key", suggestion=dotted_key((*path, key)))
-        return ConfigIssue((*path, key), "is missing", fix=f"write {key} into {dotted_key(path)}")
+        words = key_choices((*path, key), schema, recipe)
+        choice = f", one of {list_names(words, RECIPE_PAGE)}" if words else ""
+        fix = f"write {key} into {dotted_key(path)}{choice}"
+        return ConfigIssue((*path, key), "is missing", fix=fix)
     choices = str(context["expected_tags"]).replace("'", "").split(", ")
     tag = value.get(key) if isinstance(value, dict) else context["tag"]
     suggestion = closest_match(str(context["tag"]), choices)

@@ -1,8 +1,8 @@
 """Schema of the section `rollout`: the engine that samples the responses to train on."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from paretune.config.data_schema import Dtype, NonEmptyStr, PathStr, Section
 from paretune.core.types import PositiveFloat, PositiveInt
@@ -63,5 +63,20 @@ class ServerVllmSection(VllmRolloutSection):
 
 
 VllmSection = Annotated[InProcessVllmSection | ServerVllmSection, Field(discriminator="mode")]
-RolloutSection = Annotated[LocalRolloutSection | VllmSection, Field(discriminator="engine")]
+
+
+def _default_engine(value: Any) -> Any:
+    """A section that only has keys of every engine is of the local one."""
+    if (
+        not isinstance(value, dict)
+        or "engine" in value
+        or not value.keys() <= EngineSection.model_fields.keys()
+    ):
+        return value
+    return {"engine": "local", **value}
+
+
+RolloutSection = Annotated[
+    LocalRolloutSection | VllmSection, Field(discriminator="engine"), BeforeValidator(_default_engine)
+]
 """Any engine."""

@@ -26,6 +26,20 @@ def section_keys(path: KeyPath, schema: type[BaseModel] = Config, values: Any = 
     return list(dict.fromkeys(keys))
 
 
+def key_choices(path: KeyPath, schema: type[BaseModel] = Config, values: Any = None) -> list[str]:
+    """The words that a key may have as its value, in all kinds of its section; empty if it takes others."""
+    *section, key = path
+    models: list[Any] = [schema]
+    for part in section:
+        models = [inner for model in models for inner in _child_annotations(model, part)]
+        values = value_at(values, part)
+    if isinstance(values, dict):  # kinds that another key rules out, such as `mode` of another engine
+        models = [model for model in models if _is_of_kind(model, {**values, str(key): None})] or models
+    annotations = [inner for model in models for inner in _child_annotations(model, key)]
+    words = [word for each in annotations if get_origin(each) is Literal for word in get_args(each)]
+    return list(dict.fromkeys(word for word in words if isinstance(word, str)))
+
+
 def value_at(values: Any, part: str | int) -> Any:
     """The value under a key or an index; None if there is none."""
     if isinstance(values, dict):
@@ -43,7 +57,7 @@ def _is_of_kind(model: Any, values: Any) -> bool:
         for name, field in model.model_fields.items()
         if get_origin(field.annotation) is Literal
     }
-    return all(values.get(key, kind[0]) == kind[0] for key, kind in kinds.items() if len(kind) == 1)
+    return all(values.get(key, kind[0]) in (kind[0], None) for key, kind in kinds.items() if len(kind) == 1)
 
 
 def _child_annotations(annotation: Any, part: str | int) -> list[Any]:

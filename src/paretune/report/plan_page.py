@@ -122,8 +122,13 @@ def _memory_rows(plan: Plan) -> list[str]:
 
 def _chosen_sentence(plan: Plan) -> str:
     if plan["chosen"] is None:
+        parts = {name: size for name, size in plan["ways"][-1]["components"].items() if size}
+        largest = max(parts, key=parts.__getitem__, default="")
+        more = any(point["way"] is not None for curve in plan["scaling"] for point in curve["points"])
         return (
-            "No way to hold the weights fits; fix: larger or more GPUs, policy.lora, "
+            "No way to hold the weights fits: with the most divided one, each GPU holds "
+            f"{_gigabytes(parts.get(largest))} GB of {largest}; "
+            f"fix: {'more or ' * more}larger GPUs, policy.lora, "
             "training.gradient_checkpointing: recompute, or a lower training.max_tokens_per_pass"
         )
     return f"training.fsdp: {plan['chosen']}, the first that fits ({WAY_EXPLANATIONS[plan['chosen']]})."

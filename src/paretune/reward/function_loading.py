@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from paretune.core.errors import ConfigError, first_line
@@ -88,6 +88,15 @@ def source_hash(value: Any, source: Path | None = None) -> str:
     return digest.hexdigest()
 
 
+class _FreshLoader(SourceFileLoader):
+    """Compiles the file as it is: cached bytecode counts as current if the file changed within a second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the file, without a look into `__pycache__`."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         files = {file.name: str(file) for file in path.parent.glob("*.py")}
@@ -102,7 +111,7 @@ def _import_file(path: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     _check_modules_beside(path)
-    spec = spec_from_file_location(name, path)
+    spec = spec_from_file_location(name, path, loader=_FreshLoader(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)

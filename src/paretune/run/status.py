@@ -29,18 +29,30 @@ def describe_status(run_dir: Path) -> tuple[list[str], int]:
     if status == "running" and not is_running(str(state.get("host")), _pid(state)):
         status, code = "killed", EXIT_SIGKILL
     lines = [f"status     {status}" + (f", exit code {code}" if code is not None else "")]
-    lines.append(f"stage      {state.get('stage', 'data')}, {state.get('step', 0)} steps saved")
+    stage = str(state.get("stage", "data"))
+    lines.append(f"stage      {stage}, {_saved_steps(run_dir, stage, state)} steps saved")
     lines += list(_rank_lines(beats, status))
     if code == 75 or status in ("killed", "stopped"):
         lines.append(f"next       {state.get('command', 'the same command')}  # resumes")
     return lines, code if isinstance(code, int) else 0
 
 
+def _saved_steps(run_dir: Path, stage: str, state: dict[str, Any]) -> int:
+    """Steps in the newest checkpoint of a stage that keeps its own, or those of the alignment."""
+    folders = (run_dir / "checkpoints" / stage).glob("step-*")
+    numbers = [int(number) for folder in folders if (number := folder.name.removeprefix("step-")).isdecimal()]
+    step = state.get("step", 0)
+    return max(numbers, default=step if isinstance(step, int) else 0)
+
+
 def _rank_lines(beats: list[Heartbeat], status: str) -> Iterator[str]:
     fault = None if status in ("running", "done") else first_fault(beats)
+    told: set[str] = set()
     for beat in beats:
         gone = "" if status == "running" or beat.is_alive() else "process gone"
-        ended = "" if status == "done" else beat.error or gone
+        error = beat.error.removeprefix("RunInterrupted: ")
+        ended = "" if status == "done" else "the same" if error in told else error or gone
+        told |= {error} - {""}
         seconds = f", for {time.time() - beat.time:.0f} s" if status == "running" else ""
         mark = "  # failed first" if fault is not None and beat.rank == fault.rank else ""
         yield f"rank {beat.rank:<6}{beat.position}{seconds}{': ' + ended if ended else ''}{mark}"

@@ -206,7 +206,9 @@ class StopRequest:
 
 
 def _tell_stopping(signum: int) -> None:
-    """Say at once that the request came: a step may take minutes."""
+    """Say at once that the request came: a step may take minutes. Of several ranks, the first one says it."""
+    if not ranks.is_first():
+        return
     with suppress(OSError):  # no standard error
         # Not through sys.stderr or the console: the signal may have come while they were writing.
         text = STOPPING + _INTERRUPT_AGAIN * (signum == signal.SIGINT)

@@ -40,7 +40,7 @@ def add_commands(app: typer.Typer, load_chat: LoadChat) -> None:
         seed: Annotated[int, typer.Option(help="Seed of the order in which responses are shown.")] = 0,
         device: Annotated[Device, typer.Option(help="Device of the models of the chat page.")] = "auto",
     ) -> None:
-        """Watch runs, browse and rate samples, and chat in a browser.
+        """Watch, browse and rate runs, and chat, in a browser.
 
         Prints the address, and serves it to this machine alone until Ctrl-C. It only reads; your ratings go
         into a file of their own.
