@@ -363,6 +363,13 @@ def test_a_missing_package_is_told_with_its_pip_command(monkeypatch):
         require_tracker(MlflowSection(type="mlflow"))
 
 
+def test_missing_packages_are_told_all_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "find_spec", lambda _: None)
+    (tmp_path / "r.yaml").write_text(RECIPE + "trackers: [wandb, trackio]\n")
+    with pytest.raises(MissingDependencyError, match=r"(?s)trackers\[0\]: wandb.*\n.*trackers\[1\]: trackio"):
+        check_trackers(resolve(load_config(tmp_path / "r.yaml")))
+
+
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [

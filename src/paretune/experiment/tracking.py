@@ -24,18 +24,25 @@ from paretune.trackers.process import follow
 
 
 def check_trackers(run: ResolvedRun) -> None:
-    """Raise an error if a tracker of the recipe cannot be made; nothing of it is started.
+    """Raise an error, with a line for each, if trackers of the recipe cannot be made; none is started.
 
     Raises:
         ConfigError: A class of one's own cannot be loaded.
         MissingDependencyError: A package is missing.
     """
+    errors: list[ConfigError | MissingDependencyError] = []
+    lines = []
     for index, section in enumerate(run.config.trackers):
         try:
             require_tracker(section)
         except (ConfigError, MissingDependencyError) as error:
             problem, _, fix = str(error).partition("; fix: ")
-            raise type(error)(run.issue(("trackers", index), problem, fix)) from error
+            lines.append(run.issue(("trackers", index), problem, fix))
+            errors.append(error)
+    if errors:
+        is_invalid = any(isinstance(error, ConfigError) for error in errors)
+        kind = ConfigError if is_invalid else MissingDependencyError
+        raise kind("\n".join(lines)) from errors[0]
 
 
 def track_run(run_dir: Path, types: Sequence[str]) -> Iterator[str]:
