@@ -124,8 +124,6 @@ def is_first_to_tell(message: str) -> bool:
     such as a missing file on its host, by that rank. They count the same message in the store of torchrun;
     where there is none (srun), every rank prints.
     """
-    if requested_rank() == 0 and requested_world_size() == 1:
-        return True
     if requested_rank() > 0:
         time.sleep(TELL_SECONDS)
     try:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -59,6 +58,7 @@ from paretune.experiment.scorers import reads_columns, typed_scorer_issues
 from paretune.experiment.settings import column_names, label_mappings
 from paretune.experiment.validation_prompts import hold_out_validation_prompts
 from paretune.models.load import load_model_config
+from paretune.run.io import hash_file
 from paretune.worlds import get_world
 
 __all__ = ["Dataset", "RewardData", "load_data", "policy_context_length", "policy_tokenizer"]
@@ -319,7 +319,7 @@ class DataReader:
         self.notes += length_filter.control_token_notes(name)
         path = root / source.file
         if path.is_file() and source.file not in self.file_hashes:
-            self.file_hashes[source.file] = sha256(path.read_bytes()).hexdigest()
+            self.file_hashes[source.file] = hash_file(path)
         return records
 
     def read_prompts(self, name: str, source: PromptSource, max_length: int) -> list[Prompt]:

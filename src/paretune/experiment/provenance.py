@@ -20,6 +20,7 @@ from paretune.experiment.dataset import Dataset, LabelledRow, RewardData
 from paretune.experiment.resolved import ResolvedRun
 from paretune.experiment.scorers import scorer_files
 from paretune.run.folder import environment_info, to_json
+from paretune.run.io import hash_file
 
 MODEL_FILE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Files of a model folder that determine its outputs: weights, configuration, tokenizer, chat template."""
@@ -139,8 +140,7 @@ def hash_model_dir(model_dir: Path) -> str:
     digest = hashlib.sha256()
     files = [path for path in model_dir.iterdir() if path.suffix in MODEL_FILE_SUFFIXES and path.is_file()]
     for path in sorted(files):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{path.name} {hash_file(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -150,12 +150,6 @@ def _model_dirs(config: Config) -> list[str]:
     models = (ClassifierScorerSection, RewardModelScorerSection)
     names += [section.path for _, _, section in scorer_sections(config) if isinstance(section, models)]
     return [name for name in dict.fromkeys(names) if name not in {WORLD, "policy"} and Path(name).is_dir()]
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of the content of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _record_hashes(dataset: Dataset) -> dict[str, str]:

@@ -56,7 +56,7 @@ class TrainingContext:
     """Called with the step and its scored responses, before the reward steps select among them."""
     max_staleness: int = 0
     """Training steps by which the weights that sample may be older than those that are trained, 0 or 1; see
-    `rl/async_rollout.py`."""
+    `rl/rollout.py`."""
 
     def no_grad_rows(self, batch: Batch) -> int:
         """Rows of a batch per forward pass without gradients, which needs far less memory."""

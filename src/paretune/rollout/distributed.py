@@ -1,8 +1,9 @@
 """A sampler whose ranks each respond to a part of the prompts; afterwards all ranks have the whole batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from paretune.data.records import Prompt, Sample
 from paretune.rollout.pending import PendingRollout, start_sampler
 from paretune.rollout.sampler import OnPolicy, Rollout, Sampler
 from paretune.rollout.synced import close_sampler, sleep_sampler, sync_sampler
+
+T = TypeVar("T")
 
 TOKEN_FIELDS = ("input_ids", "attention_mask", "response_mask", "rollout_logprobs")
 """Fields of a sampler's batch with one entry per token, which are padded to a common width."""
@@ -49,16 +52,7 @@ class DistributedSampler:
         if not ranks.is_distributed():
             return self.sampler(prompts, rollout, seed=seed, step=step, prompt_index=prompt_index)
         own = _own_prompts(prompts)
-        part: Rollout | None = None
-        with ranks.fail_together("rollout"):
-            if own:
-                part = self.sampler(
-                    [prompts[i] for i in own],
-                    rollout,
-                    seed=seed,
-                    step=step,
-                    prompt_index=_numbers(own, prompt_index),
-                )
+        part = _sample_own(self.sampler, own, prompts, rollout, seed, step, prompt_index)
         return _gather_rollout(part, own, prompts)
 
     def start(
@@ -79,18 +73,8 @@ class DistributedSampler:
             return start_sampler(
                 self.sampler, prompts, rollout, seed=seed, step=step, prompt_index=prompt_index
             )
-        own = _own_prompts(prompts)
-        part: PendingRollout | None = None
-        with ranks.fail_together("rollout"):
-            if own:
-                part = start_sampler(
-                    self.sampler,
-                    [prompts[i] for i in own],
-                    rollout,
-                    seed=seed,
-                    step=step,
-                    prompt_index=_numbers(own, prompt_index),
-                )
+        own, start = _own_prompts(prompts), partial(start_sampler, self.sampler)
+        part = _sample_own(start, own, prompts, rollout, seed, step, prompt_index)
         return _DistributedRollout(part, own, prompts)
 
     def sync(self, step: int) -> Metrics:
@@ -138,8 +122,25 @@ def _own_prompts(prompts: Sequence[Prompt]) -> list[int]:
     return list(range(ranks.rank(), len(prompts), ranks.world_size()))
 
 
-def _numbers(own: Sequence[int], prompt_index: Sequence[int] | None) -> Sequence[int]:
-    return own if prompt_index is None else [prompt_index[i] for i in own]
+def _sample_own(
+    sample: Callable[..., T],
+    own: Sequence[int],
+    prompts: Sequence[Prompt],
+    rollout: OnPolicy,
+    seed: int,
+    step: int,
+    prompt_index: Sequence[int] | None,
+) -> T | None:
+    """What `sample` makes of the prompts of this rank, as one rank would; None without any.
+
+    Raises:
+        RankError: It failed on another rank.
+    """
+    index = own if prompt_index is None else [prompt_index[i] for i in own]
+    with ranks.fail_together("rollout"):
+        if not own:
+            return None
+        return sample([prompts[i] for i in own], rollout, seed=seed, step=step, prompt_index=index)
 
 
 def _gather_rollout(

@@ -4,6 +4,7 @@ Of several ranks, which all have the same content, the first alone writes.
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -63,6 +64,16 @@ def apply_umask(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, which is never in memory as a whole.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync_dir(folder: Path) -> None:

@@ -22,8 +22,8 @@ from torch.distributed.tensor import DTensor
 
 from paretune.core import ranks
 from paretune.core.errors import RankError, ResourceError, WiringError
-from paretune.run.io import apply_umask, fsync_dir, write_atomic
-from paretune.training.tensor_files import StoredTensors, hash_file, write_tensors
+from paretune.run.io import apply_umask, fsync_dir, hash_file, write_atomic
+from paretune.training.tensor_files import StoredTensors, write_tensors
 
 Tree = Any
 Json = Any

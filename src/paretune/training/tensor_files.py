@@ -5,7 +5,6 @@ of PyTorch's `HuggingFaceStorageWriter`, whose reader reads it. That writer is n
 pickled objects, and it makes a copy of everything that it writes.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from paretune.core import ranks
 from paretune.core.errors import WiringError
+from paretune.run.io import hash_file
 
 SHARDING_KEY = "DCP_SHARDING_INFO"
 """Key of a file's header, as PyTorch writes it: {tensor: {"saved_offsets": [...]}} as JSON."""
@@ -61,16 +61,6 @@ def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> dic
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return {file_name: hash_file(path)}
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, which is never in memory as a whole.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _local_parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:

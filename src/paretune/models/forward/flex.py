@@ -5,8 +5,9 @@ own segment up to itself, and of the prefix that its row shares with others. Ker
 no query of a block attends to.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -85,14 +86,24 @@ class KeyRanges:
         return steps.cumsum(1)[:, :num_blocks]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FlexAttention:
     """Attention of the long row [1, N, heads, D] (an `AttentionFn`)."""
 
-    segments: NDArray[np.int64]
-    """As for `KeyRanges.of_segments`."""
+    compute_segments: Callable[[], NDArray[np.int64]]
+    """Called once for the first mask: layouts of other devices never need it."""
     mask_cache: dict[int | None, Any] = field(default_factory=dict)
     """`BlockMask` by window, shared by the layers."""
+
+    @cached_property
+    def segments(self) -> NDArray[np.int64]:
+        """As for `KeyRanges.of_segments`."""
+        return self.compute_segments()
+
+    @cached_property
+    def longest_row(self) -> int:
+        """Tokens of the longest row with its prefix."""
+        return int((self.segments[:, 0] + self.segments[:, 2]).max())
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> Tensor:
         """One call for all rows."""
@@ -110,9 +121,8 @@ class FlexAttention:
         return out.transpose(1, 2)
 
     def _block_mask(self, window: int | None, device: torch.device) -> Any:
-        lengths = self.segments[:, 0] + self.segments[:, 2]
         # A window wider than the rows has no effect: layers with and without it share a mask.
-        if window is not None and window >= int(lengths.max()):
+        if window is not None and window >= self.longest_row:
             window = None
         if window not in self.mask_cache:
             self.mask_cache[window] = block_mask_of(KeyRanges.of_segments(self.segments, window), device)

@@ -8,6 +8,7 @@ row attends to its prefix and causally to itself. On CUDA it is one call of `fle
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -236,7 +237,7 @@ def pack_rows(
         block if isinstance(block, _PrefixBlock) else replace(block, prefix_row=block.prefix_row.to(device))
         for block in blocks
     )
-    layout = PackedLayout(device_blocks, gather, inverse, FlexAttention(_segments(blocks)))
+    layout = PackedLayout(device_blocks, gather, inverse, FlexAttention(partial(_segments, blocks)))
     return PackedRows(ids[None], positions[None], index.to(device), layout)
 
 
