@@ -24,11 +24,11 @@ from paretune.core.launch import FIRST_FAILED_RANK, requested_rank, requested_wo
 from paretune.model_commands import add_commands
 from paretune.report.terminal import echo as _echo
 from paretune.run_commands import (
-    EXIT_INTERRUPTED,
     OverridesArgument,
     RecipeArgument,
     add_run_commands,
     add_track_command,
+    exit_if_interrupted,
 )
 from paretune.sweep_commands import add_commands as add_sweep_commands
 from paretune.view.commands import add_commands as add_view_commands
@@ -79,7 +79,7 @@ def benchmark(
     ] = False,
 ) -> None:
     """Compare methods under one budget, or resume."""
-    try:
+    with exit_if_interrupted():
         from paretune.benchmark.spec import load_benchmark
         from paretune.config import find_recipe
 
@@ -92,9 +92,6 @@ def benchmark(
         from paretune.benchmark.run import run_benchmark
 
         results = run_benchmark(spec)
-    except KeyboardInterrupt as error:
-        _echo(str(error) or "interrupted; the same command resumes from the last checkpoint", error=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
     if results["unranked"]:
         raise ConfigError("\n".join(results["unranked"]))
 

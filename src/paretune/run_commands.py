@@ -2,16 +2,16 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from paretune.core.errors import EXIT_INTERRUPTED
 from paretune.core.launch import requested_rank
 from paretune.report.terminal import echo
-
-EXIT_INTERRUPTED = 130
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]
 OverridesArgument = Annotated[
@@ -19,6 +19,9 @@ OverridesArgument = Annotated[
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="JSON Lines on standard output: one object per event.")
+]
+ReuseOption = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="Reuse policy, reward and judge of an earlier run.")
 ]
 
 
@@ -51,10 +54,7 @@ def run(
             "judged-tuning-trial: with the judge too."
         ),
     ] = None,
-    reuse_from: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Reuse policy, reward and judge of an earlier run."),
-    ] = None,
+    reuse_from: ReuseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe, or resume it."""
@@ -74,7 +74,7 @@ def track(
 ) -> None:
     """Send a finished run to a tracker.
 
-    With the settings of the recipe, where it names the tracker. What was sent before is not sent again.
+    Uses the recipe's settings of the tracker, if it has some. What was already sent is not sent again.
     """
     from paretune.experiment.tracking import track_run
 
@@ -121,6 +121,16 @@ def _run_recipe(
         if events is not None:
             events.error(error)
         raise
+
+
+@contextmanager
+def exit_if_interrupted() -> Iterator[None]:
+    """End a command that runs several recipes with the exit code of Ctrl-C, and say how to continue."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        echo(str(error) or "interrupted; the same command resumes from the last checkpoint", error=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _interrupted_message(output_dir: Path | None) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from paretune.core.errors import ConfigError
 from paretune.report.terminal import echo
-from paretune.run_commands import EXIT_INTERRUPTED, OverridesArgument, RecipeArgument
+from paretune.run_commands import OverridesArgument, RecipeArgument, ReuseOption, exit_if_interrupted
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -32,10 +32,7 @@ def sweep(
     seeds: Annotated[
         str | None, typer.Option(metavar="0,1,2", help="Training seeds; default: that of the recipe.")
     ] = None,
-    reuse_from: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Reuse policy, reward and judge of an earlier run."),
-    ] = None,
+    reuse_from: ReuseOption = None,
     num_processes: Annotated[int, typer.Option(min=1, help="Runs in parallel.")] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Describe the sweep without running it.")
@@ -44,7 +41,7 @@ def sweep(
     """Run a recipe under several weightings, or resume."""
     from paretune.benchmark.sweep import describe_sweep, load_sweep, run_sweep
 
-    try:
+    with exit_if_interrupted():
         spec = load_sweep(
             recipe,
             overrides or [],
@@ -59,9 +56,6 @@ def sweep(
             echo(describe_sweep(spec))
             return
         run_sweep(spec)
-    except KeyboardInterrupt as error:
-        echo(str(error) or "interrupted; the same command resumes from the last checkpoint", error=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def choose(
@@ -98,5 +92,5 @@ def _words(text: str) -> list[str]:
 def _numbers(text: str) -> list[int]:
     words = _words(text)
     if not words or not all(word.isdecimal() for word in words):
-        raise ConfigError(f"--seeds: {text!r} is no list of numbers; fix: write --seeds 0,1,2")
+        raise ConfigError(f"--seeds: {text!r} is not a list of numbers; fix: write --seeds 0,1,2")
     return [int(word) for word in words]

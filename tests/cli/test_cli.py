@@ -236,7 +236,7 @@ def test_a_report_without_results_is_rejected(folder: Path, capsys: pytest.Captu
     for name, wrong in (
         ("nowhere", "there is no such folder; fix: name a run folder"),
         ("mine.yaml", "is a file; fix: name a run folder"),
-        (".", "no run.json, so this is no run folder; fix: name the folder of a run"),
+        (".", "no run.json, so this is not a run folder; fix: name the folder of a run"),
         ("run", "has no results yet (failed, stage sft); fix: resume the run first"),
     ):
         assert leave("report", name) == 2

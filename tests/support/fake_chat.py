@@ -23,7 +23,7 @@ class FakeChat:
         {"reward": {"safety": -1.0}},
     )
     goals: ClassVar = {"safety": Goal(), "length": Goal("target", 20.0)}
-    notes: tuple = ("judges.remote does not score here: it asks m, and only with --llm-judges",)
+    notes: tuple = ("judges.remote does not score here: it asks m; add --llm-judges to use it",)
     settings: ChatSettings = SETTINGS
     weights_bytes: int = 2_500_000
     pause: Event | None = None

@@ -121,8 +121,8 @@ def test_each_model_reads_its_own_answers():
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["item 3", "", "caf\udce9"], r"line 3: the prompt is no UTF-8 text at character 4; fix: .*iconv"),
-        (["\udcff"], "line 1: the prompt is no UTF-8 text at character 1"),
+        (["item 3", "", "caf\udce9"], r"line 3: the prompt is not valid UTF-8 at character 4; fix: .*iconv"),
+        (["\udcff"], "line 1: the prompt is not valid UTF-8 at character 1"),
         (["item 3", "item " * 50], r"line 2: a: the prompt fills its context of 24 tokens; fix: shorten it"),
         (["item 3", "/nothing"], "line 2: /nothing: there is no such command"),
     ],
@@ -194,9 +194,9 @@ def test_json_lines_of_a_pipe():
     [
         ("/sed 3", "/sed: there is no such command; fix: one of /clear, /retry, /seed"),
         ("/seed", "/seed: needs a number"),
-        ("/seed x", "/seed: x is no whole number"),
+        ("/seed x", "/seed: x is not a whole number"),
         ("/seed -1", "seed: -1 is too small"),
-        ("/temperature hot", "/temperature: hot is no number"),
+        ("/temperature hot", "/temperature: hot is not a number"),
         ("/temperature -1", "temperature: -1 is not a number from 0"),
         ("/clear all", "/clear: takes no value"),
         ("/retry", "there is no prompt to answer again"),
@@ -342,8 +342,8 @@ def test_errors_at_the_door(run_dir, tmp_path):
     for arguments, problem in (
         ({"model": unfinished}, "this run has no trained policy yet; fix: resume the run first"),
         ({"model": adapted}, "final/adapter: the adapter of the run is missing; fix: "),
-        ({"model": base, "vs": "base"}, "is no run folder, so nothing is known of its base; fix: "),
-        ({"model": base, "rewards": base}, "is no run folder; fix: name one"),
+        ({"model": base, "vs": "base"}, "is not a run folder, so its base is unknown; fix: "),
+        ({"model": base, "rewards": base}, "is not a run folder; fix: name one"),
         ({"model": base, "llm_judges": True}, "--llm-judges has no effect without a run"),
         ({"model": tmp_path / "nowhere"}, "no such folder"),
     ):

@@ -108,9 +108,9 @@ def test_a_conversation_goes_on_until_another_one_begins(folder):
         ({"b": "../a"}, "../a: there is no such run or model"),
         ({"rewards": "/etc"}, "/etc: there is no such run"),
         ({"a": "unfinished"}, "unfinished: there is no such run or model"),
-        ({"a": "base"}, "base: is no run, so nothing is known of its base; fix: "),
-        ({"temperature": "hot"}, "temperature: hot is no number"),
-        ({"seed": "1.5"}, "seed: 1.5 is no whole number"),
+        ({"a": "base"}, "base: is not a run, so its base is unknown; fix: "),
+        ({"temperature": "hot"}, "temperature: hot is not a number"),
+        ({"seed": "1.5"}, "seed: 1.5 is not a whole number"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_one_line(folder, fields, problem):
@@ -149,7 +149,7 @@ def test_one_answer_at_a_time_and_a_page_that_is_left_ends_its_answer(folder):
         client, "second", conversation="2", on_body=lambda text: "Waiting" in text and chat.pause.set()
     )
     assert chat.is_closed
-    assert second[0]["text"].startswith("Waiting: another answer is being made")
+    assert second[0]["text"].startswith("Waiting: another answer is being generated")
     assert second[-1]["text"] == "Answered."
     assert chat.prompts == ["second"]
 

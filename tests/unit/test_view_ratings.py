@@ -95,7 +95,7 @@ def test_gains_and_verdicts_follow_the_goal(pairs, goal, gain):
 )
 def test_a_filter_that_cannot_be_read_is_said(client, query):
     text = client.get("/samples", run="helpful", **query).text
-    assert "is no number" in text or "is not one of" in text
+    assert "is not a number" in text or "is not one of" in text
     assert "40</b> of 40" in text
 
 
@@ -291,7 +291,7 @@ def test_an_evaluation_keeps_the_turns_of_a_conversation():
 
 @pytest.mark.parametrize("text", ["5", "1-1", "5-1", "a-b", "1-10", "safety=", "=1-x", "-1-3"])
 def test_what_is_no_scale_is_refused(text):
-    with pytest.raises(ConfigError, match="is no scale; fix"):
+    with pytest.raises(ConfigError, match="is not a scale; fix"):
         parse_scales([text])
 
 
@@ -306,8 +306,8 @@ def test_scales_of_all_and_of_one():
         ("runs/helpful/r.jsonl", None, "is inside the run"),
         ("runs/helpful/eval/r.jsonl", None, "is inside the run"),
         ("nowhere/r.jsonl", None, "there is no folder"),
-        ("r.jsonl", "prompt,response\n", "r.jsonl:1: is no rating"),
-        ("r.jsonl", '{"a": 1}\n{"a": ', "r.jsonl:2: is no rating"),
+        ("r.jsonl", "prompt,response\n", "r.jsonl:1: is not a rating"),
+        ("r.jsonl", '{"a": 1}\n{"a": ', "r.jsonl:2: is not a rating"),
     ],
 )
 def test_a_file_that_must_not_be_appended_to_is_refused(tmp_path, name, content, message):
@@ -346,7 +346,7 @@ def test_a_row_that_is_no_answer_is_refused_at_the_start_and_left_out_later(runs
     path = tmp_path / "r.jsonl"
     client = Client(runs, ratings=path)
     path.write_text(f"\n{json.dumps(row)}\n")
-    with pytest.raises(ConfigError, match=r"r\.jsonl:2: is no rating"):
+    with pytest.raises(ConfigError, match=r"r\.jsonl:2: is not a rating"):
         RatingsFile(path).check()
     assert client.get("/rate").status == 200
 

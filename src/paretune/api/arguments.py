@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 from paretune.algorithms.call_checks import add_call_check
 from paretune.config.yaml import dotted_key
 from paretune.core.errors import ConfigError, format_issue
+from paretune.core.goals import Goal
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -248,8 +249,6 @@ def _is_names(value: Any) -> bool:
 
 
 def _is_goals(value: Any) -> bool:
-    from paretune.core.goals import Goal
-
     return isinstance(value, Mapping) and all(
         isinstance(goal, Goal)
         or goal in ("higher", "lower")

@@ -1,9 +1,10 @@
 """Changes of a benchmark from the baseline and from the initial policies, with verdicts, and ranks.
 
 Each question has its own family of intervals, which hold at once. "Did this method change from its initial
-policy?" is the question of a run's own page: the family is the objectives of one method, and a single seed
-has the very numbers of its eval.json. "Which methods differ from the baseline?" and "which from each other?"
-are asked of all methods together: the family is all their differences on all objectives of a weighting.
+policy?" is the question of a run's own page: the family is the objectives of one method, and with a single
+seed the numbers are those of its eval.json. "Which methods differ from the baseline?" and "which from each
+other?" are asked of all methods together: the family is all their differences on all objectives of a
+weighting.
 """
 
 import itertools
@@ -21,7 +22,7 @@ from paretune.benchmark.scores import BenchmarkScores, ScoreTable
 from paretune.benchmark.spec import BenchmarkSpec
 from paretune.core.goals import Goal
 from paretune.evaluate.judge_quality import JudgeQuality
-from paretune.evaluate.paired import mirrored
+from paretune.evaluate.paired import CHANGE_KEYS, mirrored
 from paretune.evaluate.statistics import fisher_exact, max_t_intervals, simultaneous_intervals
 from paretune.evaluate.verdicts import (
     BETTER,
@@ -38,7 +39,7 @@ Evaluations = Mapping[tuple[str, str, int], JsonDict]
 FloatArray = NDArray[np.float64]
 
 NOT_RANKED = Verdict("not ranked")
-"""Of a method whose runs used another budget."""
+"""For a method whose runs used a different budget."""
 RANK_NOTE = (
     "rank, where a difference is shown: 1 + the number of methods whose paired difference to this one is "
     "above 0, simultaneously over all pairs of methods and all objectives of a weighting; no method ranks "
@@ -46,21 +47,6 @@ RANK_NOTE = (
     "none has one. A method can be better than the baseline and share its rank: fewer differences are asked "
     "about there."
 )
-_CHANGE_KEYS = (
-    "goal",
-    "target",
-    "change",
-    "low",
-    "high",
-    "oriented",
-    "verdict",
-    "cautions",
-    "min_detectable_effect",
-    "judge",
-    "judge_quality",
-    "independent",
-)
-"""Keys of a change, as in eval.json."""
 
 
 class Cell(NamedTuple):
@@ -72,7 +58,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What all changes of a benchmark are made from."""
+    """The scores and evaluations that all changes of a benchmark are computed from."""
 
     spec: BenchmarkSpec
     scores: BenchmarkScores
@@ -89,7 +75,7 @@ class Comparison:
         if len(seeds) == 1:
             entries = {m: self.evaluations[m, weighting, seeds[0]]["objectives"] for m in methods}
             return {
-                Cell(m, o): {key: entries[m][o][key] for key in _CHANGE_KEYS}
+                Cell(m, o): {key: entries[m][o][key] for key in CHANGE_KEYS}
                 for m in methods
                 for o in objectives
             }
@@ -178,13 +164,13 @@ class Comparison:
             return _bootstrap_intervals(table.mean[columns] - table.mean[others], samples, self._level)
         # One seed: the same intervals as on the page of a run, over prompts.
         prompt_means = table.prompt_means[0]
-        found = simultaneous_intervals(
+        intervals = simultaneous_intervals(
             prompt_means[:, columns] - prompt_means[:, others],
             clusters=self.scores.clusters[0],
             bootstrap_samples=self.spec.config.bootstrap_samples,
             confidence_level=self._level,
         )
-        return _Intervals(found.mean, found.low, found.high, found.min_detectable_effect)
+        return _Intervals(intervals.mean, intervals.low, intervals.high, intervals.min_detectable_effect)
 
     def _missing_of_pair(
         self, weighting: str, method: str, other: str, objective: str, column: int, other_column: int
@@ -282,7 +268,7 @@ def ranks_from_pairs(
     """Rank 1 + the number of better ones, but none below one with a lower mean; None where none is better.
 
     Args:
-        means: What is ranked -> its mean, of which higher ones are better.
+        means: What is ranked -> its mean, where higher is better.
         better: (better, other) pairs with a shown difference.
     """
     ranks, last = dict[str, int | None](), len(means)

@@ -32,7 +32,7 @@ CONFIDENCE_LEVEL = 0.95
 """All intervals of a choice hold at once with this probability."""
 BOOTSTRAP_SAMPLES = 4000
 MAX_ROWS = 12
-"""Points that the table shows at most: the chosen one, then those that come next."""
+"""Largest number of points in the table: the chosen one, then the next best."""
 
 
 class Level(NamedTuple):
@@ -54,15 +54,18 @@ class Choice:
     levels: Mapping[str, tuple[Level, ...]]
     """Objective of the rule -> the mean score of each candidate, in the units of the judge."""
     feasible: tuple[bool, ...]
-    index: int
-    """The chosen candidate."""
     order: tuple[int, ...]
-    """Feasible candidates from best to worst, then the others."""
+    """Feasible candidates from best to worst, then the others; the first is chosen."""
     cautions: tuple[str, ...]
 
     def __str__(self) -> str:
         """What `paretune choose` prints."""
         return describe_choice(self)
+
+    @property
+    def index(self) -> int:
+        """The chosen candidate."""
+        return self.order[0]
 
     @property
     def chosen(self) -> Candidate:
@@ -99,17 +102,14 @@ def choose(folder: Path, rule: str) -> Choice:
     units = {name: entries[name]["std"] or 1.0 for name in parsed.objectives}
     tables = _Tables.read(candidates, parsed, goals)
     levels = {name: tables.levels(name) for name in parsed.objectives}
-    checked = [tables.constraint_levels(each, entries) for each in parsed.constraints]
+    checks = [_check(each, tables, levels, entries[each.objective]) for each in parsed.constraints]
     shortfalls = np.array(
-        [
-            [_shortfall(part, bound, level) for level in parts]
-            for part, (bound, parts) in _zip(parsed, checked)
-        ]
-    ).reshape(len(checked), len(candidates))
-    feasible = np.all(shortfalls <= 0, axis=0, keepdims=True)[0]
-    if not feasible.any():
+        [[_shortfall(check.constraint, check.bound, level) for level in check.levels] for check in checks]
+    ).reshape(len(checks), len(candidates))
+    feasible = tuple(all(shortfall <= 0 for shortfall in column) for column in shortfalls.T)
+    if not any(feasible):
         scales = np.array([units[each.objective] for each in parsed.constraints])
-        raise ConfigError(_infeasible(folder, candidates, parsed, checked, shortfalls, scales))
+        raise ConfigError(_infeasible(folder, candidates, checks, shortfalls, scales))
     values = np.sum(
         [[goals[name].orient(level.mean) / units[name] for level in levels[name]] for name in parsed.best], 0
     )
@@ -120,8 +120,7 @@ def choose(folder: Path, rule: str) -> Choice:
         candidates=tuple(candidates),
         goals=goals,
         levels=levels,
-        feasible=tuple(bool(each) for each in feasible),
-        index=order[0],
+        feasible=feasible,
         order=tuple(order),
         cautions=tuple(_cautions(candidates, evaluations[order[0]], parsed)),
     )
@@ -165,8 +164,6 @@ def describe_choice(choice: Choice) -> str:
 class _Tables:
     """Scores of all candidates under the objectives of a rule."""
 
-    objectives: tuple[str, ...]
-    goals: Mapping[str, Goal]
     clusters: tuple[NDArray[np.int64], ...]
     """[P] of each seed."""
     after: Mapping[str, tuple[FloatArray, ...]]
@@ -175,7 +172,7 @@ class _Tables:
     """The same of the change of the oriented score from the initial policy."""
     same_prompts: bool
     num_parts: int
-    """Families of intervals: each has its share of what may fail to hold."""
+    """Families of intervals, which share the error probability equally (Bonferroni)."""
 
     @classmethod
     def read(cls, candidates: Sequence[Candidate], rule: Rule, goals: Mapping[str, Goal]) -> "_Tables":
@@ -193,13 +190,11 @@ class _Tables:
             prompts.append(runs[0][0])
             for name in rule.objectives:
                 arms = [columns[name] for _, columns in runs]
-                after[name].append(np.stack([_prompt_means(arm[1]) for arm in arms], 1))
+                after[name].append(np.stack([mean_per_prompt(arm[1]) for arm in arms], 1))
                 oriented = [goals[name].orient(arm) for arm in arms]
-                changes = [_prompt_means(arm[1]) - _prompt_means(arm[0]) for arm in oriented]
+                changes = [mean_per_prompt(arm[1]) - mean_per_prompt(arm[0]) for arm in oriented]
                 change[name].append(np.stack(changes, 1))
         return cls(
-            objectives=rule.objectives,
-            goals=goals,
             clusters=tuple(clusters_of(keys) for keys in prompts),
             after={name: tuple(tables) for name, tables in after.items()},
             change={name: tuple(tables) for name, tables in change.items()},
@@ -211,32 +206,21 @@ class _Tables:
         """The mean score of every candidate."""
         return self._intervals(self.after[objective])
 
-    def constraint_levels(
-        self, constraint: Constraint, entries: Mapping[str, Any]
-    ) -> tuple[float, tuple[Level, ...]]:
-        """The bound of a constraint, and what each candidate reaches: its score, or its change."""
-        name = constraint.objective
-        if constraint.kind != "not worse":
-            assert constraint.value is not None
-            return constraint.value, self.levels(name)
-        margin = entries[name]["margin"] if constraint.value is None else constraint.value
-        if margin is None:
-            problem = f'"{constraint.words}" does not say how large a loss counts'
-            fix = f'write "{name} not worse by 0.05", or set evaluate.non_inferiority_margin in the recipe'
-            raise ConfigError(f"(rule): {problem}; fix: {fix}")
-        return -margin, self._intervals(self.change[name])
+    def changes(self, objective: str) -> tuple[Level, ...]:
+        """The change of the oriented mean score of every candidate."""
+        return self._intervals(self.change[objective])
 
     def _intervals(self, tables: Sequence[FloatArray]) -> tuple[Level, ...]:
         # Bonferroni over the parts of the rule, max-t over the candidates within each.
         level = 1 - (1 - CONFIDENCE_LEVEL) / self.num_parts
         if len(tables) == 1:
-            found = simultaneous_intervals(
+            intervals = simultaneous_intervals(
                 tables[0],
                 clusters=self.clusters[0],
                 bootstrap_samples=BOOTSTRAP_SAMPLES,
                 confidence_level=level,
             )
-            bounds = (found.mean, found.low, found.high)
+            bounds = (intervals.mean, intervals.low, intervals.high)
         else:
             mean = mean_over_seeds(tables)
             samples = bootstrap_means(
@@ -246,10 +230,31 @@ class _Tables:
         return tuple(Level(*map(float, row)) for row in zip(*bounds, strict=True))
 
 
-def _zip(
-    rule: Rule, checked: Sequence[tuple[float, tuple[Level, ...]]]
-) -> Iterator[tuple[Constraint, tuple[float, tuple[Level, ...]]]]:
-    return zip(rule.constraints, checked, strict=True)
+class _Check(NamedTuple):
+    """A constraint, and what it is compared with."""
+
+    constraint: Constraint
+    bound: float
+    levels: tuple[Level, ...]
+    """What each candidate reaches: its score, or its change."""
+
+
+def _check(
+    constraint: Constraint,
+    tables: _Tables,
+    levels: Mapping[str, tuple[Level, ...]],
+    entry: Mapping[str, Any],
+) -> _Check:
+    name = constraint.objective
+    if constraint.kind != "not worse":
+        assert constraint.value is not None
+        return _Check(constraint, constraint.value, levels[name])
+    margin = entry["margin"] if constraint.value is None else constraint.value
+    if margin is None:
+        problem = f'"{constraint.words}" does not say how large a loss counts'
+        fix = f'write "{name} not worse by 0.05", or set evaluate.non_inferiority_margin in the recipe'
+        raise ConfigError(f"(rule): {problem}; fix: {fix}")
+    return _Check(constraint, -margin, tables.changes(name))
 
 
 def _shortfall(constraint: Constraint, bound: float, level: Level) -> float:
@@ -264,8 +269,7 @@ def _shortfall(constraint: Constraint, bound: float, level: Level) -> float:
 def _infeasible(
     folder: Path,
     candidates: Sequence[Candidate],
-    rule: Rule,
-    checked: Sequence[tuple[float, tuple[Level, ...]]],
+    checks: Sequence[_Check],
     shortfalls: FloatArray,
     scales: FloatArray,
 ) -> str:
@@ -274,13 +278,12 @@ def _infeasible(
     Args:
         folder: The folder of the points.
         candidates: The N points.
-        rule: Its R constraints.
-        checked: Bound of each constraint, and what each point reaches.
+        checks: The R constraints of the rule.
         shortfalls: [R, N] by how much a point misses a constraint.
         scales: [R] standard deviation of the initial policy's scores of the constraint's objective.
     """
     lines = [f"{folder}: no point of {len(candidates)} meets the rule"]
-    for row, (constraint, (_, levels)) in zip(shortfalls, _zip(rule, checked), strict=True):
+    for row, (constraint, _, levels) in zip(shortfalls, checks, strict=True):
         nearest = int(row.argmin())
         level, count = levels[nearest], int((row <= 0).sum())
         digits = max(2, _decimals(levels))
@@ -299,15 +302,15 @@ def _infeasible(
     if (shortfalls <= 0).any(1).all():
         nearest = int((shortfalls / scales[:, None]).max(0).argmin())
         missed = [
-            f"{constraint.words} by {format_number(row[nearest], 2)}"
-            for row, constraint in zip(shortfalls, rule.constraints, strict=True)
+            f"{check.constraint.words} by {format_number(row[nearest], 2)}"
+            for row, check in zip(shortfalls, checks, strict=True)
             if row[nearest] > 0
         ]
         lines.append(
             f"  together: nearest is {candidates[nearest].label}, which misses {' and '.join(missed)}"
         )
     fix = "lower the bound that fails, or sweep other weightings"
-    if not all(constraint.by_mean for constraint in rule.constraints):
+    if not all(check.constraint.by_mean for check in checks):
         fix += '; "by mean" after a constraint asks less, and holds less often on other prompts'
     return "\n".join([*lines, f"fix: {fix}"])
 
@@ -327,12 +330,6 @@ def _evaluation(candidate: Candidate) -> dict[str, Any]:
     if evaluation is None:
         raise DataError(f"{file}: there is no such file; fix: make the results again")
     return evaluation
-
-
-def _prompt_means(scores: FloatArray) -> FloatArray:
-    """[P] means of [P, n] scores over the scored samples of a prompt."""
-    means: FloatArray = mean_per_prompt(scores[..., None])[:, 0]
-    return means
 
 
 def _decimals(levels: Sequence[Level]) -> int:

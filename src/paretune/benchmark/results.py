@@ -1,6 +1,6 @@
 """The content of benchmark.json: means, paired changes, hypervolumes, ranks and caveats.
 
-Comparisons of scores, ranks and dominance are of oriented scores, of which higher ones are better.
+Comparisons of scores, ranks and dominance use oriented scores, where higher is better.
 """
 
 import itertools
@@ -16,7 +16,6 @@ from paretune.benchmark.changes import (
     RANK_NOTE,
     Cell,
     Comparison,
-    Evaluations,
     judge_information,
     ranks_from_pairs,
 )
@@ -48,15 +47,15 @@ def benchmark_results(
     run_specs: Sequence[RunSpec],
     costs: Sequence[CostRow],
     tuning_results: Mapping[str, Any],
+    comparison: Comparison | None = None,
 ) -> JsonDict:
-    """The content of benchmark.json.
+    """The content of benchmark.json; the comparison is loaded if it is not given.
 
     Raises:
         DataError: A run has no evaluation, or two runs of a seed were evaluated on different prompts.
     """
-    config = spec.config
-    evaluations = {(r.method, r.weighting, r.seed): _load_evaluation(r) for r in run_specs}
-    comparison = _comparison(spec, run_specs, evaluations)
+    comparison = comparison or load_comparison(spec, run_specs)
+    config, evaluations = spec.config, comparison.evaluations
     run_rows = [row for row in costs if row["kind"] == "run"]
     used = {
         m: [row[config.budget.resource] for row in run_rows if row["method"] == m] for m in config.methods
@@ -105,7 +104,13 @@ def benchmark_results(
     return results
 
 
-def _comparison(spec: BenchmarkSpec, run_specs: Sequence[RunSpec], evaluations: Evaluations) -> Comparison:
+def load_comparison(spec: BenchmarkSpec, run_specs: Sequence[RunSpec]) -> Comparison:
+    """The evaluations of all runs, and the bootstrap of their judge scores.
+
+    Raises:
+        DataError: As `benchmark_results`.
+    """
+    evaluations = {(r.method, r.weighting, r.seed): load_evaluation(r) for r in run_specs}
     objectives = next(iter(evaluations.values()))["objectives"]
     scores = load_scores(spec, run_specs, {name: Goal.of(entry) for name, entry in objectives.items()})
     return Comparison(
@@ -116,7 +121,12 @@ def _comparison(spec: BenchmarkSpec, run_specs: Sequence[RunSpec], evaluations: 
     )
 
 
-def _load_evaluation(run_spec: RunSpec) -> JsonDict:
+def load_evaluation(run_spec: RunSpec) -> JsonDict:
+    """The eval.json of a finished run.
+
+    Raises:
+        DataError: There is none, or it has another schema.
+    """
     folder = Path(run_spec.config.run.output_dir) / "eval" / "final"
     evaluation = read_json(folder / "eval.json")
     if evaluation is None:

@@ -44,7 +44,7 @@ class BenchmarkScores:
     index: Mapping[tuple[str, str, str], int]
     """(method, weighting, objective) -> column."""
     oriented: ScoreTable
-    """Scores of which higher ones are better: what is compared and ranked."""
+    """Oriented scores, where higher is better: what is compared and ranked."""
     raw: ScoreTable
     """Scores as they are: what is shown."""
     missing_shifts: NDArray[np.float64]
@@ -127,7 +127,7 @@ def _raw_table(table: ScoreTable, goals: Sequence[Goal], targets: Sequence[int])
 
 
 def _columns(
-    table: ScoreTable, columns: Sequence[int] | range, signs: NDArray[np.float64] | float = 1.0
+    table: ScoreTable, columns: Sequence[int], signs: NDArray[np.float64] | float = 1.0
 ) -> ScoreTable:
     index = list(columns)
     return ScoreTable(
@@ -174,7 +174,7 @@ def _means_of_both_arms(runs: Sequence[RunScores], goals: Sequence[Goal]) -> NDA
     """[P, 2 C] means per prompt: all columns after training, then before."""
     columns = [scores for run in runs for scores in run.columns.values()]
     arms = [
-        mean_per_prompt(goal.orient(scores[arm])[..., None])[:, 0]
+        mean_per_prompt(goal.orient(scores[arm]))
         for arm in (1, 0)
         for scores, goal in zip(columns, goals, strict=True)
     ]
@@ -192,7 +192,7 @@ def _missing_shifts(runs: Sequence[RunScores], goals: Sequence[Goal]) -> NDArray
             continue
         everything = np.concatenate([goal.orient(run.columns[objective]).ravel() for run in runs])
         known = everything[~np.isnan(everything)]
-        mean = np.nanmean(mean_per_prompt(after[..., None])) if len(known) else np.nan
+        mean = np.nanmean(mean_per_prompt(after)) if len(known) else np.nan
         for row, end in enumerate((np.min, np.max)):
             shifts[row, k] = np.where(np.isnan(after), end(known), after).mean() - mean if len(known) else 0
     return shifts

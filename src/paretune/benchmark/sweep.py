@@ -205,13 +205,11 @@ class _SweepRunner:
 
     def _next_shares(self) -> Shares | None:
         complete = self._complete()
-        runs = self.sweep.with_points(complete).run_specs() if complete else []
-        names = [weighting_name(shares) for shares in self.shares]
-        if not runs:
+        if not complete:
             return None
-        done = {run.weighting for run in runs}
-        outcomes = oriented_outcomes(runs, [name if name in done else "" for name in names], self.sweep.over)
-        return next_shares(self.shares, outcomes)
+        runs = self.sweep.with_points(complete).run_specs()
+        names = [weighting_name(shares) for shares in self.shares]
+        return next_shares(self.shares, oriented_outcomes(runs, names, self.sweep.over))
 
     def _write_results(self, shared_dirs: Mapping[Path, int], num_stages: int) -> dict[str, Any]:
         sweep, output_dir = self.sweep, self.sweep.benchmark.output_dir
@@ -329,7 +327,7 @@ def _first_points(num_objectives: int, points: int | None, design: Design) -> tu
     """The weightings that are known before the first run, and one line per mistake in their number."""
     where = partial(format_issue, "--points", None, None, "")
     if num_objectives < 2:
-        return [], []  # told of --over
+        return [], []  # reported for --over
     if design == "adaptive":
         first, total = first_shares(num_objectives), points or default_num_points(num_objectives)
         if total < len(first):

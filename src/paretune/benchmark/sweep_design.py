@@ -64,15 +64,15 @@ def next_shares(shares: Sequence[Shares], outcomes: NDArray[np.float64]) -> Shar
         has its largest gaps. Differs: the middle of two weightings, for any number of objectives.
     """
     points = np.array(shares, np.float64)
-    widest, found = 0.0, None
+    widest, proposal = 0.0, None
     for i, j in itertools.combinations(range(len(points)), 2):
         middle, reach = (points[i] + points[j]) / 2, np.linalg.norm(points[i] - points[j]) / 2
         inside = np.linalg.norm(points - middle, axis=1) < reach - 1e-9
         near = np.abs(points[i] - points[j]).max() < 2 * MIN_SHARE_STEP - 1e-9
         gap = float(np.linalg.norm(outcomes[i] - outcomes[j]))
         if not near and not inside.any() and gap > widest:
-            widest, found = gap, tuple(float(share) for share in middle)
-    return found
+            widest, proposal = gap, tuple(float(share) for share in middle)
+    return proposal
 
 
 def weighting_name(shares: Shares) -> str:

@@ -1,7 +1,7 @@
 """The front of a sweep under a bootstrap: who dominates whom, hypervolume, and the knee.
 
-All values are oriented scores, of which higher ones are better, as distances from the initial policy in
-standard deviations of its scores. The bootstrap samples are of prompts, and of training seeds where there are
+All values are oriented scores, where higher is better, as distances from the initial policy in standard
+deviations of its scores. The bootstrap samples are of prompts, and of training seeds where there are
 several; every point is resampled with the others, so that comparisons are paired.
 """
 
@@ -37,7 +37,7 @@ class Knee:
 
 @dataclass(frozen=True)
 class FrontEvidence:
-    """What a bootstrap says on N points in K objectives."""
+    """What a bootstrap says about N points in K objectives."""
 
     on_front: NDArray[np.bool_]
     """[N] no other point has means at least as good everywhere and better somewhere."""
@@ -54,7 +54,7 @@ class FrontEvidence:
 
 
 def front_evidence(means: FloatArray, samples: FloatArray, confidence_level: float) -> FrontEvidence:
-    """Front, dominance, hypervolume and knee of points, with how sure they are.
+    """Front, dominance, hypervolume and knee of points, with their probabilities over the bootstrap.
 
     Args:
         means: [N, K] estimates.
@@ -67,9 +67,9 @@ def front_evidence(means: FloatArray, samples: FloatArray, confidence_level: flo
     dominance, on_front = np.zeros((len(means), len(means))), np.zeros(samples.shape[:2], bool)
     step = max(1, _MAX_CELLS // (len(means) ** 2 * means.shape[1]))
     for start in range(0, len(samples), step):
-        dominates = _dominates(samples[start : start + step])
-        dominance += dominates.sum(0)
-        on_front[start : start + step] = ~dominates.any(1)
+        dominated = dominance_mask(samples[start : start + step])
+        dominance += dominated.sum(0)
+        on_front[start : start + step] = ~dominated.any(1)
     knees = [find_knee(row, front) for row, front in zip(samples, on_front, strict=True)]
     counts = np.bincount([knee.index for knee in knees if knee is not None], minlength=len(means))
     front = nondominated(means)
@@ -134,7 +134,7 @@ def volume_entry(evidence: FrontEvidence, num_objectives: int) -> Mapping[str, A
     }
 
 
-def _dominates(samples: FloatArray) -> NDArray[np.bool_]:
-    """[D, N, N]: whether the first point is at least as good everywhere and better somewhere."""
-    first, second = samples[:, :, None], samples[:, None]
+def dominance_mask(points: FloatArray) -> NDArray[np.bool_]:
+    """[..., N, N]: whether the first of two [..., N, K] points is never worse, and better somewhere."""
+    first, second = points[..., :, None, :], points[..., None, :, :]
     return np.logical_and(np.all(first >= second, axis=-1), np.any(first > second, axis=-1))

@@ -9,15 +9,19 @@ from numpy.typing import NDArray
 
 from paretune import __version__
 from paretune.benchmark.costs import CostRow, benchmark_costs
-from paretune.benchmark.results import benchmark_results
-from paretune.benchmark.scores import BenchmarkScores, load_scores
+from paretune.benchmark.results import benchmark_results, load_comparison, load_evaluation
+from paretune.benchmark.scores import BenchmarkScores
 from paretune.benchmark.spec import BenchmarkSpec, RunSpec
 from paretune.benchmark.sweep_design import Shares
-from paretune.benchmark.sweep_fronts import FrontEvidence, front_evidence, knee_entry, volume_entry
+from paretune.benchmark.sweep_fronts import (
+    FrontEvidence,
+    dominance_mask,
+    front_evidence,
+    knee_entry,
+    volume_entry,
+)
 from paretune.core.errors import DataError
-from paretune.core.goals import Goal
 from paretune.report.sweep_page import SCHEMA
-from paretune.run.io import read_json
 
 JsonDict = dict[str, Any]
 
@@ -63,12 +67,13 @@ def sweep_results(
             were evaluated on different prompts.
     """
     config, runs = spec.config, spec.run_specs()
-    costs = benchmark_costs(spec, runs, shared_dirs or {})
-    results = benchmark_results(spec, runs, costs, {})
+    costs, comparison = benchmark_costs(spec, runs, shared_dirs or {}), load_comparison(spec, runs)
+    results = benchmark_results(spec, runs, costs, {}, comparison)
     (method,) = config.methods
     entry, names = results["methods"][method], list(config.weightings)
-    units = score_units(runs, over)
-    means, front = _evidence(spec, runs, results, over, units)
+    units = score_units([comparison.evaluations[method, names[0], seed] for seed in config.seeds], over)
+    means, samples = _distances(comparison.scores, method, names, over, units)
+    front = front_evidence(means, samples, config.confidence_level)
     points = [
         _point(spec, name, dict(zip(over, shares[name], strict=True)), entry, runs, costs) | on_front
         for name, on_front in zip(names, _front_entries(front, means, names), strict=True)
@@ -97,34 +102,17 @@ def sweep_results(
     }
 
 
-def _evidence(
-    spec: BenchmarkSpec,
-    runs: Sequence[RunSpec],
-    results: Mapping[str, Any],
-    over: Sequence[str],
-    units: Mapping[str, float],
-) -> tuple[NDArray[np.float64], FrontEvidence]:
-    """[N, K] distances of the points from the initial policy in units of each objective, and their front."""
-    (method,), names = spec.config.methods, list(spec.config.weightings)
-    goals = {name: Goal.of(info) for name, info in results["objectives"].items()}
-    scores = load_scores(spec, runs, goals)
-    _require_scores(scores, method, names, over)
-    means, samples = _distances(scores, method, names, over, units)
-    return means, front_evidence(means, samples, spec.config.confidence_level)
-
-
 def _front_entries(front: FrontEvidence, means: NDArray[np.float64], names: Sequence[str]) -> list[JsonDict]:
     """What each point's entry says on the front."""
+    dominated = dominance_mask(means)
     return [
         {
             "on_pareto_front": bool(front.on_front[i]),
             "front_probability": float(front.front_probability[i]),
             "knee_probability": float(front.knee_probability[i]),
-            "dominated_by": [
-                name for name, other in zip(names, means, strict=True) if _is_better(other, mean)
-            ],
+            "dominated_by": [name for name, flag in zip(names, dominated[:, i], strict=True) if flag],
         }
-        for i, mean in enumerate(means)
+        for i in range(len(names))
     ]
 
 
@@ -166,41 +154,33 @@ def selection_caution(num_points: int) -> str:
     )
 
 
-def score_units(runs: Sequence[RunSpec], over: Sequence[str]) -> dict[str, float]:
+def score_units(evaluations: Sequence[Mapping[str, Any]], over: Sequence[str]) -> dict[str, float]:
     """Swept objective -> standard deviation of the initial policy's scores; 1 where they do not vary.
 
-    The mean over the runs of the first weighting, so that no trained policy has a part in it.
+    Args:
+        evaluations: Content of eval.json of the runs of one weighting, which differ in their seeds; the
+            result is the mean over them.
+        over: The swept objectives.
     """
-    first = [run for run in runs if run.weighting == runs[0].weighting]
-    entries = [evaluation_of(run)["objectives"] for run in first]
-    units = {}
+    entries, units = [each["objectives"] for each in evaluations], {}
     for name in over:
         known = [float(each[name]["std"]) for each in entries if name in each and each[name]["std"]]
         units[name] = sum(known) / len(known) if known else 1.0
     return units
 
 
-def evaluation_of(run: RunSpec) -> JsonDict:
-    """The eval.json of a finished run.
-
-    Raises:
-        DataError: It has none.
-    """
-    folder = Path(run.config.run.output_dir) / "eval" / "final"
-    evaluation = read_json(folder / "eval.json")
-    if evaluation is None:
-        raise DataError(f"{folder}: no eval.json; fix: run the same command again")
-    return evaluation
-
-
 def oriented_outcomes(
     runs: Sequence[RunSpec], weightings: Sequence[str], over: Sequence[str]
 ) -> NDArray[np.float64]:
     """[N, K] oriented means of weightings in units of `score_units`; NaN where a run is not complete."""
-    units, table = score_units(runs, over), np.full((len(weightings), len(over)), np.nan)
+    evaluations: dict[str, list[JsonDict]] = {}
+    for run in runs:
+        evaluations.setdefault(run.weighting, []).append(load_evaluation(run))
+    units = score_units(evaluations[runs[0].weighting], over)
+    table = np.full((len(weightings), len(over)), np.nan)
     for row, weighting in zip(table, weightings, strict=True):
-        entries = [evaluation_of(run)["objectives"] for run in runs if run.weighting == weighting]
-        if entries:
+        if weighting in evaluations:
+            entries = [each["objectives"] for each in evaluations[weighting]]
             row[:] = [
                 np.mean([each[name]["oriented"]["after"] for each in entries]) / units[name] for name in over
             ]
@@ -224,16 +204,17 @@ def _distances(
     over: Sequence[str],
     units: Mapping[str, float],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """[N, K] distances from the initial policy in units of each objective; [D, N, K] bootstrap samples."""
+    """[N, K] distances from the initial policy in units of each objective; [D, N, K] bootstrap samples.
+
+    Raises:
+        DataError: The judge does not score a swept objective.
+    """
+    _require_scores(scores, method, names, over)
     columns = np.array([[scores.index[method, name, o] for o in over] for name in names])
     scale, table = np.array([units[o] for o in over]), scores.oriented
     means = (table.mean[columns] - table.initial_mean[columns]) / scale
     samples = (table.bootstrap_samples[:, columns] - table.initial_bootstrap_samples[:, columns]) / scale
     return means, samples
-
-
-def _is_better(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
-    return bool((first >= second).all() and (first > second).any())
 
 
 def _run_dir(spec: BenchmarkSpec, run: RunSpec) -> str:

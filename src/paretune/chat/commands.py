@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from paretune.core.errors import ConfigError
+from paretune.core.errors import EXIT_INTERRUPTED, ConfigError
 from paretune.model_commands import Device
 
 
@@ -70,9 +70,9 @@ def chat(
 
         for note in conversation.notes:
             echo(note, error=True)
-    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are told with their line
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not text become an error with their line
         sys.stdin.reconfigure(errors="surrogateescape")
     try:
         raise typer.Exit(run_lines(conversation, iter(sys.stdin), sys.stdout, as_json=as_json))
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from paretune.api.arguments import check_arguments
 from paretune.api.loading import LoadingContext
 from paretune.api.policies import policy_path
+from paretune.api.recipe_parts import evaluation_settings
 from paretune.chat.scoring import ChatScorer, chat_scorers
 from paretune.chat.session import Chat
 from paretune.chat.streaming import ChatSettings, ChatSide
@@ -33,7 +34,7 @@ def load_chat(
     llm_judges: bool = False,
     device: str = "auto",
 ) -> Chat:
-    """Load one or two models to talk to, and what scores their answers.
+    """Load one or two models to chat with, and the scorers and judges of their answers.
 
     Answers are sampled as in the evaluation of the run; `Chat.configure` changes that.
 
@@ -55,7 +56,7 @@ def load_chat(
     second = BASE if vs is None and first in runs else None if vs is None else str(vs)
     if second == BASE and first not in runs:
         fix = "name a run folder, or the folder of another model with --vs"
-        raise ConfigError(f"{first}: is no run folder, so nothing is known of its base; fix: {fix}")
+        raise ConfigError(f"{first}: is not a run folder, so its base is unknown; fix: {fix}")
     names = [first] if second is None else [first, second]
     specs = [_model_spec(name, first, runs, device) for name in names]
     scoring, config = _scoring_run(rewards, runs)
@@ -72,7 +73,7 @@ def load_chat(
 
 
 def _run_config(name: str) -> Config | None:
-    """The recipe of a run folder, whose data need not be here; None if it is no run folder."""
+    """The recipe of a run folder, whose data need not be here; None if it is not a run folder."""
     if not name or read_json(Path(name) / "run.json") is None:
         return None
     resolved = Path(name) / RESOLVED_CONFIG_FILE
@@ -80,7 +81,7 @@ def _run_config(name: str) -> Config | None:
 
 
 def _model_spec(name: str, first: str, runs: dict[str, Config], device: str) -> tuple[str, ModelSpec]:
-    """The model of a name, checked as far as its run folder tells.
+    """The model of a name, checked as far as its run folder allows.
 
     Raises:
         ConfigError: The run has no trained policy, or its adapter is missing.
@@ -109,7 +110,7 @@ def _load_side(name: str, spec: ModelSpec, config: Config | None) -> ChatSide:
 
 
 def _with_unique_names(sides: Sequence[ChatSide]) -> tuple[ChatSide, ...]:
-    """The same model may be on both sides, at another seed of chance: none, but a reader tells them apart."""
+    """Names that tell the sides apart, also where the same model is on both."""
     if len(sides) == 2 and sides[0].name == sides[1].name:
         return sides[0], replace(sides[1], name=f"{sides[1].name} (2)")
     return tuple(sides)
@@ -119,12 +120,13 @@ def _scoring_run(rewards: str | Path | None, runs: dict[str, Config]) -> tuple[P
     """The run whose scorers score, and its recipe; None: nothing scores.
 
     Raises:
-        ConfigError: `rewards` is no run folder.
+        ConfigError: `rewards` is not a run folder.
     """
     if rewards is not None:
         config = _run_config(str(rewards))
         if config is None:
-            raise ConfigError(f"{rewards}: is no run folder; fix: name one, whose scorers score the answers")
+            fix = "name one, whose scorers score the answers"
+            raise ConfigError(f"{rewards}: is not a run folder; fix: {fix}")
         return Path(rewards), config
     return next(((Path(name), config) for name, config in runs.items()), (Path(), None))
 
@@ -133,6 +135,9 @@ def _settings(config: Config | None) -> ChatSettings:
     """Those of the evaluation of a run."""
     if config is None:
         return ChatSettings()
-    settings = config.evaluate
-    length = settings.max_new_tokens or int(config.algorithm.arguments.get("max_new_tokens", 256))
-    return ChatSettings(temperature=settings.temperature, max_new_tokens=length, seed=settings.seed)
+    generation, _ = evaluation_settings(config)
+    return ChatSettings(
+        temperature=generation.temperature,
+        max_new_tokens=generation.max_new_tokens,
+        seed=generation.seed,
+    )

@@ -102,7 +102,7 @@ def _left_out(config: Config, run_dir: Path, *, llm_judges: bool) -> Iterator[tu
         if path[0] == "evaluate":  # it compares pairs, and scores no response
             continue
         if isinstance(section, LlmJudgeScorerSection) and not llm_judges:
-            yield key, f"it asks {section.model} at {section.base_url}, and only with --llm-judges"
+            yield key, f"it asks {section.model} at {section.base_url}; add --llm-judges to use it"
             continue
         problem = next(scorer_problems(path, name, section, (ANY_PROMPT,)), None)
         if problem is not None:

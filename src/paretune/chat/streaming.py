@@ -66,7 +66,7 @@ class Answer:
 
 
 class AnswerStream:
-    """An answer in the making: iterate over the pieces of its text, then read `answer`."""
+    """An answer that is being generated: iterate over the pieces of its text, then read `answer`."""
 
     def __init__(
         self, side: ChatSide, prompt: Prompt, settings: ChatSettings, prompt_index: int, sample_index: int
@@ -147,7 +147,7 @@ def _encode(side: ChatSide, prompt: Prompt) -> list[list[int]]:
 
 
 def require_utf8(prompt: str) -> None:
-    """Refuse a prompt with bytes that no tokenizer takes: what Python reads of a file that is no UTF-8 text.
+    """Refuse a prompt with bytes that no tokenizer takes: what Python reads from a file that is not UTF-8.
 
     Raises:
         DataError: It has some.
@@ -155,8 +155,8 @@ def require_utf8(prompt: str) -> None:
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        problem = f"the prompt is no UTF-8 text at character {error.start + 1}"
-        raise DataError(f"{problem}; fix: convert it, as by iconv -t UTF-8") from error
+        problem = f"the prompt is not valid UTF-8 at character {error.start + 1}"
+        raise DataError(f"{problem}; fix: convert it, for example with iconv -t UTF-8") from error
 
 
 def take_turns(streams: Sequence[AnswerStream]) -> Generator[tuple[int, str | None], None, None]:

@@ -15,17 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from paretune.chat.session import Chat, ChatEvent, ChatEvents
-from paretune.core.errors import ConfigError, ParetuneError
+from paretune.core.errors import EXIT_INTERRUPTED, ConfigError, ParetuneError
 from paretune.report.formatting import format_number, sanitize
 from paretune.report.terminal import TextStream, safe_stream
 
-EXIT_INTERRUPTED = 130
 MIN_COLUMNS = 80
 """Width from which the answers are beside each other."""
 GAP = 3
 """Columns between two answers."""
 OTHER_LINES = 6
-"""Lines of a screen that the answers in the making leave free: names, scores and the prompt."""
+"""Lines of the screen that are kept free of streamed answers: names, scores and the prompt."""
 REFRESHES_PER_SECOND = 12
 COMMANDS = {
     "/clear": "begin a new conversation",
@@ -38,7 +37,7 @@ COMMANDS = {
 
 
 class CommandError(ConfigError):
-    """A line that begins with / and is no command."""
+    """A line that begins with / and is not a command."""
 
 
 def run_terminal(chat: Chat) -> int:
@@ -153,7 +152,7 @@ def _configure(chat: Chat, name: str, value: str) -> None:
         raise CommandError(str(error)) from error
     except ValueError as error:
         kind = "whole number" if name == "/seed" else "number"
-        raise CommandError(f"{name}: {value} is no {kind}") from error
+        raise CommandError(f"{name}: {value} is not a {kind}") from error
 
 
 class _Terminal:

@@ -314,7 +314,6 @@ def _level_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
     """`at_least`, `at_most` and `cap` of an objective."""
     objective, aggregate = config.objectives[name], config.aggregate.name
     path: KeyPath = ("objectives", name)
-    bound = _bound_key(config, name)
     if objective.bound is None:
         for key in non_default_keys(objective):
             if key in {"constraint", "constraint_param"}:
@@ -323,7 +322,9 @@ def _level_issues(config: Config, name: str) -> Iterator[ConfigIssue]:
                 )
     elif not _uses_levels(aggregate) and not _may_take_constraints(config.algorithm.name):
         fix = "write aggregate: {name: lagrangian}, or remove it"
-        yield ConfigIssue((*path, bound), f"has no effect with aggregate.name {aggregate}", fix=fix)
+        yield ConfigIssue(
+            (*path, _bound_key(config, name)), f"has no effect with aggregate.name {aggregate}", fix=fix
+        )
     else:
         yield from _constraint_issues(config, name)
     if objective.cap is not None and objective.target is not None:

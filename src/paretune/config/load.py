@@ -107,14 +107,14 @@ def config_hash(config: Config, *, without: Collection[str] = ()) -> str:
     for section, key in RESUME_MUTABLE_KEYS:
         if values[section] is not None:  # a section that a recipe may leave out
             values[section].pop(key, None)  # each engine of the section rollout has other keys
-    for objective in values.get("objectives", {}).values():  # the identity of runs without these keys
+    for objective in values.get("objectives", {}).values():  # keeps the hash of runs without these keys
         for key in ("goal", "at_most"):
             if objective[key] is None:
                 del objective[key]
-    if config.rollout == LocalRolloutSection():  # the identity of runs without the section
+    if config.rollout == LocalRolloutSection():  # keeps the hash of runs without the section
         del values["rollout"]
     for key in STEP_EVALUATION_KEYS if config.evaluate.eval_steps is None else ():
-        values.get("evaluate", {}).pop(key, None)  # the identity of runs without these keys
+        values.get("evaluate", {}).pop(key, None)  # keeps the hash of runs without these keys
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

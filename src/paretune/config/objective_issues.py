@@ -1,4 +1,4 @@
-"""Checks of the goals of objectives, and of the keys whose sense depends on them."""
+"""Checks of the goals of objectives, and of the keys whose meaning depends on them."""
 
 from collections.abc import Iterator
 

@@ -28,10 +28,10 @@ class ScoreThreshold(NamedTuple):
 def parse_threshold(expression: str | None) -> ScoreThreshold | None:
     """The parts of an expression such as "safety >= 0.5" or "toxicity <= 0.2"; None if it is not one."""
     match = _THRESHOLD_PATTERN.match(expression or "")
+    if match is None:
+        return None
     try:
-        return (
-            ScoreThreshold(match[1], "<=" if match[2] == "<=" else ">=", float(match[3])) if match else None
-        )
+        return ScoreThreshold(match[1], "<=" if match[2] == "<=" else ">=", float(match[3]))
     except ValueError:  # several decimal points
         return None
 
@@ -39,8 +39,9 @@ def parse_threshold(expression: str | None) -> ScoreThreshold | None:
 def parse_correctness_threshold(expression: str | None) -> tuple[str, float] | None:
     """(objective, lowest correct score) of an expression such as "quality >= 0.5"; None if it is not one."""
     parsed = parse_threshold(expression)
-    is_minimum = parsed is not None and parsed.comparison == ">="
-    return (parsed.objective, parsed.threshold) if parsed is not None and is_minimum else None
+    if parsed is None or parsed.comparison != ">=":
+        return None
+    return parsed.objective, parsed.threshold
 
 
 SchedulePoint = Annotated[tuple[NonNegativeInt, float], Field(strict=False)]
@@ -52,11 +53,11 @@ class ObjectiveSection(Section):
 
     goal: GoalKind | None = None
     """Which scores are good: higher ones, lower ones, or those near `target`. Training and verdicts follow
-    it; scores are shown as they are. Null: target if `target` is set, else higher."""
+    the goal; pages show the original scores. null: target if `target` is set, else higher."""
     target: float | None = None
     """The best score, with goal target: the reward falls with the distance to it."""
     weight: float = 1.0
-    """Weight in the training reward, not below 0: see `goal`."""
+    """Weight in the training reward; never negative: use `goal` if lower scores are better."""
     weight_schedule: Annotated[tuple[SchedulePoint, ...], Field(strict=False)] = ()
     """[[step, weight], ...]: a piecewise linear weight, instead of `weight`."""
     by_category: dict[NonEmptyStr, float] = Field(default_factory=dict)
@@ -65,7 +66,7 @@ class ObjectiveSection(Section):
     """std: divide the weight by the standard deviation of the objective's labels, so that objectives on
     different scales count alike."""
     gate: str | None = None
-    """A gate such as "safety >= 0.5" or "toxicity <= 0.2", on the score as it is; if it fails,
+    """A gate such as "safety >= 0.5" or "toxicity <= 0.2", on the original score; if it fails,
     `gate_fallback` replaces the objective's score."""
     gate_fallback: float | None = None
     """Score where the gate fails, in the units of the objective's label; null: the worst label of its
@@ -100,7 +101,7 @@ class ObjectiveSection(Section):
         kind = self.goal or ("higher" if self.target is None else "target")
         if kind == "target" and self.target is not None:
             return Goal(kind, self.target)
-        # A goal whose target is missing is an error, and until then as good as any.
+        # A missing target is reported by `goal_issues`; until then the other checks need some goal.
         return Goal("lower" if kind == "lower" else "higher")
 
     @property

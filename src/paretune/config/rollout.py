@@ -25,6 +25,7 @@ from paretune.rl.evolution.spec import EvolutionSpec
 Spec = AlgorithmSpec | EvolutionSpec
 
 CORRECTION_KEY = ("rollout", "importance_correction")
+_NO_SAMPLING = "does not sample from the trained policy"
 
 
 def apply_importance_correction(config: Config, spec: Spec) -> Spec:
@@ -33,20 +34,18 @@ def apply_importance_correction(config: Config, spec: Spec) -> Spec:
     Raises:
         WiringError: It has no policy loss that could be weighted, or corrects itself.
     """
-    level = importance_level(config.rollout)
+    section, level = config.rollout, importance_level(config.rollout)
     if level == "none":
         return spec
-    if isinstance(spec, EvolutionSpec):
-        if config.rollout.importance_correction is None:
-            return spec
-        raise WiringError(f"has no effect: {_NO_POLICY_LOSS}")
-    if config.rollout.importance_correction is not None:
-        if not _has_policy_loss(spec):
-            raise WiringError(f"has no effect: {_NO_POLICY_LOSS}")
+    if section.importance_correction is not None:
+        if isinstance(spec, EvolutionSpec) or not _has_policy_loss(spec):
+            raise WiringError("has no effect: the algorithm has no policy loss on sampled responses")
         if _corrects_itself(spec):
             raise WiringError("has no effect: the algorithm has TruncatedImportanceSampling already")
-    max_ratio = config.rollout.max_importance_ratio
-    return _corrected(spec, TruncatedImportanceSampling(level=level, max_ratio=max_ratio))
+    if isinstance(spec, EvolutionSpec):
+        return spec
+    step = TruncatedImportanceSampling(level=level, max_ratio=section.max_importance_ratio)
+    return _corrected(spec, step)
 
 
 def importance_level(section: EngineSection) -> ImportanceCorrection:
@@ -54,9 +53,6 @@ def importance_level(section: EngineSection) -> ImportanceCorrection:
     if section.importance_correction is not None:
         return section.importance_correction
     return "token" if section.max_staleness else "none"
-
-
-_NO_POLICY_LOSS = "the algorithm has no policy loss on sampled responses"
 
 
 def _has_policy_loss(spec: AlgorithmSpec) -> bool:
@@ -96,9 +92,6 @@ def rollout_issues(config: Config, spec: Spec) -> Iterator[ConfigIssue]:
         yield ConfigIssue(("rollout", "engine"), problem, fix="remove the section rollout")
     if isinstance(section, ServerVllmSection):
         yield from _server_issues(config, section)
-
-
-_NO_SAMPLING = "does not sample from the trained policy"
 
 
 def _correction_issues(section: EngineSection) -> Iterator[ConfigIssue]:

@@ -16,13 +16,13 @@ class EngineSection(Section):
     engine: Literal["local", "vllm"]
     max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
     """1: sample the responses of the next step while this one trains, from the weights that this one started
-    from. It saves time with mode: server alone."""
+    from. It saves time only with mode: server."""
     importance_correction: ImportanceCorrection | None = None
-    """Multiply the policy loss by p_trainer / p_sampler of each token, or of the whole response, truncated:
-    an engine rounds differently, above all in bfloat16, and stale weights are others. null: token with
-    max_staleness: 1, none otherwise."""
+    """Multiply the policy loss by the truncated ratio p_trainer / p_sampler, of each token or of the whole
+    response. It corrects for an engine that rounds differently (above all in bfloat16) and for stale weights.
+    null: token with max_staleness: 1, none otherwise."""
     max_importance_ratio: Annotated[float, Field(ge=1)] = 2.0
-    """Larger ratios are truncated to it."""
+    """Larger ratios are truncated to this value."""
 
 
 class LocalRolloutSection(EngineSection):

@@ -239,23 +239,24 @@ class EvaluateSection(Section):
     )
     """Prompt categories whose refusals are evaluated -> better direction of the refusal rate, up or down."""
     pairwise: dict[Name, LlmJudgeScorerSection] = Field(default_factory=dict)
-    """Judges that compare the response before with the one after, each pair in both orders, by the criteria
-    of their rubric; keys as of an `llm_judge`. They give win rates, also at equal lengths; see
+    """Judges that compare the responses before and after training, each pair in both orders, by the criteria
+    of their rubric; the keys are those of an `llm_judge`. They give win rates, also length-controlled; see
     docs/pairwise.md."""
     verdict: NonEmptyStr = "all"
     """Where several judges score an objective: the verdict that `all` share, that of the `majority`, or that
     of the judge of this name (`judge` is the section judge)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1000
     eval_steps: PositiveInt | None = None
-    """Evaluate the policy every so many training steps too, and after the last one, on held-out training
-    prompts; null: before and after the training alone. See docs/checkpoints.md."""
+    """Also evaluate the policy every `eval_steps` training steps and after the last one, on held-out training
+    prompts; null: only before and after training. See docs/checkpoints.md."""
     eval_prompts: PositiveInt = 64
-    """Training prompts that are held out for these evaluations, chosen by `run.seed`."""
+    """Number of training prompts held out for these evaluations, drawn with `run.seed`."""
     select_checkpoint: CheckpointRule = "last"
-    """The evaluated step whose policy the run ends with: the last; by lower_bound, that of the largest lower
-    bound of the weighted gain; by dominance, the most even gain of those that no other step dominates."""
+    """Which evaluated step the run keeps. last: the last one. lower_bound: the one with the largest lower
+    bound of the weighted gain. dominance: of the steps that no other step dominates, the one whose worst
+    objective has the largest lower bound."""
     early_stopping_patience: PositiveInt | None = None
-    """End the training after so many evaluations in a row at which the judge has fallen below its best while
+    """Stop training after this many evaluations in a row at which the judge's gain was below its best while
     the training reward rose; null: never."""
 
 
@@ -295,8 +296,8 @@ class Config(Section):
     run: RunSection = RunSection()
     evaluate: EvaluateSection = EvaluateSection()
     trackers: Annotated[tuple[TrackerEntry, ...], Field(strict=False)] = ()
-    """Where the metrics are shown too: a list of tensorboard, wandb, trackio and mlflow, or of sections with
-    a `type`; docs/trackers.md. They are sent by processes of their own."""
+    """Where else the metrics are shown: a list of tensorboard, wandb, trackio and mlflow, or of sections with
+    a `type`; see docs/trackers.md. Separate processes send them."""
     _origins: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
     _columns: dict[tuple[str | int, ...], int] = PrivateAttr(default_factory=dict)
     _source_text: str = PrivateAttr(default="")

@@ -12,14 +12,9 @@ from paretune.config.yaml import KeyPath
 
 def section_keys(path: KeyPath, schema: type[BaseModel] = Config, values: Any = None) -> list[str]:
     """The keys that are allowed in the section at this path; with the values, in a section of its kind."""
-    models: list[Any] = [schema]
-    for part in path:
-        models = [inner for model in models for inner in _child_annotations(model, part)]
-        values = value_at(values, part)
-        models = [model for model in models if _is_of_kind(model, values)] or models
     keys = [
         _key_name(name, field)
-        for model in models
+        for model in _section_kinds(path, schema, values)
         if _is_model(model)
         for name, field in model.model_fields.items()
     ]
@@ -28,16 +23,20 @@ def section_keys(path: KeyPath, schema: type[BaseModel] = Config, values: Any = 
 
 def key_choices(path: KeyPath, schema: type[BaseModel] = Config, values: Any = None) -> list[str]:
     """The words that a key may have as its value, in all kinds of its section; empty if it takes others."""
-    *section, key = path
-    models: list[Any] = [schema]
-    for part in section:
-        models = [inner for model in models for inner in _child_annotations(model, part)]
-        values = value_at(values, part)
-    if isinstance(values, dict):  # kinds that another key rules out, such as `mode` of another engine
-        models = [model for model in models if _is_of_kind(model, {**values, str(key): None})] or models
-    annotations = [inner for model in models for inner in _child_annotations(model, key)]
+    kinds = _section_kinds(path[:-1], schema, values)
+    annotations = [inner for kind in kinds for inner in _child_annotations(kind, path[-1])]
     words = [word for each in annotations if get_origin(each) is Literal for word in get_args(each)]
     return list(dict.fromkeys(word for word in words if isinstance(word, str)))
+
+
+def _section_kinds(path: KeyPath, schema: type[BaseModel], values: Any) -> list[Any]:
+    """The possible types of the section at this path, without kinds that its values rule out."""
+    kinds: list[Any] = [schema]
+    for part in path:
+        kinds = [inner for kind in kinds for inner in _child_annotations(kind, part)]
+        values = value_at(values, part)
+        kinds = [kind for kind in kinds if _is_of_kind(kind, values)] or kinds
+    return kinds
 
 
 def value_at(values: Any, part: str | int) -> Any:

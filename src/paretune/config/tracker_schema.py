@@ -21,13 +21,13 @@ class WandbSection(Section):
     type: Literal["wandb"]
     project: NonEmptyStr = "paretune"
     entity: NonEmptyStr | None = None
-    """User or team; null: your default one."""
+    """User or team; null: your default."""
     name: NonEmptyStr | None = None
-    """Name of the run; null: that of the recipe."""
+    """Name of the run; null: the name of the recipe."""
     mode: Literal["online", "offline"] | None = None
-    """offline: only files, for `wandb sync`; null: WANDB_MODE, or online."""
+    """offline: write only files, for `wandb sync`; null: WANDB_MODE, or online."""
     directory: PathStr | None = None
-    """Folder of its files; null: `trackers` in the run folder."""
+    """Folder of the files of wandb; null: `trackers` in the run folder."""
 
 
 class TrackioSection(Section):
@@ -36,9 +36,9 @@ class TrackioSection(Section):
     type: Literal["trackio"]
     project: NonEmptyStr = "paretune"
     name: NonEmptyStr | None = None
-    """Name of the run; null: that of the recipe."""
+    """Name of the run; null: the name of the recipe."""
     directory: PathStr | None = None
-    """Folder of the database; null: TRACKIO_DIR, or trackio's own."""
+    """Folder of the database; null: TRACKIO_DIR, or trackio's default."""
 
 
 class MlflowSection(Section):
@@ -50,11 +50,11 @@ class MlflowSection(Section):
     `trackers/mlflow.db` in the run folder."""
     experiment: NonEmptyStr = "paretune"
     name: NonEmptyStr | None = None
-    """Name of the run; null: that of the recipe."""
+    """Name of the run; null: the name of the recipe."""
 
 
 class PythonTrackerSection(Section):
-    """A class of your own with the methods of `paretune.Tracker`; it runs in a process of its own."""
+    """Your own class with the methods of `paretune.Tracker`; it runs in a separate process."""
 
     type: Literal["python"]
     tracker: NonEmptyStr

@@ -67,10 +67,14 @@ class RunInterrupted(ParetuneError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: run again to continue
 
 
+EXIT_INTERRUPTED = 130
+"""Of Ctrl-C, as shells have it."""
+
+
 def exit_code_of(error: BaseException) -> int:
     """The exit code of the command line for this error."""
     if isinstance(error, KeyboardInterrupt):
-        return 130
+        return EXIT_INTERRUPTED
     return error.exit_code if isinstance(error, ParetuneError) else 1
 
 

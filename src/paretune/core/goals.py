@@ -15,7 +15,7 @@ class Goal:
     """Which scores of an objective are good.
 
     Scores are kept as they were given. Whatever compares them, and whatever adds them up, does so with
-    *oriented* scores, of which higher ones are better: the score, minus the score, or minus its distance to
+    *oriented* scores, where higher is better: the score itself, its negative, or its negative distance to
     the target.
     """
 
@@ -50,7 +50,7 @@ class Goal:
         return cls("lower" if value == "lower" else "higher")
 
     def orient(self, scores: _Scores) -> _Scores:
-        """Oriented scores, of which higher ones are better; NaN stays NaN.
+        """Oriented scores, where higher is better; NaN stays NaN.
 
         Args:
             scores: A number, an array or a tensor, in the units of the objective.

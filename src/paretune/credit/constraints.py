@@ -62,7 +62,7 @@ class Constraint:
         return self.objective if self.statistic == "mean" else f"{self.objective}/{self.statistic}"
 
     def oriented(self, goal: Goal) -> "Constraint":
-        """The same constraint on oriented scores, of which higher ones are better."""
+        """The same constraint on oriented scores, where higher is better."""
         if self.statistic == "rate":
             assert self.statistic_arg is not None
             return replace(self, statistic_arg=goal.orient(self.statistic_arg))

@@ -116,7 +116,7 @@ class OrientScores(CreditStep):
     """
 
     lower: tuple[str, ...] = ()
-    """Objectives of which lower scores are better."""
+    """Objectives where lower scores are better."""
     targets: Mapping[str, float] = field(default_factory=dict)
     """Objective -> its best score."""
 

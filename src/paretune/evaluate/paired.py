@@ -20,6 +20,21 @@ from paretune.evaluate.statistics import (
 from paretune.evaluate.verdicts import UNEQUAL_MISSING_P_VALUE, ChangeEvidence, judge_change
 
 Scores = NDArray[np.float64]
+CHANGE_KEYS = (
+    "goal",
+    "target",
+    "change",
+    "low",
+    "high",
+    "oriented",
+    "verdict",
+    "cautions",
+    "min_detectable_effect",
+    "judge",
+    "judge_quality",
+    "independent",
+)
+"""Keys of an objective in eval.json that say how it changed; other results repeat them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +63,7 @@ class ComparisonSpec:
         return self.goals.get(objective, HIGHER)
 
     def orient(self, scores: Scores) -> Scores:
-        """[..., K] scores of which higher ones are better."""
+        """[..., K] oriented scores, where higher is better."""
         columns = [self.goal(name).orient(scores[..., k]) for k, name in enumerate(self.objectives)]
         return np.stack(columns, -1) if columns else scores
 
@@ -180,7 +195,7 @@ def compare_rates(
 
 
 def mean_per_prompt(scores: Scores) -> Scores:
-    """Mean over each prompt's scored samples, [P, n, K] to [P, K]; NaN where none is scored."""
+    """Mean over each prompt's scored samples, [P, n, ...] to [P, ...]; NaN where none is scored."""
     known = ~np.isnan(scores)
     with np.errstate(invalid="ignore"):
         return np.where(known, scores, 0.0).sum(1) / known.sum(1)

@@ -1,7 +1,7 @@
 """Win rates from pairwise preferences between the responses of two policies; numpy and scipy only.
 
-A judge that is shown two responses favors one place and the longer text. Every pair is therefore judged in
-both orders, and the length-controlled win rate is that of responses of equal length.
+A judge that compares two responses is biased towards one position and towards longer text. Every pair is
+therefore judged in both orders, and the length-controlled win rate is that of responses of equal length.
 """
 
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paretune.evaluate.paired import compare_rates
+from paretune.evaluate.paired import compare_rates, mean_per_prompt
 
 WEIGHTS_FILE = Path(__file__).with_name("refusal_weights.json")
 """The shipped weights and their measured error."""
@@ -115,7 +115,7 @@ def classifier_refusal_rates(
     not_scored = [float(np.isnan(arm).mean()) if arm.size else 1.0 for arm in refused]
     rates: dict[str, Any] = {}
     if max(not_scored) <= 1 - MIN_SCORED_SHARE:
-        before, after = (_mean_of_scored(arm) for arm in refused)
+        before, after = map(mean_per_prompt, refused)
         scored = ~np.isnan(before) & ~np.isnan(after)
         for category in dict.fromkeys(categories):
             rows = scored & np.array([other == category for other in categories])
@@ -152,11 +152,3 @@ def refusal_limitation(by_classifier: Mapping[str, Any] | None) -> str:
         f"Refusals are detected by their phrases ({rule}) and by a classifier ({fitted}), as measured on "
         f"{error['num_responses']:,} responses to XSTest of models and prompts that its fit did not see."
     )
-
-
-def _mean_of_scored(refused: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[P, n] -> [P] mean over the scored responses; NaN without any."""
-    known = ~np.isnan(refused)
-    with np.errstate(invalid="ignore"):
-        mean: NDArray[np.float64] = np.where(known, refused, 0.0).sum(1) / known.sum(1)
-    return mean

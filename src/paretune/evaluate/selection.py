@@ -2,8 +2,9 @@
 
 An evaluation compares the policy after some steps with the initial one on the same prompts and seeds. All
 numbers here are oriented (higher is better) and in standard deviations that the judge's scores of the initial
-policy have over prompts, so that objectives of different units can be weighed. They are those of the prompts
-that choose: the winner of a choice looks better on them than it is. Other prompts must judge the result.
+policy have over prompts, so that objectives of different units can be weighed. They are measured on the
+prompts that select the step, so the selected step looks better on them than it is: the result must be
+evaluated on other prompts.
 """
 
 import math
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from paretune.core.goals import HIGHER, Goal
 from paretune.core.rng import numpy_generator
-from paretune.evaluate.statistics import simultaneous_intervals
+from paretune.evaluate.paired import mean_per_prompt
+from paretune.evaluate.statistics import Intervals, simultaneous_intervals
 
 SCHEMA = "paretune/selection/1"
 """Format identifier of selection.json."""
@@ -100,17 +102,10 @@ def scaled_changes(
     columns = []
     for name in spec.weights:
         goal = spec.goals.get(name, HIGHER)
-        first, second = (_prompt_means(goal.orient(scores[name])) for scores in (before, after))
+        first, second = (mean_per_prompt(goal.orient(scores[name])) for scores in (before, after))
         std = float(np.nanstd(first)) if (~np.isnan(first)).any() else math.nan
         columns.append((second - first) / (std if std > 0 else 1.0))
     return np.stack(columns, 1)
-
-
-def _prompt_means(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    known = ~np.isnan(scores)
-    with np.errstate(invalid="ignore"):
-        means: NDArray[np.float64] = np.where(known, scores, 0.0).sum(1) / known.sum(1)
-    return means
 
 
 def summarize_evaluation(spec: SelectionSpec, evaluation: StepEvaluation) -> StepSummary:
@@ -124,6 +119,7 @@ def summarize_evaluation(spec: SelectionSpec, evaluation: StepEvaluation) -> Ste
     gain, low, high = _mean_interval(spec, gains, evaluation.clusters)
     rewards = evaluation.reward_changes
     excluded = "; ".join(_exclusions(spec, evaluation, gain))
+    lower_bounds = _intervals(spec, evaluation.changes, evaluation.clusters).low
     return StepSummary(
         step=evaluation.step,
         gain=gain,
@@ -131,7 +127,7 @@ def summarize_evaluation(spec: SelectionSpec, evaluation: StepEvaluation) -> Ste
         high=high,
         reward_gain=None if rewards is None else _nan_mean(prompt_gains(spec, rewards)),
         kl=evaluation.results.get("kl"),
-        worst_low=min(_lower_bounds(spec, evaluation), default=math.nan),
+        worst_low=min(lower_bounds.tolist(), default=math.nan),
         eligible=not excluded,
         excluded=excluded,
     )
@@ -163,27 +159,20 @@ def _exclusions(spec: SelectionSpec, evaluation: StepEvaluation, gain: float) ->
     return reasons
 
 
-def _lower_bounds(spec: SelectionSpec, evaluation: StepEvaluation) -> list[float]:
-    intervals = simultaneous_intervals(
-        evaluation.changes,
-        clusters=evaluation.clusters,
-        bootstrap_samples=spec.bootstrap_samples,
-        confidence_level=spec.confidence_level,
-        seed=spec.seed,
-    )
-    return [float(low) for low in intervals.low]
-
-
-def _mean_interval(
-    spec: SelectionSpec, values: NDArray[np.float64], clusters: NDArray[np.int64]
-) -> tuple[float, float, float]:
-    intervals = simultaneous_intervals(
-        values[:, None],
+def _intervals(spec: SelectionSpec, changes: Changes, clusters: NDArray[np.int64]) -> Intervals:
+    return simultaneous_intervals(
+        changes,
         clusters=clusters,
         bootstrap_samples=spec.bootstrap_samples,
         confidence_level=spec.confidence_level,
         seed=spec.seed,
     )
+
+
+def _mean_interval(
+    spec: SelectionSpec, values: NDArray[np.float64], clusters: NDArray[np.int64]
+) -> tuple[float, float, float]:
+    intervals = _intervals(spec, values[:, None], clusters)
     return float(intervals.mean[0]), float(intervals.low[0]), float(intervals.high[0])
 
 
@@ -385,7 +374,7 @@ def selection_results(
 
 
 def selection_warnings(results: Mapping[str, Any]) -> list[str]:
-    """What the final evaluation warns of: a training beyond its best step, and a choice of the least evil.
+    """Warnings of the final evaluation: training went beyond its best step, or no step keeps every objective.
 
     Args:
         results: Content of selection.json.

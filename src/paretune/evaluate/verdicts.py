@@ -40,7 +40,7 @@ class ChangeEvidence:
 
     objective: str
     low: float
-    """Lower bound of the change of the oriented score, of which higher ones are better; NaN: not measured."""
+    """Lower bound of the change of the oriented score, where higher is better; NaN: not measured."""
     high: float
     independent: bool = True
     """The judge shares neither weights nor data with the training reward."""
@@ -49,7 +49,7 @@ class ChangeEvidence:
     quality: JudgeQuality | None = None
     """Measured quality of the judge; None: it was not measured."""
     num_prompts: int | None = None
-    """Different prompts that were scored; None: several training seeds vouch for the interval."""
+    """Different prompts that were scored; None: the interval is over several training seeds."""
     missing_fraction: float = 0.0
     unequal_missing: bool = False
     """One of the two arms lacks judgments more often than the other."""
@@ -151,7 +151,7 @@ def combine_verdicts(verdicts: Mapping[str, str], rule: str) -> str:
     """One verdict out of those of several judges.
 
     Args:
-        verdicts: Judge -> its verdict; "not measured" and "judge unreliable" ones have no say.
+        verdicts: Judge -> its verdict; "not measured" and "judge unreliable" do not count.
         rule: "all": the verdict that all share. "majority": the one of more than half of them. Else the name
             of the judge that decides; where it does not judge, all must agree. Without such a verdict: "no
             evidence".

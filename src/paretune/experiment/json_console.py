@@ -25,11 +25,11 @@ from paretune.experiment.console import TimeLeft
 from paretune.report.formatting import finite_or_none
 from paretune.report.terminal import TextStream, safe_stream
 from paretune.run.io import read_json
+from paretune.trackers.feed import VERDICT_KEYS
 
 EVENTS_SCHEMA = "paretune/events/1"
 PROGRESS_SECONDS = 1.0
 """Between two events of progress: a machine needs no more."""
-VERDICT_KEYS = ("verdict", "before", "after", "change", "low", "high", "judge")
 WARNING = "warning: "
 
 

@@ -13,7 +13,7 @@ from paretune.config import Config, config_hash, load_config
 from paretune.core.errors import ConfigError
 from paretune.core.goals import Goal
 from paretune.core.pareto import hypervolume, nondominated
-from paretune.evaluate.paired import mean_per_prompt
+from paretune.evaluate.paired import CHANGE_KEYS, mean_per_prompt
 from paretune.evaluate.statistics import bootstrap_means, mean_over_seeds, percentile_intervals
 from paretune.evaluate.stored_scores import read_generations
 from paretune.evaluate.verdicts import ONE_SEED
@@ -37,22 +37,7 @@ from paretune.training.guards import StopRequest
 RESULTS_FILE = "merge.json"
 BOOTSTRAP_SAMPLES = 1000
 """Bootstrap samples of a hypervolume, each of which computes two."""
-ENTRY_KEYS = (
-    "goal",
-    "target",
-    "before",
-    "after",
-    "change",
-    "low",
-    "high",
-    "oriented",
-    "verdict",
-    "cautions",
-    "min_detectable_effect",
-    "judge",
-    "judge_quality",
-    "independent",
-)
+ENTRY_KEYS = ("before", "after", *CHANGE_KEYS)
 """Keys of eval.json that merge.json repeats."""
 VARIABLE_SECTIONS = ("name", "objectives", "algorithm", "aggregate", "training", "run", "trackers")
 """Sections that may differ between the runs; the others determine the initial policy and the evaluation."""

@@ -256,12 +256,13 @@ def read_evaluation(ctx: RunContext, step: int) -> StepEvaluation:
     results = read_json(folder / "eval.json")
     if results is None:
         raise DataError(f"{folder}: the evaluation is missing; fix: set a new run.output_dir and train again")
-    columns = pq.read_table(folder / "generations.parquet").to_pydict()
+    table = pq.read_table(folder / "generations.parquet")  # with all texts, which stay in Arrow
     n, spec = int(results["num_generations"]), _spec(ctx, results)
-    has_reward = all(f"reward/after/{name}" in columns for name in spec.weights)
+    has_reward = all(f"reward/after/{name}" in table.column_names for name in spec.weights)
 
     def scores(prefix: str) -> dict[str, NDArray[np.float64]]:
-        return {name: np.array(columns[f"{prefix}/{name}"], float).reshape(-1, n) for name in spec.weights}
+        columns = {name: table[f"{prefix}/{name}"].to_pylist() for name in spec.weights}
+        return {name: np.array(column, float).reshape(-1, n) for name, column in columns.items()}
 
     return StepEvaluation(
         step=step,

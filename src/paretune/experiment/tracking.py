@@ -12,7 +12,7 @@ from paretune.experiment.resolved import ResolvedRun
 from paretune.reward.function_calls import Attempt
 from paretune.run.io import read_json
 from paretune.run.lock import lock_holder
-from paretune.trackers.feed import FOLDER
+from paretune.trackers.feed import FOLDER, read_state
 from paretune.trackers.loading import (
     PACKAGES,
     make_tracker,
@@ -27,7 +27,7 @@ def check_trackers(run: ResolvedRun) -> None:
     """Raise an error, with a line for each, if trackers of the recipe cannot be made; none is started.
 
     Raises:
-        ConfigError: A class of one's own cannot be loaded.
+        ConfigError: A custom class cannot be loaded.
         MissingDependencyError: A package is missing.
     """
     errors: list[ConfigError | MissingDependencyError] = []
@@ -57,7 +57,7 @@ def track_run(run_dir: Path, types: Sequence[str]) -> Iterator[str]:
         MissingDependencyError: A package is missing.
     """
     if read_json(run_dir / "run.json") is None:
-        raise ConfigError(f"{run_dir}: is no run folder; fix: name the folder of a run")
+        raise ConfigError(f"{run_dir}: is not a run folder; fix: name the folder of a run")
     if holder := lock_holder(run_dir):
         raise ConfigError(f"{run_dir}: {holder} is at work in it; fix: wait until the run has ended")
     chosen = _chosen(run_dir, types)
@@ -70,11 +70,11 @@ def track_run(run_dir: Path, types: Sequence[str]) -> Iterator[str]:
             with FileLock(run_dir / FOLDER / f"{name}.lock", timeout=0), Attempt() as attempt:
                 follow(run_dir, name, make_tracker(section), parent=None)
         except Timeout:
-            problem = f"its tracker {name} still sends"
-            raise ConfigError(f"{run_dir}: {problem}; fix: wait for it") from None
+            problem = f"its tracker {name} is still sending"
+            raise ConfigError(f"{run_dir}: {problem}; fix: wait until it has ended") from None
         if attempt.error is not None:
             problem = f"tracker {name}: {type(attempt.error).__name__}: {first_line(attempt.error)}"
-            raise ConfigError(f"{run_dir}: {problem}; fix: mend the cause, and send the rest again")
+            raise ConfigError(f"{run_dir}: {problem}; fix: remove the cause, then send the rest again")
         yield f"{name}: {_num_sent(run_dir, name) - before:,} lines sent"
 
 
@@ -94,11 +94,10 @@ def _chosen(run_dir: Path, types: Sequence[str]) -> list[tuple[str, TrackerSecti
         if not found and kind not in PACKAGES:
             match = closest_match(kind, PACKAGES)
             hint = f'; did you mean "{match}"?' if match else ""
-            raise ConfigError(f"--to: {kind} is no tracker{hint}; fix: one of {', '.join(PACKAGES)}")
+            raise ConfigError(f"--to: {kind} is not a tracker{hint}; fix: one of {', '.join(PACKAGES)}")
         chosen += found or [(kind, section_of({"type": kind}))]
     return chosen
 
 
 def _num_sent(run_dir: Path, name: str) -> int:
-    state = read_json(run_dir / FOLDER / f"{name}.json") or {}
-    return sum(state.get("lines", {}).values())
+    return sum(read_state(run_dir, name).get("lines", {}).values())

@@ -78,15 +78,30 @@ def write_benchmark_report(benchmark_dir: Path) -> Path:
         ConfigError: There is no benchmark.json.
         DataError: It has another schema.
     """
-    path = benchmark_dir / "benchmark.json"
-    results = read_json(path)
-    if results is None:
-        raise ConfigError(f"{benchmark_dir}: no benchmark.json; fix: name the folder of a finished benchmark")
-    if (schema := results.get("schema")) != SCHEMA:
-        raise DataError(f"{path}: schema: {schema}, expected {SCHEMA}; fix: run `paretune compare` again")
+    results = read_results(benchmark_dir / "benchmark.json", SCHEMA, "compare")
     page = benchmark_dir / "report.html"
     write_atomic(page, jinja_environment().get_template(TEMPLATE).render(template_context(results)))
     return page
+
+
+def read_results(path: Path, schema: str, command: str) -> dict[str, Any]:
+    """The results of several runs.
+
+    Args:
+        path: The file, such as benchmark.json in the folder of a benchmark.
+        schema: The schema that this version reads.
+        command: The command that writes the file.
+
+    Raises:
+        ConfigError: There is no such file.
+        DataError: It has another schema.
+    """
+    results = read_json(path)
+    if results is None:
+        raise ConfigError(f"{path.parent}: no {path.name}; fix: name the folder of a finished {path.stem}")
+    if (found := results.get("schema")) != schema:
+        raise DataError(f"{path}: schema: {found}, expected {schema}; fix: run `paretune {command}` again")
+    return results
 
 
 def template_context(results: Results) -> dict[str, Any]:
@@ -178,9 +193,14 @@ def _objectives_by_judge(results: Results) -> dict[str, list[str]]:
 
 
 def _decimals(results: Results, objective: str) -> int:
-    """Decimals for the means of an objective: the median of those that the methods' intervals need."""
-    scores = [s[objective] for m in results["methods"].values() for s in m["scores"].values()]
-    return sorted(decimals_for({"low": s["low"], "high": s["high"]}) for s in scores)[len(scores) // 2]
+    """Decimals for the means of an objective over all methods and weightings."""
+    return common_decimals([s[objective] for m in results["methods"].values() for s in m["scores"].values()])
+
+
+def common_decimals(scores: Sequence[Results]) -> int:
+    """Decimals for several means: the median of those that their intervals need."""
+    needed = sorted(decimals_for({"low": score["low"], "high": score["high"]}) for score in scores)
+    return needed[len(needed) // 2]
 
 
 def _format_costs(costs: Results) -> dict[str, str]:

@@ -86,8 +86,8 @@ def line_chart(
     return LineChart(
         width=CHART_WIDTH,
         height=CHART_HEIGHT,
-        raw_path=_svg_path([(x(step), None if v is None else y(v)) for step, v in extremes(points)]),
-        smoothed_path=_svg_path([(x(step), None if v is None else y(v)) for step, v in smoothed]),
+        raw_path=line_path([(x(step), None if v is None else y(v)) for step, v in extremes(points)]),
+        smoothed_path=line_path([(x(step), None if v is None else y(v)) for step, v in smoothed]),
         zero_y=y(0.0) if low < 0 < high else None,
         x_ticks=tuple((x(tick), f"{tick:.0f}") for tick in steps),
         y_ticks=tuple((y(tick), tick_label(tick, ticks[1] - ticks[0])) for tick in ticks),
@@ -175,7 +175,8 @@ def tick_label(value: float, step: float) -> str:
     return format_number(value, decimals)
 
 
-def _svg_path(points: Sequence[tuple[float, float | None]]) -> str:
+def line_path(points: Points) -> str:
+    """SVG path data of a line through points in pixels; a y of None leaves a gap."""
     parts, pen = [], "M"
     for x, y in points:
         if y is None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paretune.report.axes import Axis, percent_ticks
-from paretune.report.charts import nice_ticks, tick_label
+from paretune.report.charts import line_path, nice_ticks, tick_label
 from paretune.report.formatting import finite_or_none, format_number, format_percent
 from paretune.report.responses import Responses
 from paretune.report.scatter import marker_path
@@ -68,7 +68,7 @@ def _histogram(name: str, responses: Responses) -> Histogram | None:
             (x.at(edge), y.at(v)) for i, v in enumerate(share.tolist()) for edge in edges[i : i + 2].tolist()
         ]
         corners = [(tops[0][0], y.at(0.0)), *tops, (tops[-1][0], y.at(0.0))]
-        paths.append("M" + "L".join(f"{a} {b}" for a, b in corners) + "Z")
+        paths.append(line_path(corners) + "Z")
     return Histogram(
         objective=name,
         width=WIDTH,
@@ -129,7 +129,7 @@ def _reliability_plot(name: str, bins: list[tuple[float, float, int]]) -> Reliab
         size=RELIABILITY_SIZE,
         diagonal=(x.start, y.start, x.end, y.end),
         markers=tuple(marker_path("circle", *point, 3.0) for point in points),
-        path="M" + "L".join(f"{a} {b}" for a, b in points),
+        path=line_path(points),
         ticks=x.ticks(4),
         y_ticks=y.ticks(4),
         rows=tuple((format_number(p), format_number(label), f"{n:,}") for p, label, n in bins),

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from paretune.report.axes import Axis, percent_ticks
-from paretune.report.charts import MAX_POINTS, SHARE_METRIC, metric_series, nice_ticks, running_mean
+from paretune.report.charts import (
+    MAX_POINTS,
+    SHARE_METRIC,
+    line_path,
+    metric_series,
+    nice_ticks,
+    running_mean,
+)
 from paretune.report.formatting import format_percent
 from paretune.report.scatter import MARKER_SHAPES, marker_path
 
@@ -83,7 +90,7 @@ def _line(name: str, points: Sequence[tuple[float, float]], index: int, x: Axis,
     first, last = (sum(v for _, v in part) / len(part) for part in (points[:tenth], points[-tenth:]))
     return InfluenceLine(
         objective=name,
-        path="M" + "L".join(f"{a} {b}" for a, b in pixels),
+        path=line_path(pixels),
         markers=tuple(
             marker_path(shape, *pixels[min(i, len(pixels) - 1)], 3.5) for i in dict.fromkeys(places)
         ),

@@ -9,7 +9,7 @@ from typing import Any
 
 from paretune.core.goals import Goal
 from paretune.report.axes import Axis
-from paretune.report.charts import metric_series, running_mean
+from paretune.report.charts import line_path, metric_series, running_mean
 from paretune.report.formatting import (
     MISSING,
     finite_or_none,
@@ -267,7 +267,7 @@ def _plot(
     turn = turning_point(steps)
 
     def path(pairs: Sequence[tuple[float, float]]) -> str:
-        return "M" + "L".join(f"{x.at(a)} {y.at(b)}" for a, b in pairs) if len(pairs) > 1 else ""
+        return line_path([(x.at(a), y.at(b)) for a, b in pairs]) if len(pairs) > 1 else ""
 
     # Only the evaluations during the training are joined: the final one is on other prompts, and a line from
     # the start to it would claim a course that nobody measured.

@@ -68,7 +68,7 @@ def write_report(run_dir: str | Path, evaluation_name: str = "final") -> Path:
     run = Path(run_dir)
     run_info = read_json(run / "run.json")
     if run_info is None:
-        raise ConfigError(f"{run}: no run.json, so this is no run folder; fix: name the folder of a run")
+        raise ConfigError(f"{run}: no run.json, so this is not a run folder; fix: name the folder of a run")
     return _write_page(run, template_context(run, run_info, run / "eval" / evaluation_name))
 
 

@@ -5,11 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paretune.core.errors import ConfigError, DataError
-from paretune.report.benchmark_page import MAX_FIGURES, axis_label, is_dominated
+from paretune.report.benchmark_page import (
+    MAX_FIGURES,
+    axis_label,
+    common_decimals,
+    is_dominated,
+    read_results,
+)
 from paretune.report.formatting import (
     VERDICT_SYMBOLS,
-    decimals_for,
     finite_or_none,
     format_compact,
     format_number,
@@ -20,7 +24,7 @@ from paretune.report.merge_page import weights_label
 from paretune.report.run_page import jinja_environment
 from paretune.report.scatter import ScatterPlot, ScatterPoint, scatter_plot
 from paretune.report.tables import align_columns, name_with_goal
-from paretune.run.io import read_json, write_atomic
+from paretune.run.io import write_atomic
 
 TEMPLATE = "sweep.html.j2"
 RESULTS_FILE = "sweep.json"
@@ -50,12 +54,7 @@ def write_sweep_report(output_dir: Path) -> Path:
         ConfigError: There is no sweep.json.
         DataError: It has another schema.
     """
-    path = output_dir / RESULTS_FILE
-    results = read_json(path)
-    if results is None:
-        raise ConfigError(f"{output_dir}: no {RESULTS_FILE}; fix: name the folder of a finished sweep")
-    if (schema := results.get("schema")) != SCHEMA:
-        raise DataError(f"{path}: schema: {schema}, expected {SCHEMA}; fix: run `paretune sweep` again")
+    results = read_results(output_dir / RESULTS_FILE, SCHEMA, "sweep")
     page = output_dir / "report.html"
     write_atomic(
         page, jinja_environment().get_template(TEMPLATE).render(template_context(results, output_dir))
@@ -149,15 +148,10 @@ def _score_cell(score: Results, decimals: int) -> str:
 
 
 def _decimals(results: Results) -> dict[str, int]:
-    """Objective -> decimals for its means: the median of those that the intervals need."""
-    needed = {
-        o: sorted(
-            decimals_for({key: point["scores"][o][key] for key in ("low", "high")})
-            for point in results["points"]
-        )
-        for o in results["objectives"]
+    """Objective -> decimals for its means."""
+    return {
+        o: common_decimals([point["scores"][o] for point in results["points"]]) for o in results["objectives"]
     }
-    return {o: each[len(each) // 2] for o, each in needed.items()}
 
 
 def _figures(results: Results, labels: Mapping[str, str]) -> list[Figure]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from paretune.core.goals import Goal
 from paretune.report.axes import Axis
+from paretune.report.charts import line_path
 from paretune.report.formatting import finite_or_none, format_number, format_percent, one_line
 from paretune.report.responses import Responses
 from paretune.report.scatter import MARKER_SHAPES, marker_path
@@ -165,7 +166,7 @@ def _pair_plot(
         after=points[1],
         before_mark=marker_path("circle", *points[0], 5.0),
         after_mark=marker_path("square", *points[1], 4.5),
-        region="M" + "L".join(f"{x} {y}" for x, y in points[2:]) + "Z" if root is not None else "",
+        region=line_path(points[2:]) + "Z" if root is not None else "",
         cells=_joint_cells(changes[known]),
     )
 
@@ -255,7 +256,7 @@ def _parallel_line(
     return ParallelLine(
         label=label,
         index=index,
-        path="M" + "L".join(f"{x} {y}" for x, y in points) if points else "",
+        path=line_path(points),
         markers=tuple(marker_path(shape, x, y, 4.5 if index == 0 else 3.5) for x, y in points),
         key=marker_path(shape, 8.0, 8.0, 5.5),
         changes=tuple("–" if v is None else format_number(v) for v in row),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paretune.run.compat import TRACKERS_FOLDER
+from paretune.run.compat import RESOLVED_CONFIG_FILE, TRACKERS_FOLDER
 from paretune.run.io import read_json, to_json
 from paretune.trackers.base import Row, TrackedRun, Tracker
 
@@ -17,8 +17,20 @@ STATE_SCHEMA = "paretune/tracker/1"
 LINES = {"metrics.jsonl": "{stage}/{key}", "timing.jsonl": "{stage}/timing/{key}"}
 """Files of numbers -> names of their metrics elsewhere."""
 ROLLOUTS, EVENTS = "rollouts.jsonl", "events.jsonl"
+VERDICT_KEYS = ("verdict", "before", "after", "change", "low", "high", "judge")
+"""What other programs get of an objective in eval.json."""
 MAX_SAMPLES = 100
 """Rows of a table of samples; the run folder has all of them."""
+
+
+def state_file(run_dir: Path, name: str) -> Path:
+    """How much a tracker was sent, and what it wants to know again."""
+    return run_dir / FOLDER / f"{name}.json"
+
+
+def read_state(run_dir: Path, name: str) -> dict[str, Any]:
+    """The content of `state_file`; empty before the first call of the tracker."""
+    return read_json(state_file(run_dir, name)) or {}
 
 
 @dataclass
@@ -70,7 +82,7 @@ class Feed:
     """The run has ended, and the tracker got everything of it."""
 
     def __post_init__(self) -> None:
-        state = read_json(self.state_file) or {}
+        state = read_state(self.run_dir, self.name)
         self.memory.update(state.get("memory", {}))
         self.sent_tables += state.get("tables", [])
         sent = state.get("lines", {})
@@ -78,16 +90,11 @@ class Feed:
             name: TailedFile(self.run_dir / name, sent.get(name, 0)) for name in (*LINES, ROLLOUTS, EVENTS)
         }
 
-    @property
-    def state_file(self) -> Path:
-        """How much was sent, and what the tracker wants to know again."""
-        return self.run_dir / FOLDER / f"{self.name}.json"
-
     def tracked_run(self) -> TrackedRun:
         """The run."""
         import yaml
 
-        resolved = self.run_dir / "config" / "resolved.yaml"
+        resolved = self.run_dir / RESOLVED_CONFIG_FILE
         config = yaml.safe_load(resolved.read_text(encoding="utf-8")) if resolved.exists() else {}
         state = read_json(self.run_dir / "run.json") or {}
         name = str(state.get("name", self.run_dir.name))
@@ -125,11 +132,12 @@ class Feed:
             "memory": self.memory,
             "complete": self.is_complete,
         }
-        self.state_file.parent.mkdir(exist_ok=True)
+        file = state_file(self.run_dir, self.name)
+        file.parent.mkdir(exist_ok=True)
         # Not synced to disk, which would slow the run: after a power cut some lines are sent again.
-        draft = self.state_file.with_suffix(".tmp")
+        draft = file.with_suffix(".tmp")
         draft.write_text(to_json(state), encoding="utf-8")
-        draft.replace(self.state_file)
+        draft.replace(file)
 
     def _send_numbers(self, tracker: Tracker) -> Iterator[None]:
         for file, pattern in LINES.items():
@@ -188,9 +196,8 @@ def _evaluation_numbers(name: str, results: Mapping[str, Any]) -> Iterator[tuple
 
 
 def _verdict_rows(results: Mapping[str, Any]) -> Iterator[Row]:
-    keys = ("verdict", "before", "after", "change", "low", "high", "judge")
     for objective, values in results.get("objectives", {}).items():
-        yield {"objective": objective, **{key: values.get(key) for key in keys}}
+        yield {"objective": objective, **{key: values.get(key) for key in VERDICT_KEYS}}
 
 
 def read_samples(file: Path) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Makes the tracker of a section, and tells beforehand which package it needs."""
+"""Makes the tracker of a section, and checks beforehand that its package is installed."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -56,14 +56,14 @@ def require_tracker(section: TrackerSection) -> None:
     """Raise an error if a tracker cannot be made; nothing of it is started.
 
     Raises:
-        ConfigError: A class of one's own cannot be loaded, or lacks a method.
+        ConfigError: A custom class cannot be loaded, or lacks a method.
         MissingDependencyError: Its package is missing; with the pip command.
     """
     if isinstance(section, PythonTrackerSection):
         _tracker_class(section)
         return
     package, spec = PACKAGES[section.type], find_spec(section.type)
-    if spec is None or spec.origin is None:  # a folder of this name in the working directory is no package
+    if spec is None or spec.origin is None:  # a folder of this name in the working directory is no match
         raise MissingDependencyError(
             f"{section.type}: the package {package} is not installed; fix: pip install {package}"
         )
@@ -84,7 +84,7 @@ def _tracker_class(section: PythonTrackerSection) -> Any:
     value = load_object(section.tracker, lambda value: isinstance(value, type)).value
     missing = [name for name in METHODS if not callable(getattr(value, name, None))]
     if not callable(value) or missing:
-        problem = f"has no {', '.join(missing)}" if missing else "is no class"
+        problem = f"has no {', '.join(missing)}" if missing else "is not a class"
         raise ConfigError(f'"{section.tracker}" {problem}; fix: give it the methods {", ".join(METHODS)}')
     return value
 

@@ -27,9 +27,10 @@ def stage_of(metrics: Mapping[str, float]) -> str:
     return next(iter(metrics), "").partition("/")[0]
 
 
-def columns_of(rows: Sequence[Row]) -> list[str]:
-    """All columns, in the order in which they first appear."""
-    return list(dict.fromkeys(name for row in rows for name in row))
+def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
+    """All columns, in the order in which they first appear, and the values of each row in them."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return columns, [[row.get(column) for column in columns] for row in rows]
 
 
 class TensorboardTracker:
@@ -123,8 +124,7 @@ class WandbTracker:
 
     def log_table(self, name: str, step: int, rows: Sequence[Row]) -> None:
         """A table."""
-        columns = columns_of(rows)
-        data = [[row.get(column) for column in columns] for row in rows]
+        columns, data = table_of(rows)
         self.run.log({name: self.wandb.Table(columns=columns, data=data, allow_mixed_types=True)})
 
     def finish(self, status: str) -> None:
@@ -163,8 +163,7 @@ class TrackioTracker:
 
     def log_table(self, name: str, step: int, rows: Sequence[Row]) -> None:
         """A table."""
-        columns = columns_of(rows)
-        data = [[row.get(column) for column in columns] for row in rows]
+        columns, data = table_of(rows)
         self.trackio.log({name: self.trackio.Table(columns=columns, data=data)}, step=step)
 
     def finish(self, status: str) -> None:
@@ -212,9 +211,9 @@ class MlflowTracker:
 
     def log_table(self, name: str, step: int, rows: Sequence[Row]) -> None:
         """A table as an artifact, columns first as MLflow's own tables."""
-        columns = columns_of(rows)
-        data = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
-        self.client.log_text(self.run_id, json.dumps(data), f"{name}/step-{step:06d}.json")
+        columns, data = table_of(rows)
+        text = json.dumps({"columns": columns, "data": data})
+        self.client.log_text(self.run_id, text, f"{name}/step-{step:06d}.json")
 
     def finish(self, status: str) -> None:
         """Record how the run ended."""
@@ -228,9 +227,9 @@ def _plain(value: Any) -> Any:
 
 def _markdown(rows: Sequence[Row]) -> str:
     """A table in Markdown, whose cells are no markup."""
-    columns = columns_of(rows)
+    columns, data = table_of(rows)
     lines = [columns, ["---"] * len(columns)]
-    lines += [["" if row.get(column) is None else str(row.get(column)) for column in columns] for row in rows]
+    lines += [["" if value is None else str(value) for value in row] for row in data]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
 

@@ -20,7 +20,7 @@ from paretune.core.launch import requested_rank
 from paretune.reward.function_calls import Attempt
 from paretune.run.io import read_json
 from paretune.trackers.base import Tracker
-from paretune.trackers.feed import FOLDER, Feed
+from paretune.trackers.feed import FOLDER, Feed, read_state
 from paretune.trackers.loading import make_tracker, section_of, tracker_names
 
 POLL_SECONDS = 1.0
@@ -30,7 +30,7 @@ END_SECONDS = 5.0
 CALL_SECONDS = 120.0
 """After which a tracker that does not answer is given up."""
 MAX_LINE_BYTES = 2_000
-"""Of the last line of a tracker's output, which tells why it stopped."""
+"""Of the last line of a tracker's output, which says why it stopped."""
 NICE = 10
 """Trackers get the processor after the training."""
 
@@ -86,7 +86,8 @@ class TrackerProcesses:
             try:
                 code = each.process.wait(max(deadline - time.monotonic(), 0.01))
             except subprocess.TimeoutExpired:
-                self.notes.append(f"tracker {each.name}: still sends, and ends by itself; its log is {log}")
+                note = f"tracker {each.name}: is still sending, and will end by itself"
+                self.notes.append(f"{note}; its log is {log}")
                 each.process.returncode = 0  # it outlives this process: nobody waits for it
                 continue
             if code or not _is_complete(self.run_dir, each.name):  # a library may end it with exit code 0
@@ -99,7 +100,7 @@ class TrackerProcesses:
 
 def _is_complete(run_dir: Path, name: str) -> bool:
     try:
-        return bool((read_json(run_dir / FOLDER / f"{name}.json") or {}).get("complete"))
+        return bool(read_state(run_dir, name).get("complete"))
     except (OSError, DataError):
         return False
 
@@ -176,7 +177,7 @@ def run_status(run_dir: Path, parent: int | None) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the tracker that the arguments name; the exit code. Its last line of output tells an error."""
+    """Run the tracker that the arguments name; the exit code. An error is its last line of output."""
     run_dir, name, settings = Path(arguments[0]), arguments[1], json.loads(arguments[2])
     parent = os.getppid()
     if hasattr(os, "nice"):

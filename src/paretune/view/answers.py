@@ -1,7 +1,7 @@
 """Answers for the chat page.
 
-Two models are loaded when they are asked first, in place of those before. A request has a thread of its own,
-which waits for its turn, and hands the events of the answers to the page as they come.
+Two models are loaded at their first prompt, and replace those that were loaded before. Each request has its
+own thread, which waits for its turn and passes the events of the answers to the page as they come.
 """
 
 import asyncio
@@ -23,9 +23,10 @@ from paretune.view.conversation import ChatModels, Conversation, Device, LoadCha
 POLL_SECONDS = 0.1
 """How often a request that waits for its turn looks whether it was given up."""
 CLOSE_SECONDS = 2.0
-"""How long the end of the viewer waits for the answer in the making."""
-BROKEN = "the answer broke off; the terminal of `paretune view` says why"
-ENDED = "another page or viewer took the models over, and the conversation with it; fix: New conversation"
+"""How long the viewer waits, when it ends, for the answer that is being generated."""
+WAITING = "Waiting: another answer is being generated; this one is next."
+BROKEN = "the answer was cut off; see the terminal of `paretune view` for the reason"
+ENDED = "another page uses the models now, so this conversation has ended; fix: New conversation"
 PageEvent = dict[str, Any]
 
 
@@ -77,7 +78,7 @@ class Answers:
             is_given_up.set()
 
     def close(self) -> None:
-        """End the answer in the making."""
+        """End the answer that is being generated."""
         self._is_closed.set()
         if self._turn.acquire(timeout=CLOSE_SECONDS):
             self._turn.release()
@@ -91,7 +92,7 @@ class Answers:
         last: PageEvent = {"event": "error", "text": BROKEN}
         try:
             if not self._turn.acquire(blocking=False):
-                emit({"event": "state", "text": "Waiting: another answer is being made, this one is next."})
+                emit({"event": "state", "text": WAITING})
                 while not self._turn.acquire(timeout=POLL_SECONDS):
                     if is_over():
                         return

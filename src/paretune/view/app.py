@@ -146,10 +146,10 @@ async def _read_form(viewer: Viewer, request: Request) -> dict[str, str]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"That is more than {MAX_BODY_BYTES:,} bytes.")
+            raise HTTPException(413, f"The form is larger than {MAX_BODY_BYTES:,} bytes.")
     fields = dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
     if not is_form_token(fields, viewer.token):
-        raise HTTPException(403, "Only forms of these pages are taken.")
+        raise HTTPException(403, "Only forms from these pages are accepted.")
     return fields
 
 
@@ -182,9 +182,9 @@ def _exists(folder: Folder, name: str) -> bool:
 
 def _run_page(viewer: Viewer, query: Mapping[str, str]) -> Response:
     folder = viewer.folder(query)
-    return viewer.render(
-        "run.html.j2", {"title": folder.key, "folder": folder, **_live_context(viewer, folder)}
-    )
+    context = _live_context(viewer, folder)
+    shown = {"title": folder.key, "folder": folder, "stages": charts_by_stage(context["feed"])}
+    return viewer.render("run.html.j2", {**context, **shown})
 
 
 def _live_context(viewer: Viewer, folder: Folder) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def _live_context(viewer: Viewer, folder: Folder) -> dict[str, Any]:
         "status": status,
         "info": info,
         "evaluations": evaluations,
-        "stages": charts_by_stage(feed),
+        "feed": feed,
         "offset": feed.offset,
         "events": events[-MAX_EVENTS:][::-1],
         "problems": [problem for problem in problems if problem],
@@ -215,8 +215,8 @@ def _live(viewer: Viewer, query: Mapping[str, str]) -> Response:
     context = _live_context(viewer, folder)
     module = page_environment().get_template("live.html.j2")
 
-    def part(name: str) -> str:
-        return module.render({**context, "folder": folder, "part": name})
+    def part(name: str, **values: Any) -> str:
+        return module.render({**context, **values, "folder": folder, "part": name})
 
     is_new = str(context["offset"]) != query.get("offset", "")
     return JSONResponse(
@@ -225,7 +225,7 @@ def _live(viewer: Viewer, query: Mapping[str, str]) -> Response:
             "running": context["status"].is_running,
             "status": part("status"),
             "events": part("events"),
-            "curves": part("curves") if is_new else None,
+            "curves": part("curves", stages=charts_by_stage(context["feed"])) if is_new else None,
         }
     )
 

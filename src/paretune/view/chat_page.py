@@ -48,7 +48,7 @@ def read_question(folders: Mapping[str, Folder], fields: Mapping[str, str]) -> t
         problems.append(f"the prompt has {len(prompt):,} characters; the limit is {MAX_PROMPT_CHARS:,}")
     first, second = _chosen(known, fields)
     if problems or first is None:
-        return None, "; ".join(problems) or "there is no such run any more"
+        return None, "; ".join(problems) or "this run no longer exists"
     rewards = fields.get("rewards")
     models = ChatModels(
         first=str(known[first].path),
@@ -98,5 +98,5 @@ def _model_problems(folders: Mapping[str, Folder], query: Mapping[str, str]) -> 
     if rewards and (rewards not in folders or folders[rewards].kind != "run"):
         problems.append(f"{rewards}: there is no such run")
     if second == BASE_CHOICE and first in known and known[first].kind != "run":
-        problems.append(f"{first}: is no run, so nothing is known of its base; fix: choose another model")
+        problems.append(f"{first}: is not a run, so its base is unknown; fix: choose another model")
     return problems

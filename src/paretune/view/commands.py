@@ -42,8 +42,8 @@ def add_commands(app: typer.Typer, load_chat: LoadChat) -> None:
     ) -> None:
         """Watch, browse and rate runs, and chat, in a browser.
 
-        Prints the address, and serves it to this machine alone until Ctrl-C. It only reads; your ratings go
-        into a file of their own.
+        Prints the address, and serves it to this machine alone until Ctrl-C. Runs are only read; ratings are
+        written to a separate file.
         """
         _serve_pages(tuple(runs or [Path("runs")]), port, ratings, scale or [], seed, load_chat, device)
 
@@ -75,5 +75,5 @@ def _serve_pages(
         echo(f"runs     {num_runs} in {', '.join(map(str, roots))}")
         echo(f"ratings  {viewer.ratings.path}")
         echo(f"address  http://127.0.0.1:{number}/?t={viewer.token}")
-        echo("Ctrl-C ends the pages; it changes nothing in a run.")
+        echo("Press Ctrl-C to stop; the runs are not affected.")
         serve(viewer, connection)

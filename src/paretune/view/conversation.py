@@ -83,5 +83,5 @@ def number_settings(given: Mapping[str, str]) -> tuple[dict[str, float | int | N
         try:
             values[name] = kind(text) if text else None
         except ValueError:
-            problems.append(f"{name.replace('_', ' ')}: {text} is no {words}")
+            problems.append(f"{name.replace('_', ' ')}: {text} is not a {words}")
     return values, problems

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
-from paretune.report.charts import TRAINING_METRICS, LineChart, line_chart
+from paretune.report.charts import MAX_POINTS, TRAINING_METRICS, LineChart, line_chart
 from paretune.report.formatting import finite_or_none
 from paretune.run.metrics import find_metric
 from paretune.view.folders import Folder
 from paretune.view.reading import parse_lines
 
-MAX_POINTS = 600
-"""Points of a curve; with more steps each is the mean of several: a chart is 300 units wide."""
 READ_BYTES = 8_000_000
 CHECKED_BYTES = 256
 """Bytes before the offset whose hash tells whether the file is still the one that was read."""

@@ -21,7 +21,7 @@ from paretune.view.ratings import (
 )
 from paretune.view.reading import TableCache
 from paretune.view.sample_page import chosen_sources
-from paretune.view.samples import Source, pairs_of_sources, sources
+from paretune.view.samples import Source, pairs_of_sources, sources, whole_number
 
 UNDO = "undo"
 ScaleOf = Callable[[str], Scale]
@@ -56,7 +56,7 @@ def rating_context(
     waiting, left_out, problem = _items(tables, (first, second), mode, objective, seed)
     rows = ratings.rows()
     answered = {row.get("id") for row in rows}
-    position = next_position(waiting, answered, _position(query))
+    position = next_position(waiting, answered, whole_number(query.get("at"), 0))
     names = (first.title, second.title)
     return {
         **context,
@@ -91,10 +91,10 @@ def handle_answer(
         key: fields[key] for key in ("a", "b", "mode", "objective", "at") if key in fields
     }
     if fields.get("choice") == UNDO:
-        return query, "" if ratings.undo() else "Nothing to take back."
+        return query, "" if ratings.undo() else "There is nothing to undo."
     first, second = chosen_sources(sources(folders.values()), fields)
     if first is None or second is None:
-        return query, "There is no such run any more."
+        return query, "One of these runs no longer exists."
     mode, objectives = _mode(fields), _objectives(first, second)
     objective = _objective(fields, objectives)
     if objective != fields.get("objective"):
@@ -102,7 +102,7 @@ def handle_answer(
     waiting, _, _ = _items(tables, (first, second), mode, objective, seed)
     position = next((i for i, item in enumerate(waiting) if item.id == fields.get("id")), None)
     if position is None:
-        return query, "These responses have changed since; rate the ones below."
+        return query, "These responses have changed in the meantime; rate the ones below."
     item = waiting[position]
     if mode == "pairs":
         choice = fields.get("choice", "")
@@ -166,8 +166,3 @@ def _goal(objective: str, pair: tuple[Source, Source]) -> Goal:
 def _objective(query: Mapping[str, str], objectives: Sequence[str]) -> str:
     names = [*objectives, OVERALL]
     return query["objective"] if query.get("objective") in names else names[0]
-
-
-def _position(query: Mapping[str, str]) -> int:
-    text = query.get("at", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0

@@ -48,7 +48,7 @@ def parse_scales(texts: Sequence[str]) -> tuple[Scale, dict[str, Scale]]:
     """The scale of all objectives, and those of single ones, from texts such as 1-5 and safety=0-1.
 
     Raises:
-        ConfigError: A text is no scale.
+        ConfigError: A text is not a scale.
     """
     default, named = Scale(), {}
     for text in texts:
@@ -56,7 +56,7 @@ def parse_scales(texts: Sequence[str]) -> tuple[Scale, dict[str, Scale]]:
         match = re.fullmatch(r"(\d)-(\d)", ends.strip())
         scale = Scale(int(match[1]), int(match[2])) if match else None
         if scale is None or not 0 < scale.high - scale.low <= MAX_SPAN:
-            raise ConfigError(f"--scale: {text} is no scale; fix: two digits, such as 1-5 or safety=0-1")
+            raise ConfigError(f"--scale: {text} is not a scale; fix: two digits, such as 1-5 or safety=0-1")
         if name.strip():
             named[name.strip()] = scale
         else:
@@ -171,7 +171,7 @@ class RatingsFile:
         """Refuse a file that must not be appended to.
 
         Raises:
-            ConfigError: It has another suffix, is inside a run, or has a line that is no object.
+            ConfigError: It has another suffix, is inside a run, or has a line that is not a JSON object.
         """
         if self.path.suffix != ".jsonl":
             raise ConfigError(f"{self.path}: unknown format; fix: end it with .jsonl")
@@ -183,7 +183,7 @@ class RatingsFile:
         for number, line in enumerate(self._lines(), 1):
             if line.strip() and _parse_row(line) is None:
                 raise ConfigError(
-                    f"{self.path}:{number}: is no rating; fix: remove the line, or name another file"
+                    f"{self.path}:{number}: is not a rating; fix: remove the line, or name another file"
                 )
 
     def _lines(self) -> list[bytes]:

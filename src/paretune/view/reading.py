@@ -4,6 +4,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -46,7 +47,7 @@ def read_object(folder: Folder, name: str) -> Result:
     except (ValueError, RecursionError):
         return Result(None, f"{name} is damaged, or is being written")
     if not isinstance(value, dict):
-        return Result(None, f"{name} holds no object")
+        return Result(None, f"{name} is not a JSON object")
     return Result(value)
 
 
@@ -157,7 +158,7 @@ def _whole_entry(entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Evaluation:
     """An evaluation as its eval.json has it."""
 
@@ -167,7 +168,7 @@ class Evaluation:
     content: dict[str, Any] | None
     problem: str = ""
 
-    @property
+    @cached_property
     def objectives(self) -> dict[str, dict[str, Any]]:
         """Objective -> its entry; {} without an eval.json."""
         found = (self.content or {}).get("objectives")

@@ -8,7 +8,7 @@ from typing import Any
 from paretune.report.formatting import finite_or_none, format_compact
 from paretune.view.folders import Folder
 from paretune.view.reading import read_last_lines
-from paretune.view.samples import PAGE_SIZE, parse_number
+from paretune.view.samples import page_of, parse_number
 
 ROLLOUTS_FILE = "rollouts.jsonl"
 MAX_BYTES = 20_000_000
@@ -49,8 +49,7 @@ def rollouts_context(folder: Folder, query: Mapping[str, str]) -> dict[str, Any]
         and any(words.casefold() in text.casefold() for text in (sample.prompt, sample.response))
     ]
     selected = _ordered(selected, order, objective)
-    num_pages = max(1, -(-len(selected) // PAGE_SIZE))
-    page = min(max(int(parse_number(query.get("page", ""), []) or 1), 1), num_pages)
+    shown, place = page_of(selected, query)
     return {
         "title": folder.key,
         "folder": folder,
@@ -63,14 +62,12 @@ def rollouts_context(folder: Folder, query: Mapping[str, str]) -> dict[str, Any]
         "text": words,
         "problems": problems + ([f"{num_damaged} damaged lines are left out"] if num_damaged else []),
         "num_samples": len(samples),
-        "num_selected": len(selected),
         "fixed": {"run": folder.key},
         "filter_query": {key: value for key, value in query.items() if key not in ("run", "page") and value},
-        "page": page,
-        "num_pages": num_pages,
+        **place,
         "rows": [
             (sample, [(name, format_compact(score)) for name, score in sample.scores.items()])
-            for sample in selected[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+            for sample in shown
         ],
     }
 

@@ -1,6 +1,6 @@
 """What the pages of samples show: the pairs that pass the filters, a page at a time."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -11,11 +11,12 @@ from paretune.view.folders import Folder
 from paretune.view.reading import Evaluation, TableCache, read_evaluations
 from paretune.view.samples import (
     ORDERS,
-    PAGE_SIZE,
     VERDICTS,
     Filters,
     Pair,
     Source,
+    Summary,
+    page_of,
     pair_verdict,
     pairs_of_evaluation,
     pairs_of_sources,
@@ -122,10 +123,9 @@ def _listing(
     names = list(pairs[0].second.scores) if pairs else []
     filters = parse_filters(query, names)
     goal = next((e.goal(filters.objective) for e in evaluations if filters.objective in e.objectives), HIGHER)
-    selected = select(pairs, filters, goal)
-    num_pages = max(1, -(-len(selected) // PAGE_SIZE))
-    page = min(max(_number(query.get("page")), 1), num_pages)
-    shown = selected[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+    shown, place = page_of(select(pairs, filters, goal), query)
+    decimals = {name: _decimals(name, evaluations) for name in names}
+    has_kl = any(pair.second.kl is not None for pair in pairs)
     return {
         "filters": filters,
         "filter_query": _filter_query(query, filters),
@@ -133,22 +133,12 @@ def _listing(
         "categories": sorted({pair.category for pair in pairs if pair.category}),
         "goal": goal,
         "verdicts": VERDICTS,
-        "orders": [(key, ORDER_NAMES[key]) for key in ORDERS if key != "kl" or _has_kl(pairs)],
-        "has_kl": _has_kl(pairs),
+        "orders": [(key, ORDER_NAMES[key]) for key in ORDERS if key != "kl" or has_kl],
+        "has_kl": has_kl,
         "num_pairs": len(pairs),
-        "num_selected": len(selected),
-        "page": page,
-        "num_pages": num_pages,
-        "rows": [_row(pair, filters, goal, evaluations) for pair in shown],
+        **place,
+        "rows": [_row(pair, filters, goal, decimals) for pair in shown],
     }
-
-
-def _has_kl(pairs: Iterable[Pair]) -> bool:
-    return any(pair.second.kl is not None for pair in pairs)
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else 1
 
 
 def _filter_query(query: Mapping[str, str], filters: Filters) -> dict[str, str]:
@@ -156,13 +146,12 @@ def _filter_query(query: Mapping[str, str], filters: Filters) -> dict[str, str]:
     return {key: value for key, value in query.items() if key in filters.__dataclass_fields__ and value}
 
 
-def _row(pair: Pair, filters: Filters, goal: Goal, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+def _row(pair: Pair, filters: Filters, goal: Goal, decimals: Mapping[str, int]) -> dict[str, Any]:
     scores = []
-    for name in pair.second.scores:
-        decimals = _decimals(name, evaluations)
+    for name, digits in decimals.items():
         first, second = pair.first.scores.get(name), pair.second.scores.get(name)
-        change = format_signed(pair.change(name), decimals)
-        scores.append((name, format_number(first, decimals), format_number(second, decimals), change))
+        change = format_signed(pair.change(name), digits)
+        scores.append((name, format_number(first, digits), format_number(second, digits), change))
     return {
         "prompt": _cut(pair.prompt),
         "category": pair.category,
@@ -183,7 +172,7 @@ def _decimals(objective: str, evaluations: Sequence[Evaluation]) -> int:
     return max((decimals_for(entry) for entry in entries if entry), default=2)
 
 
-def _summary_row(row: Any, decimals: int) -> dict[str, Any]:
+def _summary_row(row: Summary, decimals: int) -> dict[str, Any]:
     return {
         "objective": row.objective,
         "num_scored": row.num_scored,

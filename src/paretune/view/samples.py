@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from paretune.core.goals import HIGHER, Goal
 from paretune.report.formatting import finite_or_none
@@ -12,6 +12,7 @@ from paretune.view.folders import Folder
 from paretune.view.reading import Evaluation, TableCache, read_evaluations
 
 PAGE_SIZE = 20
+Row = TypeVar("Row")
 Arm = Literal["before", "after"]
 ARMS: tuple[Arm, ...] = ("before", "after")
 VERDICTS = ("better", "worse", "same", "not scored")
@@ -206,8 +207,21 @@ def parse_number(text: str, problems: list[str]) -> float | None:
         value = math.nan
     if value is None or math.isfinite(value):
         return value
-    problems.append(f"“{text.strip()}” is no number")
+    problems.append(f"“{text.strip()}” is not a number")
     return None
+
+
+def whole_number(text: str | None, default: int) -> int:
+    """The number from 0 that a page wrote into an address; the default for anything else."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else default
+
+
+def page_of(rows: Sequence[Row], query: Mapping[str, str]) -> tuple[Sequence[Row], dict[str, int]]:
+    """The rows of the page that a query asks for, or of the nearest one, and what its links show."""
+    num_pages = max(1, -(-len(rows) // PAGE_SIZE))
+    page = min(max(whole_number(query.get("page"), 1), 1), num_pages)
+    shown = rows[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+    return shown, {"num_selected": len(rows), "page": page, "num_pages": num_pages}
 
 
 def parse_filters(query: Mapping[str, str], objectives: Sequence[str]) -> Filters:

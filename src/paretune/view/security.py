@@ -81,9 +81,9 @@ class Guard:
             answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict", path="/")
             return answer
         if not self._is_token(request.cookies.get(COOKIE, "")):
-            return _refuse("Open the address that “paretune view” printed: it has the key to these pages.")
+            return _refuse("Open the address that “paretune view” printed: it contains the access token.")
         if request.method == "POST" and not _is_own_form(request, host):
-            return _refuse("Only forms of these pages are taken.")
+            return _refuse("Only forms from these pages are accepted.")
         return None
 
     def _is_token(self, text: str) -> bool:

@@ -224,7 +224,7 @@ def _convert_weights(c: Conversion, names: list[str], are_known: bool) -> None:
 
 
 def _objective(weight: float) -> dict[str, Any]:
-    """The section of an objective: a weight below 0 is the weight of a score of which lower is better."""
+    """The section of an objective: a negative weight becomes goal lower with a positive one."""
     return {"goal": "lower", "weight": -weight} if weight < 0 else {"weight": weight}
 
 

@@ -101,7 +101,7 @@ class FlexAttention:
         return self.compute_segments()
 
     @cached_property
-    def longest_row(self) -> int:
+    def max_row_length(self) -> int:
         """Tokens of the longest row with its prefix."""
         return int((self.segments[:, 0] + self.segments[:, 2]).max())
 
@@ -122,7 +122,7 @@ class FlexAttention:
 
     def _block_mask(self, window: int | None, device: torch.device) -> Any:
         # A window wider than the rows has no effect: layers with and without it share a mask.
-        if window is not None and window >= self.longest_row:
+        if window is not None and window >= self.max_row_length:
             window = None
         if window not in self.mask_cache:
             self.mask_cache[window] = block_mask_of(KeyRanges.of_segments(self.segments, window), device)

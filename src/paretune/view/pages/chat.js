@@ -111,7 +111,7 @@ async function ask() {
     const answer = await fetch(form.dataset.address, { method: "POST", body, signal: running.signal });
     if (answer.ok) {
       last = await readLines(answer.body, (event) => onEvent(event, turn));
-      if (last !== "end" && last !== "error") show("problem", "The answer broke off: the viewer has ended.");
+      if (last !== "end" && last !== "error") show("problem", "The answer was cut off: the viewer has ended.");
     } else if ((answer.headers.get("content-type") || "").startsWith("application/json")) {
       onEvent(await answer.json(), turn);
     } else {
