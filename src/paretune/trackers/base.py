@@ -38,7 +38,7 @@ def _flattened(values: Mapping[str, Any], parent: str) -> list[tuple[str, Any]]:
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Sends the metrics of a run to another tool; its methods are called in a separate process, in this order."""
+    """Sends the metrics of a run to another tool; called in a separate process, in this order."""
 
     def start(self, run: TrackedRun) -> None:
         """Begin with a run, or go on with it: `run.memory` is then as it was left."""
